@@ -1,2 +1,4 @@
+//! The built binary beside real Zuul.
+
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,2 +1,4 @@
+//! The built binary against a real ZooKeeper.
+
 #[path = "../support/mod.rs"]
 mod support;

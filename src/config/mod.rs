@@ -1,0 +1,200 @@
+//! The configuration: one validated [`Config`], from our TOML or from Zuul's own `zuul.conf`.
+//!
+//! The only place that knows keys and defaults. Whatever is wrong with a file is reported together,
+//! each [`fault::Fault`] with file, line, key, value and what is allowed.
+
+mod fault;
+mod hostname;
+mod ini;
+mod toml_file;
+mod value;
+mod zuul_conf;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+pub(crate) use self::hostname::fully_qualified as own_hostname;
+
+use crate::tls::{ClientCertificate, Files};
+
+/// Everything an operator can say. Complete: what was not said has its default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// The name others dial and send as SNI; `None` is this machine's fully qualified name.
+    pub(crate) hostname: Option<String>,
+    /// The zone served.
+    pub(crate) zone: Option<String>,
+    /// The port others dial; `None` is the one the advertised listener got.
+    pub(crate) public_port: Option<u16>,
+    /// At least one.
+    pub(crate) listeners: Vec<Listener>,
+    /// The identity towards clients and other gateways; there if any listener speaks TLS.
+    pub(crate) tls: Option<Files>,
+    /// Whether a gateway's certificate must carry the name it was dialed by.
+    pub(crate) verify_hostnames: bool,
+    pub(crate) zookeeper: ZooKeeper,
+    pub(crate) limits: Limits,
+    pub(crate) log: Log,
+}
+
+/// One listening socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listener {
+    /// Host name or address, without brackets.
+    pub(crate) host: String,
+    /// 0 takes any free port.
+    pub(crate) port: u16,
+    /// Speaks TLS, and wants to see this of the client.
+    pub(crate) tls: Option<ClientCertificate>,
+    /// The one that the registry entry describes; exactly one is.
+    pub(crate) advertised: bool,
+}
+
+/// Zuul's ZooKeeper, always over TLS, as Zuul demands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ZooKeeper {
+    pub(crate) hosts: Hosts,
+    pub(crate) tls: Files,
+    pub(crate) session_timeout: Duration,
+    pub(crate) verify_hostnames: bool,
+}
+
+/// The servers of one ZooKeeper and the node below which Zuul lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hosts {
+    /// At least one.
+    pub(crate) servers: Vec<(String, u16)>,
+    /// `/a/b`, or empty for none.
+    pub(crate) chroot: String,
+}
+
+impl std::fmt::Display for Hosts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, (host, port)) in self.servers.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            if host.contains(':') {
+                write!(f, "{comma}[{host}]:{port}")?;
+            } else {
+                write!(f, "{comma}{host}:{port}")?;
+            }
+        }
+        f.write_str(&self.chroot)
+    }
+}
+
+/// Bounds on what peers may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Connections at once, over all listeners.
+    pub(crate) connections: usize,
+    /// For a client's TLS handshake.
+    pub(crate) handshake_timeout: Duration,
+    /// For a client's request, once connected.
+    pub(crate) request_timeout: Duration,
+    /// For asking ZooKeeper where a build is.
+    pub(crate) lookup_timeout: Duration,
+    /// For reaching a next hop, TLS included.
+    pub(crate) connect_timeout: Duration,
+    /// For a next hop's first byte.
+    pub(crate) first_byte_timeout: Duration,
+    /// For a client to take what it is sent.
+    pub(crate) write_timeout: Duration,
+    /// Silence before the first keepalive probe.
+    pub(crate) keepalive: Duration,
+    /// For running streams when the gateway stops.
+    pub(crate) grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            handshake_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(10),
+            lookup_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
+            first_byte_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(300),
+            keepalive: Duration::from_secs(60),
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How much is logged, how, and where to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Log {
+    pub(crate) level: tracing::Level,
+    pub(crate) format: LogFormat,
+    pub(crate) output: LogOutput,
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Where log lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogOutput {
+    Stdout,
+    Stderr,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: tracing::Level::INFO, format: LogFormat::Text, output: LogOutput::Stdout }
+    }
+}
+
+/// Where people go with port 79: upstream's default address.
+const DEFAULT_HOST: &str = "::";
+const DEFAULT_PORT: u16 = 79;
+
+/// Where a configuration is looked for when none is named, the first that exists.
+const PLACES: [&str; 2] = ["/etc/zuul/zuul-fingergw.toml", "/etc/zuul/zuul.conf"];
+
+/// The configuration file to read: `named`, or the first of the usual places.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn locate(named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(named) = named {
+        return Ok(named.to_owned());
+    }
+    let home = std::env::home_dir().map(|home| home.join("zuul.conf"));
+    let mut places = PLACES.iter().map(PathBuf::from).chain(home);
+    let found = places.clone().find(|place| place.exists());
+    found.with_context(|| {
+        let places: Vec<_> = places.by_ref().map(|place| place.display().to_string()).collect();
+        format!("no configuration: none of {} exists; name one with -c FILE", places.join(", "))
+    })
+}
+
+/// Whether `path` holds our TOML; anything else is a `zuul.conf`.
+pub(crate) fn is_toml(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "toml")
+}
+
+/// Reads and checks the configuration in `path`.
+///
+/// # Errors
+/// All [`Faults`] of the file, or why it cannot be read.
+pub(crate) fn load(path: &Path) -> Result<Config> {
+    let bytes =
+        std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let Ok(text) = String::from_utf8(bytes) else {
+        bail!("{}: is not UTF-8 text", path.display());
+    };
+    let name = path.display().to_string();
+    if is_toml(path) {
+        Ok(toml_file::read(&name, &text)?)
+    } else {
+        let environment = std::env::vars().filter(|(name, _)| name.starts_with("ZUUL_"));
+        Ok(zuul_conf::read(&name, &text, environment)?)
+    }
+}

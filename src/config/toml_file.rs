@@ -1,0 +1,573 @@
+//! Our TOML. Read by hand from the parsed document rather than through serde, which stops at the
+//! first fault; an operator wants them all.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use tracing::Level;
+
+use super::fault::{Fault, Faults, shown};
+use super::value::{self, Read};
+use super::{
+    Config, DEFAULT_HOST, DEFAULT_PORT, Limits, Listener, Log, LogFormat, LogOutput, ZooKeeper,
+};
+use crate::tls::{ClientCertificate, Files};
+
+/// Reads the document `text` of the file called `file`.
+///
+/// # Errors
+/// Every fault in it.
+pub(super) fn read(file: &str, text: &str) -> Result<Config, Faults> {
+    let document = Document::new(file, text);
+    let config = document.config();
+    Faults::none_or(config, document.faults.into_inner())
+}
+
+/// A document being read.
+struct Document<'t> {
+    file: &'t str,
+    text: &'t str,
+    root: Spanned<DeTable<'t>>,
+    faults: RefCell<Vec<Fault>>,
+    /// Every key the reader knows, as `table.key`.
+    #[cfg(test)]
+    known: RefCell<BTreeSet<String>>,
+}
+
+impl<'t> Document<'t> {
+    fn new(file: &'t str, text: &'t str) -> Self {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let document = Self {
+            file,
+            text,
+            root,
+            faults: RefCell::new(Vec::new()),
+            #[cfg(test)]
+            known: RefCell::new(BTreeSet::new()),
+        };
+        for error in errors {
+            document.fault(error.span(), String::new(), None, error.message().to_owned());
+        }
+        document
+    }
+
+    fn fault(
+        &self,
+        span: Option<Range<usize>>,
+        key: String,
+        value: Option<String>,
+        problem: String,
+    ) {
+        let line = span.map(|span| {
+            let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
+            1 + before.iter().filter(|byte| **byte == b'\n').count()
+        });
+        let file = self.file.to_owned();
+        self.faults.borrow_mut().push(Fault { file, line, key, value, problem });
+    }
+
+    /// The whole configuration. Where a fault was found, any value stands in for the wrong one.
+    fn config(&self) -> Config {
+        let mut root = Table::new(self, "", Some(self.root.get_ref()));
+        let tls_table = root.table("tls");
+        let (tls, verify_hostnames) = tls(tls_table);
+        let listeners = listeners(&mut root, tls.is_some());
+        let zookeeper = zookeeper(root.table("zookeeper"));
+        let limits = limits(root.table("limits"));
+        let log = log(root.table("log"));
+        let config = Config {
+            hostname: root.text("hostname", value::hostname),
+            zone: root.text("zone", value::zone),
+            public_port: root.integer("public_port", 1..=65_535).map(|port| port as u16),
+            listeners,
+            tls,
+            verify_hostnames,
+            zookeeper,
+            limits,
+            log,
+        };
+        root.finish();
+        config
+    }
+}
+
+/// One table being read: remembers which keys were asked for, so that others can be refused.
+struct Table<'d> {
+    document: &'d Document<'d>,
+    name: &'d str,
+    table: Option<&'d DeTable<'d>>,
+    asked: BTreeSet<&'static str>,
+}
+
+type Found<'d> = &'d Spanned<DeValue<'d>>;
+
+impl<'d> Table<'d> {
+    fn new(document: &'d Document<'d>, name: &'d str, table: Option<&'d DeTable<'d>>) -> Self {
+        Self { document, name, table, asked: BTreeSet::new() }
+    }
+
+    fn path(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+    }
+
+    fn find(&mut self, key: &'static str) -> Option<Found<'d>> {
+        self.asked.insert(key);
+        #[cfg(test)]
+        self.document.known.borrow_mut().insert(self.path(key));
+        self.table?.get(key)
+    }
+
+    /// Notes a fault in the value of `key`.
+    fn refuse(&self, key: &str, found: Option<Found<'_>>, problem: String) {
+        let span = found.map(Spanned::span);
+        let value = span.clone().map(|span| shown(&self.document.text[span]));
+        self.document.fault(span, self.path(key), value, problem);
+    }
+
+    fn read<T>(&mut self, key: &'static str, read: impl Fn(&DeValue<'_>) -> Read<T>) -> Option<T> {
+        let found = self.find(key)?;
+        read(found.get_ref()).map_err(|problem| self.refuse(key, Some(found), problem)).ok()
+    }
+
+    fn text<T>(&mut self, key: &'static str, read: impl Fn(&str) -> Read<T>) -> Option<T> {
+        self.read(key, |value| match value.as_str() {
+            Some(text) => read(text),
+            None => Err("must be a string in quotes".to_owned()),
+        })
+    }
+
+    fn path_of_file(&mut self, key: &'static str) -> Option<PathBuf> {
+        self.text(key, |text| match text.starts_with('/') {
+            true => Ok(PathBuf::from(text)),
+            false => Err("must be an absolute path".to_owned()),
+        })
+    }
+
+    fn boolean(&mut self, key: &'static str, default: bool) -> bool {
+        let read = |value: &DeValue<'_>| value.as_bool().ok_or("must be true or false".to_owned());
+        self.read(key, read).unwrap_or(default)
+    }
+
+    fn integer(&mut self, key: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
+        self.read(key, |value| {
+            value
+                .as_integer()
+                .and_then(|integer| i64::from_str_radix(integer.as_str(), integer.radix()).ok())
+                .filter(|integer| range.contains(integer))
+                .ok_or_else(|| {
+                    format!("must be a whole number from {} to {}", range.start(), range.end())
+                })
+        })
+    }
+
+    fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
+        self.text(key, value::duration).unwrap_or(default)
+    }
+
+    fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
+        self.text(key, |text| {
+            choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(
+                || {
+                    let names: Vec<_> =
+                        choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+                    format!("must be one of {}", names.join(", "))
+                },
+            )
+        })
+    }
+
+    /// The table `name` below the root; an empty one if there is none.
+    fn table(&mut self, name: &'static str) -> Self {
+        let table = self.find(name).and_then(|found| {
+            let table = found.get_ref().as_table();
+            if table.is_none() {
+                self.refuse(name, Some(found), format!("must be a table: [{name}]"));
+            }
+            table
+        });
+        Table::new(self.document, name, table)
+    }
+
+    /// Refuses what nobody asked for.
+    fn finish(self) {
+        for (key, _) in self.table.into_iter().flatten() {
+            if !self.asked.contains(key.get_ref().as_ref()) {
+                let known: Vec<_> = self.asked.iter().copied().collect();
+                let problem = format!("unknown key; known here: {}", known.join(", "));
+                let path = self.path(&shown(key.get_ref()));
+                self.document.fault(Some(key.span()), path, None, problem);
+            }
+        }
+    }
+
+    /// The three files of an identity: all or none. `None` is also what a fault leaves.
+    fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<Files> {
+        let [cert, key, ca] = keys;
+        let given = keys.map(|key| self.table.is_some_and(|table| table.contains_key(key)));
+        let files = (self.path_of_file(cert), self.path_of_file(key), self.path_of_file(ca));
+        for (name, given_here) in keys.iter().zip(given) {
+            if !given_here && (required || given.contains(&true)) {
+                let problem = format!("missing; {cert}, {key} and {ca} are needed together");
+                self.refuse(name, None, problem);
+            }
+        }
+        match files {
+            (Some(cert), Some(key), Some(ca)) => Some(Files { cert, key, ca }),
+            _ => None,
+        }
+    }
+}
+
+fn tls(mut table: Table<'_>) -> (Option<Files>, bool) {
+    let given = table.table.is_some_and(|table| table.contains_key("cert"));
+    let files = table.identity(["cert", "key", "ca"], false);
+    let verify = table.boolean("verify_hostnames", true);
+    table.finish();
+    // A path that was refused is reported already; a listener need not complain again.
+    (files.or_else(|| given.then(nowhere)), verify)
+}
+
+fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
+    let found = root.find("listener");
+    let tables = match found.map(|found| found.get_ref()) {
+        None => Vec::new(),
+        Some(DeValue::Array(array)) => array.iter().collect(),
+        Some(_) => {
+            root.refuse("listener", found, "must be an array of tables: [[listener]]".to_owned());
+            Vec::new()
+        }
+    };
+    let mut listeners = Vec::new();
+    for found in tables {
+        match found.get_ref().as_table() {
+            Some(table) => {
+                let table = Table::new(root.document, "listener", Some(table));
+                listeners.push(listener(table, tls_files));
+            }
+            None => {
+                root.refuse("listener", Some(found), "must be a table: [[listener]]".to_owned())
+            }
+        }
+    }
+    #[cfg(test)]
+    if listeners.is_empty() {
+        listener(Table::new(root.document, "listener", None), tls_files);
+    }
+    if listeners.is_empty() {
+        let host = DEFAULT_HOST.to_owned();
+        listeners.push(Listener { host, port: DEFAULT_PORT, tls: None, advertised: false });
+    }
+    match listeners.iter().filter(|listener| listener.advertised).count() {
+        0 => {
+            let tls = listeners.iter().position(|listener| listener.tls.is_some());
+            listeners[tls.unwrap_or(0)].advertised = true;
+        }
+        1 => {}
+        _ => root.refuse("listener", found, "only one can be advertised".to_owned()),
+    }
+    listeners
+}
+
+fn listener(mut table: Table<'_>, tls_files: bool) -> Listener {
+    let (host, port) =
+        table.text("address", value::address).unwrap_or((DEFAULT_HOST.to_owned(), DEFAULT_PORT));
+    let tls = table.boolean("tls", false);
+    if tls && !tls_files {
+        let found = table.find("tls");
+        table.refuse("tls", found, "needs the certificate files of [tls]".to_owned());
+    }
+    let client = table.choice(
+        "client_certificate",
+        &[
+            ("required", ClientCertificate::Required),
+            ("optional", ClientCertificate::Optional),
+            ("none", ClientCertificate::None),
+        ],
+    );
+    let advertised = table.boolean("advertised", false);
+    table.finish();
+    Listener {
+        host,
+        port,
+        tls: tls.then(|| client.unwrap_or(ClientCertificate::Required)),
+        advertised,
+    }
+}
+
+fn zookeeper(mut table: Table<'_>) -> ZooKeeper {
+    if table.table.is_none_or(|table| !table.contains_key("hosts")) {
+        table.refuse("hosts", None, "missing: where Zuul's ZooKeeper is".to_owned());
+    }
+    let zookeeper = ZooKeeper {
+        hosts: table
+            .text("hosts", value::hosts)
+            .unwrap_or(super::Hosts { servers: Vec::new(), chroot: String::new() }),
+        tls: table.identity(["tls_cert", "tls_key", "tls_ca"], true).unwrap_or_else(nowhere),
+        session_timeout: table.duration("session_timeout", Duration::from_secs(40)),
+        verify_hostnames: table.boolean("verify_hostnames", true),
+    };
+    table.finish();
+    zookeeper
+}
+
+fn limits(mut table: Table<'_>) -> Limits {
+    let Limits {
+        connections,
+        handshake_timeout,
+        request_timeout,
+        lookup_timeout,
+        connect_timeout,
+        first_byte_timeout,
+        write_timeout,
+        keepalive,
+        grace,
+    } = Limits::default();
+    let limits = Limits {
+        connections: table
+            .integer("connections", 1..=1_000_000)
+            .map_or(connections, |number| number as usize),
+        handshake_timeout: table.duration("handshake_timeout", handshake_timeout),
+        request_timeout: table.duration("request_timeout", request_timeout),
+        lookup_timeout: table.duration("lookup_timeout", lookup_timeout),
+        connect_timeout: table.duration("connect_timeout", connect_timeout),
+        first_byte_timeout: table.duration("first_byte_timeout", first_byte_timeout),
+        write_timeout: table.duration("write_timeout", write_timeout),
+        keepalive: table.duration("keepalive", keepalive),
+        grace: table.duration("grace", grace),
+    };
+    table.finish();
+    limits
+}
+
+fn log(mut table: Table<'_>) -> Log {
+    let default = Log::default();
+    let levels = [
+        ("error", Level::ERROR),
+        ("warn", Level::WARN),
+        ("info", Level::INFO),
+        ("debug", Level::DEBUG),
+        ("trace", Level::TRACE),
+    ];
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let outputs = [("stdout", LogOutput::Stdout), ("stderr", LogOutput::Stderr)];
+    let log = Log {
+        level: table.choice("level", &levels).unwrap_or(default.level),
+        format: table.choice("format", &formats).unwrap_or(default.format),
+        output: table.choice("output", &outputs).unwrap_or(default.output),
+    };
+    table.finish();
+    log
+}
+
+/// Stands in for files that a fault has been noted of.
+fn nowhere() -> Files {
+    Files { cert: PathBuf::new(), key: PathBuf::new(), ca: PathBuf::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../etc/zuul-fingergw.toml");
+    const LEAST: &str = r#"
+        [zookeeper]
+        hosts = "zk1.example.org:2281"
+        tls_cert = "/c"
+        tls_key = "/k"
+        tls_ca = "/a"
+    "#;
+
+    fn faults(text: &str) -> Vec<Fault> {
+        read("f.toml", text).err().map(|faults| faults.list().to_vec()).unwrap_or_default()
+    }
+
+    /// The example with its commented keys switched on: those with defaults, or the examples too.
+    fn uncommented(examples: bool) -> String {
+        let mut text = String::new();
+        for line in EXAMPLE.lines() {
+            let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with([' ', '#']));
+            let is_example = line.ends_with("# example");
+            match setting {
+                Some(setting) if !setting.is_empty() && (examples || !is_example) => {
+                    text.push_str(setting);
+                }
+                _ => text.push_str(line),
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    #[test]
+    fn the_example_is_valid_as_it_stands() {
+        assert_eq!(faults(EXAMPLE), []);
+    }
+
+    #[test]
+    fn the_example_shows_the_real_defaults() {
+        let shown = read("f.toml", &uncommented(false)).unwrap();
+        assert_eq!(shown, read("f.toml", EXAMPLE).unwrap());
+        let text = uncommented(false);
+        assert!(text.contains("\ngrace = ") && text.contains("\n[[listener]]"), "reads nothing");
+    }
+
+    #[test]
+    fn the_example_has_every_key() {
+        let text = uncommented(true);
+        let document = Document::new("f.toml", &text);
+        document.config();
+        assert_eq!(document.faults.borrow().as_slice(), []);
+        let mut shown = BTreeSet::new();
+        for (key, value) in document.root.get_ref() {
+            let tables: Vec<_> = match value.get_ref() {
+                DeValue::Table(table) => vec![table],
+                DeValue::Array(array) => {
+                    array.iter().filter_map(|t| t.get_ref().as_table()).collect()
+                }
+                _ => Vec::new(),
+            };
+            let keys = tables
+                .into_iter()
+                .flatten()
+                .map(|(k, _)| format!("{}.{}", key.get_ref(), k.get_ref()));
+            shown.extend(keys);
+            shown.insert(key.get_ref().to_string());
+        }
+        assert_eq!(shown, *document.known.borrow());
+        assert!(shown.len() > 25, "{}", shown.len());
+    }
+
+    #[test]
+    fn every_setting_of_the_example_is_explained() {
+        let lines: Vec<_> = EXAMPLE.lines().collect();
+        let mut explained = 0;
+        for (index, line) in lines.iter().enumerate() {
+            let setting = line.trim_start_matches('#');
+            let is_setting = !setting.starts_with([' ', '[']) && setting.contains(" = ");
+            if is_setting && index > 0 {
+                assert!(lines[index - 1].starts_with("# "), "no explanation above {line:?}");
+                explained += 1;
+            }
+        }
+        assert!(explained > 25, "{explained}");
+    }
+
+    #[test]
+    fn a_spurious_key_in_any_table_is_refused() {
+        let text = uncommented(true);
+        let mut tables = 0;
+        for (index, _) in text.match_indices("\n[").chain([(0, "")]) {
+            let end_of_line = text[index + 1..].find('\n').map_or(text.len(), |at| index + 1 + at);
+            let mut mutant = text.clone();
+            let at = if index == 0 { 0 } else { end_of_line + 1 };
+            mutant.insert_str(at, "spurious = 1\n");
+            let faults = faults(&mutant);
+            assert_eq!(faults.len(), 1, "{faults:?}");
+            assert!(faults[0].key.ends_with("spurious"), "{faults:?}");
+            assert_eq!(faults[0].line, Some(1 + mutant[..at].matches('\n').count()));
+            tables += 1;
+        }
+        assert_eq!(tables, 6);
+    }
+
+    #[test]
+    fn what_is_not_said_has_its_default() {
+        let config = read("f.toml", LEAST).unwrap();
+        assert_eq!(
+            config.listeners,
+            [Listener { host: "::".into(), port: 79, tls: None, advertised: true }]
+        );
+        assert_eq!((config.limits, config.log), (Limits::default(), Log::default()));
+        assert_eq!((config.tls, config.zone, config.hostname), (None, None, None));
+        assert!(config.zookeeper.verify_hostnames);
+    }
+
+    #[test]
+    fn the_advertised_listener() {
+        let advertised = |listeners: &str| {
+            let files = "[tls]\ncert = \"/c\"\nkey = \"/k\"\nca = \"/a\"\n";
+            let config = read("f.toml", &format!("{listeners}{files}{LEAST}")).unwrap();
+            config.listeners.iter().position(|listener| listener.advertised).unwrap()
+        };
+        let plain = "[[listener]]\naddress = \"[::]:79\"\n";
+        let tls = "[[listener]]\naddress = \"[::]:7979\"\ntls = true\n";
+        assert_eq!(advertised(&format!("{plain}{plain}")), 0);
+        assert_eq!(advertised(&format!("{plain}{tls}")), 1);
+        assert_eq!(advertised(&format!("{plain}advertised = true\n{tls}")), 0);
+    }
+
+    #[test]
+    fn all_faults_come_out_at_once_with_line_key_value_and_what_is_allowed() {
+        let text = r#"hostname = "a b"
+public_port = 0
+zone = ""
+listner = 1
+[[listener]]
+address = "::1:79"
+tls = true
+client_certificate = "maybe"
+[[listener]]
+adress = "[::]:79"
+[zookeeper]
+hosts = ""
+tls_cert = "relative.pem"
+tls_key = "/k"
+session_timeout = 40
+[limits]
+connections = "many"
+grace = "30"
+[log]
+level = "loud"
+"#;
+        let faults = faults(text);
+        let lines: Vec<_> = faults.iter().map(|fault| (fault.line, fault.key.as_str())).collect();
+        assert_eq!(
+            lines,
+            [
+                (Some(1), "hostname"),
+                (Some(2), "public_port"),
+                (Some(3), "zone"),
+                (Some(4), "listner"),
+                (Some(6), "listener.address"),
+                (Some(7), "listener.tls"),
+                (Some(8), "listener.client_certificate"),
+                (Some(10), "listener.adress"),
+                (Some(12), "zookeeper.hosts"),
+                (Some(13), "zookeeper.tls_cert"),
+                (Some(15), "zookeeper.session_timeout"),
+                (Some(17), "limits.connections"),
+                (Some(18), "limits.grace"),
+                (Some(20), "log.level"),
+                (None, "zookeeper.tls_ca"),
+            ]
+        );
+        assert_eq!(
+            faults[1].to_string(),
+            "f.toml:2: public_port = 0: must be a whole number from 1 to 65535"
+        );
+        assert_eq!(
+            faults[14].to_string(),
+            "f.toml: zookeeper.tls_ca: missing; tls_cert, tls_key and tls_ca are needed together"
+        );
+    }
+
+    #[test]
+    fn syntax_faults_have_their_lines() {
+        let faults = faults("zone = \nhostname = \"gw\nx y\n");
+        assert!(faults.iter().any(|fault| fault.line == Some(1)), "{faults:?}");
+        assert!(faults.iter().any(|fault| fault.line == Some(3)), "{faults:?}");
+    }
+
+    #[test]
+    fn only_one_listener_is_advertised() {
+        let twice = "[[listener]]\naddress = \"[::]:79\"\nadvertised = true\n".repeat(2);
+        let faults = faults(&format!("{twice}{LEAST}"));
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert_eq!(faults[0].problem, "only one can be advertised");
+    }
+}

@@ -1,0 +1,149 @@
+//! Single values, the same in both kinds of file: each parser says what it allows.
+
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+
+use super::Hosts;
+
+/// The result of reading one value: the value, or what is allowed instead.
+pub(super) type Read<T> = Result<T, String>;
+
+/// A time: a whole number and its unit.
+pub(super) fn duration(text: &str) -> Read<Duration> {
+    let allowed =
+        || "must be a time from \"1ms\" to \"24h\": a whole number and ms, s, m or h".to_owned();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let number: u64 = text[..digits].parse().map_err(|_| allowed())?;
+    let factor = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(allowed()),
+    };
+    match number.checked_mul(factor) {
+        Some(millis @ 1..=86_400_000) => Ok(Duration::from_millis(millis)),
+        _ => Err(allowed()),
+    }
+}
+
+/// A host name or IP address that a certificate can be checked against.
+pub(super) fn hostname(text: &str) -> Read<String> {
+    if text.is_ascii() && ServerName::try_from(text.trim_end_matches('.')).is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err("must be a host name or an IP address".to_owned())
+    }
+}
+
+/// A zone's name, which is also a znode's.
+pub(super) fn zone(text: &str) -> Read<String> {
+    if text.is_empty() || text.contains('/') || text.chars().any(char::is_control) {
+        Err("must be a zone's name: not empty, without / and control characters".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// `HOST:PORT`, IPv6 addresses in brackets.
+pub(super) fn address(text: &str) -> Read<(String, u16)> {
+    split_address(text)
+        .and_then(|(host, port)| Some((hostname(host).ok()?, port?.parse().ok()?)))
+        .ok_or_else(|| "must be ADDRESS:PORT, such as \"[::]:79\" or \"192.0.2.1:7979\"".to_owned())
+}
+
+/// ZooKeeper's connect string: `HOST[:PORT],...[/CHROOT]`.
+pub(super) fn hosts(text: &str) -> Read<Hosts> {
+    let (list, chroot) = match text.find('/') {
+        Some(slash) => text.split_at(slash),
+        None => (text, ""),
+    };
+    let chroot = chroot.trim_end_matches('/');
+    let servers: Option<Vec<_>> = list
+        .split(',')
+        .map(|server| {
+            let (host, port) = split_address(server.trim())?;
+            let port = port.map_or(Ok(2181), str::parse).ok().filter(|port| *port != 0)?;
+            Some((hostname(host).ok()?, port))
+        })
+        .collect();
+    match servers {
+        Some(servers) if !chroot.contains("//") && !chroot.contains(',') => {
+            Ok(Hosts { servers, chroot: chroot.to_owned() })
+        }
+        _ => Err("must be HOST:PORT,HOST:PORT,... with an optional /CHROOT behind the last; \
+                  IPv6 addresses in brackets"
+            .to_owned()),
+    }
+}
+
+/// Takes `host`, `host:port`, `[v6]` or `[v6]:port` apart.
+fn split_address(text: &str) -> Option<(&str, Option<&str>)> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']')?;
+        return match rest.strip_prefix(':') {
+            Some(port) => Some((host, Some(port))),
+            None => rest.is_empty().then_some((host, None)),
+        };
+    }
+    match text.split_once(':') {
+        Some((host, port)) => Some((host, Some(port))),
+        None => Some((text, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        for text in ["", "10", "s", "0s", "25h", "-1s", "1.5s", "1 s", "99999999999999999999s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(address("[::]:79"), Ok(("::".into(), 79)));
+        assert_eq!(address("127.0.0.1:0"), Ok(("127.0.0.1".into(), 0)));
+        assert_eq!(address("gw.example.org:7979"), Ok(("gw.example.org".into(), 7979)));
+        for text in
+            ["", "79", "[::]", "[::]79", "host", "host:port", "host:70000", "::1:79", "a b:1"]
+        {
+            assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn connect_strings() {
+        let hosts = |text| hosts(text).map(|hosts| hosts.to_string());
+        assert_eq!(hosts("zk1:2281"), Ok("zk1:2281".into()));
+        assert_eq!(
+            hosts("zk1:2281, [::1]:2281,zk3/a/b/"),
+            Ok("zk1:2281,[::1]:2281,zk3:2181/a/b".into())
+        );
+        assert_eq!(hosts("zk1/"), Ok("zk1:2181".into()));
+        for text in ["", ",", "zk1:", "zk1:0", "zk1:x", "zk1,", "z k:1", "zk1//a", "zk1:1/a,zk2"] {
+            assert!(hosts(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        for good in ["gw.example.org", "gw.example.org.", "192.0.2.1", "2001:db8::1", "a_b"] {
+            assert!(hostname(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "a\n", "-", "\u{e9}"] {
+            assert!(hostname(bad).is_err(), "{bad:?}");
+        }
+        assert!(zone("zone one").is_ok());
+        for bad in ["", "a/b", "a\tb"] {
+            assert!(zone(bad).is_err(), "{bad:?}");
+        }
+    }
+}

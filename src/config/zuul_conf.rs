@@ -1,0 +1,298 @@
+//! Zuul's own `zuul.conf`: sections `[fingergw]` and `[zookeeper]`, with upstream's options and
+//! defaults (`zuul/lib/fingergw.py`, `zuul/cmd/fingergw.py`, `zuul/zk/__init__.py`).
+//!
+//! The file is shared with the other services of a system: sections and options that are not ours
+//! are none of our business.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::fault::{Fault, Faults, shown};
+use super::ini::{Ini, IniError, Value};
+use super::value::{self, Read};
+use super::{Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, ZooKeeper};
+use crate::tls::{ClientCertificate, Files};
+
+const FINGERGW: &str = "fingergw";
+const ZOOKEEPER: &str = "zookeeper";
+
+/// Reads the file called `file` with content `text`; the variables of `environment` are options of
+/// every section.
+///
+/// # Errors
+/// Every fault in it.
+pub(super) fn read(
+    file: &str,
+    text: &str,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, Faults> {
+    let mut reader = Reader { file, ini: Ini::default(), faults: Vec::new() };
+    match Ini::parse(text, environment) {
+        Ok(ini) => reader.ini = ini,
+        Err(errors) => {
+            let faults = errors.into_iter().map(|error| reader.unreadable(error, "", ""));
+            let faults = faults.collect();
+            return Err(Faults::none_or((), faults).expect_err("an error came with each"));
+        }
+    }
+    let config = reader.config();
+    Faults::none_or(config, reader.faults)
+}
+
+struct Reader<'t> {
+    file: &'t str,
+    ini: Ini,
+    faults: Vec<Fault>,
+}
+
+impl Reader<'_> {
+    fn config(&mut self) -> Config {
+        let host = self.string(FINGERGW, "listen_address").unwrap_or(DEFAULT_HOST.to_owned());
+        let listen_port = self.read(FINGERGW, "port", port).unwrap_or(DEFAULT_PORT);
+        let tls = self.files(FINGERGW, false);
+        let client_only = self.boolean(FINGERGW, "tls_client_only", false);
+        let listener = Listener {
+            host,
+            port: listen_port,
+            tls: (tls.is_some() && !client_only).then_some(ClientCertificate::Required),
+            advertised: true,
+        };
+        Config {
+            hostname: self.read(FINGERGW, "hostname", value::hostname),
+            zone: self.read(FINGERGW, "zone", zone),
+            public_port: self.read(FINGERGW, "public_port", port).filter(|port| *port != 0),
+            listeners: vec![listener],
+            tls,
+            verify_hostnames: self.boolean(FINGERGW, "tls_verify_hostnames", true),
+            zookeeper: self.zookeeper(),
+            limits: Limits::default(),
+            log: Log::default(),
+        }
+    }
+
+    fn zookeeper(&mut self) -> ZooKeeper {
+        if !matches!(self.ini.get(ZOOKEEPER, "hosts"), Ok(Some(_)) | Err(_)) {
+            self.missing(ZOOKEEPER, "hosts", "missing: where Zuul's ZooKeeper is");
+        }
+        ZooKeeper {
+            hosts: self
+                .read(ZOOKEEPER, "hosts", value::hosts)
+                .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
+            tls: self.files(ZOOKEEPER, true).unwrap_or_else(|| Files {
+                cert: PathBuf::new(),
+                key: PathBuf::new(),
+                ca: PathBuf::new(),
+            }),
+            session_timeout: self
+                .read(ZOOKEEPER, "session_timeout", seconds)
+                .unwrap_or(Duration::from_secs(120)),
+            // As Zuul's own services: kazoo does not look at names.
+            verify_hostnames: false,
+        }
+    }
+
+    fn value(&mut self, section: &'static str, option: &'static str) -> Option<Value> {
+        match self.ini.get(section, option) {
+            Ok(value) => value,
+            Err(error) => {
+                let fault = self.unreadable(error, section, option);
+                self.faults.push(fault);
+                None
+            }
+        }
+    }
+
+    fn string(&mut self, section: &'static str, option: &'static str) -> Option<String> {
+        self.value(section, option).map(|value| value.text)
+    }
+
+    fn read<T>(
+        &mut self,
+        section: &'static str,
+        option: &'static str,
+        read: impl Fn(&str) -> Read<T>,
+    ) -> Option<T> {
+        let value = self.value(section, option)?;
+        match read(&value.text) {
+            Ok(read) => Some(read),
+            Err(problem) => {
+                self.faults.push(Fault {
+                    file: self.file.to_owned(),
+                    line: (value.line > 0).then_some(value.line),
+                    key: format!("[{section}] {option}"),
+                    value: Some(shown(&value.text)),
+                    problem,
+                });
+                None
+            }
+        }
+    }
+
+    fn boolean(&mut self, section: &'static str, option: &'static str, default: bool) -> bool {
+        let read = |text: &str| match text.to_lowercase().as_str() {
+            "1" | "yes" | "true" | "on" => Ok(true),
+            "0" | "no" | "false" | "off" => Ok(false),
+            _ => Err("must be yes, true, on, 1 or no, false, off, 0".to_owned()),
+        };
+        self.read(section, option, read).unwrap_or(default)
+    }
+
+    /// The files of one identity. Upstream takes two of the three for none, and speaks plain text
+    /// where the operator asked for TLS; that is a fault here.
+    fn files(&mut self, section: &'static str, required: bool) -> Option<Files> {
+        let keys = ["tls_cert", "tls_key", "tls_ca"];
+        let files = keys.map(|key| self.string(section, key).filter(|path| !path.is_empty()));
+        if required || files.iter().any(Option::is_some) {
+            for (key, file) in keys.iter().zip(&files) {
+                if file.is_none() {
+                    let problem = "missing; tls_cert, tls_key and tls_ca are needed together";
+                    self.missing(section, key, problem);
+                }
+            }
+        }
+        let [cert, key, ca] = files.map(|file| file.map(PathBuf::from));
+        Some(Files { cert: cert?, key: key?, ca: ca? })
+    }
+
+    fn missing(&mut self, section: &str, option: &str, problem: &str) {
+        let section_missing = if self.ini.has_section(section) { "" } else { " (no such section)" };
+        self.faults.push(Fault {
+            file: self.file.to_owned(),
+            line: None,
+            key: format!("[{section}] {option}"),
+            value: None,
+            problem: format!("{problem}{section_missing}"),
+        });
+    }
+
+    fn unreadable(&self, error: IniError, section: &str, option: &str) -> Fault {
+        Fault {
+            file: self.file.to_owned(),
+            line: (error.line > 0).then_some(error.line),
+            key: if section.is_empty() { String::new() } else { format!("[{section}] {option}") },
+            value: None,
+            problem: error.problem,
+        }
+    }
+}
+
+/// Python's `int()`, as far as it makes ports: blanks around, a plus sign, `_` between digits.
+fn port(text: &str) -> Read<u16> {
+    let digits = text.trim();
+    let digits = digits.strip_prefix('+').unwrap_or(digits);
+    let well_formed = !digits.starts_with('_') && !digits.ends_with('_') && !digits.contains("__");
+    let port =
+        digits.replace('_', "").parse().ok().filter(|_| well_formed && !digits.starts_with('+'));
+    port.ok_or_else(|| "must be a whole number from 0 to 65535".to_owned())
+}
+
+/// Python's `float()`, as far as it makes times.
+fn seconds(text: &str) -> Read<Duration> {
+    text.trim()
+        .parse()
+        .ok()
+        .filter(|seconds| (0.001..=86_400.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "must be a number of seconds from 0.001 to 86400".to_owned())
+}
+
+/// Upstream registers an empty `zone =` as a zone of that name; so do we.
+fn zone(text: &str) -> Read<String> {
+    if text.is_empty() { Ok(String::new()) } else { value::zone(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str =
+        "[zookeeper]\nhosts = zk:2281/zuul\ntls_cert = c\ntls_key = k\ntls_ca = a\n";
+
+    fn conf(fingergw: &str) -> Result<Config, Faults> {
+        read("zuul.conf", &format!("{LEAST}[fingergw]\n{fingergw}\n"), [])
+    }
+
+    #[test]
+    fn upstreams_defaults() {
+        let config = read("zuul.conf", LEAST, []).unwrap();
+        let listener = Listener { host: "::".into(), port: 79, tls: None, advertised: true };
+        assert_eq!(config.listeners, [listener]);
+        assert_eq!(config.zookeeper.session_timeout, Duration::from_secs(120));
+        assert_eq!(config.zookeeper.hosts.to_string(), "zk:2281/zuul");
+        assert!(config.verify_hostnames && !config.zookeeper.verify_hostnames);
+        assert_eq!((config.zone, config.public_port, config.hostname), (None, None, None));
+    }
+
+    #[test]
+    fn every_option() {
+        let config = conf(
+            "listen_address = 127.0.0.1\nport = 9079\npublic_port = 79\nhostname = gw\nzone = w\n\
+             tls_cert = /c\ntls_key = /k\ntls_ca = /a\ntls_verify_hostnames = off\nuser = zuul\n\
+             state_dir = /x",
+        )
+        .unwrap();
+        assert_eq!(
+            config.listeners,
+            [Listener {
+                host: "127.0.0.1".into(),
+                port: 9079,
+                tls: Some(ClientCertificate::Required),
+                advertised: true
+            }]
+        );
+        assert_eq!(config.public_port, Some(79));
+        assert_eq!((config.hostname.as_deref(), config.zone.as_deref()), (Some("gw"), Some("w")));
+        assert!(!config.verify_hostnames);
+        assert_eq!(config.tls.unwrap().ca, PathBuf::from("/a"));
+    }
+
+    #[test]
+    fn a_certificate_for_dialing_only() {
+        let files = "tls_cert = /c\ntls_key = /k\ntls_ca = /a\ntls_client_only = Yes";
+        let config = conf(files).unwrap();
+        assert!(config.listeners[0].tls.is_none() && config.tls.is_some());
+    }
+
+    #[test]
+    fn oddities() {
+        assert_eq!(conf("public_port = 0").unwrap().public_port, None);
+        assert_eq!(conf("zone =").unwrap().zone.as_deref(), Some(""));
+        assert_eq!(conf("port = +7_9").unwrap().listeners[0].port, 79);
+        for bad in ["port = 0x4f", "port = _79", "port = 79 ; x", "port = ++79", "port = -1"] {
+            assert!(conf(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn all_faults_at_once() {
+        let text = "[zookeeper]\nhosts =\ntls_cert = c\n[fingergw]\nport = x\ntls_key = k\nzone = a/b\n\
+                    tls_client_only = maybe\nhostname = 5%\n[other]\nbad = 5%\n";
+        let faults = read("zuul.conf", text, []).unwrap_err();
+        let keys: Vec<_> =
+            faults.list().iter().map(|fault| (fault.line, fault.key.as_str())).collect();
+        assert_eq!(
+            keys,
+            [
+                (Some(2), "[zookeeper] hosts"),
+                (Some(5), "[fingergw] port"),
+                (Some(7), "[fingergw] zone"),
+                (Some(8), "[fingergw] tls_client_only"),
+                (Some(9), "[fingergw] hostname"),
+                (None, "[fingergw] tls_cert"),
+                (None, "[fingergw] tls_ca"),
+                (None, "[zookeeper] tls_key"),
+                (None, "[zookeeper] tls_ca"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_that_python_refuses() {
+        let faults = read("zuul.conf", "[a]\nb\n[a]\n", []).unwrap_err();
+        assert_eq!(faults.list().len(), 2);
+        assert_eq!(
+            faults.list()[0].to_string(),
+            "zuul.conf:2: neither \"option = value\" nor a [section]"
+        );
+    }
+}

@@ -1,0 +1,216 @@
+//! The gateway's life, from its configuration to its exit status.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::config::{self, Config};
+use crate::gateway::listener::bind;
+use crate::gateway::resolver::Resolver;
+use crate::gateway::{Drained, Gateway};
+use crate::registry::component::Announcement;
+use crate::registry::zookeeper::{self, Diagnosis, Settings};
+use crate::registry::{Registration, Standing};
+use crate::service::signals::StopSignals;
+use crate::service::{descriptors, systemd};
+use crate::tls::{self, Identity};
+
+/// `EX_SOFTWARE` of sysexits(3): a task that must not end has ended.
+const EXIT_SOFTWARE: u8 = 70;
+
+/// Stopped a second time, before running streams had ended.
+const EXIT_IMPATIENT: u8 = 1;
+
+/// How long ZooKeeper may take to take our entry out, and to end the session.
+const WITHDRAW_PATIENCE: Duration = Duration::from_secs(3);
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The certificates and keys of a configuration, read and found usable.
+pub(crate) struct Identities {
+    gateway: Option<Identity>,
+    zookeeper: Identity,
+}
+
+impl Identities {
+    /// Reads the files that `config` names and tries each for what it is to do.
+    ///
+    /// # Errors
+    /// Every file that cannot be used, with its fault.
+    pub(crate) fn load(config: &Config) -> Result<Self> {
+        let gateway = config.tls.as_ref().map(Identity::load).transpose();
+        let zookeeper = Identity::load(&config.zookeeper.tls);
+        match (gateway, zookeeper) {
+            (Ok(gateway), Ok(zookeeper)) => Ok(Self { gateway, zookeeper }),
+            (Err(one), Err(other)) => Err(anyhow!("{one:#}\n{other:#}")),
+            (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
+        }
+    }
+}
+
+/// Runs the gateway until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting.
+pub(crate) fn run(mut config: Config, identities: Identities) -> Result<ExitCode> {
+    info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
+    config.limits.connections = descriptors::budget(config.limits.connections);
+
+    // All sockets before anything else is promised to anybody.
+    let mut sockets = Vec::new();
+    for listener in &config.listeners {
+        sockets.push(bind(resolve(&listener.host, listener.port)?)?);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let status = runtime.block_on(serve(config, &identities, sockets));
+    // Whatever a second signal left running is not waited for.
+    runtime.shutdown_background();
+    status
+}
+
+/// The address to listen on; of several an IPv6 one, as upstream chooses.
+fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
+    let addresses: Vec<_> = (host, port)
+        .to_socket_addrs()
+        .with_context(|| format!("cannot find the address of {host} to listen on"))?
+        .collect();
+    let ipv6 = addresses.iter().find(|address| address.is_ipv6());
+    ipv6.or(addresses.first()).copied().with_context(|| format!("{host} has no address"))
+}
+
+async fn serve(
+    config: Config,
+    identities: &Identities,
+    sockets: Vec<TcpListener>,
+) -> Result<ExitCode> {
+    let mut signals = StopSignals::new().context("cannot take signals")?;
+    let listening = Listening::of(&config, &sockets)?;
+    info!("{}", listening.text);
+
+    // The entry says `initializing` until there is somebody to serve.
+    let (registry, registration) = zookeeper::register(
+        zookeeper_settings(&config, identities)?,
+        listening.announcement.clone(),
+    );
+    let mut listeners = Vec::new();
+    for (listener, socket) in config.listeners.iter().zip(sockets) {
+        let identity = listener.tls.zip(identities.gateway.as_ref());
+        let acceptor = identity.map(|(client, identity)| tls::acceptor(identity, client));
+        listeners.push((socket, acceptor.transpose()?));
+    }
+    let connector = identities
+        .gateway
+        .as_ref()
+        .map(|identity| tls::connector(identity, config.verify_hostnames))
+        .transpose()?;
+    let resolver = Resolver::new(registry, listening.announcement);
+    let mut gateway = Gateway::open(listeners, resolver, connector, config.limits.clone())?;
+
+    let failed = tokio::select! {
+        signal = signals.next() => {
+            info!(signal, connections = gateway.connections(), "stopping");
+            false
+        }
+        () = follow(&listening.text, &registration) => {
+            error!("the registry task has ended; stopping");
+            true
+        }
+        () = gateway.failed() => {
+            error!("an accept loop has ended; stopping");
+            true
+        }
+    };
+    tokio::select! {
+        () = stop(gateway, registration, config.limits.grace) => {}
+        signal = signals.next() => {
+            warn!(signal, "second signal: ending at once");
+            return Ok(ExitCode::from(EXIT_IMPATIENT));
+        }
+    }
+    Ok(if failed { ExitCode::from(EXIT_SOFTWARE) } else { ExitCode::SUCCESS })
+}
+
+/// What the listeners got, for others and for people.
+struct Listening {
+    announcement: Announcement,
+    /// `zone west; plain [::]:79, TLS [::]:7979`
+    text: String,
+}
+
+impl Listening {
+    fn of(config: &Config, sockets: &[TcpListener]) -> Result<Self> {
+        let mut doors = Vec::new();
+        let (mut use_ssl, mut port) = (false, None);
+        for (listener, socket) in config.listeners.iter().zip(sockets) {
+            let address = socket.local_addr().context("a listener has no address")?;
+            let speech = if listener.tls.is_some() { "TLS" } else { "plain" };
+            doors.push(format!("{speech} {address}"));
+            if listener.advertised {
+                use_ssl = listener.tls.is_some();
+                // Without a zone nobody dials us, and upstream says no port either.
+                let wanted = config.zone.is_some() || listener.port == 0;
+                port = wanted.then(|| config.public_port.unwrap_or(address.port()));
+            }
+        }
+        let zone = config.zone.as_ref().map_or("no zone".to_owned(), |zone| format!("zone {zone}"));
+        let announcement = Announcement {
+            hostname: config.hostname.clone().unwrap_or_else(config::own_hostname),
+            public_port: port,
+            zone: config.zone.clone(),
+            use_ssl,
+        };
+        Ok(Self { announcement, text: format!("{zone}; {}", doors.join(", ")) })
+    }
+}
+
+fn zookeeper_settings(config: &Config, identities: &Identities) -> Result<Settings> {
+    let zookeeper = &config.zookeeper;
+    let connector = tls::connector(&identities.zookeeper, zookeeper.verify_hostnames)?;
+    Ok(Settings {
+        hosts: zookeeper.hosts.to_string(),
+        tls: tls::zookeeper(&zookeeper.tls, zookeeper.verify_hostnames)?,
+        diagnosis: Diagnosis::new(zookeeper.hosts.servers.clone(), connector),
+        session_timeout: zookeeper.session_timeout,
+        lookup_timeout: config.limits.lookup_timeout,
+    })
+}
+
+/// Tells the service manager how the registration stands, and the registry that we serve. Ends
+/// only if the registry's task does.
+async fn follow(listening: &str, registration: &Registration) {
+    let mut standing: watch::Receiver<Standing> = registration.standing();
+    let mut ready = false;
+    loop {
+        let now = standing.borrow_and_update().clone();
+        systemd::status(&format!("{listening}; ZooKeeper: {now}"));
+        if !ready && matches!(now, Standing::Registered(_)) {
+            ready = true;
+            registration.running();
+            systemd::ready();
+        }
+        if standing.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Out of the registry first, so that nobody new is sent here; then no more connections; then
+/// time for those that are open.
+async fn stop(gateway: Gateway, mut registration: Registration, grace: Duration) {
+    systemd::stopping();
+    if !registration.withdraw(WITHDRAW_PATIENCE).await {
+        warn!("ZooKeeper does not answer: our entry stays until the session times out");
+    }
+    match gateway.drain(grace).await {
+        Drained::Whole => info!("all streams have ended"),
+        Drained::Cut(streams) => warn!(streams, ?grace, "grace period over: streams cut"),
+    }
+    registration.close(CLOSE_PATIENCE).await;
+    info!("stopped");
+}

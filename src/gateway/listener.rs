@@ -1,0 +1,187 @@
+//! Listening sockets and their accept loops.
+//!
+//! The loop waits for the kernel and for nothing else: handshakes, requests and refusals happen in
+//! tasks of their own, whose number is bounded.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use super::connection::Connection;
+use super::finger::{Fault, Reply};
+use super::{Context, session};
+
+/// Connections the kernel keeps for us between two looks; it cuts this to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Pauses after a failed accept: descriptors do not come back sooner than somebody leaves.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Refusals under way at once. What comes on top is closed without a word.
+const REFUSALS: usize = 64;
+
+/// Binds `address`.
+///
+/// An unspecified IPv6 address takes IPv4 connections too, whatever the system's default is; where
+/// IPv6 is switched off it stands for the unspecified IPv4 address.
+pub(crate) fn bind(address: SocketAddr) -> Result<StdListener> {
+    let bound = match open(address) {
+        Err(error)
+            if address.is_ipv6()
+                && address.ip().is_unspecified()
+                && matches!(
+                    error.raw_os_error(),
+                    Some(rustix_errno::EAFNOSUPPORT | rustix_errno::EADDRNOTAVAIL)
+                ) =>
+        {
+            open(SocketAddr::from(([0, 0, 0, 0], address.port())))
+        }
+        bound => bound,
+    };
+    bound.with_context(|| match address.port() {
+        1..1024 => format!(
+            "cannot listen on {address} (ports below 1024 need root, CAP_NET_BIND_SERVICE or \
+             sysctl net.ipv4.ip_unprivileged_port_start)"
+        ),
+        _ => format!("cannot listen on {address}"),
+    })
+}
+
+/// Error numbers by name (errno(3)).
+mod rustix_errno {
+    pub(super) const EAFNOSUPPORT: i32 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+    pub(super) const EADDRNOTAVAIL: i32 = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();
+}
+
+fn open(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Bounds on the connections of all listeners together.
+pub(crate) struct Bounds {
+    connections: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+}
+
+impl Bounds {
+    /// At most `connections` at once.
+    pub(crate) fn new(connections: usize) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(connections)),
+            refusals: Arc::new(Semaphore::new(REFUSALS)),
+        }
+    }
+}
+
+/// One accept loop.
+pub(crate) struct Listener {
+    pub(crate) socket: TcpListener,
+    /// Speaks TLS, if set.
+    pub(crate) acceptor: Option<TlsAcceptor>,
+    pub(crate) cx: Arc<Context>,
+    pub(crate) bounds: Arc<Bounds>,
+    /// Holds every session and refusal.
+    pub(crate) sessions: TaskTracker,
+}
+
+impl Listener {
+    /// Accepts until `stop` is cancelled, then closes the socket.
+    pub(crate) async fn serve(self, stop: CancellationToken) {
+        let this = Arc::new(self);
+        let mut pause = PAUSE_MIN;
+        let mut troubled = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = this.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    if std::mem::take(&mut troubled) {
+                        info!("accepting connections again");
+                    }
+                    pause = PAUSE_MIN;
+                    this.admit(stream, peer);
+                }
+                Err(error) if is_the_peers(&error) => debug!(%error, "a connection failed early"),
+                Err(error) => {
+                    if !std::mem::replace(&mut troubled, true) {
+                        warn!(%error, "cannot accept connections; trying on (descriptors: LimitNOFILE, limits.connections)");
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the session, or refuses it where that would be one too many.
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        if let Ok(permit) = Arc::clone(&self.bounds.connections).try_acquire_owned() {
+            let this = Arc::clone(self);
+            self.spawn(permit, async move {
+                session::run(stream, peer, this.acceptor.as_ref(), &this.cx).await;
+            });
+            return;
+        }
+        debug!(%peer, "too many connections");
+        // A refusal on TLS would need a handshake first: the costly part of what is too much.
+        let refusal = Arc::clone(&self.bounds.refusals).try_acquire_owned();
+        if let (Ok(permit), None) = (refusal, &self.acceptor) {
+            let this = Arc::clone(self);
+            self.spawn(permit, async move {
+                let reply = Reply::Error(Fault::TooManyConnections);
+                session::refuse(Connection::Plain(stream), reply, &this.cx).await;
+            });
+        }
+    }
+
+    /// Runs `work` with `permit`, which comes back when it is done, whatever happens.
+    fn spawn(&self, permit: OwnedSemaphorePermit, work: impl Future<Output = ()> + Send + 'static) {
+        self.sessions.spawn(async move {
+            let _permit = permit;
+            work.await;
+        });
+    }
+}
+
+/// Whether a failed accept concerns only the connection that was to be accepted: aborted, or an
+/// error of its network that Linux hands to accept (accept(2), "Error handling").
+fn is_the_peers(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown,
+        NetworkUnreachable, TimedOut,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted
+            | ConnectionReset
+            | HostUnreachable
+            | Interrupted
+            | NetworkDown
+            | NetworkUnreachable
+            | TimedOut
+    )
+}

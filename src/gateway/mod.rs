@@ -1,0 +1,110 @@
+//! The way of a connection, in the order it takes it: [`listener`] accepts, [`session`] leads it
+//! through, [`finger`] reads the request, [`resolver`] says where to, [`upstream`] dials, [`relay`]
+//! copies.
+
+pub(crate) mod connection;
+pub(crate) mod finger;
+pub(crate) mod listener;
+pub(crate) mod relay;
+pub(crate) mod resolver;
+pub(crate) mod session;
+pub(crate) mod upstream;
+
+use std::net::TcpListener as StdListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::listener::{Bounds, Listener};
+use self::resolver::Resolver;
+use crate::config::Limits;
+
+/// What every session shares.
+pub(crate) struct Context {
+    pub(crate) resolver: Resolver,
+    /// Dials TLS gateways; `None` without TLS files.
+    pub(crate) connector: Option<TlsConnector>,
+    pub(crate) limits: Limits,
+    /// Cancelled when the grace period is over: what still runs is cut.
+    pub(crate) cut: CancellationToken,
+}
+
+/// A gateway that takes connections.
+pub(crate) struct Gateway {
+    cut: CancellationToken,
+    stop: CancellationToken,
+    sessions: TaskTracker,
+    loops: JoinSet<()>,
+}
+
+/// How the streams that ran at the end of a gateway ended.
+pub(crate) enum Drained {
+    /// By themselves.
+    Whole,
+    /// This many were cut when the grace period was over.
+    Cut(usize),
+}
+
+/// How long sessions that have been cut may take to notice.
+const CUT_PATIENCE: Duration = Duration::from_secs(2);
+
+impl Gateway {
+    /// Takes connections from `listeners`, each bound and with its TLS side.
+    ///
+    /// # Errors
+    /// A listener cannot be handed to the runtime.
+    pub(crate) fn open(
+        listeners: Vec<(StdListener, Option<TlsAcceptor>)>,
+        resolver: Resolver,
+        connector: Option<TlsConnector>,
+        limits: Limits,
+    ) -> Result<Self> {
+        let bounds = Arc::new(Bounds::new(limits.connections));
+        let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
+        let cx = Arc::new(Context { resolver, connector, limits, cut: cut.clone() });
+        let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());
+        for (socket, acceptor) in listeners {
+            let listener = Listener {
+                socket: TcpListener::from_std(socket)?,
+                acceptor,
+                cx: Arc::clone(&cx),
+                bounds: Arc::clone(&bounds),
+                sessions: sessions.clone(),
+            };
+            loops.spawn(listener.serve(stop.clone()));
+        }
+        Ok(Self { cut, stop, sessions, loops })
+    }
+
+    /// Waits until an accept loop has ended by itself, which only a fault of this program can
+    /// bring about.
+    pub(crate) async fn failed(&mut self) {
+        self.loops.join_next().await;
+    }
+
+    /// The connections open now.
+    pub(crate) fn connections(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Stops accepting, gives the open connections `grace` to end, and cuts the rest.
+    pub(crate) async fn drain(mut self, grace: Duration) -> Drained {
+        self.stop.cancel();
+        while self.loops.join_next().await.is_some() {}
+        self.sessions.close();
+        if tokio::time::timeout(grace, self.sessions.wait()).await.is_ok() {
+            return Drained::Whole;
+        }
+        let rest = self.sessions.len();
+        self.cut.cancel();
+        // What does not notice in time ends with the process.
+        let _ = tokio::time::timeout(CUT_PATIENCE, self.sessions.wait()).await;
+        Drained::Cut(rest)
+    }
+}

@@ -1,0 +1,144 @@
+//! Where to: from a build id to the hops worth trying, in order.
+//!
+//! The rule is Zuul's (`zuul/lib/streamer_utils.py`): the zone of the executor that has the build
+//! decides. In our own zone, or with none, the executor is dialed; else a gateway of that zone,
+//! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
+//! count, and every one of them is tried before the executor is.
+
+use super::finger::{Fault, Reply};
+use super::upstream::Upstream;
+use crate::registry::build::{Build, BuildId, Executor};
+use crate::registry::component::{Announcement, Gateway};
+use crate::registry::{LookupError, Registry};
+
+/// Resolves builds as seen from one gateway.
+pub(crate) struct Resolver {
+    registry: Registry,
+    own: Announcement,
+}
+
+impl Resolver {
+    /// For the gateway that announces `own`.
+    pub(crate) fn new(registry: Registry, own: Announcement) -> Self {
+        Self { registry, own }
+    }
+
+    /// The hops to try for `build`, at least one; or what the client is told instead, and why.
+    pub(crate) async fn resolve(&self, build: &BuildId) -> Result<Vec<Upstream>, (Reply, String)> {
+        match self.registry.find_build(build).await {
+            Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
+            Ok(Some(Build::Waiting)) => Err((Reply::NotStarted, "no executor yet".to_owned())),
+            Ok(Some(Build::On(executor))) => {
+                let mut hops = route(executor, &self.own, &self.registry.gateways());
+                // All gateways of a zone are equal; the executor behind them is the last resort.
+                let gateways = hops.len() - 1;
+                fastrand::shuffle(&mut hops[..gateways]);
+                Ok(hops)
+            }
+            Err(LookupError::Away) => {
+                Err((Reply::Error(Fault::RegistryAway), "ZooKeeper away".to_owned()))
+            }
+            Err(LookupError::Unreadable(fault)) => {
+                Err((Reply::Error(Fault::UnreadableEntry), fault))
+            }
+        }
+    }
+}
+
+/// The gateways to try, then the executor.
+fn route(executor: Executor, own: &Announcement, gateways: &[Gateway]) -> Vec<Upstream> {
+    let mut hops = Vec::new();
+    if executor.zone.is_some() && executor.zone != own.zone {
+        let there = gateways.iter().filter(|gateway| gateway.zone == executor.zone);
+        hops.extend(
+            there.filter(|gateway| !leads_to(gateway, own)).cloned().map(Upstream::Gateway),
+        );
+    }
+    hops.push(Upstream::Executor(executor));
+    hops
+}
+
+/// Whether dialing `gateway` would reach the gateway that announces `own`: an entry of another
+/// zone with our address is a mistake that would make a circle.
+fn leads_to(gateway: &Gateway, own: &Announcement) -> bool {
+    gateway.hostname == own.hostname && Some(gateway.port) == own.public_port
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn executor(zone: Option<&str>) -> Executor {
+        Executor { hostname: "ze01".into(), port: 7900, zone: zone.map(str::to_owned) }
+    }
+
+    fn gateway(host: &str, zone: Option<&str>) -> Gateway {
+        Gateway { hostname: host.into(), port: 7979, zone: zone.map(str::to_owned), tls: true }
+    }
+
+    fn own(zone: Option<&str>) -> Announcement {
+        Announcement {
+            hostname: "own".into(),
+            public_port: Some(7979),
+            zone: zone.map(str::to_owned),
+            use_ssl: true,
+        }
+    }
+
+    fn hosts(hops: &[Upstream]) -> Vec<&str> {
+        hops.iter().map(|hop| hop.address().0).collect()
+    }
+
+    #[test]
+    fn the_table_of_zones() {
+        let gateways = [
+            gateway("west1", Some("west")),
+            gateway("east1", Some("east")),
+            gateway("west2", Some("west")),
+            gateway("nowhere", None),
+        ];
+        let cases: [(Option<&str>, Option<&str>, &[&str]); 7] = [
+            (None, None, &["ze01"]),
+            (Some("west"), None, &["ze01"]),
+            (Some("west"), Some("west"), &["ze01"]),
+            (None, Some("west"), &["west1", "west2", "ze01"]),
+            (Some("east"), Some("west"), &["west1", "west2", "ze01"]),
+            (Some("west"), Some("east"), &["east1", "ze01"]),
+            (Some("west"), Some("north"), &["ze01"]),
+        ];
+        for (ours, theirs, expected) in cases {
+            let hops = route(executor(theirs), &own(ours), &gateways);
+            assert_eq!(hosts(&hops), expected, "{ours:?} -> {theirs:?}");
+        }
+    }
+
+    #[test]
+    fn never_to_ourselves() {
+        let gateways = [gateway("own", Some("west")), gateway("west1", Some("west"))];
+        let hops = route(executor(Some("west")), &own(Some("east")), &gateways);
+        assert_eq!(hosts(&hops), ["west1", "ze01"]);
+    }
+
+    proptest! {
+        /// The executor comes last, once; all before it are gateways of its zone and not of ours.
+        #[test]
+        fn any_system(
+            ours in prop::option::of("[ab]"),
+            theirs in prop::option::of("[abc]"),
+            zones in prop::collection::vec(prop::option::of("[abc]"), 0..8),
+        ) {
+            let gateways: Vec<_> =
+                zones.iter().map(|zone| gateway("gw", zone.as_deref())).collect();
+            let executor = executor(theirs.as_deref());
+            let hops = route(executor.clone(), &own(ours.as_deref()), &gateways);
+            prop_assert_eq!(hops.last(), Some(&Upstream::Executor(executor)));
+            let direct = theirs.is_none() || theirs == ours;
+            let there = zones.iter().filter(|zone| **zone == theirs).count();
+            prop_assert_eq!(hops.len() - 1, if direct { 0 } else { there });
+            for hop in &hops[..hops.len() - 1] {
+                prop_assert!(matches!(hop, Upstream::Gateway(gateway) if gateway.zone == theirs));
+            }
+        }
+    }
+}

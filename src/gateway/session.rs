@@ -1,0 +1,120 @@
+//! One connection from its first byte to its last.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info};
+
+use super::Context;
+use super::connection::{Connection, prepare};
+use super::finger::{Fault, QueryError, Reply, read_query};
+use super::relay::{self, End, Relayed};
+use super::upstream::Upstream;
+use crate::registry::build::BuildId;
+
+/// Serves one accepted connection to its end. Every wait on the peer has a deadline.
+pub(crate) async fn run(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: Option<&TlsAcceptor>,
+    cx: &Context,
+) {
+    let mut client = match greet(stream, acceptor, cx).await {
+        Ok(client) => client,
+        Err(error) => return debug!(%peer, error, "no connection"),
+    };
+    let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
+    let build = match query {
+        Ok(Ok(build)) => build,
+        Ok(Err(QueryError::Closed)) => return debug!(%peer, "closed without a request"),
+        Ok(Err(QueryError::Io(error))) => return debug!(%peer, %error, "no request"),
+        Ok(Err(QueryError::NotABuild(text))) => {
+            debug!(%peer, %text, "not a build id");
+            return refuse(client, Reply::NotFound, cx).await;
+        }
+        Ok(Err(QueryError::TooLong)) => {
+            debug!(%peer, "request too long");
+            return refuse(client, Reply::Error(Fault::TooLong), cx).await;
+        }
+        Err(_) => {
+            debug!(%peer, "no request in time");
+            return refuse(client, Reply::Error(Fault::NoRequest), cx).await;
+        }
+    };
+    match cx.resolver.resolve(&build).await {
+        Err((reply, reason)) => {
+            debug!(%peer, %build, reason, "request refused");
+            refuse(client, reply, cx).await;
+        }
+        Ok(hops) => stream_from(&hops, client, peer, &build, cx).await,
+    }
+}
+
+/// Makes a connection of an accepted socket: options, and the TLS handshake where it is due.
+async fn greet(
+    stream: TcpStream,
+    acceptor: Option<&TlsAcceptor>,
+    cx: &Context,
+) -> Result<Connection, String> {
+    prepare(&stream, cx.limits.keepalive).map_err(|error| error.to_string())?;
+    let Some(acceptor) = acceptor else { return Ok(Connection::Plain(stream)) };
+    match timeout(cx.limits.handshake_timeout, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => Ok(Connection::Tls(Box::new(stream.into()))),
+        Ok(Err(error)) => Err(format!("TLS: {error}")),
+        Err(_) => Err("no TLS handshake in time".to_owned()),
+    }
+}
+
+/// Tries `hops` in turn until one has sent something, and logs how the stream went.
+async fn stream_from(
+    hops: &[Upstream],
+    mut client: Connection,
+    peer: SocketAddr,
+    build: &BuildId,
+    cx: &Context,
+) {
+    let began = Instant::now();
+    let mut fault = Fault::ExecutorUnreachable;
+    for (index, hop) in hops.iter().enumerate() {
+        let last = index + 1 == hops.len();
+        let Relayed { bytes, end } = match hop.ask(build, cx).await {
+            Ok(mut upstream) => relay::run(&mut upstream, &mut client, &cx.limits, &cx.cut).await,
+            Err(error) => {
+                info!(%peer, %build, route = %hop, %error, "next hop cannot be reached");
+                continue;
+            }
+        };
+        if bytes == 0 && end.is_upstreams_fault() && !last {
+            info!(%peer, %build, route = %hop, %end, "next hop has nothing to say");
+            continue;
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
+        match end {
+            End::Finished => return client.finish(cx.limits.write_timeout).await,
+            End::UpstreamSilent => fault = Fault::ExecutorSilent,
+            End::UpstreamFailed(_) if bytes == 0 => {}
+            End::UpstreamFailed(_) | End::Stopped => return client.cut(),
+            End::ClientLeft(_) | End::ClientStalled => return client.cut(),
+        }
+    }
+    // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
+    if hops.len() > 1 {
+        fault = Fault::ZoneUnreachable;
+    }
+    refuse(client, Reply::Error(fault), cx).await;
+}
+
+/// Sends the one line that stands for a log, and closes.
+pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
+    let line = reply.to_string();
+    // A client that does not take one line has no claim to be told anything.
+    if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line.as_bytes())).await
+    {
+        client.finish(cx.limits.request_timeout).await;
+    }
+}

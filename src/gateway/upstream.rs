@@ -1,0 +1,103 @@
+//! The next hop: an executor's log streamer, or the gateway of another zone.
+
+use std::fmt;
+use std::io;
+
+use rustls::pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::Context;
+use super::connection::{Connection, prepare};
+use crate::registry::build::{BuildId, Executor};
+use crate::registry::component::Gateway;
+
+/// Somebody who may have the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Upstream {
+    /// The executor itself. Executors speak no TLS.
+    Executor(Executor),
+    /// A gateway of the executor's zone.
+    Gateway(Gateway),
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Executor(Executor { hostname, port, .. }) => {
+                write!(f, "executor {}:{port}", hostname.escape_default())
+            }
+            Self::Gateway(Gateway { hostname, port, zone, tls }) => {
+                let zone = zone.as_deref().unwrap_or_default().escape_default();
+                let speech = if *tls { "TLS" } else { "plain" };
+                write!(f, "gateway {}:{port} of zone {zone} ({speech})", hostname.escape_default())
+            }
+        }
+    }
+}
+
+/// Why the next hop could not be asked.
+#[derive(Debug)]
+pub(crate) enum DialError {
+    /// Not connected, or no TLS session, within the deadline.
+    TimedOut,
+    /// The name, the connection or the request failed.
+    Tcp(io::Error),
+    /// The TLS handshake failed.
+    Tls(io::Error),
+    /// It speaks TLS and this gateway has no certificate.
+    NoCertificate,
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimedOut => f.write_str("no connection in time"),
+            Self::Tcp(error) => write!(f, "{error}"),
+            Self::Tls(error) => write!(f, "TLS: {error}"),
+            Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
+        }
+    }
+}
+
+impl Upstream {
+    /// Host and port.
+    pub(super) fn address(&self) -> (&str, u16) {
+        match self {
+            Self::Executor(executor) => (&executor.hostname, executor.port),
+            Self::Gateway(gateway) => (&gateway.hostname, gateway.port),
+        }
+    }
+
+    /// Connects and asks for `build`, all within the connect deadline.
+    pub(crate) async fn ask(&self, build: &BuildId, cx: &Context) -> Result<Connection, DialError> {
+        let asked = async {
+            let mut connection = self.dial(cx).await?;
+            let request = format!("{build}\n");
+            connection.write_all(request.as_bytes()).await.map_err(DialError::Tcp)?;
+            connection.flush().await.map_err(DialError::Tcp)?;
+            Ok(connection)
+        };
+        timeout(cx.limits.connect_timeout, asked).await.unwrap_or(Err(DialError::TimedOut))
+    }
+
+    async fn dial(&self, cx: &Context) -> Result<Connection, DialError> {
+        let (host, port) = self.address();
+        let connector = match self {
+            Self::Gateway(Gateway { tls: true, .. }) => {
+                Some(cx.connector.as_ref().ok_or(DialError::NoCertificate)?)
+            }
+            _ => None,
+        };
+        let stream = TcpStream::connect((host, port)).await.map_err(DialError::Tcp)?;
+        prepare(&stream, cx.limits.keepalive).map_err(DialError::Tcp)?;
+        let Some(connector) = connector else { return Ok(Connection::Plain(stream)) };
+        // The dot of a fully qualified name is no part of the name in certificates and SNI
+        // (RFC 6066, section 3).
+        let name = ServerName::try_from(host.trim_end_matches('.').to_owned())
+            .map_err(|error| DialError::Tls(io::Error::other(error)))?;
+        let stream = connector.connect(name, stream).await.map_err(DialError::Tls)?;
+        Ok(Connection::Tls(Box::new(stream.into())))
+    }
+}

@@ -1,0 +1,34 @@
+//! A finger gateway for Zuul CI: streams the logs of running builds across zones.
+//!
+//! The way of a connection, which is the order to read the modules in:
+//!
+//! ```text
+//! client ──▶ gateway::listener ─▶ session ─▶ finger ─▶ resolver ─▶ upstream ─▶ relay ──▶ executor,
+//!            accepts, limits      one task   request   where to    dials       copies    or gateway
+//!                                                         ▲                              of its zone
+//!                 registry: our entry, the other gateways, where a build runs
+//!                 (ZooKeeper, or in memory for the demo)
+//! ```
+//!
+//! - `cli` reads the command line, `daemon` starts and stops the gateway, told as one story.
+//! - `config` makes one validated configuration of our TOML or of Zuul's `zuul.conf`.
+//! - `gateway` is the line above, one module for each step.
+//! - `registry` answers the gateway's questions and keeps its own entry.
+//! - `tls` makes server and client sides of certificates.
+//! - `service` is about being a good daemon: signals, service manager, descriptors.
+//! - `demo` is a whole small system on loopback.
+//! - `log` says what the levels mean.
+//!
+//! Live state travels by `watch` channels; no lock is held across an await. The pure parts (query,
+//! route, component and build documents, configuration) know no socket, clock or ZooKeeper.
+
+pub mod cli;
+
+mod config;
+mod daemon;
+mod demo;
+mod gateway;
+mod log;
+mod registry;
+mod service;
+mod tls;

@@ -1,0 +1,77 @@
+//! Log lines and what their levels mean.
+//!
+//! - error: an operator must act.
+//! - warn: degraded, heals by itself; said when a state changes, not while it lasts.
+//! - info: the gateway's life, and one line for each stream at its end.
+//! - debug: whatever a peer can cause at will. Nothing above it can be provoked by a stranger who
+//!   knows no build.
+
+use std::fmt;
+
+use tracing::Level;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{Log, LogFormat, LogOutput};
+
+/// Sends log lines where `log` says, from now on. Call once.
+pub(crate) fn start(log: Log) {
+    let Log { level, format, output } = log;
+    let writer = match output {
+        LogOutput::Stdout => BoxMakeWriter::new(std::io::stdout),
+        LogOutput::Stderr => BoxMakeWriter::new(std::io::stderr),
+    };
+    // Libraries speak for themselves only when somebody looks into a fault: what operators need
+    // to know of them, this program says, and a stranger can make the TLS library warn.
+    let libraries = if level >= Level::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
+    let targets = Targets::new().with_default(libraries).with_target("zuul_fingergw", level);
+    let lines = tracing_subscriber::registry().with(targets);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    match format {
+        LogFormat::Text => lines.with(layer.with_ansi(false)).init(),
+        LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
+    }
+}
+
+/// The first bytes of something a peer sent, made harmless for a log line: at most 64 bytes, all
+/// printable ASCII.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Excerpt(String);
+
+impl Excerpt {
+    const MAX: usize = 64;
+
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        let mut text = bytes[..bytes.len().min(Self::MAX)].escape_ascii().to_string();
+        if bytes.len() > Self::MAX {
+            text.push_str("...");
+        }
+        Self(text)
+    }
+}
+
+impl fmt::Display for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excerpts_are_short_and_printable() {
+        assert_eq!(Excerpt::new(b"a\x1b[31m\n\xff").to_string(), r"a\x1b[31m\n\xff");
+        let long = Excerpt::new(&[b'x'; 1000]).to_string();
+        assert_eq!(long, format!("{}...", "x".repeat(64)));
+    }
+}

@@ -1,0 +1,190 @@
+//! Build requests, `/zuul/executor/{zones/<zone>,unzoned}/requests/<uuid>`: where a build runs.
+//! Pure.
+//!
+//! The scheduler writes the request, the executor that takes it adds `worker_info`
+//! (`zuul/model.py`, `zuul/executor/server.py`). Of a document with a dozen keys this reader needs
+//! one; builds of any state have a log as long as their executor keeps it.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// A build's UUID as Zuul's executors accept it: one or more hexadecimal digits.
+///
+/// Being nothing else, it is safe as part of a znode's path and on a log line. Its case is kept:
+/// znode names know the difference.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct BuildId(String);
+
+impl BuildId {
+    /// Takes `text` if it is a build id, else nothing.
+    pub(crate) fn new(text: &str) -> Option<Self> {
+        let hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        hex.then(|| Self(text.to_owned()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BuildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where an executor serves a build's log. Executors speak no TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Executor {
+    pub(crate) hostname: String,
+    pub(crate) port: u16,
+    /// The zone the executor is in, which need not be that of the queue: executors may take
+    /// unzoned builds as well.
+    pub(crate) zone: Option<String>,
+}
+
+/// What the queues know of one build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// No executor has taken it yet.
+    Waiting,
+    /// This executor has it.
+    On(Executor),
+}
+
+impl Build {
+    /// Reads a build request. An empty znode is no build, as upstream reads it.
+    ///
+    /// # Errors
+    /// Says what is wrong with a request that is no JSON object or whose `worker_info` cannot be
+    /// used.
+    pub(crate) fn from_json(json: &[u8]) -> Result<Option<Self>, String> {
+        if json.is_empty() {
+            return Ok(None);
+        }
+        let request: Value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        if !request.is_object() {
+            return Err("not a JSON object".to_owned());
+        }
+        let worker = match &request["worker_info"] {
+            Value::Null => return Ok(Some(Self::Waiting)),
+            Value::Object(worker) if worker.is_empty() => return Ok(Some(Self::Waiting)),
+            Value::Object(worker) => worker,
+            _ => return Err("worker_info is not an object".to_owned()),
+        };
+        let hostname = worker
+            .get("hostname")
+            .and_then(Value::as_str)
+            .filter(|hostname| !hostname.is_empty())
+            .ok_or("worker_info has no hostname")?;
+        let port = worker
+            .get("log_port")
+            .and_then(Value::as_u64)
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port != 0)
+            .ok_or("worker_info has no log_port between 1 and 65535")?;
+        let zone = match worker.get("zone") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(zone)) if zone.is_empty() => None,
+            Some(Value::String(zone)) => Some(zone.clone()),
+            Some(_) => return Err("worker_info has a zone that is not a string".to_owned()),
+        };
+        Ok(Some(Self::On(Executor { hostname: hostname.to_owned(), port, zone })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    /// A request with every key Zuul 14.3.0 writes, its trace id beyond 64 bits included.
+    fn request(worker_info: &str) -> String {
+        format!(
+            r#"{{"build_set_uuid": "a", "event_id": "b", "job_uuid": "c", "pipeline_name": "gate",
+            "precedence": 200, "result_path": null, "span_context": {{"span_id": 9007199254740993,
+            "trace_flags": 1, "trace_id": 170141183460469231731687303715884105727}},
+            "state": "running", "tenant_name": "t", "uuid": "d", "worker_info": {worker_info},
+            "zone": null}}"#
+        )
+    }
+
+    fn read(worker_info: &str) -> Result<Option<Build>, String> {
+        Build::from_json(request(worker_info).as_bytes())
+    }
+
+    #[test]
+    fn a_build_on_an_executor() {
+        let executor = |zone: Option<&str>| {
+            Ok(Some(Build::On(Executor {
+                hostname: "ze01".into(),
+                port: 7900,
+                zone: zone.map(str::to_owned),
+            })))
+        };
+        assert_eq!(
+            read(r#"{"hostname": "ze01", "log_port": 7900, "zone": "west"}"#),
+            executor(Some("west"))
+        );
+        for unzoned in [
+            r#"{"hostname": "ze01", "log_port": 7900, "zone": null}"#,
+            r#"{"hostname": "ze01", "log_port": 7900, "zone": ""}"#,
+            r#"{"hostname": "ze01", "log_port": 7900, "other": [1]}"#,
+        ] {
+            assert_eq!(read(unzoned), executor(None));
+        }
+        let least = br#"{"worker_info": {"hostname": "ze01", "log_port": 7900}}"#;
+        assert_eq!(Build::from_json(least), executor(None), "needs only what it uses");
+    }
+
+    #[test]
+    fn a_build_that_waits_or_is_not_there() {
+        assert_eq!(read("null"), Ok(Some(Build::Waiting)));
+        assert_eq!(read("{}"), Ok(Some(Build::Waiting)));
+        assert_eq!(Build::from_json(b"{}"), Ok(Some(Build::Waiting)));
+        assert_eq!(Build::from_json(b""), Ok(None));
+    }
+
+    #[test]
+    fn faults_are_named() {
+        for (worker_info, fault) in [
+            ("[]", "worker_info"),
+            (r#"{"log_port": 1}"#, "hostname"),
+            (r#"{"hostname": "", "log_port": 1}"#, "hostname"),
+            (r#"{"hostname": "h"}"#, "log_port"),
+            (r#"{"hostname": "h", "log_port": "7900"}"#, "log_port"),
+            (r#"{"hostname": "h", "log_port": 0}"#, "log_port"),
+            (r#"{"hostname": "h", "log_port": 65536}"#, "log_port"),
+            (r#"{"hostname": "h", "log_port": 1, "zone": 3}"#, "zone"),
+        ] {
+            let error = read(worker_info).unwrap_err();
+            assert!(error.contains(fault), "{worker_info}: {error}");
+        }
+        assert!(Build::from_json(b"\xff{").is_err());
+        assert!(Build::from_json(b"[]").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(json in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Build::from_json(&json);
+        }
+
+        #[test]
+        fn any_worker(hostname in "\\PC{0,20}", port in any::<i64>(), zone in "\\PC{0,9}") {
+            let request = json!({
+                "worker_info": {"hostname": hostname, "log_port": port, "zone": zone}
+            });
+            let read = Build::from_json(request.to_string().as_bytes());
+            let valid = !hostname.is_empty() && (1..=65535).contains(&port);
+            prop_assert_eq!(read.is_ok(), valid);
+            if let Ok(Some(Build::On(executor))) = read {
+                prop_assert_eq!(executor.hostname, hostname);
+                prop_assert_eq!(executor.port as i64, port);
+                prop_assert_eq!(executor.zone.unwrap_or_default(), zone);
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What the gateway knows of the system: its own entry, the other gateways, where a build runs.
+//!
+//! Two registries have the same interface: Zuul's, in ZooKeeper, and one in memory for
+//! `zuul-fingergw demo`. Either is split in two: a [`Registry`] answers questions and is handed
+//! to every connection; a [`Registration`] is this gateway's own entry, and belongs to the daemon.
+
+pub(crate) mod build;
+pub(crate) mod component;
+pub(crate) mod embedded;
+pub(crate) mod zookeeper;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::build::{Build, BuildId};
+use self::component::{Gateway, State};
+
+/// Answers where a build runs and which gateways there are. Cheap to clone.
+#[derive(Clone)]
+pub(crate) enum Registry {
+    /// Zuul's own.
+    ZooKeeper(Arc<zookeeper::Lookup>),
+    /// In this process.
+    Embedded(Arc<embedded::Embedded>),
+}
+
+/// Why the registry has no answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum LookupError {
+    /// ZooKeeper does not answer, or not in time.
+    Away,
+    /// The build's entry is there, but it cannot be understood: what is wrong with it.
+    Unreadable(String),
+}
+
+impl Registry {
+    /// Where `build` runs; `None` if no queue knows it. Answers within the look-up deadline.
+    pub(crate) async fn find_build(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.find_build(build).await,
+            Self::Embedded(embedded) => Ok(embedded.find_build(build)),
+        }
+    }
+
+    /// The gateways that can be dialed now, as last heard.
+    pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.gateways(),
+            Self::Embedded(embedded) => embedded.gateways(),
+        }
+    }
+}
+
+/// Where this gateway's own entry stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// No session yet.
+    Connecting,
+    /// The entry is there, under this name.
+    Registered(String),
+    /// The connection is gone, the session and the entry may still live.
+    ConnectionLost,
+    /// The session is gone and the entry with it; a new one is on its way.
+    SessionLost,
+    /// The entry has been taken out, as asked.
+    Withdrawn,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connecting => f.write_str("connecting"),
+            Self::Registered(name) => write!(f, "registered as {name}"),
+            Self::ConnectionLost => f.write_str("connection lost"),
+            Self::SessionLost => f.write_str("session lost"),
+            Self::Withdrawn => f.write_str("withdrawn"),
+        }
+    }
+}
+
+/// This gateway's own entry: kept in the registry by a task, for as long as this lives.
+pub(crate) struct Registration {
+    wanted: watch::Sender<State>,
+    standing: watch::Receiver<Standing>,
+    close: CancellationToken,
+    keeper: JoinHandle<()>,
+}
+
+impl Registration {
+    /// Says that the gateway serves.
+    pub(crate) fn running(&self) {
+        self.wanted.send_replace(State::Running);
+    }
+
+    /// Follows where the entry stands.
+    pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+
+    /// Takes the entry out: `stopped`, then gone. Look-ups go on. Waits for it up to `patience`
+    /// and says whether it is out; if not, it goes with the session.
+    pub(crate) async fn withdraw(&mut self, patience: Duration) -> bool {
+        self.wanted.send_replace(State::Stopped);
+        let withdrawn = self.standing.wait_for(|standing| *standing == Standing::Withdrawn);
+        matches!(tokio::time::timeout(patience, withdrawn).await, Ok(Ok(_)))
+    }
+
+    /// Ends the session with the registry, waiting for it up to `patience`.
+    pub(crate) async fn close(self, patience: Duration) {
+        self.close.cancel();
+        // Past its patience the task ends with the process, and the session by its timeout.
+        let _ = tokio::time::timeout(patience, self.keeper).await;
+    }
+}
+
+/// The keeper's end of a [`Registration`].
+struct Orders {
+    wanted: watch::Receiver<State>,
+    standing: watch::Sender<Standing>,
+    close: CancellationToken,
+}
+
+/// Makes a registration kept by the task that `keeper` makes of its orders.
+fn registration<Keeper>(keeper: impl FnOnce(Orders) -> Keeper) -> Registration
+where
+    Keeper: Future<Output = ()> + Send + 'static,
+{
+    let (wanted, wanted_seen) = watch::channel(State::Initializing);
+    let (standing, standing_seen) = watch::channel(Standing::Connecting);
+    let close = CancellationToken::new();
+    let orders = Orders { wanted: wanted_seen, standing, close: close.clone() };
+    let keeper = tokio::spawn(keeper(orders));
+    Registration { wanted, standing: standing_seen, close, keeper }
+}

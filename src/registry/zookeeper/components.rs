@@ -1,0 +1,166 @@
+//! The other components, followed by watches: which gateways there are, which data model they all
+//! speak.
+//!
+//! One-shot watches, as any ZooKeeper server knows them: on the list of kinds, on each kind's
+//! list, on each entry. The client sets them again after a reconnection. What an event says is
+//! never used but as a reason to read again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+use zookeeper_client::{Client, Error, EventType, WatchedEvent};
+
+use super::{Lookup, persist};
+use crate::registry::component::{self, Component, FINGERGW};
+
+/// The parent of one node per kind of component.
+pub(super) const COMPONENTS: &str = "/zuul/components";
+
+/// What our own entry depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Snapshot {
+    /// The data model to announce.
+    pub(super) model_api: u64,
+    /// The names of all gateways' entries, ours among them.
+    pub(super) gateways: BTreeSet<String>,
+}
+
+/// Follows the components until the session ends, and says why it ended.
+pub(super) async fn follow(
+    client: &Client,
+    snapshot: &watch::Sender<Option<Snapshot>>,
+    lookup: &Lookup,
+) -> Error {
+    let mut view = View { client, kinds: BTreeMap::new(), watches: JoinSet::new() };
+    if let Err(error) = view.read_kinds().await {
+        return error;
+    }
+    loop {
+        let gateways = view.entries().filter_map(|(_, entry)| entry.gateway.clone()).collect();
+        lookup.set_gateways(gateways);
+        let fresh = Some(view.snapshot());
+        snapshot.send_if_modified(|snapshot| {
+            let modified = *snapshot != fresh;
+            *snapshot = fresh;
+            modified
+        });
+        let event = match view.watches.join_next().await {
+            Some(Ok(event)) => event,
+            // Neither can happen: the list of kinds is always watched, and a watch does not panic.
+            Some(Err(_)) | None => return Error::UnexpectedError("a watch ended".to_owned()),
+        };
+        if let Err(error) = view.heed(&event).await {
+            return error;
+        }
+    }
+}
+
+/// The registry as last read. An entry that cannot be understood is kept as `None`, so that it is
+/// known to be watched.
+struct View<'a> {
+    client: &'a Client,
+    kinds: BTreeMap<String, BTreeMap<String, Option<Component>>>,
+    watches: JoinSet<WatchedEvent>,
+}
+
+impl View<'_> {
+    fn entries(&self) -> impl Iterator<Item = (&str, &Component)> {
+        self.kinds.iter().flat_map(|(kind, entries)| {
+            entries.values().flatten().map(move |entry| (kind.as_str(), entry))
+        })
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let models = self.entries().map(|(kind, entry)| (kind, entry.model_api));
+        let gateways = self.kinds.get(FINGERGW);
+        Snapshot {
+            model_api: component::model_api(models),
+            gateways: gateways.into_iter().flat_map(|names| names.keys().cloned()).collect(),
+        }
+    }
+
+    /// Reads again what `event` says has changed.
+    async fn heed(&mut self, event: &WatchedEvent) -> Result<(), Error> {
+        if event.event_type == EventType::Session {
+            // One-shot watches tell only of a session that has ended.
+            return Err(Error::SessionExpired);
+        }
+        debug!(path = event.path, event = %event.event_type, "component registry changed");
+        let below = event.path.strip_prefix(COMPONENTS).unwrap_or_default();
+        match below.split('/').skip(1).collect::<Vec<_>>()[..] {
+            [] => self.read_kinds().await,
+            [kind] => self.read_kind(&kind.to_owned()).await,
+            [kind, name, ..] => {
+                let (kind, name) = (kind.to_owned(), name.to_owned());
+                self.read_entries(&kind, &[name]).await
+            }
+        }
+    }
+
+    async fn read_kinds(&mut self) -> Result<(), Error> {
+        let (client, options) = (self.client, super::entry::DIRECTORY);
+        let own = format!("{COMPONENTS}/{FINGERGW}");
+        persist(|| client.mkdir(&own, &options)).await?;
+        let (kinds, _, watcher) = persist(|| client.get_and_watch_children(COMPONENTS)).await?;
+        self.watches.spawn(watcher.changed());
+        self.kinds.retain(|kind, _| kinds.contains(kind));
+        for kind in kinds {
+            if !self.kinds.contains_key(&kind) {
+                self.read_kind(&kind).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_kind(&mut self, kind: &String) -> Result<(), Error> {
+        let (client, path) = (self.client, format!("{COMPONENTS}/{kind}"));
+        let names = match persist(|| client.get_and_watch_children(&path)).await {
+            Err(Error::NoNode) => {
+                self.kinds.remove(kind);
+                return Ok(());
+            }
+            read => {
+                let (names, _, watcher) = read?;
+                self.watches.spawn(watcher.changed());
+                names
+            }
+        };
+        let entries = self.kinds.entry(kind.clone()).or_default();
+        entries.retain(|name, _| names.contains(name));
+        let fresh: Vec<_> = names.into_iter().filter(|name| !entries.contains_key(name)).collect();
+        self.read_entries(kind, &fresh).await
+    }
+
+    /// Reads the entries `names`, all at once, and watches each.
+    async fn read_entries(&mut self, kind: &str, names: &[String]) -> Result<(), Error> {
+        let client = self.client;
+        let paths: Vec<_> =
+            names.iter().map(|name| format!("{COMPONENTS}/{kind}/{name}")).collect();
+        // A future that is made is a request that is sent.
+        let reads: Vec<_> = paths.iter().map(|path| client.get_and_watch_data(path)).collect();
+        for ((name, path), read) in names.iter().zip(&paths).zip(reads) {
+            let read = match read.await {
+                Err(error) if super::is_connection_loss(&error) => {
+                    persist(|| client.get_and_watch_data(path)).await
+                }
+                read => read,
+            };
+            let entries = self.kinds.entry(kind.to_owned()).or_default();
+            match read {
+                Err(Error::NoNode) => {
+                    entries.remove(name);
+                }
+                Err(error) => return Err(error),
+                Ok((json, _, watcher)) => {
+                    self.watches.spawn(watcher.changed());
+                    let entry = Component::from_json(kind, name, &json)
+                        .inspect_err(|fault| warn!(path, fault, "component entry ignored"));
+                    entries.insert(name.clone(), entry.ok());
+                }
+            }
+        }
+        Ok(())
+    }
+}

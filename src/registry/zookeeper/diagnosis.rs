@@ -1,0 +1,60 @@
+//! Why no session with ZooKeeper comes about, in words an operator can act on.
+//!
+//! The ZooKeeper client reports "no available hosts" whatever the cause, so a failed attempt is
+//! followed by one look of our own at each server: name, connection, TLS.
+
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+/// How long one server is looked at.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a server is given to refuse our certificate: in TLS 1.3 it says so only after the
+/// handshake is over for us (RFC 8446, section 4.4.2.4). One that accepts it stays silent.
+const REFUSAL: Duration = Duration::from_millis(500);
+
+/// Looks at the servers of one ZooKeeper.
+pub(crate) struct Diagnosis {
+    servers: Vec<(String, u16)>,
+    connector: TlsConnector,
+}
+
+impl Diagnosis {
+    pub(crate) fn new(servers: Vec<(String, u16)>, connector: TlsConnector) -> Self {
+        Self { servers, connector }
+    }
+
+    /// One phrase for each server.
+    pub(super) async fn why(&self) -> String {
+        let mut causes = Vec::new();
+        for (host, port) in &self.servers {
+            let cause = match timeout(PATIENCE, self.look(host, *port)).await {
+                Ok(Ok(())) => {
+                    "answers, but gives no session (no quorum? chroot missing?)".to_owned()
+                }
+                Ok(Err(cause)) => cause,
+                Err(_) => format!("no answer within {PATIENCE:?}"),
+            };
+            causes.push(format!("{host}:{port}: {cause}"));
+        }
+        causes.join("; ")
+    }
+
+    async fn look(&self, host: &str, port: u16) -> Result<(), String> {
+        let stream = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+        let mut stream =
+            self.connector.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))?;
+        match timeout(REFUSAL, stream.read_u8()).await {
+            Ok(Err(error)) => {
+                Err(format!("TLS: closed by the server ({error}); does it trust our certificate?"))
+            }
+            Ok(Ok(_)) | Err(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Our own entry: made once a session, kept true, taken out on order.
+//!
+//! Rules of Zuul's readers (`zuul/zk/components.py`): the name is an ephemeral sequence below
+//! `/zuul/components/fingergw/`, changes are written in place (a reader ignores a version that is
+//! not higher), a new session means a new node.
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
+
+use super::components::{COMPONENTS, Snapshot};
+use super::{is_connection_loss, persist};
+use crate::registry::Standing;
+use crate::registry::component::{Announcement, FINGERGW, MODEL_API, State};
+
+/// Zuul sets no ACLs: who holds a client certificate of ZooKeeper's CA may do everything.
+pub(super) const DIRECTORY: CreateOptions<'static> =
+    CreateMode::Persistent.with_acls(Acls::anyone_all());
+const ENTRY: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
+
+/// An entry that is there.
+struct Entry {
+    name: String,
+    /// What it says of our state and data model; unknown for one that was adopted.
+    written: Option<(State, u64)>,
+    /// Whether the followed registry has shown it yet; from then on its absence means that
+    /// somebody took it out.
+    seen: bool,
+}
+
+/// Keeps the entry as `wanted` and the other components say. Ends only with the session.
+pub(super) async fn keep(
+    client: &Client,
+    announcement: &Announcement,
+    mut wanted: watch::Receiver<State>,
+    mut snapshot: watch::Receiver<Option<Snapshot>>,
+    standing: &watch::Sender<Standing>,
+) -> Error {
+    let mut entry = None;
+    loop {
+        let state = *wanted.borrow_and_update();
+        let others = snapshot.borrow_and_update().clone();
+        let step = match others {
+            _ if state == State::Stopped => {
+                withdraw(client, announcement, entry.take()).await.map(|()| {
+                    standing.send_replace(Standing::Withdrawn);
+                })
+            }
+            // Not before it is known which data model the system speaks.
+            None => Ok(()),
+            Some(others) => {
+                renew(client, announcement, &mut entry, state, &others).await.map(|name| {
+                    let fresh = Standing::Registered(name);
+                    if *standing.borrow() != fresh {
+                        info!("{fresh}");
+                        standing.send_replace(fresh);
+                    }
+                })
+            }
+        };
+        if let Err(error) = step {
+            return error;
+        }
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return Error::ClientClosed },
+            changed = snapshot.changed() => if changed.is_err() { return Error::ClientClosed },
+        }
+    }
+}
+
+/// Makes the entry or brings it up to date; returns its name.
+async fn renew(
+    client: &Client,
+    announcement: &Announcement,
+    entry: &mut Option<Entry>,
+    state: State,
+    others: &Snapshot,
+) -> Result<String, Error> {
+    if let Some(ours) = entry {
+        let listed = others.gateways.contains(&ours.name);
+        if ours.seen && !listed {
+            warn!(name = ours.name, "our entry was taken out by somebody; registering again");
+            *entry = None;
+        } else {
+            ours.seen = listed;
+        }
+    }
+    let current = Some((state, others.model_api));
+    let content = announcement.to_json(state, others.model_api);
+    loop {
+        if let Some(ours) = entry {
+            if ours.written == current {
+                return Ok(ours.name.clone());
+            }
+            let path = path_of(&ours.name);
+            match persist(|| client.set_data(&path, content.as_bytes(), None)).await {
+                Ok(_) => ours.written = current,
+                Err(Error::NoNode) => *entry = None,
+                Err(error) => return Err(error),
+            }
+        } else {
+            *entry = Some(create(client, &announcement.hostname, &content, current).await?);
+        }
+    }
+}
+
+/// Makes one entry, and only one: where the connection broke before the answer, the entry of this
+/// session is looked for before another is made.
+async fn create(
+    client: &Client,
+    hostname: &str,
+    content: &str,
+    written: Option<(State, u64)>,
+) -> Result<Entry, Error> {
+    let prefix = path_of(hostname);
+    loop {
+        match client.create(&prefix, content.as_bytes(), &ENTRY).await {
+            Ok((_, sequence)) => {
+                return Ok(Entry { name: format!("{hostname}{sequence}"), written, seen: false });
+            }
+            Err(error) if is_connection_loss(&error) => {
+                if let Some(name) = own_entry(client, hostname).await? {
+                    return Ok(Entry { name, written: None, seen: false });
+                }
+            }
+            Err(Error::NoNode) => {
+                let directory = format!("{COMPONENTS}/{FINGERGW}");
+                persist(|| client.mkdir(&directory, &DIRECTORY)).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The entry that belongs to this session, if there is one.
+async fn own_entry(client: &Client, hostname: &str) -> Result<Option<String>, Error> {
+    let directory = format!("{COMPONENTS}/{FINGERGW}");
+    let names = persist(|| client.list_children(&directory)).await?;
+    for name in names.into_iter().filter(|name| name.starts_with(hostname)) {
+        let path = path_of(&name);
+        let stat = persist(|| client.check_stat(&path)).await?;
+        if stat.is_some_and(|stat| stat.ephemeral_owner == client.session_id().0) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// Says `stopped`, then takes the entry out.
+async fn withdraw(
+    client: &Client,
+    announcement: &Announcement,
+    entry: Option<Entry>,
+) -> Result<(), Error> {
+    let Some(entry) = entry else { return Ok(()) };
+    let path = path_of(&entry.name);
+    // Going away must not change what the system speaks.
+    let model_api = entry.written.map_or(MODEL_API, |(_, model_api)| model_api);
+    let content = announcement.to_json(State::Stopped, model_api);
+    for step in [
+        persist(|| client.set_data(&path, content.as_bytes(), None)).await.map(|_| ()),
+        persist(|| client.delete(&path, None)).await,
+    ] {
+        match step {
+            Ok(()) | Err(Error::NoNode) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    info!(name = entry.name, "entry taken out of the component registry");
+    Ok(())
+}
+
+fn path_of(name: &str) -> String {
+    format!("{COMPONENTS}/{FINGERGW}/{name}")
+}

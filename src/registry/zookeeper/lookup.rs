@@ -1,0 +1,217 @@
+//! Where a build runs: all zones and the unzoned queue asked in one round trip.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use zookeeper_client::{Client, Error, MultiReadResult};
+
+use crate::registry::LookupError;
+use crate::registry::build::{Build, BuildId};
+use crate::registry::component::Gateway;
+
+/// The parent of one node per zone (`zuul/zk/executor.py`).
+const ZONES: &str = "/zuul/executor/zones";
+const UNZONED: &str = "/zuul/executor/unzoned";
+
+/// How long the end of a session is waited for.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Answers from the current session, if there is one.
+pub(crate) struct Lookup {
+    client: watch::Sender<Option<Client>>,
+    gateways: watch::Sender<Arc<[Gateway]>>,
+    /// The zones of the last look-up: what the next one asks. Each look-up lists the zones again
+    /// in the same round trip and asks those it did not know in a second one, so this may be old.
+    zones: watch::Sender<Arc<[String]>>,
+    /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
+    multi_read: AtomicBool,
+    timeout: Duration,
+}
+
+impl Lookup {
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self {
+            client: watch::Sender::new(None),
+            gateways: watch::Sender::new(Arc::from([])),
+            zones: watch::Sender::new(Arc::from([])),
+            multi_read: AtomicBool::new(true),
+            timeout,
+        }
+    }
+
+    pub(super) fn begin_session(&self, client: Client) {
+        self.client.send_replace(Some(client));
+        self.multi_read.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_session(&self) -> bool {
+        self.client.borrow().is_some()
+    }
+
+    pub(super) fn forget_session(&self) {
+        self.client.send_replace(None);
+    }
+
+    /// Ends the session and waits a moment for ZooKeeper to know.
+    pub(super) async fn end_session(&self) {
+        let Some(client) = self.client.send_replace(None) else { return };
+        let mut states = client.state_watcher();
+        drop(client);
+        let ended = async { while !states.changed().await.is_terminated() {} };
+        // Not ended in time: it ends by its timeout, and the entry is out already.
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, ended).await;
+    }
+
+    pub(super) fn set_gateways(&self, gateways: Arc<[Gateway]>) {
+        self.gateways.send_replace(gateways);
+    }
+
+    pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
+        self.gateways.borrow().clone()
+    }
+
+    pub(crate) async fn find_build(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
+        let client = self.client.borrow().clone().ok_or(LookupError::Away)?;
+        match tokio::time::timeout(self.timeout, self.find(&client, build)).await {
+            Ok(found) => found,
+            Err(_) => Err(LookupError::Away),
+        }
+    }
+
+    async fn find(&self, client: &Client, build: &BuildId) -> Result<Option<Build>, LookupError> {
+        let known = self.zones.borrow().clone();
+        let mut paths: Vec<String> = known.iter().map(|zone| request_in(zone, build)).collect();
+        paths.push(format!("{UNZONED}/requests/{build}"));
+        let (zones, requests) = self.read(client, Some(ZONES), &paths).await?;
+        let found = first(requests);
+        if matches!(found, Ok(Some(_))) {
+            return found;
+        }
+        let fresh: Vec<String> = zones
+            .iter()
+            .filter(|zone| !known.contains(zone))
+            .map(|zone| request_in(zone, build))
+            .collect();
+        if zones.len() != known.len() || !fresh.is_empty() {
+            self.zones.send_replace(zones.into());
+        }
+        if fresh.is_empty() {
+            return found;
+        }
+        let (_, requests) = self.read(client, None, &fresh).await?;
+        match first(requests) {
+            Ok(None) => found,
+            elsewhere => elsewhere,
+        }
+    }
+
+    /// Reads the children of `directory` and the data of `paths`, missing nodes as empty.
+    async fn read(
+        &self,
+        client: &Client,
+        directory: Option<&str>,
+        paths: &[String],
+    ) -> Result<(Vec<String>, Vec<Vec<u8>>), LookupError> {
+        loop {
+            let multi_read = self.multi_read.load(Ordering::Relaxed);
+            let answer = if multi_read {
+                read_at_once(client, directory, paths).await
+            } else {
+                read_pipelined(client, directory, paths).await
+            };
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(Error::Unimplemented) if multi_read => {
+                    self.multi_read.store(false, Ordering::Relaxed);
+                }
+                Err(error) if super::is_connection_loss(&error) => {}
+                Err(_) => return Err(LookupError::Away),
+            }
+        }
+    }
+}
+
+fn request_in(zone: &str, build: &BuildId) -> String {
+    format!("{ZONES}/{zone}/requests/{build}")
+}
+
+/// The first build among `requests`. A request that cannot be read matters only if there is no
+/// other one.
+fn first(requests: Vec<Vec<u8>>) -> Result<Option<Build>, LookupError> {
+    let mut fault = None;
+    for request in requests {
+        match Build::from_json(&request) {
+            Ok(Some(build)) => return Ok(Some(build)),
+            Ok(None) => {}
+            Err(error) => fault = fault.or(Some(error)),
+        }
+    }
+    fault.map_or(Ok(None), |fault| Err(LookupError::Unreadable(fault)))
+}
+
+type Answer = Result<(Vec<String>, Vec<Vec<u8>>), Error>;
+
+/// One multi-read (ZooKeeper 3.6 and later).
+async fn read_at_once(client: &Client, directory: Option<&str>, paths: &[String]) -> Answer {
+    let mut reader = client.new_multi_reader();
+    if let Some(directory) = directory {
+        reader.add_get_children(directory)?;
+    }
+    for path in paths {
+        reader.add_get_data(path)?;
+    }
+    let (mut children, mut data) = (Vec::new(), Vec::with_capacity(paths.len()));
+    for (index, result) in reader.commit().await?.into_iter().enumerate() {
+        let listing = directory.is_some() && index == 0;
+        match result {
+            MultiReadResult::Children { children: names } => children = names,
+            MultiReadResult::Data { data: content, .. } => data.push(content),
+            MultiReadResult::Error { err: Error::NoNode } if listing => {}
+            MultiReadResult::Error { err: Error::NoNode } => data.push(Vec::new()),
+            MultiReadResult::Error { err } => return Err(err),
+            _ => return Err(Error::Unimplemented),
+        }
+    }
+    Ok((children, data))
+}
+
+/// Single reads, all on their way before the first answer: the client sends a request when its
+/// future is made.
+async fn read_pipelined(client: &Client, directory: Option<&str>, paths: &[String]) -> Answer {
+    let listing = directory.map(|directory| client.list_children(directory));
+    let reads: Vec<_> = paths.iter().map(|path| client.get_data(path)).collect();
+    let children = match listing {
+        None => Vec::new(),
+        Some(listing) => match listing.await {
+            Err(Error::NoNode) => Vec::new(),
+            names => names?,
+        },
+    };
+    let mut data = Vec::with_capacity(paths.len());
+    for read in reads {
+        data.push(match read.await {
+            Err(Error::NoNode) => Vec::new(),
+            content => content?.0,
+        });
+    }
+    Ok((children, data))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WAITING: &[u8] = br#"{"worker_info": null}"#;
+
+    #[test]
+    fn the_first_request_that_can_be_read_counts() {
+        let first = |requests: &[&[u8]]| first(requests.iter().map(|r| r.to_vec()).collect());
+        assert_eq!(first(&[]), Ok(None));
+        assert_eq!(first(&[b"", b""]), Ok(None));
+        assert_eq!(first(&[b"", WAITING]), Ok(Some(Build::Waiting)));
+        assert_eq!(first(&[b"garbage", WAITING]), Ok(Some(Build::Waiting)), "garbage elsewhere");
+        assert!(matches!(first(&[b"", b"garbage", b""]), Err(LookupError::Unreadable(_))));
+    }
+}

@@ -1,0 +1,205 @@
+//! Zuul's registry in ZooKeeper: one session after the other, for as long as the gateway lives.
+//!
+//! [`register`] starts a task that connects, hands the session to [`Lookup`], follows the other
+//! components ([`components`]) and keeps our own entry ([`entry`]). A lost session is terminal for
+//! a client, so the task makes a new one; streams that run know nothing of it.
+
+mod components;
+mod diagnosis;
+mod entry;
+mod lookup;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+use zookeeper_client::{Client, Error, SessionState};
+
+pub(crate) use self::diagnosis::Diagnosis;
+pub(crate) use self::lookup::Lookup;
+
+use super::component::{Announcement, State};
+use super::{Orders, Registration, Registry, Standing, registration};
+
+/// How to reach ZooKeeper.
+pub(crate) struct Settings {
+    /// `host:port,...`, a chroot behind the last.
+    pub(crate) hosts: String,
+    /// The chain and names to trust, and who we are.
+    pub(crate) tls: zookeeper_client::TlsOptions,
+    /// Finds out why no session comes about.
+    pub(crate) diagnosis: Diagnosis,
+    /// The session timeout asked for; the server may grant another.
+    pub(crate) session_timeout: Duration,
+    /// How long one look-up may take.
+    pub(crate) lookup_timeout: Duration,
+}
+
+/// The longest wait between two tries to get a session. With the jitter, fifty gateways that lost
+/// ZooKeeper in the same moment do not come back in one.
+const RETRY_MAX: Duration = Duration::from_secs(8);
+const RETRY_MIN: Duration = Duration::from_millis(250);
+
+/// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
+/// questions from it.
+pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Registry, Registration) {
+    let lookup = Arc::new(Lookup::new(settings.lookup_timeout));
+    let registry = Registry::ZooKeeper(Arc::clone(&lookup));
+    let registration =
+        registration(|orders| Keeper { settings, announcement, lookup, orders }.run());
+    (registry, registration)
+}
+
+/// Owns the sessions.
+struct Keeper {
+    settings: Settings,
+    announcement: Announcement,
+    lookup: Arc<Lookup>,
+    orders: Orders,
+}
+
+impl Keeper {
+    async fn run(self) {
+        let close = self.orders.close.clone();
+        let sessions = async || -> Infallible {
+            let mut wait = RETRY_MIN;
+            let mut said = false;
+            loop {
+                match self.connect().await {
+                    Ok(client) => {
+                        (wait, said) = (RETRY_MIN, false);
+                        self.serve(client).await;
+                    }
+                    Err(error) if said => debug!(%error, "ZooKeeper still gives no session"),
+                    Err(error) => {
+                        said = true;
+                        let cause = self.settings.diagnosis.why().await;
+                        warn!(
+                            hosts = self.settings.hosts, %error, %cause,
+                            "no session with ZooKeeper; not ready, trying on"
+                        );
+                    }
+                }
+                tokio::time::sleep(jittered(wait)).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+        };
+        tokio::select! {
+            () = close.cancelled() => {}
+            never = sessions() => match never {},
+            never = self.withdraw_without_session() => match never {},
+        }
+        self.lookup.end_session().await;
+    }
+
+    /// One try at every server.
+    async fn connect(&self) -> Result<Client, Error> {
+        Client::connector()
+            .with_session_timeout(self.settings.session_timeout)
+            .with_tls(self.settings.tls.clone())
+            .with_fail_eagerly()
+            .secure_connect(&self.settings.hosts)
+            .await
+    }
+
+    /// Lives one session to its end.
+    async fn serve(&self, client: Client) {
+        info!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
+        self.lookup.begin_session(client.clone());
+        let (snapshot, snapshot_seen) = watch::channel(None);
+        let standing = &self.orders.standing;
+        let end = tokio::select! {
+            error = components::follow(&client, &snapshot, &self.lookup) => error,
+            error = entry::keep(&client, &self.announcement, self.orders.wanted.clone(), snapshot_seen, standing) => error,
+            error = follow_connection(&client, standing) => error,
+        };
+        self.lookup.forget_session();
+        if *self.orders.wanted.borrow() == State::Stopped {
+            standing.send_replace(Standing::Withdrawn);
+        } else {
+            standing.send_replace(Standing::SessionLost);
+            warn!(error = %end, "session with ZooKeeper lost, and our entry with it; starting a new one");
+        }
+    }
+
+    /// Fulfils an order to withdraw that comes when there is no session: nothing holds an entry.
+    async fn withdraw_without_session(&self) -> Infallible {
+        let mut wanted = self.orders.wanted.clone();
+        if wanted.wait_for(|state| *state == State::Stopped).await.is_ok()
+            && !self.lookup.has_session()
+        {
+            self.orders.standing.send_replace(Standing::Withdrawn);
+        }
+        std::future::pending().await
+    }
+}
+
+/// Tells losses of the connection apart from those of the session. Ends with the session.
+///
+/// After a reconnection [`entry::keep`] has the word: only it knows that our entry is still there.
+async fn follow_connection(client: &Client, standing: &watch::Sender<Standing>) -> Error {
+    let mut states = client.state_watcher();
+    let mut registered = None;
+    loop {
+        match states.changed().await {
+            SessionState::Disconnected => {
+                if let Standing::Registered(name) = &*standing.borrow() {
+                    registered = Some(name.clone());
+                }
+                standing.send_if_modified(|standing| {
+                    let lost = matches!(standing, Standing::Registered(_));
+                    if lost {
+                        *standing = Standing::ConnectionLost;
+                    }
+                    lost
+                });
+                warn!(
+                    "connection to ZooKeeper lost; running streams go on, new ones may be refused"
+                );
+            }
+            SessionState::SyncConnected | SessionState::ConnectedReadOnly => {
+                info!("connection to ZooKeeper is back within the session");
+                if let Some(name) = registered.take() {
+                    standing.send_if_modified(|standing| {
+                        let back = *standing == Standing::ConnectionLost;
+                        if back {
+                            *standing = Standing::Registered(name);
+                        }
+                        back
+                    });
+                }
+            }
+            SessionState::Expired => return Error::SessionExpired,
+            SessionState::AuthFailed => return Error::AuthFailed,
+            SessionState::Closed => return Error::ClientClosed,
+        }
+    }
+}
+
+/// Repeats `operation` over losses of the connection, as long as the session lives.
+///
+/// It cannot spin: a request made without a connection waits in the client for the next one.
+async fn persist<T, Operation>(mut operation: impl FnMut() -> Operation) -> Result<T, Error>
+where
+    Operation: Future<Output = Result<T, Error>>,
+{
+    loop {
+        match operation().await {
+            Err(error) if is_connection_loss(&error) => debug!(%error, "asking ZooKeeper again"),
+            result => return result,
+        }
+    }
+}
+
+/// Whether `error` says that the connection broke with the answer outstanding. The client hands on
+/// whatever ended the connection, I/O errors and its own time-outs as `Custom` ones.
+fn is_connection_loss(error: &Error) -> bool {
+    matches!(error, Error::ConnectionLoss | Error::Custom(_) | Error::Timeout)
+}
+
+/// `wait` and up to as much again.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(1.0 + fastrand::f64())
+}

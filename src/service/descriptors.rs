@@ -1,0 +1,49 @@
+//! The limit of open files, and how many connections fit below it.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::warn;
+
+/// Two for each stream: the client's and the next hop's.
+const PER_CONNECTION: u64 = 2;
+
+/// Kept free for listeners, ZooKeeper, logs and refusals.
+const RESERVE: u64 = 100;
+
+/// Raises the limit of open files as far as it may be raised, and returns how many of the wanted
+/// `connections` fit below it.
+pub(crate) fn budget(connections: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    // Refused where it is raised already; the current one is what counts then.
+    let _ = setrlimit(Resource::Nofile, raised);
+    let Some(files) = getrlimit(Resource::Nofile).current else { return connections };
+    let fitting = fitting(files);
+    if connections > fitting {
+        warn!(
+            files,
+            wanted = connections,
+            allowed = fitting,
+            "limit of open files (LimitNOFILE, ulimit -n) is too low for limits.connections"
+        );
+    }
+    connections.min(fitting)
+}
+
+fn fitting(files: u64) -> usize {
+    let connections = files.saturating_sub(RESERVE).max(files / 2) / PER_CONNECTION;
+    usize::try_from(connections).unwrap_or(usize::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fitting;
+
+    #[test]
+    fn a_reserve_is_kept() {
+        assert_eq!(fitting(65_536), 32_718);
+        assert_eq!(fitting(1024), 462);
+        assert_eq!(fitting(100), 25, "half of very little");
+        assert_eq!(fitting(0), 1);
+        assert_eq!(fitting(u64::MAX) as u64, (u64::MAX - 100) / 2);
+    }
+}

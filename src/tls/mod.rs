@@ -1,0 +1,33 @@
+//! TLS for both sides of the gateway: one provider, certificates from PEM, a server and a client
+//! configuration.
+
+mod client;
+mod identity;
+mod server;
+
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+pub(crate) use self::client::connector;
+pub(crate) use self::identity::{Files, Identity, zookeeper};
+pub(crate) use self::server::{ClientCertificate, acceptor};
+
+/// The cryptography of every connection, ZooKeeper's included.
+///
+/// X25519 first and without a post-quantum share: such a ClientHello is longer than one TCP
+/// segment, and proxies that look for the SNI in their first read miss it.
+fn provider() -> Arc<CryptoProvider> {
+    use aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519};
+    Arc::new(CryptoProvider {
+        kx_groups: vec![X25519, SECP256R1, SECP384R1],
+        ..aws_lc_rs::default_provider()
+    })
+}
+
+/// Makes [`provider`] the process's default, which the ZooKeeper client uses. Call before anything
+/// else uses TLS; later calls change nothing.
+pub(crate) fn install_provider() {
+    // An error says that a default is there already: this one, from an earlier call.
+    let _ = Arc::unwrap_or_clone(provider()).install_default();
+}
