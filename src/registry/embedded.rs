@@ -1,8 +1,10 @@
 //! A registry in this process, for `zuul-fingergw demo`: the same interface as ZooKeeper's.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::watch;
 
 use super::build::{Build, BuildId};
 use super::component::{Announcement, Component, FINGERGW, Gateway, MODEL_API, State};
@@ -11,23 +13,34 @@ use super::{Orders, Registration, Standing, registration};
 /// The entries of one small system.
 #[derive(Default)]
 pub(crate) struct Embedded {
-    builds: Mutex<HashMap<BuildId, Build>>,
-    components: Mutex<HashMap<String, Component>>,
+    builds: watch::Sender<HashMap<BuildId, Build>>,
+    components: watch::Sender<HashMap<String, Component>>,
     sequence: AtomicU64,
 }
 
 impl Embedded {
     /// Adds a build.
     pub(crate) fn add_build(&self, id: BuildId, build: Build) {
-        lock(&self.builds).insert(id, build);
+        self.builds.send_modify(|builds| {
+            builds.insert(id, build);
+        });
     }
 
     pub(super) fn find_build(&self, id: &BuildId) -> Option<Build> {
-        lock(&self.builds).get(id).cloned()
+        self.builds.borrow().get(id).cloned()
     }
 
     pub(super) fn gateways(&self) -> Arc<[Gateway]> {
-        lock(&self.components).values().filter_map(|entry| entry.gateway.clone()).collect()
+        self.components.borrow().values().filter_map(|entry| entry.gateway.clone()).collect()
+    }
+
+    /// Waits until `count` gateways can be dialed.
+    pub(crate) async fn until_gateways(&self, count: usize) {
+        let dialable = |components: &HashMap<String, Component>| {
+            components.values().filter(|entry| entry.gateway.is_some()).count()
+        };
+        // Cannot fail: the sender is ours.
+        let _ = self.components.subscribe().wait_for(|now| dialable(now) >= count).await;
     }
 
     /// Registers a gateway, as [`super::zookeeper::register`] does.
@@ -41,26 +54,26 @@ impl Embedded {
         let name = format!("{}{sequence:010}", announcement.hostname);
         loop {
             let state = *orders.wanted.borrow_and_update();
-            if state == State::Stopped {
-                lock(&self.components).remove(&name);
-                orders.standing.send_replace(Standing::Withdrawn);
+            let standing = if state == State::Stopped {
+                self.components.send_modify(|components| {
+                    components.remove(&name);
+                });
+                Standing::Withdrawn
             } else {
                 // Through the same text as ZooKeeper's, so that the demo shows what peers read.
                 let json = announcement.to_json(state, MODEL_API);
                 let entry = Component::from_json(FINGERGW, &name, json.as_bytes())
                     .expect("our own entry can be read");
-                lock(&self.components).insert(name.clone(), entry);
-                orders.standing.send_replace(Standing::Registered(name.clone()));
-            }
+                self.components.send_modify(|components| {
+                    components.insert(name.clone(), entry);
+                });
+                Standing::Registered(name.clone())
+            };
+            orders.standing.send_replace(standing);
             tokio::select! {
                 changed = orders.wanted.changed() => if changed.is_err() { return },
                 () = orders.close.cancelled() => return,
             }
         }
     }
-}
-
-/// The maps are whole between any two statements, so a poisoned lock is as good as any.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

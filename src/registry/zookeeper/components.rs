@@ -46,10 +46,9 @@ pub(super) async fn follow(
             *snapshot = fresh;
             modified
         });
-        let event = match view.watches.join_next().await {
-            Some(Ok(event)) => event,
-            // Neither can happen: the list of kinds is always watched, and a watch does not panic.
-            Some(Err(_)) | None => return Error::UnexpectedError("a watch ended".to_owned()),
+        // Always: the list of kinds is always watched, and a watch does not panic.
+        let Some(Ok(event)) = view.watches.join_next().await else {
+            return Error::UnexpectedError("a watch ended".to_owned());
         };
         if let Err(error) = view.heed(&event).await {
             return error;
