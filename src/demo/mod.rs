@@ -11,6 +11,7 @@ mod job;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -72,8 +73,7 @@ pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
 
 async fn show(options: &Options) -> Result<()> {
     let mut signals = StopSignals::new().context("cannot take signals")?;
-    let directory =
-        TempDir::with_prefix("zuul-fingergw-demo-").context("no temporary directory")?;
+    let directory = private_directory().context("no temporary directory")?;
     let build = BuildId::new(&format!("{:032x}", fastrand::u128(..))).context("hexadecimal")?;
     let mut job = Job::prepare(directory.path(), &build, options)?;
     if options.once && job.length() == Some(0) {
@@ -97,6 +97,14 @@ async fn show(options: &Options) -> Result<()> {
     }
     system.stop().await;
     Ok(())
+}
+
+/// A directory for the job and the keys, which nobody else may look into.
+fn private_directory() -> io::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("zuul-fingergw-demo-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir()
 }
 
 /// Two zones.

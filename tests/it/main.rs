@@ -1,4 +1,6 @@
 //! The built binary against a real ZooKeeper.
 
+mod stream;
+#[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
 mod support;

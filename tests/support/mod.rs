@@ -1,1 +1,22 @@
-//! What the tests share.
+//! What both test binaries share: a real ZooKeeper over TLS, certificates made at run time, the
+//! gateway as a process, Zuul's data, an executor and clients that do as they are told.
+
+pub(crate) mod certificates;
+pub(crate) mod client;
+pub(crate) mod executor;
+pub(crate) mod gateway;
+pub(crate) mod system;
+pub(crate) mod zookeeper;
+
+use std::time::Duration;
+
+/// Longer than anything here ever takes; what is over it is a hang.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits for `event`, but not for ever.
+pub(crate) async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, event).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {DEADLINE:?} for {what}"),
+    }
+}

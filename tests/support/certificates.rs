@@ -1,0 +1,84 @@
+//! A certificate authority and its certificates, as files, made at run time.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
+use tempfile::TempDir;
+
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    directory: TempDir,
+}
+
+/// The PEM files of one identity.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) ca: PathBuf,
+    /// Certificate and key in one file, as ZooKeeper wants its key store.
+    pub(crate) both: PathBuf,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "test CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let issuer = CertifiedIssuer::self_signed(params, key()).expect("a CA certificate");
+        let directory = TempDir::new().expect("a directory for certificates");
+        fs::write(directory.path().join("ca.pem"), issuer.pem()).expect("ca.pem");
+        Self { issuer, directory }
+    }
+
+    /// An identity for `name` alone, good for both sides of a connection.
+    pub(crate) fn identity_only_for(&self, name: &str) -> Identity {
+        self.sign(name, &[name])
+    }
+
+    /// An identity for `name`, localhost and 127.0.0.1, good for both sides of a connection.
+    pub(crate) fn identity(&self, name: &str) -> Identity {
+        self.sign(name, &[name, "localhost", "127.0.0.1"])
+    }
+
+    fn sign(&self, common_name: &str, names: &[&str]) -> Identity {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).expect("names of a certificate");
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = key();
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
+        let directory = tempfile::tempdir_in(self.directory.path()).expect("a directory").keep();
+        let write = |name: &str, text: &str| {
+            let path = directory.join(name);
+            fs::write(&path, text).expect("a PEM file");
+            path
+        };
+        Identity {
+            cert: write("cert.pem", &certificate),
+            key: write("key.pem", &key.serialize_pem()),
+            both: write("both.pem", &format!("{}{certificate}", key.serialize_pem())),
+            ca: self.ca(),
+        }
+    }
+
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
+    }
+}
+
+fn key() -> KeyPair {
+    KeyPair::generate().expect("a key")
+}
+
+impl Identity {
+    pub(crate) fn text(path: &Path) -> String {
+        fs::read_to_string(path).expect("a PEM file that was just written")
+    }
+}

@@ -1,0 +1,150 @@
+//! Finger clients, plain and TLS, that tell how a stream ended.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::certificates::Identity;
+use super::executor;
+use super::within;
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// FIN; on TLS behind a close_notify.
+    Clean,
+    /// TLS closed without close_notify.
+    Truncated,
+    /// A reset.
+    Reset,
+}
+
+pub(crate) struct Client<S> {
+    pub(crate) stream: S,
+}
+
+impl Client<TcpStream> {
+    /// Connects and says nothing.
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let stream = within("a connection", TcpStream::connect(address)).await.expect("connected");
+        Self { stream }
+    }
+
+    /// Connects and asks for `build`.
+    pub(crate) async fn ask(address: SocketAddr, build: &str) -> Self {
+        let mut client = Self::connect(address).await;
+        client.send(format!("{build}\r\n").as_bytes()).await;
+        client
+    }
+
+    /// Resets the connection.
+    pub(crate) fn reset(self) {
+        executor::reset(&self.stream);
+    }
+}
+
+impl Client<TlsStream<TcpStream>> {
+    /// Connects over TLS to `name` with `identity`, or fails as the handshake does. A server that
+    /// refuses the certificate says so only in the first read (RFC 8446, section 4.4.2.4).
+    pub(crate) async fn try_connect_tls(
+        address: SocketAddr,
+        name: &str,
+        ca: &Identity,
+        identity: Option<&Identity>,
+    ) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        let name = ServerName::try_from(name.to_owned()).expect("a host name");
+        let stream =
+            within("a TLS handshake", connector(ca, identity).connect(name, stream)).await?;
+        Ok(Self { stream })
+    }
+
+    /// Connects over TLS as localhost and asks for `build`.
+    pub(crate) async fn ask_tls(address: SocketAddr, identity: &Identity, build: &str) -> Self {
+        let mut client = Self::try_connect_tls(address, "localhost", identity, Some(identity))
+            .await
+            .expect("a TLS connection");
+        client.send(format!("{build}\r\n").as_bytes()).await;
+        client
+    }
+}
+
+/// A TLS client that trusts the CA of `ca` and shows `identity`, if any.
+pub(crate) fn connector(ca: &Identity, identity: Option<&Identity>) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&ca.ca).expect("a CA")).expect("a usable CA");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("TLS versions")
+        .with_root_certificates(roots);
+    let config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let certificate = CertificateDer::from_pem_file(&identity.cert).expect("a certificate");
+            let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
+            builder.with_client_auth_cert(vec![certificate], key).expect("a client certificate")
+        }
+    };
+    TlsConnector::from(Arc::new(config))
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        let sent = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        within("the request to be taken", sent).await.expect("a request");
+    }
+
+    /// Closes the sending side only: on plain TCP a half-close.
+    pub(crate) async fn half_close(&mut self) {
+        within("a half-close", self.stream.shutdown()).await.expect("a half-close");
+    }
+
+    /// Reads just these bytes.
+    pub(crate) async fn expect(&mut self, bytes: &[u8]) {
+        let mut read = vec![0; bytes.len()];
+        within("the log", self.stream.read_exact(&mut read)).await.expect("the log goes on");
+        assert!(read == bytes, "{} instead of {}", read.escape_ascii(), bytes.escape_ascii());
+    }
+
+    /// The next bytes, whatever they are; `Err` when it has ended.
+    pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Ending> {
+        match within("the log", self.stream.read(buffer)).await {
+            Ok(0) => Err(Ending::Clean),
+            Ok(count) => Ok(count),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Ending::Truncated),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Err(Ending::Reset),
+            Err(error) => panic!("reading: {error}"),
+        }
+    }
+
+    /// Everything up to the end, and how it ended.
+    pub(crate) async fn rest(&mut self) -> (Vec<u8>, Ending) {
+        let (mut bytes, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+        loop {
+            match self.read(&mut buffer).await {
+                Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+                Err(ending) => return (bytes, ending),
+            }
+        }
+    }
+
+    /// Everything up to a clean end, as text.
+    pub(crate) async fn text(&mut self) -> String {
+        let (bytes, ending) = self.rest().await;
+        let text = String::from_utf8(bytes).expect("UTF-8");
+        assert_eq!(ending, Ending::Clean, "after {text:?}");
+        text
+    }
+}

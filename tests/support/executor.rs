@@ -1,0 +1,158 @@
+//! A next hop that does what a test tells it to: refuse, stay silent, reset, end without
+//! close_notify. A fake, because a real executor cannot be made to do any of this on command; the
+//! real one is met in `tests/interop`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use socket2::SockRef;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::certificates::Identity;
+use super::system::Worker;
+use super::within;
+
+/// Listens as an executor, or as a gateway of another zone.
+pub(crate) struct Executor {
+    pub(crate) listener: TcpListener,
+    pub(crate) address: SocketAddr,
+}
+
+impl Executor {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        Self { listener, address }
+    }
+
+    /// As a build request names it.
+    pub(crate) fn worker(&self, zone: Option<&str>) -> Worker {
+        Worker {
+            hostname: "127.0.0.1".to_owned(),
+            port: self.address.port(),
+            zone: zone.map(str::to_owned),
+        }
+    }
+
+    /// Takes one connection and its request.
+    pub(crate) async fn accept(&self) -> Stream<TcpStream> {
+        within("a connection to the executor", async {
+            let (stream, _) = self.listener.accept().await.expect("a connection");
+            Stream::greet(stream).await
+        })
+        .await
+    }
+
+    /// Takes one TLS connection and its request.
+    pub(crate) async fn accept_tls(&self, acceptor: &TlsAcceptor) -> Stream<TlsStream<TcpStream>> {
+        within("a TLS connection to the gateway", async {
+            let (stream, _) = self.listener.accept().await.expect("a connection");
+            Stream::greet(acceptor.accept(stream).await.expect("a TLS handshake")).await
+        })
+        .await
+    }
+}
+
+/// A port that refuses.
+pub(crate) async fn refusing_port() -> u16 {
+    Executor::start().await.address.port()
+}
+
+/// A TLS server with `identity` that wants a client certificate, as gateways do.
+pub(crate) fn acceptor(identity: &Identity) -> TlsAcceptor {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(&identity.ca).expect("a CA");
+    roots.add(ca).expect("a usable CA");
+    let certificate = CertificateDer::from_pem_file(&identity.cert).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(&identity.key).expect("a key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("TLS versions")
+        .with_client_cert_verifier(verifier.build().expect("a verifier"))
+        .with_single_cert(vec![certificate], key)
+        .expect("a TLS server");
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// One connection that asked for a build.
+pub(crate) struct Stream<S> {
+    /// The request as it came, its newline included.
+    pub(crate) request: String,
+    stream: BufReader<S>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
+    async fn greet(stream: S) -> Self {
+        let mut stream = BufReader::new(stream);
+        let mut request = String::new();
+        stream.read_line(&mut request).await.expect("a request");
+        Self { request, stream }
+    }
+
+    /// Sends a piece of the log.
+    pub(crate) async fn write(&mut self, log: &[u8]) {
+        let sent = async {
+            self.stream.write_all(log).await?;
+            self.stream.flush().await
+        };
+        within("the log to be taken", sent).await.expect("a piece of the log");
+    }
+
+    /// Sends a piece of the log unless the other side is gone; says whether it was taken.
+    pub(crate) async fn try_write(&mut self, log: &[u8]) -> bool {
+        let sent = async {
+            self.stream.write_all(log).await?;
+            self.stream.flush().await
+        };
+        within("the log to be taken or refused", sent).await.is_ok()
+    }
+
+    /// Ends as finished, with close_notify on TLS.
+    pub(crate) async fn finish(mut self) {
+        within("the end to be taken", self.stream.shutdown()).await.expect("an orderly end");
+    }
+
+    /// Waits until the other side has closed or reset.
+    pub(crate) async fn closed(&mut self) {
+        within("the gateway to close its side", async {
+            let mut byte = [0];
+            while matches!(self.stream.read(&mut byte).await, Ok(1)) {}
+        })
+        .await;
+    }
+
+    /// The connection itself.
+    pub(crate) fn into_inner(self) -> S {
+        self.stream.into_inner()
+    }
+}
+
+impl Stream<TcpStream> {
+    /// Resets the connection.
+    pub(crate) fn reset(self) {
+        reset(&self.into_inner());
+    }
+}
+
+impl Stream<TlsStream<TcpStream>> {
+    /// Closes the connection without close_notify, as Python's gateways do.
+    pub(crate) fn abandon(self) {
+        drop(self.into_inner());
+    }
+}
+
+/// Makes the close of `stream` a reset.
+pub(crate) fn reset(stream: &TcpStream) {
+    SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+}

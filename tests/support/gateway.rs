@@ -1,0 +1,294 @@
+//! The built binary as a process.
+//!
+//! Its readiness and state come through the service manager's notification protocol
+//! (sd_notify(3)), its addresses with them: every listener takes port 0.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::net::UnixDatagram;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use super::certificates::Identity;
+use super::system::System;
+use super::within;
+
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_zuul-fingergw");
+
+/// What a gateway is started with.
+pub(crate) struct Builder {
+    directory: TempDir,
+    pub(crate) hostname: String,
+    pub(crate) zone: Option<String>,
+    /// Keys of the root table, as TOML lines.
+    pub(crate) root: String,
+    /// Each a `[[listener]]` table's lines but for the address.
+    pub(crate) listeners: Vec<String>,
+    pub(crate) tls: Option<Identity>,
+    pub(crate) verify_hostnames: bool,
+    pub(crate) zookeeper: String,
+    pub(crate) zookeeper_identity: Identity,
+    pub(crate) hosts: String,
+    pub(crate) limits: String,
+    pub(crate) log: String,
+}
+
+impl Builder {
+    /// A gateway of `system`, with one plain listener and no zone.
+    pub(crate) fn new(system: &System) -> Self {
+        Self {
+            directory: TempDir::new().expect("a directory for the gateway"),
+            hostname: "localhost".to_owned(),
+            zone: None,
+            root: String::new(),
+            listeners: vec![String::new()],
+            tls: None,
+            verify_hostnames: true,
+            zookeeper: String::new(),
+            zookeeper_identity: system.zookeeper.identity.clone(),
+            hosts: system.hosts(),
+            limits: String::new(),
+            log: String::new(),
+        }
+    }
+
+    pub(crate) fn zone(mut self, zone: &str) -> Self {
+        self.zone = Some(zone.to_owned());
+        self
+    }
+
+    /// With certificates, for dialing as well as for TLS listeners.
+    pub(crate) fn tls(mut self, identity: &Identity) -> Self {
+        self.tls = Some(identity.clone());
+        self
+    }
+
+    /// With these listeners, such as `""` for a plain one and `"tls = true"`.
+    pub(crate) fn listeners(mut self, listeners: &[&str]) -> Self {
+        self.listeners = listeners.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// With lines such as `grace = "1s"` in `[limits]`.
+    pub(crate) fn limits(mut self, lines: &str) -> Self {
+        self.limits = lines.to_owned();
+        self
+    }
+
+    /// With lines in `[log]`.
+    pub(crate) fn log(mut self, lines: &str) -> Self {
+        self.log = lines.to_owned();
+        self
+    }
+
+    /// With lines in `[zookeeper]`.
+    pub(crate) fn zookeeper(mut self, lines: &str) -> Self {
+        self.zookeeper = lines.to_owned();
+        self
+    }
+
+    fn toml(&self) -> String {
+        let mut toml = format!("hostname = \"{}\"\n{}\n", self.hostname, self.root);
+        if let Some(zone) = &self.zone {
+            let _ = writeln!(toml, "zone = \"{zone}\"");
+        }
+        for listener in &self.listeners {
+            let _ = writeln!(toml, "[[listener]]\naddress = \"127.0.0.1:0\"\n{listener}");
+        }
+        if let Some(Identity { cert, key, ca, .. }) = &self.tls {
+            let _ = writeln!(
+                toml,
+                "[tls]\ncert = {cert:?}\nkey = {key:?}\nca = {ca:?}\nverify_hostnames = {}",
+                self.verify_hostnames
+            );
+        }
+        let Identity { cert, key, ca, .. } = &self.zookeeper_identity;
+        let _ = writeln!(
+            toml,
+            "[zookeeper]\nhosts = \"{}\"\ntls_cert = {cert:?}\ntls_key = {key:?}\ntls_ca = {ca:?}\n{}",
+            self.hosts, self.zookeeper
+        );
+        let _ = writeln!(toml, "[limits]\n{}\n[log]\n{}", self.limits, self.log);
+        toml
+    }
+
+    /// Writes the configuration and returns its path.
+    pub(crate) fn write(&self) -> PathBuf {
+        let path = self.directory.path().join("gateway.toml");
+        fs::write(&path, self.toml()).expect("the configuration");
+        path
+    }
+
+    /// Starts the gateway and waits until it listens.
+    pub(crate) async fn start(self) -> Gateway {
+        let config = self.write();
+        Gateway::with_config(self.directory, &config).await
+    }
+
+    /// Starts the gateway and waits until it is listening and registered as running.
+    pub(crate) async fn ready(self) -> Gateway {
+        let mut gateway = self.start().await;
+        gateway.ready().await;
+        gateway
+    }
+}
+
+/// What the process has told its service manager.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Notices {
+    pub(crate) status: String,
+    pub(crate) ready: bool,
+    pub(crate) stopping: bool,
+}
+
+pub(crate) struct Gateway {
+    child: Child,
+    pid: Pid,
+    notices: watch::Receiver<Notices>,
+    log: watch::Receiver<Vec<String>>,
+    /// Of each listener, in the configuration's order.
+    pub(crate) addresses: Vec<SocketAddr>,
+    directory: TempDir,
+}
+
+impl Gateway {
+    /// Starts it with a configuration file of any kind; `directory` is kept as long as it runs.
+    pub(crate) async fn with_config(directory: TempDir, config: &std::path::Path) -> Self {
+        let socket = directory.path().join("notify");
+        let (notices, notices_seen) = watch::channel(Notices::default());
+        let datagrams = UnixDatagram::bind(&socket).expect("a notify socket");
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 4096];
+            while let Ok(count) = datagrams.recv(&mut buffer).await {
+                let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+                notices.send_modify(|notices| {
+                    for line in text.lines() {
+                        match line.split_once('=') {
+                            Some(("STATUS", status)) => notices.status = status.to_owned(),
+                            Some(("READY", _)) => notices.ready = true,
+                            Some(("STOPPING", _)) => notices.stopping = true,
+                            _ => {}
+                        }
+                    }
+                });
+            }
+        });
+        let mut child = Command::new(BINARY)
+            .args(["-f", "-c"])
+            .arg(config)
+            .env("NOTIFY_SOCKET", &socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the built binary");
+        let (log, log_seen) = watch::channel(Vec::new());
+        collect(child.stdout.take().expect("stdout is piped"), log.clone());
+        collect(child.stderr.take().expect("stderr is piped"), log);
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a pid");
+        let mut gateway = Self {
+            child,
+            pid,
+            notices: notices_seen,
+            log: log_seen,
+            addresses: Vec::new(),
+            directory,
+        };
+        let status = gateway.status("it to listen", |status| status.contains("127.0.0.1:")).await;
+        gateway.addresses =
+            status.split([' ', ',', ';']).filter_map(|word| word.parse().ok()).collect();
+        gateway
+    }
+
+    /// The address of the first listener.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address().port()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    /// Waits for READY=1.
+    pub(crate) async fn ready(&mut self) {
+        self.notice("READY=1", |notices| notices.ready).await;
+    }
+
+    /// Waits for a STATUS line that is as `wanted` says.
+    pub(crate) async fn status(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        self.notice(what, |notices| wanted(&notices.status)).await.status
+    }
+
+    /// Waits for what the service manager is to be told.
+    pub(crate) async fn notice(
+        &mut self,
+        what: &str,
+        wanted: impl FnMut(&Notices) -> bool,
+    ) -> Notices {
+        let notices = within(what, self.notices.wait_for(wanted)).await;
+        notices.expect("the collecting task lives").clone()
+    }
+
+    /// Waits for a log line that is as `wanted` says.
+    pub(crate) async fn logged(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let find = |log: &[String]| log.iter().find(|line| wanted(line)).cloned();
+        let log = within(what, self.log.wait_for(|log| find(log).is_some())).await;
+        find(&log.expect("the process logs as long as it lives")).expect("it was there")
+    }
+
+    /// Every log line so far.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.borrow().clone()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).expect("a signal to the gateway");
+    }
+
+    /// Waits for its end. All of its log is there afterwards.
+    pub(crate) async fn exit(&mut self) -> ExitStatus {
+        let status = within("the gateway to end", self.child.wait()).await.expect("its status");
+        // Both readers are gone when both pipes have been read to their end.
+        within("the end of the log", async { while self.log.changed().await.is_ok() {} }).await;
+        status
+    }
+}
+
+impl Drop for Gateway {
+    /// Shows what happened when a test fails.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let status = &self.notices.borrow().status;
+            eprintln!("--- gateway {}: {status}", self.pid);
+            for line in self.log.borrow().iter() {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// Reads lines all the time: a full pipe would stop the process.
+fn collect(pipe: impl AsyncRead + Unpin + Send + 'static, log: watch::Sender<Vec<String>>) {
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(pipe).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            log.send_modify(|log| log.push(line));
+        }
+    });
+}

@@ -1,0 +1,185 @@
+//! One Zuul system below a chroot of its own: its components and build requests as Zuul writes
+//! them, and what our gateway writes beside them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::{Value, json};
+use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
+
+use super::within;
+use super::zookeeper::{self, ZooKeeper};
+
+pub(crate) const GATEWAYS: &str = "/zuul/components/fingergw";
+
+pub(crate) struct System {
+    pub(crate) zookeeper: Arc<ZooKeeper>,
+    pub(crate) client: Client,
+    chroot: String,
+}
+
+/// Where a build runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    pub(crate) hostname: String,
+    pub(crate) port: u16,
+    pub(crate) zone: Option<String>,
+}
+
+/// A gateway's entry.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) content: Value,
+    pub(crate) text: String,
+    pub(crate) stat: Stat,
+}
+
+impl System {
+    /// A new system in the shared ZooKeeper.
+    pub(crate) async fn new() -> Self {
+        Self::on(zookeeper::shared().await).await
+    }
+
+    /// A new system in a ZooKeeper of one's own.
+    pub(crate) async fn on(zookeeper: Arc<ZooKeeper>) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let chroot = format!("/system{number}-{}", fastrand::u32(..));
+        let root = zookeeper.client("").await;
+        let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        root.create(&chroot, b"", &node).await.expect("a chroot");
+        let client = zookeeper.client(&chroot).await;
+        Self { zookeeper, client, chroot }
+    }
+
+    /// The connect string.
+    pub(crate) fn hosts(&self) -> String {
+        format!("127.0.0.1:{}{}", self.zookeeper.port, self.chroot)
+    }
+
+    /// Writes `data` at `path`, its parents made.
+    pub(crate) async fn put(&self, path: &str, data: &[u8]) {
+        let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        let (parent, _) = path.rsplit_once('/').expect("an absolute path");
+        if !parent.is_empty() {
+            self.client.mkdir(parent, &node).await.expect("the parents");
+        }
+        match self.client.create(path, data, &node).await {
+            Ok(_) => {}
+            Err(Error::NodeExists) => {
+                self.client.set_data(path, data, None).await.expect("new data");
+            }
+            Err(error) => panic!("{path}: {error}"),
+        }
+    }
+
+    pub(crate) async fn remove(&self, path: &str) {
+        self.client.delete(path, None).await.expect("a node to delete");
+    }
+
+    /// A component of `kind` that speaks `model_api`. Returns its path.
+    pub(crate) async fn put_component(&self, kind: &str, model_api: u64) -> String {
+        let path = format!("/zuul/components/{kind}/{kind}{:010}", fastrand::u32(..));
+        let content = json!({
+            "hostname": kind, "kind": kind, "model_api": model_api, "state": "running",
+            "version": "14.3.0",
+        });
+        self.put(&path, content.to_string().as_bytes()).await;
+        path
+    }
+
+    /// Another gateway's entry. Returns its path.
+    pub(crate) async fn put_gateway(
+        &self,
+        zone: Option<&str>,
+        port: Option<u16>,
+        use_ssl: bool,
+        state: &str,
+    ) -> String {
+        let path = format!("{GATEWAYS}/localhost{:010}", fastrand::u32(..));
+        let content = json!({
+            "hostname": "localhost", "kind": "fingergw", "model_api": 38, "public_port": port,
+            "state": state, "use_ssl": use_ssl, "version": "14.3.0", "zone": zone,
+        });
+        self.put(&path, content.to_string().as_bytes()).await;
+        path
+    }
+
+    /// A build request in the queue of `queue_zone`, taken by `worker` if there is one. Returns
+    /// the build's UUID.
+    pub(crate) async fn put_build(
+        &self,
+        queue_zone: Option<&str>,
+        worker: Option<&Worker>,
+    ) -> String {
+        let build = format!("{:032x}", fastrand::u128(..));
+        let worker = worker.map(|worker| {
+            json!({
+                "hostname": worker.hostname, "log_port": worker.port, "zone": worker.zone,
+            })
+        });
+        let request = json!({
+            "build_set_uuid": "a", "event_id": "b", "job_uuid": "c", "pipeline_name": "gate",
+            "precedence": 200, "result_path": null, "span_context": null, "state": "running",
+            "tenant_name": "tenant", "uuid": build, "worker_info": worker, "zone": queue_zone,
+        });
+        self.put(&request_path(queue_zone, &build), request.to_string().as_bytes()).await;
+        build
+    }
+
+    /// All gateways' entries.
+    pub(crate) async fn entries(&self) -> Vec<Entry> {
+        let names = match self.client.list_children(GATEWAYS).await {
+            Err(Error::NoNode) => Vec::new(),
+            names => names.expect("the gateways' entries"),
+        };
+        let mut entries = Vec::new();
+        for name in names {
+            match self.client.get_data(&format!("{GATEWAYS}/{name}")).await {
+                Ok((data, stat)) => {
+                    let text = String::from_utf8(data).expect("UTF-8");
+                    let content = serde_json::from_str(&text).unwrap_or(Value::Null);
+                    entries.push(Entry { name, content, text, stat });
+                }
+                Err(Error::NoNode) => {}
+                Err(error) => panic!("{name}: {error}"),
+            }
+        }
+        entries
+    }
+
+    /// Waits until the gateways' entries are as `wanted` says, woken by watches.
+    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&[Entry]) -> bool) -> Vec<Entry> {
+        let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        self.client.mkdir(GATEWAYS, &node).await.expect("the gateways' directory");
+        within(what, async {
+            loop {
+                let mut watches = tokio::task::JoinSet::new();
+                let listing = self.client.get_and_watch_children(GATEWAYS).await;
+                let (names, _, watch) = listing.expect("the gateways' entries");
+                watches.spawn(watch.changed());
+                for name in names {
+                    let path = format!("{GATEWAYS}/{name}");
+                    if let Ok((_, _, watch)) = self.client.get_and_watch_data(&path).await {
+                        watches.spawn(watch.changed());
+                    }
+                }
+                let entries = self.entries().await;
+                if wanted(&entries) {
+                    return entries;
+                }
+                watches.join_next().await;
+            }
+        })
+        .await
+    }
+}
+
+/// Where the request of `build` lies.
+pub(crate) fn request_path(zone: Option<&str>, build: &str) -> String {
+    match zone {
+        Some(zone) => format!("/zuul/executor/zones/{zone}/requests/{build}"),
+        None => format!("/zuul/executor/unzoned/requests/{build}"),
+    }
+}

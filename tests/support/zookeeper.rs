@@ -1,0 +1,170 @@
+//! A real ZooKeeper server, TLS only, client certificates required.
+//!
+//! Most tests share one for the whole test process, each below a chroot of its own; those that
+//! break it start their own.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::{Mutex, OnceCell};
+use zookeeper_client::{Client, TlsOptions};
+
+use super::certificates::{Authority, Identity};
+use super::within;
+
+/// Debian's packages libzookeeper-java, libnetty-java and libslf4j-java put them here.
+const CLASSES: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar:\
+                       /usr/share/java/netty-all.jar:/usr/share/java/*";
+
+/// Ends the server when our end of its stdin is closed: when it is stopped, and when the test
+/// process dies, however it dies.
+const SUPERVISOR: &str = r#""$@" & echo $!; read -r _; kill -9 $!; wait $! 2>/dev/null"#;
+
+pub(crate) struct ZooKeeper {
+    pub(crate) port: u16,
+    pub(crate) authority: Authority,
+    /// The identity of clients.
+    pub(crate) identity: Identity,
+    directory: TempDir,
+    server: Mutex<Option<Server>>,
+}
+
+struct Server {
+    supervisor: Child,
+    /// Closing it ends the server.
+    stdin: ChildStdin,
+    pid: Pid,
+}
+
+/// The server that a test process shares.
+pub(crate) async fn shared() -> Arc<ZooKeeper> {
+    static SHARED: OnceCell<Arc<ZooKeeper>> = OnceCell::const_new();
+    Arc::clone(SHARED.get_or_init(ZooKeeper::start).await)
+}
+
+impl ZooKeeper {
+    /// Starts a server of one's own.
+    pub(crate) async fn start() -> Arc<Self> {
+        let authority = Authority::new();
+        let identity = authority.identity("client");
+        let zookeeper = Self {
+            port: free_port(),
+            identity,
+            directory: TempDir::new().expect("a directory for ZooKeeper"),
+            server: Mutex::new(None),
+            authority,
+        };
+        zookeeper.run().await;
+        Arc::new(zookeeper)
+    }
+
+    /// Starts the server, again with the data it had, and waits until it gives sessions.
+    pub(crate) async fn run(&self) {
+        let mut slot = self.server.lock().await;
+        assert!(slot.is_none(), "ZooKeeper runs already");
+        let config = self.write_config();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.path().join("log"))
+            .expect("ZooKeeper's log");
+        let mut supervisor = Command::new("sh")
+            .args(["-c", SUPERVISOR, "sh", "java", "-Xmx128m", "-XX:+UseSerialGC"])
+            .args(["-XX:TieredStopAtLevel=1", "-cp", CLASSES])
+            .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
+            .arg(config)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("sh and java (tests/run installs them)");
+        let stdin = supervisor.stdin.take().expect("stdin is piped");
+        let mut stdout = BufReader::new(supervisor.stdout.take().expect("stdout is piped"));
+        let mut pid = String::new();
+        stdout.read_line(&mut pid).await.expect("the server's pid");
+        let pid = pid.trim().parse().ok().and_then(Pid::from_raw).expect("a pid");
+        *slot = Some(Server { supervisor, stdin, pid });
+        drop(slot);
+        within("ZooKeeper to give a session", self.client("")).await;
+    }
+
+    /// Kills the server at once.
+    pub(crate) async fn kill(&self) {
+        let server = self.server.lock().await.take().expect("ZooKeeper runs");
+        let Server { mut supervisor, stdin, .. } = server;
+        drop(stdin);
+        within("ZooKeeper to end", supervisor.wait()).await.expect("the supervisor's status");
+    }
+
+    /// Stops the server's process without ending it.
+    pub(crate) async fn pause(&self) {
+        self.signal(Signal::STOP).await;
+    }
+
+    /// Lets it go on.
+    pub(crate) async fn resume(&self) {
+        self.signal(Signal::CONT).await;
+    }
+
+    async fn signal(&self, signal: Signal) {
+        let server = self.server.lock().await;
+        let pid = server.as_ref().expect("ZooKeeper runs").pid;
+        kill_process(pid, signal).expect("a signal to ZooKeeper");
+    }
+
+    /// A session of the test's own, below `chroot`.
+    pub(crate) async fn client(&self, chroot: &str) -> Client {
+        let text = |path| Identity::text(path);
+        let tls = TlsOptions::new()
+            .with_pem_ca(&text(&self.identity.ca))
+            .and_then(|tls| {
+                tls.with_pem_identity(&text(&self.identity.cert), &text(&self.identity.key))
+            })
+            .expect("certificates just made");
+        Client::connector()
+            .with_session_timeout(Duration::from_secs(30))
+            .with_tls(tls)
+            .secure_connect(&format!("127.0.0.1:{}{chroot}", self.port))
+            .await
+            .unwrap_or_else(|error| panic!("no session: {error}\n{}", self.log()))
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Ticks are short, so that a session may be as short as a test wants it.
+    fn write_config(&self) -> PathBuf {
+        let path = self.directory.path().join("zoo.cfg");
+        let server = self.authority.identity("zookeeper");
+        let mut file = std::fs::File::create(&path).expect("zoo.cfg");
+        let (port, directory) = (self.port, self.directory.path().display());
+        let (key_store, trust_store) = (server.both.display(), server.ca.display());
+        write!(
+            file,
+            "tickTime=200\nminSessionTimeout=400\nmaxSessionTimeout=60000\n\
+             dataDir={directory}/data\nadmin.enableServer=false\nmaxClientCnxns=0\n\
+             secureClientPort={port}\nsecureClientPortAddress=127.0.0.1\n\
+             serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\n\
+             ssl.keyStore.type=PEM\nssl.keyStore.location={key_store}\n\
+             ssl.trustStore.type=PEM\nssl.trustStore.location={trust_store}\n\
+             ssl.clientAuth=need\nssl.hostnameVerification=false\n"
+        )
+        .expect("zoo.cfg");
+        path
+    }
+}
+
+/// A port that was free a moment ago: ZooKeeper cannot tell which one it got.
+fn free_port() -> u16 {
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    socket.local_addr().expect("its number").port()
+}
