@@ -143,6 +143,16 @@ impl Stream<TcpStream> {
     pub(crate) fn reset(self) {
         reset(&self.into_inner());
     }
+
+    /// Resets the connection when the other side's kernel has what was written. (With the
+    /// smallest of send buffers a socket is writable only when it is as good as empty.)
+    pub(crate) async fn reset_when_taken(self) {
+        let stream = self.into_inner();
+        SockRef::from(&stream).set_send_buffer_size(1).expect("SO_SNDBUF");
+        let stream = stream.into_std().and_then(TcpStream::from_std).expect("the same socket");
+        within("the log to be taken", stream.writable()).await.expect("a socket");
+        reset(&stream);
+    }
 }
 
 impl Stream<TlsStream<TcpStream>> {

@@ -33,6 +33,7 @@ pub(super) async fn follow(
     snapshot: &watch::Sender<Option<Snapshot>>,
     lookup: &Lookup,
 ) -> Error {
+    lookup.learn_zones(client).await;
     let mut view = View { client, kinds: BTreeMap::new(), watches: JoinSet::new() };
     if let Err(error) = view.read_kinds().await {
         return error;

@@ -52,6 +52,14 @@ pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Regis
     (registry, registration)
 }
 
+/// How a session went.
+enum Served {
+    /// Our entry stood, or was withdrawn on order.
+    Registered,
+    /// There was a session, but no entry.
+    Refused(Error),
+}
+
 /// Owns the sessions.
 struct Keeper {
     settings: Settings,
@@ -63,35 +71,46 @@ struct Keeper {
 impl Keeper {
     async fn run(self) {
         let close = self.orders.close.clone();
-        let sessions = async || -> Infallible {
-            let mut wait = RETRY_MIN;
-            let mut said = false;
-            loop {
-                match self.connect().await {
-                    Ok(client) => {
-                        (wait, said) = (RETRY_MIN, false);
-                        self.serve(client).await;
-                    }
-                    Err(error) if said => debug!(%error, "ZooKeeper still gives no session"),
-                    Err(error) => {
-                        said = true;
-                        let cause = self.settings.diagnosis.why().await;
-                        warn!(
-                            hosts = self.settings.hosts, %error, %cause,
-                            "no session with ZooKeeper; not ready, trying on"
-                        );
-                    }
-                }
-                tokio::time::sleep(jittered(wait)).await;
-                wait = (wait * 2).min(RETRY_MAX);
-            }
-        };
         tokio::select! {
             () = close.cancelled() => {}
-            never = sessions() => match never {},
+            never = self.keep_sessions() => match never {},
             never = self.withdraw_without_session() => match never {},
         }
         self.lookup.end_session().await;
+    }
+
+    /// Has one session after the other. Trouble is told once, until there was a session in which
+    /// our entry stood.
+    async fn keep_sessions(&self) -> Infallible {
+        let mut wait = RETRY_MIN;
+        let mut said = false;
+        loop {
+            let trouble = match self.connect().await {
+                Ok(client) => match self.serve(client).await {
+                    Served::Registered => {
+                        (wait, said) = (RETRY_MIN, false);
+                        None
+                    }
+                    Served::Refused(error) => Some((error, false)),
+                },
+                Err(error) => Some((error, true)),
+            };
+            match trouble {
+                Some((error, sessionless)) if !std::mem::replace(&mut said, true) => {
+                    let cause = match error {
+                        _ if sessionless => self.settings.diagnosis.why().await,
+                        Error::NoNode => "the chroot does not exist; create that node".to_owned(),
+                        _ => "the session is refused what Zuul's services do".to_owned(),
+                    };
+                    let hosts = &self.settings.hosts;
+                    warn!(hosts, %error, %cause, "not registered in ZooKeeper; trying on");
+                }
+                Some((error, _)) => debug!(%error, "still not registered in ZooKeeper"),
+                None => {}
+            }
+            tokio::time::sleep(jittered(wait)).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
     }
 
     /// One try at every server.
@@ -105,23 +124,30 @@ impl Keeper {
     }
 
     /// Lives one session to its end.
-    async fn serve(&self, client: Client) {
+    async fn serve(&self, client: Client) -> Served {
         info!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
         self.lookup.begin_session(client.clone());
         let (snapshot, snapshot_seen) = watch::channel(None);
-        let standing = &self.orders.standing;
+        let Orders { wanted, standing, .. } = &self.orders;
         let end = tokio::select! {
             error = components::follow(&client, &snapshot, &self.lookup) => error,
-            error = entry::keep(&client, &self.announcement, self.orders.wanted.clone(), snapshot_seen, standing) => error,
+            error = entry::keep(&client, &self.announcement, wanted.clone(), snapshot_seen, standing) => error,
             error = follow_connection(&client, standing) => error,
         };
         self.lookup.forget_session();
-        if *self.orders.wanted.borrow() == State::Stopped {
+        if *wanted.borrow() == State::Stopped {
             standing.send_replace(Standing::Withdrawn);
-        } else {
-            standing.send_replace(Standing::SessionLost);
-            warn!(error = %end, "session with ZooKeeper lost, and our entry with it; starting a new one");
+            return Served::Registered;
         }
+        match *standing.borrow() {
+            Standing::Registered(_) | Standing::ConnectionLost => {}
+            Standing::Connecting | Standing::SessionLost | Standing::Withdrawn => {
+                return Served::Refused(end);
+            }
+        }
+        warn!(error = %end, "session with ZooKeeper lost, and our entry with it; starting a new one");
+        standing.send_replace(Standing::SessionLost);
+        Served::Registered
     }
 
     /// Fulfils an order to withdraw that comes when there is no session: nothing holds an entry.
