@@ -6,6 +6,7 @@
 mod fault;
 mod hostname;
 mod ini;
+mod toml_document;
 mod toml_file;
 mod value;
 mod zuul_conf;
