@@ -1,0 +1,52 @@
+"""Zuul's own component registry, as every Zuul program has one running.
+
+    components.py ZUUL_CONF
+
+It says the whole registry, as Zuul's objects hold it, whenever it changes:
+{"model_api": N, "minimum": N, "components": {KIND: {NODE: {ATTRIBUTE: VALUE}}}}. Commands:
+
+    register KIND HOSTNAME MODEL_API   a component of Zuul's own class joins
+    unregister HOSTNAME                it leaves
+"""
+
+import sys
+
+from zuul.zk.components import COMPONENT_REGISTRY, ComponentRegistry
+
+import lines
+
+
+def attributes(component):
+    """Every attribute of a component, read the way Zuul reads one."""
+    return {name: getattr(component, name) for name in component.content}
+
+
+def main():
+    _, client = lines.connect(sys.argv[1])
+    registry = COMPONENT_REGISTRY.create(client)
+    own = {}
+
+    def show():
+        lines.say(
+            model_api=registry.model_api,
+            minimum=registry.getMinimumModelApi(),
+            components={
+                kind: {c.path.rsplit('/', 1)[1]: attributes(c) for c in components}
+                for kind, components in registry.all()})
+
+    def register(kind, hostname, model_api):
+        component = ComponentRegistry.COMPONENT_CLASSES[kind](client, hostname, version='14.3.0')
+        component.register(model_api=int(model_api))
+        component.state = component.RUNNING
+        own[hostname] = component
+        return component.path
+
+    def unregister(hostname):
+        client.client.delete(own.pop(hostname).path)
+
+    registry.registerCallback(show)
+    show()
+    lines.serve({'register': register, 'unregister': unregister})
+
+
+main()

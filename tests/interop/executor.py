@@ -1,0 +1,101 @@
+"""The part of a scheduler and of an executor that a gateway meets: build requests in ZooKeeper and
+the log streamer, all of them Zuul's own classes.
+
+    executor.py ZUUL_CONF JOBS_DIR [ZONE]
+
+It says {"port": N} when the streamer listens. ZONE is the executor's own zone. Commands:
+
+    submit UUID [ZONE]   the scheduler asks for a build, in ZONE's queue or in the unzoned one
+    start UUID           the executor takes it
+    pause UUID           the executor pauses it
+    complete UUID        the executor is done with it; the request stays
+    remove UUID          the scheduler removes the request
+"""
+
+import sys
+import uuid
+
+from zuul.lib.log_streamer import LogStreamer
+from zuul.model import BuildRequest
+from zuul.version import get_version_string
+from zuul.zk.components import COMPONENT_REGISTRY, ExecutorComponent
+from zuul.zk.executor import ExecutorApi
+
+import lines
+
+
+class Executor:
+    hostname = '127.0.0.1'
+
+    def __init__(self, client, port, zone):
+        self.port = port
+        self.zone = zone
+        self.component = ExecutorComponent(client, self.hostname, version=get_version_string())
+        self.component.register()
+        COMPONENT_REGISTRY.create(client)
+        self.component.zone = zone
+        self.component.accepting_work = True
+        self.component.state = self.component.RUNNING
+        self.api = ExecutorApi(client, use_cache=False)
+        self.taken = {}
+
+    def submit(self, build, zone=None):
+        request = BuildRequest(
+            build, zone,
+            build_set_uuid=uuid.uuid4().hex,
+            job_uuid=uuid.uuid4().hex,
+            tenant_name='tenant-one',
+            pipeline_name='check',
+            event_id=uuid.uuid4().hex,
+            precedence=200)
+        self.api.submit(request, {'job': 'unit-tests', 'items': []})
+        return request.path
+
+    def start(self, build):
+        # The steps and the three keys are those of ExecutorServer when it takes a request.
+        request = self.api.getRequest(build)
+        if not self.api.lock(request, blocking=False):
+            raise RuntimeError('the request is locked')
+        request.state = BuildRequest.RUNNING
+        request.worker_info = {
+            'hostname': self.hostname,
+            'log_port': self.port,
+            'zone': self.zone,
+        }
+        self.api.update(request)
+        self.api.clearParams(request)
+        self.taken[build] = request
+
+    def _change(self, build, state):
+        request = self.taken[build]
+        request.state = state
+        self.api.update(request)
+
+    def pause(self, build):
+        self._change(build, BuildRequest.PAUSED)
+
+    def complete(self, build):
+        self._change(build, BuildRequest.COMPLETED)
+        self.api.unlock(self.taken[build])
+
+    def remove(self, build):
+        self.api.remove(self.api.getRequest(build))
+
+
+def main():
+    path, jobs, zone = (sys.argv + [None])[1:4]
+    _, client = lines.connect(path)
+    streamer = LogStreamer(Executor.hostname, 0, jobs)
+    port = streamer.server.server_address[1]
+    executor = Executor(client, port, zone)
+    lines.say(port=port)
+    lines.serve({
+        'submit': executor.submit,
+        'start': executor.start,
+        'pause': executor.pause,
+        'complete': executor.complete,
+        'remove': executor.remove,
+    })
+
+
+main()
