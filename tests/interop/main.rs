@@ -1,5 +1,17 @@
-//! The built binary beside real Zuul.
+//! The built binary beside real Zuul: Zuul's own classes and programs, run by the Python of
+//! `target/venv`, are scheduler, executor, web server, registry and the other zone's gateway.
+//! The real thing decides what is right here.
 
+mod build_requests;
+mod clients;
+mod components;
+mod executor;
+mod log_streamer;
+mod script;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
 mod support;
+mod upstream;
+mod upstream_gateway;
+mod zuul_conf;
+mod zuul_web;

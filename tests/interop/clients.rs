@@ -1,0 +1,135 @@
+//! The clients people have: Debian's `finger`, `nc` and `openssl s_client`.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Stdio;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::executor::{Executor, Log, new_build};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+use crate::support::within;
+
+/// A client program with piped output; dies with the test.
+struct Program {
+    child: Child,
+    stdout: ChildStdout,
+}
+
+impl Program {
+    /// Starts it and gives it `input`; then its stdin is at its end.
+    async fn start(command: &[&str], input: &str) -> Self {
+        let mut child = Command::new(command[0])
+            .args(&command[1..])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("a client that tests/run installs");
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        stdin.write_all(input.as_bytes()).await.expect("the client reads its stdin");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        Self { child, stdout }
+    }
+
+    async fn prints(&mut self, text: &str) {
+        let mut printed = vec![0; text.len()];
+        within(text, self.stdout.read_exact(&mut printed)).await.expect("it prints on");
+        assert_eq!(String::from_utf8_lossy(&printed), text);
+    }
+
+    /// All it prints until it ends by itself, which it has to do well.
+    async fn ends(mut self) -> String {
+        let mut rest = String::new();
+        within("the client to end", self.stdout.read_to_string(&mut rest)).await.expect("text");
+        let status = within("the client to end", self.child.wait()).await.expect("its status");
+        assert!(status.success(), "{status}");
+        rest
+    }
+
+    /// Shows a log line by line while it grows; the lines are further apart than the streamer's
+    /// looks for a client that left.
+    async fn follows(mut self, mut log: Log) {
+        for line in ["first\n", "second\n", "third\n"] {
+            log.write(line.as_bytes());
+            self.prints(line).await;
+        }
+        log.remove();
+        assert_eq!(self.ends().await, "");
+    }
+}
+
+/// A system with one executor and our gateway, without zones.
+async fn start() -> (System, Gateway, Executor) {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let executor = Executor::start(&system, None).await;
+    (system, gateway, executor)
+}
+
+/// `finger` knows one port only, 79. So that nothing else can be there, the gateway takes it on a
+/// loopback address that no other process takes: one made of the process's number.
+#[tokio::test]
+async fn finger() {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::new(127, 64 + high, middle, low);
+    if let Err(error) = TcpListener::bind((address, 79)) {
+        panic!("{address}:79: {error}; this test needs root or CAP_NET_BIND_SERVICE");
+    }
+    let system = System::new().await;
+    let listener = format!("[[listener]]\naddress = \"{address}:79\"");
+    let _gateway = Builder::new(&system).listeners(&[&listener]).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+
+    // stdbuf: finger keeps what it prints into a pipe until its end.
+    let (build, log) = executor.run(None).await;
+    let target = format!("{build}@{address}");
+    Program::start(&["stdbuf", "-oL", "finger", &target], "").await.follows(log).await;
+    // -l sends /W before the request.
+    let (build, log) = executor.run(None).await;
+    let target = format!("{build}@{address}");
+    Program::start(&["stdbuf", "-oL", "finger", "-l", &target], "").await.follows(log).await;
+
+    let target = format!("{}@{address}", new_build());
+    assert_eq!(Program::start(&["finger", &target], "").await.ends().await, "Build not found\n");
+}
+
+/// `nc` leaves the connection as it is when its input ends.
+#[tokio::test]
+async fn nc() {
+    let (_system, gateway, mut executor) = start().await;
+    let (build, log) = executor.run(None).await;
+    let port = gateway.port().to_string();
+    let command = ["nc.openbsd", "127.0.0.1", &port];
+    Program::start(&command, &format!("{build}\n")).await.follows(log).await;
+}
+
+/// `nc -N` half-closes it, which the executor would take for a client that left.
+#[tokio::test]
+async fn nc_that_half_closes() {
+    let (_system, gateway, mut executor) = start().await;
+    let (build, log) = executor.run(None).await;
+    let port = gateway.port().to_string();
+    let command = ["nc.openbsd", "-N", "127.0.0.1", &port];
+    Program::start(&command, &format!("{build}\n")).await.follows(log).await;
+}
+
+#[tokio::test]
+async fn openssl_s_client() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+    let (build, log) = executor.run(None).await;
+    let files = [&identity.cert, &identity.key, &identity.ca];
+    let [cert, key, ca] = files.map(|path| path.to_str().expect("a path in UTF-8"));
+    let address = gateway.address().to_string();
+    #[rustfmt::skip]
+    let command = [
+        "openssl", "s_client", "-quiet", "-verify_return_error",
+        "-connect", &address, "-cert", cert, "-key", key, "-CAfile", ca,
+    ];
+    Program::start(&command, &format!("{build}\n")).await.follows(log).await;
+}

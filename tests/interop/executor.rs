@@ -1,0 +1,143 @@
+//! A scheduler and an executor made of Zuul's own classes (`executor.py`), and the logs of their
+//! builds.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::script::Script;
+use crate::support::client::{Client, Ending};
+use crate::support::system::System;
+use crate::zuul_conf::ZuulConf;
+
+pub(crate) struct Executor {
+    script: Script,
+    jobs: TempDir,
+    port: u16,
+}
+
+impl Executor {
+    /// Starts an executor of `zone` with its log streamer.
+    pub(crate) async fn start(system: &System, zone: Option<&str>) -> Self {
+        let conf = ZuulConf::new(system, "");
+        let jobs = TempDir::new().expect("a directory for jobs");
+        let args = [conf.path(), jobs.path()].into_iter().chain(zone.map(Path::new));
+        let mut script = Script::start("executor.py", args);
+        let port = script.next().await["port"].as_u64().expect("a port");
+        Self { script, jobs, port: u16::try_from(port).expect("a port") }
+    }
+
+    /// As gateways name it when they dial it.
+    pub(crate) fn route(&self) -> String {
+        format!("executor 127.0.0.1:{}", self.port)
+    }
+
+    /// The scheduler asks for a build, in a zone's queue or the unzoned one.
+    pub(crate) async fn submit(&mut self, build: &str, queue: Option<&str>) {
+        self.script.ask(&format!("submit {build} {}", queue.unwrap_or_default())).await;
+    }
+
+    /// The executor takes a build. Its log should be there first, as with the real one.
+    pub(crate) async fn take(&mut self, build: &str) {
+        self.script.ask(&format!("start {build}")).await;
+    }
+
+    pub(crate) async fn pause(&mut self, build: &str) {
+        self.script.ask(&format!("pause {build}")).await;
+    }
+
+    pub(crate) async fn complete(&mut self, build: &str) {
+        self.script.ask(&format!("complete {build}")).await;
+    }
+
+    /// The scheduler removes a build's request.
+    pub(crate) async fn remove(&mut self, build: &str) {
+        self.script.ask(&format!("remove {build}")).await;
+    }
+
+    /// The executor is gone at once; its builds' requests stay.
+    pub(crate) async fn kill(self) {
+        self.script.kill().await;
+    }
+
+    /// A new build that runs here, asked for in the queue of `queue`, with an empty log.
+    pub(crate) async fn run(&mut self, queue: Option<&str>) -> (String, Log) {
+        let build = new_build();
+        let log = self.log(&build);
+        self.submit(&build, queue).await;
+        self.take(&build).await;
+        (build, log)
+    }
+
+    /// Makes a job's directory with an empty log in it.
+    pub(crate) fn log(&self, build: &str) -> Log {
+        let directory = self.job(build).join("work/logs");
+        fs::create_dir_all(&directory).expect("the job's directory");
+        let path = directory.join("job-output.txt");
+        let file = File::create(&path).expect("the log");
+        Log { path, file }
+    }
+
+    /// Where the executor keeps what belongs to a build.
+    pub(crate) fn job(&self, build: &str) -> PathBuf {
+        self.jobs.path().join(build)
+    }
+}
+
+/// A UUID as Zuul makes them.
+pub(crate) fn new_build() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
+/// The log of a running build. The stream of it ends when it is removed.
+pub(crate) struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        self.file.write_all(bytes).expect("the log takes it");
+    }
+
+    pub(crate) fn remove(self) {
+        fs::remove_file(&self.path).expect("a log to remove");
+    }
+
+    /// Writes piece after piece, each when the one before has arrived at the client in full; then
+    /// removes the log, and says how the stream ended.
+    pub(crate) async fn grow<S>(mut self, pieces: &[Vec<u8>], client: &mut Client<S>) -> Ending
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        for piece in pieces {
+            self.write(piece);
+            client.expect(piece).await;
+        }
+        self.remove();
+        let (behind, ending) = client.rest().await;
+        assert_eq!(behind, b"", "behind the end of the log");
+        ending
+    }
+}
+
+/// What logs hold: lines, half lines, colours, a character in two halves, every byte there is,
+/// sizes about those of all the buffers on the way.
+pub(crate) fn pieces() -> Vec<Vec<u8>> {
+    let (first, second) = "€".as_bytes().split_at(1);
+    let mut pieces = vec![
+        b"2026-01-02 03:04:05.678901 | Job console starting\n".to_vec(),
+        [b"half a line, half a character: ", first].concat(),
+        [second, b" \x1b[31mred\x1b[0m\r\n"].concat(),
+        (0..=255).collect(),
+    ];
+    pieces.extend(
+        [1023, 1024, 1025, 4097, 50_000].map(|size| {
+            (0..size).map(|i: u32| u8::try_from(i % 251).expect("below 251")).collect()
+        }),
+    );
+    pieces
+}

@@ -1,0 +1,72 @@
+//! The real executor's log streamer as the next hop.
+
+use std::fs;
+
+use crate::executor::{Executor, new_build, pieces};
+use crate::support::client::{Client, Ending};
+use crate::support::gateway::Builder;
+use crate::support::system::System;
+
+#[tokio::test]
+async fn a_growing_log_byte_for_byte() {
+    let system = System::new().await;
+    let mut gateway = Builder::new(&system).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+    let (build, log) = executor.run(None).await;
+
+    let mut client = Client::ask(gateway.address(), &build).await;
+    assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
+    let bytes: usize = pieces().iter().map(Vec::len).sum();
+    let line = gateway.logged("the stream's line", |line| line.contains("stream ended")).await;
+    for field in
+        [&format!("build={build}"), &executor.route(), &format!("bytes={bytes} "), "end=finished"]
+    {
+        assert!(line.contains(field), "no {field:?} in {line:?}");
+    }
+}
+
+/// The streamer sends what the file holds at once, in pieces of its own size.
+#[tokio::test]
+async fn a_log_that_is_long_already() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+    let (build, mut log) = executor.run(None).await;
+    let long: Vec<u8> =
+        (0..20_000_000_u32).flat_map(|i| [b"0123456789\n"[i as usize % 11]]).collect();
+    log.write(&long);
+
+    let mut client = Client::ask(gateway.address(), &build).await;
+    client.expect(&long).await;
+    assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
+}
+
+/// The executor takes a half-closed connection for a client that left; the gateway must not show
+/// it one.
+#[tokio::test]
+async fn a_half_closed_client_keeps_its_stream() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+    let (build, log) = executor.run(None).await;
+
+    let mut client = Client::ask(gateway.address(), &build).await;
+    client.half_close().await;
+    // Every piece comes in another round of the streamer, which looks for the client's EOF in each.
+    assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
+}
+
+#[tokio::test]
+async fn its_own_texts_pass_unchanged() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+    let build = new_build();
+    executor.submit(&build, None).await;
+    executor.take(&build).await;
+    let told = async || Client::ask(gateway.address(), &build).await.text().await;
+
+    assert_eq!(told().await, format!("Build ID {build} not found"));
+    fs::create_dir(executor.job(&build)).expect("the job's directory");
+    assert_eq!(told().await, format!("Log not found for build ID {build}"));
+}

@@ -1,0 +1,106 @@
+//! A Python script of this directory, run by the Python that has real Zuul, and the conversation
+//! with it: a command a line, an answer a line. See `lines.py` for its side.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use crate::support::within;
+
+pub(crate) struct Script {
+    name: String,
+    /// Killed when this is dropped.
+    child: Child,
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
+    stderr: NamedTempFile,
+    /// What it said while an answer was waited for.
+    unread: VecDeque<Value>,
+}
+
+impl Script {
+    pub(crate) fn start<'a>(name: &str, args: impl IntoIterator<Item = &'a Path>) -> Self {
+        let stderr = NamedTempFile::new().expect("a file for the script's stderr");
+        let mut child = python()
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(name))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr.reopen().expect("the file just made"))
+            .spawn()
+            .expect("real Zuul in target/venv (tests/run puts it there)");
+        Self {
+            name: name.to_owned(),
+            stdin: child.stdin.take().expect("stdin is piped"),
+            stdout: BufReader::new(child.stdout.take().expect("stdout is piped")).lines(),
+            child,
+            stderr,
+            unread: VecDeque::new(),
+        }
+    }
+
+    /// The next thing it says.
+    pub(crate) async fn next(&mut self) -> Value {
+        match self.unread.pop_front() {
+            Some(said) => said,
+            None => self.read().await,
+        }
+    }
+
+    /// Gives it a command and waits until it is done; returns its result.
+    pub(crate) async fn ask(&mut self, command: &str) -> Value {
+        let line = format!("{command}\n");
+        self.stdin.write_all(line.as_bytes()).await.expect("a script that takes commands");
+        loop {
+            let mut said = self.read().await;
+            if let Some(error) = said.get("error") {
+                panic!("{}: {command}: {error}", self.name);
+            }
+            if said.get("done").is_some() {
+                return said["result"].take();
+            }
+            self.unread.push_back(said);
+        }
+    }
+
+    /// Ends it at once.
+    pub(crate) async fn kill(mut self) {
+        within("the script to end", self.child.kill()).await.expect("its end");
+    }
+
+    async fn read(&mut self) -> Value {
+        let line = within(&self.name, self.stdout.next_line()).await.expect("its stdout");
+        let line = line.unwrap_or_else(|| panic!("{} has ended", self.name));
+        serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("{} said {line:?}: {error}", self.name))
+    }
+}
+
+impl Drop for Script {
+    /// Shows what happened when a test fails.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.stderr.path()).unwrap_or_default();
+            eprintln!("--- stderr of {}\n{log}", self.name);
+        }
+    }
+}
+
+/// The interpreter that has Zuul.
+pub(crate) fn python() -> Command {
+    let mut command = Command::new(venv().join("python"));
+    // -B: no compiled files beside the sources.
+    command.arg("-B").kill_on_drop(true);
+    command
+}
+
+/// Where the programs of real Zuul are.
+pub(crate) fn venv() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin")
+}

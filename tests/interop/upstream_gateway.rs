@@ -1,0 +1,101 @@
+//! Upstream's own `zuul-fingergw` as the gateway of the other zone, asked by ours and asking ours.
+//!
+//! The executor is in zone west; the client asks the gateway of zone east.
+
+use crate::executor::{Executor, new_build, pieces};
+use crate::support::client::{Client, Ending};
+use crate::support::gateway::Builder;
+use crate::support::system::System;
+use crate::upstream::Upstream;
+use crate::zuul_conf::{ZuulConf, tls_lines};
+
+#[tokio::test]
+async fn ours_to_theirs_plain() {
+    let system = System::new().await;
+    let mut theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "west", "")).await;
+    let mut ours = Builder::new(&system).zone("east").ready().await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let (build, log) = executor.run(Some("west")).await;
+
+    let mut client = Client::ask(ours.address(), &build).await;
+    assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
+    let route = format!("gateway localhost:{} of zone west (plain)", theirs.address.port());
+    ours.logged(&route, |line| line.contains(&route) && line.contains("end=finished")).await;
+    theirs.logged("no routing is needed").await;
+}
+
+#[tokio::test]
+async fn ours_to_theirs_mutual_tls() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let conf = ZuulConf::gateway(&system, "west", &tls_lines(&identity));
+    let mut theirs = Upstream::start(&system, &conf).await;
+    let ours = Builder::new(&system).zone("east").tls(&identity).listeners(&["tls = true"]);
+    let mut ours = ours.ready().await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let (build, log) = executor.run(Some("west")).await;
+
+    let mut client = Client::ask_tls(ours.address(), &identity, &build).await;
+    // Python's end is none of TLS, yet it ends a log; ours is one.
+    assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
+    let route = format!("gateway localhost:{} of zone west (TLS)", theirs.address.port());
+    ours.logged(&route, |line| line.contains(&route) && line.contains("end=finished")).await;
+    theirs.logged("no routing is needed").await;
+}
+
+#[tokio::test]
+async fn theirs_to_ours_plain() {
+    let system = System::new().await;
+    let mut theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
+    let mut ours = Builder::new(&system).zone("west").ready().await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let (build, log) = executor.run(Some("west")).await;
+
+    let mut client = Client::ask(theirs.address, &build).await;
+    assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
+    theirs.logged(&format!("routing via localhost:{}", ours.port())).await;
+    let route = executor.route();
+    ours.logged(&route, |line| line.contains(&route) && line.contains("end=finished")).await;
+}
+
+#[tokio::test]
+async fn theirs_to_ours_mutual_tls() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let conf = ZuulConf::gateway(&system, "east", &tls_lines(&identity));
+    let mut theirs = Upstream::start(&system, &conf).await;
+    let ours = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
+    let mut ours = ours.ready().await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let (build, log) = executor.run(Some("west")).await;
+
+    let mut client = Client::ask_tls(theirs.address, &identity, &build).await;
+    // Theirs sends no close_notify.
+    assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Truncated);
+    theirs.logged(&format!("routing via localhost:{}", ours.port())).await;
+    let route = executor.route();
+    ours.logged(&route, |line| line.contains(&route) && line.contains("end=finished")).await;
+}
+
+/// Texts are not for gateways to change: the executor's through both in either order, ours through
+/// theirs.
+#[tokio::test]
+async fn texts_cross_both_gateways() {
+    let system = System::new().await;
+    let theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
+    let ours = Builder::new(&system).zone("west").ready().await;
+    let mut there = Executor::start(&system, Some("west")).await;
+    let mut here = Executor::start(&system, Some("east")).await;
+    for (executor, address) in [(&mut there, theirs.address), (&mut here, ours.address())] {
+        let build = new_build();
+        executor.submit(&build, None).await;
+        executor.take(&build).await;
+        let text = Client::ask(address, &build).await.text().await;
+        assert_eq!(text, format!("Build ID {build} not found"));
+    }
+
+    let (build, _log) = there.run(Some("west")).await;
+    there.kill().await;
+    let text = Client::ask(theirs.address, &build).await.text().await;
+    assert_eq!(text, "Internal streaming error: the executor cannot be reached\r\n");
+}

@@ -1,0 +1,210 @@
+//! zuul-web's own handler, stream manager and streamer as the client: browsers see every byte when
+//! it is written.
+//!
+//! zuul-web waits in poll(2) and then reads 1024 bytes once. Whatever its TLS library took from
+//! the socket beyond that shows only when more comes, and a readable socket without log to read
+//! holds up all consoles.
+
+use std::collections::HashMap;
+
+use crate::executor::{Executor, new_build};
+use crate::script::Script;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+use crate::zuul_conf::{ZuulConf, tls_lines};
+
+/// A zuul-web and its browsers, by `web.py`.
+struct Web {
+    script: Script,
+    /// What each build's browser has been sent and has not been asked for yet.
+    texts: HashMap<String, String>,
+    closed: HashMap<String, String>,
+}
+
+impl Web {
+    /// In no zone, with the certificates of its `zuul.conf`.
+    async fn start(system: &System) -> Self {
+        let identity = system.zookeeper.authority.identity("web");
+        let conf = ZuulConf::new(system, &format!("[fingergw]\n{}", tls_lines(&identity)));
+        let mut script = Script::start("web.py", [conf.path()]);
+        assert_eq!(script.next().await["manager"], "running");
+        Self { script, texts: HashMap::new(), closed: HashMap::new() }
+    }
+
+    /// A browser asks for a build's console.
+    async fn open(&mut self, build: &str) {
+        self.script.ask(&format!("open {build}")).await;
+    }
+
+    /// That browser goes away.
+    async fn leave(&mut self, build: &str) {
+        self.script.ask(&format!("leave {build}")).await;
+    }
+
+    /// Waits until a browser has been sent all of `text` and nothing else.
+    async fn shows(&mut self, build: &str, text: &str) {
+        while self.texts.get(build).map_or(0, String::len) < text.len() {
+            assert_eq!(self.closed.get(build), None, "too early");
+            self.hear().await;
+        }
+        assert_eq!(self.texts.remove(build).as_deref(), Some(text));
+    }
+
+    /// Waits until zuul-web has closed a browser's console and returns its words, with what it
+    /// had sent last.
+    async fn closes(&mut self, build: &str) -> (String, String) {
+        while !self.closed.contains_key(build) {
+            self.hear().await;
+        }
+        let text = self.texts.remove(build).unwrap_or_default();
+        (text, self.closed.remove(build).unwrap_or_default())
+    }
+
+    async fn hear(&mut self) {
+        let said = self.script.next().await;
+        let build = said["build"].as_str().expect("a build").to_owned();
+        if let Some(text) = said["text"].as_str() {
+            self.texts.entry(build).or_default().push_str(text);
+        } else {
+            self.closed.insert(build, format!("{} {}", said["closed"], said["reason"]));
+        }
+    }
+}
+
+/// What zuul-web says when a log has ended as it should.
+const NO_MORE: &str = r#"1000 "No more data""#;
+
+/// A gateway of zone west, plain or with the TLS that zuul-web is expected to speak.
+async fn gateway(system: &System, tls: bool) -> Gateway {
+    let gateway = Builder::new(system).zone("west");
+    if !tls {
+        return gateway.ready().await;
+    }
+    let identity = system.zookeeper.authority.identity("gateway");
+    gateway.tls(&identity).listeners(&["tls = true"]).ready().await
+}
+
+/// Sizes on both sides of what zuul-web reads at once, of TLS records and of the streamer's reads,
+/// each written at once.
+fn pieces() -> impl Iterator<Item = String> {
+    [1, 1023, 1024, 1025, 2048, 4096, 10_000, 16_384, 16_385, 70_000].into_iter().map(|size| {
+        let text: String = (0..).map(|i| char::from(b'a' + (i % 26) as u8)).take(size).collect();
+        // A character of three bytes at the end lands on every border.
+        text + "€"
+    })
+}
+
+async fn every_byte_when_it_is_written(tls: bool) {
+    let system = System::new().await;
+    let mut gateway = gateway(&system, tls).await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let mut web = Web::start(&system).await;
+    let (build, mut log) = executor.run(Some("west")).await;
+
+    web.open(&build).await;
+    for piece in pieces() {
+        log.write(piece.as_bytes());
+        web.shows(&build, &piece).await;
+    }
+    log.remove();
+    assert_eq!(web.closes(&build).await, (String::new(), NO_MORE.to_owned()));
+    gateway.logged("the stream's end", |line| line.contains("end=finished")).await;
+}
+
+#[tokio::test]
+async fn every_byte_when_it_is_written_plain() {
+    every_byte_when_it_is_written(false).await;
+}
+
+#[tokio::test]
+async fn every_byte_when_it_is_written_tls() {
+    every_byte_when_it_is_written(true).await;
+}
+
+/// A console that has nothing to show yet holds up no other one.
+#[tokio::test]
+async fn silent_builds_beside_busy_ones_tls() {
+    let system = System::new().await;
+    let _gateway = gateway(&system, true).await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let mut web = Web::start(&system).await;
+    let (silent, mut late) = executor.run(Some("west")).await;
+    let (busy, mut log) = executor.run(Some("west")).await;
+
+    web.open(&silent).await;
+    web.open(&busy).await;
+    for line in ["one\n", "two\n"] {
+        log.write(line.as_bytes());
+        web.shows(&busy, line).await;
+    }
+    late.write(b"at last\n");
+    web.shows(&silent, "at last\n").await;
+}
+
+/// When a browser leaves, zuul-web closes its end without any end of TLS. The kernel tells us only
+/// when the thread of zuul-web that still polls that connection has been woken: here by another
+/// console.
+#[tokio::test]
+async fn a_browser_that_leaves_a_silent_build_tls() {
+    let system = System::new().await;
+    let mut gateway = gateway(&system, true).await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let mut web = Web::start(&system).await;
+    let (build, mut log) = executor.run(Some("west")).await;
+    let (other, _other_log) = executor.run(Some("west")).await;
+
+    web.open(&build).await;
+    log.write(b"a line\n");
+    web.shows(&build, "a line\n").await;
+    web.leave(&build).await;
+    web.open(&other).await;
+    leaves(&mut gateway).await;
+}
+
+/// Or by the next line of the log, which then nobody reads: the connection is reset.
+async fn a_browser_that_leaves_a_busy_build(tls: bool) {
+    let system = System::new().await;
+    let mut gateway = gateway(&system, tls).await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let mut web = Web::start(&system).await;
+    let (build, mut log) = executor.run(Some("west")).await;
+
+    web.open(&build).await;
+    log.write(b"a line\n");
+    web.shows(&build, "a line\n").await;
+    web.leave(&build).await;
+    log.write(b"another\n");
+    leaves(&mut gateway).await;
+}
+
+#[tokio::test]
+async fn a_browser_that_leaves_a_busy_build_plain() {
+    a_browser_that_leaves_a_busy_build(false).await;
+}
+
+#[tokio::test]
+async fn a_browser_that_leaves_a_busy_build_tls() {
+    a_browser_that_leaves_a_busy_build(true).await;
+}
+
+async fn leaves(gateway: &mut Gateway) {
+    let line = gateway.logged("the stream's end", |line| line.contains("stream ended")).await;
+    assert!(line.contains("end=client left"), "{line}");
+}
+
+/// A text of the gateway's is what the browser shows.
+#[tokio::test]
+async fn a_reason_is_shown() {
+    let system = System::new().await;
+    let _gateway = gateway(&system, true).await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let mut web = Web::start(&system).await;
+    let build = new_build();
+    executor.submit(&build, Some("west")).await;
+    executor.take(&build).await;
+    executor.kill().await;
+
+    web.open(&build).await;
+    let text = "Internal streaming error: the executor cannot be reached\r\n";
+    assert_eq!(web.closes(&build).await, (text.to_owned(), NO_MORE.to_owned()));
+}
