@@ -97,6 +97,8 @@ pub(crate) fn python() -> Command {
     let mut command = Command::new(venv().join("python"));
     // -B: no compiled files beside the sources.
     command.arg("-B").kill_on_drop(true);
+    // Zuul's programs import GitPython, which otherwise wants git to be installed.
+    command.env("GIT_PYTHON_REFRESH", "quiet");
     command
 }
 

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Child;
 use tokio::sync::watch;
 
@@ -30,17 +30,12 @@ impl Upstream {
             .arg(conf.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("real Zuul in target/venv (tests/run puts it there)");
-        let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let (sender, log) = watch::channel(Vec::new());
-        // Read all the time: a full pipe would stop the program.
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                sender.send_modify(|log| log.push(line));
-            }
-        });
+        collect(child.stdout.take().expect("stdout is piped"), sender.clone());
+        collect(child.stderr.take().expect("stderr is piped"), sender);
         let mut upstream = Self { _child: child, address: (Ipv4Addr::LOCALHOST, 0).into(), log };
         upstream.logged("Finger gateway is started").await;
         let entries = system.entries().await;
@@ -67,4 +62,14 @@ impl Drop for Upstream {
             }
         }
     }
+}
+
+/// Reads lines all the time: a full pipe would stop the program.
+fn collect(pipe: impl AsyncRead + Unpin + Send + 'static, log: watch::Sender<Vec<String>>) {
+    let mut lines = BufReader::new(pipe).lines();
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            log.send_modify(|log| log.push(line));
+        }
+    });
 }
