@@ -1,5 +1,7 @@
 //! The built binary against a real ZooKeeper.
 
+mod refuse;
+mod route;
 mod stream;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]

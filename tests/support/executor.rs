@@ -11,14 +11,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use socket2::SockRef;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificates::Identity;
 use super::system::Worker;
-use super::within;
+use super::{Duplex, within};
 
 /// Listens as an executor, or as a gateway of another zone.
 pub(crate) struct Executor {
@@ -92,7 +92,7 @@ pub(crate) struct Stream<S> {
     stream: BufReader<S>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
+impl<S: Duplex> Stream<S> {
     async fn greet(stream: S) -> Self {
         let mut stream = BufReader::new(stream);
         let mut request = String::new();
