@@ -1,8 +1,11 @@
 //! The built binary against a real ZooKeeper.
 
+mod limits;
+mod log;
 mod refuse;
 mod route;
 mod stream;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;

@@ -252,6 +252,18 @@ impl Gateway {
         find(&log.expect("the process logs as long as it lives")).expect("it was there")
     }
 
+    /// Waits until there are so many log lines that are as `wanted` says.
+    pub(crate) async fn logged_times(
+        &mut self,
+        what: &str,
+        times: usize,
+        wanted: impl Fn(&str) -> bool,
+    ) {
+        let often = |log: &Vec<String>| log.iter().filter(|line| wanted(line)).count() >= times;
+        let log = within(what, self.log.wait_for(often)).await;
+        log.expect("the process logs as long as it lives");
+    }
+
     /// Every log line so far.
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.borrow().clone()
