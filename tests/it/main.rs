@@ -1,5 +1,6 @@
 //! The built binary against a real ZooKeeper.
 
+mod registration;
 mod stream;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]

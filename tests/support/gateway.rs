@@ -202,7 +202,7 @@ impl Gateway {
             addresses: Vec::new(),
             directory,
         };
-        let status = gateway.status("it to listen", |status| status.contains("127.0.0.1:")).await;
+        let status = gateway.status("it to listen", |status| status.contains("ZooKeeper: ")).await;
         gateway.addresses =
             status.split([' ', ',', ';']).filter_map(|word| word.parse().ok()).collect();
         gateway
