@@ -60,21 +60,45 @@ struct Keeper {
     orders: Orders,
 }
 
+/// How [`Keeper::serve`] ended.
+enum End {
+    /// The session is over.
+    Session,
+    /// The session lives, but no entry could be made in it.
+    Refused(Error),
+}
+
 impl Keeper {
     async fn run(self) {
         let close = self.orders.close.clone();
         let sessions = async || -> Infallible {
             let mut wait = RETRY_MIN;
-            let mut said = false;
+            // Said once each, until something else happens.
+            let (mut said_away, mut said_refused) = (false, false);
             loop {
                 match self.connect().await {
                     Ok(client) => {
-                        (wait, said) = (RETRY_MIN, false);
-                        self.serve(client).await;
+                        said_away = false;
+                        if !said_refused {
+                            info!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
+                        }
+                        match self.serve(&client).await {
+                            End::Session => (wait, said_refused) = (RETRY_MIN, false),
+                            End::Refused(error) if said_refused => {
+                                debug!(%error, "ZooKeeper still lets nothing be registered");
+                            }
+                            End::Refused(error) => {
+                                said_refused = true;
+                                warn!(
+                                    hosts = self.settings.hosts, %error,
+                                    "ZooKeeper lets nothing be registered (chroot missing?); not ready, trying on"
+                                );
+                            }
+                        }
                     }
-                    Err(error) if said => debug!(%error, "ZooKeeper still gives no session"),
+                    Err(error) if said_away => debug!(%error, "ZooKeeper still gives no session"),
                     Err(error) => {
-                        said = true;
+                        said_away = true;
                         let cause = self.settings.diagnosis.why().await;
                         warn!(
                             hosts = self.settings.hosts, %error, %cause,
@@ -104,24 +128,29 @@ impl Keeper {
             .await
     }
 
-    /// Lives one session to its end.
-    async fn serve(&self, client: Client) {
-        info!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
+    /// Lives one session to its end, or until ZooKeeper refuses what we need of it.
+    async fn serve(&self, client: &Client) -> End {
         self.lookup.begin_session(client.clone());
         let (snapshot, snapshot_seen) = watch::channel(None);
         let standing = &self.orders.standing;
-        let end = tokio::select! {
-            error = components::follow(&client, &snapshot, &self.lookup) => error,
-            error = entry::keep(&client, &self.announcement, self.orders.wanted.clone(), snapshot_seen, standing) => error,
-            error = follow_connection(&client, standing) => error,
+        let error = tokio::select! {
+            error = components::follow(client, &snapshot, &self.lookup) => error,
+            error = entry::keep(client, &self.announcement, self.orders.wanted.clone(), snapshot_seen, standing) => error,
+            error = follow_connection(client, standing) => error,
         };
         self.lookup.forget_session();
         if *self.orders.wanted.borrow() == State::Stopped {
             standing.send_replace(Standing::Withdrawn);
-        } else {
-            standing.send_replace(Standing::SessionLost);
-            warn!(error = %end, "session with ZooKeeper lost, and our entry with it; starting a new one");
+            return End::Session;
         }
+        let registered =
+            matches!(*standing.borrow(), Standing::Registered(_) | Standing::ConnectionLost);
+        if !registered && !is_session_loss(&error) && !client.state().is_terminated() {
+            return End::Refused(error);
+        }
+        standing.send_replace(Standing::SessionLost);
+        warn!(%error, "session with ZooKeeper lost, and our entry with it; starting a new one");
+        End::Session
     }
 
     /// Fulfils an order to withdraw that comes when there is no session: nothing holds an entry.
@@ -197,6 +226,14 @@ where
 /// whatever ended the connection, I/O errors and its own time-outs as `Custom` ones.
 fn is_connection_loss(error: &Error) -> bool {
     matches!(error, Error::ConnectionLoss | Error::Custom(_) | Error::Timeout)
+}
+
+/// Whether `error` says that the session is over.
+fn is_session_loss(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::SessionExpired | Error::SessionMoved | Error::AuthFailed | Error::ClientClosed
+    )
 }
 
 /// `wait` and up to as much again.
