@@ -5,3 +5,4 @@ mod stream;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
 mod support;
+mod zookeeper_trouble;

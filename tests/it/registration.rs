@@ -5,14 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::Builder;
-use crate::support::proxy::{Answer, Proxy};
+use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, GATEWAYS, System};
-use crate::support::within;
 
 /// The entry's text, byte for byte as Zuul's own `json.dumps(..., sort_keys=True)` orders it.
 fn text(port: Option<u16>, use_ssl: bool, zone: Option<&str>) -> String {
@@ -122,27 +120,6 @@ async fn the_entry_is_an_ephemeral_sequence_of_the_gateways_session() {
     gateway.status("the entry's name", |line| line.ends_with(&status)).await;
 }
 
-/// Passes the answers for the gateway on, until the entries are as `wanted` says; keeps back the
-/// answer that comes then, and with it whatever the gateway would do next.
-async fn halted(
-    what: &str,
-    answers: &mut mpsc::Receiver<Answer>,
-    system: &System,
-    wanted: impl Fn(&[Entry]) -> bool,
-) -> (Answer, Vec<Entry>) {
-    within(what, async {
-        loop {
-            let answer = answers.recv().await.expect("the proxy lives");
-            let entries = system.entries().await;
-            if wanted(&entries) {
-                return (answer, entries);
-            }
-            answer.pass();
-        }
-    })
-    .await
-}
-
 /// Every state is held until it has been looked at: the gateway waits for ZooKeeper's answer to
 /// one change before it makes the next.
 #[tokio::test]
@@ -154,13 +131,13 @@ async fn initializing_then_running_then_stopped_then_gone() {
     let mut gateway = builder.start().await;
 
     let there = |entries: &[Entry]| !entries.is_empty();
-    let (answer, entries) = halted("an entry", &mut answers, &system, there).await;
+    let (answer, entries) = answers.until("an entry", &system, there).await;
     let first = only(entries);
     assert_eq!((state(&first), first.stat.version), ("initializing", 0));
     answer.pass();
 
     let next = |entries: &[Entry]| entries.iter().any(|entry| entry.stat.version == 1);
-    let (answer, entries) = halted("the second state", &mut answers, &system, next).await;
+    let (answer, entries) = answers.until("the second state", &system, next).await;
     let entry = only(entries);
     assert_eq!((state(&entry), &entry.name), ("running", &first.name));
     assert_eq!(entry.text, text(Some(gateway.port()), false, Some("west")));
@@ -169,14 +146,14 @@ async fn initializing_then_running_then_stopped_then_gone() {
 
     gateway.signal(Signal::TERM);
     let next = |entries: &[Entry]| entries.iter().any(|entry| entry.stat.version == 2);
-    let (answer, entries) = halted("the third state", &mut answers, &system, next).await;
+    let (answer, entries) = answers.until("the third state", &system, next).await;
     let entry = only(entries);
     let stopped = text(Some(gateway.port()), false, Some("west")).replace("running", "stopped");
     assert_eq!((entry.text, entry.name), (stopped, first.name));
     answer.pass();
 
     let gone = |entries: &[Entry]| entries.is_empty();
-    let (answer, _) = halted("its removal", &mut answers, &system, gone).await;
+    let (answer, _) = answers.until("its removal", &system, gone).await;
     answer.pass();
     drop(answers);
     assert!(gateway.exit().await.success());

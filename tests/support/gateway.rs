@@ -202,7 +202,12 @@ impl Gateway {
             addresses: Vec::new(),
             directory,
         };
-        let status = gateway.status("it to listen", |status| status.contains("ZooKeeper: ")).await;
+        let status = tokio::select! {
+            ended = gateway.child.wait() => panic!("the gateway has ended: {ended:?}"),
+            notices = within("it to listen", gateway.notices.wait_for(|n| !n.status.is_empty())) => {
+                notices.expect("the collecting task lives").status.clone()
+            }
+        };
         gateway.addresses =
             status.split([' ', ',', ';']).filter_map(|word| word.parse().ok()).collect();
         gateway
@@ -250,6 +255,19 @@ impl Gateway {
         let find = |log: &[String]| log.iter().find(|line| wanted(line)).cloned();
         let log = within(what, self.log.wait_for(|log| find(log).is_some())).await;
         find(&log.expect("the process logs as long as it lives")).expect("it was there")
+    }
+
+    /// Waits until there are `times` log lines that are as `wanted` says.
+    pub(crate) async fn logged_times(
+        &mut self,
+        what: &str,
+        times: usize,
+        wanted: impl Fn(&str) -> bool,
+    ) {
+        let count = |log: &Vec<String>| log.iter().filter(|line| wanted(line)).count();
+        let log = within(what, self.log.wait_for(|log| count(log) >= times)).await;
+        let log = log.expect("the process logs as long as it lives");
+        assert_eq!(count(&log), times, "{what}");
     }
 
     /// Every log line so far.

@@ -9,6 +9,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::system::{Entry, System};
+use super::within;
+
 /// Ends, and all connections with it, when it is dropped: from then on the port refuses.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
@@ -44,7 +47,31 @@ impl Answer {
     }
 }
 
-type Answers = mpsc::Sender<Answer>;
+/// Every answer of the server, one after the other; dropped, all pass.
+pub(crate) struct Answers(mpsc::Receiver<Answer>);
+
+impl Answers {
+    /// Passes answers on until the gateways' entries are as `wanted` says. Returns them, and the
+    /// answer that came then, kept back and with it whatever the gateway would do next.
+    pub(crate) async fn until(
+        &mut self,
+        what: &str,
+        system: &System,
+        wanted: impl Fn(&[Entry]) -> bool,
+    ) -> (Answer, Vec<Entry>) {
+        within(what, async {
+            loop {
+                let answer = self.0.recv().await.expect("the proxy lives");
+                let entries = system.entries().await;
+                if wanted(&entries) {
+                    return (answer, entries);
+                }
+                answer.pass();
+            }
+        })
+        .await
+    }
+}
 
 impl Proxy {
     /// Before `port` on loopback.
@@ -57,13 +84,14 @@ impl Proxy {
         Self::listen(host, port, None).await
     }
 
-    /// Before `port`; asks about every answer, until the receiver is dropped.
-    pub(crate) async fn stepping(port: u16) -> (Self, mpsc::Receiver<Answer>) {
+    /// Before `port`; asks about every answer, as long as somebody decides.
+    pub(crate) async fn stepping(port: u16) -> (Self, Answers) {
         let (answers, answers_seen) = mpsc::channel(1);
-        (Self::listen(Ipv4Addr::LOCALHOST.into(), port, Some(answers)).await, answers_seen)
+        let proxy = Self::listen(Ipv4Addr::LOCALHOST.into(), port, Some(answers)).await;
+        (proxy, Answers(answers_seen))
     }
 
-    async fn listen(host: IpAddr, port: u16, answers: Option<Answers>) -> Self {
+    async fn listen(host: IpAddr, port: u16, answers: Option<mpsc::Sender<Answer>>) -> Self {
         let listener = TcpListener::bind((host, 0)).await.expect("a port");
         let address = listener.local_addr().expect("its address");
         let (orders, orders_seen) = watch::channel(Orders::default());
@@ -98,7 +126,7 @@ async fn carry(
     client: TcpStream,
     port: u16,
     orders: watch::Receiver<Orders>,
-    answers: Option<Answers>,
+    answers: Option<mpsc::Sender<Answer>>,
 ) {
     let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { return };
     let (from_client, to_client) = client.into_split();
@@ -116,7 +144,7 @@ async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut orders: watch::Receiver<Orders>,
-    answers: Option<Answers>,
+    answers: Option<mpsc::Sender<Answer>>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
