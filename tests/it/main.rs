@@ -1,6 +1,7 @@
 //! The built binary against a real ZooKeeper.
 
 mod registration;
+mod stop;
 mod stream;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
