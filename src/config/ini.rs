@@ -103,7 +103,7 @@ struct OpenOption {
 
 impl Parser {
     fn line(&mut self, number: usize, line: &str) {
-        let text = line.trim();
+        let text = line.trim_matches(is_space);
         if text.starts_with(['#', ';']) {
             return;
         }
@@ -113,7 +113,7 @@ impl Parser {
             }
             return;
         }
-        let indent = line.chars().take_while(|c| c.is_whitespace()).count();
+        let indent = line.chars().take_while(|c| is_space(*c)).count();
         if let Some(option) = self.option.as_mut().filter(|_| indent > self.indent) {
             option.values.push(text.to_owned());
             return;
@@ -144,7 +144,7 @@ impl Parser {
             self.error(number, "neither \"option = value\" nor a [section]");
             return;
         };
-        let name = name.trim_end().to_lowercase();
+        let name = name.trim_end_matches(is_space).to_lowercase();
         if name.is_empty() {
             self.error(number, "an option without a name");
             return;
@@ -156,13 +156,13 @@ impl Parser {
         if twice {
             self.error(number, "the option is there twice");
         }
-        let values = vec![value.trim().to_owned()];
+        let values = vec![value.trim_matches(is_space).to_owned()];
         self.option = Some(OpenOption { name, line: number, values });
     }
 
     fn end_option(&mut self) {
         let Some(OpenOption { name, line, values }) = self.option.take() else { return };
-        let value = values.join("\n").trim_end().to_owned();
+        let value = values.join("\n").trim_end_matches(is_space).to_owned();
         if let Some(options) = self.options() {
             options.insert(name, Raw { line, value });
         }
@@ -179,6 +179,11 @@ impl Parser {
     fn error(&mut self, line: usize, problem: &str) {
         self.errors.push(IniError { line, problem: problem.to_owned() });
     }
+}
+
+/// What Python's `str.isspace` takes for white space: four separators more than Unicode does.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 /// The name in a section header. Greedy, and blind to what follows: `[a]b] c` is `a]b`.
@@ -228,6 +233,9 @@ fn reference(text: &str) -> Option<(&str, &str)> {
     let (name, after) = text.strip_prefix('(')?.split_once(')')?;
     if name.is_empty() { None } else { Some((name, after.strip_prefix('s')?)) }
 }
+
+#[cfg(test)]
+mod differential;
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@
 mod fault;
 mod hostname;
 mod ini;
+mod toml_document;
 mod toml_file;
 mod value;
 mod zuul_conf;
@@ -183,7 +184,7 @@ pub(crate) fn is_toml(path: &Path) -> bool {
 /// Reads and checks the configuration in `path`.
 ///
 /// # Errors
-/// All [`Faults`] of the file, or why it cannot be read.
+/// All [`fault::Faults`] of the file, or why it cannot be read.
 pub(crate) fn load(path: &Path) -> Result<Config> {
     let bytes =
         std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;

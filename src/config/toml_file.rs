@@ -1,20 +1,16 @@
-//! Our TOML. Read by hand from the parsed document rather than through serde, which stops at the
-//! first fault; an operator wants them all.
+//! Our TOML: its tables, keys, defaults, and what they make together.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 use tracing::Level;
 
-use super::fault::{Fault, Faults, shown};
-use super::value::{self, Read};
+use super::fault::Faults;
+use super::toml_document::{Document, Table};
 use super::{
-    Config, DEFAULT_HOST, DEFAULT_PORT, Limits, Listener, Log, LogFormat, LogOutput, ZooKeeper,
+    Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, LogOutput,
+    ZooKeeper, value,
 };
 use crate::tls::{ClientCertificate, Files};
 
@@ -24,207 +20,36 @@ use crate::tls::{ClientCertificate, Files};
 /// Every fault in it.
 pub(super) fn read(file: &str, text: &str) -> Result<Config, Faults> {
     let document = Document::new(file, text);
-    let config = document.config();
-    Faults::none_or(config, document.faults.into_inner())
+    let config = config(&document);
+    Faults::none_or(config, document.into_faults())
 }
 
-/// A document being read.
-struct Document<'t> {
-    file: &'t str,
-    text: &'t str,
-    root: Spanned<DeTable<'t>>,
-    faults: RefCell<Vec<Fault>>,
-    /// Every key the reader knows, as `table.key`.
-    #[cfg(test)]
-    known: RefCell<BTreeSet<String>>,
-}
-
-impl<'t> Document<'t> {
-    fn new(file: &'t str, text: &'t str) -> Self {
-        let (root, errors) = DeTable::parse_recoverable(text);
-        let document = Self {
-            file,
-            text,
-            root,
-            faults: RefCell::new(Vec::new()),
-            #[cfg(test)]
-            known: RefCell::new(BTreeSet::new()),
-        };
-        for error in errors {
-            document.fault(error.span(), String::new(), None, error.message().to_owned());
-        }
-        document
-    }
-
-    fn fault(
-        &self,
-        span: Option<Range<usize>>,
-        key: String,
-        value: Option<String>,
-        problem: String,
-    ) {
-        let line = span.map(|span| {
-            let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
-            1 + before.iter().filter(|byte| **byte == b'\n').count()
-        });
-        let file = self.file.to_owned();
-        self.faults.borrow_mut().push(Fault { file, line, key, value, problem });
-    }
-
-    /// The whole configuration. Where a fault was found, any value stands in for the wrong one.
-    fn config(&self) -> Config {
-        let mut root = Table::new(self, "", Some(self.root.get_ref()));
-        let tls_table = root.table("tls");
-        let (tls, verify_hostnames) = tls(tls_table);
-        let listeners = listeners(&mut root, tls.is_some());
-        let zookeeper = zookeeper(root.table("zookeeper"));
-        let limits = limits(root.table("limits"));
-        let log = log(root.table("log"));
-        let config = Config {
-            hostname: root.text("hostname", value::hostname),
-            zone: root.text("zone", value::zone),
-            public_port: root.integer("public_port", 1..=65_535).map(|port| port as u16),
-            listeners,
-            tls,
-            verify_hostnames,
-            zookeeper,
-            limits,
-            log,
-        };
-        root.finish();
-        config
-    }
-}
-
-/// One table being read: remembers which keys were asked for, so that others can be refused.
-struct Table<'d> {
-    document: &'d Document<'d>,
-    name: &'d str,
-    table: Option<&'d DeTable<'d>>,
-    asked: BTreeSet<&'static str>,
-}
-
-type Found<'d> = &'d Spanned<DeValue<'d>>;
-
-impl<'d> Table<'d> {
-    fn new(document: &'d Document<'d>, name: &'d str, table: Option<&'d DeTable<'d>>) -> Self {
-        Self { document, name, table, asked: BTreeSet::new() }
-    }
-
-    fn path(&self, key: &str) -> String {
-        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
-    }
-
-    fn find(&mut self, key: &'static str) -> Option<Found<'d>> {
-        self.asked.insert(key);
-        #[cfg(test)]
-        self.document.known.borrow_mut().insert(self.path(key));
-        self.table?.get(key)
-    }
-
-    /// Notes a fault in the value of `key`.
-    fn refuse(&self, key: &str, found: Option<Found<'_>>, problem: String) {
-        let span = found.map(Spanned::span);
-        let value = span.clone().map(|span| shown(&self.document.text[span]));
-        self.document.fault(span, self.path(key), value, problem);
-    }
-
-    fn read<T>(&mut self, key: &'static str, read: impl Fn(&DeValue<'_>) -> Read<T>) -> Option<T> {
-        let found = self.find(key)?;
-        read(found.get_ref()).map_err(|problem| self.refuse(key, Some(found), problem)).ok()
-    }
-
-    fn text<T>(&mut self, key: &'static str, read: impl Fn(&str) -> Read<T>) -> Option<T> {
-        self.read(key, |value| match value.as_str() {
-            Some(text) => read(text),
-            None => Err("must be a string in quotes".to_owned()),
-        })
-    }
-
-    fn path_of_file(&mut self, key: &'static str) -> Option<PathBuf> {
-        self.text(key, |text| match text.starts_with('/') {
-            true => Ok(PathBuf::from(text)),
-            false => Err("must be an absolute path".to_owned()),
-        })
-    }
-
-    fn boolean(&mut self, key: &'static str, default: bool) -> bool {
-        let read = |value: &DeValue<'_>| value.as_bool().ok_or("must be true or false".to_owned());
-        self.read(key, read).unwrap_or(default)
-    }
-
-    fn integer(&mut self, key: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
-        self.read(key, |value| {
-            value
-                .as_integer()
-                .and_then(|integer| i64::from_str_radix(integer.as_str(), integer.radix()).ok())
-                .filter(|integer| range.contains(integer))
-                .ok_or_else(|| {
-                    format!("must be a whole number from {} to {}", range.start(), range.end())
-                })
-        })
-    }
-
-    fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
-        self.text(key, value::duration).unwrap_or(default)
-    }
-
-    fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
-        self.text(key, |text| {
-            choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(
-                || {
-                    let names: Vec<_> =
-                        choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-                    format!("must be one of {}", names.join(", "))
-                },
-            )
-        })
-    }
-
-    /// The table `name` below the root; an empty one if there is none.
-    fn table(&mut self, name: &'static str) -> Self {
-        let table = self.find(name).and_then(|found| {
-            let table = found.get_ref().as_table();
-            if table.is_none() {
-                self.refuse(name, Some(found), format!("must be a table: [{name}]"));
-            }
-            table
-        });
-        Table::new(self.document, name, table)
-    }
-
-    /// Refuses what nobody asked for.
-    fn finish(self) {
-        for (key, _) in self.table.into_iter().flatten() {
-            if !self.asked.contains(key.get_ref().as_ref()) {
-                let known: Vec<_> = self.asked.iter().copied().collect();
-                let problem = format!("unknown key; known here: {}", known.join(", "));
-                let path = self.path(&shown(key.get_ref()));
-                self.document.fault(Some(key.span()), path, None, problem);
-            }
-        }
-    }
-
-    /// The three files of an identity: all or none. `None` is also what a fault leaves.
-    fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<Files> {
-        let [cert, key, ca] = keys;
-        let given = keys.map(|key| self.table.is_some_and(|table| table.contains_key(key)));
-        let files = (self.path_of_file(cert), self.path_of_file(key), self.path_of_file(ca));
-        for (name, given_here) in keys.iter().zip(given) {
-            if !given_here && (required || given.contains(&true)) {
-                let problem = format!("missing; {cert}, {key} and {ca} are needed together");
-                self.refuse(name, None, problem);
-            }
-        }
-        match files {
-            (Some(cert), Some(key), Some(ca)) => Some(Files { cert, key, ca }),
-            _ => None,
-        }
-    }
+/// The whole configuration. Where a fault was found, any value stands in for the wrong one.
+fn config(document: &Document<'_>) -> Config {
+    let mut root = document.root();
+    let tls_table = root.table("tls");
+    let (tls, verify_hostnames) = tls(tls_table);
+    let listeners = listeners(&mut root, tls.is_some());
+    let zookeeper = zookeeper(root.table("zookeeper"));
+    let limits = limits(root.table("limits"));
+    let log = log(root.table("log"));
+    let config = Config {
+        hostname: root.text("hostname", value::hostname),
+        zone: root.text("zone", value::zone),
+        public_port: root.integer("public_port", 1..=65_535).map(|port| port as u16),
+        listeners,
+        tls,
+        verify_hostnames,
+        zookeeper,
+        limits,
+        log,
+    };
+    root.finish();
+    config
 }
 
 fn tls(mut table: Table<'_>) -> (Option<Files>, bool) {
-    let given = table.table.is_some_and(|table| table.contains_key("cert"));
+    let given = table.has("cert");
     let files = table.identity(["cert", "key", "ca"], false);
     let verify = table.boolean("verify_hostnames", true);
     table.finish();
@@ -246,8 +71,7 @@ fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
     for found in tables {
         match found.get_ref().as_table() {
             Some(table) => {
-                let table = Table::new(root.document, "listener", Some(table));
-                listeners.push(listener(table, tls_files));
+                listeners.push(listener(root.inner("listener", Some(table)), tls_files));
             }
             None => {
                 root.refuse("listener", Some(found), "must be a table: [[listener]]".to_owned())
@@ -256,7 +80,7 @@ fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
     }
     #[cfg(test)]
     if listeners.is_empty() {
-        listener(Table::new(root.document, "listener", None), tls_files);
+        listener(root.inner("listener", None), tls_files);
     }
     if listeners.is_empty() {
         let host = DEFAULT_HOST.to_owned();
@@ -300,13 +124,13 @@ fn listener(mut table: Table<'_>, tls_files: bool) -> Listener {
 }
 
 fn zookeeper(mut table: Table<'_>) -> ZooKeeper {
-    if table.table.is_none_or(|table| !table.contains_key("hosts")) {
+    if !table.has("hosts") {
         table.refuse("hosts", None, "missing: where Zuul's ZooKeeper is".to_owned());
     }
     let zookeeper = ZooKeeper {
         hosts: table
             .text("hosts", value::hosts)
-            .unwrap_or(super::Hosts { servers: Vec::new(), chroot: String::new() }),
+            .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
         tls: table.identity(["tls_cert", "tls_key", "tls_ca"], true).unwrap_or_else(nowhere),
         session_timeout: table.duration("session_timeout", Duration::from_secs(40)),
         verify_hostnames: table.boolean("verify_hostnames", true),
@@ -371,7 +195,10 @@ fn nowhere() -> Files {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::config::fault::Fault;
 
     const EXAMPLE: &str = include_str!("../../etc/zuul-fingergw.toml");
     const LEAST: &str = r#"
@@ -420,10 +247,9 @@ mod tests {
     fn the_example_has_every_key() {
         let text = uncommented(true);
         let document = Document::new("f.toml", &text);
-        document.config();
-        assert_eq!(document.faults.borrow().as_slice(), []);
+        config(&document);
         let mut shown = BTreeSet::new();
-        for (key, value) in document.root.get_ref() {
+        for (key, value) in document.tree.get_ref() {
             let tables: Vec<_> = match value.get_ref() {
                 DeValue::Table(table) => vec![table],
                 DeValue::Array(array) => {
@@ -439,6 +265,7 @@ mod tests {
             shown.insert(key.get_ref().to_string());
         }
         assert_eq!(shown, *document.known.borrow());
+        assert_eq!(document.into_faults(), []);
         assert!(shown.len() > 25, "{}", shown.len());
     }
 

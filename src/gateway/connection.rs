@@ -5,15 +5,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::ioctl::{Getter, Opcode, ioctl};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsStream;
 
 /// How long a client is given to close after we have. Closing with its bytes unread would send a
 /// reset, which may overtake the end of the log.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Between two looks at a send queue that is nearly empty.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Between two keepalive probes, and how many stay unanswered before the peer counts as gone.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
@@ -88,14 +92,42 @@ impl Connection {
         let _ = timeout(LINGER, gone).await;
     }
 
-    /// Ends as cut: a reset, on TLS no close_notify. What was sent and not yet received may be
-    /// lost on a plain connection; the peer knows that the log is not whole.
-    pub(crate) fn cut(self) {
-        if let Self::Plain(stream) = &self {
-            // A failure means that the connection is gone already.
-            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    /// Ends as cut: a reset, on TLS no close_notify.
+    ///
+    /// A reset throws away what the kernel has not delivered yet, so the peer is given up to
+    /// `patience` to take it first.
+    pub(crate) async fn cut(self, patience: Duration) {
+        // Dropping TLS sends no close_notify, and what was written still arrives.
+        let Self::Plain(stream) = self else { return };
+        // A failure, here and below, means that the connection is gone already.
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        if !patience.is_zero() {
+            let _ = timeout(patience, delivered(stream)).await;
         }
     }
+}
+
+/// Waits until the peer has acknowledged everything that was written, then closes.
+///
+/// The kernel tells of room in the send buffer, not of its emptiness. With the smallest of buffers
+/// the one is close to the other (Linux, `__sk_stream_is_writeable`), and little is left to ask
+/// for again and again. Registering the socket anew makes the kernel look at the new size.
+async fn delivered(stream: TcpStream) -> io::Result<()> {
+    SockRef::from(&stream).set_send_buffer_size(1)?;
+    let stream = TcpStream::from_std(stream.into_std()?)?;
+    stream.writable().await?;
+    while unacknowledged(&stream)? > 0 && stream.take_error()?.is_none() {
+        sleep(ASK_AGAIN).await;
+    }
+    Ok(())
+}
+
+/// The bytes written to `stream` that its peer has not acknowledged.
+#[expect(unsafe_code, reason = "no library offers SIOCOUTQ (tcp(7)) as a safe call")]
+fn unacknowledged(stream: &TcpStream) -> io::Result<i32> {
+    const SIOCOUTQ: Opcode = 0x5411;
+    // SAFETY: SIOCOUTQ of a TCP socket writes one int, the type that this `Getter` has room for.
+    Ok(unsafe { ioctl(stream, Getter::<SIOCOUTQ, i32>::new()) }?)
 }
 
 /// Forgets a readiness that turned out to be no error, so that the next wait really waits.

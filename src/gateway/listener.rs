@@ -4,11 +4,12 @@
 //! tasks of their own, whose number is bounded.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -37,15 +38,8 @@ const REFUSALS: usize = 64;
 /// IPv6 is switched off it stands for the unspecified IPv4 address.
 pub(crate) fn bind(address: SocketAddr) -> Result<StdListener> {
     let bound = match open(address) {
-        Err(error)
-            if address.is_ipv6()
-                && address.ip().is_unspecified()
-                && matches!(
-                    error.raw_os_error(),
-                    Some(rustix_errno::EAFNOSUPPORT | rustix_errno::EADDRNOTAVAIL)
-                ) =>
-        {
-            open(SocketAddr::from(([0, 0, 0, 0], address.port())))
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_without_ipv6(&error) => {
+            open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
         }
         bound => bound,
     };
@@ -58,10 +52,8 @@ pub(crate) fn bind(address: SocketAddr) -> Result<StdListener> {
     })
 }
 
-/// Error numbers by name (errno(3)).
-mod rustix_errno {
-    pub(super) const EAFNOSUPPORT: i32 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
-    pub(super) const EADDRNOTAVAIL: i32 = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
 fn open(address: SocketAddr) -> io::Result<StdListener> {

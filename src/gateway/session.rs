@@ -1,7 +1,7 @@
 //! One connection from its first byte to its last.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -98,8 +98,10 @@ async fn stream_from(
             End::Finished => return client.finish(cx.limits.write_timeout).await,
             End::UpstreamSilent => fault = Fault::ExecutorSilent,
             End::UpstreamFailed(_) if bytes == 0 => {}
-            End::UpstreamFailed(_) | End::Stopped => return client.cut(),
-            End::ClientLeft(_) | End::ClientStalled => return client.cut(),
+            End::UpstreamFailed(_) => return client.cut(cx.limits.write_timeout).await,
+            End::Stopped | End::ClientLeft(_) | End::ClientStalled => {
+                return client.cut(Duration::ZERO).await;
+            }
         }
     }
     // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.

@@ -1,6 +1,8 @@
 //! The built binary against a real ZooKeeper.
 
+mod refuse;
 mod registration;
+mod route;
 mod stop;
 mod stream;
 #[allow(dead_code, reason = "shared with the other test binary")]

@@ -254,7 +254,7 @@ async fn before_zookeeper_ever_answered() {
         }
         let mut gateway = builder.start().await;
         if !hanging {
-            gateway.logged("why", |line| line.contains("no session with ZooKeeper")).await;
+            gateway.logged("why", |line| line.contains("not registered in ZooKeeper")).await;
         }
         gateway.signal(Signal::TERM);
         exits_0(&mut gateway).await;

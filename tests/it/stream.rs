@@ -1,17 +1,24 @@
-//! Logs that arrive byte for byte.
+//! Logs that arrive byte for byte, and how streams end.
 
-use crate::support::client::Client;
-use crate::support::executor::Executor;
-use crate::support::gateway::Builder;
-use crate::support::system::System;
+use rustix::process::Signal;
+
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{Executor, acceptor, refusing_port};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::{System, Worker};
+
+/// A gateway without a zone, an executor, and a build on it.
+async fn direct(limits: &str) -> (System, Gateway, Executor, String) {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).limits(limits).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    (system, gateway, executor, build)
+}
 
 #[tokio::test]
 async fn a_log_arrives_while_it_grows() {
-    let system = System::new().await;
-    let gateway = Builder::new(&system).ready().await;
-    let executor = Executor::start().await;
-    let build = system.put_build(None, Some(&executor.worker(None))).await;
-
+    let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.accept().await;
     assert_eq!(stream.request, format!("{build}\n"));
@@ -21,4 +28,316 @@ async fn a_log_arrives_while_it_grows() {
     }
     stream.finish().await;
     assert_eq!(client.text().await, "");
+}
+
+#[tokio::test]
+async fn a_half_closed_client_keeps_its_stream() {
+    let (_system, gateway, executor, build) = direct("").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    stream.write(b"before\n").await;
+    client.expect(b"before\n").await;
+    client.half_close().await;
+    // Twice: the second comes when the first has been through, the half-close long before it.
+    for line in [b"after\n", b"later\n"] {
+        stream.write(line).await;
+        client.expect(line).await;
+    }
+    stream.finish().await;
+    assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
+}
+
+#[tokio::test]
+async fn a_clients_reset_ends_both_sides_of_a_quiet_stream() {
+    let (_system, mut gateway, executor, build) = direct("").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    stream.write(b"line\n").await;
+    client.expect(b"line\n").await;
+    client.reset();
+    stream.closed().await;
+    gateway.logged("why", |line| line.contains("client left") && line.contains(&build)).await;
+}
+
+#[tokio::test]
+async fn a_reset_behind_a_half_close_ends_both_sides_too() {
+    let (_system, gateway, executor, build) = direct("").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    client.half_close().await;
+    stream.write(b"line\n").await;
+    client.expect(b"line\n").await;
+    client.reset();
+    stream.closed().await;
+}
+
+/// A client that closes is gone, but says no more than one that half-closes: the next bytes tell.
+#[tokio::test]
+async fn a_client_that_closed_is_found_by_writing() {
+    let (_system, mut gateway, executor, build) = direct("").await;
+    let client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    drop(client);
+    while stream.try_write(&[b'x'; 4096]).await {}
+    gateway.logged("why", |line| line.contains("client left") && line.contains(&build)).await;
+}
+
+#[tokio::test]
+async fn a_client_that_stopped_reading_is_cut_off() {
+    let (_system, mut gateway, executor, build) = direct("write_timeout = \"300ms\"").await;
+    let mut client = Client::connect_narrow(gateway.address()).await;
+    client.send(format!("{build}\n").as_bytes()).await;
+    let mut stream = executor.accept().await;
+    while stream.try_write(&[b'x'; 65536]).await {}
+    gateway.logged("why", |line| line.contains("client stopped reading")).await;
+    assert_eq!(client.rest().await.1, Ending::Reset);
+}
+
+/// Byte `index` of a log that never repeats within any buffer's length.
+fn pattern(index: usize) -> u8 {
+    (index.wrapping_mul(2_654_435_761) >> 13) as u8
+}
+
+/// Sends `length` bytes from an executor and checks each at the client.
+async fn exact(
+    length: usize,
+    executor: &Executor,
+    mut client: Client<impl crate::support::Duplex>,
+) {
+    let mut stream = executor.accept().await;
+    let writer = async {
+        let mut sent = 0;
+        while sent < length {
+            let count = (length - sent).min(256 * 1024);
+            let piece: Vec<u8> = (sent..sent + count).map(pattern).collect();
+            stream.write(&piece).await;
+            sent += count;
+        }
+        stream.finish().await;
+    };
+    let reader = async {
+        let (mut received, mut buffer) = (0, vec![0; 256 * 1024]);
+        loop {
+            match client.read(&mut buffer).await {
+                Ok(count) => {
+                    for (offset, byte) in buffer[..count].iter().enumerate() {
+                        assert_eq!(*byte, pattern(received + offset), "byte {}", received + offset);
+                    }
+                    received += count;
+                }
+                Err(ending) => break (received, ending),
+            }
+        }
+    };
+    let ((), end) = tokio::join!(writer, reader);
+    assert_eq!(end, (length, Ending::Clean));
+}
+
+const MORE_THAN_100_MB: usize = 101_000_003;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_100_mb_are_exact() {
+    let (_system, mut gateway, executor, build) = direct("").await;
+    let client = Client::ask(gateway.address(), &build).await;
+    exact(MORE_THAN_100_MB, &executor, client).await;
+    let bytes = format!("bytes={MORE_THAN_100_MB}");
+    gateway.logged("the count", |line| line.contains(&bytes)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_100_mb_are_exact_through_two_zones() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let west = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
+    let _west = west.ready().await;
+    let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let client = Client::ask(east.address(), &build).await;
+    exact(MORE_THAN_100_MB, &executor, client).await;
+}
+
+/// Sizes around every buffer and record there is.
+#[tokio::test]
+async fn every_size_is_exact_over_tls() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let sizes = [1, 2, 1023, 1024, 1025, 2048, 4096, 16_383, 16_384, 16_385, 65_536, 1_000_001];
+    for size in sizes {
+        let client = Client::ask_tls(gateway.address(), &identity, &build).await;
+        exact(size, &executor, client).await;
+    }
+}
+
+#[tokio::test]
+async fn pieces_of_every_size_split_no_character() {
+    let (_system, gateway, executor, build) = direct("").await;
+    let log = "h\u{e9}llo \u{20ac} \u{1f980}\n".repeat(40);
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    for size in 1..=70 {
+        for piece in log.as_bytes().chunks(size) {
+            stream.write(piece).await;
+        }
+        client.expect(log.as_bytes()).await;
+    }
+    stream.finish().await;
+    assert_eq!(client.text().await, "");
+}
+
+#[tokio::test]
+async fn an_executor_that_refuses() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let worker =
+        Worker { hostname: "127.0.0.1".to_owned(), port: refusing_port().await, zone: None };
+    let build = system.put_build(None, Some(&worker)).await;
+    let answer = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(answer, "Internal streaming error: the executor cannot be reached\r\n");
+}
+
+#[tokio::test]
+async fn an_executor_that_hangs() {
+    let (_system, gateway, executor, build) = direct("first_byte_timeout = \"200ms\"").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    assert_eq!(client.text().await, "Internal streaming error: the executor does not answer\r\n");
+    stream.closed().await;
+}
+
+/// Once a log has begun it may be silent for as long as it likes: the deadline for the first byte
+/// passes many times over while the second waits for something that takes longer.
+#[tokio::test]
+async fn a_log_that_has_begun_may_be_silent() {
+    let (_system, gateway, executor, build) = direct("first_byte_timeout = \"20ms\"").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    stream.write(b"first\n").await;
+    client.expect(b"first\n").await;
+    // Another client runs into that deadline meanwhile, ten times.
+    for _ in 0..10 {
+        let mut other = Client::ask(gateway.address(), &build).await;
+        let silent = executor.accept().await;
+        assert!(other.text().await.contains("does not answer"));
+        drop(silent);
+    }
+    stream.write(b"second\n").await;
+    client.expect(b"second\n").await;
+}
+
+#[tokio::test]
+async fn an_executor_that_resets_before_the_first_byte() {
+    let (_system, gateway, executor, build) = direct("").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    executor.accept().await.reset();
+    let answer = client.text().await;
+    assert_eq!(answer, "Internal streaming error: the executor cannot be reached\r\n");
+}
+
+#[tokio::test]
+async fn a_log_that_is_cut_ends_as_a_cut() {
+    let (_system, gateway, executor, build) = direct("").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    stream.write(b"half a li").await;
+    client.expect(b"half a li").await;
+    stream.reset();
+    assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "no text of the gateway's");
+}
+
+#[tokio::test]
+async fn a_tls_client_can_tell_a_cut_from_an_end() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    for cut in [true, false] {
+        let mut client = Client::ask_tls(gateway.address(), &identity, &build).await;
+        let mut stream = executor.accept().await;
+        stream.write(b"line\n").await;
+        client.expect(b"line\n").await;
+        if cut {
+            stream.reset();
+        } else {
+            stream.finish().await;
+        }
+        let ending = if cut { Ending::Truncated } else { Ending::Clean };
+        assert_eq!(client.rest().await, (Vec::new(), ending));
+    }
+}
+
+/// Python's gateways close TLS without close_notify; that is an end like any other.
+#[tokio::test]
+async fn an_end_without_close_notify_is_an_end() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let other = Executor::start().await;
+    system.put_gateway(Some("west"), Some(other.address.port()), true, "running").await;
+    let gateway = Builder::new(&system).zone("east").tls(&identity).ready().await;
+    let worker = Worker {
+        hostname: "127.0.0.1".into(),
+        port: refusing_port().await,
+        zone: Some("west".into()),
+    };
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let acceptor = acceptor(&identity);
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = other.accept_tls(&acceptor).await;
+    stream.write(b"all of it\n").await;
+    stream.abandon();
+    assert_eq!(client.text().await, "all of it\n");
+}
+
+/// What a client sends behind its request is thrown away, and its close is no reset that would
+/// overtake the log's end.
+#[tokio::test]
+async fn bytes_behind_the_request_harm_nothing() {
+    let (_system, gateway, executor, build) = direct("").await;
+    let mut client = Client::connect(gateway.address()).await;
+    client.send(format!("{build}\r\nand more\r\n").as_bytes()).await;
+    let mut stream = executor.accept().await;
+    for _ in 0..20 {
+        client.send(&[b'y'; 10_000]).await;
+    }
+    let log: Vec<u8> = (0..300_000).map(pattern).collect();
+    stream.write(&log).await;
+    client.send(b"still here").await;
+    stream.finish().await;
+    let (received, ending) = client.rest().await;
+    assert!(received == log, "{} of {}", received.len(), log.len());
+    assert_eq!(ending, Ending::Clean);
+}
+
+/// The client reads nothing until the gateway is about to cut: the bytes wait in its socket.
+#[tokio::test]
+async fn a_cut_log_arrives_as_far_as_it_came() {
+    let (_system, mut gateway, executor, build) = direct("").await;
+    let mut client = Client::connect_narrow(gateway.address()).await;
+    client.send(format!("{build}\n").as_bytes()).await;
+    let mut stream = executor.accept().await;
+    // More than the client's side takes unread, less than both sides do.
+    let log: Vec<u8> = (0..200_000).map(pattern).collect();
+    stream.write(&log).await;
+    stream.reset_when_taken().await;
+    gateway.logged("the cut", |line| line.contains("cut by the next hop")).await;
+    let (received, ending) = client.rest().await;
+    assert!(received == log, "{} of {} bytes", received.len(), log.len());
+    assert_eq!(ending, Ending::Reset);
+}
+
+/// A gateway that is stopped and continued has lost nothing.
+#[tokio::test]
+async fn a_paused_gateway_goes_on() {
+    let (_system, gateway, executor, build) = direct("").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    stream.write(b"before\n").await;
+    gateway.signal(Signal::STOP);
+    stream.write(b"meanwhile\n").await;
+    gateway.signal(Signal::CONT);
+    client.expect(b"before\nmeanwhile\n").await;
 }

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::certificates::Identity;
 use super::executor;
-use super::within;
+use super::{Duplex, within};
 
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,14 @@ impl Client<TcpStream> {
     /// Connects and says nothing.
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(address)).await.expect("connected");
+        Self { stream }
+    }
+
+    /// Connects with the smallest of receive buffers, and says nothing.
+    pub(crate) async fn connect_narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(1).expect("SO_RCVBUF");
+        let stream = within("a connection", socket.connect(address)).await.expect("connected");
         Self { stream }
     }
 
@@ -97,7 +105,7 @@ pub(crate) fn connector(ca: &Identity, identity: Option<&Identity>) -> TlsConnec
     TlsConnector::from(Arc::new(config))
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+impl<S: Duplex> Client<S> {
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         let sent = async {
             self.stream.write_all(bytes).await?;

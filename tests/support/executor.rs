@@ -11,14 +11,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use socket2::SockRef;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificates::Identity;
 use super::system::Worker;
-use super::within;
+use super::{Duplex, within};
 
 /// Listens as an executor, or as a gateway of another zone.
 pub(crate) struct Executor {
@@ -92,7 +92,7 @@ pub(crate) struct Stream<S> {
     stream: BufReader<S>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
+impl<S: Duplex> Stream<S> {
     async fn greet(stream: S) -> Self {
         let mut stream = BufReader::new(stream);
         let mut request = String::new();
@@ -142,6 +142,16 @@ impl Stream<TcpStream> {
     /// Resets the connection.
     pub(crate) fn reset(self) {
         reset(&self.into_inner());
+    }
+
+    /// Resets the connection when the other side's kernel has what was written. (With the
+    /// smallest of send buffers a socket is writable only when it is as good as empty.)
+    pub(crate) async fn reset_when_taken(self) {
+        let stream = self.into_inner();
+        SockRef::from(&stream).set_send_buffer_size(1).expect("SO_SNDBUF");
+        let stream = stream.into_std().and_then(TcpStream::from_std).expect("the same socket");
+        within("the log to be taken", stream.writable()).await.expect("a socket");
+        reset(&stream);
     }
 }
 

@@ -14,6 +14,11 @@ use std::time::Duration;
 /// Longer than anything here ever takes; what is over it is a hang.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Any connection.
+pub(crate) trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
+
+impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Duplex for S {}
+
 /// Waits for `event`, but not for ever.
 pub(crate) async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, event).await {

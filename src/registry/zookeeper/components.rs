@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
-use zookeeper_client::{Client, Error, EventType, WatchedEvent};
+use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, WatchedEvent};
 
 use super::{Lookup, persist};
 use crate::registry::component::{self, Component, FINGERGW};
@@ -18,6 +18,9 @@ use crate::registry::component::{self, Component, FINGERGW};
 /// The parent of one node per kind of component.
 pub(super) const COMPONENTS: &str = "/zuul/components";
 
+/// Zuul sets no ACLs: who holds a client certificate of ZooKeeper's CA may do everything.
+pub(super) const DIRECTORY: CreateOptions<'static> =
+    CreateMode::Persistent.with_acls(Acls::anyone_all());
 /// What our own entry depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Snapshot {
@@ -33,6 +36,7 @@ pub(super) async fn follow(
     snapshot: &watch::Sender<Option<Snapshot>>,
     lookup: &Lookup,
 ) -> Error {
+    lookup.learn_zones(client).await;
     let mut view = View { client, kinds: BTreeMap::new(), watches: JoinSet::new() };
     if let Err(error) = view.read_kinds().await {
         return error;
@@ -99,9 +103,8 @@ impl View<'_> {
     }
 
     async fn read_kinds(&mut self) -> Result<(), Error> {
-        let (client, options) = (self.client, super::entry::DIRECTORY);
-        let own = format!("{COMPONENTS}/{FINGERGW}");
-        persist(|| client.mkdir(&own, &options)).await?;
+        let (client, own) = (self.client, format!("{COMPONENTS}/{FINGERGW}"));
+        persist(|| client.mkdir(&own, &DIRECTORY)).await?;
         let (kinds, _, watcher) = persist(|| client.get_and_watch_children(COMPONENTS)).await?;
         self.watches.spawn(watcher.changed());
         self.kinds.retain(|kind, _| kinds.contains(kind));

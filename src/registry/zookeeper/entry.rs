@@ -8,14 +8,11 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
 
-use super::components::{COMPONENTS, Snapshot};
+use super::components::{COMPONENTS, DIRECTORY, Snapshot};
 use super::{is_connection_loss, persist};
 use crate::registry::Standing;
 use crate::registry::component::{Announcement, FINGERGW, MODEL_API, State};
 
-/// Zuul sets no ACLs: who holds a client certificate of ZooKeeper's CA may do everything.
-pub(super) const DIRECTORY: CreateOptions<'static> =
-    CreateMode::Persistent.with_acls(Acls::anyone_all());
 const ENTRY: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
 
 /// An entry that is there.

@@ -41,9 +41,19 @@ impl Lookup {
         }
     }
 
+    /// Answers from `client` from now on.
     pub(super) fn begin_session(&self, client: Client) {
-        self.client.send_replace(Some(client));
+        // The server may be another one, and newer.
         self.multi_read.store(true, Ordering::Relaxed);
+        self.client.send_replace(Some(client));
+    }
+
+    /// Learns the zones, so that already the first look-up asks them all at once.
+    pub(super) async fn learn_zones(&self, client: &Client) {
+        // Without them it asks twice.
+        if let Ok((zones, _)) = self.read(client, Some(ZONES), &[]).await {
+            self.zones.send_replace(zones.into());
+        }
     }
 
     pub(super) fn has_session(&self) -> bool {

@@ -52,6 +52,14 @@ pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Regis
     (registry, registration)
 }
 
+/// How a session went.
+enum Served {
+    /// Our entry stood, or was withdrawn on order.
+    Registered,
+    /// There was a session, but no entry.
+    Refused(Error),
+}
+
 /// Owns the sessions.
 struct Keeper {
     settings: Settings,
@@ -60,62 +68,49 @@ struct Keeper {
     orders: Orders,
 }
 
-/// How [`Keeper::serve`] ended.
-enum End {
-    /// The session is over.
-    Session,
-    /// The session lives, but no entry could be made in it.
-    Refused(Error),
-}
-
 impl Keeper {
     async fn run(self) {
         let close = self.orders.close.clone();
-        let sessions = async || -> Infallible {
-            let mut wait = RETRY_MIN;
-            // Said once each, until something else happens.
-            let (mut said_away, mut said_refused) = (false, false);
-            loop {
-                match self.connect().await {
-                    Ok(client) => {
-                        said_away = false;
-                        if !said_refused {
-                            info!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
-                        }
-                        match self.serve(&client).await {
-                            End::Session => (wait, said_refused) = (RETRY_MIN, false),
-                            End::Refused(error) if said_refused => {
-                                debug!(%error, "ZooKeeper still lets nothing be registered");
-                            }
-                            End::Refused(error) => {
-                                said_refused = true;
-                                warn!(
-                                    hosts = self.settings.hosts, %error,
-                                    "ZooKeeper lets nothing be registered (chroot missing?); not ready, trying on"
-                                );
-                            }
-                        }
-                    }
-                    Err(error) if said_away => debug!(%error, "ZooKeeper still gives no session"),
-                    Err(error) => {
-                        said_away = true;
-                        let cause = self.settings.diagnosis.why().await;
-                        warn!(
-                            hosts = self.settings.hosts, %error, %cause,
-                            "no session with ZooKeeper; not ready, trying on"
-                        );
-                    }
-                }
-                tokio::time::sleep(jittered(wait)).await;
-                wait = (wait * 2).min(RETRY_MAX);
-            }
-        };
         tokio::select! {
             () = close.cancelled() => {}
-            never = sessions() => match never {},
+            never = self.keep_sessions() => match never {},
             never = self.withdraw_without_session() => match never {},
         }
         self.lookup.end_session().await;
+    }
+
+    /// Has one session after the other. Trouble is told once, until there was a session in which
+    /// our entry stood.
+    async fn keep_sessions(&self) -> Infallible {
+        let mut wait = RETRY_MIN;
+        let mut said = false;
+        loop {
+            let trouble = match self.connect().await {
+                Ok(client) => match self.serve(client).await {
+                    Served::Registered => {
+                        (wait, said) = (RETRY_MIN, false);
+                        None
+                    }
+                    Served::Refused(error) => Some((error, false)),
+                },
+                Err(error) => Some((error, true)),
+            };
+            match trouble {
+                Some((error, sessionless)) if !std::mem::replace(&mut said, true) => {
+                    let cause = match error {
+                        _ if sessionless => self.settings.diagnosis.why().await,
+                        Error::NoNode => "the chroot does not exist; create that node".to_owned(),
+                        _ => "the session is refused what Zuul's services do".to_owned(),
+                    };
+                    let hosts = &self.settings.hosts;
+                    warn!(hosts, %error, %cause, "not registered in ZooKeeper; trying on");
+                }
+                Some((error, _)) => debug!(%error, "still not registered in ZooKeeper"),
+                None => {}
+            }
+            tokio::time::sleep(jittered(wait)).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
     }
 
     /// One try at every server.
@@ -128,29 +123,31 @@ impl Keeper {
             .await
     }
 
-    /// Lives one session to its end, or until ZooKeeper refuses what we need of it.
-    async fn serve(&self, client: &Client) -> End {
+    /// Lives one session to its end.
+    async fn serve(&self, client: Client) -> Served {
+        info!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
         self.lookup.begin_session(client.clone());
         let (snapshot, snapshot_seen) = watch::channel(None);
-        let standing = &self.orders.standing;
-        let error = tokio::select! {
-            error = components::follow(client, &snapshot, &self.lookup) => error,
-            error = entry::keep(client, &self.announcement, self.orders.wanted.clone(), snapshot_seen, standing) => error,
-            error = follow_connection(client, standing) => error,
+        let Orders { wanted, standing, .. } = &self.orders;
+        let end = tokio::select! {
+            error = components::follow(&client, &snapshot, &self.lookup) => error,
+            error = entry::keep(&client, &self.announcement, wanted.clone(), snapshot_seen, standing) => error,
+            error = follow_connection(&client, standing) => error,
         };
         self.lookup.forget_session();
-        if *self.orders.wanted.borrow() == State::Stopped {
+        if *wanted.borrow() == State::Stopped {
             standing.send_replace(Standing::Withdrawn);
-            return End::Session;
+            return Served::Registered;
         }
-        let registered =
-            matches!(*standing.borrow(), Standing::Registered(_) | Standing::ConnectionLost);
-        if !registered && !is_session_loss(&error) && !client.state().is_terminated() {
-            return End::Refused(error);
+        match *standing.borrow() {
+            Standing::Registered(_) | Standing::ConnectionLost => {}
+            Standing::Connecting | Standing::SessionLost | Standing::Withdrawn => {
+                return Served::Refused(end);
+            }
         }
+        warn!(error = %end, "session with ZooKeeper lost, and our entry with it; starting a new one");
         standing.send_replace(Standing::SessionLost);
-        warn!(%error, "session with ZooKeeper lost, and our entry with it; starting a new one");
-        End::Session
+        Served::Registered
     }
 
     /// Fulfils an order to withdraw that comes when there is no session: nothing holds an entry.
@@ -226,14 +223,6 @@ where
 /// whatever ended the connection, I/O errors and its own time-outs as `Custom` ones.
 fn is_connection_loss(error: &Error) -> bool {
     matches!(error, Error::ConnectionLoss | Error::Custom(_) | Error::Timeout)
-}
-
-/// Whether `error` says that the session is over.
-fn is_session_loss(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::SessionExpired | Error::SessionMoved | Error::AuthFailed | Error::ClientClosed
-    )
 }
 
 /// `wait` and up to as much again.

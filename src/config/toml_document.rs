@@ -1,0 +1,221 @@
+//! A TOML document read by hand rather than through serde, which stops at the first fault; an
+//! operator wants them all. Knows types and spans, but no key.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::{Range, RangeInclusive};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::fault::{Fault, shown};
+use super::value::{self, Read};
+use crate::tls::Files;
+
+/// A document being read.
+pub(super) struct Document<'t> {
+    file: &'t str,
+    text: &'t str,
+    pub(super) tree: Spanned<DeTable<'t>>,
+    faults: RefCell<Vec<Fault>>,
+    /// Every key that was asked for, as `table.key`.
+    #[cfg(test)]
+    pub(super) known: RefCell<BTreeSet<String>>,
+}
+
+impl<'t> Document<'t> {
+    /// Parses `text`; syntax faults are the first to be noted.
+    pub(super) fn new(file: &'t str, text: &'t str) -> Self {
+        let (tree, errors) = DeTable::parse_recoverable(text);
+        let document = Self {
+            file,
+            text,
+            tree,
+            faults: RefCell::new(Vec::new()),
+            #[cfg(test)]
+            known: RefCell::new(BTreeSet::new()),
+        };
+        for error in errors {
+            document.fault(error.span(), String::new(), None, error.message().to_owned());
+        }
+        document
+    }
+
+    fn fault(
+        &self,
+        span: Option<Range<usize>>,
+        key: String,
+        value: Option<String>,
+        problem: String,
+    ) {
+        let line = span.map(|span| {
+            let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
+            1 + before.iter().filter(|byte| **byte == b'\n').count()
+        });
+        let file = self.file.to_owned();
+        self.faults.borrow_mut().push(Fault { file, line, key, value, problem });
+    }
+
+    /// The table of keys before the first header.
+    pub(super) fn root(&self) -> Table<'_> {
+        Table::new(self, "", Some(self.tree.get_ref()))
+    }
+
+    /// Everything noted.
+    pub(super) fn into_faults(self) -> Vec<Fault> {
+        self.faults.into_inner()
+    }
+}
+
+/// One table being read: remembers which keys were asked for, so that others can be refused.
+pub(super) struct Table<'d> {
+    document: &'d Document<'d>,
+    name: &'d str,
+    table: Option<&'d DeTable<'d>>,
+    asked: BTreeSet<&'static str>,
+}
+
+pub(super) type Found<'d> = &'d Spanned<DeValue<'d>>;
+
+impl<'d> Table<'d> {
+    fn new(document: &'d Document<'d>, name: &'d str, table: Option<&'d DeTable<'d>>) -> Self {
+        Self { document, name, table, asked: BTreeSet::new() }
+    }
+
+    /// A table inside this one, under the name it has in faults.
+    pub(super) fn inner(&self, name: &'d str, table: Option<&'d DeTable<'d>>) -> Self {
+        Self::new(self.document, name, table)
+    }
+
+    /// Whether the document has `key` here, of whatever type.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.is_some_and(|table| table.contains_key(key))
+    }
+
+    fn path(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+    }
+
+    /// The value of `key`.
+    pub(super) fn find(&mut self, key: &'static str) -> Option<Found<'d>> {
+        self.asked.insert(key);
+        #[cfg(test)]
+        self.document.known.borrow_mut().insert(self.path(key));
+        self.table?.get(key)
+    }
+
+    /// Notes a fault in the value of `key`.
+    pub(super) fn refuse(&self, key: &str, found: Option<Found<'_>>, problem: String) {
+        let span = found.map(Spanned::span);
+        let value = span.clone().map(|span| shown(&self.document.text[span]));
+        self.document.fault(span, self.path(key), value, problem);
+    }
+
+    fn read<T>(&mut self, key: &'static str, read: impl Fn(&DeValue<'_>) -> Read<T>) -> Option<T> {
+        let found = self.find(key)?;
+        read(found.get_ref()).map_err(|problem| self.refuse(key, Some(found), problem)).ok()
+    }
+
+    /// A string that `read` understands.
+    pub(super) fn text<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Read<T>,
+    ) -> Option<T> {
+        self.read(key, |value| match value.as_str() {
+            Some(text) => read(text),
+            None => Err("must be a string in quotes".to_owned()),
+        })
+    }
+
+    fn path_of_file(&mut self, key: &'static str) -> Option<PathBuf> {
+        self.text(key, |text| match text.starts_with('/') {
+            true => Ok(PathBuf::from(text)),
+            false => Err("must be an absolute path".to_owned()),
+        })
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self, key: &'static str, default: bool) -> bool {
+        let read = |value: &DeValue<'_>| value.as_bool().ok_or("must be true or false".to_owned());
+        self.read(key, read).unwrap_or(default)
+    }
+
+    /// A whole number in `range`.
+    pub(super) fn integer(&mut self, key: &'static str, range: RangeInclusive<i64>) -> Option<i64> {
+        self.read(key, |value| {
+            value
+                .as_integer()
+                .and_then(|integer| i64::from_str_radix(integer.as_str(), integer.radix()).ok())
+                .filter(|integer| range.contains(integer))
+                .ok_or_else(|| {
+                    format!("must be a whole number from {} to {}", range.start(), range.end())
+                })
+        })
+    }
+
+    /// A time, as [`value::duration`] reads it.
+    pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
+        self.text(key, value::duration).unwrap_or(default)
+    }
+
+    /// One of the names in `choices`.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        choices: &[(&str, T)],
+    ) -> Option<T> {
+        self.text(key, |text| {
+            choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(
+                || {
+                    let names: Vec<_> =
+                        choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+                    format!("must be one of {}", names.join(", "))
+                },
+            )
+        })
+    }
+
+    /// The table `name` below the root; an empty one if there is none.
+    pub(super) fn table(&mut self, name: &'static str) -> Self {
+        let table = self.find(name).and_then(|found| {
+            let table = found.get_ref().as_table();
+            if table.is_none() {
+                self.refuse(name, Some(found), format!("must be a table: [{name}]"));
+            }
+            table
+        });
+        self.inner(name, table)
+    }
+
+    /// Refuses what nobody asked for.
+    pub(super) fn finish(self) {
+        for (key, _) in self.table.into_iter().flatten() {
+            if !self.asked.contains(key.get_ref().as_ref()) {
+                let known: Vec<_> = self.asked.iter().copied().collect();
+                let problem = format!("unknown key; known here: {}", known.join(", "));
+                let path = self.path(&shown(key.get_ref()));
+                self.document.fault(Some(key.span()), path, None, problem);
+            }
+        }
+    }
+
+    /// The three files of an identity: all or none. `None` is also what a fault leaves.
+    pub(super) fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<Files> {
+        let [cert, key, ca] = keys;
+        let given = keys.map(|key| self.has(key));
+        let files = (self.path_of_file(cert), self.path_of_file(key), self.path_of_file(ca));
+        for (name, given_here) in keys.iter().zip(given) {
+            if !given_here && (required || given.contains(&true)) {
+                let problem = format!("missing; {cert}, {key} and {ca} are needed together");
+                self.refuse(name, None, problem);
+            }
+        }
+        match files {
+            (Some(cert), Some(key), Some(ca)) => Some(Files { cert, key, ca }),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Requests that get one line instead of a log.
+
+use rustix::process::Signal;
+
+use crate::support::client::{Client, Ending};
+use crate::support::executor::Executor;
+use crate::support::gateway::Builder;
+use crate::support::system::{System, request_path};
+use crate::support::zookeeper::ZooKeeper;
+
+const NOT_FOUND: &str = "Build not found\r\n";
+const TOO_LONG: &str = "Internal streaming error: the request is too long\r\n";
+
+/// What the gateway answers to these bytes.
+async fn answer(gateway: std::net::SocketAddr, request: &[u8]) -> String {
+    let mut client = Client::connect(gateway).await;
+    client.send(request).await;
+    client.text().await
+}
+
+#[tokio::test]
+async fn builds_that_are_not_there_or_not_started() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let waiting = system.put_build(Some("west"), None).await;
+    let empty = "e0".repeat(16);
+    system.put(&request_path(None, &empty), b"").await;
+    for (build, expected) in [
+        ("abcdef", NOT_FOUND),
+        (waiting.as_str(), "Build did not start yet\r\n"),
+        (empty.as_str(), NOT_FOUND),
+    ] {
+        assert_eq!(answer(gateway.address(), format!("{build}\n").as_bytes()).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn garbage_in_a_build_request_harms_no_other() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(None))).await;
+    for (number, garbage) in ["{", "[]", "{\"worker_info\":7}", "\u{0}"].iter().enumerate() {
+        let broken = format!("bad{number}");
+        system.put(&request_path(Some("west"), &broken), garbage.as_bytes()).await;
+        let text = answer(gateway.address(), format!("{broken}\n").as_bytes()).await;
+        assert_eq!(text, "Internal streaming error: the build's entry cannot be read\r\n");
+    }
+    // The same build in another zone, broken there.
+    system.put(&request_path(Some("a"), &build), b"garbage").await;
+    system.put(&request_path(Some("z"), &build), b"garbage").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    executor.accept().await.finish().await;
+    assert_eq!(client.text().await, "");
+}
+
+/// ZooKeeper hangs, so an answer at once shows that it was not asked.
+#[tokio::test]
+async fn what_is_no_build_id_is_not_looked_up() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper.clone()).await;
+    let limits = "lookup_timeout = \"24h\"\nrequest_timeout = \"24h\"";
+    let gateway = Builder::new(&system).zookeeper("session_timeout = \"60s\"").limits(limits);
+    let gateway = gateway.ready().await;
+    zookeeper.pause().await;
+    let longest = [vec![b'g'; 1022], b"\n".to_vec()].concat();
+    let requests: [&[u8]; 14] = [
+        b"\n",
+        b"\r\n",
+        b" \n",
+        b"x\n",
+        b"ab cd\n",
+        b"../ab\n",
+        b"ab/cancel\n",
+        b"ab@host\n",
+        b"/W\r\n",
+        b"ab\0\n",
+        b"\x1b[2J\n",
+        b"\xff\xfe\n",
+        b"\xc3\xa9\n",
+        &longest,
+    ];
+    for request in requests {
+        let text = answer(gateway.address(), request).await;
+        assert_eq!(text, NOT_FOUND, "{}", request.escape_ascii());
+    }
+    for length in [1023, 1024, 2000, 1_000_000] {
+        assert_eq!(answer(gateway.address(), &vec![b'a'; length]).await, TOO_LONG, "{length}");
+    }
+    zookeeper.resume().await;
+}
+
+#[tokio::test]
+async fn the_longest_request_is_1023_bytes() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let request = |length: usize| [vec![b'a'; length - 1], b"\n".to_vec()].concat();
+    assert_eq!(answer(gateway.address(), &request(1023)).await, NOT_FOUND);
+    assert_eq!(answer(gateway.address(), &request(1024)).await, TOO_LONG);
+}
+
+/// Every form of a request that means the build, each byte in a write of its own as well.
+#[tokio::test]
+async fn forms_of_a_good_request() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    for form in ["ID\n", "ID\r\n", "ID  \r\n", "/W ID\r\n", "/W  ID\n", "ID\nmore"] {
+        let request = form.replace("ID", &build);
+        for split in [false, true] {
+            let mut client = Client::connect(gateway.address()).await;
+            let step = if split { 1 } else { request.len() };
+            for piece in request.as_bytes().chunks(step) {
+                client.send(piece).await;
+            }
+            let mut stream = executor.accept().await;
+            assert_eq!(stream.request, format!("{build}\n"));
+            stream.write(b"log\n").await;
+            stream.finish().await;
+            assert_eq!(client.text().await, "log\n", "{form:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_request_in_time() {
+    let system = System::new().await;
+    let limits = "request_timeout = \"100ms\"";
+    let gateway = Builder::new(&system).limits(limits).ready().await;
+    let expected = "Internal streaming error: no request within the time allowed\r\n";
+    for start in ["", "abc"] {
+        assert_eq!(answer(gateway.address(), start.as_bytes()).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_closes_without_a_request_gets_no_word() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    for start in ["", "abc"] {
+        let mut client = Client::connect(gateway.address()).await;
+        client.send(start.as_bytes()).await;
+        client.half_close().await;
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_was_asked_too_much_still_stops() {
+    let system = System::new().await;
+    let mut gateway = Builder::new(&system).ready().await;
+    for _ in 0..100 {
+        assert_eq!(answer(gateway.address(), b"x\n").await, NOT_FOUND);
+    }
+    gateway.signal(Signal::TERM);
+    assert!(gateway.exit().await.success());
+}

@@ -1,0 +1,320 @@
+//! Which way a stream takes. Entries of other gateways are written before the gateway starts: it is
+//! ready only when it has read them.
+
+use std::net::SocketAddr;
+
+use rustix::process::Signal;
+
+use crate::support::certificates::Identity;
+use crate::support::client::Client;
+use crate::support::executor::{Executor, acceptor, refusing_port};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::{GATEWAYS, System, Worker};
+
+/// A worker in `zone` that cannot be dialed.
+async fn unreachable(zone: &str) -> Worker {
+    Worker { hostname: "127.0.0.1".into(), port: refusing_port().await, zone: Some(zone.into()) }
+}
+
+/// Asks for `build`, which `hop` has, and sees its log come through.
+async fn comes_from(hop: &Executor, gateway: SocketAddr, build: &str) {
+    let mut client = Client::ask(gateway, build).await;
+    let mut stream = hop.accept().await;
+    assert_eq!(stream.request, format!("{build}\n"));
+    stream.write(b"log\n").await;
+    stream.finish().await;
+    assert_eq!(client.text().await, "log\n");
+}
+
+#[tokio::test]
+async fn own_zone_and_no_zone_are_direct() {
+    let system = System::new().await;
+    let trap = Executor::start().await;
+    let port = Some(trap.address.port());
+    system.put_gateway(Some("west"), port, false, "running").await;
+    system.put_gateway(None, port, false, "running").await;
+    let zoned = Builder::new(&system).zone("west").ready().await;
+    let unzoned = Builder::new(&system).ready().await;
+    let executor = Executor::start().await;
+    for (gateway, queue, worker) in [
+        (&zoned, Some("west"), Some("west")),
+        (&zoned, None, Some("west")),
+        (&zoned, None, None),
+        (&zoned, Some("east"), None),
+        (&unzoned, None, None),
+        (&unzoned, Some("east"), None),
+    ] {
+        let build = system.put_build(queue, Some(&executor.worker(worker))).await;
+        comes_from(&executor, gateway.address(), &build).await;
+    }
+}
+
+/// An executor of a zone may take unzoned builds: where it is decides, not the queue.
+#[tokio::test]
+async fn the_workers_zone_decides() {
+    let system = System::new().await;
+    let other = Executor::start().await;
+    system.put_gateway(Some("west"), Some(other.address.port()), false, "running").await;
+    let east = Builder::new(&system).zone("east").ready().await;
+    let unzoned = Builder::new(&system).ready().await;
+    let worker = unreachable("west").await;
+    for queue in [None, Some("west"), Some("east")] {
+        for gateway in [&east, &unzoned] {
+            let build = system.put_build(queue, Some(&worker)).await;
+            comes_from(&other, gateway.address(), &build).await;
+        }
+    }
+}
+
+/// Two real gateways, plain and with mutual TLS between them.
+#[tokio::test]
+async fn two_zones() {
+    for tls in [false, true] {
+        let system = System::new().await;
+        let identity = system.zookeeper.authority.identity("gateway");
+        let listener = if tls { "tls = true" } else { "" };
+        let west = Builder::new(&system).zone("west").tls(&identity).listeners(&[listener]);
+        let mut west = west.ready().await;
+        let mut east = Builder::new(&system).zone("east").tls(&identity).ready().await;
+        let executor = Executor::start().await;
+        let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+        comes_from(&executor, east.address(), &build).await;
+        let speech = if tls { "TLS" } else { "plain" };
+        let hop = format!("route=gateway localhost:{} of zone west ({speech})", west.port());
+        east.logged("the way west", |line| line.contains(&hop)).await;
+        let hop = format!("route=executor 127.0.0.1:{}", executor.address.port());
+        west.logged("the way to the executor", |line| line.contains(&hop)).await;
+    }
+}
+
+/// A gateway `east` in a system whose zone west has entries with these ports.
+async fn east_of(ports: &[u16], limits: &str) -> (System, Gateway) {
+    let system = System::new().await;
+    for port in ports {
+        system.put_gateway(Some("west"), Some(*port), false, "running").await;
+    }
+    let gateway = Builder::new(&system).zone("east").limits(limits).ready().await;
+    (system, gateway)
+}
+
+#[tokio::test]
+async fn one_dead_gateway_of_two_costs_nobody_a_stream() {
+    let alive = Executor::start().await;
+    let (system, gateway) = east_of(&[alive.address.port(), refusing_port().await], "").await;
+    let worker = unreachable("west").await;
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    for _ in 0..40 {
+        comes_from(&alive, gateway.address(), &build).await;
+    }
+    let failed = gateway.log().iter().filter(|line| line.contains("cannot be reached")).count();
+    assert!(failed > 0, "the dead one was never tried: this test shows nothing");
+}
+
+/// What a bad gateway does with a connection it has accepted.
+#[derive(Clone, Copy, Debug)]
+enum Bad {
+    Closes,
+    Resets,
+    Hangs,
+}
+
+#[tokio::test]
+async fn a_gateway_that_says_nothing_makes_way_for_the_next() {
+    for bad in [Bad::Closes, Bad::Resets, Bad::Hangs] {
+        let (alive, broken) = (Executor::start().await, Executor::start().await);
+        let ports = [alive.address.port(), broken.address.port()];
+        let (system, gateway) = east_of(&ports, "first_byte_timeout = \"300ms\"").await;
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let trouble = tokio::spawn(async move {
+            let mut held = Vec::new();
+            loop {
+                let stream = broken.accept().await;
+                let _ = tell.send(());
+                match bad {
+                    Bad::Closes => drop(stream),
+                    Bad::Resets => stream.reset(),
+                    Bad::Hangs => held.push(stream),
+                }
+            }
+        });
+        let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+        // In random order: go on until the bad one has had its turn.
+        while told.try_recv().is_err() {
+            comes_from(&alive, gateway.address(), &build).await;
+        }
+        trouble.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_zone_without_a_gateway_is_dialed_directly() {
+    let (system, gateway) = east_of(&[], "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    comes_from(&executor, gateway.address(), &build).await;
+}
+
+#[tokio::test]
+async fn a_zone_with_dead_gateways_only_is_dialed_directly() {
+    let (system, gateway) = east_of(&[refusing_port().await, refusing_port().await], "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    comes_from(&executor, gateway.address(), &build).await;
+}
+
+#[tokio::test]
+async fn nobody_of_the_zone_can_be_reached() {
+    let (system, gateway) = east_of(&[refusing_port().await], "").await;
+    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    let answer = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(answer, "Internal streaming error: the zone's gateways cannot be reached\r\n");
+}
+
+#[tokio::test]
+async fn gateways_that_do_not_run_or_have_no_port_are_never_chosen() {
+    let system = System::new().await;
+    let (good, trap) = (Executor::start().await, Executor::start().await);
+    let trapped = Some(trap.address.port());
+    for state in ["stopped", "initializing", "paused", "new"] {
+        system.put_gateway(Some("west"), trapped, false, state).await;
+    }
+    system.put_gateway(Some("west"), None, false, "running").await;
+    system.put_gateway(Some("north"), trapped, false, "running").await;
+    system.put_gateway(Some("west"), Some(good.address.port()), false, "running").await;
+    let gateway = Builder::new(&system).zone("east").ready().await;
+    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    for _ in 0..20 {
+        comes_from(&good, gateway.address(), &build).await;
+    }
+    let tried = gateway.log().iter().any(|line| line.contains("cannot be reached"));
+    assert!(!tried, "a portless or wrong one was tried");
+}
+
+/// A gateway that stops leaves the choice at once, for whoever follows the registry.
+#[tokio::test]
+async fn a_gateway_that_has_stopped_is_not_chosen() {
+    let system = System::new().await;
+    let mut west = Builder::new(&system).zone("west").ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    west.signal(Signal::TERM);
+    assert!(west.exit().await.success());
+    let east = Builder::new(&system).zone("east").ready().await;
+    comes_from(&executor, east.address(), &build).await;
+    assert!(!east.log().iter().any(|line| line.contains("cannot be reached")));
+}
+
+/// An entry of another zone with our own address would lead back to us, and again.
+#[tokio::test]
+async fn no_way_leads_back_to_ourselves() {
+    let system = System::new().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let mut builder = Builder::new(&system).zone("east");
+    builder.root = "public_port = 7979".to_owned();
+    system.put_gateway(Some("west"), Some(7979), false, "running").await;
+    let gateway = builder.ready().await;
+    comes_from(&executor, gateway.address(), &build).await;
+    assert!(!gateway.log().iter().any(|line| line.contains(":7979 of zone west")));
+}
+
+#[tokio::test]
+async fn builds_are_found_in_zones_that_are_new() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let executor = Executor::start().await;
+    for zone in ["first", "second"] {
+        let build = system.put_build(Some(zone), Some(&executor.worker(None))).await;
+        comes_from(&executor, gateway.address(), &build).await;
+    }
+    assert_eq!(Client::ask(gateway.address(), "abc").await.text().await, "Build not found\r\n");
+}
+
+#[tokio::test]
+async fn builds_are_found_among_two_hundred_zones() {
+    let system = System::new().await;
+    let executor = Executor::start().await;
+    for number in 0..199 {
+        system.put(&format!("/zuul/executor/zones/zone{number}/requests"), b"").await;
+    }
+    let gateway = Builder::new(&system).ready().await;
+    for zone in [Some("zone0"), Some("zone198"), Some("zone-new"), None] {
+        let build = system.put_build(zone, Some(&executor.worker(None))).await;
+        comes_from(&executor, gateway.address(), &build).await;
+    }
+}
+
+/// A zone may be called anything that a znode may.
+#[tokio::test]
+async fn zones_with_odd_names() {
+    let system = System::new().await;
+    let executor = Executor::start().await;
+    let gateway = Builder::new(&system).zone("Zone 1, \u{fc}ber").ready().await;
+    let zone = Some("Zone 1, \u{fc}ber");
+    let build = system.put_build(zone, Some(&executor.worker(zone))).await;
+    comes_from(&executor, gateway.address(), &build).await;
+}
+
+#[tokio::test]
+async fn garbage_among_the_gateways_harms_no_other() {
+    let system = System::new().await;
+    let good = Executor::start().await;
+    for (number, garbage) in
+        ["", "{", "[]", "\u{0}", "{\"public_port\":\"x\",\"state\":\"running\"}"].iter().enumerate()
+    {
+        system.put(&format!("{GATEWAYS}/garbage{number}"), garbage.as_bytes()).await;
+    }
+    system.put(&format!("{GATEWAYS}/binary"), b"\xff\xfe").await;
+    system.put_gateway(Some("west"), Some(good.address.port()), false, "running").await;
+    let gateway = Builder::new(&system).zone("east").ready().await;
+    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    comes_from(&good, gateway.address(), &build).await;
+    let warnings = gateway.log().iter().filter(|l| l.contains("component entry ignored")).count();
+    assert_eq!(warnings, 6, "one warning for each");
+}
+
+/// A TLS gateway of another zone, for which this one has no certificate: the next hop has to do.
+#[tokio::test]
+async fn a_tls_gateway_without_certificates_of_ours() {
+    let system = System::new().await;
+    let trap = Executor::start().await;
+    system.put_gateway(Some("west"), Some(trap.address.port()), true, "running").await;
+    let mut gateway = Builder::new(&system).zone("east").ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    comes_from(&executor, gateway.address(), &build).await;
+    gateway.logged("what to do", |line| line.contains("set tls.cert")).await;
+}
+
+/// Whether a gateway whose certificate does not carry its registered name is accepted.
+async fn wrong_name(verify_hostnames: bool) -> String {
+    let system = System::new().await;
+    let authority = &system.zookeeper.authority;
+    let stranger: Identity = authority.identity_only_for("elsewhere.example.org");
+    let other = Executor::start().await;
+    system.put_gateway(Some("west"), Some(other.address.port()), true, "running").await;
+    let mut builder = Builder::new(&system).zone("east").tls(&authority.identity("gateway"));
+    builder.verify_hostnames = verify_hostnames;
+    let gateway = builder.ready().await;
+    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    let acceptor = acceptor(&stranger);
+    let serving = tokio::spawn(async move {
+        let (stream, _) = other.listener.accept().await.expect("a connection");
+        // The gateway breaks the handshake off where it minds the name.
+        if let Ok(mut stream) = acceptor.accept(stream).await {
+            use tokio::io::AsyncWriteExt as _;
+            let _ = stream.write_all(b"log\n").await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    let text = Client::ask(gateway.address(), &build).await.text().await;
+    serving.await.expect("the other gateway");
+    text
+}
+
+#[tokio::test]
+async fn a_gateways_certificate_must_carry_its_name() {
+    let refused = "Internal streaming error: the zone's gateways cannot be reached\r\n";
+    assert_eq!(wrong_name(true).await, refused);
+    assert_eq!(wrong_name(false).await, "log\n");
+}
