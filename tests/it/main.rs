@@ -1,5 +1,6 @@
 //! The built binary against a real ZooKeeper.
 
+mod config;
 mod refuse;
 mod registration;
 mod route;
