@@ -1,6 +1,7 @@
 //! The built binary against a real ZooKeeper.
 
 mod config;
+mod demo;
 mod refuse;
 mod registration;
 mod route;
