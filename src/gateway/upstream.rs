@@ -93,11 +93,28 @@ impl Upstream {
         let stream = TcpStream::connect((host, port)).await.map_err(DialError::Tcp)?;
         prepare(&stream, cx.limits.keepalive).map_err(DialError::Tcp)?;
         let Some(connector) = connector else { return Ok(Connection::Plain(stream)) };
-        // The dot of a fully qualified name is no part of the name in certificates and SNI
-        // (RFC 6066, section 3).
-        let name = ServerName::try_from(host.trim_end_matches('.').to_owned())
-            .map_err(|error| DialError::Tls(io::Error::other(error)))?;
+        let name = server_name(host)?;
         let stream = connector.connect(name, stream).await.map_err(DialError::Tls)?;
         Ok(Connection::Tls(Box::new(stream.into())))
+    }
+}
+
+/// The name for SNI and for the certificate: without the dot of a fully qualified name, which is
+/// no part of it there (RFC 6066, section 3).
+fn server_name(host: &str) -> Result<ServerName<'static>, DialError> {
+    ServerName::try_from(host.trim_end_matches('.').to_owned())
+        .map_err(|error| DialError::Tls(io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::server_name;
+
+    #[test]
+    fn a_final_dot_is_no_part_of_a_name() {
+        let name = |host| server_name(host).map(|name| name.to_str().into_owned()).ok();
+        assert_eq!(name("gw.example.org."), name("gw.example.org"));
+        assert_eq!(name("192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(name("not a name"), None);
     }
 }

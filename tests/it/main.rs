@@ -2,6 +2,8 @@
 
 mod config;
 mod demo;
+mod limits;
+mod log;
 mod refuse;
 mod registration;
 mod route;
@@ -10,4 +12,5 @@ mod stream;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod zookeeper_trouble;

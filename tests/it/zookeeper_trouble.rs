@@ -77,10 +77,7 @@ async fn says_registered(gateway: &mut Gateway, name: &str) {
 
 /// Waits until more than one try has failed, and returns the one warning that was said of them.
 async fn warned_once(gateway: &mut Gateway) -> String {
-    for again in 1..=2 {
-        let what = "another try";
-        gateway.logged_times(what, again, |line| line.contains(STILL)).await;
-    }
+    gateway.logged_times("two more tries", 2, |line| line.contains(STILL)).await;
     let warnings: Vec<_> =
         gateway.log().into_iter().filter(|line| line.contains(TROUBLE)).collect();
     assert_eq!(warnings.len(), 1, "{warnings:#?}");
@@ -202,8 +199,10 @@ async fn disconnections_within_a_session() {
         flow.goes_on("all the time\n").await;
         serves(&system, &gateway).await;
     }
-    let lost = |line: &str| line.contains("connection to ZooKeeper lost");
-    gateway.logged_times("as many losses", 3, lost).await;
+    let log = gateway.log();
+    let told = |what: &str| log.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(told("connection to ZooKeeper lost"), 3);
+    assert_eq!(told("connection to ZooKeeper is back"), 3);
 
     // The same entry: neither made again nor written again. And the watches are there.
     let entry = one(&system, "our entry", |_| true).await;

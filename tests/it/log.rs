@@ -1,0 +1,135 @@
+//! What is logged, and what is not.
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::client::Client;
+use crate::support::executor::Executor;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+
+/// Serves one stream of `log` to its end.
+async fn stream(system: &System, gateway: &Gateway, log: &[u8]) -> String {
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut hop = executor.accept().await;
+    hop.write(log).await;
+    hop.finish().await;
+    assert_eq!(client.rest().await.0, log);
+    build
+}
+
+/// Stops the gateway and returns all it has logged.
+async fn whole_log(mut gateway: Gateway) -> Vec<String> {
+    gateway.signal(Signal::TERM);
+    assert!(gateway.exit().await.success());
+    gateway.log()
+}
+
+#[tokio::test]
+async fn one_line_for_each_stream() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let build = stream(&system, &gateway, b"12345").await;
+    let log = whole_log(gateway).await;
+    let lines: Vec<_> = log.iter().filter(|line| line.contains(&build)).collect();
+    let [line] = lines[..] else { panic!("{lines:?}") };
+    for part in [
+        " INFO ",
+        "stream ended",
+        "peer=127.0.0.1:",
+        "route=executor 127.0.0.1:",
+        "bytes=5",
+        "seconds=",
+        "end=finished",
+    ] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+}
+
+#[tokio::test]
+async fn json_lines() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).log("format = \"json\"").ready().await;
+    let build = stream(&system, &gateway, b"12345").await;
+    let log: Vec<Value> = whole_log(gateway)
+        .await
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")))
+        .collect();
+    let line = log.iter().find(|line| line["build"] == build.as_str()).expect("the stream's line");
+    assert_eq!(line["message"], "stream ended");
+    assert_eq!((&line["bytes"], &line["end"]), (&Value::from(5), &Value::from("finished")));
+    assert!(line["peer"].is_string() && line["route"].is_string() && line["seconds"].is_number());
+    assert!(line["timestamp"].is_string() && line["level"] == "INFO");
+}
+
+/// Everything a stranger can do who knows no build.
+async fn provoke(plain: &Gateway) {
+    let (address, tls) = (plain.addresses[0], plain.addresses[1]);
+    let long = vec![b'a'; 5000];
+    let requests: [&[u8]; 6] =
+        [b"\n", b"abcdef\n", b"\x1b[31mred\x07\r\n", b"\xff\n", b"user@host\n", &long];
+    for request in requests {
+        let mut client = Client::connect(address).await;
+        client.send(request).await;
+        client.text().await;
+    }
+    drop(Client::connect(address).await);
+    Client::connect(address).await.reset();
+    let mut client = Client::connect(tls).await;
+    client.send(b"GET / HTTP/1.0\r\n\r\n").await;
+    client.rest().await;
+    Client::connect(tls).await.reset();
+}
+
+#[tokio::test]
+async fn a_stranger_writes_no_line() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let builder = Builder::new(&system).tls(&identity).listeners(&["", "tls = true"]);
+    let gateway = builder.ready().await;
+    // The entry's line comes a moment after it stands.
+    let before = gateway.log().len();
+    provoke(&gateway).await;
+    let after = whole_log(gateway).await;
+    let new: Vec<_> = after[before..].iter().filter(|line| !is_stopping(line)).collect();
+    assert!(new.is_empty(), "{new:#?}");
+}
+
+/// The lines of an orderly life, which no stranger brings about.
+fn is_stopping(line: &str) -> bool {
+    ["registered as", "stopping", "stopped", "entry taken out", "all streams have ended"]
+        .iter()
+        .any(|part| line.contains(part))
+}
+
+#[tokio::test]
+async fn what_strangers_send_is_escaped_and_cut() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let builder = Builder::new(&system).tls(&identity).listeners(&["", "tls = true"]);
+    let gateway = builder.log("level = \"debug\"").ready().await;
+    provoke(&gateway).await;
+    let mut client = Client::connect(gateway.address()).await;
+    client.send(&[vec![b'z'; 900], b"\n".to_vec()].concat()).await;
+    client.text().await;
+    let log = whole_log(gateway).await;
+    assert!(log.iter().any(|line| line.contains(r"\x1b[31mred\x07")), "escaped");
+    assert!(log.iter().all(|line| line.bytes().all(|byte| byte >= b' ')), "printable");
+    let longest = "z".repeat(64) + "...";
+    assert!(log.iter().any(|line| line.contains(&longest)), "cut");
+    assert!(!log.iter().any(|line| line.contains(&"z".repeat(65))));
+}
+
+#[tokio::test]
+async fn less_and_more() {
+    let system = System::new().await;
+    let quiet = Builder::new(&system).log("level = \"error\"").ready().await;
+    stream(&system, &quiet, b"log").await;
+    assert_eq!(whole_log(quiet).await, Vec::<String>::new());
+    let other = Builder::new(&system).log("output = \"stderr\"").ready().await;
+    let build = stream(&system, &other, b"log").await;
+    assert!(whole_log(other).await.iter().any(|line| line.contains(&build)));
+}

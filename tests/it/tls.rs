@@ -1,0 +1,306 @@
+//! TLS on the wire, towards clients and towards other gateways.
+
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+
+use crate::support::certificates::{Authority, Identity};
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{Executor, acceptor, refusing_port};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::{System, Worker};
+use crate::support::within;
+
+/// A gateway with one TLS listener, and a build on an executor beside it.
+struct Served {
+    gateway: Gateway,
+    executor: Executor,
+    build: String,
+    identity: Identity,
+    system: System,
+}
+
+async fn served(listener: &str, limits: &str) -> Served {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let builder = Builder::new(&system).tls(&identity).limits(limits);
+    let gateway = builder.listeners(&[&format!("tls = true\n{listener}")]).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    Served { gateway, executor, build, identity, system }
+}
+
+impl Served {
+    /// Whether a client that shows `shown` gets the log.
+    async fn serves(&self, shown: Option<&Identity>) -> bool {
+        let address = self.gateway.address();
+        let connected = Client::try_connect_tls(address, "localhost", &self.identity, shown).await;
+        let Ok(mut client) = connected else { return false };
+        let request = format!("{}\n", self.build);
+        // Refused only now in TLS 1.3, in the write or in the read.
+        if client.stream.write_all(request.as_bytes()).await.is_err() {
+            return false;
+        }
+        let talk = async {
+            let mut byte = [0];
+            client.stream.read_exact(&mut byte).await.is_ok()
+        };
+        let executor = async {
+            let mut stream = self.executor.accept().await;
+            stream.write(b"log\n").await;
+            stream.finish().await;
+        };
+        let mut talk = std::pin::pin!(talk);
+        tokio::select! {
+            refused = &mut talk => refused,
+            () = executor => talk.await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn client_certificates_required() {
+    let served = served("", "").await;
+    let foreign = Authority::new();
+    let stranger = foreign.identity("stranger");
+    assert!(served.serves(Some(&served.identity)).await);
+    assert!(!served.serves(None).await, "no certificate");
+    assert!(!served.serves(Some(&stranger)).await, "a foreign CA's");
+}
+
+#[tokio::test]
+async fn client_certificates_optional() {
+    let served = served("client_certificate = \"optional\"", "").await;
+    let foreign = Authority::new();
+    let stranger = foreign.identity("stranger");
+    assert!(served.serves(Some(&served.identity)).await);
+    assert!(served.serves(None).await);
+    assert!(!served.serves(Some(&stranger)).await, "checked if shown");
+}
+
+#[tokio::test]
+async fn client_certificates_not_asked() {
+    let served = served("client_certificate = \"none\"", "").await;
+    assert!(served.serves(None).await);
+    assert!(served.serves(Some(&served.identity)).await);
+}
+
+#[tokio::test]
+async fn silent_and_plain_peers_keep_nobody_out() {
+    let served = served("", "").await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(Client::connect(served.gateway.address()).await);
+    }
+    let mut plain = Client::connect(served.gateway.address()).await;
+    plain.send(b"abcdef\r\n").await;
+    let (answer, _) = plain.rest().await;
+    assert!(!answer.starts_with(b"Build"), "plain words on a TLS port");
+    assert!(served.serves(Some(&served.identity)).await);
+}
+
+#[tokio::test]
+async fn a_handshake_has_a_deadline() {
+    let served = served("", "handshake_timeout = \"100ms\"").await;
+    let mut silent = Client::connect(served.gateway.address()).await;
+    assert_eq!(silent.rest().await, (Vec::new(), Ending::Clean));
+}
+
+/// zuul-web freezes on records of more than 1024 bytes of plaintext, and on session tickets.
+#[tokio::test]
+async fn records_towards_clients_are_small_and_no_tickets_come() {
+    let Served { gateway, executor, build, identity, system: _system } = served("", "").await;
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let tap = Tap::start(gateway.address()).await;
+        let connector = connector(&identity, version);
+        let stream = TcpStream::connect(tap.address).await.expect("the tap");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let stream = connector.connect(name, stream).await.expect("a TLS connection");
+        let mut client = Client { stream };
+        client.send(format!("{build}\n").as_bytes()).await;
+        let mut stream = executor.accept().await;
+        let log = vec![b'x'; 300_000];
+        for size in [1, 1000, 1024, 1025, 5000, 292_975] {
+            stream.write(&log[..size]).await;
+            client.expect(&log[..size]).await;
+        }
+        stream.finish().await;
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
+        assert_eq!(client.stream.get_ref().1.tls13_tickets_received(), 0);
+        drop(client);
+        let records = tap.records().await;
+        assert!(records.len() > 290, "{} records: the tap sees nothing", records.len());
+        // Type byte and tag in TLS 1.3, explicit nonce and tag in TLS 1.2 (RFC 8446, section 5.2;
+        // RFC 5288, section 3).
+        let most = 1024 + if *version == rustls::version::TLS13 { 1 + 16 } else { 8 + 16 };
+        assert_eq!(records.iter().filter(|length| **length > most).count(), 0, "{records:?}");
+        assert!(records.contains(&most), "records are filled");
+    }
+}
+
+/// A client of one TLS version that shows `identity`.
+fn connector(
+    identity: &Identity,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> TlsConnector {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&identity.ca).expect("a CA")).expect("a CA");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .expect("a version")
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_file(&identity.cert).expect("a certificate")],
+            PrivateKeyDer::from_pem_file(&identity.key).expect("a key"),
+        )
+        .expect("a client certificate");
+    TlsConnector::from(Arc::new(config))
+}
+
+/// Passes one connection on and keeps what came from the server.
+struct Tap {
+    address: std::net::SocketAddr,
+    seen: tokio::task::JoinHandle<Vec<u8>>,
+}
+
+impl Tap {
+    async fn start(server: std::net::SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let seen = tokio::spawn(async move {
+            let (client, _) = listener.accept().await.expect("a connection");
+            let server = TcpStream::connect(server).await.expect("the gateway");
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            let (mut seen, mut buffer) = (Vec::new(), vec![0; 65536]);
+            while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
+                seen.extend_from_slice(&buffer[..count]);
+                if to_client.write_all(&buffer[..count]).await.is_err() {
+                    break;
+                }
+            }
+            seen
+        });
+        Self { address, seen }
+    }
+
+    /// The lengths of the records that came from the server.
+    async fn records(self) -> Vec<usize> {
+        let seen = within("the tapped connection to end", self.seen).await.expect("the tap");
+        let (mut lengths, mut rest) = (Vec::new(), &seen[..]);
+        while let [_, _, _, high, low, body @ ..] = rest {
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            lengths.push(length);
+            rest = &body[length.min(body.len())..];
+        }
+        lengths
+    }
+}
+
+/// A zone whose gateway is `other`, seen from a gateway `east` that speaks TLS.
+async fn east_of(other: &Executor, hostname: &str) -> (System, Gateway, String, Identity) {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let entry = serde_json::json!({
+        "hostname": hostname, "public_port": other.address.port(), "use_ssl": true,
+        "state": "running", "zone": "west", "model_api": 38, "kind": "fingergw",
+    });
+    let path = format!("{}/other", crate::support::system::GATEWAYS);
+    system.put(&path, entry.to_string().as_bytes()).await;
+    let gateway = Builder::new(&system).zone("east").tls(&identity).ready().await;
+    let worker = Worker {
+        hostname: "127.0.0.1".into(),
+        port: refusing_port().await,
+        zone: Some("west".into()),
+    };
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    (system, gateway, build, identity)
+}
+
+/// Proxies look for the SNI in what they read first: it must be there, in one segment.
+#[tokio::test]
+async fn the_client_hello_is_short_and_names_the_gateway() {
+    let other = Executor::start().await;
+    let (_system, gateway, build, _) = east_of(&other, "localhost").await;
+    let _client = Client::ask(gateway.address(), &build).await;
+    let (mut stream, _) = within("a hello", other.listener.accept()).await.expect("one");
+    let mut hello = vec![0; 4096];
+    let length = within("a hello", stream.read(&mut hello)).await.expect("a hello");
+    let hello = Hello::parse(&hello[..length]);
+    assert!(length < 1200, "{length} bytes");
+    assert_eq!(hello.server_name.as_deref(), Some("localhost"));
+    assert_eq!(hello.first_key_share, Some(0x001d), "x25519 (RFC 8446, section 4.2.7)");
+    assert!(!hello.resumes, "no session of ours is resumed");
+}
+
+/// What of a ClientHello matters here (RFC 8446, section 4.1.2; RFC 6066, section 3).
+#[derive(Debug, Default)]
+struct Hello {
+    server_name: Option<String>,
+    first_key_share: Option<u16>,
+    resumes: bool,
+}
+
+impl Hello {
+    /// Reads the one record that a hello must be.
+    fn parse(record: &[u8]) -> Self {
+        let number = |bytes: &[u8]| usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+        assert_eq!(record[0], 22, "a handshake record");
+        assert_eq!(number(&record[3..]), record.len() - 5, "all of it in the first read");
+        // Behind record and handshake headers, version and random.
+        let mut rest = &record[5 + 4 + 2 + 32..];
+        rest = &rest[1 + usize::from(rest[0])..];
+        rest = &rest[2 + number(rest)..];
+        rest = &rest[1 + usize::from(rest[0])..];
+        rest = &rest[2..];
+        let mut hello = Self::default();
+        while rest.len() >= 4 {
+            let (kind, length) = (number(rest), number(&rest[2..]));
+            let body = &rest[4..4 + length];
+            match kind {
+                0 => {
+                    let name = &body[5..5 + number(&body[3..])];
+                    hello.server_name = Some(String::from_utf8_lossy(name).into_owned());
+                }
+                41 => hello.resumes = true,
+                51 => hello.first_key_share = u16::try_from(number(&body[2..])).ok(),
+                _ => {}
+            }
+            rest = &rest[4 + length..];
+        }
+        hello
+    }
+}
+
+/// An address is no server name: no SNI, but the certificate must carry it all the same.
+#[tokio::test]
+async fn a_gateway_registered_by_its_address() {
+    let other = Executor::start().await;
+    let (_system, gateway, build, identity) = east_of(&other, "127.0.0.1").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = other.accept_tls(&acceptor(&identity)).await;
+    stream.write(b"log\n").await;
+    stream.finish().await;
+    assert_eq!(client.text().await, "log\n");
+}
+
+/// The other gateway wants a certificate, and gets ours.
+#[tokio::test]
+async fn our_certificate_is_shown_to_other_gateways() {
+    let other = Executor::start().await;
+    let (_system, gateway, build, identity) = east_of(&other, "localhost").await;
+    let _client = Client::ask(gateway.address(), &build).await;
+    let stream = other.accept_tls(&acceptor(&identity)).await.into_inner();
+    let shown = stream.get_ref().1.peer_certificates().expect("a certificate").to_vec();
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    assert_eq!(shown, [CertificateDer::from_pem_file(&identity.cert).expect("ours")]);
+}
