@@ -126,10 +126,12 @@ async fn serve(
             true
         }
     };
+    let cutter = gateway.cutter();
     tokio::select! {
         () = stop(gateway, registration, config.limits.grace) => {}
         signal = signals.next() => {
             warn!(signal, "second signal: ending at once");
+            cutter.cut().await;
             return Ok(ExitCode::from(EXIT_IMPATIENT));
         }
     }

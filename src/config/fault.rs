@@ -66,9 +66,16 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
-/// A value as it may be shown in a fault: one line, at most 80 characters.
+/// A value as it may be shown in a fault: as it is written, but one line, printable and at most 80
+/// characters.
 pub(super) fn shown(value: &str) -> String {
-    let mut text: String = value.chars().take(80).flat_map(char::escape_debug).collect();
+    let mut text = String::new();
+    for char in value.chars().take(80) {
+        match char {
+            '"' | '\'' | '\\' => text.push(char),
+            _ => text.extend(char.escape_debug()),
+        }
+    }
     if value.chars().count() > 80 {
         text.push_str("...");
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::Options;
@@ -47,6 +47,9 @@ impl Job {
             }
             Some(file) => {
                 let named = || format!("{}: cannot be read", file.display());
+                if file.is_dir() {
+                    bail!("{}: is a directory", file.display());
+                }
                 let length = if options.once {
                     Some(fs::copy(file, &log).with_context(named)?)
                 } else {

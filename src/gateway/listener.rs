@@ -98,14 +98,13 @@ pub(crate) struct Listener {
 impl Listener {
     /// Accepts until `stop` is cancelled, then closes the socket.
     pub(crate) async fn serve(self, stop: CancellationToken) {
-        let this = Arc::new(self);
         let mut pause = PAUSE_MIN;
         let mut troubled = false;
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                accepted = this.socket.accept() => accepted,
+                accepted = self.socket.accept() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
@@ -113,7 +112,7 @@ impl Listener {
                         info!("accepting connections again");
                     }
                     pause = PAUSE_MIN;
-                    this.admit(stream, peer);
+                    self.admit(stream, peer);
                 }
                 Err(error) if is_the_peers(&error) => debug!(%error, "a connection failed early"),
                 Err(error) => {
@@ -129,12 +128,14 @@ impl Listener {
         }
     }
 
-    /// Starts the session, or refuses it where that would be one too many.
-    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    /// Starts the session, or refuses it where that would be one too many. What is spawned holds
+    /// no part of the socket, which is to close with the loop, however long streams run.
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) {
+        let cx = Arc::clone(&self.cx);
         if let Ok(permit) = Arc::clone(&self.bounds.connections).try_acquire_owned() {
-            let this = Arc::clone(self);
+            let acceptor = self.acceptor.clone();
             self.spawn(permit, async move {
-                session::run(stream, peer, this.acceptor.as_ref(), &this.cx).await;
+                session::run(stream, peer, acceptor.as_ref(), &cx).await;
             });
             return;
         }
@@ -142,10 +143,9 @@ impl Listener {
         // A refusal on TLS would need a handshake first: the costly part of what is too much.
         let refusal = Arc::clone(&self.bounds.refusals).try_acquire_owned();
         if let (Ok(permit), None) = (refusal, &self.acceptor) {
-            let this = Arc::clone(self);
             self.spawn(permit, async move {
                 let reply = Reply::Error(Fault::TooManyConnections);
-                session::refuse(Connection::Plain(stream), reply, &this.cx).await;
+                session::refuse(Connection::Plain(stream), reply, &cx).await;
             });
         }
     }

@@ -51,8 +51,24 @@ pub(crate) enum Drained {
     Cut(usize),
 }
 
-/// How long sessions that have been cut may take to notice.
+/// How long sessions that have been cut may take to notice; and when nobody wants to wait.
 const CUT_PATIENCE: Duration = Duration::from_secs(2);
+const CUT_HASTE: Duration = Duration::from_millis(200);
+
+/// Cuts a gateway's streams while it is drained.
+pub(crate) struct Cutter {
+    cut: CancellationToken,
+    sessions: TaskTracker,
+}
+
+impl Cutter {
+    /// Cuts all streams. The process may end behind this: their clients see that they were cut.
+    pub(crate) async fn cut(self) {
+        self.cut.cancel();
+        self.sessions.close();
+        let _ = tokio::time::timeout(CUT_HASTE, self.sessions.wait()).await;
+    }
+}
 
 impl Gateway {
     /// Takes connections from `listeners`, each bound and with its TLS side.
@@ -91,6 +107,11 @@ impl Gateway {
     /// The connections open now.
     pub(crate) fn connections(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// What cuts the streams of this gateway before their time.
+    pub(crate) fn cutter(&self) -> Cutter {
+        Cutter { cut: self.cut.clone(), sessions: self.sessions.clone() }
     }
 
     /// Stops accepting, gives the open connections `grace` to end, and cuts the rest.

@@ -38,45 +38,44 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// PEM texts of one identity, with the names to use for them in errors.
-struct Pem<'a> {
-    cert: (&'a str, &'a str),
-    key: (&'a str, &'a str),
-    ca: (&'a str, &'a str),
-}
-
 impl Identity {
     /// Reads `files` and checks that they belong together.
     ///
     /// # Errors
-    /// Names the file, its fault and what to do.
+    /// Every file that cannot be used, each with its fault and what to do.
     pub(crate) fn load(files: &Files) -> Result<Self> {
-        let (cert, key, ca) = (read(&files.cert)?, read(&files.key)?, read(&files.ca)?);
-        Self::from_named_pem(&Pem {
-            cert: (&files.cert.to_string_lossy(), &cert),
-            key: (&files.key.to_string_lossy(), &key),
-            ca: (&files.ca.to_string_lossy(), &ca),
-        })
+        let [cert, key, ca] =
+            [&files.cert, &files.key, &files.ca].map(|path| path.to_string_lossy());
+        Self::of(
+            (&cert, read(&files.cert).and_then(|text| certificates(&cert, &text))),
+            (&key, read(&files.key).and_then(|text| private_key(&key, &text))),
+            read(&files.ca).and_then(|text| authorities(&ca, &text)),
+        )
     }
 
     /// An identity made in this process.
     pub(crate) fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self> {
-        Self::from_named_pem(&Pem {
-            cert: ("certificate", cert),
-            key: ("key", key),
-            ca: ("CA", ca),
-        })
+        Self::of(
+            ("certificate", certificates("certificate", cert)),
+            ("key", private_key("key", key)),
+            authorities("CA", ca),
+        )
     }
 
-    fn from_named_pem(pem: &Pem<'_>) -> Result<Self> {
-        let (name, text) = pem.cert;
-        let chain = certificates(name, text)?;
-        let (key_name, text) = pem.key;
-        let key = rustls_pemfile::private_key(&mut text.as_bytes())
-            .with_context(|| format!("{key_name}: not valid PEM"))?
-            .ok_or_else(|| {
-                anyhow!("{key_name}: holds no private key (-----BEGIN PRIVATE KEY-----)")
-            })?;
+    /// Of its parts, the first two with the names to use for them in errors.
+    fn of(
+        (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
+        (key_name, key): (&str, Result<PrivateKeyDer<'static>>),
+        roots: Result<RootCertStore>,
+    ) -> Result<Self> {
+        let (chain, key, roots) = match (chain, key, roots) {
+            (Ok(chain), Ok(key), Ok(roots)) => (chain, key, roots),
+            (chain, key, roots) => {
+                let faults = [chain.err(), key.err(), roots.err()];
+                let faults: Vec<_> = faults.iter().flatten().map(|e| format!("{e:#}")).collect();
+                bail!(faults.join("\n"));
+            }
+        };
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()).map_err(|error| {
             use rustls::{CertificateError, Error, InconsistentKeys};
             match error {
@@ -95,11 +94,6 @@ impl Identity {
                 _ => anyhow!("{key_name}: cannot be used: {error}"),
             }
         })?;
-        let (name, text) = pem.ca;
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(name, text)? {
-            roots.add(certificate).map_err(|error| anyhow!("{name}: cannot be used: {error}"))?;
-        }
         Ok(Self { chain, key, roots: Arc::new(roots) })
     }
 }
@@ -119,6 +113,22 @@ fn certificates(name: &str, text: &str) -> Result<Vec<CertificateDer<'static>>> 
         bail!("{name}: holds no certificate (-----BEGIN CERTIFICATE-----)");
     }
     Ok(chain)
+}
+
+/// The first private key in `text`.
+fn private_key(name: &str, text: &str) -> Result<PrivateKeyDer<'static>> {
+    rustls_pemfile::private_key(&mut text.as_bytes())
+        .with_context(|| format!("{name}: not valid PEM"))?
+        .ok_or_else(|| anyhow!("{name}: holds no private key (-----BEGIN PRIVATE KEY-----)"))
+}
+
+/// The certificates in `text` as those to trust.
+fn authorities(name: &str, text: &str) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(name, text)? {
+        roots.add(certificate).map_err(|error| anyhow!("{name}: cannot be used: {error}"))?;
+    }
+    Ok(roots)
 }
 
 /// What the ZooKeeper client needs of `files`, which [`Identity::load`] has checked.

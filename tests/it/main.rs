@@ -1,11 +1,16 @@
 //! The built binary against a real ZooKeeper.
 
+mod config;
+mod demo;
 mod limits;
 mod log;
 mod refuse;
+mod registration;
 mod route;
+mod stop;
 mod stream;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod zookeeper_trouble;

@@ -202,7 +202,12 @@ impl Gateway {
             addresses: Vec::new(),
             directory,
         };
-        let status = gateway.status("it to listen", |status| status.contains("127.0.0.1:")).await;
+        let status = tokio::select! {
+            ended = gateway.child.wait() => panic!("the gateway has ended: {ended:?}"),
+            notices = within("it to listen", gateway.notices.wait_for(|n| !n.status.is_empty())) => {
+                notices.expect("the collecting task lives").status.clone()
+            }
+        };
         gateway.addresses =
             status.split([' ', ',', ';']).filter_map(|word| word.parse().ok()).collect();
         gateway

@@ -5,6 +5,7 @@ pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod executor;
 pub(crate) mod gateway;
+pub(crate) mod proxy;
 pub(crate) mod system;
 pub(crate) mod zookeeper;
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Value, json};
 use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
 
+use super::proxy::Proxy;
 use super::within;
 use super::zookeeper::{self, ZooKeeper};
 
@@ -56,6 +57,11 @@ impl System {
     /// The connect string.
     pub(crate) fn hosts(&self) -> String {
         format!("127.0.0.1:{}{}", self.zookeeper.port, self.chroot)
+    }
+
+    /// The connect string that leads through `proxy`.
+    pub(crate) fn hosts_by(&self, proxy: &Proxy) -> String {
+        format!("{}{}", proxy.address, self.chroot)
     }
 
     /// Writes `data` at `path`, its parents made.

@@ -18,6 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// handshake is over for us (RFC 8446, section 4.4.2.4). One that accepts it stays silent.
 const REFUSAL: Duration = Duration::from_millis(500);
 
+/// A server that ends TLS by itself has nearly always one reason; Java's alert for it is the
+/// unspecific `certificate_unknown`.
+const DOUBT: &str = "; does it trust our certificate?";
+
 /// Looks at the servers of one ZooKeeper.
 pub(crate) struct Diagnosis {
     servers: Vec<(String, u16)>,
@@ -48,13 +52,19 @@ impl Diagnosis {
     async fn look(&self, host: &str, port: u16) -> Result<(), String> {
         let stream = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
         let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
-        let mut stream =
-            self.connector.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))?;
+        let mut stream = self.connector.connect(name, stream).await.map_err(|error| {
+            let doubt = if is_alert(&error) { DOUBT } else { "" };
+            format!("TLS: {error}{doubt}")
+        })?;
         match timeout(REFUSAL, stream.read_u8()).await {
-            Ok(Err(error)) => {
-                Err(format!("TLS: closed by the server ({error}); does it trust our certificate?"))
-            }
+            Ok(Err(error)) => Err(format!("TLS: closed by the server ({error}){DOUBT}")),
             Ok(Ok(_)) | Err(_) => Ok(()),
         }
     }
+}
+
+/// Whether `error` is the server's word that it does not go on.
+fn is_alert(error: &std::io::Error) -> bool {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(tls, Some(rustls::Error::AlertReceived(_)))
 }

@@ -1,0 +1,479 @@
+//! Configuration files as the program takes or refuses them, and its command line.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::support::certificates::{Authority, Identity};
+use crate::support::client::Client;
+use crate::support::executor::{self, Executor};
+use crate::support::gateway::{BINARY, Builder, Gateway};
+use crate::support::proxy::Proxy;
+use crate::support::system::{Entry, System, Worker};
+use crate::support::within;
+
+struct Outcome {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs the program to its end.
+async fn run(arguments: &[&OsStr]) -> Outcome {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let output = within("the program to end", command.output()).await.expect("the built binary");
+    Outcome {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+        stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+    }
+}
+
+async fn check(config: &Path) -> Outcome {
+    run(&["check".as_ref(), "-c".as_ref(), config.as_ref()]).await
+}
+
+/// What is wrong with `config`: each line of what both `check` and a start say of it.
+async fn faults(config: &Path) -> Vec<String> {
+    let checked = check(config).await;
+    let started = run(&["-f".as_ref(), "-c".as_ref(), config.as_ref()]).await;
+    for Outcome { code, stdout, stderr } in [&checked, &started] {
+        assert_eq!((*code, stdout.as_str()), (Some(78), ""), "{stderr}");
+    }
+    assert_eq!(checked.stderr, started.stderr);
+    checked.stderr.lines().map(str::to_owned).collect()
+}
+
+/// A directory for one test's files.
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(TempDir::new().expect("a directory"))
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, content).expect("a file");
+        path
+    }
+
+    fn missing(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// The identity as keys of a TOML table, each with `prefix`.
+fn keys(prefix: &str, Identity { cert, key, ca, .. }: &Identity) -> String {
+    format!("{prefix}cert = {cert:?}\n{prefix}key = {key:?}\n{prefix}ca = {ca:?}\n")
+}
+
+/// A configuration with these identities, good if they are.
+fn toml(tls: &Identity, zookeeper: &Identity) -> String {
+    let (tls, zookeeper) = (keys("", tls), keys("tls_", zookeeper));
+    format!("[tls]\n{tls}[zookeeper]\nhosts = \"127.0.0.1:1\"\n{zookeeper}")
+}
+
+#[tokio::test]
+async fn a_good_configuration() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let toml = files.write("good.toml", toml(&identity, &identity));
+    let Identity { cert, key, ca, .. } = &identity;
+    let (cert, key, ca) = (cert.display(), key.display(), ca.display());
+    let sections = format!("tls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n");
+    let conf = files.write(
+        "zuul.conf",
+        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = zuul\n{sections}"),
+    );
+    for config in [&toml, &conf] {
+        let checked = check(config).await;
+        assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+        assert_eq!(checked.stdout, format!("{}: OK\n", config.display()));
+        assert_eq!(checked.stderr, "");
+    }
+    let checked = run(&["-c".as_ref(), toml.as_ref(), "check".as_ref()]).await;
+    assert_eq!(checked.code, Some(0), "the option in front");
+}
+
+#[tokio::test]
+async fn all_faults_of_a_toml_file_come_out_at_once() {
+    let files = Files::new();
+    let config = files.write(
+        "faulty.toml",
+        "hostname = 7\npublic_port = \"79\"\nzones = \"west\"\n\n[[listener]]\n\
+         address = \"79\"\ntls = \"yes\"\n\n[zookeeper]\ntls_cert = \"a.pem\"\n\n\
+         [limits]\ngrace = 30\n\n[log]\nlevel = \"loud\"\n\n[metrics]\nport = 1\n",
+    );
+    let faults = faults(&config).await;
+    let at = |line: &str| format!("{}{line}: ", config.display());
+    let expected = [
+        (at(":1"), "hostname = 7"),
+        (at(":2"), "public_port = \"79\""),
+        (at(":3"), "zones"),
+        (at(":6"), "listener.address = \"79\""),
+        (at(":7"), "listener.tls = \"yes\""),
+        (at(":10"), "zookeeper.tls_cert = \"a.pem\""),
+        (at(":13"), "limits.grace = 30"),
+        (at(":16"), "log.level = \"loud\""),
+        (at(":18"), "metrics"),
+        (at(""), "zookeeper.hosts"),
+        (at(""), "zookeeper.tls_key"),
+        (at(""), "zookeeper.tls_ca"),
+    ];
+    for (place, what) in &expected {
+        let found = faults.iter().filter(|f| f.starts_with(&format!("{place}{what}: "))).count();
+        assert_eq!(found, 1, "{place}{what} in {faults:#?}");
+    }
+    assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+}
+
+#[tokio::test]
+async fn a_toml_file_with_broken_syntax() {
+    let files = Files::new();
+    let config =
+        files.write("broken.toml", "zone = \"west\"\nhostname = \"gw\n\n[log\nlevel = 1\n");
+    let faults = faults(&config).await;
+    for line in [2, 4] {
+        let place = format!("{}:{line}: ", config.display());
+        assert!(faults.iter().any(|fault| fault.starts_with(&place)), "{line} in {faults:#?}");
+    }
+}
+
+#[tokio::test]
+async fn all_faults_of_a_zuul_conf_come_out_at_once() {
+    let files = Files::new();
+    let config = files.write(
+        "zuul.conf",
+        "[zookeeper]\nhosts = zk:x\ntls_ca = /ca\n\n[connection \"x\"]\npassword = 5%\n\n\
+         [fingergw]\nport = 79 ; comment\ntls_cert = /cert\ntls_client_only = maybe\n",
+    );
+    let faults = faults(&config).await;
+    let at = |line: &str| format!("{}{line}: ", config.display());
+    let expected = [
+        (at(":2"), "[zookeeper] hosts = zk:x"),
+        (at(":9"), "[fingergw] port = 79 ; comment"),
+        (at(":11"), "[fingergw] tls_client_only = maybe"),
+        (at(""), "[fingergw] tls_key"),
+        (at(""), "[fingergw] tls_ca"),
+        (at(""), "[zookeeper] tls_cert"),
+        (at(""), "[zookeeper] tls_key"),
+    ];
+    for (place, what) in &expected {
+        let found = faults.iter().filter(|f| f.starts_with(&format!("{place}{what}: "))).count();
+        assert_eq!(found, 1, "{place}{what} in {faults:#?}");
+    }
+    assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+}
+
+/// Upstream takes two of the three for none, and speaks plain text where TLS was asked for.
+#[tokio::test]
+async fn a_zuul_conf_with_one_tls_file_missing() {
+    let files = Files::new();
+    let zookeeper = "[zookeeper]\nhosts = a:1\ntls_cert = /c\ntls_key = /k\ntls_ca = /a\n";
+    for missing in ["tls_cert", "tls_key", "tls_ca"] {
+        let mut conf = format!("{zookeeper}[fingergw]\n");
+        for option in ["tls_cert", "tls_key", "tls_ca"].iter().filter(|o| **o != missing) {
+            conf.push_str(&format!("{option} = /file\n"));
+        }
+        let config = files.write("zuul.conf", conf);
+        let faults = faults(&config).await;
+        let fault = format!("{}: [fingergw] {missing}: missing;", config.display());
+        assert!(faults.len() == 1 && faults[0].starts_with(&fault), "{faults:#?}");
+    }
+}
+
+/// The faults of a configuration whose `[tls]` and `[zookeeper]` files are those of `identity`;
+/// they must be told of both, alike.
+async fn pem_faults(files: &Files, identity: &Identity) -> Vec<String> {
+    let config = files.write("gateway.toml", toml(identity, identity));
+    let mut faults = faults(&config).await;
+    let zookeepers = faults.split_off(faults.len() / 2);
+    assert_eq!(faults, zookeepers);
+    faults
+}
+
+#[tokio::test]
+async fn pem_files_that_cannot_be_used() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let good = authority.identity("localhost");
+    let other = authority.identity("localhost");
+    let text = Identity::text(&good.cert);
+    let binary = files.write("binary", b"\x30\x82\x01\xff\x00");
+    let empty = files.write("empty", "");
+    let cut = files.write("cut", &text[..text.len() / 2]);
+    let garbled = files.write("garbled", text.replacen('M', "!", 3));
+    let not_der = files.write("not-der", text.replacen("MII", "AAA", 1));
+    let missing = files.missing("missing");
+    let cert = |path: &Path| Identity { cert: path.to_owned(), ..good.clone() };
+    let key = |path: &Path| Identity { key: path.to_owned(), ..good.clone() };
+    let ca = |path: &Path| Identity { ca: path.to_owned(), ..good.clone() };
+    let cases = [
+        (cert(&missing), &missing, "cannot be read: No such file"),
+        (cert(&binary), &binary, "is not PEM (binary data)"),
+        (cert(&empty), &empty, "holds no certificate"),
+        (cert(&good.key), &good.key, "holds no certificate"),
+        (cert(&cut), &cut, ""),
+        (cert(&garbled), &garbled, "not valid PEM"),
+        (cert(&not_der), &not_der, "cannot be used"),
+        (key(&missing), &missing, "cannot be read: No such file"),
+        (key(&binary), &binary, "is not PEM (binary data)"),
+        (key(&empty), &empty, "holds no private key"),
+        (key(&good.cert), &good.cert, "holds no private key"),
+        (key(&other.key), &other.key, "is not the key of the certificate in"),
+        (ca(&missing), &missing, "cannot be read: No such file"),
+        (ca(&binary), &binary, "is not PEM (binary data)"),
+        (ca(&empty), &empty, "holds no certificate"),
+        (ca(&not_der), &not_der, "cannot be used"),
+    ];
+    for (identity, file, fault) in &cases {
+        let faults = pem_faults(&files, identity).await;
+        let expected = format!("{}: {fault}", file.display());
+        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
+    }
+    let all = Identity { cert: missing, key: binary, ca: empty, ..good };
+    assert_eq!(pem_faults(&files, &all).await.len(), 3, "all three at once");
+}
+
+/// Runs openssl(1).
+async fn openssl(directory: &Path, arguments: &str) {
+    let mut command = Command::new("openssl");
+    command.args(arguments.split(' ')).current_dir(directory).stdin(Stdio::null());
+    let output = within("openssl", command.output()).await.expect("openssl is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What Zuul's documentation tells people to make, and no TLS library of today takes.
+#[tokio::test]
+async fn a_version_1_certificate_is_refused_with_what_mends_it() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let directory = files.0.path();
+    let request = "req -newkey rsa:2048 -nodes -keyout key.pem -subj /CN=gw -out request.pem";
+    openssl(directory, request).await;
+    openssl(directory, "x509 -req -in request.pem -signkey key.pem -out v1.pem").await;
+    let good = authority.identity("localhost");
+    let (cert, key) = (directory.join("v1.pem"), directory.join("key.pem"));
+    let identity = Identity { cert: cert.clone(), key, ..good };
+    let faults = pem_faults(&files, &identity).await;
+    let expected = format!("{}: is an X.509 version 1 certificate", cert.display());
+    assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{faults:#?}");
+    assert!(faults[0].contains("openssl x509 -req -extfile"), "{faults:#?}");
+
+    // And that does mend it.
+    let extensions = files.write("extensions", "subjectAltName = DNS:gw\n");
+    let extensions = format!("-extfile {}", extensions.display());
+    let again = format!("x509 -req -in request.pem -signkey key.pem -out v1.pem {extensions}");
+    openssl(directory, &again).await;
+    let checked = check(&files.write("gateway.toml", toml(&identity, &identity))).await;
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+}
+
+#[tokio::test]
+async fn files_that_are_no_configuration() {
+    let files = Files::new();
+    for name in ["missing.toml", "missing.conf"] {
+        let config = files.missing(name);
+        let expected = format!("{}: cannot be read: No such file", config.display());
+        let faults = faults(&config).await;
+        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{faults:#?}");
+        let config = files.write(name, b"\xff\xfe");
+        let expected = format!("{}: is not UTF-8 text", config.display());
+        assert_eq!(self::faults(&config).await, [expected]);
+    }
+}
+
+/// Were a socket bound before the whole configuration is known to be good, this would end with
+/// what is wrong with the address.
+#[tokio::test]
+async fn nothing_is_bound_with_a_faulty_configuration() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let address = taken.local_addr().expect("its address");
+    let other = Identity { key: authority.identity("x").key, ..identity.clone() };
+    let listener = format!("[[listener]]\naddress = \"{address}\"\n");
+    for tail in [toml(&other, &identity), toml(&identity, &identity) + "spurious = 1\n"] {
+        let faults = faults(&files.write("gateway.toml", listener.clone() + &tail)).await;
+        assert_eq!(faults.len(), 1, "{faults:#?}");
+        assert!(!faults[0].contains("cannot listen"), "{faults:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let address = taken.local_addr().expect("its address");
+    let listeners = ["127.0.0.1:0".to_owned(), address.to_string()]
+        .map(|address| format!("[[listener]]\naddress = \"{address}\"\n"));
+    let config = files.write("gateway.toml", listeners.concat() + &toml(&identity, &identity));
+    assert_eq!(check(&config).await.code, Some(0), "the configuration is not at fault");
+    let Outcome { code, stdout, stderr } =
+        run(&["-f".as_ref(), "-c".as_ref(), config.as_ref()]).await;
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    let told = format!("cannot listen on {address}: Address already in use");
+    assert!(stdout.lines().any(|l| l.contains(" ERROR ") && l.contains(&told)), "{stdout}");
+}
+
+/// The example in `etc/`, with its files elsewhere.
+#[tokio::test]
+async fn the_example_wants_nothing_but_its_files() {
+    const EXAMPLE: &str = include_str!("../../etc/zuul-fingergw.toml");
+    let files = Files::new();
+    let directory = files.0.path().to_str().expect("UTF-8");
+    let example = EXAMPLE.replace("/etc/zuul/ssl", directory);
+    let config = files.write("zuul-fingergw.toml", &example);
+    let faults = faults(&config).await;
+    assert_eq!(faults.len(), 3, "{faults:#?}");
+    for name in ["zookeeper.crt", "zookeeper.key", "zookeeper-ca.crt"] {
+        let fault = format!("{}: cannot be read: ", files.missing(name).display());
+        assert_eq!(faults.iter().filter(|f| f.starts_with(&fault)).count(), 1, "{faults:#?}");
+    }
+    let authority = Authority::new();
+    let identity = authority.identity("client");
+    for (name, pem) in [
+        ("zookeeper.crt", &identity.cert),
+        ("zookeeper.key", &identity.key),
+        ("zookeeper-ca.crt", &identity.ca),
+    ] {
+        files.write(name, Identity::text(pem));
+    }
+    let checked = check(&config).await;
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+}
+
+#[tokio::test]
+async fn the_command_line() {
+    let version = run(&["--version".as_ref()]).await;
+    let expected = concat!("zuul-fingergw ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!((version.code, version.stdout.as_str()), (Some(0), expected));
+
+    let help = run(&["--help".as_ref()]).await;
+    assert_eq!((help.code, help.stderr.as_str()), (Some(0), ""));
+    for word in ["check", "demo", "-c <FILE>", "-f", "-d", "zuul.conf"] {
+        assert!(help.stdout.contains(word), "{word} in {}", help.stdout);
+    }
+    for wrong in [["--frobnicate"].as_slice(), &["frobnicate"], &["-c"], &["demo", "--log"]] {
+        let arguments: Vec<&OsStr> = wrong.iter().map(OsStr::new).collect();
+        let refused = run(&arguments).await;
+        assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""), "{wrong:?}");
+        assert!(refused.stderr.contains(wrong[wrong.len() - 1]), "{}", refused.stderr);
+    }
+}
+
+/// A gateway from a `zuul.conf`, with ZooKeeper under an address that is not in its certificate:
+/// Zuul's services do not look at that.
+struct FromZuulConf {
+    gateway: Gateway,
+    _proxy: Proxy,
+}
+
+impl FromZuulConf {
+    async fn start(system: &System, fingergw: &str) -> Self {
+        let proxy =
+            Proxy::start_on(Ipv4Addr::new(127, 0, 0, 2).into(), system.zookeeper.port).await;
+        let directory = TempDir::new().expect("a directory");
+        let config = directory.path().join("zuul.conf");
+        let zookeeper = conf(&system.zookeeper.identity);
+        let hosts = system.hosts_by(&proxy);
+        let text = format!(
+            "# Other services' sections are none of our business.\n\
+             [connection \"gerrit\"]\ndriver = gerrit\npassword = 100%\n\n\
+             [zookeeper]\nhosts = {hosts}\n{zookeeper}session_timeout = 20.5\n\n\
+             [fingergw]\nlisten_address = 127.0.0.1\nport = 0\nhostname = localhost\n\
+             user = zuul\nstate_dir = /var/lib/zuul\n{fingergw}"
+        );
+        fs::write(&config, text).expect("zuul.conf");
+        let mut gateway = Gateway::with_config(directory, &config).await;
+        gateway.ready().await;
+        Self { gateway, _proxy: proxy }
+    }
+}
+
+/// The identity as options of a `zuul.conf`.
+fn conf(Identity { cert, key, ca, .. }: &Identity) -> String {
+    let (cert, key, ca) = (cert.display(), key.display(), ca.display());
+    format!("tls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n")
+}
+
+/// What the registry says of the one real gateway: port, TLS, zone.
+async fn entry(system: &System) -> (Option<u64>, bool, Option<String>) {
+    let real =
+        |entry: &&Entry| entry.stat.ephemeral_owner != 0 && entry.content["state"] == "running";
+    let entries = system.until("a running entry", |all| all.iter().any(|e| real(&e))).await;
+    let content = &entries.iter().find(real).expect("it is there").content;
+    let zone = content["zone"].as_str().map(str::to_owned);
+    (content["public_port"].as_u64(), content["use_ssl"] == true, zone)
+}
+
+#[tokio::test]
+async fn a_plain_gateway_from_a_zuul_conf() {
+    let system = System::new().await;
+    let started = FromZuulConf::start(&system, "zone = west\npublic_port = 7979\n").await;
+    assert_eq!(entry(&system).await, (Some(7979), false, Some("west".to_owned())));
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let mut client = Client::ask(started.gateway.address(), &build).await;
+    let mut log = executor.accept().await;
+    log.write(b"log\n").await;
+    log.finish().await;
+    assert_eq!(client.text().await, "log\n");
+}
+
+#[tokio::test]
+async fn a_tls_gateway_from_a_zuul_conf() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("localhost");
+    let started = FromZuulConf::start(&system, &conf(&identity)).await;
+    let port = u64::from(started.gateway.port());
+    assert_eq!(entry(&system).await, (Some(port), true, None));
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask_tls(started.gateway.address(), &identity, &build).await;
+    let mut log = executor.accept().await;
+    log.write(b"log\n").await;
+    log.finish().await;
+    assert_eq!(client.text().await, "log\n");
+}
+
+/// Plain for people, with a certificate for the gateways of other zones.
+#[tokio::test]
+async fn a_client_only_gateway_from_a_zuul_conf() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("localhost");
+    let options = conf(&identity) + "tls_client_only = True\nzone = east\n";
+    let west = Executor::start().await;
+    system.put_gateway(Some("west"), Some(west.address.port()), true, "running").await;
+    let started = FromZuulConf::start(&system, &options).await;
+    let port = u64::from(started.gateway.port());
+    assert_eq!(entry(&system).await, (Some(port), false, Some("east".to_owned())));
+
+    let executor = executor::refusing_port().await;
+    let worker = Worker { port: executor, ..west.worker(Some("west")) };
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let mut client = Client::ask(started.gateway.address(), &build).await;
+    let mut log = west.accept_tls(&executor::acceptor(&identity)).await;
+    assert_eq!(log.request, format!("{build}\n"));
+    log.write(b"log\n").await;
+    log.finish().await;
+    assert_eq!(client.text().await, "log\n");
+}
+
+/// The gateway of a [`Builder`] does what its `check` said it would.
+#[tokio::test]
+async fn what_is_checked_is_what_runs() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("localhost");
+    let listeners = ["client_certificate = \"none\"", "tls = true"];
+    let builder = Builder::new(&system).zone("west").tls(&identity).listeners(&listeners);
+    assert_eq!(check(&builder.write()).await.code, Some(0));
+    let gateway = builder.ready().await;
+    assert_eq!(gateway.addresses.len(), 2);
+}

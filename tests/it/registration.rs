@@ -1,0 +1,317 @@
+//! The gateway's entry in Zuul's component registry: what it says, when, and what it follows.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::support::client::Client;
+use crate::support::executor::Executor;
+use crate::support::gateway::Builder;
+use crate::support::proxy::Proxy;
+use crate::support::system::{Entry, GATEWAYS, System};
+
+/// The entry's text, byte for byte as Zuul's own `json.dumps(..., sort_keys=True)` orders it.
+fn text(port: Option<u16>, use_ssl: bool, zone: Option<&str>) -> String {
+    let (port, zone) = (json!(port), json!(zone));
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        "{{\"hostname\":\"localhost\",\"kind\":\"fingergw\",\"model_api\":38,\
+         \"public_port\":{port},\"state\":\"running\",\"use_ssl\":{use_ssl},\
+         \"version\":\"{version}\",\"zone\":{zone}}}"
+    )
+}
+
+fn state(entry: &Entry) -> &str {
+    entry.content["state"].as_str().expect("a state")
+}
+
+fn model_api(entries: &[Entry]) -> Option<u64> {
+    entries.first().and_then(|entry| entry.content["model_api"].as_u64())
+}
+
+/// The one entry there is.
+fn only(entries: Vec<Entry>) -> Entry {
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    entries.into_iter().next().expect("one")
+}
+
+/// Waits until there is one entry and it says `running`.
+async fn running(system: &System) -> Entry {
+    let one = |entries: &[Entry]| entries.len() == 1 && state(&entries[0]) == "running";
+    only(system.until("a running entry", one).await)
+}
+
+/// Waits until the one entry there is announces `expected`.
+async fn announced(system: &System, expected: u64) -> Entry {
+    let what = format!("model_api {expected}");
+    only(system.until(&what, |entries| model_api(entries) == Some(expected)).await)
+}
+
+#[tokio::test]
+async fn the_entry_of_a_plain_gateway_without_a_zone() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let entry = running(&system).await;
+    assert_eq!(entry.text, text(Some(gateway.port()), false, None));
+}
+
+/// Nobody dials a gateway without a zone, so upstream announces a port only where the
+/// configuration says "any".
+#[tokio::test]
+async fn a_fixed_port_is_not_announced_without_a_zone() {
+    let system = System::new().await;
+    let mut builder = Builder::new(&system);
+    // An address that only this test uses, so that the port stays free until the gateway has it.
+    let host = Ipv4Addr::new(127, 79, 1, 1);
+    let free = TcpListener::bind((host, 0)).await.expect("a port");
+    let address = free.local_addr().expect("its address");
+    drop(free);
+    builder.listeners = Vec::new();
+    builder.root = format!("listener = [{{ address = \"{address}\" }}]");
+    let gateway = builder.ready().await;
+    assert_eq!(gateway.address(), address);
+    assert_eq!(running(&system).await.text, text(None, false, None));
+}
+
+#[tokio::test]
+async fn the_entry_names_the_advertised_listener() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("localhost");
+    let (plain, tls) = ("", "tls = true");
+    let cases: [(&[&str], usize, bool); 4] = [
+        (&[plain], 0, false),
+        (&[tls], 0, true),
+        (&[plain, tls], 1, true),
+        (&["advertised = true", tls], 0, false),
+    ];
+    for (listeners, advertised, use_ssl) in cases {
+        let builder = Builder::new(&system).zone("west").tls(&identity).listeners(listeners);
+        let mut gateway = builder.ready().await;
+        let port = gateway.addresses[advertised].port();
+        let entry = running(&system).await;
+        assert_eq!(entry.text, text(Some(port), use_ssl, Some("west")), "{listeners:?}");
+        gateway.signal(Signal::TERM);
+        assert!(gateway.exit().await.success());
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_behind_nat_announces_the_outer_port() {
+    let system = System::new().await;
+    let mut builder = Builder::new(&system).zone("west");
+    builder.root = "public_port = 443".to_owned();
+    let gateway = builder.ready().await;
+    assert_ne!(gateway.port(), 443);
+    assert_eq!(running(&system).await.text, text(Some(443), false, Some("west")));
+}
+
+#[tokio::test]
+async fn the_entry_is_an_ephemeral_sequence_of_the_gateways_session() {
+    let system = System::new().await;
+    let mut gateway = Builder::new(&system).ready().await;
+    let entry = running(&system).await;
+    let sequence = entry.name.strip_prefix("localhost").expect("the host name in front");
+    assert!(sequence.len() == 10 && sequence.bytes().all(|b| b.is_ascii_digit()), "{entry:?}");
+    let session = format!("session={:#x} ", entry.stat.ephemeral_owner);
+    gateway.logged("its session", |line| line.contains(&session)).await;
+    let status = format!("ZooKeeper: registered as {}", entry.name);
+    gateway.status("the entry's name", |line| line.ends_with(&status)).await;
+}
+
+/// Every state is held until it has been looked at: the gateway waits for ZooKeeper's answer to
+/// one change before it makes the next.
+#[tokio::test]
+async fn initializing_then_running_then_stopped_then_gone() {
+    let system = System::new().await;
+    let (proxy, mut answers) = Proxy::stepping(system.zookeeper.port).await;
+    let mut builder = Builder::new(&system).zone("west");
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.start().await;
+
+    let there = |entries: &[Entry]| !entries.is_empty();
+    let (answer, entries) = answers.until("an entry", &system, there).await;
+    let first = only(entries);
+    assert_eq!((state(&first), first.stat.version), ("initializing", 0));
+    answer.pass();
+
+    let next = |entries: &[Entry]| entries.iter().any(|entry| entry.stat.version == 1);
+    let (answer, entries) = answers.until("the second state", &system, next).await;
+    let entry = only(entries);
+    assert_eq!((state(&entry), &entry.name), ("running", &first.name));
+    assert_eq!(entry.text, text(Some(gateway.port()), false, Some("west")));
+    answer.pass();
+    gateway.ready().await;
+
+    gateway.signal(Signal::TERM);
+    let next = |entries: &[Entry]| entries.iter().any(|entry| entry.stat.version == 2);
+    let (answer, entries) = answers.until("the third state", &system, next).await;
+    let entry = only(entries);
+    let stopped = text(Some(gateway.port()), false, Some("west")).replace("running", "stopped");
+    assert_eq!((entry.text, entry.name), (stopped, first.name));
+    answer.pass();
+
+    let gone = |entries: &[Entry]| entries.is_empty();
+    let (answer, _) = answers.until("its removal", &system, gone).await;
+    answer.pass();
+    drop(answers);
+    assert!(gateway.exit().await.success());
+}
+
+#[tokio::test]
+async fn the_data_model_follows_the_system() {
+    let system = System::new().await;
+    let alone = Builder::new(&system).ready().await;
+    assert_eq!(model_api(&[announced(&system, 38).await]), Some(38));
+
+    let scheduler = system.put_component("scheduler", 40).await;
+    announced(&system, 40).await;
+    let executor = system.put_component("executor", 37).await;
+    announced(&system, 37).await;
+    let unknown = system.put_component("of-tomorrow", 36).await;
+    announced(&system, 36).await;
+    system.remove(&unknown).await;
+    announced(&system, 37).await;
+    // The same node with other content: an executor that was upgraded.
+    let upgraded = json!({"kind": "executor", "model_api": 39, "state": "running"}).to_string();
+    system.put(&executor, upgraded.as_bytes()).await;
+    announced(&system, 39).await;
+    system.remove(&executor).await;
+    announced(&system, 40).await;
+    system.remove(&scheduler).await;
+    let entry = announced(&system, 38).await;
+    assert_eq!(state(&entry), "running");
+    drop(alone);
+}
+
+/// Another gateway that says something old must not hold this one, nor this one it.
+#[tokio::test]
+async fn other_gateways_do_not_count_for_the_data_model() {
+    let system = System::new().await;
+    let twin = format!("{GATEWAYS}/twin0000000001");
+    let content = json!({"hostname": "twin", "kind": "fingergw", "model_api": 20});
+    system.put(&twin, content.to_string().as_bytes()).await;
+    system.put_component("scheduler", 37).await;
+    let _gateway = Builder::new(&system).ready().await;
+    let ours = |entries: &[Entry]| {
+        entries.iter().find(|e| e.name.starts_with("localhost") && state(e) == "running").cloned()
+    };
+    let entries = system.until("ours", |entries| ours(entries).is_some()).await;
+    assert_eq!(ours(&entries).expect("found").content["model_api"], 37);
+}
+
+/// A number of 0 would make every component of the system fall back to its oldest formats.
+#[tokio::test]
+async fn the_data_model_is_never_0() {
+    let system = System::new().await;
+    let merger = system.put_component("merger", 0).await;
+    let _gateway = Builder::new(&system).ready().await;
+    assert_eq!(model_api(&[running(&system).await]), Some(15));
+    system.put(&merger, b"{\"kind\": \"merger\"}").await;
+    system.put_component("scheduler", 40).await;
+    // The only thing left to see is that nothing goes lower while both are there.
+    system.remove(&merger).await;
+    let entry = announced(&system, 40).await;
+    assert!(entry.stat.version <= 2, "written for nothing: {entry:?}");
+}
+
+#[tokio::test]
+async fn garbage_in_the_registry_is_said_once_and_harms_nobody() {
+    let system = System::new().await;
+    let garbage: [(&str, &[u8]); 6] = [
+        ("executor/binary0000000001", b"\xff\x00{"),
+        ("executor/empty0000000002", b""),
+        ("executor/list0000000003", b"[38]"),
+        ("scheduler/text0000000004", b"{\"model_api\": \"38\"}"),
+        ("scheduler/negative0000000005", b"{\"model_api\": -1}"),
+        ("of tomorrow \u{e9}/cut0000000006", b"{\"model_api\": 3"),
+    ];
+    for (path, content) in garbage {
+        system.put(&format!("/zuul/components/{path}"), content).await;
+    }
+    // A kind that is no directory but has content, and one with nothing below it.
+    system.put("/zuul/components/file", b"not a kind").await;
+    system.put("/zuul/components/empty", b"").await;
+    system.put_component("scheduler", 37).await;
+    let mut gateway = Builder::new(&system).ready().await;
+    assert_eq!(model_api(&[running(&system).await]), Some(37));
+
+    // Everything is read again, or not, as the list of a kind and the list of kinds change.
+    system.put_component("executor", 36).await;
+    announced(&system, 36).await;
+    system.put_component("launcher", 35).await;
+    announced(&system, 35).await;
+    for (path, _) in garbage {
+        gateway.logged(path, |line| line.contains(path)).await;
+    }
+    let warnings: Vec<_> =
+        gateway.log().into_iter().filter(|line| line.contains("component entry ignored")).collect();
+    assert_eq!(warnings.len(), garbage.len(), "{warnings:#?}");
+}
+
+/// A broken entry that is mended counts from then on.
+#[tokio::test]
+async fn a_mended_entry_counts() {
+    let system = System::new().await;
+    let path = "/zuul/components/executor/ze0000000001";
+    system.put(path, b"{").await;
+    let _gateway = Builder::new(&system).ready().await;
+    announced(&system, 38).await;
+    system.put(path, b"{\"model_api\": 33}").await;
+    announced(&system, 33).await;
+}
+
+#[tokio::test]
+async fn an_entry_that_somebody_took_out_is_made_again() {
+    let system = System::new().await;
+    let mut gateway = Builder::new(&system).ready().await;
+    let first = running(&system).await;
+    system.remove(&format!("{GATEWAYS}/{}", first.name)).await;
+    let fresh = |entries: &[Entry]| entries.len() == 1 && entries[0].name != first.name;
+    let second = only(system.until("another entry", fresh).await);
+    assert_eq!(state(&second), "running");
+    assert_eq!(second.stat.ephemeral_owner, first.stat.ephemeral_owner, "the same session");
+    let status = format!("registered as {}", second.name);
+    gateway.status("the new name", |line| line.ends_with(&status)).await;
+    let taken_out = |line: &String| line.contains("taken out by somebody");
+    assert_eq!(gateway.log().iter().filter(|line| taken_out(line)).count(), 1);
+
+    gateway.signal(Signal::TERM);
+    assert!(gateway.exit().await.success());
+    assert_eq!(system.entries().await.len(), 0);
+}
+
+async fn serves(system: &System, address: SocketAddr) {
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(address, &build).await;
+    let mut stream = executor.accept().await;
+    stream.write(b"log\n").await;
+    stream.finish().await;
+    assert_eq!(client.text().await, "log\n");
+}
+
+#[tokio::test]
+async fn two_gateways_of_one_host_do_not_disturb_each_other() {
+    let system = System::new().await;
+    let mut first = Builder::new(&system).zone("west").ready().await;
+    let firsts = running(&system).await;
+    let second = Builder::new(&system).zone("west").ready().await;
+    let both = |entries: &[Entry]| entries.iter().filter(|e| state(e) == "running").count() == 2;
+    let entries = system.until("two running entries", both).await;
+    let others = |entries: &[Entry]| {
+        let mut others = entries.iter().filter(|entry| entry.name != firsts.name).cloned();
+        (others.next().expect("the other"), others.count())
+    };
+    let (seconds, 0) = others(&entries) else { panic!("{entries:?}") };
+    assert_eq!(seconds.content["public_port"], second.port());
+    serves(&system, first.address()).await;
+    serves(&system, second.address()).await;
+
+    first.signal(Signal::TERM);
+    assert!(first.exit().await.success());
+    let left = only(system.entries().await);
+    assert_eq!((&left.name, left.stat.version), (&seconds.name, seconds.stat.version));
+    serves(&system, second.address()).await;
+}

@@ -1,0 +1,335 @@
+//! The end of a gateway: out of the registry first, then no more connections, then the streams
+//! that run, then exit.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::process::ExitStatus;
+
+use rustix::process::Signal;
+use tokio::net::TcpStream;
+
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{self, Executor};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::proxy::Proxy;
+use crate::support::system::{Entry, System};
+use crate::support::within;
+
+/// A gateway with a plain listener and a TLS one, and `limits`.
+async fn two_doors(system: &System, limits: &str) -> Gateway {
+    let identity = system.zookeeper.authority.identity("localhost");
+    let builder = Builder::new(system).tls(&identity).listeners(&["", "tls = true"]);
+    builder.limits(limits).ready().await
+}
+
+/// Waits until the gateway's port is closed. The kernel tells nobody, so this asks again.
+async fn refuses(address: SocketAddr) {
+    let closed = async {
+        loop {
+            match TcpStream::connect(address).await {
+                Ok(_) => tokio::task::yield_now().await,
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    within("new connections to be refused", closed).await;
+}
+
+async fn until_gone(system: &System) {
+    system.until("the entry to be gone", <[Entry]>::is_empty).await;
+}
+
+/// What the gateway logged of each stream's end.
+fn ends(gateway: &Gateway) -> Vec<String> {
+    let log = gateway.log().into_iter();
+    log.filter(|line| line.contains("stream ended"))
+        .map(|line| line.split_once(" end=").expect("why it ended").1.to_owned())
+        .collect()
+}
+
+async fn exits_0(gateway: &mut Gateway) {
+    let status: ExitStatus = gateway.exit().await;
+    assert!(status.success(), "{status}");
+    assert!(gateway.log().last().is_some_and(|line| line.ends_with(" stopped")));
+}
+
+#[tokio::test]
+async fn running_streams_get_all_their_bytes() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let system = System::new().await;
+        let mut gateway = two_doors(&system, "").await;
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        let mut plain = Client::ask(gateway.addresses[0], &build).await;
+        let mut plain_log = executor.accept().await;
+        let identity = system.zookeeper.identity.clone();
+        let mut tls = Client::ask_tls(gateway.addresses[1], &identity, &build).await;
+        let mut tls_log = executor.accept().await;
+        plain_log.write(b"before\n").await;
+        plain.expect(b"before\n").await;
+        tls_log.write(b"before\n").await;
+        tls.expect(b"before\n").await;
+
+        gateway.signal(signal);
+        gateway.notice("STOPPING=1", |notices| notices.stopping).await;
+        until_gone(&system).await;
+        for address in gateway.addresses.clone() {
+            refuses(address).await;
+        }
+        plain_log.write(b"after\n").await;
+        plain.expect(b"after\n").await;
+        tls_log.write(b"after\n").await;
+        tls.expect(b"after\n").await;
+        assert_eq!(ends(&gateway), [""; 0], "both are still running");
+
+        // More than fits into the buffers on the way.
+        let rest: Vec<u8> = (0..8_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let write = async {
+            plain_log.write(&rest).await;
+            plain_log.finish().await;
+            tls_log.write(&rest).await;
+            tls_log.finish().await;
+        };
+        let read = async {
+            let (read, ending) = plain.rest().await;
+            assert!(read == rest && ending == Ending::Clean, "{} bytes {ending:?}", read.len());
+            drop(plain);
+            let (read, ending) = tls.rest().await;
+            assert!(read == rest && ending == Ending::Clean, "{} bytes {ending:?}", read.len());
+            drop(tls);
+        };
+        tokio::join!(write, read);
+        exits_0(&mut gateway).await;
+        assert_eq!(ends(&gateway), ["finished"; 2], "{signal:?}");
+        assert!(gateway.log().iter().any(|line| line.contains("all streams have ended")));
+    }
+}
+
+#[tokio::test]
+async fn without_streams() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let system = System::new().await;
+        let mut gateway = two_doors(&system, "").await;
+        gateway.signal(signal);
+        exits_0(&mut gateway).await;
+        assert_eq!(system.entries().await.len(), 0);
+        gateway.notice("STOPPING=1", |notices| notices.stopping).await;
+    }
+}
+
+/// A cut stream must not look like a finished one.
+#[tokio::test]
+async fn streams_that_outlast_the_grace_period_are_cut() {
+    let system = System::new().await;
+    let mut gateway = two_doors(&system, "grace = \"1s\"").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut plain = Client::ask(gateway.addresses[0], &build).await;
+    let mut plain_log = executor.accept().await;
+    let identity = system.zookeeper.identity.clone();
+    let mut tls = Client::ask_tls(gateway.addresses[1], &identity, &build).await;
+    let mut tls_log = executor.accept().await;
+    // One that gets nothing, and one that takes nothing: its stream fills all buffers.
+    let mut silent = Client::ask(gateway.addresses[0], &build).await;
+    let mut silent_log = executor.accept().await;
+    let stalled = Client::ask(gateway.addresses[0], &build).await;
+    let mut stalled_log = executor.accept().await;
+    let filling = tokio::spawn(async move {
+        let piece = vec![b'x'; 1 << 20];
+        while stalled_log.try_write(&piece).await {}
+    });
+    plain_log.write(b"before\n").await;
+    plain.expect(b"before\n").await;
+    tls_log.write(b"before\n").await;
+    tls.expect(b"before\n").await;
+
+    gateway.signal(Signal::TERM);
+    assert_eq!(plain.rest().await, (Vec::new(), Ending::Reset));
+    assert_eq!(tls.rest().await, (Vec::new(), Ending::Truncated));
+    assert_eq!(silent.rest().await, (Vec::new(), Ending::Reset));
+    // The executor learns of it, too.
+    plain_log.closed().await;
+    tls_log.closed().await;
+    silent_log.closed().await;
+    within("the filling to be refused", filling).await.expect("no panic");
+    exits_0(&mut gateway).await;
+    drop(stalled);
+    assert_eq!(ends(&gateway), ["stopped"; 4]);
+    let cut = |line: &&String| line.contains("grace period over: streams cut");
+    let log = gateway.log();
+    let line = log.iter().find(cut).expect("said");
+    assert!(line.contains("streams=4"), "{line}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    for (first, second) in [(Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
+        let system = System::new().await;
+        let mut gateway = two_doors(&system, "grace = \"1h\"").await;
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        let mut client = Client::ask(gateway.address(), &build).await;
+        let mut log = executor.accept().await;
+        log.write(b"before\n").await;
+        client.expect(b"before\n").await;
+        gateway.signal(first);
+        until_gone(&system).await;
+        log.write(b"between\n").await;
+        client.expect(b"between\n").await;
+        gateway.signal(second);
+        assert_eq!(gateway.exit().await.code(), Some(1));
+        assert!(gateway.log().iter().any(|line| line.contains("second signal")));
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "cut, not finished");
+    }
+}
+
+/// The entry cannot be taken out: it goes with the session. The streams are not to suffer.
+#[tokio::test]
+async fn with_zookeeper_hanging() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = Builder::new(&system).zookeeper("session_timeout = \"5s\"");
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut log = executor.accept().await;
+    proxy.hold();
+    gateway.signal(Signal::TERM);
+    gateway.logged("that it stays", |line| line.contains("our entry stays until")).await;
+    refuses(gateway.address()).await;
+    log.write(b"after\n").await;
+    log.finish().await;
+    assert_eq!(client.text().await, "after\n");
+    drop(client);
+    exits_0(&mut gateway).await;
+    drop(proxy);
+    until_gone(&system).await;
+}
+
+#[tokio::test]
+async fn with_zookeeper_away() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = Builder::new(&system).zookeeper("session_timeout = \"5s\"");
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.ready().await;
+    drop(proxy);
+    gateway.status("the loss", |line| line.ends_with("connection lost")).await;
+    gateway.signal(Signal::TERM);
+    exits_0(&mut gateway).await;
+    until_gone(&system).await;
+}
+
+/// Withdrawing is tried for a while, and ZooKeeper may come back in that time.
+#[tokio::test]
+async fn with_zookeeper_back_in_time() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = Builder::new(&system);
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.ready().await;
+    proxy.hold();
+    gateway.signal(Signal::TERM);
+    gateway.notice("STOPPING=1", |notices| notices.stopping).await;
+    assert_eq!(system.entries().await.len(), 1, "not out yet");
+    proxy.release();
+    exits_0(&mut gateway).await;
+    assert_eq!(system.entries().await.len(), 0);
+}
+
+#[tokio::test]
+async fn before_zookeeper_ever_answered() {
+    let system = System::new().await;
+    for hanging in [true, false] {
+        let proxy = Proxy::start(system.zookeeper.port).await;
+        proxy.hold();
+        let mut builder = Builder::new(&system);
+        builder.hosts = system.hosts_by(&proxy);
+        if !hanging {
+            builder.hosts = format!("127.0.0.1:{}", executor::refusing_port().await);
+        }
+        let mut gateway = builder.start().await;
+        if !hanging {
+            gateway.logged("why", |line| line.contains("not registered in ZooKeeper")).await;
+        }
+        gateway.signal(Signal::TERM);
+        exits_0(&mut gateway).await;
+        gateway.notice("STOPPING=1", |notices| notices.stopping && !notices.ready).await;
+        assert_eq!(system.entries().await.len(), 0);
+    }
+}
+
+/// Whoever had connected is served: they could not know.
+#[tokio::test]
+async fn connections_that_have_not_asked_yet() {
+    let system = System::new().await;
+    let mut gateway = two_doors(&system, "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut silent = Client::connect(gateway.addresses[0]).await;
+    let shaking = TcpStream::connect(gateway.addresses[1]).await.expect("a connection");
+    // The connections are accepted in order, so those before this one are, too.
+    serves(&system, gateway.addresses[0]).await;
+    let identity = system.zookeeper.identity.clone();
+    drop(Client::ask_tls(gateway.addresses[1], &identity, "no build").await);
+
+    gateway.signal(Signal::TERM);
+    until_gone(&system).await;
+    for address in gateway.addresses.clone() {
+        refuses(address).await;
+    }
+    silent.send(format!("{build}\n").as_bytes()).await;
+    let mut log = executor.accept().await;
+    log.write(b"late\n").await;
+    log.finish().await;
+    assert_eq!(silent.text().await, "late\n");
+    drop(silent);
+    let mut shaken = shake(shaking, &system).await;
+    shaken.send(format!("{build}\n").as_bytes()).await;
+    let mut log = executor.accept().await;
+    log.write(b"late\n").await;
+    log.finish().await;
+    assert_eq!(shaken.text().await, "late\n");
+    drop(shaken);
+    exits_0(&mut gateway).await;
+}
+
+async fn serves(system: &System, address: SocketAddr) {
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(address, &build).await;
+    let mut log = executor.accept().await;
+    log.write(b"log\n").await;
+    log.finish().await;
+    assert_eq!(client.text().await, "log\n");
+}
+
+/// The TLS handshake, on a connection that is there already.
+async fn shake(
+    stream: TcpStream,
+    system: &System,
+) -> Client<tokio_rustls::client::TlsStream<TcpStream>> {
+    let identity = &system.zookeeper.identity;
+    let connector = crate::support::client::connector(identity, Some(identity));
+    let name = "localhost".try_into().expect("a host name");
+    let stream = within("a TLS handshake", connector.connect(name, stream)).await;
+    Client { stream: stream.expect("a TLS handshake") }
+}
+
+/// Connections that stay silent do not keep the gateway beyond its grace period.
+#[tokio::test]
+async fn connections_that_never_ask() {
+    let system = System::new().await;
+    let mut gateway = two_doors(&system, "grace = \"200ms\"").await;
+    let mut silent = Client::connect(gateway.addresses[0]).await;
+    let mut shaking = Client::connect(gateway.addresses[1]).await;
+    serves(&system, gateway.addresses[0]).await;
+    gateway.signal(Signal::TERM);
+    exits_0(&mut gateway).await;
+    assert_eq!(silent.rest().await.0, b"");
+    assert_eq!(shaking.rest().await.0, b"");
+}

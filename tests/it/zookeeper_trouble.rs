@@ -1,0 +1,398 @@
+//! ZooKeeper away, restarted, hanging, refusing, and sessions that are lost: what the gateway
+//! says, what it goes on doing, and that its entry is there again, once.
+
+use std::net::Ipv4Addr;
+
+use rustix::process::Signal;
+use tokio::net::TcpStream;
+
+use crate::support::certificates::{Authority, Identity};
+use crate::support::client::Client;
+use crate::support::executor::{Executor, Stream};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::proxy::{Answers, Proxy};
+use crate::support::system::{Entry, GATEWAYS, System};
+use crate::support::zookeeper::ZooKeeper;
+
+const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
+
+const TROUBLE: &str = "not registered in ZooKeeper; trying on";
+const STILL: &str = "still not registered in ZooKeeper";
+
+fn is_running(entry: &Entry) -> bool {
+    entry.content["state"] == "running"
+}
+
+/// Waits until there is just one entry, running and as `wanted` says.
+async fn one(system: &System, what: &str, wanted: impl Fn(&Entry) -> bool) -> Entry {
+    let is_it = |entries: &[Entry]| match entries {
+        [entry] => is_running(entry) && wanted(entry),
+        _ => false,
+    };
+    system.until(what, is_it).await.swap_remove(0)
+}
+
+/// A log on its way through the gateway.
+struct Flow {
+    client: Client<TcpStream>,
+    stream: Stream<TcpStream>,
+}
+
+impl Flow {
+    async fn start(system: &System, gateway: &Gateway) -> Self {
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        let client = Client::ask(gateway.address(), &build).await;
+        let mut flow = Self { client, stream: executor.accept().await };
+        flow.goes_on("the first line\n").await;
+        flow
+    }
+
+    async fn goes_on(&mut self, log: &str) {
+        self.stream.write(log.as_bytes()).await;
+        self.client.expect(log.as_bytes()).await;
+    }
+
+    async fn ends(mut self) {
+        self.goes_on("the last line\n").await;
+        self.stream.finish().await;
+        assert_eq!(self.client.text().await, "");
+    }
+}
+
+/// A whole log through the gateway.
+async fn serves(system: &System, gateway: &Gateway) {
+    Flow::start(system, gateway).await.ends().await;
+}
+
+/// What the gateway answers for a build that it cannot look up.
+async fn answer(gateway: &Gateway) -> String {
+    Client::ask(gateway.address(), "0123abcd").await.text().await
+}
+
+async fn says_registered(gateway: &mut Gateway, name: &str) {
+    let status = format!("ZooKeeper: registered as {name}");
+    gateway.status(&status, |line| line.ends_with(&status)).await;
+}
+
+/// Waits until more than one try has failed, and returns the one warning that was said of them.
+async fn warned_once(gateway: &mut Gateway) -> String {
+    gateway.logged_times("two more tries", 2, |line| line.contains(STILL)).await;
+    let warnings: Vec<_> =
+        gateway.log().into_iter().filter(|line| line.contains(TROUBLE)).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(warnings[0].contains(" WARN "), "{warnings:?}");
+    gateway.status("to be connecting", |line| line.ends_with("ZooKeeper: connecting")).await;
+    warnings.into_iter().next().expect("one")
+}
+
+#[tokio::test]
+async fn a_gateway_that_starts_before_zookeeper() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper).await;
+    system.zookeeper.kill().await;
+    let mut gateway = Builder::new(&system).log("level = \"debug\"").start().await;
+    let warning = warned_once(&mut gateway).await;
+    assert!(warning.contains("Connection refused"), "{warning}");
+    assert!(warning.contains(&system.zookeeper.port.to_string()), "{warning}");
+    assert_eq!(answer(&gateway).await, AWAY);
+    assert_eq!(answer(&gateway).await, AWAY);
+
+    system.zookeeper.run().await;
+    gateway.ready().await;
+    let entry = one(&system, "our entry", |_| true).await;
+    says_registered(&mut gateway, &entry.name).await;
+    serves(&system, &gateway).await;
+    let warnings = gateway.log().into_iter().filter(|line| line.contains(TROUBLE));
+    assert_eq!(warnings.count(), 1);
+}
+
+#[tokio::test]
+async fn zookeeper_restarted_while_streams_run() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper).await;
+    let mut gateway = Builder::new(&system).ready().await;
+    let first = one(&system, "our entry", |_| true).await;
+    let mut flows = Vec::new();
+    for _ in 0..3 {
+        flows.push(Flow::start(&system, &gateway).await);
+    }
+
+    system.zookeeper.kill().await;
+    gateway.status("the loss", |line| line.ends_with("ZooKeeper: connection lost")).await;
+    for flow in &mut flows {
+        flow.goes_on("while ZooKeeper is away\n").await;
+    }
+    system.zookeeper.run().await;
+    gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
+    let entry = one(&system, "one entry", |_| true).await;
+    says_registered(&mut gateway, &entry.name).await;
+    assert_eq!(entry.name, first.name, "the session outlives a restart");
+    for flow in flows {
+        flow.ends().await;
+    }
+    serves(&system, &gateway).await;
+    // The watches are there again as well.
+    system.put_component("scheduler", 30).await;
+    one(&system, "model_api 30", |entry| entry.content["model_api"] == 30).await;
+}
+
+/// The gateway's process does not run while its session expires.
+#[tokio::test]
+async fn a_session_that_expired_while_the_gateway_was_stopped() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
+    let mut gateway = builder.ready().await;
+    one(&system, "our entry", |_| true).await;
+    let mut flow = Flow::start(&system, &gateway).await;
+
+    gateway.signal(Signal::STOP);
+    system.until("the entry to go with its session", <[Entry]>::is_empty).await;
+    gateway.signal(Signal::CONT);
+
+    let entry = one(&system, "a new entry", |_| true).await;
+    says_registered(&mut gateway, &entry.name).await;
+    gateway.logged("the loss", |line| line.contains("session with ZooKeeper lost")).await;
+    flow.goes_on("after the loss\n").await;
+    flow.ends().await;
+    serves(&system, &gateway).await;
+}
+
+/// The gateway itself finds that its session must be over, since it hears nothing.
+#[tokio::test]
+async fn a_session_that_expired_while_zookeeper_hung() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper).await;
+    let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
+    let mut gateway = builder.ready().await;
+    let first = one(&system, "our entry", |_| true).await;
+    let mut flow = Flow::start(&system, &gateway).await;
+
+    system.zookeeper.pause().await;
+    gateway.status("the loss", |line| line.ends_with("ZooKeeper: session lost")).await;
+    flow.goes_on("while ZooKeeper hangs\n").await;
+    assert_eq!(answer(&gateway).await, AWAY);
+    system.zookeeper.resume().await;
+
+    let fresh = |entry: &Entry| entry.name != first.name;
+    let second = one(&system, "a new entry alone", fresh).await;
+    assert_ne!(second.stat.ephemeral_owner, first.stat.ephemeral_owner);
+    gateway.status("the new entry", |line| line.contains("ZooKeeper: registered as")).await;
+    flow.ends().await;
+    serves(&system, &gateway).await;
+}
+
+#[tokio::test]
+async fn disconnections_within_a_session() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = Builder::new(&system);
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.ready().await;
+    let first = one(&system, "our entry", |_| true).await;
+    let mut flow = Flow::start(&system, &gateway).await;
+    for times in 1..=3 {
+        proxy.cut();
+        let back = |line: &str| line.contains("connection to ZooKeeper is back");
+        gateway.logged_times("the connection to be back", times, back).await;
+        says_registered(&mut gateway, &first.name).await;
+        flow.goes_on("all the time\n").await;
+        serves(&system, &gateway).await;
+    }
+    let log = gateway.log();
+    let told = |what: &str| log.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(told("connection to ZooKeeper lost"), 3);
+    assert_eq!(told("connection to ZooKeeper is back"), 3);
+
+    // The same entry: neither made again nor written again. And the watches are there.
+    let entry = one(&system, "our entry", |_| true).await;
+    assert_eq!((&entry.name, entry.stat), (&first.name, first.stat));
+    system.put_component("scheduler", 30).await;
+    let entry = one(&system, "model_api 30", |entry| entry.content["model_api"] == 30).await;
+    assert_eq!(entry.name, first.name);
+    flow.ends().await;
+}
+
+/// Loses ZooKeeper's answer to what made the entries as `wanted` says.
+async fn lose(
+    what: &str,
+    system: &System,
+    answers: &mut Answers,
+    wanted: impl Fn(&[Entry]) -> bool,
+) -> Vec<Entry> {
+    let (answer, entries) = answers.until(what, system, wanted).await;
+    answer.lose();
+    entries
+}
+
+/// The change was made, and the connection broke before the gateway could know.
+#[tokio::test]
+async fn answers_that_are_lost() {
+    let version =
+        |wanted| move |entries: &[Entry]| entries.iter().any(|entry| entry.stat.version == wanted);
+    for lost in ["created", "running", "stopped", "gone"] {
+        let system = System::new().await;
+        let (proxy, mut answers) = Proxy::stepping(system.zookeeper.port).await;
+        let mut builder = Builder::new(&system);
+        builder.hosts = system.hosts_by(&proxy);
+        let mut gateway = builder.start().await;
+        match lost {
+            "created" => {
+                let there = |entries: &[Entry]| !entries.is_empty();
+                lose(lost, &system, &mut answers, there).await;
+            }
+            "running" => {
+                lose(lost, &system, &mut answers, version(1)).await;
+            }
+            _ => answers.until("running", &system, version(1)).await.0.pass(),
+        }
+        if lost == "stopped" || lost == "gone" {
+            gateway.ready().await;
+            gateway.signal(Signal::TERM);
+            let seen = |entries: &[Entry]| match lost {
+                "stopped" => version(2)(entries),
+                _ => entries.is_empty(),
+            };
+            lose(lost, &system, &mut answers, seen).await;
+            drop(answers);
+            system.until("no entry", <[Entry]>::is_empty).await;
+            assert!(gateway.exit().await.success(), "{lost}");
+            continue;
+        }
+        drop(answers);
+        gateway.ready().await;
+        let entry = one(&system, "one entry", |_| true).await;
+        assert_eq!(entry.name, "localhost0000000000", "made once, after {lost}");
+        says_registered(&mut gateway, &entry.name).await;
+        gateway.signal(Signal::TERM);
+        assert!(gateway.exit().await.success(), "{lost}");
+        assert_eq!(system.entries().await.len(), 0, "{lost}");
+    }
+}
+
+#[tokio::test]
+async fn requests_while_zookeeper_hangs() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper).await;
+    let mut gateway = Builder::new(&system).limits("lookup_timeout = \"200ms\"").ready().await;
+    let first = one(&system, "our entry", |_| true).await;
+    let mut flow = Flow::start(&system, &gateway).await;
+
+    system.zookeeper.pause().await;
+    for _ in 0..3 {
+        assert_eq!(answer(&gateway).await, AWAY);
+    }
+    flow.goes_on("while ZooKeeper hangs\n").await;
+    system.zookeeper.resume().await;
+
+    let build = system.put_build(None, None).await;
+    let told = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(told, "Build did not start yet\r\n");
+    serves(&system, &gateway).await;
+    flow.ends().await;
+    says_registered(&mut gateway, &first.name).await;
+}
+
+/// A gateway towards the shared ZooKeeper that logs every try.
+fn talkative(system: &System) -> Builder {
+    Builder::new(system).log("level = \"debug\"")
+}
+
+#[tokio::test]
+async fn a_zookeeper_that_refuses_our_certificate() {
+    let system = System::new().await;
+    let others = Authority::new();
+    let stranger = others.identity("client");
+    let mut builder = talkative(&system);
+    builder.zookeeper_identity = Identity { ca: system.zookeeper.identity.ca.clone(), ..stranger };
+    let mut gateway = builder.start().await;
+    let warning = warned_once(&mut gateway).await;
+    assert!(warning.contains("does it trust our certificate?"), "{warning}");
+    assert_eq!(answer(&gateway).await, AWAY);
+}
+
+#[tokio::test]
+async fn a_zookeeper_with_a_certificate_of_another_authority() {
+    let system = System::new().await;
+    let other = Authority::new();
+    let mut builder = talkative(&system);
+    builder.zookeeper_identity.ca = other.ca();
+    let mut gateway = builder.start().await;
+    let warning = warned_once(&mut gateway).await;
+    assert!(warning.contains("TLS: invalid peer certificate"), "{warning}");
+    assert_eq!(answer(&gateway).await, AWAY);
+}
+
+/// ZooKeeper's certificate is for localhost and 127.0.0.1.
+#[tokio::test]
+async fn a_zookeeper_under_a_name_that_is_not_in_its_certificate() {
+    let system = System::new().await;
+    let proxy = Proxy::start_on(Ipv4Addr::new(127, 0, 0, 2).into(), system.zookeeper.port).await;
+    let mut builder = talkative(&system);
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.start().await;
+    let warning = warned_once(&mut gateway).await;
+    assert!(warning.contains("not valid for name") && warning.contains("127.0.0.2"), "{warning}");
+
+    let mut builder = Builder::new(&system).zookeeper("verify_hostnames = false");
+    builder.hosts = system.hosts_by(&proxy);
+    let careless = builder.ready().await;
+    serves(&system, &careless).await;
+}
+
+/// Not looking at the name does not mean not looking at the certificate.
+#[tokio::test]
+async fn without_the_name_check_the_authority_is_checked_all_the_same() {
+    let system = System::new().await;
+    let other = Authority::new();
+    let mut builder = talkative(&system).zookeeper("verify_hostnames = false");
+    builder.zookeeper_identity.ca = other.ca();
+    let mut gateway = builder.start().await;
+    let warning = warned_once(&mut gateway).await;
+    assert!(warning.contains("TLS: invalid peer certificate"), "{warning}");
+}
+
+#[tokio::test]
+async fn a_chroot_that_is_not_there() {
+    let system = System::new().await;
+    let mut builder = talkative(&system);
+    builder.hosts.push_str("/later");
+    let mut gateway = builder.start().await;
+    let warning = warned_once(&mut gateway).await;
+    assert!(warning.contains("chroot does not exist"), "{warning}");
+    system.put("/later", b"").await;
+    gateway.ready().await;
+    assert_eq!(answer(&gateway).await, "Build not found\r\n");
+}
+
+#[tokio::test]
+async fn queues_that_are_not_there() {
+    const NOT_FOUND: &str = "Build not found\r\n";
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    assert_eq!(answer(&gateway).await, NOT_FOUND, "neither zones nor an unzoned queue");
+    system.put("/zuul/executor/zones", b"").await;
+    assert_eq!(answer(&gateway).await, NOT_FOUND, "no zone");
+    system.put("/zuul/executor/zones/empty", b"").await;
+    system.put("/zuul/executor/zones/file/requests", b"").await;
+    system.put("/zuul/executor/unzoned", b"").await;
+    assert_eq!(answer(&gateway).await, NOT_FOUND, "no requests");
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(None))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    stream.write(b"found in a zone beside broken ones").await;
+    stream.finish().await;
+    assert_eq!(client.text().await, "found in a zone beside broken ones");
+    // The zone's queue is taken away, and comes again.
+    let path = crate::support::system::request_path(Some("west"), &build);
+    system.remove(&path).await;
+    system.remove("/zuul/executor/zones/west/requests").await;
+    system.remove("/zuul/executor/zones/west").await;
+    let told = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(told, NOT_FOUND);
+    let build = system.put_build(Some("west"), None).await;
+    let told = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(told, "Build did not start yet\r\n");
+    assert_eq!(system.entries().await.len(), 1, "{GATEWAYS}");
+}
