@@ -57,6 +57,8 @@ impl Identities {
 /// What keeps it from starting.
 pub(crate) fn run(mut config: Config, identities: Identities) -> Result<ExitCode> {
     info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
+    // Here, where a signal still ends the process: it may take as long as name servers take.
+    let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
     config.limits.connections = descriptors::budget(config.limits.connections);
 
     // All sockets before anything else is promised to anybody.
@@ -68,7 +70,7 @@ pub(crate) fn run(mut config: Config, identities: Identities) -> Result<ExitCode
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let status = runtime.block_on(serve(config, &identities, sockets));
+    let status = runtime.block_on(serve(config, hostname, &identities, sockets));
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
     status
@@ -86,18 +88,14 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
 
 async fn serve(
     config: Config,
+    hostname: String,
     identities: &Identities,
     sockets: Vec<TcpListener>,
 ) -> Result<ExitCode> {
     let mut signals = StopSignals::new().context("cannot take signals")?;
-    let listening = Listening::of(&config, &sockets)?;
+    let listening = Listening::of(&config, hostname, &sockets)?;
     info!("{}", listening.text);
 
-    // The entry says `initializing` until there is somebody to serve.
-    let (registry, registration) = zookeeper::register(
-        zookeeper_settings(&config, identities)?,
-        listening.announcement.clone(),
-    );
     let mut listeners = Vec::new();
     for (listener, socket) in config.listeners.iter().zip(sockets) {
         let identity = listener.tls.zip(identities.gateway.as_ref());
@@ -109,6 +107,10 @@ async fn serve(
         .as_ref()
         .map(|identity| tls::connector(identity, config.verify_hostnames))
         .transpose()?;
+    let settings = zookeeper_settings(&config, identities)?;
+
+    // The entry says `initializing` until there is somebody to serve.
+    let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
     let resolver = Resolver::new(registry, listening.announcement);
     let mut gateway = Gateway::open(listeners, resolver, connector, config.limits.clone())?;
 
@@ -146,7 +148,7 @@ struct Listening {
 }
 
 impl Listening {
-    fn of(config: &Config, sockets: &[TcpListener]) -> Result<Self> {
+    fn of(config: &Config, hostname: String, sockets: &[TcpListener]) -> Result<Self> {
         let mut doors = Vec::new();
         let (mut use_ssl, mut port) = (false, None);
         for (listener, socket) in config.listeners.iter().zip(sockets) {
@@ -161,12 +163,8 @@ impl Listening {
             }
         }
         let zone = config.zone.as_ref().map_or("no zone".to_owned(), |zone| format!("zone {zone}"));
-        let announcement = Announcement {
-            hostname: config.hostname.clone().unwrap_or_else(config::own_hostname),
-            public_port: port,
-            zone: config.zone.clone(),
-            use_ssl,
-        };
+        let announcement =
+            Announcement { hostname, public_port: port, zone: config.zone.clone(), use_ssl };
         Ok(Self { announcement, text: format!("{zone}; {}", doors.join(", ")) })
     }
 }

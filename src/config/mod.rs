@@ -100,7 +100,7 @@ pub(crate) struct Limits {
     pub(crate) connect_timeout: Duration,
     /// For a next hop's first byte.
     pub(crate) first_byte_timeout: Duration,
-    /// For a client to take what it is sent.
+    /// For a client to take one buffer of what it is sent.
     pub(crate) write_timeout: Duration,
     /// Silence before the first keepalive probe.
     pub(crate) keepalive: Duration,
@@ -195,7 +195,10 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
     if is_toml(path) {
         Ok(toml_file::read(&name, &text)?)
     } else {
-        let environment = std::env::vars().filter(|(name, _)| name.starts_with("ZUUL_"));
+        // Others need not be UTF-8, and are no business of ours.
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("ZUUL_"));
         Ok(zuul_conf::read(&name, &text, environment)?)
     }
 }

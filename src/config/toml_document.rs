@@ -18,25 +18,15 @@ use crate::tls::Files;
 pub(super) struct Document<'t> {
     file: &'t str,
     text: &'t str,
-    pub(super) tree: Spanned<DeTable<'t>>,
+    tree: Spanned<DeTable<'t>>,
     faults: RefCell<Vec<Fault>>,
-    /// Every key that was asked for, as `table.key`.
-    #[cfg(test)]
-    pub(super) known: RefCell<BTreeSet<String>>,
 }
 
 impl<'t> Document<'t> {
     /// Parses `text`; syntax faults are the first to be noted.
     pub(super) fn new(file: &'t str, text: &'t str) -> Self {
         let (tree, errors) = DeTable::parse_recoverable(text);
-        let document = Self {
-            file,
-            text,
-            tree,
-            faults: RefCell::new(Vec::new()),
-            #[cfg(test)]
-            known: RefCell::new(BTreeSet::new()),
-        };
+        let document = Self { file, text, tree, faults: RefCell::new(Vec::new()) };
         for error in errors {
             document.fault(error.span(), String::new(), None, error.message().to_owned());
         }
@@ -101,8 +91,6 @@ impl<'d> Table<'d> {
     /// The value of `key`.
     pub(super) fn find(&mut self, key: &'static str) -> Option<Found<'d>> {
         self.asked.insert(key);
-        #[cfg(test)]
-        self.document.known.borrow_mut().insert(self.path(key));
         self.table?.get(key)
     }
 
@@ -156,9 +144,20 @@ impl<'d> Table<'d> {
         })
     }
 
-    /// A time, as [`value::duration`] reads it.
+    /// A time from a millisecond to a day.
     pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
-        self.text(key, value::duration).unwrap_or(default)
+        let day = Duration::from_millis(1)..=Duration::from_secs(86_400);
+        self.duration_in(key, default, &day)
+    }
+
+    /// A time in `range`.
+    pub(super) fn duration_in(
+        &mut self,
+        key: &'static str,
+        default: Duration,
+        range: &RangeInclusive<Duration>,
+    ) -> Duration {
+        self.text(key, |text| value::duration(text, range)).unwrap_or(default)
     }
 
     /// One of the names in `choices`.

@@ -1,5 +1,6 @@
 //! Single values, the same in both kinds of file: each parser says what it allows.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -9,10 +10,14 @@ use super::Hosts;
 /// The result of reading one value: the value, or what is allowed instead.
 pub(super) type Read<T> = Result<T, String>;
 
-/// A time: a whole number and its unit.
-pub(super) fn duration(text: &str) -> Read<Duration> {
-    let allowed =
-        || "must be a time from \"1ms\" to \"24h\": a whole number and ms, s, m or h".to_owned();
+/// A time in `range`: a whole number and its unit.
+pub(super) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Read<Duration> {
+    let allowed = || {
+        let (least, most) = (range.start(), range.end());
+        format!(
+            "must be a time from {least:?} to {most:?}: a whole number and ms, s, m or h, in quotes"
+        )
+    };
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let number: u64 = text[..digits].parse().map_err(|_| allowed())?;
     let factor = match &text[digits..] {
@@ -22,10 +27,8 @@ pub(super) fn duration(text: &str) -> Read<Duration> {
         "h" => 3_600_000,
         _ => return Err(allowed()),
     };
-    match number.checked_mul(factor) {
-        Some(millis @ 1..=86_400_000) => Ok(Duration::from_millis(millis)),
-        _ => Err(allowed()),
-    }
+    let time = number.checked_mul(factor).map(Duration::from_millis);
+    time.filter(|time| range.contains(time)).ok_or_else(allowed)
 }
 
 /// A host name or IP address that a certificate can be checked against.
@@ -99,6 +102,8 @@ mod tests {
 
     #[test]
     fn durations() {
+        let day = Duration::from_millis(1)..=Duration::from_secs(86_400);
+        let duration = |text| duration(text, &day);
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));

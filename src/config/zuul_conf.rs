@@ -47,7 +47,9 @@ struct Reader<'t> {
 
 impl Reader<'_> {
     fn config(&mut self) -> Config {
-        let host = self.string(FINGERGW, "listen_address").unwrap_or(DEFAULT_HOST.to_owned());
+        let host = self
+            .read(FINGERGW, "listen_address", value::hostname)
+            .unwrap_or(DEFAULT_HOST.to_owned());
         let listen_port = self.read(FINGERGW, "port", port).unwrap_or(DEFAULT_PORT);
         let tls = self.files(FINGERGW, false);
         let client_only = self.boolean(FINGERGW, "tls_client_only", false);

@@ -1,7 +1,7 @@
 //! The build's job on its executor: a log that grows in a job directory, and is gone in the end.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -51,7 +51,8 @@ impl Job {
                     bail!("{}: is a directory", file.display());
                 }
                 let length = if options.once {
-                    Some(fs::copy(file, &log).with_context(named)?)
+                    let mut file = File::open(file).with_context(named)?;
+                    Some(io::copy(&mut file, &mut File::create(&log)?).with_context(named)?)
                 } else {
                     let file = fs::canonicalize(file).with_context(named)?;
                     File::open(&file).with_context(named)?;

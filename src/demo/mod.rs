@@ -87,10 +87,10 @@ async fn show(options: &Options) -> Result<()> {
         received = receive(system.east.address, &build, &mut job) => {
             let received = received?;
             match job.length() {
-                Some(length) if length != received => {
-                    bail!("the log has {length} bytes, {received} came through")
+                Some(length) if length != received.bytes && !received.enough => {
+                    bail!("the log has {length} bytes, {} came through", received.bytes)
                 }
-                _ => eprintln!("the log has ended: {received} bytes"),
+                _ => eprintln!("the log has ended: {} bytes", received.bytes),
             }
         }
         signal = signals.next() => eprintln!("{signal}: the demo ends"),
@@ -225,30 +225,37 @@ impl Zone {
     }
 }
 
-/// Asks `gateway` for `build` and copies the log to stdout while `job` goes on. Returns the
-/// number of bytes.
-async fn receive(gateway: SocketAddr, build: &BuildId, job: &mut Job) -> Result<u64> {
+/// What came through.
+struct Received {
+    bytes: u64,
+    /// Whoever reads our output has closed it.
+    enough: bool,
+}
+
+/// Asks `gateway` for `build` and copies the log to stdout while `job` goes on.
+async fn receive(gateway: SocketAddr, build: &BuildId, job: &mut Job) -> Result<Received> {
     let mut stream = TcpStream::connect(gateway).await.context("the east gateway")?;
     stream.write_all(format!("{build}\r\n").as_bytes()).await?;
     let mut buffer = vec![0; 16 * 1024];
-    let mut received = 0;
+    let mut bytes = 0;
     loop {
         let count = tokio::select! {
             read = stream.read(&mut buffer) => read.context("the log was cut")?,
-            grown = job.go_on(received > 0) => {
+            grown = job.go_on(bytes > 0) => {
                 grown.context("the job's log")?;
                 continue;
             }
         };
         if count == 0 {
-            return Ok(received);
+            return Ok(Received { bytes, enough: false });
         }
         match print(&buffer[..count]) {
-            // Whoever reads our output has seen enough.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(received),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                return Ok(Received { bytes, enough: true });
+            }
             printed => printed.context("stdout")?,
         }
-        received += count as u64;
+        bytes += count as u64;
     }
 }
 

@@ -16,8 +16,13 @@ use tokio_rustls::TlsStream;
 /// reset, which may overtake the end of the log.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Between two looks at a send queue that is nearly empty.
-const ASK_AGAIN: Duration = Duration::from_millis(10);
+/// Between two looks at a send queue that is nearly empty: twice as long each time.
+const ASK_AGAIN_MIN: Duration = Duration::from_millis(10);
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(1);
+
+/// The most of a client's unwanted bytes that is read, so that one that sends for ever costs
+/// nothing; what comes then makes our close a reset.
+const UNWANTED_MAX: usize = 1024 * 1024;
 
 /// Between two keepalive probes, and how many stay unanswered before the peer counts as gone.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
@@ -31,6 +36,9 @@ pub(crate) enum Connection {
 
 /// Sets what every connection needs: no delay for lines that trickle, and probes that find a peer
 /// that vanished while nothing was sent, the first after `keepalive` of silence.
+///
+/// # Errors
+/// The kernel refuses an option, as it does for a connection that has failed meanwhile.
 pub(crate) fn prepare(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let probes =
@@ -39,6 +47,13 @@ pub(crate) fn prepare(stream: &TcpStream, keepalive: Duration) -> io::Result<()>
 }
 
 impl Connection {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
     fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
@@ -56,18 +71,20 @@ impl Connection {
     ///
     /// On a plain connection the end of its input is not its end: `printf ... | nc -N` half-closes
     /// and goes on reading. Only an error, a reset or unanswered probes, says that it left. Nobody
-    /// half-closes TLS. Can be dropped and called again at any time.
-    pub(crate) async fn departed(&mut self) -> Option<io::Error> {
+    /// half-closes TLS. Can be dropped and called again at any time; `discarded` counts over all
+    /// calls.
+    pub(crate) async fn departed(&mut self, discarded: &mut usize) -> Option<io::Error> {
         let mut unwanted = [0; 1024];
-        loop {
+        while *discarded < UNWANTED_MAX {
             match self.read(&mut unwanted).await {
+                Ok(0) if self.is_tls() => return None,
                 Ok(0) => break,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Ok(count) => *discarded += count,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return None,
                 Err(error) => return Some(error),
             }
         }
-        let Self::Plain(stream) = self else { return None };
+        let stream = self.tcp();
         loop {
             match stream.ready(Interest::ERROR).await {
                 Ok(_) => match stream.take_error() {
@@ -80,8 +97,8 @@ impl Connection {
         }
     }
 
-    /// Ends as finished: everything sent arrives, then FIN, on TLS behind a close_notify. Waits up
-    /// to `patience` for a client that reads slowly.
+    /// Ends as finished: everything sent arrives, then FIN, on TLS behind a close_notify, for which
+    /// room is waited for up to `patience`.
     pub(crate) async fn finish(mut self, patience: Duration) {
         if !matches!(timeout(patience, self.shutdown()).await, Ok(Ok(()))) {
             return;
@@ -92,13 +109,19 @@ impl Connection {
         let _ = timeout(LINGER, gone).await;
     }
 
-    /// Ends as cut: a reset, on TLS no close_notify.
+    /// Ends as cut: a reset, on TLS without a close_notify before it.
     ///
-    /// A reset throws away what the kernel has not delivered yet, so the peer is given up to
-    /// `patience` to take it first.
+    /// A missing close_notify alone would say nothing: Python's TLS ends every stream so, and the
+    /// next gateway takes it for an end. A reset throws away what the kernel has not delivered
+    /// yet, so the peer is given up to `patience` to take it first.
     pub(crate) async fn cut(self, patience: Duration) {
-        // Dropping TLS sends no close_notify, and what was written still arrives.
-        let Self::Plain(stream) = self else { return };
+        let stream = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => match *stream {
+                TlsStream::Client(stream) => stream.into_inner().0,
+                TlsStream::Server(stream) => stream.into_inner().0,
+            },
+        };
         // A failure, here and below, means that the connection is gone already.
         let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         if !patience.is_zero() {
@@ -116,8 +139,10 @@ async fn delivered(stream: TcpStream) -> io::Result<()> {
     SockRef::from(&stream).set_send_buffer_size(1)?;
     let stream = TcpStream::from_std(stream.into_std()?)?;
     stream.writable().await?;
+    let mut pause = ASK_AGAIN_MIN;
     while unacknowledged(&stream)? > 0 && stream.take_error()?.is_none() {
-        sleep(ASK_AGAIN).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(ASK_AGAIN_MAX);
     }
     Ok(())
 }

@@ -206,8 +206,12 @@ mod tests {
     fn ends_and_limits() {
         assert!(matches!(query(&[]), Err(QueryError::Closed)));
         assert!(matches!(query(&[b"abc"]), Err(QueryError::Closed)));
-        let longest = [vec![b'a'; QUERY_MAX - 1], vec![b'\n']].concat();
-        assert_eq!(query(&[&longest]).unwrap().as_str().len(), QUERY_MAX - 1);
+        let padded = |length: usize| [vec![b'a'], vec![b' '; length - 2], vec![b'\n']].concat();
+        assert_eq!(query(&[&padded(QUERY_MAX)]).unwrap().as_str(), "a");
+        assert!(matches!(query(&[&padded(QUERY_MAX + 1)]), Err(QueryError::TooLong)));
+        let digits = |count: usize| [vec![b'a'; count], vec![b'\n']].concat();
+        assert!(query(&[&digits(BuildId::MAX)]).is_ok());
+        assert!(matches!(query(&[&digits(BuildId::MAX + 1)]), Err(QueryError::NotABuild(_))));
         let longer = [vec![b'a'; QUERY_MAX], vec![b'\n']].concat();
         assert!(matches!(query(&[&longer]), Err(QueryError::TooLong)));
     }

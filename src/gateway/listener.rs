@@ -159,21 +159,26 @@ impl Listener {
     }
 }
 
-/// Whether a failed accept concerns only the connection that was to be accepted: aborted, or an
-/// error of its network that Linux hands to accept (accept(2), "Error handling").
+/// Whether a failed accept concerns only the connection that was to be accepted: aborted, refused
+/// by a firewall, or an error of its network that Linux hands to accept (accept(2), "Error
+/// handling" and EPERM).
 fn is_the_peers(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown,
-        NetworkUnreachable, TimedOut,
-    };
     matches!(
-        error.kind(),
-        ConnectionAborted
-            | ConnectionReset
-            | HostUnreachable
-            | Interrupted
-            | NetworkDown
-            | NetworkUnreachable
-            | TimedOut
+        Errno::from_io_error(error),
+        Some(
+            Errno::CONNABORTED
+                | Errno::CONNRESET
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::INTR
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::NONET
+                | Errno::NOPROTOOPT
+                | Errno::OPNOTSUPP
+                | Errno::PERM
+                | Errno::PROTO
+                | Errno::TIMEDOUT
+        )
     )
 }

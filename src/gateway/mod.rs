@@ -2,6 +2,7 @@
 //! through, [`finger`] reads the request, [`resolver`] says where to, [`upstream`] dials, [`relay`]
 //! copies.
 
+mod asking;
 pub(crate) mod connection;
 pub(crate) mod finger;
 pub(crate) mod listener;
@@ -21,6 +22,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::asking::Asking;
 use self::listener::{Bounds, Listener};
 use self::resolver::Resolver;
 use crate::config::Limits;
@@ -31,6 +33,7 @@ pub(crate) struct Context {
     /// Dials TLS gateways; `None` without TLS files.
     pub(crate) connector: Option<TlsConnector>,
     pub(crate) limits: Limits,
+    asking: Asking,
     /// Cancelled when the grace period is over: what still runs is cut.
     pub(crate) cut: CancellationToken,
 }
@@ -83,7 +86,13 @@ impl Gateway {
     ) -> Result<Self> {
         let bounds = Arc::new(Bounds::new(limits.connections));
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
-        let cx = Arc::new(Context { resolver, connector, limits, cut: cut.clone() });
+        let cx = Arc::new(Context {
+            resolver,
+            connector,
+            limits,
+            asking: Asking::default(),
+            cut: cut.clone(),
+        });
         let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());
         for (socket, acceptor) in listeners {
             let listener = Listener {

@@ -12,6 +12,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::asking::Place;
 use super::connection::Connection;
 use crate::config::Limits;
 
@@ -28,24 +29,25 @@ pub(crate) struct Relayed {
 /// Why a relay ended.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// The next hop closed: the log is whole, as far as anybody can tell.
+    /// The next hop closed behind a log: it is whole, as far as anybody can tell.
     Finished,
     /// The next hop's connection failed.
     UpstreamFailed(io::Error),
-    /// Not one byte came within the deadline.
+    /// Not one byte came within the deadline, or before the next hop closed. A log has at least its
+    /// first line before anybody can ask for it.
     UpstreamSilent,
     /// The client closed (TLS), reset, or vanished.
     ClientLeft(Option<io::Error>),
-    /// The client took no byte within the write deadline.
+    /// The client did not take one buffer within the write deadline.
     ClientStalled,
     /// This gateway stops and the grace period is over.
     Stopped,
 }
 
 impl End {
-    /// Whether the next hop is at fault before it had said anything, so that another can be tried.
+    /// Whether the next hop is at fault.
     pub(crate) fn is_upstreams_fault(&self) -> bool {
-        matches!(self, Self::Finished | Self::UpstreamFailed(_) | Self::UpstreamSilent)
+        matches!(self, Self::UpstreamFailed(_) | Self::UpstreamSilent)
     }
 }
 
@@ -54,7 +56,7 @@ impl fmt::Display for End {
         match self {
             Self::Finished => f.write_str("finished"),
             Self::UpstreamFailed(error) => write!(f, "cut by the next hop: {error}"),
-            Self::UpstreamSilent => f.write_str("the next hop stayed silent"),
+            Self::UpstreamSilent => f.write_str("the next hop said nothing"),
             Self::ClientLeft(None) => f.write_str("client left"),
             Self::ClientLeft(Some(error)) => write!(f, "client left: {error}"),
             Self::ClientStalled => f.write_str("client stopped reading"),
@@ -63,29 +65,34 @@ impl fmt::Display for End {
     }
 }
 
-/// Copies until one side ends or `cut` is cancelled. Closes neither.
+/// Copies until one side ends or `cut` is cancelled. Closes neither. Gives `place` back with the
+/// first byte.
 pub(crate) async fn run(
     upstream: &mut Connection,
     client: &mut Connection,
     limits: &Limits,
     cut: &CancellationToken,
+    place: Place,
 ) -> Relayed {
     let mut buffer = vec![0; BUFFER];
-    let mut bytes = 0;
+    let (mut bytes, mut discarded) = (0, 0);
+    let mut place = Some(place);
     let end = loop {
         let patience = (bytes == 0).then_some(limits.first_byte_timeout);
         let read = tokio::select! {
             biased;
             () = cut.cancelled() => break End::Stopped,
             read = within(patience, upstream.read_log(&mut buffer)) => read,
-            reason = client.departed() => break End::ClientLeft(reason),
+            reason = client.departed(&mut discarded) => break End::ClientLeft(reason),
         };
         let count = match read {
             None => break End::UpstreamSilent,
             Some(Err(error)) => break End::UpstreamFailed(error),
+            Some(Ok(0)) if bytes == 0 => break End::UpstreamSilent,
             Some(Ok(0)) => break End::Finished,
             Some(Ok(count)) => count,
         };
+        place.take();
         let write = timeout(limits.write_timeout, write(client, &buffer[..count]));
         tokio::select! {
             biased;

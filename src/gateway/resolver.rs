@@ -35,9 +35,7 @@ impl Resolver {
                 fastrand::shuffle(&mut hops[..gateways]);
                 Ok(hops)
             }
-            Err(LookupError::Away) => {
-                Err((Reply::Error(Fault::RegistryAway), "ZooKeeper away".to_owned()))
-            }
+            Err(LookupError::Away(cause)) => Err((Reply::Error(Fault::RegistryAway), cause)),
             Err(LookupError::Unreadable(fault)) => {
                 Err((Reply::Error(Fault::UnreadableEntry), fault))
             }

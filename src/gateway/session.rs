@@ -13,7 +13,7 @@ use super::Context;
 use super::connection::{Connection, prepare};
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::relay::{self, End, Relayed};
-use super::upstream::Upstream;
+use super::upstream::{DialError, Upstream};
 use crate::registry::build::BuildId;
 
 /// Serves one accepted connection to its end. Every wait on the peer has a deadline.
@@ -78,36 +78,51 @@ async fn stream_from(
     cx: &Context,
 ) {
     let began = Instant::now();
-    let mut fault = Fault::ExecutorUnreachable;
-    for (index, hop) in hops.iter().enumerate() {
-        let last = index + 1 == hops.len();
-        let Relayed { bytes, end } = match hop.ask(build, cx).await {
-            Ok(mut upstream) => relay::run(&mut upstream, &mut client, &cx.limits, &cx.cut).await,
-            Err(error) => {
-                info!(%peer, %build, route = %hop, %error, "next hop cannot be reached");
-                continue;
-            }
-        };
-        if bytes == 0 && end.is_upstreams_fault() && !last {
-            info!(%peer, %build, route = %hop, %end, "next hop has nothing to say");
-            continue;
-        }
+    let ended = |hop: &Upstream, bytes: u64, end: &dyn std::fmt::Display| {
         let seconds = began.elapsed().as_secs_f64();
         info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
-        match end {
-            End::Finished => return client.finish(cx.limits.write_timeout).await,
-            End::UpstreamSilent => fault = Fault::ExecutorSilent,
-            End::UpstreamFailed(_) if bytes == 0 => {}
-            End::UpstreamFailed(_) => return client.cut(cx.limits.write_timeout).await,
-            End::Stopped | End::ClientLeft(_) | End::ClientStalled => {
+    };
+    let mut fault = Fault::ExecutorUnreachable;
+    for (index, hop) in hops.iter().enumerate() {
+        let relayed = match cx.asking.place(build, hop, cx.limits.connect_timeout).await {
+            Some(place) => match hop.ask(build, cx).await {
+                Ok(mut upstream) => {
+                    Ok(relay::run(&mut upstream, &mut client, &cx.limits, &cx.cut, place).await)
+                }
+                Err(error) => Err(error),
+            },
+            None => Err(DialError::Circle),
+        };
+        let (bytes, end): (u64, &dyn std::fmt::Display) = match &relayed {
+            Ok(Relayed { bytes, end }) => (*bytes, end),
+            Err(error) => (0, error),
+        };
+        let nothing_came = match &relayed {
+            Ok(Relayed { bytes, end }) => *bytes == 0 && end.is_upstreams_fault(),
+            Err(_) => true,
+        };
+        if nothing_came && index + 1 < hops.len() {
+            info!(%peer, %build, route = %hop, %end, "trying the next hop");
+            continue;
+        }
+        ended(hop, bytes, end);
+        match relayed {
+            Ok(Relayed { end: End::Finished, .. }) => {
+                return client.finish(cx.limits.write_timeout).await;
+            }
+            Ok(Relayed { end: End::UpstreamFailed(_), bytes: 1.. }) => {
+                return client.cut(cx.limits.write_timeout).await;
+            }
+            Ok(Relayed { end: End::Stopped | End::ClientLeft(_) | End::ClientStalled, .. }) => {
                 return client.cut(Duration::ZERO).await;
             }
+            Ok(Relayed { end: End::UpstreamSilent, .. }) => fault = Fault::ExecutorSilent,
+            Ok(Relayed { end: End::UpstreamFailed(_), .. }) => {}
+            Err(_) if hops.len() > 1 => fault = Fault::ZoneUnreachable,
+            Err(_) => {}
         }
     }
     // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
-    if hops.len() > 1 {
-        fault = Fault::ZoneUnreachable;
-    }
     refuse(client, Reply::Error(fault), cx).await;
 }
 

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Context;
@@ -37,6 +39,9 @@ impl fmt::Display for Upstream {
     }
 }
 
+/// How long one address of a next hop has before another is tried beside it.
+const STAGGER: Duration = Duration::from_millis(250);
+
 /// Why the next hop could not be asked.
 #[derive(Debug)]
 pub(crate) enum DialError {
@@ -48,6 +53,8 @@ pub(crate) enum DialError {
     Tls(io::Error),
     /// It speaks TLS and this gateway has no certificate.
     NoCertificate,
+    /// Too many requests for the build wait for it already.
+    Circle,
 }
 
 impl fmt::Display for DialError {
@@ -56,6 +63,7 @@ impl fmt::Display for DialError {
             Self::TimedOut => f.write_str("no connection in time"),
             Self::Tcp(error) => write!(f, "{error}"),
             Self::Tls(error) => write!(f, "TLS: {error}"),
+            Self::Circle => f.write_str("too many requests for this build wait for it"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
         }
     }
@@ -90,12 +98,44 @@ impl Upstream {
             }
             _ => None,
         };
-        let stream = TcpStream::connect((host, port)).await.map_err(DialError::Tcp)?;
+        let stream = connect(host, port).await.map_err(DialError::Tcp)?;
         prepare(&stream, cx.limits.keepalive).map_err(DialError::Tcp)?;
         let Some(connector) = connector else { return Ok(Connection::Plain(stream)) };
         let name = server_name(host)?;
         let stream = connector.connect(name, stream).await.map_err(DialError::Tls)?;
         Ok(Connection::Tls(Box::new(stream.into())))
+    }
+}
+
+/// Connects to the first address of `host` that answers.
+///
+/// Addresses are tried in the resolver's order, each [`STAGGER`] behind the one before or as soon
+/// as that has failed, so that one that swallows packets does not hide the others (RFC 8305,
+/// section 5).
+async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut addresses = lookup_host((host, port)).await?.collect::<Vec<_>>().into_iter();
+    let mut attempts = JoinSet::new();
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        match addresses.next() {
+            Some(address) => {
+                attempts.spawn(TcpStream::connect(address));
+            }
+            None if attempts.is_empty() => return Err(failure),
+            None => {}
+        }
+        let attempt = if addresses.len() > 0 {
+            timeout(STAGGER, attempts.join_next()).await
+        } else {
+            Ok(attempts.join_next().await)
+        };
+        match attempt {
+            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
+            Ok(Some(Ok(Err(error)))) => failure = error,
+            Ok(Some(Err(panic))) => failure = io::Error::other(panic),
+            // Time for the next address.
+            Ok(None) | Err(_) => {}
+        }
     }
 }
 

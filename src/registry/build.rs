@@ -9,7 +9,8 @@ use std::fmt;
 
 use serde_json::Value;
 
-/// A build's UUID as Zuul's executors accept it: one or more hexadecimal digits.
+/// A build's UUID as Zuul's executors accept it: hexadecimal digits; not more than
+/// [`BuildId::MAX`], where Zuul makes 32.
 ///
 /// Being nothing else, it is safe as part of a znode's path and on a log line. Its case is kept:
 /// znode names know the difference.
@@ -17,9 +18,13 @@ use serde_json::Value;
 pub(crate) struct BuildId(String);
 
 impl BuildId {
+    /// The most digits: what a stranger sends is asked for in every zone.
+    pub(crate) const MAX: usize = 64;
+
     /// Takes `text` if it is a build id, else nothing.
     pub(crate) fn new(text: &str) -> Option<Self> {
-        let hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let hex = (1..=Self::MAX).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         hex.then(|| Self(text.to_owned()))
     }
 

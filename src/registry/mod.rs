@@ -32,8 +32,8 @@ pub(crate) enum Registry {
 /// Why the registry has no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum LookupError {
-    /// ZooKeeper does not answer, or not in time.
-    Away,
+    /// ZooKeeper does not answer, or not in time: what it was instead.
+    Away(String),
     /// The build's entry is there, but it cannot be understood: what is wrong with it.
     Unreadable(String),
 }

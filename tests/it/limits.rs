@@ -6,6 +6,7 @@ use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
+use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
 #[tokio::test]
@@ -27,8 +28,14 @@ async fn one_connection_too_many_is_told_so() {
     drop((second, other));
     stream.finish().await;
     assert_eq!(first.text().await, "");
-    // The place is free when the gateway has closed, which `text` has seen.
-    serves(&gateway, &executor, &build).await;
+    drop(first);
+    // Nothing tells when the places are free again: whoever is refused asks again.
+    let accepting = tokio::spawn(async move { executor.serve(b"log\n").await });
+    within("a free place", async {
+        while Client::ask(gateway.address(), &build).await.text().await != "log\n" {}
+    })
+    .await;
+    accepting.await.expect("the executor");
 }
 
 #[tokio::test]
@@ -76,8 +83,8 @@ async fn out_of_descriptors_and_back() {
         gateway.logged_times("the warning", episode, warning).await;
         limit_files(&gateway, None);
         // Who waited is served, and so is everybody after.
-        executor.accept().await.finish().await;
-        assert_eq!(waiting.text().await, "");
+        executor.serve(b"log\n").await;
+        assert_eq!(waiting.text().await, "log\n");
         serves(&gateway, &executor, &build).await;
         let warnings = gateway.log().iter().filter(|line| warning(line)).count();
         assert_eq!(warnings, episode, "one warning an episode");
@@ -87,8 +94,8 @@ async fn out_of_descriptors_and_back() {
 /// Sees one stream through.
 async fn serves(gateway: &Gateway, executor: &Executor, build: &str) {
     let mut client = Client::ask(gateway.address(), build).await;
-    executor.accept().await.finish().await;
-    assert_eq!(client.text().await, "");
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
 }
 
 /// Upstream never recovers from this: its ZooKeeper client dies of the missing descriptor.

@@ -114,7 +114,7 @@ async fn the_entry_is_an_ephemeral_sequence_of_the_gateways_session() {
     let entry = running(&system).await;
     let sequence = entry.name.strip_prefix("localhost").expect("the host name in front");
     assert!(sequence.len() == 10 && sequence.bytes().all(|b| b.is_ascii_digit()), "{entry:?}");
-    let session = format!("session={:#x} ", entry.stat.ephemeral_owner);
+    let session = format!("session={:#x}", entry.stat.ephemeral_owner);
     gateway.logged("its session", |line| line.contains(&session)).await;
     let status = format!("ZooKeeper: registered as {}", entry.name);
     gateway.status("the entry's name", |line| line.ends_with(&status)).await;

@@ -106,7 +106,7 @@ async fn one_dead_gateway_of_two_costs_nobody_a_stream() {
     for _ in 0..40 {
         comes_from(&alive, gateway.address(), &build).await;
     }
-    let failed = gateway.log().iter().filter(|line| line.contains("cannot be reached")).count();
+    let failed = gateway.log().iter().filter(|line| line.contains("trying the next hop")).count();
     assert!(failed > 0, "the dead one was never tried: this test shows nothing");
 }
 
@@ -186,7 +186,7 @@ async fn gateways_that_do_not_run_or_have_no_port_are_never_chosen() {
     for _ in 0..20 {
         comes_from(&good, gateway.address(), &build).await;
     }
-    let tried = gateway.log().iter().any(|line| line.contains("cannot be reached"));
+    let tried = gateway.log().iter().any(|line| line.contains("trying the next hop"));
     assert!(!tried, "a portless or wrong one was tried");
 }
 
@@ -201,7 +201,41 @@ async fn a_gateway_that_has_stopped_is_not_chosen() {
     assert!(west.exit().await.success());
     let east = Builder::new(&system).zone("east").ready().await;
     comes_from(&executor, east.address(), &build).await;
-    assert!(!east.log().iter().any(|line| line.contains("cannot be reached")));
+    assert!(!east.log().iter().any(|line| line.contains("trying the next hop")));
+}
+
+/// Port forwards that lead back to us: our own request comes in again, and again. It ends within
+/// seconds, with a line for the client, one warning, and connections to spare for others.
+#[tokio::test]
+async fn a_circle_ends() {
+    let system = System::new().await;
+    let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = proxy.local_addr().expect("its address").port();
+    system.put_gateway(Some("west"), Some(port), false, "running").await;
+    let limits = "connections = 40\nconnect_timeout = \"500ms\"";
+    let mut gateway = Builder::new(&system).zone("east").limits(limits).ready().await;
+    let address = gateway.address();
+    tokio::spawn(async move {
+        loop {
+            let (mut inside, _) = proxy.accept().await.expect("a connection");
+            tokio::spawn(async move {
+                let mut outside =
+                    tokio::net::TcpStream::connect(address).await.expect("the gateway");
+                let _ = tokio::io::copy_bidirectional(&mut inside, &mut outside).await;
+            });
+        }
+    });
+    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    let mut client = Client::ask(address, &build).await;
+    // Others are served while it turns.
+    gateway.logged("the warning", |line| line.contains("lead back to us")).await;
+    let executor = Executor::start().await;
+    let other = system.put_build(None, Some(&executor.worker(None))).await;
+    comes_from(&executor, address, &other).await;
+    let answer = client.text().await;
+    assert_eq!(answer, "Internal streaming error: the zone's gateways cannot be reached\r\n");
+    let warnings = gateway.log().iter().filter(|line| line.contains("lead back to us")).count();
+    assert_eq!(warnings, 1);
 }
 
 /// An entry of another zone with our own address would lead back to us, and again.

@@ -265,9 +265,39 @@ async fn a_tls_client_can_tell_a_cut_from_an_end() {
         } else {
             stream.finish().await;
         }
-        let ending = if cut { Ending::Truncated } else { Ending::Clean };
+        let ending = if cut { Ending::Reset } else { Ending::Clean };
         assert_eq!(client.rest().await, (Vec::new(), ending));
     }
+}
+
+/// What one gateway cuts, the next one must not take for an end.
+#[tokio::test]
+async fn a_cut_crosses_two_zones() {
+    for tls in [false, true] {
+        let system = System::new().await;
+        let identity = system.zookeeper.authority.identity("gateway");
+        let listener = if tls { "tls = true" } else { "" };
+        let west = Builder::new(&system).zone("west").tls(&identity).listeners(&[listener]);
+        let _west = west.ready().await;
+        let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
+        let executor = Executor::start().await;
+        let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+        let mut client = Client::ask(east.address(), &build).await;
+        let mut stream = executor.accept().await;
+        stream.write(b"half a li").await;
+        client.expect(b"half a li").await;
+        stream.reset();
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "TLS between them: {tls}");
+    }
+}
+
+#[tokio::test]
+async fn an_executor_that_closes_without_a_word() {
+    let (_system, gateway, executor, build) = direct("").await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    executor.accept().await.finish().await;
+    let answer = client.text().await;
+    assert_eq!(answer, "Internal streaming error: the executor does not answer\r\n");
 }
 
 /// Python's gateways close TLS without close_notify; that is an end like any other.

@@ -51,6 +51,13 @@ impl Executor {
         .await
     }
 
+    /// Serves a whole log to one connection.
+    pub(crate) async fn serve(&self, log: &[u8]) {
+        let mut stream = self.accept().await;
+        stream.write(log).await;
+        stream.finish().await;
+    }
+
     /// Takes one TLS connection and its request.
     pub(crate) async fn accept_tls(&self, acceptor: &TlsAcceptor) -> Stream<TlsStream<TcpStream>> {
         within("a TLS connection to the gateway", async {

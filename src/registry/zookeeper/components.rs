@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, WatchedEvent};
 
-use super::{Lookup, persist};
+use super::{Lookup, ends_session, is_connection_loss, persist};
 use crate::registry::component::{self, Component, FINGERGW};
 
 /// The parent of one node per kind of component.
@@ -119,12 +119,15 @@ impl View<'_> {
     async fn read_kind(&mut self, kind: &String) -> Result<(), Error> {
         let (client, path) = (self.client, format!("{COMPONENTS}/{kind}"));
         let names = match persist(|| client.get_and_watch_children(&path)).await {
-            Err(Error::NoNode) => {
+            Err(error) if ends_session(&error) => return Err(error),
+            Err(error) => {
+                if error != Error::NoNode {
+                    warn!(path, %error, "components cannot be listed; ignored");
+                }
                 self.kinds.remove(kind);
                 return Ok(());
             }
-            read => {
-                let (names, _, watcher) = read?;
+            Ok((names, _, watcher)) => {
                 self.watches.spawn(watcher.changed());
                 names
             }
@@ -144,17 +147,21 @@ impl View<'_> {
         let reads: Vec<_> = paths.iter().map(|path| client.get_and_watch_data(path)).collect();
         for ((name, path), read) in names.iter().zip(&paths).zip(reads) {
             let read = match read.await {
-                Err(error) if super::is_connection_loss(&error) => {
+                Err(error) if is_connection_loss(&error) => {
                     persist(|| client.get_and_watch_data(path)).await
                 }
                 read => read,
             };
             let entries = self.kinds.entry(kind.to_owned()).or_default();
             match read {
-                Err(Error::NoNode) => {
+                Err(error) if ends_session(&error) => return Err(error),
+                Err(error) => {
+                    // Unknown again, it is read with the next change of the list.
                     entries.remove(name);
+                    if error != Error::NoNode {
+                        warn!(path, %error, "component entry cannot be read; ignored");
+                    }
                 }
-                Err(error) => return Err(error),
                 Ok((json, _, watcher)) => {
                     self.watches.spawn(watcher.changed());
                     let entry = Component::from_json(kind, name, &json)

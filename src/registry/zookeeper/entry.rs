@@ -49,7 +49,7 @@ pub(super) async fn keep(
                 renew(client, announcement, &mut entry, state, &others).await.map(|name| {
                     let fresh = Standing::Registered(name);
                     if *standing.borrow() != fresh {
-                        info!("{fresh}");
+                        info!(session = %client.session_id(), "{fresh}");
                         standing.send_replace(fresh);
                     }
                 })
@@ -132,6 +132,8 @@ async fn create(
 /// The entry that belongs to this session, if there is one.
 async fn own_entry(client: &Client, hostname: &str) -> Result<Option<String>, Error> {
     let directory = format!("{COMPONENTS}/{FINGERGW}");
+    // Another server may not have heard of the entry yet.
+    persist(|| client.sync(&directory)).await?;
     let names = persist(|| client.list_children(&directory)).await?;
     for name in names.into_iter().filter(|name| name.starts_with(hostname)) {
         let path = path_of(&name);
@@ -151,7 +153,7 @@ async fn withdraw(
 ) -> Result<(), Error> {
     let Some(entry) = entry else { return Ok(()) };
     let path = path_of(&entry.name);
-    // Going away must not change what the system speaks.
+    // Going away changes nothing else.
     let model_api = entry.written.map_or(MODEL_API, |(_, model_api)| model_api);
     let content = announcement.to_json(State::Stopped, model_api);
     for step in [

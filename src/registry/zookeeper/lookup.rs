@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
-use zookeeper_client::{Client, Error, MultiReadResult};
+use tokio::sync::{Semaphore, watch};
+use zookeeper_client::{Client, Error, MultiReadResult, SessionState};
 
 use crate::registry::LookupError;
 use crate::registry::build::{Build, BuildId};
@@ -14,6 +14,9 @@ use crate::registry::component::Gateway;
 /// The parent of one node per zone (`zuul/zk/executor.py`).
 const ZONES: &str = "/zuul/executor/zones";
 const UNZONED: &str = "/zuul/executor/unzoned";
+
+/// Look-ups under way at once.
+const LOOKUPS: usize = 1024;
 
 /// How long the end of a session is waited for.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -27,6 +30,7 @@ pub(crate) struct Lookup {
     zones: watch::Sender<Arc<[String]>>,
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
+    places: Arc<Semaphore>,
     timeout: Duration,
 }
 
@@ -37,6 +41,7 @@ impl Lookup {
             gateways: watch::Sender::new(Arc::from([])),
             zones: watch::Sender::new(Arc::from([])),
             multi_read: AtomicBool::new(true),
+            places: Arc::new(Semaphore::new(LOOKUPS)),
             timeout,
         }
     }
@@ -82,12 +87,29 @@ impl Lookup {
         self.gateways.borrow().clone()
     }
 
-    pub(crate) async fn find_build(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
-        let client = self.client.borrow().clone().ok_or(LookupError::Away)?;
-        match tokio::time::timeout(self.timeout, self.find(&client, build)).await {
-            Ok(found) => found,
-            Err(_) => Err(LookupError::Away),
-        }
+    /// See [`crate::registry::Registry::find_build`].
+    ///
+    /// A request that has been handed to the client stays in its queue until ZooKeeper answers or
+    /// the session ends, whoever waits for it. So nothing is handed over while there is no
+    /// connection, and what has been keeps its place among [`LOOKUPS`] until it is answered.
+    pub(crate) async fn find_build(
+        self: &Arc<Self>,
+        build: &BuildId,
+    ) -> Result<Option<Build>, LookupError> {
+        let client = self.client.borrow().clone();
+        let client = client.ok_or_else(|| LookupError::Away("no session".to_owned()))?;
+        let found = async {
+            let place = Arc::clone(&self.places).acquire_owned().await;
+            connected(&client).await;
+            let (this, build) = (Arc::clone(self), build.clone());
+            let finding = tokio::spawn(async move {
+                let _place = place;
+                this.find(&client, &build).await
+            });
+            finding.await.unwrap_or_else(|panic| Err(LookupError::Away(panic.to_string())))
+        };
+        let late = |_| Err(LookupError::Away("no answer in time".to_owned()));
+        tokio::time::timeout(self.timeout, found).await.unwrap_or_else(late)
     }
 
     async fn find(&self, client: &Client, build: &BuildId) -> Result<Option<Build>, LookupError> {
@@ -137,9 +159,18 @@ impl Lookup {
                     self.multi_read.store(false, Ordering::Relaxed);
                 }
                 Err(error) if super::is_connection_loss(&error) => {}
-                Err(_) => return Err(LookupError::Away),
+                Err(error) => return Err(LookupError::Away(error.to_string())),
             }
         }
+    }
+}
+
+/// Waits for a connection; not for one that will never be.
+async fn connected(client: &Client) {
+    let mut states = client.state_watcher();
+    let mut state = client.state();
+    while state == SessionState::Disconnected {
+        state = states.changed().await;
     }
 }
 

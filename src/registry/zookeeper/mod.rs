@@ -40,6 +40,8 @@ pub(crate) struct Settings {
 /// The longest wait between two tries to get a session. With the jitter, fifty gateways that lost
 /// ZooKeeper in the same moment do not come back in one.
 const RETRY_MAX: Duration = Duration::from_secs(8);
+/// How long a server that has too much to do is left alone.
+const THROTTLED: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(250);
 
 /// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
@@ -125,7 +127,7 @@ impl Keeper {
 
     /// Lives one session to its end.
     async fn serve(&self, client: Client) -> Served {
-        info!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
+        debug!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
         self.lookup.begin_session(client.clone());
         let (snapshot, snapshot_seen) = watch::channel(None);
         let Orders { wanted, standing, .. } = &self.orders;
@@ -206,7 +208,7 @@ async fn follow_connection(client: &Client, standing: &watch::Sender<Standing>) 
 
 /// Repeats `operation` over losses of the connection, as long as the session lives.
 ///
-/// It cannot spin: a request made without a connection waits in the client for the next one.
+/// It cannot spin: a server that has too much to do is left alone for a while, and a request made without a connection waits in the client for the next one.
 async fn persist<T, Operation>(mut operation: impl FnMut() -> Operation) -> Result<T, Error>
 where
     Operation: Future<Output = Result<T, Error>>,
@@ -214,9 +216,26 @@ where
     loop {
         match operation().await {
             Err(error) if is_connection_loss(&error) => debug!(%error, "asking ZooKeeper again"),
+            Err(Error::Throttled) => tokio::time::sleep(jittered(THROTTLED)).await,
             result => return result,
         }
     }
+}
+
+/// Whether `error` says that the session has ended or that nothing sensible comes from it any
+/// more; any other concerns only what was asked.
+fn ends_session(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::AuthFailed
+            | Error::ClientClosed
+            | Error::NoHosts
+            | Error::RuntimeInconsistent
+            | Error::SessionExpired
+            | Error::SessionMoved
+            | Error::UnexpectedError(_)
+            | Error::UnmarshalError { .. }
+    )
 }
 
 /// Whether `error` says that the connection broke with the answer outstanding. The client hands on
