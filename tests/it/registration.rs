@@ -282,6 +282,26 @@ async fn an_entry_that_somebody_took_out_is_made_again() {
     assert_eq!(system.entries().await.len(), 0);
 }
 
+/// Each is gone again before the gateway can have seen it in a list.
+#[tokio::test]
+async fn entries_that_somebody_takes_out_at_once_are_made_again() {
+    let system = System::new().await;
+    let (proxy, mut answers) = Proxy::stepping(system.zookeeper.port).await;
+    let mut builder = Builder::new(&system);
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.start().await;
+    for _ in 0..4 {
+        let there = |entries: &[Entry]| !entries.is_empty();
+        let (answer, entries) = answers.until("an entry", &system, there).await;
+        system.remove(&format!("{GATEWAYS}/{}", only(entries).name)).await;
+        answer.pass();
+    }
+    drop(answers);
+    let entry = running(&system).await;
+    let status = format!("registered as {}", entry.name);
+    gateway.status("the new name", |line| line.ends_with(&status)).await;
+}
+
 async fn serves(system: &System, address: SocketAddr) {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;

@@ -44,12 +44,8 @@ pub(super) async fn follow(
     loop {
         let gateways = view.entries().filter_map(|(_, entry)| entry.gateway.clone()).collect();
         lookup.set_gateways(gateways);
-        let fresh = Some(view.snapshot());
-        snapshot.send_if_modified(|snapshot| {
-            let modified = *snapshot != fresh;
-            *snapshot = fresh;
-            modified
-        });
+        // Even if it is as before: an entry may have come and gone between two looks.
+        snapshot.send_replace(Some(view.snapshot()));
         // Always: the list of kinds is always watched, and a watch does not panic.
         let Some(Ok(event)) = view.watches.join_next().await else {
             return Error::UnexpectedError("a watch ended".to_owned());

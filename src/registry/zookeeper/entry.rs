@@ -20,9 +20,6 @@ struct Entry {
     name: String,
     /// What it says of our state and data model; unknown for one that was adopted.
     written: Option<(State, u64)>,
-    /// Whether the followed registry has shown it yet; from then on its absence means that
-    /// somebody took it out.
-    seen: bool,
 }
 
 /// Keeps the entry as `wanted` and the other components say. Ends only with the session.
@@ -73,13 +70,14 @@ async fn renew(
     state: State,
     others: &Snapshot,
 ) -> Result<String, Error> {
-    if let Some(ours) = entry {
-        let listed = others.gateways.contains(&ours.name);
-        if ours.seen && !listed {
+    if let Some(ours) = entry
+        && !others.gateways.contains(&ours.name)
+    {
+        // Not listed yet, or not any more: somebody may take it out before it was ever listed.
+        let path = path_of(&ours.name);
+        if persist(|| client.check_stat(&path)).await?.is_none() {
             warn!(name = ours.name, "our entry was taken out by somebody; registering again");
             *entry = None;
-        } else {
-            ours.seen = listed;
         }
     }
     let current = Some((state, others.model_api));
@@ -113,11 +111,11 @@ async fn create(
     loop {
         match client.create(&prefix, content.as_bytes(), &ENTRY).await {
             Ok((_, sequence)) => {
-                return Ok(Entry { name: format!("{hostname}{sequence}"), written, seen: false });
+                return Ok(Entry { name: format!("{hostname}{sequence}"), written });
             }
             Err(error) if is_connection_loss(&error) => {
                 if let Some(name) = own_entry(client, hostname).await? {
-                    return Ok(Entry { name, written: None, seen: false });
+                    return Ok(Entry { name, written: None });
                 }
             }
             Err(Error::NoNode) => {
