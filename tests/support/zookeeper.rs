@@ -104,9 +104,16 @@ impl ZooKeeper {
         within("ZooKeeper to end", supervisor.wait()).await.expect("the supervisor's status");
     }
 
-    /// Stops the server's process without ending it.
+    /// Stops the server's process without ending it. Its threads run on for a moment; nothing
+    /// but their state tells when they have stopped.
     pub(crate) async fn pause(&self) {
-        self.signal(Signal::STOP).await;
+        let pid = self.signal(Signal::STOP).await;
+        within("ZooKeeper's threads to stop", async {
+            while !all_stopped(pid) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     /// Lets it go on.
@@ -114,10 +121,11 @@ impl ZooKeeper {
         self.signal(Signal::CONT).await;
     }
 
-    async fn signal(&self, signal: Signal) {
+    async fn signal(&self, signal: Signal) -> Pid {
         let server = self.server.lock().await;
         let pid = server.as_ref().expect("ZooKeeper runs").pid;
         kill_process(pid, signal).expect("a signal to ZooKeeper");
+        pid
     }
 
     /// A session of the test's own, below `chroot`.
@@ -161,6 +169,15 @@ impl ZooKeeper {
         .expect("zoo.cfg");
         path
     }
+}
+
+/// Whether every thread of `pid` is stopped (`T` in proc(5)).
+fn all_stopped(pid: Pid) -> bool {
+    let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+    std::fs::read_dir(tasks).expect("ZooKeeper's threads").flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+    })
 }
 
 /// A port that was free a moment ago: ZooKeeper cannot tell which one it got.

@@ -161,7 +161,7 @@ impl View<'_> {
                 Ok((json, _, watcher)) => {
                     self.watches.spawn(watcher.changed());
                     let entry = Component::from_json(kind, name, &json)
-                        .inspect_err(|fault| warn!(path, fault, "component entry ignored"));
+                        .inspect_err(|fault| warn!(path, %fault, "component entry ignored"));
                     entries.insert(name.clone(), entry.ok());
                 }
             }

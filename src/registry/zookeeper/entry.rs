@@ -10,8 +10,8 @@ use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
 
 use super::components::{COMPONENTS, DIRECTORY, Snapshot};
 use super::{is_connection_loss, persist};
-use crate::registry::Standing;
 use crate::registry::component::{Announcement, FINGERGW, MODEL_API, State};
+use crate::registry::{Orders, Standing};
 
 const ENTRY: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
 
@@ -22,14 +22,19 @@ struct Entry {
     written: Option<(State, u64)>,
 }
 
-/// Keeps the entry as `wanted` and the other components say. Ends only with the session.
+/// Keeps the entry as `orders` and the other components say, in place of the one that an earlier
+/// session may have `left_behind`. Ends only with the session.
 pub(super) async fn keep(
     client: &Client,
     announcement: &Announcement,
-    mut wanted: watch::Receiver<State>,
+    orders: &Orders,
     mut snapshot: watch::Receiver<Option<Snapshot>>,
-    standing: &watch::Sender<Standing>,
+    left_behind: &watch::Sender<Option<String>>,
 ) -> Error {
+    let (mut wanted, standing) = (orders.wanted.clone(), &orders.standing);
+    if let Err(error) = remove_left_behind(client, left_behind).await {
+        return error;
+    }
     let mut entry = None;
     loop {
         let state = *wanted.borrow_and_update();
@@ -44,6 +49,7 @@ pub(super) async fn keep(
             None => Ok(()),
             Some(others) => {
                 renew(client, announcement, &mut entry, state, &others).await.map(|name| {
+                    left_behind.send_replace(Some(name.clone()));
                     let fresh = Standing::Registered(name);
                     if *standing.borrow() != fresh {
                         info!(session = %client.session_id(), "{fresh}");
@@ -59,6 +65,22 @@ pub(super) async fn keep(
             changed = wanted.changed() => if changed.is_err() { return Error::ClientClosed },
             changed = snapshot.changed() => if changed.is_err() { return Error::ClientClosed },
         }
+    }
+}
+
+/// Takes out the entry of a session that was given up before it ended: one process has one entry.
+async fn remove_left_behind(
+    client: &Client,
+    left_behind: &watch::Sender<Option<String>>,
+) -> Result<(), Error> {
+    let Some(name) = left_behind.borrow().clone() else { return Ok(()) };
+    let path = path_of(&name);
+    match persist(|| client.delete(&path, None)).await {
+        Ok(()) | Err(Error::NoNode) => {
+            left_behind.send_replace(None);
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
 }
 

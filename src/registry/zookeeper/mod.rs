@@ -44,13 +44,20 @@ const RETRY_MAX: Duration = Duration::from_secs(8);
 const THROTTLED: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(250);
 
+/// How long the client is left to find its way back by itself, and how often it is looked whether
+/// it could have.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
 /// questions from it.
 pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Registry, Registration) {
     let lookup = Arc::new(Lookup::new(settings.lookup_timeout));
     let registry = Registry::ZooKeeper(Arc::clone(&lookup));
-    let registration =
-        registration(|orders| Keeper { settings, announcement, lookup, orders }.run());
+    let registration = registration(|orders| {
+        Keeper { settings, announcement, lookup, orders, left_behind: watch::Sender::new(None) }
+            .run()
+    });
     (registry, registration)
 }
 
@@ -68,6 +75,8 @@ struct Keeper {
     announcement: Announcement,
     lookup: Arc<Lookup>,
     orders: Orders,
+    /// The entry last made. Goes with its session, unless that was given up before its end.
+    left_behind: watch::Sender<Option<String>>,
 }
 
 impl Keeper {
@@ -133,8 +142,8 @@ impl Keeper {
         let Orders { wanted, standing, .. } = &self.orders;
         let end = tokio::select! {
             error = components::follow(&client, &snapshot, &self.lookup) => error,
-            error = entry::keep(&client, &self.announcement, wanted.clone(), snapshot_seen, standing) => error,
-            error = follow_connection(&client, standing) => error,
+            error = entry::keep(&client, &self.announcement, &self.orders, snapshot_seen, &self.left_behind) => error,
+            error = self.follow_connection(&client) => error,
         };
         self.lookup.forget_session();
         if *wanted.borrow() == State::Stopped {
@@ -162,47 +171,65 @@ impl Keeper {
         }
         std::future::pending().await
     }
-}
 
-/// Tells losses of the connection apart from those of the session. Ends with the session.
-///
-/// After a reconnection [`entry::keep`] has the word: only it knows that our entry is still there.
-async fn follow_connection(client: &Client, standing: &watch::Sender<Standing>) -> Error {
-    let mut states = client.state_watcher();
-    let mut registered = None;
-    loop {
-        match states.changed().await {
-            SessionState::Disconnected => {
-                if let Standing::Registered(name) = &*standing.borrow() {
-                    registered = Some(name.clone());
-                }
-                standing.send_if_modified(|standing| {
-                    let lost = matches!(standing, Standing::Registered(_));
-                    if lost {
-                        *standing = Standing::ConnectionLost;
-                    }
-                    lost
-                });
-                warn!(
-                    "connection to ZooKeeper lost; running streams go on, new ones may be refused"
-                );
-            }
-            SessionState::SyncConnected | SessionState::ConnectedReadOnly => {
-                info!("connection to ZooKeeper is back within the session");
-                if let Some(name) = registered.take() {
+    /// Tells losses of the connection apart from those of the session. Ends with the session, or
+    /// when it is given up.
+    async fn follow_connection(&self, client: &Client) -> Error {
+        let standing = &self.orders.standing;
+        let mut states = client.state_watcher();
+        let mut registered = None;
+        let mut state = states.changed().await;
+        loop {
+            match state {
+                SessionState::Disconnected => {
                     standing.send_if_modified(|standing| {
-                        let back = *standing == Standing::ConnectionLost;
-                        if back {
-                            *standing = Standing::Registered(name);
+                        let lost = matches!(standing, Standing::Registered(_));
+                        if lost {
+                            registered =
+                                Some(std::mem::replace(standing, Standing::ConnectionLost));
                         }
-                        back
+                        lost
                     });
+                    warn!(
+                        "connection to ZooKeeper lost; running streams go on, new ones may be refused"
+                    );
+                    state = tokio::select! {
+                        state = states.changed() => state,
+                        () = self.overdue() => return Error::ConnectionLoss,
+                    };
+                    continue;
                 }
+                SessionState::SyncConnected | SessionState::ConnectedReadOnly => {
+                    info!("connection to ZooKeeper is back within the session");
+                    if let Some(registered) = registered.take() {
+                        standing.send_if_modified(|standing| {
+                            let back = *standing == Standing::ConnectionLost;
+                            if back {
+                                *standing = registered;
+                            }
+                            back
+                        });
+                    }
+                }
+                SessionState::Expired => return Error::SessionExpired,
+                SessionState::AuthFailed => return Error::AuthFailed,
+                SessionState::Closed => return Error::ClientClosed,
             }
-            SessionState::Expired => return Error::SessionExpired,
-            SessionState::AuthFailed => return Error::AuthFailed,
-            SessionState::Closed => return Error::ClientClosed,
+            state = states.changed().await;
         }
+    }
+
+    /// Waits until a connection is overdue: a server has been answering for a while and the client
+    /// has not noticed.
+    ///
+    /// The client doubles its pauses without a bound, so that after an outage it may sleep for as
+    /// long as that took. A new session is there at once.
+    async fn overdue(&self) {
+        tokio::time::sleep(PATIENCE).await;
+        while !self.settings.diagnosis.anybody_answers().await {
+            tokio::time::sleep(jittered(LOOK_EVERY)).await;
+        }
+        tokio::time::sleep(jittered(LOOK_EVERY)).await;
     }
 }
 
