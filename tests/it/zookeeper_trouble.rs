@@ -12,6 +12,7 @@ use crate::support::executor::{Executor, Stream};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::{Answers, Proxy};
 use crate::support::system::{Entry, GATEWAYS, System};
+use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
@@ -395,4 +396,30 @@ async fn queues_that_are_not_there() {
     let told = Client::ask(gateway.address(), &build).await.text().await;
     assert_eq!(told, "Build did not start yet\r\n");
     assert_eq!(system.entries().await.len(), 1, "{GATEWAYS}");
+}
+
+/// The client's pauses have grown long when ZooKeeper is back; the gateway does not wait for it.
+#[tokio::test]
+async fn an_outage_that_makes_the_client_sleep() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper.clone()).await;
+    let builder = Builder::new(&system).zookeeper("session_timeout = \"60s\"");
+    let mut gateway = builder.ready().await;
+    let first = one(&system, "our entry", |_| true).await;
+
+    zookeeper.kill().await;
+    // In ZooKeeper's place for as long as the client's first tries and several of the gateway's
+    // own looks take, which it has begun when the client pauses for seconds.
+    let placeholder = tokio::net::TcpListener::bind(("127.0.0.1", zookeeper.port)).await;
+    let placeholder = placeholder.expect("the port that ZooKeeper has left");
+    for _ in 0..14 {
+        drop(within("another try", placeholder.accept()).await.expect("a try"));
+    }
+    drop(placeholder);
+    zookeeper.run().await;
+
+    gateway.logged("the decision", |line| line.contains("starting a new one")).await;
+    let second = one(&system, "another entry", |entry| entry.name != first.name).await;
+    says_registered(&mut gateway, &second.name).await;
+    serves(&system, &gateway).await;
 }
