@@ -15,8 +15,9 @@ use crate::gateway::{Drained, Gateway};
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper::{self, Diagnosis, Settings};
 use crate::registry::{Registration, Standing};
+use crate::service::descriptors;
 use crate::service::signals::StopSignals;
-use crate::service::{descriptors, systemd};
+use crate::service::systemd::Manager;
 use crate::tls::{self, Identity};
 
 /// `EX_SOFTWARE` of sysexits(3): a task that must not end has ended.
@@ -92,6 +93,7 @@ async fn serve(
     identities: &Identities,
     sockets: Vec<TcpListener>,
 ) -> Result<ExitCode> {
+    let manager = Manager::from_environment();
     let mut signals = StopSignals::new().context("cannot take signals")?;
     let listening = Listening::of(&config, hostname, &sockets)?;
     info!("{}", listening.text);
@@ -119,7 +121,7 @@ async fn serve(
             info!(signal, connections = gateway.connections(), "stopping");
             false
         }
-        () = follow(&listening.text, &registration) => {
+        () = follow(&listening.text, &registration, &manager) => {
             error!("the registry task has ended; stopping");
             true
         }
@@ -130,7 +132,7 @@ async fn serve(
     };
     let cutter = gateway.cutter();
     tokio::select! {
-        () = stop(gateway, registration, config.limits.grace) => {}
+        () = stop(gateway, registration, &manager, config.limits.grace) => {}
         signal = signals.next() => {
             warn!(signal, "second signal: ending at once");
             cutter.cut().await;
@@ -183,16 +185,16 @@ fn zookeeper_settings(config: &Config, identities: &Identities) -> Result<Settin
 
 /// Tells the service manager how the registration stands, and the registry that we serve. Ends
 /// only if the registry's task does.
-async fn follow(listening: &str, registration: &Registration) {
+async fn follow(listening: &str, registration: &Registration, manager: &Manager) {
     let mut standing: watch::Receiver<Standing> = registration.standing();
     let mut ready = false;
     loop {
         let now = standing.borrow_and_update().clone();
-        systemd::status(&format!("{listening}; ZooKeeper: {now}"));
+        manager.status(&format!("{listening}; ZooKeeper: {now}"));
         if !ready && matches!(now, Standing::Registered(_)) {
             ready = true;
             registration.running();
-            systemd::ready();
+            manager.ready();
         }
         if standing.changed().await.is_err() {
             return;
@@ -202,8 +204,13 @@ async fn follow(listening: &str, registration: &Registration) {
 
 /// Out of the registry first, so that nobody new is sent here; then no more connections; then
 /// time for those that are open.
-async fn stop(gateway: Gateway, mut registration: Registration, grace: Duration) {
-    systemd::stopping();
+async fn stop(
+    gateway: Gateway,
+    mut registration: Registration,
+    manager: &Manager,
+    grace: Duration,
+) {
+    manager.stopping();
     if !registration.withdraw(WITHDRAW_PATIENCE).await {
         warn!("ZooKeeper does not answer: our entry stays until the session times out");
     }

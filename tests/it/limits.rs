@@ -111,7 +111,7 @@ async fn zookeeper_lost_while_out_of_descriptors() {
     let clients =
         [Client::connect(gateway.address()).await, Client::connect(gateway.address()).await];
     zookeeper.kill().await;
-    gateway.status("the loss", |status| status.contains("lost")).await;
+    gateway.status("the loss", |status| status.ends_with("connection lost")).await;
     zookeeper.run().await;
     gateway.logged("exhaustion", |line| line.contains("cannot accept")).await;
     limit_files(&gateway, None);
