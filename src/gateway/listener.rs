@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::io::Errno;
@@ -28,6 +28,10 @@ const BACKLOG: i32 = 4096;
 /// Pauses after a failed accept: descriptors do not come back sooner than somebody leaves.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How long it must go well before trouble counts as over: at the edge each peer that leaves lets
+/// another one in, and must not write two lines with it.
+const CALM: Duration = Duration::from_secs(10);
 
 /// Refusals under way at once. What comes on top is closed without a word.
 const REFUSALS: usize = 64;
@@ -99,7 +103,8 @@ impl Listener {
     /// Accepts until `stop` is cancelled, then closes the socket.
     pub(crate) async fn serve(self, stop: CancellationToken) {
         let mut pause = PAUSE_MIN;
-        let mut troubled = false;
+        let mut last_failure: Option<Instant> = None;
+        let over = |failure: &mut Instant| failure.elapsed() > CALM;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -108,7 +113,7 @@ impl Listener {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    if std::mem::take(&mut troubled) {
+                    if last_failure.take_if(over).is_some() {
                         info!("accepting connections again");
                     }
                     pause = PAUSE_MIN;
@@ -116,7 +121,10 @@ impl Listener {
                 }
                 Err(error) if is_the_peers(&error) => debug!(%error, "a connection failed early"),
                 Err(error) => {
-                    if !std::mem::replace(&mut troubled, true) {
+                    last_failure.take_if(over);
+                    if last_failure.replace(Instant::now()).is_some() {
+                        debug!(%error, "still cannot accept connections");
+                    } else {
                         warn!(%error, "cannot accept connections; trying on (descriptors: LimitNOFILE, limits.connections)");
                     }
                     tokio::select! {

@@ -2,9 +2,10 @@
 
 use rustix::process::Signal;
 
+use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
-use crate::support::gateway::Builder;
+use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::{System, request_path};
 use crate::support::zookeeper::ZooKeeper;
 
@@ -124,27 +125,95 @@ async fn forms_of_a_good_request() {
     }
 }
 
+/// All requests are begun at once, each cut in another place. A whole request between the halves
+/// gives the gateway time to see the first ones alone.
+#[tokio::test]
+async fn a_request_cut_in_any_place() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let request = format!("/W {build}\r\n");
+    let mut clients = Vec::new();
+    for cut in 0..request.len() {
+        let mut client = Client::connect(gateway.address()).await;
+        client.send(&request.as_bytes()[..cut]).await;
+        clients.push((client, &request[cut..]));
+    }
+    assert_eq!(answer(gateway.address(), b"0\n").await, NOT_FOUND);
+    for (client, rest) in &mut clients {
+        client.send(rest.as_bytes()).await;
+        let mut stream = executor.accept().await;
+        assert_eq!(stream.request, format!("{build}\n"));
+        stream.write(b"log\n").await;
+        stream.finish().await;
+        assert_eq!(client.text().await, "log\n", "{rest:?}");
+    }
+    assert_eq!(clients.len(), 37);
+}
+
+/// ZooKeeper knows upper from lower case, so a build id is taken as it was written.
+#[tokio::test]
+async fn the_case_of_a_build_id_is_kept() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    system.put(&request_path(None, "ABCdef"), b"{\"worker_info\": null}").await;
+    assert_eq!(answer(gateway.address(), b"ABCdef\n").await, "Build did not start yet\r\n");
+    assert_eq!(answer(gateway.address(), b"abcdef\n").await, NOT_FOUND);
+}
+
+/// A gateway with a plain listener and a TLS one.
+async fn two_doors(system: &System, limits: &str) -> (Gateway, Identity) {
+    let identity = system.zookeeper.authority.identity("gateway");
+    let builder = Builder::new(system).tls(&identity).limits(limits);
+    (builder.listeners(&["", "tls = true"]).ready().await, identity)
+}
+
 #[tokio::test]
 async fn no_request_in_time() {
     let system = System::new().await;
-    let limits = "request_timeout = \"100ms\"";
-    let gateway = Builder::new(&system).limits(limits).ready().await;
+    let (gateway, identity) = two_doors(&system, "request_timeout = \"100ms\"").await;
     let expected = "Internal streaming error: no request within the time allowed\r\n";
     for start in ["", "abc"] {
-        assert_eq!(answer(gateway.address(), start.as_bytes()).await, expected);
+        assert_eq!(answer(gateway.addresses[0], start.as_bytes()).await, expected);
+        let mut client = Client::connect_tls(gateway.addresses[1], &identity).await;
+        client.send(start.as_bytes()).await;
+        assert_eq!(client.text().await, expected);
     }
 }
 
 #[tokio::test]
 async fn a_peer_that_closes_without_a_request_gets_no_word() {
     let system = System::new().await;
-    let gateway = Builder::new(&system).ready().await;
+    let (gateway, identity) = two_doors(&system, "").await;
     for start in ["", "abc"] {
-        let mut client = Client::connect(gateway.address()).await;
+        let mut client = Client::connect(gateway.addresses[0]).await;
         client.send(start.as_bytes()).await;
         client.half_close().await;
         assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
+        let mut client = Client::connect_tls(gateway.addresses[1], &identity).await;
+        client.send(start.as_bytes()).await;
+        client.half_close().await;
+        let (told, ending) = client.rest().await;
+        assert!(told.is_empty() && ending != Ending::Reset, "{told:?}, {ending:?}");
     }
+}
+
+/// A reset at any moment of a request concerns nobody else.
+#[tokio::test]
+async fn peers_that_reset_harm_nobody() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    for request in ["", "abc", "abc\n", "..\n"] {
+        let mut client = Client::connect(gateway.address()).await;
+        client.send(request.as_bytes()).await;
+        client.reset();
+    }
+    let mut client = Client::ask(gateway.address(), &build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
 }
 
 #[tokio::test]

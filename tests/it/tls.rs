@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -70,6 +70,8 @@ async fn client_certificates_required() {
     assert!(served.serves(Some(&served.identity)).await);
     assert!(!served.serves(None).await, "no certificate");
     assert!(!served.serves(Some(&stranger)).await, "a foreign CA's");
+    let expired = served.system.zookeeper.authority.expired("gateway");
+    assert!(!served.serves(Some(&expired)).await, "its time is over");
 }
 
 #[tokio::test]
@@ -113,33 +115,44 @@ async fn a_handshake_has_a_deadline() {
 /// zuul-web freezes on records of more than 1024 bytes of plaintext, and on session tickets.
 #[tokio::test]
 async fn records_towards_clients_are_small_and_no_tickets_come() {
-    let Served { gateway, executor, build, identity, system: _system } = served("", "").await;
+    let served = served("", "").await;
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
-        let tap = Tap::start(gateway.address()).await;
-        let connector = connector(&identity, version);
-        let stream = TcpStream::connect(tap.address).await.expect("the tap");
-        let name = ServerName::try_from("localhost").expect("a name");
-        let stream = connector.connect(name, stream).await.expect("a TLS connection");
-        let mut client = Client { stream };
-        client.send(format!("{build}\n").as_bytes()).await;
-        let mut stream = executor.accept().await;
-        let log = vec![b'x'; 300_000];
-        for size in [1, 1000, 1024, 1025, 5000, 292_975] {
-            stream.write(&log[..size]).await;
-            client.expect(&log[..size]).await;
+        // The second connection would resume the first one's session, had it been given a ticket
+        // or the session a name.
+        let connector = connector(&served.identity, version);
+        for _ in 0..2 {
+            let records = records_of_a_log(&served, &connector).await;
+            assert!(records.len() > 290, "{} records: the tap sees nothing", records.len());
+            // Type byte and tag in TLS 1.3, explicit nonce and tag in TLS 1.2 (RFC 8446, section
+            // 5.2; RFC 5288, section 3).
+            let most = 1024 + if *version == rustls::version::TLS13 { 1 + 16 } else { 8 + 16 };
+            assert_eq!(records.iter().filter(|length| **length > most).count(), 0, "{records:?}");
+            assert!(records.contains(&most), "records are filled");
         }
-        stream.finish().await;
-        assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
-        assert_eq!(client.stream.get_ref().1.tls13_tickets_received(), 0);
-        drop(client);
-        let records = tap.records().await;
-        assert!(records.len() > 290, "{} records: the tap sees nothing", records.len());
-        // Type byte and tag in TLS 1.3, explicit nonce and tag in TLS 1.2 (RFC 8446, section 5.2;
-        // RFC 5288, section 3).
-        let most = 1024 + if *version == rustls::version::TLS13 { 1 + 16 } else { 8 + 16 };
-        assert_eq!(records.iter().filter(|length| **length > most).count(), 0, "{records:?}");
-        assert!(records.contains(&most), "records are filled");
     }
+}
+
+/// Takes a log over a connection of its own, and returns the lengths of all the gateway's records.
+async fn records_of_a_log(served: &Served, connector: &TlsConnector) -> Vec<usize> {
+    let tap = Tap::start(served.gateway.address()).await;
+    let stream = TcpStream::connect(tap.address).await.expect("the tap");
+    let name = ServerName::try_from("localhost").expect("a name");
+    let stream = connector.connect(name, stream).await.expect("a TLS connection");
+    let mut client = Client { stream };
+    client.send(format!("{}\n", served.build).as_bytes()).await;
+    let mut stream = served.executor.accept().await;
+    let log = vec![b'x'; 300_000];
+    for size in [1, 1000, 1024, 1025, 5000, 292_975] {
+        stream.write(&log[..size]).await;
+        client.expect(&log[..size]).await;
+    }
+    stream.finish().await;
+    assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
+    let session = client.stream.get_ref().1;
+    assert_eq!(session.tls13_tickets_received(), 0);
+    assert_eq!(session.handshake_kind(), Some(HandshakeKind::Full));
+    drop(client);
+    tap.records().await
 }
 
 /// A client of one TLS version that shows `identity`.
@@ -303,4 +316,52 @@ async fn our_certificate_is_shown_to_other_gateways() {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
     assert_eq!(shown, [CertificateDer::from_pem_file(&identity.cert).expect("ours")]);
+}
+
+/// What a client gets whose build lies behind a gateway that shows `theirs`.
+async fn behind(theirs: &Identity, authority: &Authority, verify_hostnames: bool) -> String {
+    let system = System::new().await;
+    let ours = authority.identity("gateway");
+    let other = Executor::start().await;
+    system.put_gateway(Some("west"), Some(other.address.port()), true, "running").await;
+    let mut builder = Builder::new(&system).zone("east").tls(&ours);
+    builder.verify_hostnames = verify_hostnames;
+    let mut gateway = builder.ready().await;
+    let worker = Worker {
+        hostname: "127.0.0.1".into(),
+        port: refusing_port().await,
+        zone: Some("west".into()),
+    };
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    // It trusts us, whoever it is itself.
+    let acceptor = acceptor(&Identity { ca: ours.ca.clone(), ..theirs.clone() });
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let serve = async {
+        let (stream, _) = within("a connection", other.listener.accept()).await.expect("one");
+        if let Ok(mut stream) = acceptor.accept(stream).await {
+            let _ = stream.write_all(b"log\n").await;
+            let _ = stream.shutdown().await;
+        }
+    };
+    let ((), text) = tokio::join!(serve, client.text());
+    if text != "log\n" {
+        gateway.logged("why", |line| line.contains("end=TLS: invalid peer certificate")).await;
+    }
+    text
+}
+
+/// `verify_hostnames = false` is about the name and nothing else.
+#[tokio::test]
+async fn a_gateways_certificate_must_be_valid_and_of_our_authority() {
+    let (authority, elsewhere) = (Authority::new(), Authority::new());
+    let refused = "Internal streaming error: the zone's gateways cannot be reached\r\n";
+    for (theirs, verified, unverified) in [
+        (authority.identity_only_for("localhost"), "log\n", "log\n"),
+        (authority.identity_only_for("elsewhere.example.org"), refused, "log\n"),
+        (authority.expired("localhost"), refused, refused),
+        (elsewhere.identity("localhost"), refused, refused),
+    ] {
+        assert_eq!(behind(&theirs, &authority, true).await, verified, "{theirs:?}");
+        assert_eq!(behind(&theirs, &authority, false).await, unverified, "{theirs:?}");
+    }
 }

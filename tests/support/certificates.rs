@@ -38,17 +38,22 @@ impl Authority {
 
     /// An identity for `name` alone, good for both sides of a connection.
     pub(crate) fn identity_only_for(&self, name: &str) -> Identity {
-        self.sign(name, &[name])
+        self.sign(name, params(&[name]))
     }
 
     /// An identity for `name`, localhost and 127.0.0.1, good for both sides of a connection.
     pub(crate) fn identity(&self, name: &str) -> Identity {
-        self.sign(name, &[name, "localhost", "127.0.0.1"])
+        self.sign(name, params(&[name, "localhost", "127.0.0.1"]))
     }
 
-    fn sign(&self, common_name: &str, names: &[&str]) -> Identity {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let mut params = CertificateParams::new(names).expect("names of a certificate");
+    /// As [`Self::identity`], but its time is over.
+    pub(crate) fn expired(&self, name: &str) -> Identity {
+        let mut params = params(&[name, "localhost", "127.0.0.1"]);
+        params.not_after = rcgen::date_time_ymd(2021, 7, 1);
+        self.sign(name, params)
+    }
+
+    fn sign(&self, common_name: &str, mut params: CertificateParams) -> Identity {
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -71,6 +76,11 @@ impl Authority {
     pub(crate) fn ca(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
+}
+
+fn params(names: &[&str]) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    CertificateParams::new(names).expect("names of a certificate")
 }
 
 fn key() -> KeyPair {

@@ -75,11 +75,16 @@ impl Client<TlsStream<TcpStream>> {
         Ok(Self { stream })
     }
 
-    /// Connects over TLS as localhost and asks for `build`.
-    pub(crate) async fn ask_tls(address: SocketAddr, identity: &Identity, build: &str) -> Self {
-        let mut client = Self::try_connect_tls(address, "localhost", identity, Some(identity))
+    /// Connects over TLS to localhost and says nothing.
+    pub(crate) async fn connect_tls(address: SocketAddr, identity: &Identity) -> Self {
+        Self::try_connect_tls(address, "localhost", identity, Some(identity))
             .await
-            .expect("a TLS connection");
+            .expect("a TLS connection")
+    }
+
+    /// Connects over TLS to localhost and asks for `build`.
+    pub(crate) async fn ask_tls(address: SocketAddr, identity: &Identity, build: &str) -> Self {
+        let mut client = Self::connect_tls(address, identity).await;
         client.send(format!("{build}\r\n").as_bytes()).await;
         client
     }

@@ -12,7 +12,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -68,9 +68,14 @@ impl Executor {
     }
 }
 
-/// A port that refuses.
+/// A port that refuses, as long as the test process lives: bound, so that nobody else gets it, but
+/// nobody listens.
 pub(crate) async fn refusing_port() -> u16 {
-    Executor::start().await.address.port()
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+    let port = socket.local_addr().expect("its address").port();
+    std::mem::forget(socket);
+    port
 }
 
 /// A TLS server with `identity` that wants a client certificate, as gateways do.

@@ -4,13 +4,14 @@
 //! break it start their own.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -33,6 +34,7 @@ pub(crate) struct ZooKeeper {
     pub(crate) authority: Authority,
     /// The identity of clients.
     pub(crate) identity: Identity,
+    _reservation: Socket,
     directory: TempDir,
     server: Mutex<Option<Server>>,
 }
@@ -55,8 +57,10 @@ impl ZooKeeper {
     pub(crate) async fn start() -> Arc<Self> {
         let authority = Authority::new();
         let identity = authority.identity("client");
+        let (port, reservation) = reserve_port();
         let zookeeper = Self {
-            port: free_port(),
+            port,
+            _reservation: reservation,
             identity,
             directory: TempDir::new().expect("a directory for ZooKeeper"),
             server: Mutex::new(None),
@@ -180,8 +184,13 @@ fn all_stopped(pid: Pid) -> bool {
     })
 }
 
-/// A port that was free a moment ago: ZooKeeper cannot tell which one it got.
-fn free_port() -> u16 {
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    socket.local_addr().expect("its number").port()
+/// A port that stays ours while the server is started and started again: ZooKeeper cannot tell
+/// which one it got. Two sockets that both allow it may share a port as long as only one of them
+/// listens (socket(7), SO_REUSEADDR), and ZooKeeper's does; nobody else is given it.
+fn reserve_port() -> (u16, Socket) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_reuse_address(true).expect("SO_REUSEADDR");
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
+    let address = socket.local_addr().expect("its address").as_socket();
+    (address.expect("an IP address").port(), socket)
 }
