@@ -8,6 +8,8 @@ use anyhow::{Context, Result, anyhow};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::admin::Admin;
+use crate::admin::metrics::Metrics;
 use crate::config::{self, Config};
 use crate::gateway::listener::bind;
 use crate::gateway::resolver::Resolver;
@@ -67,11 +69,15 @@ pub(crate) fn run(mut config: Config, identities: Identities) -> Result<ExitCode
     for listener in &config.listeners {
         sockets.push(bind(resolve(&listener.host, listener.port)?)?);
     }
+    let admin = match &config.admin {
+        Some((host, port)) => Some(bind(resolve(host, *port)?)?),
+        None => None,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let status = runtime.block_on(serve(config, hostname, &identities, sockets));
+    let status = runtime.block_on(serve(config, hostname, &identities, sockets, admin));
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
     status
@@ -92,10 +98,12 @@ async fn serve(
     hostname: String,
     identities: &Identities,
     sockets: Vec<TcpListener>,
+    admin: Option<TcpListener>,
 ) -> Result<ExitCode> {
     let manager = Manager::from_environment();
     let mut signals = StopSignals::new().context("cannot take signals")?;
-    let listening = Listening::of(&config, hostname, &sockets)?;
+    let metrics = Metrics::default();
+    let listening = Listening::of(&config, hostname, &sockets, admin.as_ref())?;
     info!("{}", listening.text);
 
     let mut listeners = Vec::new();
@@ -109,12 +117,18 @@ async fn serve(
         .as_ref()
         .map(|identity| tls::connector(identity, config.verify_hostnames))
         .transpose()?;
-    let settings = zookeeper_settings(&config, identities)?;
+    let settings = zookeeper_settings(&config, identities, &metrics)?;
 
     // The entry says `initializing` until there is somebody to serve.
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
+    if let Some(socket) = admin {
+        let (state, standing) = (registration.state(), registration.standing());
+        let admin = Admin::new(&metrics, state, standing, registry.clone());
+        tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
+    }
     let resolver = Resolver::new(registry, listening.announcement);
-    let mut gateway = Gateway::open(listeners, resolver, connector, config.limits.clone())?;
+    let mut gateway =
+        Gateway::open(listeners, resolver, connector, config.limits.clone(), metrics)?;
 
     let failed = tokio::select! {
         signal = signals.next() => {
@@ -150,7 +164,12 @@ struct Listening {
 }
 
 impl Listening {
-    fn of(config: &Config, hostname: String, sockets: &[TcpListener]) -> Result<Self> {
+    fn of(
+        config: &Config,
+        hostname: String,
+        sockets: &[TcpListener],
+        admin: Option<&TcpListener>,
+    ) -> Result<Self> {
         let mut doors = Vec::new();
         let (mut use_ssl, mut port) = (false, None);
         for (listener, socket) in config.listeners.iter().zip(sockets) {
@@ -167,11 +186,20 @@ impl Listening {
         let zone = config.zone.as_ref().map_or("no zone".to_owned(), |zone| format!("zone {zone}"));
         let announcement =
             Announcement { hostname, public_port: port, zone: config.zone.clone(), use_ssl };
-        Ok(Self { announcement, text: format!("{zone}; {}", doors.join(", ")) })
+        let mut text = format!("{zone}; {}", doors.join(", "));
+        if let Some(admin) = admin {
+            let address = admin.local_addr().context("the admin listener has no address")?;
+            text.push_str(&format!("; health and metrics on {address}"));
+        }
+        Ok(Self { announcement, text })
     }
 }
 
-fn zookeeper_settings(config: &Config, identities: &Identities) -> Result<Settings> {
+fn zookeeper_settings(
+    config: &Config,
+    identities: &Identities,
+    metrics: &Metrics,
+) -> Result<Settings> {
     let zookeeper = &config.zookeeper;
     let connector = tls::connector(&identities.zookeeper, zookeeper.verify_hostnames)?;
     Ok(Settings {
@@ -180,6 +208,7 @@ fn zookeeper_settings(config: &Config, identities: &Identities) -> Result<Settin
         diagnosis: Diagnosis::new(zookeeper.hosts.servers.clone(), connector),
         session_timeout: zookeeper.session_timeout,
         lookup_timeout: config.limits.lookup_timeout,
+        metrics: metrics.clone(),
     })
 }
 

@@ -14,6 +14,7 @@
 //! - `config` makes one validated configuration of our TOML or of Zuul's `zuul.conf`.
 //! - `gateway` is the line above, one module for each step.
 //! - `registry` answers the gateway's questions and keeps its own entry.
+//! - `admin` tells health and metrics over HTTP.
 //! - `tls` makes server and client sides of certificates.
 //! - `service` is about being a good daemon: signals, service manager, descriptors.
 //! - `demo` is a whole small system on loopback.
@@ -24,6 +25,7 @@
 
 pub mod cli;
 
+mod admin;
 mod config;
 mod daemon;
 mod demo;

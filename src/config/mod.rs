@@ -36,6 +36,8 @@ pub(crate) struct Config {
     /// Whether a gateway's certificate must carry the name it was dialed by.
     pub(crate) verify_hostnames: bool,
     pub(crate) zookeeper: ZooKeeper,
+    /// Where health and metrics are told, host and port; nowhere if `None`.
+    pub(crate) admin: Option<(String, u16)>,
     pub(crate) limits: Limits,
     pub(crate) log: Log,
 }

@@ -32,6 +32,9 @@ fn config(document: &Document<'_>) -> Config {
     let (tls, verify_hostnames) = tls(tls_table);
     let listeners = listeners(&mut root, tls.is_some());
     let zookeeper = zookeeper(root.table("zookeeper"));
+    let mut admin_table = root.table("admin");
+    let admin = admin_table.text("address", value::address);
+    admin_table.finish();
     let limits = limits(root.table("limits"));
     let log = log(root.table("log"));
     let config = Config {
@@ -42,6 +45,7 @@ fn config(document: &Document<'_>) -> Config {
         tls,
         verify_hostnames,
         zookeeper,
+        admin,
         limits,
         log,
     };
@@ -256,7 +260,7 @@ mod tests {
     #[test]
     fn a_spurious_key_in_any_table_is_refused() {
         let mutants = mutants(&uncommented(true));
-        assert_eq!(mutants.len(), 6, "tables");
+        assert_eq!(mutants.len(), 7, "tables");
         for (mutant, line) in mutants {
             let faults = faults(&mutant);
             assert_eq!(faults.len(), 1, "{faults:?}");
@@ -283,7 +287,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 34);
+        assert_eq!(keys, 36);
     }
 
     #[test]

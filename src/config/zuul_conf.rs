@@ -67,9 +67,17 @@ impl Reader<'_> {
             tls,
             verify_hostnames: self.boolean(FINGERGW, "tls_verify_hostnames", true),
             zookeeper: self.zookeeper(),
+            admin: self.admin(),
             limits: Limits::default(),
             log: Log::default(),
         }
+    }
+
+    /// Upstream's monitoring server, off unless it is given a port.
+    fn admin(&mut self) -> Option<(String, u16)> {
+        let host = self.read(FINGERGW, "prometheus_addr", value::hostname);
+        let port = self.read(FINGERGW, "prometheus_port", port)?;
+        Some((host.unwrap_or_else(|| "0.0.0.0".to_owned()), port))
     }
 
     fn zookeeper(&mut self) -> ZooKeeper {
@@ -230,7 +238,7 @@ mod tests {
         let config = conf(
             "listen_address = 127.0.0.1\nport = 9079\npublic_port = 79\nhostname = gw\nzone = w\n\
              tls_cert = /c\ntls_key = /k\ntls_ca = /a\ntls_verify_hostnames = off\nuser = zuul\n\
-             state_dir = /x",
+             state_dir = /x\nprometheus_port = 9090\nprometheus_addr = ::1",
         )
         .unwrap();
         assert_eq!(
@@ -243,6 +251,7 @@ mod tests {
             }]
         );
         assert_eq!(config.public_port, Some(79));
+        assert_eq!(config.admin, Some(("::1".to_owned(), 9090)));
         assert_eq!((config.hostname.as_deref(), config.zone.as_deref()), (Some("gw"), Some("w")));
         assert!(!config.verify_hostnames);
         assert_eq!(config.tls.unwrap().ca, PathBuf::from("/a"));
@@ -257,6 +266,9 @@ mod tests {
 
     #[test]
     fn oddities() {
+        let port_alone = conf("prometheus_port = 0").unwrap();
+        assert_eq!(port_alone.admin, Some(("0.0.0.0".to_owned(), 0)));
+        assert_eq!(conf("prometheus_addr = ::1").unwrap().admin, None);
         assert_eq!(conf("public_port = 0").unwrap().public_port, None);
         assert_eq!(conf("zone =").unwrap().zone.as_deref(), Some(""));
         assert_eq!(conf("port = +7_9").unwrap().listeners[0].port, 79);

@@ -26,6 +26,7 @@ use tracing::Level;
 
 use self::certificates::Authority;
 use self::job::Job;
+use crate::admin::metrics::Metrics;
 use crate::config::{Limits, Log, LogOutput};
 use crate::gateway::Gateway;
 use crate::gateway::listener::bind;
@@ -220,7 +221,8 @@ impl Zone {
         registration.running();
         let resolver = Resolver::new(Registry::Embedded(Arc::clone(registry)), announcement);
         let connector = Some(tls::connector(identity, true)?);
-        let gateway = Gateway::open(listeners, resolver, connector, Limits::default())?;
+        let gateway =
+            Gateway::open(listeners, resolver, connector, Limits::default(), Metrics::default())?;
         Ok(Self { address, gateway, registration })
     }
 }

@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::connection::Connection;
 use super::finger::{Fault, Reply};
 use super::{Context, session};
+use crate::admin::metrics::Rejection;
 
 /// Connections the kernel keeps for us between two looks; it cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -121,6 +122,7 @@ impl Listener {
                 }
                 Err(error) if is_the_peers(&error) => debug!(%error, "a connection failed early"),
                 Err(error) => {
+                    self.cx.metrics.rejected(Rejection::Accept);
                     last_failure.take_if(over);
                     if last_failure.replace(Instant::now()).is_some() {
                         debug!(%error, "still cannot accept connections");
@@ -142,12 +144,16 @@ impl Listener {
         let cx = Arc::clone(&self.cx);
         if let Ok(permit) = Arc::clone(&self.bounds.connections).try_acquire_owned() {
             let acceptor = self.acceptor.clone();
+            let open = cx.metrics.connection(acceptor.is_some());
             self.spawn(permit, async move {
-                session::run(stream, peer, acceptor.as_ref(), &cx).await;
+                let _open = open;
+                let outcome = session::run(stream, peer, acceptor.as_ref(), &cx).await;
+                cx.metrics.ended(&outcome);
             });
             return;
         }
         debug!(%peer, "too many connections");
+        cx.metrics.rejected(Rejection::Limit);
         // A refusal on TLS would need a handshake first: the costly part of what is too much.
         let refusal = Arc::clone(&self.bounds.refusals).try_acquire_owned();
         if let (Ok(permit), None) = (refusal, &self.acceptor) {

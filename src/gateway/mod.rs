@@ -6,6 +6,7 @@ mod asking;
 pub(crate) mod connection;
 pub(crate) mod finger;
 pub(crate) mod listener;
+pub(crate) mod outcome;
 pub(crate) mod relay;
 pub(crate) mod resolver;
 pub(crate) mod session;
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use self::asking::Asking;
 use self::listener::{Bounds, Listener};
 use self::resolver::Resolver;
+use crate::admin::metrics::Metrics;
 use crate::config::Limits;
 
 /// What every session shares.
@@ -34,6 +36,7 @@ pub(crate) struct Context {
     pub(crate) connector: Option<TlsConnector>,
     pub(crate) limits: Limits,
     asking: Asking,
+    pub(crate) metrics: Metrics,
     /// Cancelled when the grace period is over: what still runs is cut.
     pub(crate) cut: CancellationToken,
 }
@@ -83,6 +86,7 @@ impl Gateway {
         resolver: Resolver,
         connector: Option<TlsConnector>,
         limits: Limits,
+        metrics: Metrics,
     ) -> Result<Self> {
         let bounds = Arc::new(Bounds::new(limits.connections));
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -91,6 +95,7 @@ impl Gateway {
             connector,
             limits,
             asking: Asking::default(),
+            metrics,
             cut: cut.clone(),
         });
         let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());

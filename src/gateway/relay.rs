@@ -10,11 +10,9 @@ use std::io;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
-use super::asking::Place;
+use super::Context;
 use super::connection::Connection;
-use crate::config::Limits;
 
 /// Read from the next hop at once, in bytes.
 const BUFFER: usize = 16 * 1024;
@@ -65,18 +63,18 @@ impl fmt::Display for End {
     }
 }
 
-/// Copies until one side ends or `cut` is cancelled. Closes neither. Gives `place` back with the
-/// first byte.
+/// Copies until one side ends or the gateway cuts its streams. Closes neither. Calls `first_byte`
+/// when there is one.
 pub(crate) async fn run(
     upstream: &mut Connection,
     client: &mut Connection,
-    limits: &Limits,
-    cut: &CancellationToken,
-    place: Place,
+    cx: &Context,
+    first_byte: impl FnOnce(),
 ) -> Relayed {
+    let Context { limits, cut, metrics, .. } = cx;
     let mut buffer = vec![0; BUFFER];
     let (mut bytes, mut discarded) = (0, 0);
-    let mut place = Some(place);
+    let mut first_byte = Some(first_byte);
     let end = loop {
         let patience = (bytes == 0).then_some(limits.first_byte_timeout);
         let read = tokio::select! {
@@ -92,14 +90,19 @@ pub(crate) async fn run(
             Some(Ok(0)) => break End::Finished,
             Some(Ok(count)) => count,
         };
-        place.take();
+        if let Some(first_byte) = first_byte.take() {
+            first_byte();
+        }
         let write = timeout(limits.write_timeout, write(client, &buffer[..count]));
         tokio::select! {
             biased;
             written = write => match written {
                 Err(_) => break End::ClientStalled,
                 Ok(Err(error)) => break End::ClientLeft(Some(error)),
-                Ok(Ok(())) => bytes += count as u64,
+                Ok(Ok(())) => {
+                    bytes += count as u64;
+                    metrics.sent(count as u64);
+                }
             },
             () = cut.cancelled() => break End::Stopped,
         }

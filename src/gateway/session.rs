@@ -12,8 +12,10 @@ use tracing::{debug, info};
 use super::Context;
 use super::connection::{Connection, prepare};
 use super::finger::{Fault, QueryError, Reply, read_query};
+use super::outcome::Outcome;
 use super::relay::{self, End, Relayed};
 use super::upstream::{DialError, Upstream};
+use crate::admin::metrics::{Handshake, Route, Side};
 use crate::registry::build::BuildId;
 
 /// Serves one accepted connection to its end. Every wait on the peer has a deadline.
@@ -22,36 +24,35 @@ pub(crate) async fn run(
     peer: SocketAddr,
     acceptor: Option<&TlsAcceptor>,
     cx: &Context,
-) {
+) -> Outcome {
     let mut client = match greet(stream, acceptor, cx).await {
         Ok(client) => client,
-        Err(error) => return debug!(%peer, error, "no connection"),
+        Err((outcome, error)) => {
+            debug!(%peer, error, "no connection");
+            return outcome;
+        }
     };
     let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
-    let build = match query {
-        Ok(Ok(build)) => build,
-        Ok(Err(QueryError::Closed)) => return debug!(%peer, "closed without a request"),
-        Ok(Err(QueryError::Io(error))) => return debug!(%peer, %error, "no request"),
-        Ok(Err(QueryError::NotABuild(text))) => {
-            debug!(%peer, %text, "not a build id");
-            return refuse(client, Reply::NotFound, cx).await;
+    let (reply, reason) = match query {
+        Ok(Ok(build)) => match resolve(&build, cx).await {
+            Ok(hops) => return stream_from(&hops, client, peer, &build, cx).await,
+            Err((reply, reason)) => (reply, format!("{build}: {reason}")),
+        },
+        Ok(Err(QueryError::NotABuild(text))) => (Reply::NotFound, format!("no build id: {text}")),
+        Ok(Err(QueryError::TooLong)) => (Reply::Error(Fault::TooLong), "too long".to_owned()),
+        Ok(Err(QueryError::Closed)) => {
+            debug!(%peer, "closed without a request");
+            return Outcome::Probe;
         }
-        Ok(Err(QueryError::TooLong)) => {
-            debug!(%peer, "request too long");
-            return refuse(client, Reply::Error(Fault::TooLong), cx).await;
+        Ok(Err(QueryError::Io(error))) => {
+            debug!(%peer, %error, "no request");
+            return Outcome::Probe;
         }
-        Err(_) => {
-            debug!(%peer, "no request in time");
-            return refuse(client, Reply::Error(Fault::NoRequest), cx).await;
-        }
+        Err(_) => (Reply::Error(Fault::NoRequest), "nothing in time".to_owned()),
     };
-    match cx.resolver.resolve(&build).await {
-        Err((reply, reason)) => {
-            debug!(%peer, %build, reason, "request refused");
-            refuse(client, reply, cx).await;
-        }
-        Ok(hops) => stream_from(&hops, client, peer, &build, cx).await,
-    }
+    debug!(%peer, reason, "request refused");
+    refuse(client, reply, cx).await;
+    Outcome::Refused(reply)
 }
 
 /// Makes a connection of an accepted socket: options, and the TLS handshake where it is due.
@@ -59,14 +60,28 @@ async fn greet(
     stream: TcpStream,
     acceptor: Option<&TlsAcceptor>,
     cx: &Context,
-) -> Result<Connection, String> {
-    prepare(&stream, cx.limits.keepalive).map_err(|error| error.to_string())?;
+) -> Result<Connection, (Outcome, String)> {
+    let gone = |error: std::io::Error| (Outcome::Probe, error.to_string());
+    prepare(&stream, cx.limits.keepalive).map_err(gone)?;
     let Some(acceptor) = acceptor else { return Ok(Connection::Plain(stream)) };
-    match timeout(cx.limits.handshake_timeout, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Ok(Connection::Tls(Box::new(stream.into()))),
-        Ok(Err(error)) => Err(format!("TLS: {error}")),
-        Err(_) => Err("no TLS handshake in time".to_owned()),
-    }
+    let (shaken, error) = match timeout(cx.limits.handshake_timeout, acceptor.accept(stream)).await
+    {
+        Ok(Ok(stream)) => {
+            cx.metrics.handshake(Side::Client, Handshake::Ok);
+            return Ok(Connection::Tls(Box::new(stream.into())));
+        }
+        Ok(Err(error)) => (Handshake::Failed, format!("TLS: {error}")),
+        Err(_) => (Handshake::Timeout, "no TLS handshake in time".to_owned()),
+    };
+    cx.metrics.handshake(Side::Client, shaken);
+    Err((Outcome::NoHandshake, error))
+}
+
+async fn resolve(build: &BuildId, cx: &Context) -> Result<Vec<Upstream>, (Reply, String)> {
+    let began = Instant::now();
+    let resolved = cx.resolver.resolve(build).await;
+    cx.metrics.looked_up(began.elapsed());
+    resolved
 }
 
 /// Tries `hops` in turn until one has sent something, and logs how the stream went.
@@ -76,24 +91,14 @@ async fn stream_from(
     peer: SocketAddr,
     build: &BuildId,
     cx: &Context,
-) {
+) -> Outcome {
     let began = Instant::now();
-    let ended = |hop: &Upstream, bytes: u64, end: &dyn std::fmt::Display| {
-        let seconds = began.elapsed().as_secs_f64();
-        info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
-    };
     let mut fault = Fault::ExecutorUnreachable;
     for (index, hop) in hops.iter().enumerate() {
-        let relayed = match cx.asking.place(build, hop, cx.limits.connect_timeout).await {
-            Some(place) => match hop.ask(build, cx).await {
-                Ok(mut upstream) => {
-                    Ok(relay::run(&mut upstream, &mut client, &cx.limits, &cx.cut, place).await)
-                }
-                Err(error) => Err(error),
-            },
-            None => Err(DialError::Circle),
-        };
-        let (bytes, end): (u64, &dyn std::fmt::Display) = match &relayed {
+        let last = index + 1 == hops.len();
+        let route = Route::of(hop, hops.len());
+        let relayed = relay_from(hop, route, &mut client, build, began, cx).await;
+        let (bytes, end): (u64, &(dyn std::fmt::Display + Sync)) = match &relayed {
             Ok(Relayed { bytes, end }) => (*bytes, end),
             Err(error) => (0, error),
         };
@@ -101,29 +106,55 @@ async fn stream_from(
             Ok(Relayed { bytes, end }) => *bytes == 0 && end.is_upstreams_fault(),
             Err(_) => true,
         };
-        if nothing_came && index + 1 < hops.len() {
+        if nothing_came && !last {
             info!(%peer, %build, route = %hop, %end, "trying the next hop");
             continue;
         }
-        ended(hop, bytes, end);
+        let seconds = began.elapsed();
+        cx.metrics.streamed(route, seconds);
+        let seconds = seconds.as_secs_f64();
+        info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
         match relayed {
-            Ok(Relayed { end: End::Finished, .. }) => {
-                return client.finish(cx.limits.write_timeout).await;
-            }
-            Ok(Relayed { end: End::UpstreamFailed(_), bytes: 1.. }) => {
-                return client.cut(cx.limits.write_timeout).await;
-            }
-            Ok(Relayed { end: End::Stopped | End::ClientLeft(_) | End::ClientStalled, .. }) => {
-                return client.cut(Duration::ZERO).await;
-            }
             Ok(Relayed { end: End::UpstreamSilent, .. }) => fault = Fault::ExecutorSilent,
-            Ok(Relayed { end: End::UpstreamFailed(_), .. }) => {}
+            Ok(Relayed { end: End::UpstreamFailed(_), bytes: 0 }) => {}
             Err(_) if hops.len() > 1 => fault = Fault::ZoneUnreachable,
             Err(_) => {}
+            Ok(Relayed { end, .. }) => {
+                match end {
+                    End::Finished => client.finish(cx.limits.write_timeout).await,
+                    End::UpstreamFailed(_) => client.cut(cx.limits.write_timeout).await,
+                    _ => client.cut(Duration::ZERO).await,
+                }
+                return Outcome::Streamed(end);
+            }
         }
     }
     // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
-    refuse(client, Reply::Error(fault), cx).await;
+    let reply = Reply::Error(fault);
+    refuse(client, reply, cx).await;
+    Outcome::Refused(reply)
+}
+
+/// Asks one hop for the log and relays it.
+async fn relay_from(
+    hop: &Upstream,
+    route: Route,
+    client: &mut Connection,
+    build: &BuildId,
+    began: Instant,
+    cx: &Context,
+) -> Result<Relayed, DialError> {
+    let place = cx.asking.place(build, hop, cx.limits.connect_timeout).await;
+    let place = place.ok_or(DialError::Circle)?;
+    let dialed = Instant::now();
+    let mut upstream = hop.ask(build, cx).await?;
+    cx.metrics.connected(route, dialed.elapsed());
+    let _active = cx.metrics.stream();
+    let first_byte = || {
+        drop(place);
+        cx.metrics.first_byte(began.elapsed());
+    };
+    Ok(relay::run(&mut upstream, client, cx, first_byte).await)
 }
 
 /// Sends the one line that stands for a log, and closes.

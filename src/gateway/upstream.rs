@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::Context;
 use super::connection::{Connection, prepare};
+use crate::admin::metrics::{Handshake, Side};
 use crate::registry::build::{BuildId, Executor};
 use crate::registry::component::Gateway;
 
@@ -102,7 +103,10 @@ impl Upstream {
         prepare(&stream, cx.limits.keepalive).map_err(DialError::Tcp)?;
         let Some(connector) = connector else { return Ok(Connection::Plain(stream)) };
         let name = server_name(host)?;
-        let stream = connector.connect(name, stream).await.map_err(DialError::Tls)?;
+        let shaken = connector.connect(name, stream).await;
+        let result = if shaken.is_ok() { Handshake::Ok } else { Handshake::Failed };
+        cx.metrics.handshake(Side::Upstream, result);
+        let stream = shaken.map_err(DialError::Tls)?;
         Ok(Connection::Tls(Box::new(stream.into())))
     }
 }

@@ -7,6 +7,7 @@ mod clients;
 mod components;
 mod executor;
 mod log_streamer;
+mod metrics;
 mod script;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]

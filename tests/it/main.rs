@@ -1,5 +1,6 @@
 //! The built binary against a real ZooKeeper.
 
+mod admin;
 mod config;
 mod demo;
 mod limits;

@@ -36,6 +36,8 @@ pub(crate) struct Builder {
     pub(crate) zookeeper: String,
     pub(crate) zookeeper_identity: Identity,
     pub(crate) hosts: String,
+    /// Whether it tells health and metrics; the address comes behind the listeners'.
+    pub(crate) admin: bool,
     pub(crate) limits: String,
     pub(crate) log: String,
 }
@@ -54,6 +56,7 @@ impl Builder {
             zookeeper: String::new(),
             zookeeper_identity: system.zookeeper.identity.clone(),
             hosts: system.hosts(),
+            admin: false,
             limits: String::new(),
             log: String::new(),
         }
@@ -115,6 +118,9 @@ impl Builder {
             "[zookeeper]\nhosts = \"{}\"\ntls_cert = {cert:?}\ntls_key = {key:?}\ntls_ca = {ca:?}\n{}",
             self.hosts, self.zookeeper
         );
+        if self.admin {
+            let _ = writeln!(toml, "[admin]\naddress = \"127.0.0.1:0\"");
+        }
         let _ = writeln!(toml, "[limits]\n{}\n[log]\n{}", self.limits, self.log);
         toml
     }
@@ -233,6 +239,14 @@ impl Gateway {
     /// Waits for READY=1.
     pub(crate) async fn ready(&mut self) {
         self.notice("READY=1", |notices| notices.ready).await;
+    }
+
+    /// Waits until its entry says that it runs.
+    pub(crate) async fn until_running(&mut self, system: &System) {
+        let running = |entries: &[super::system::Entry]| {
+            entries.iter().any(|entry| entry.content["state"] == "running")
+        };
+        system.until("the entry to say running", running).await;
     }
 
     /// Waits for a STATUS line that is as `wanted` says.

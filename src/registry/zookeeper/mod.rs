@@ -22,6 +22,7 @@ pub(crate) use self::lookup::Lookup;
 
 use super::component::{Announcement, State};
 use super::{Orders, Registration, Registry, Standing, registration};
+use crate::admin::metrics::Metrics;
 
 /// How to reach ZooKeeper.
 pub(crate) struct Settings {
@@ -35,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) session_timeout: Duration,
     /// How long one look-up may take.
     pub(crate) lookup_timeout: Duration,
+    /// Counts sessions.
+    pub(crate) metrics: Metrics,
 }
 
 /// The longest wait between two tries to get a session. With the jitter, fifty gateways that lost
@@ -137,6 +140,7 @@ impl Keeper {
     /// Lives one session to its end.
     async fn serve(&self, client: Client) -> Served {
         debug!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
+        self.settings.metrics.session();
         self.lookup.begin_session(client.clone());
         let (snapshot, snapshot_seen) = watch::channel(None);
         let Orders { wanted, standing, .. } = &self.orders;

@@ -1,0 +1,270 @@
+//! What is counted and timed. Labels have few values, all of them there from the start, so that a
+//! rate is right from the first event on.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::gateway::outcome::Outcome;
+use crate::gateway::upstream::Upstream;
+
+/// One label with one of a few values.
+type Label = [(&'static str, &'static str); 1];
+
+type Counters = Family<Label, Counter>;
+type Histograms = Family<Label, Histogram, fn() -> Histogram>;
+
+/// Everything this process measures about itself. Cheap to clone: all share the same numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    accepted: Counters,
+    active: Family<Label, Gauge>,
+    rejected: Counters,
+    handshakes: Family<[(&'static str, &'static str); 2], Counter>,
+    requests: Counters,
+    routes: Counters,
+    lookup: Histogram,
+    connect: Histograms,
+    first_byte: Histogram,
+    stream: Histogram,
+    streamed: Counter,
+    streams: Gauge,
+    zookeeper_sessions: Counter,
+}
+
+/// Which side of a relay.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    Client,
+    Upstream,
+}
+
+/// How a TLS handshake went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Handshake {
+    Ok,
+    Failed,
+    Timeout,
+}
+
+/// Where a stream came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// An executor of our zone, or of none.
+    Direct,
+    /// A gateway of the executor's zone.
+    Zone,
+    /// An executor of another zone, because no gateway of that zone had it.
+    Fallback,
+}
+
+impl Route {
+    /// The route over `hop`, one of `hops` that were worth trying.
+    pub(crate) fn of(hop: &Upstream, hops: usize) -> Self {
+        match hop {
+            Upstream::Gateway(_) => Self::Zone,
+            Upstream::Executor(_) if hops > 1 => Self::Fallback,
+            Upstream::Executor(_) => Self::Direct,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Zone => "zone",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
+/// Why a connection was not served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rejection {
+    /// `limits.connections` reached.
+    Limit,
+    /// The kernel had none to give: descriptors or memory.
+    Accept,
+}
+
+fn short() -> Histogram {
+    Histogram::new([
+        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    ])
+}
+
+fn long() -> Histogram {
+    Histogram::new([0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21_600.0])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let metrics = Self {
+            accepted: Family::default(),
+            active: Family::default(),
+            rejected: Family::default(),
+            handshakes: Family::default(),
+            requests: Family::default(),
+            routes: Family::default(),
+            lookup: short(),
+            connect: Family::new_with_constructor(short as fn() -> Histogram),
+            first_byte: short(),
+            stream: long(),
+            streamed: Counter::default(),
+            streams: Gauge::default(),
+            zookeeper_sessions: Counter::default(),
+        };
+        for listener in ["plain", "tls"] {
+            drop(metrics.accepted.get_or_create(&[("listener", listener)]));
+            drop(metrics.active.get_or_create(&[("listener", listener)]));
+        }
+        for reason in ["limit", "accept"] {
+            drop(metrics.rejected.get_or_create(&[("reason", reason)]));
+        }
+        for side in ["client", "upstream"] {
+            for result in ["ok", "failed", "timeout"] {
+                drop(metrics.handshakes.get_or_create(&[("side", side), ("result", result)]));
+            }
+        }
+        for result in Outcome::LABELS {
+            drop(metrics.requests.get_or_create(&[("result", result)]));
+        }
+        for route in [Route::Direct, Route::Zone, Route::Fallback] {
+            drop(metrics.routes.get_or_create(&[("route", route.as_str())]));
+            drop(metrics.connect.get_or_create(&[("route", route.as_str())]));
+        }
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Names everything in `registry`, below the prefix `zuul_fingergw`.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let Self {
+            accepted,
+            active,
+            rejected,
+            handshakes,
+            requests,
+            routes,
+            lookup,
+            connect,
+            first_byte,
+            stream,
+            streamed,
+            streams,
+            zookeeper_sessions,
+        } = self.clone();
+        let registry = registry.sub_registry_with_prefix("zuul_fingergw");
+        registry.register("connections_accepted", "Connections accepted", accepted);
+        registry.register("connections_active", "Connections open", active);
+        registry.register("connections_rejected", "Connections not served", rejected);
+        registry.register(
+            "tls_handshakes",
+            "TLS handshakes with clients and next hops",
+            handshakes,
+        );
+        registry.register("requests", "Connections by how they ended", requests);
+        registry.register("routes", "Streams by where they came from", routes);
+        let seconds = || Unit::Seconds;
+        registry.register_with_unit("lookup", "Finding out where a build runs", seconds(), lookup);
+        registry.register_with_unit("upstream_connect", "Reaching a next hop", seconds(), connect);
+        registry.register_with_unit(
+            "first_byte",
+            "From a request to its first byte",
+            seconds(),
+            first_byte,
+        );
+        registry.register_with_unit("stream", "From a request to its last byte", seconds(), stream);
+        registry.register_with_unit("streamed", "Log sent to clients", Unit::Bytes, streamed);
+        registry.register("streams_active", "Streams under way", streams);
+        registry.register("zookeeper_sessions", "Sessions with ZooKeeper", zookeeper_sessions);
+    }
+
+    /// Counts a connection for as long as the guard lives.
+    pub(crate) fn connection(&self, tls: bool) -> Active {
+        let label = [("listener", if tls { "tls" } else { "plain" })];
+        self.accepted.get_or_create(&label).inc();
+        let active = self.active.get_or_create(&label).clone();
+        Active::new(active)
+    }
+
+    /// Counts a stream for as long as the guard lives.
+    pub(crate) fn stream(&self) -> Active {
+        Active::new(self.streams.clone())
+    }
+
+    pub(crate) fn rejected(&self, reason: Rejection) {
+        let reason = match reason {
+            Rejection::Limit => "limit",
+            Rejection::Accept => "accept",
+        };
+        self.rejected.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    pub(crate) fn handshake(&self, side: Side, result: Handshake) {
+        let side = match side {
+            Side::Client => "client",
+            Side::Upstream => "upstream",
+        };
+        let result = match result {
+            Handshake::Ok => "ok",
+            Handshake::Failed => "failed",
+            Handshake::Timeout => "timeout",
+        };
+        self.handshakes.get_or_create(&[("side", side), ("result", result)]).inc();
+    }
+
+    /// Counts the end of a connection.
+    pub(crate) fn ended(&self, outcome: &Outcome) {
+        self.requests.get_or_create(&[("result", outcome.label())]).inc();
+    }
+
+    pub(crate) fn looked_up(&self, time: Duration) {
+        self.lookup.observe(time.as_secs_f64());
+    }
+
+    pub(crate) fn connected(&self, route: Route, time: Duration) {
+        self.connect.get_or_create(&[("route", route.as_str())]).observe(time.as_secs_f64());
+    }
+
+    pub(crate) fn first_byte(&self, time: Duration) {
+        self.first_byte.observe(time.as_secs_f64());
+    }
+
+    /// Counts the end of a stream that took `time`.
+    pub(crate) fn streamed(&self, route: Route, time: Duration) {
+        self.routes.get_or_create(&[("route", route.as_str())]).inc();
+        self.stream.observe(time.as_secs_f64());
+    }
+
+    /// Counts bytes of logs sent to clients.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.streamed.inc_by(bytes);
+    }
+
+    /// Counts a session with ZooKeeper.
+    pub(crate) fn session(&self) {
+        self.zookeeper_sessions.inc();
+    }
+}
+
+/// Holds a place in a gauge.
+#[derive(Debug)]
+pub(crate) struct Active(Gauge);
+
+impl Active {
+    fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

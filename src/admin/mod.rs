@@ -1,0 +1,199 @@
+//! Health and metrics over HTTP: upstream's paths, codes and bodies (`zuul/lib/monitoring.py`).
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/health/live` | 200, empty |
+//! | `/health/ready` | 200 while new streams can be served, else 503; empty |
+//! | `/health/status` | 200, the registry state in capitals |
+//! | `/metrics`, `/` | 200, Prometheus' text format, or OpenMetrics where it is asked for |
+//!
+//! Bounded: a scraper that is slow, or many of them, cost nobody else anything.
+
+pub(crate) mod metrics;
+mod process;
+mod system;
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
+use tracing::debug;
+
+use self::metrics::Metrics;
+use self::process::Process;
+use self::system::System;
+use crate::registry::component::State;
+use crate::registry::{Registry as ComponentRegistry, Standing};
+
+/// Connections at once.
+const CONNECTIONS: usize = 32;
+
+/// For a request's head, and for a whole connection: each serves one request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest head, in bytes.
+const HEAD_MAX: usize = 8 * 1024;
+
+/// After a failed accept.
+const PAUSE: Duration = Duration::from_millis(500);
+
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What there is to tell.
+pub(crate) struct Admin {
+    registry: Registry,
+    standing: watch::Receiver<Standing>,
+    state: watch::Receiver<State>,
+}
+
+impl Admin {
+    /// Tells of `metrics`, of a gateway in `state` whose entry stands as `standing` says, and of the
+    /// system as `components` know it.
+    pub(crate) fn new(
+        metrics: &Metrics,
+        state: watch::Receiver<State>,
+        standing: watch::Receiver<Standing>,
+        components: ComponentRegistry,
+    ) -> Self {
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let system = System { state: state.clone(), standing: standing.clone(), components };
+        registry.register_collector(Box::new(system));
+        registry.register_collector(Box::new(Process));
+        Self { registry, standing, state }
+    }
+
+    /// Answers on `listener` for as long as it is polled.
+    pub(crate) async fn serve(self, listener: TcpListener) -> Infallible {
+        let this = Arc::new(self);
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    // One too many is closed at once: its client asks again.
+                    if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                        let this = Arc::clone(&this);
+                        tokio::spawn(async move {
+                            let _place = place;
+                            this.converse(stream).await;
+                        });
+                    }
+                }
+                Err(error) => {
+                    debug!(%error, "admin: cannot accept");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn converse(&self, stream: TcpStream) {
+        let answer =
+            service_fn(|request| std::future::ready(Ok::<_, Infallible>(self.answer(&request))));
+        let conversation = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_MAX)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), answer);
+        match timeout(TIMEOUT, conversation).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "admin: connection failed"),
+            Err(_) => debug!("admin: connection too slow"),
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, None, String::new());
+            response
+                .headers_mut()
+                .insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/health/live" => respond(StatusCode::OK, None, String::new()),
+            "/health/ready" if self.is_ready() => respond(StatusCode::OK, None, String::new()),
+            "/health/ready" => respond(StatusCode::SERVICE_UNAVAILABLE, None, String::new()),
+            "/health/status" => {
+                let state = self.state.borrow().as_str().to_uppercase();
+                respond(StatusCode::OK, Some("text/plain"), state)
+            }
+            "/metrics" | "/" => {
+                let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+                let openmetrics =
+                    accept.is_some_and(|accept| accept.contains("application/openmetrics-text"));
+                let content_type = if openmetrics { OPENMETRICS } else { TEXT };
+                respond(StatusCode::OK, Some(content_type), self.exposition(openmetrics))
+            }
+            _ => respond(StatusCode::NOT_FOUND, None, String::new()),
+        }
+    }
+
+    /// Whether new streams can be served: our entry stands, we serve, and ZooKeeper answers.
+    fn is_ready(&self) -> bool {
+        *self.state.borrow() == State::Running
+            && matches!(*self.standing.borrow(), Standing::Registered(_))
+    }
+
+    fn exposition(&self, openmetrics: bool) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a String takes everything");
+        if openmetrics { text } else { prometheus_text(&text) }
+    }
+}
+
+fn respond(
+    status: StatusCode,
+    content_type: Option<&'static str>,
+    body: String,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    if let Some(content_type) = content_type {
+        let value = hyper::header::HeaderValue::from_static(content_type);
+        response.headers_mut().insert(CONTENT_TYPE, value);
+    }
+    response
+}
+
+/// OpenMetrics as Prometheus' older text format: there a counter's type is told of the name with
+/// its `_total`, units are part of names only, and nothing marks the end.
+fn prometheus_text(openmetrics: &str) -> String {
+    let mut text = String::with_capacity(openmetrics.len());
+    let mut help = None;
+    for line in openmetrics.lines() {
+        let words: Vec<_> = line.splitn(4, ' ').collect();
+        match words[..] {
+            ["#", "HELP", ..] => help = Some(words),
+            ["#", "TYPE", name, kind] => {
+                let total = if kind == "counter" { "_total" } else { "" };
+                if let Some([_, _, _, words]) = help.take().as_deref() {
+                    let _ = writeln!(text, "# HELP {name}{total} {words}");
+                }
+                let _ = writeln!(text, "# TYPE {name}{total} {kind}");
+            }
+            ["#", ..] => {}
+            _ => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    text
+}

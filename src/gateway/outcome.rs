@@ -1,0 +1,66 @@
+//! How a connection ended, as it is counted.
+
+use super::finger::{Fault, Reply};
+use super::relay::End;
+
+/// The end of one accepted connection.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// A log was relayed, at least its first byte.
+    Streamed(End),
+    /// One line of ours stood for it.
+    Refused(Reply),
+    /// The TLS handshake failed, or took too long.
+    NoHandshake,
+    /// The peer left before it had asked: health checkers, port scans.
+    Probe,
+}
+
+impl Outcome {
+    /// Every label there is.
+    pub(crate) const LABELS: [&str; 17] = [
+        "ok",
+        "upstream_cut",
+        "client_left",
+        "client_stalled",
+        "stopped",
+        "not_found",
+        "not_started",
+        "bad_request",
+        "timeout",
+        "rejected",
+        "zookeeper",
+        "unreadable",
+        "upstream_unreachable",
+        "upstream_silent",
+        "zone_unreachable",
+        "tls",
+        "probe",
+    ];
+
+    /// The value of the metric label `result`, one of [`Self::LABELS`].
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Streamed(End::Finished) => "ok",
+            Self::Streamed(End::UpstreamFailed(_)) => "upstream_cut",
+            Self::Streamed(End::ClientLeft(_)) => "client_left",
+            Self::Streamed(End::ClientStalled) => "client_stalled",
+            Self::Streamed(End::Stopped) => "stopped",
+            Self::Refused(Reply::NotFound) => "not_found",
+            Self::Refused(Reply::NotStarted) => "not_started",
+            Self::Refused(Reply::Error(fault)) => match fault {
+                Fault::TooLong => "bad_request",
+                Fault::NoRequest => "timeout",
+                Fault::TooManyConnections => "rejected",
+                Fault::RegistryAway => "zookeeper",
+                Fault::UnreadableEntry => "unreadable",
+                Fault::ExecutorUnreachable => "upstream_unreachable",
+                Fault::ZoneUnreachable => "zone_unreachable",
+                Fault::ExecutorSilent => "upstream_silent",
+            },
+            Self::Streamed(End::UpstreamSilent) => "upstream_silent",
+            Self::NoHandshake => "tls",
+            Self::Probe => "probe",
+        }
+    }
+}

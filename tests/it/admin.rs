@@ -1,0 +1,242 @@
+//! Health and metrics over HTTP.
+
+use std::net::SocketAddr;
+
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::client::Client;
+use crate::support::executor::Executor;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+use crate::support::within;
+use crate::support::zookeeper::ZooKeeper;
+
+/// The answer to one request: status line, header lines, body.
+struct Answer {
+    status: String,
+    headers: String,
+    body: String,
+}
+
+async fn ask(address: SocketAddr, request: &str) -> Answer {
+    let answer = within("an HTTP answer", async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    });
+    let answer = answer.await.expect("an HTTP answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let (status, headers) = head.split_once("\r\n").unwrap_or((head, ""));
+    Answer { status: status.to_owned(), headers: headers.to_lowercase(), body: body.to_owned() }
+}
+
+async fn get(address: SocketAddr, path: &str) -> Answer {
+    ask(address, &format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n")).await
+}
+
+/// A gateway with the admin listener, whose address is the last it tells.
+fn with_admin(system: &System) -> Builder {
+    let mut builder = Builder::new(system).zone("west");
+    builder.admin = true;
+    builder
+}
+
+fn admin(gateway: &Gateway) -> SocketAddr {
+    gateway.addresses[gateway.addresses.len() - 1]
+}
+
+/// The value of one series.
+async fn metric(gateway: &Gateway, series: &str) -> f64 {
+    let body = get(admin(gateway), "/metrics").await.body;
+    let value = body.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {series} in\n{body}")).parse().expect("a number")
+}
+
+#[tokio::test]
+async fn upstreams_paths_codes_and_bodies() {
+    let system = System::new().await;
+    let mut gateway = with_admin(&system).ready().await;
+    gateway.until_running(&system).await;
+    let address = admin(&gateway);
+    for (path, status, body) in [
+        ("/health/live", "HTTP/1.1 200 OK", ""),
+        ("/health/ready", "HTTP/1.1 200 OK", ""),
+        ("/health/status", "HTTP/1.1 200 OK", "RUNNING"),
+        ("/health", "HTTP/1.1 404 Not Found", ""),
+        ("/nothing", "HTTP/1.1 404 Not Found", ""),
+    ] {
+        let answer = get(address, path).await;
+        assert_eq!((answer.status.as_str(), answer.body.as_str()), (status, body), "{path}");
+        let typed = answer.headers.contains("content-type: text/plain");
+        assert_eq!(typed, path == "/health/status", "{path}: {}", answer.headers);
+    }
+    for path in ["/", "/metrics"] {
+        let answer = get(address, path).await;
+        assert_eq!(answer.status, "HTTP/1.1 200 OK");
+        assert!(answer.headers.contains("content-type: text/plain; version=0.0.4; charset=utf-8"));
+    }
+    let answer =
+        ask(address, "POST /metrics HTTP/1.1\r\nHost: g\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(answer.status, "HTTP/1.1 405 Method Not Allowed");
+}
+
+#[tokio::test]
+async fn ready_tells_the_truth() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper.clone()).await;
+    zookeeper.kill().await;
+    let mut gateway = with_admin(&system).start().await;
+    let address = admin(&gateway);
+    let unready = "HTTP/1.1 503 Service Unavailable";
+    assert_eq!(get(address, "/health/ready").await.status, unready, "ZooKeeper away");
+    assert_eq!(get(address, "/health/live").await.status, "HTTP/1.1 200 OK");
+    assert_eq!(get(address, "/health/status").await.body, "INITIALIZING");
+    assert!(metric(&gateway, "zuul_fingergw_zookeeper_connected").await < 1.0);
+
+    zookeeper.run().await;
+    gateway.ready().await;
+    gateway.until_running(&system).await;
+    assert_eq!(get(address, "/health/ready").await.status, "HTTP/1.1 200 OK");
+    assert!(metric(&gateway, "zuul_fingergw_zookeeper_connected").await > 0.0);
+    assert!(metric(&gateway, "zuul_fingergw_zone_gateways{zone=\"west\"}").await > 0.0);
+
+    zookeeper.kill().await;
+    gateway.status("the loss", |status| status.ends_with("lost")).await;
+    assert_eq!(get(address, "/health/ready").await.status, unready, "ZooKeeper lost");
+    zookeeper.run().await;
+    gateway.status("the way back", |status| status.contains("registered as")).await;
+
+    // With a stream running, stopping takes as long as that does.
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let _client = Client::ask(gateway.address(), &build).await;
+    let _stream = executor.accept().await;
+    gateway.signal(Signal::TERM);
+    system.until("the entry to go", <[_]>::is_empty).await;
+    assert_eq!(get(address, "/health/ready").await.status, unready, "stopping");
+    assert_eq!(get(address, "/health/status").await.body, "STOPPED");
+    assert!(metric(&gateway, "zuul_fingergw_draining").await > 0.0);
+}
+
+#[tokio::test]
+async fn what_is_counted() {
+    let system = System::new().await;
+    let gateway = with_admin(&system).ready().await;
+    let result = |label: &str| format!("zuul_fingergw_requests_total{{result=\"{label}\"}}");
+    // Everything is there from the start.
+    for label in ["ok", "not_found", "upstream_cut", "probe", "tls"] {
+        assert!(metric(&gateway, &result(label)).await < 0.5, "{label}");
+    }
+    for series in [
+        "zuul_fingergw_connections_rejected_total{reason=\"limit\"}",
+        "zuul_fingergw_tls_handshakes_total{side=\"upstream\",result=\"failed\"}",
+        "zuul_fingergw_routes_total{route=\"fallback\"}",
+        "zuul_fingergw_first_byte_seconds_count",
+    ] {
+        assert!(metric(&gateway, series).await < 0.5, "{series}");
+    }
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.accept().await;
+    stream.write(b"12345").await;
+    client.expect(b"12345").await;
+    assert_eq!(metric(&gateway, "zuul_fingergw_streams_active").await, 1.0);
+    stream.finish().await;
+    assert_eq!(client.text().await, "");
+    drop(client);
+    assert_eq!(Client::ask(gateway.address(), "abc").await.text().await, "Build not found\r\n");
+    drop(Client::connect(gateway.address()).await);
+
+    // Counted when it is over for the gateway, a moment after the client.
+    within("the counts", async {
+        for label in ["ok", "not_found", "probe"] {
+            while metric(&gateway, &result(label)).await < 1.0 {}
+        }
+    })
+    .await;
+    for (series, value) in [
+        ("zuul_fingergw_streamed_bytes_total", 5.0),
+        ("zuul_fingergw_streams_active", 0.0),
+        ("zuul_fingergw_routes_total{route=\"direct\"}", 1.0),
+        ("zuul_fingergw_lookup_seconds_count", 2.0),
+        ("zuul_fingergw_first_byte_seconds_count", 1.0),
+        ("zuul_fingergw_connections_accepted_total{listener=\"plain\"}", 3.0),
+        ("zuul_fingergw_zookeeper_sessions_total", 1.0),
+    ] {
+        assert_eq!(metric(&gateway, series).await, value, "{series}");
+    }
+}
+
+#[tokio::test]
+async fn the_process_as_zuul_documents_it() {
+    let system = System::new().await;
+    let gateway = with_admin(&system).ready().await;
+    for name in [
+        "process_virtual_memory_bytes",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_cpu_seconds_total",
+        "process_open_fds",
+        "process_max_fds",
+    ] {
+        let value = metric(&gateway, name).await;
+        assert!(value > 0.0 || name.contains("cpu"), "{name} {value}");
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let started = metric(&gateway, "process_start_time_seconds").await;
+    let age = now.expect("after 1970").as_secs_f64() - started;
+    assert!((-5.0..3600.0).contains(&age), "started {age} s ago");
+}
+
+#[tokio::test]
+async fn openmetrics_for_those_who_ask() {
+    let system = System::new().await;
+    let gateway = with_admin(&system).ready().await;
+    let request = "GET /metrics HTTP/1.1\r\nHost: g\r\n\
+                   Accept: application/openmetrics-text; version=1.0.0, text/plain; q=0.5\r\n\r\n";
+    let answer = ask(admin(&gateway), request).await;
+    assert!(answer.headers.contains("content-type: application/openmetrics-text; version=1.0.0"));
+    assert!(answer.body.ends_with("# EOF\n"));
+    let plain = get(admin(&gateway), "/metrics").await.body;
+    assert!(!plain.contains("# EOF") && !plain.contains("# UNIT"));
+    assert!(plain.contains("# TYPE zuul_fingergw_requests_total counter"), "{plain}");
+}
+
+/// Silent and slow scrapers, up to the last place, keep nobody from being streamed to.
+#[tokio::test]
+async fn scrapers_harm_nobody() {
+    let system = System::new().await;
+    let gateway = with_admin(&system).ready().await;
+    let address = admin(&gateway);
+    let mut silent = Vec::new();
+    for _ in 0..10 {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(b"GET /metrics HTT").await.expect("half a request");
+        silent.push(stream);
+    }
+    assert_eq!(get(address, "/health/live").await.status, "HTTP/1.1 200 OK");
+    for _ in 0..60 {
+        silent.push(TcpStream::connect(address).await.expect("a connection"));
+    }
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+    // Each is closed in the end, without having been answered.
+    for mut stream in silent {
+        let mut rest = Vec::new();
+        let _ = within("the close", stream.read_to_end(&mut rest)).await;
+    }
+    assert_eq!(get(address, "/health/live").await.status, "HTTP/1.1 200 OK");
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(100_000));
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    let _ = stream.write_all(long.as_bytes()).await;
+    let _ = within("the close", stream.read_to_end(&mut Vec::new())).await;
+    assert_eq!(get(address, "/health/live").await.status, "HTTP/1.1 200 OK");
+}
