@@ -86,7 +86,7 @@ fn conversations(builds: &Builds) -> Vec<Conversation> {
         Conversation { name: "closed without a request", pieces: Vec::new(), half_close: true },
         Conversation {
             name: "closed within a request",
-            pieces: vec![id[..16].as_bytes().to_vec()],
+            pieces: vec![id.as_bytes()[..16].to_vec()],
             half_close: true,
         },
     ]
