@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use tracing::Level;
 
 use crate::config::{self, Config, Log};
-use crate::{daemon, demo, log, tls};
+use crate::daemon::{self, Identities};
+use crate::service::privileges::{Account, Unfit};
+use crate::{demo, log, tls};
 
 /// A configuration that cannot be used: `EX_CONFIG` of sysexits(3), by which service managers know
 /// that trying again does not help.
@@ -54,12 +57,8 @@ pub fn run() -> ExitCode {
 }
 
 fn check(path: Option<&Path>) -> ExitCode {
-    let checked = load(path).and_then(|(path, config)| {
-        daemon::Identities::load(&config)?;
-        Ok(path)
-    });
-    match checked {
-        Ok(path) => {
+    match load(path).and_then(Loaded::usable) {
+        Ok(Usable { path, .. }) => {
             println!("{}: OK", path.display());
             ExitCode::SUCCESS
         }
@@ -68,10 +67,8 @@ fn check(path: Option<&Path>) -> ExitCode {
 }
 
 fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
-    let loaded = load(path)
-        .and_then(|(path, config)| Ok((path, daemon::Identities::load(&config)?, config)));
-    let (path, identities, config) = match loaded {
-        Ok(loaded) => loaded,
+    let Usable { path, config, identities, account } = match load(path).and_then(Loaded::usable) {
+        Ok(usable) => usable,
         Err(error) => return refuse(&error),
     };
     let level = if debug { config.log.level.max(Level::DEBUG) } else { config.log.level };
@@ -79,19 +76,45 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
     if !foreground && !config::is_toml(&path) {
         tracing::warn!("running in the foreground: detaching is not supported; use -f");
     }
-    match daemon::run(config, identities) {
+    match daemon::run(config, identities, account.as_ref()) {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            if error.is::<Unfit>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn load(path: Option<&Path>) -> anyhow::Result<(PathBuf, Config)> {
+/// A configuration that is good as a document.
+struct Loaded {
+    path: PathBuf,
+    config: Config,
+}
+
+/// One whose files and user are good as well.
+struct Usable {
+    path: PathBuf,
+    config: Config,
+    identities: Identities,
+    account: Option<Account>,
+}
+
+fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
     let path = config::locate(path)?;
     let config = config::load(&path)?;
-    Ok((path, config))
+    Ok(Loaded { path, config })
+}
+
+impl Loaded {
+    fn usable(self) -> anyhow::Result<Usable> {
+        let Self { path, config } = self;
+        match (Identities::load(&config), Account::of(config.user.as_deref())) {
+            (Ok(identities), Ok(account)) => Ok(Usable { path, config, identities, account }),
+            (Err(error), Ok(_)) => Err(error),
+            (Ok(_), Err(unfit)) => Err(unfit.into()),
+            (Err(error), Err(unfit)) => Err(anyhow!("{error:#}\n{unfit}")),
+        }
+    }
 }
 
 fn refuse(error: &anyhow::Error) -> ExitCode {

@@ -16,6 +16,7 @@ use crate::registry::component::Announcement;
 use crate::registry::zookeeper::{self, Diagnosis, Settings};
 use crate::registry::{Registration, Standing};
 use crate::service::descriptors;
+use crate::service::privileges::Account;
 use crate::service::signals::StopSignals;
 use crate::service::systemd::Manager;
 use crate::tls::{self, Identity};
@@ -52,11 +53,15 @@ impl Identities {
     }
 }
 
-/// Runs the gateway until it is told to stop.
+/// Runs the gateway until it is told to stop, as `account` once its sockets are bound.
 ///
 /// # Errors
 /// What keeps it from starting.
-pub(crate) fn run(mut config: Config, identities: Identities) -> Result<ExitCode> {
+pub(crate) fn run(
+    mut config: Config,
+    identities: Identities,
+    account: Option<&Account>,
+) -> Result<ExitCode> {
     info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
     // Here, where a signal still ends the process: it may take as long as name servers take.
     let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
@@ -67,6 +72,8 @@ pub(crate) fn run(mut config: Config, identities: Identities) -> Result<ExitCode
     for listener in &config.listeners {
         sockets.push(bind(resolve(&listener.host, listener.port)?)?);
     }
+    // While this is the only thread there is.
+    settle(&config, account)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -75,6 +82,20 @@ pub(crate) fn run(mut config: Config, identities: Identities) -> Result<ExitCode
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
     status
+}
+
+/// Becomes the configured user. What is read again later must be readable then; better to hear of
+/// it now than of streams that fail.
+fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
+    let Some(account) = account else {
+        if let Some(user) = &config.user {
+            info!(user, "not started as root: user is ignored");
+        }
+        return Ok(());
+    };
+    account.assume()?;
+    let files = config.tls.iter().chain([&config.zookeeper.tls]);
+    Ok(account.check_readable(files.flat_map(|files| files.paths()))?)
 }
 
 /// The address to listen on; of several an IPv6 one, as upstream chooses.

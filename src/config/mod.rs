@@ -36,6 +36,8 @@ pub(crate) struct Config {
     /// Whether a gateway's certificate must carry the name it was dialed by.
     pub(crate) verify_hostnames: bool,
     pub(crate) zookeeper: ZooKeeper,
+    /// Who to be once the sockets are bound, if started as root.
+    pub(crate) user: Option<String>,
     pub(crate) limits: Limits,
     pub(crate) log: Log,
 }

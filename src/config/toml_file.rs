@@ -42,6 +42,7 @@ fn config(document: &Document<'_>) -> Config {
         tls,
         verify_hostnames,
         zookeeper,
+        user: root.text("user", value::user),
         limits,
         log,
     };
@@ -283,7 +284,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 34);
+        assert_eq!(keys, 35);
     }
 
     #[test]

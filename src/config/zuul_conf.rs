@@ -67,6 +67,8 @@ impl Reader<'_> {
             tls,
             verify_hostnames: self.boolean(FINGERGW, "tls_verify_hostnames", true),
             zookeeper: self.zookeeper(),
+            // Upstream takes an empty one for none.
+            user: self.string(FINGERGW, "user").filter(|user| !user.is_empty()),
             limits: Limits::default(),
             log: Log::default(),
         }
@@ -246,6 +248,7 @@ mod tests {
         assert_eq!((config.hostname.as_deref(), config.zone.as_deref()), (Some("gw"), Some("w")));
         assert!(!config.verify_hostnames);
         assert_eq!(config.tls.unwrap().ca, PathBuf::from("/a"));
+        assert_eq!(config.user.as_deref(), Some("zuul"));
     }
 
     #[test]
@@ -258,6 +261,7 @@ mod tests {
     #[test]
     fn oddities() {
         assert_eq!(conf("public_port = 0").unwrap().public_port, None);
+        assert_eq!(conf("user =").unwrap().user, None);
         assert_eq!(conf("zone =").unwrap().zone.as_deref(), Some(""));
         assert_eq!(conf("port = +7_9").unwrap().listeners[0].port, 79);
         for bad in ["port = 0x4f", "port = _79", "port = 79 ; x", "port = ++79", "port = -1"] {

@@ -90,7 +90,7 @@ async fn a_good_configuration() {
     let sections = format!("tls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n");
     let conf = files.write(
         "zuul.conf",
-        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = zuul\n{sections}"),
+        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = root\n{sections}"),
     );
     for config in [&toml, &conf] {
         let checked = check(config).await;
@@ -388,7 +388,7 @@ impl FromZuulConf {
              [connection \"gerrit\"]\ndriver = gerrit\npassword = 100%\n\n\
              [zookeeper]\nhosts = {hosts}\n{zookeeper}session_timeout = 20.5\n\n\
              [fingergw]\nlisten_address = 127.0.0.1\nport = 0\nhostname = localhost\n\
-             user = zuul\nstate_dir = /var/lib/zuul\n{fingergw}"
+             user = root\nstate_dir = /var/lib/zuul\n{fingergw}"
         );
         fs::write(&config, text).expect("zuul.conf");
         let mut gateway = Gateway::with_config(directory, &config).await;

@@ -4,9 +4,10 @@
 //! (sd_notify(3)), its addresses with them: every listener takes port 0.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -94,6 +95,31 @@ impl Builder {
         self
     }
 
+    /// With files that every user may read: the certificates are copied.
+    pub(crate) fn readable_by_all(mut self) -> Self {
+        let directory = self.directory.path();
+        open_to_all(directory);
+        for (name, identity) in self
+            .tls
+            .iter_mut()
+            .map(|tls| ("tls", tls))
+            .chain([("zk", &mut self.zookeeper_identity)])
+        {
+            let Identity { cert, key, ca, .. } = identity;
+            for (kind, file) in [("cert", cert), ("key", key), ("ca", ca)] {
+                let copy = directory.join(format!("{name}-{kind}.pem"));
+                fs::copy(&file, &copy).expect("a copy");
+                open_to_all(&copy);
+                *file = copy;
+            }
+        }
+        self
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     fn toml(&self) -> String {
         let mut toml = format!("hostname = \"{}\"\n{}\n", self.hostname, self.root);
         if let Some(zone) = &self.zone {
@@ -160,10 +186,12 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// Starts it with a configuration file of any kind; `directory` is kept as long as it runs.
-    pub(crate) async fn with_config(directory: TempDir, config: &std::path::Path) -> Self {
+    pub(crate) async fn with_config(directory: TempDir, config: &Path) -> Self {
         let socket = directory.path().join("notify");
         let (notices, notices_seen) = watch::channel(Notices::default());
         let datagrams = UnixDatagram::bind(&socket).expect("a notify socket");
+        // Some gateways become another user.
+        open_to_all(&socket);
         tokio::spawn(async move {
             let mut buffer = vec![0; 4096];
             while let Ok(count) = datagrams.recv(&mut buffer).await {
@@ -226,7 +254,7 @@ impl Gateway {
         self.pid
     }
 
-    pub(crate) fn directory(&self) -> &std::path::Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
@@ -298,6 +326,11 @@ impl Drop for Gateway {
             }
         }
     }
+}
+
+/// Lets every user do everything with the file at `path`.
+pub(crate) fn open_to_all(path: &Path) {
+    fs::set_permissions(path, Permissions::from_mode(0o777)).expect("permissions");
 }
 
 /// Reads lines all the time: a full pipe would stop the process.
