@@ -1,14 +1,16 @@
 //! The command line. Letters and meanings are upstream's where it has them.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow, bail};
 use clap::{Parser, Subcommand};
 use tracing::Level;
 
 use crate::config::{self, Config, Log};
 use crate::daemon::{self, Identities};
+use crate::service::control::{self, Request};
 use crate::service::privileges::{Account, Unfit};
 use crate::{demo, log, tls};
 
@@ -38,6 +40,14 @@ struct Cli {
 enum Command {
     /// Check the configuration and its certificates, and do nothing else
     Check,
+    /// Stop the gateway that runs with this configuration
+    Stop,
+    /// Show how the gateway that runs with this configuration stands
+    Status {
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Show a log crossing two zones, all in this process: no ZooKeeper, no configuration
     Demo(demo::Options),
 }
@@ -52,6 +62,8 @@ pub fn run() -> ExitCode {
     match command {
         Some(Command::Demo(options)) => demo::run(&options, debug),
         Some(Command::Check) => check(config.as_deref()),
+        Some(Command::Stop) => send(config.as_deref(), Request::Stop),
+        Some(Command::Status { json }) => send(config.as_deref(), Request::Status { json }),
         None => serve(config.as_deref(), foreground, debug),
     }
 }
@@ -63,6 +75,35 @@ fn check(path: Option<&Path>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => refuse(&error),
+    }
+}
+
+/// Sends `request` to the running gateway and prints what it answers.
+fn send(path: Option<&Path>, request: Request) -> ExitCode {
+    let Loaded { path, config } = match load(path) {
+        Ok(loaded) => loaded,
+        Err(error) => return refuse(&error),
+    };
+    let socket = config.control.as_deref().with_context(|| {
+        format!("{}: sets no command socket; use signals instead", path.display())
+    });
+    let answered = socket.and_then(|socket| {
+        let reply = control::ask(socket, request)?;
+        // Stopping is answered by closing; nothing else is.
+        if reply.is_empty() != (request == Request::Stop) {
+            bail!("{}: not the answer to {request}: {reply:?}", socket.display());
+        }
+        Ok(reply)
+    });
+    // A reader that has seen enough is no fault of ours, but no success either.
+    let printed = answered.map(|reply| io::stdout().write_all(reply.as_bytes()));
+    match printed {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(_)) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -15,7 +15,7 @@
 //! - `gateway` is the line above, one module for each step.
 //! - `registry` answers the gateway's questions and keeps its own entry.
 //! - `tls` makes server and client sides of certificates.
-//! - `service` is about being a good daemon: signals, service manager, descriptors.
+//! - `service` is about being a good daemon: signals, service manager, command socket, user.
 //! - `demo` is a whole small system on loopback.
 //! - `log` says what the levels mean.
 //!

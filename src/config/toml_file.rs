@@ -32,6 +32,7 @@ fn config(document: &Document<'_>) -> Config {
     let (tls, verify_hostnames) = tls(tls_table);
     let listeners = listeners(&mut root, tls.is_some());
     let zookeeper = zookeeper(root.table("zookeeper"));
+    let control = control(root.table("control"));
     let limits = limits(root.table("limits"));
     let log = log(root.table("log"));
     let config = Config {
@@ -43,6 +44,7 @@ fn config(document: &Document<'_>) -> Config {
         verify_hostnames,
         zookeeper,
         user: root.text("user", value::user),
+        control,
         limits,
         log,
     };
@@ -135,6 +137,12 @@ fn zookeeper(mut table: Table<'_>) -> ZooKeeper {
     };
     table.finish();
     zookeeper
+}
+
+fn control(mut table: Table<'_>) -> Option<PathBuf> {
+    let socket = table.path_of_file("socket");
+    table.finish();
+    socket
 }
 
 /// What the kernel takes for TCP_KEEPIDLE (tcp(7); Linux, `MAX_TCP_KEEPIDLE`).
@@ -257,7 +265,7 @@ mod tests {
     #[test]
     fn a_spurious_key_in_any_table_is_refused() {
         let mutants = mutants(&uncommented(true));
-        assert_eq!(mutants.len(), 6, "tables");
+        assert_eq!(mutants.len(), 7, "tables");
         for (mutant, line) in mutants {
             let faults = faults(&mutant);
             assert_eq!(faults.len(), 1, "{faults:?}");
@@ -284,7 +292,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 35);
+        assert_eq!(keys, 37);
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::tls::{ClientCertificate, Files};
 const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
 
+const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
+
 /// Reads the file called `file` with content `text`; the variables of `environment` are options of
 /// every section.
 ///
@@ -69,6 +71,7 @@ impl Reader<'_> {
             zookeeper: self.zookeeper(),
             // Upstream takes an empty one for none.
             user: self.string(FINGERGW, "user").filter(|user| !user.is_empty()),
+            control: self.path("command_socket", COMMAND_SOCKET),
             limits: Limits::default(),
             log: Log::default(),
         }
@@ -108,6 +111,12 @@ impl Reader<'_> {
 
     fn string(&mut self, section: &'static str, option: &'static str) -> Option<String> {
         self.value(section, option).map(|value| value.text)
+    }
+
+    /// A path in our section; `None` if it is empty, which switches off what it is for.
+    fn path(&mut self, option: &'static str, default: &str) -> Option<PathBuf> {
+        let path = self.string(FINGERGW, option).unwrap_or_else(|| default.to_owned());
+        (!path.is_empty()).then(|| PathBuf::from(path))
     }
 
     fn read<T>(
@@ -225,6 +234,7 @@ mod tests {
         assert_eq!(config.zookeeper.hosts.to_string(), "zk:2281/zuul");
         assert!(config.verify_hostnames && !config.zookeeper.verify_hostnames);
         assert_eq!((config.zone, config.public_port, config.hostname), (None, None, None));
+        assert_eq!(config.control, Some(PathBuf::from("/var/lib/zuul/fingergw.socket")));
     }
 
     #[test]
@@ -232,6 +242,7 @@ mod tests {
         let config = conf(
             "listen_address = 127.0.0.1\nport = 9079\npublic_port = 79\nhostname = gw\nzone = w\n\
              tls_cert = /c\ntls_key = /k\ntls_ca = /a\ntls_verify_hostnames = off\nuser = zuul\n\
+             command_socket = ~/s\n\
              state_dir = /x",
         )
         .unwrap();
@@ -249,6 +260,7 @@ mod tests {
         assert!(!config.verify_hostnames);
         assert_eq!(config.tls.unwrap().ca, PathBuf::from("/a"));
         assert_eq!(config.user.as_deref(), Some("zuul"));
+        assert_eq!(config.control, Some(PathBuf::from("~/s")), "upstream expands nothing here");
     }
 
     #[test]
@@ -262,6 +274,7 @@ mod tests {
     fn oddities() {
         assert_eq!(conf("public_port = 0").unwrap().public_port, None);
         assert_eq!(conf("user =").unwrap().user, None);
+        assert_eq!(conf("command_socket =").unwrap().control, None);
         assert_eq!(conf("zone =").unwrap().zone.as_deref(), Some(""));
         assert_eq!(conf("port = +7_9").unwrap().listeners[0].port, 79);
         for bad in ["port = 0x4f", "port = _79", "port = 79 ; x", "port = ++79", "port = -1"] {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::asking::Place;
 use super::connection::Connection;
+use super::streams::Listed;
 use crate::config::Limits;
 
 /// Read from the next hop at once, in bytes.
@@ -66,13 +67,14 @@ impl fmt::Display for End {
 }
 
 /// Copies until one side ends or `cut` is cancelled. Closes neither. Gives `place` back with the
-/// first byte.
+/// first byte; counts in the list what it has handed on.
 pub(crate) async fn run(
     upstream: &mut Connection,
     client: &mut Connection,
     limits: &Limits,
     cut: &CancellationToken,
     place: Place,
+    listed: &Listed,
 ) -> Relayed {
     let mut buffer = vec![0; BUFFER];
     let (mut bytes, mut discarded) = (0, 0);
@@ -99,7 +101,10 @@ pub(crate) async fn run(
             written = write => match written {
                 Err(_) => break End::ClientStalled,
                 Ok(Err(error)) => break End::ClientLeft(Some(error)),
-                Ok(Ok(())) => bytes += count as u64,
+                Ok(Ok(())) => {
+                    bytes += count as u64;
+                    listed.add(count as u64);
+                }
             },
             () = cut.cancelled() => break End::Stopped,
         }

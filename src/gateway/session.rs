@@ -84,15 +84,18 @@ async fn stream_from(
     };
     let mut fault = Fault::ExecutorUnreachable;
     for (index, hop) in hops.iter().enumerate() {
+        let listed = cx.streams.begin(peer, build, hop.to_string(), began);
         let relayed = match cx.asking.place(build, hop, cx.limits.connect_timeout).await {
             Some(place) => match hop.ask(build, cx).await {
                 Ok(mut upstream) => {
-                    Ok(relay::run(&mut upstream, &mut client, &cx.limits, &cx.cut, place).await)
+                    let (limits, cut) = (&cx.limits, &cx.cut);
+                    Ok(relay::run(&mut upstream, &mut client, limits, cut, place, &listed).await)
                 }
                 Err(error) => Err(error),
             },
             None => Err(DialError::Circle),
         };
+        drop(listed);
         let (bytes, end): (u64, &dyn std::fmt::Display) = match &relayed {
             Ok(Relayed { bytes, end }) => (*bytes, end),
             Err(error) => (0, error),

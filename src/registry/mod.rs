@@ -97,6 +97,11 @@ impl Registration {
         self.wanted.send_replace(State::Running);
     }
 
+    /// Follows what the entry says, or is to say.
+    pub(crate) fn state(&self) -> watch::Receiver<State> {
+        self.wanted.subscribe()
+    }
+
     /// Follows where the entry stands.
     pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.clone()

@@ -37,6 +37,8 @@ pub(crate) struct Builder {
     pub(crate) zookeeper: String,
     pub(crate) zookeeper_identity: Identity,
     pub(crate) hosts: String,
+    /// Where the command socket is to be.
+    pub(crate) control: Option<PathBuf>,
     pub(crate) limits: String,
     pub(crate) log: String,
 }
@@ -55,6 +57,7 @@ impl Builder {
             zookeeper: String::new(),
             zookeeper_identity: system.zookeeper.identity.clone(),
             hosts: system.hosts(),
+            control: None,
             limits: String::new(),
             log: String::new(),
         }
@@ -92,6 +95,12 @@ impl Builder {
     /// With lines in `[zookeeper]`.
     pub(crate) fn zookeeper(mut self, lines: &str) -> Self {
         self.zookeeper = lines.to_owned();
+        self
+    }
+
+    /// With a command socket in its directory.
+    pub(crate) fn control(mut self) -> Self {
+        self.control = Some(self.directory().join("control.socket"));
         self
     }
 
@@ -141,6 +150,9 @@ impl Builder {
             "[zookeeper]\nhosts = \"{}\"\ntls_cert = {cert:?}\ntls_key = {key:?}\ntls_ca = {ca:?}\n{}",
             self.hosts, self.zookeeper
         );
+        if let Some(socket) = &self.control {
+            let _ = writeln!(toml, "[control]\nsocket = {socket:?}");
+        }
         let _ = writeln!(toml, "[limits]\n{}\n[log]\n{}", self.limits, self.log);
         toml
     }
