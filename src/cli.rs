@@ -1,13 +1,18 @@
 //! The command line. Letters and meanings are upstream's where it has them.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::{Context, anyhow, bail};
 use clap::{Parser, Subcommand};
 use tracing::Level;
 
 use crate::config::{self, Config, Log};
-use crate::{daemon, demo, log, tls};
+use crate::daemon::{self, Identities};
+use crate::service::control::{self, Request};
+use crate::service::privileges::{Account, Unfit};
+use crate::{demo, log, tls};
 
 /// A configuration that cannot be used: `EX_CONFIG` of sysexits(3), by which service managers know
 /// that trying again does not help.
@@ -35,6 +40,14 @@ struct Cli {
 enum Command {
     /// Check the configuration and its certificates, and do nothing else
     Check,
+    /// Stop the gateway that runs with this configuration
+    Stop,
+    /// Show how the gateway that runs with this configuration stands
+    Status {
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Show a log crossing two zones, all in this process: no ZooKeeper, no configuration
     Demo(demo::Options),
 }
@@ -49,17 +62,15 @@ pub fn run() -> ExitCode {
     match command {
         Some(Command::Demo(options)) => demo::run(&options, debug),
         Some(Command::Check) => check(config.as_deref()),
+        Some(Command::Stop) => send(config.as_deref(), Request::Stop),
+        Some(Command::Status { json }) => send(config.as_deref(), Request::Status { json }),
         None => serve(config.as_deref(), foreground, debug),
     }
 }
 
 fn check(path: Option<&Path>) -> ExitCode {
-    let checked = load(path).and_then(|(path, config)| {
-        daemon::Identities::load(&config)?;
-        Ok(path)
-    });
-    match checked {
-        Ok(path) => {
+    match load(path).and_then(Loaded::usable) {
+        Ok(Usable { path, .. }) => {
             println!("{}: OK", path.display());
             ExitCode::SUCCESS
         }
@@ -67,11 +78,38 @@ fn check(path: Option<&Path>) -> ExitCode {
     }
 }
 
-fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
-    let loaded = load(path)
-        .and_then(|(path, config)| Ok((path, daemon::Identities::load(&config)?, config)));
-    let (path, identities, config) = match loaded {
+/// Sends `request` to the running gateway and prints what it answers.
+fn send(path: Option<&Path>, request: Request) -> ExitCode {
+    let Loaded { path, config } = match load(path) {
         Ok(loaded) => loaded,
+        Err(error) => return refuse(&error),
+    };
+    let socket = config.control.as_deref().with_context(|| {
+        format!("{}: sets no command socket; use signals instead", path.display())
+    });
+    let answered = socket.and_then(|socket| {
+        let reply = control::ask(socket, request)?;
+        // Stopping is answered by closing; nothing else is.
+        if reply.is_empty() != (request == Request::Stop) {
+            bail!("{}: not the answer to {request}: {reply:?}", socket.display());
+        }
+        Ok(reply)
+    });
+    // A reader that has seen enough is no fault of ours, but no success either.
+    let printed = answered.map(|reply| io::stdout().write_all(reply.as_bytes()));
+    match printed {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(_)) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
+    let Usable { path, config, identities, account } = match load(path).and_then(Loaded::usable) {
+        Ok(usable) => usable,
         Err(error) => return refuse(&error),
     };
     let level = if debug { config.log.level.max(Level::DEBUG) } else { config.log.level };
@@ -79,19 +117,45 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
     if !foreground && !config::is_toml(&path) {
         tracing::warn!("running in the foreground: detaching is not supported; use -f");
     }
-    match daemon::run(config, identities) {
+    match daemon::run(config, identities, account.as_ref()) {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            if error.is::<Unfit>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn load(path: Option<&Path>) -> anyhow::Result<(PathBuf, Config)> {
+/// A configuration that is good as a document.
+struct Loaded {
+    path: PathBuf,
+    config: Config,
+}
+
+/// One whose files and user are good as well.
+struct Usable {
+    path: PathBuf,
+    config: Config,
+    identities: Identities,
+    account: Option<Account>,
+}
+
+fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
     let path = config::locate(path)?;
     let config = config::load(&path)?;
-    Ok((path, config))
+    Ok(Loaded { path, config })
+}
+
+impl Loaded {
+    fn usable(self) -> anyhow::Result<Usable> {
+        let Self { path, config } = self;
+        match (Identities::load(&config), Account::of(config.user.as_deref())) {
+            (Ok(identities), Ok(account)) => Ok(Usable { path, config, identities, account }),
+            (Err(error), Ok(_)) => Err(error),
+            (Ok(_), Err(unfit)) => Err(unfit.into()),
+            (Err(error), Err(unfit)) => Err(anyhow!("{error:#}\n{unfit}")),
+        }
+    }
 }
 
 fn refuse(error: &anyhow::Error) -> ExitCode {

@@ -1,11 +1,14 @@
 //! The gateway's life, from its configuration to its exit status.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin::Admin;
@@ -17,8 +20,11 @@ use crate::gateway::{Drained, Gateway};
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper::{self, Diagnosis, Settings};
 use crate::registry::{Registration, Standing};
+use crate::service::control::{self, SocketFile};
 use crate::service::descriptors;
+use crate::service::privileges::Account;
 use crate::service::signals::StopSignals;
+use crate::service::status::{self, Door, Sources};
 use crate::service::systemd::Manager;
 use crate::tls::{self, Identity};
 
@@ -54,11 +60,15 @@ impl Identities {
     }
 }
 
-/// Runs the gateway until it is told to stop.
+/// Runs the gateway until it is told to stop, as `account` once its sockets are bound.
 ///
 /// # Errors
 /// What keeps it from starting.
-pub(crate) fn run(mut config: Config, identities: Identities) -> Result<ExitCode> {
+pub(crate) fn run(
+    mut config: Config,
+    identities: Identities,
+    account: Option<&Account>,
+) -> Result<ExitCode> {
     info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
     // Here, where a signal still ends the process: it may take as long as name servers take.
     let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
@@ -73,14 +83,41 @@ pub(crate) fn run(mut config: Config, identities: Identities) -> Result<ExitCode
         Some((host, port)) => Some(bind(resolve(host, *port)?)?),
         None => None,
     };
+    // While this is the only thread there is.
+    settle(&config, account)?;
+    let (control, _socket_file) = command_socket(config.control.as_deref()).unzip();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let status = runtime.block_on(serve(config, hostname, &identities, sockets, admin));
+    let status = runtime.block_on(serve(config, hostname, &identities, sockets, admin, control));
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
     status
+}
+
+/// Becomes the configured user. What is read again later must be readable then; better to hear of
+/// it now than of streams that fail.
+fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
+    let Some(account) = account else {
+        if let Some(user) = &config.user {
+            info!(user, "not started as root: user is ignored");
+        }
+        return Ok(());
+    };
+    account.assume()?;
+    let files = config.tls.iter().chain([&config.zookeeper.tls]);
+    Ok(account.check_readable(files.flat_map(|files| files.paths()))?)
+}
+
+/// The command socket, if one is wanted and can be had: signals do without it.
+fn command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
+    let path = path?;
+    control::bind(path)
+        .inspect_err(|error| {
+            warn!(path = %path.display(), %error, "no command socket: stop and status are not heard");
+        })
+        .ok()
 }
 
 /// The address to listen on; of several an IPv6 one, as upstream chooses.
@@ -99,11 +136,12 @@ async fn serve(
     identities: &Identities,
     sockets: Vec<TcpListener>,
     admin: Option<TcpListener>,
+    control: Option<UnixListener>,
 ) -> Result<ExitCode> {
     let manager = Manager::from_environment();
     let mut signals = StopSignals::new().context("cannot take signals")?;
     let metrics = Metrics::default();
-    let listening = Listening::of(&config, hostname, &sockets, admin.as_ref())?;
+    let listening = Listening::of(&config, hostname.clone(), &sockets, admin.as_ref())?;
     info!("{}", listening.text);
 
     let mut listeners = Vec::new();
@@ -130,9 +168,26 @@ async fn serve(
     let mut gateway =
         Gateway::open(listeners, resolver, connector, config.limits.clone(), metrics)?;
 
+    let told_to_stop = CancellationToken::new();
+    if let Some(socket) = control {
+        let sources = Sources {
+            hostname,
+            zone: config.zone.clone(),
+            listeners: listening.doors.clone(),
+            state: registration.state(),
+            standing: registration.standing(),
+            streams: gateway.streams(),
+        };
+        control::spawn(socket, sources, told_to_stop.clone())?;
+    }
+
     let failed = tokio::select! {
         signal = signals.next() => {
             info!(signal, connections = gateway.connections(), "stopping");
+            false
+        }
+        () = told_to_stop.cancelled() => {
+            info!(command = "stop", connections = gateway.connections(), "stopping");
             false
         }
         () = follow(&listening.text, &registration, &manager) => {
@@ -159,7 +214,7 @@ async fn serve(
 /// What the listeners got, for others and for people.
 struct Listening {
     announcement: Announcement,
-    /// `zone west; plain [::]:79, TLS [::]:7979`
+    doors: Vec<Door>,
     text: String,
 }
 
@@ -174,24 +229,23 @@ impl Listening {
         let (mut use_ssl, mut port) = (false, None);
         for (listener, socket) in config.listeners.iter().zip(sockets) {
             let address = socket.local_addr().context("a listener has no address")?;
-            let speech = if listener.tls.is_some() { "TLS" } else { "plain" };
-            doors.push(format!("{speech} {address}"));
-            if listener.advertised {
-                use_ssl = listener.tls.is_some();
+            let (tls, advertised) = (listener.tls.is_some(), listener.advertised);
+            doors.push(Door { address, tls, advertised });
+            if advertised {
+                use_ssl = tls;
                 // Without a zone nobody dials us, and upstream says no port either.
                 let wanted = config.zone.is_some() || listener.port == 0;
                 port = wanted.then(|| config.public_port.unwrap_or(address.port()));
             }
         }
-        let zone = config.zone.as_ref().map_or("no zone".to_owned(), |zone| format!("zone {zone}"));
         let announcement =
             Announcement { hostname, public_port: port, zone: config.zone.clone(), use_ssl };
-        let mut text = format!("{zone}; {}", doors.join(", "));
+        let mut text = status::listening(config.zone.as_deref(), &doors);
         if let Some(admin) = admin {
             let address = admin.local_addr().context("the admin listener has no address")?;
             text.push_str(&format!("; health and metrics on {address}"));
         }
-        Ok(Self { announcement, text })
+        Ok(Self { announcement, doors, text })
     }
 }
 

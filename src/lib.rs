@@ -16,7 +16,7 @@
 //! - `registry` answers the gateway's questions and keeps its own entry.
 //! - `admin` tells health and metrics over HTTP.
 //! - `tls` makes server and client sides of certificates.
-//! - `service` is about being a good daemon: signals, service manager, descriptors.
+//! - `service` is about being a good daemon: signals, service manager, command socket, user.
 //! - `demo` is a whole small system on loopback.
 //! - `log` says what the levels mean.
 //!

@@ -38,6 +38,10 @@ pub(crate) struct Config {
     pub(crate) zookeeper: ZooKeeper,
     /// Where health and metrics are told, host and port; nowhere if `None`.
     pub(crate) admin: Option<(String, u16)>,
+    /// Who to be once the sockets are bound, if started as root.
+    pub(crate) user: Option<String>,
+    /// Where the command socket is to be.
+    pub(crate) control: Option<PathBuf>,
     pub(crate) limits: Limits,
     pub(crate) log: Log,
 }

@@ -118,7 +118,8 @@ impl<'d> Table<'d> {
         })
     }
 
-    fn path_of_file(&mut self, key: &'static str) -> Option<PathBuf> {
+    /// An absolute path.
+    pub(super) fn path_of_file(&mut self, key: &'static str) -> Option<PathBuf> {
         self.text(key, |text| match text.starts_with('/') {
             true => Ok(PathBuf::from(text)),
             false => Err("must be an absolute path".to_owned()),

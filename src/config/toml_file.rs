@@ -35,6 +35,7 @@ fn config(document: &Document<'_>) -> Config {
     let mut admin_table = root.table("admin");
     let admin = admin_table.text("address", value::address);
     admin_table.finish();
+    let control = control(root.table("control"));
     let limits = limits(root.table("limits"));
     let log = log(root.table("log"));
     let config = Config {
@@ -46,6 +47,8 @@ fn config(document: &Document<'_>) -> Config {
         verify_hostnames,
         zookeeper,
         admin,
+        user: root.text("user", value::user),
+        control,
         limits,
         log,
     };
@@ -138,6 +141,12 @@ fn zookeeper(mut table: Table<'_>) -> ZooKeeper {
     };
     table.finish();
     zookeeper
+}
+
+fn control(mut table: Table<'_>) -> Option<PathBuf> {
+    let socket = table.path_of_file("socket");
+    table.finish();
+    socket
 }
 
 /// What the kernel takes for TCP_KEEPIDLE (tcp(7); Linux, `MAX_TCP_KEEPIDLE`).
@@ -260,7 +269,7 @@ mod tests {
     #[test]
     fn a_spurious_key_in_any_table_is_refused() {
         let mutants = mutants(&uncommented(true));
-        assert_eq!(mutants.len(), 7, "tables");
+        assert_eq!(mutants.len(), 8, "tables");
         for (mutant, line) in mutants {
             let faults = faults(&mutant);
             assert_eq!(faults.len(), 1, "{faults:?}");
@@ -287,7 +296,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 36);
+        assert_eq!(keys, 39);
     }
 
     #[test]

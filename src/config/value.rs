@@ -49,6 +49,15 @@ pub(super) fn zone(text: &str) -> Read<String> {
     }
 }
 
+/// The name of a user, who need not exist: whether one does is asked where it matters.
+pub(super) fn user(text: &str) -> Read<String> {
+    if text.is_empty() || text.contains([':', '/']) || text.chars().any(char::is_control) {
+        Err("must be the name of a user".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
 /// `HOST:PORT`, IPv6 addresses in brackets.
 pub(super) fn address(text: &str) -> Read<(String, u16)> {
     split_address(text)

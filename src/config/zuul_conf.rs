@@ -16,6 +16,8 @@ use crate::tls::{ClientCertificate, Files};
 const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
 
+const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
+
 /// Reads the file called `file` with content `text`; the variables of `environment` are options of
 /// every section.
 ///
@@ -68,6 +70,9 @@ impl Reader<'_> {
             verify_hostnames: self.boolean(FINGERGW, "tls_verify_hostnames", true),
             zookeeper: self.zookeeper(),
             admin: self.admin(),
+            // Upstream takes an empty one for none.
+            user: self.string(FINGERGW, "user").filter(|user| !user.is_empty()),
+            control: self.path("command_socket", COMMAND_SOCKET),
             limits: Limits::default(),
             log: Log::default(),
         }
@@ -114,6 +119,12 @@ impl Reader<'_> {
 
     fn string(&mut self, section: &'static str, option: &'static str) -> Option<String> {
         self.value(section, option).map(|value| value.text)
+    }
+
+    /// A path in our section; `None` if it is empty, which switches off what it is for.
+    fn path(&mut self, option: &'static str, default: &str) -> Option<PathBuf> {
+        let path = self.string(FINGERGW, option).unwrap_or_else(|| default.to_owned());
+        (!path.is_empty()).then(|| PathBuf::from(path))
     }
 
     fn read<T>(
@@ -231,6 +242,7 @@ mod tests {
         assert_eq!(config.zookeeper.hosts.to_string(), "zk:2281/zuul");
         assert!(config.verify_hostnames && !config.zookeeper.verify_hostnames);
         assert_eq!((config.zone, config.public_port, config.hostname), (None, None, None));
+        assert_eq!(config.control, Some(PathBuf::from("/var/lib/zuul/fingergw.socket")));
     }
 
     #[test]
@@ -238,6 +250,7 @@ mod tests {
         let config = conf(
             "listen_address = 127.0.0.1\nport = 9079\npublic_port = 79\nhostname = gw\nzone = w\n\
              tls_cert = /c\ntls_key = /k\ntls_ca = /a\ntls_verify_hostnames = off\nuser = zuul\n\
+             command_socket = ~/s\n\
              state_dir = /x\nprometheus_port = 9090\nprometheus_addr = ::1",
         )
         .unwrap();
@@ -255,6 +268,8 @@ mod tests {
         assert_eq!((config.hostname.as_deref(), config.zone.as_deref()), (Some("gw"), Some("w")));
         assert!(!config.verify_hostnames);
         assert_eq!(config.tls.unwrap().ca, PathBuf::from("/a"));
+        assert_eq!(config.user.as_deref(), Some("zuul"));
+        assert_eq!(config.control, Some(PathBuf::from("~/s")), "upstream expands nothing here");
     }
 
     #[test]
@@ -270,6 +285,8 @@ mod tests {
         assert_eq!(port_alone.admin, Some(("0.0.0.0".to_owned(), 0)));
         assert_eq!(conf("prometheus_addr = ::1").unwrap().admin, None);
         assert_eq!(conf("public_port = 0").unwrap().public_port, None);
+        assert_eq!(conf("user =").unwrap().user, None);
+        assert_eq!(conf("command_socket =").unwrap().control, None);
         assert_eq!(conf("zone =").unwrap().zone.as_deref(), Some(""));
         assert_eq!(conf("port = +7_9").unwrap().listeners[0].port, 79);
         for bad in ["port = 0x4f", "port = _79", "port = 79 ; x", "port = ++79", "port = -1"] {

@@ -1,6 +1,6 @@
 //! The way of a connection, in the order it takes it: [`listener`] accepts, [`session`] leads it
 //! through, [`finger`] reads the request, [`resolver`] says where to, [`upstream`] dials, [`relay`]
-//! copies.
+//! copies; [`streams`] lists what runs.
 
 mod asking;
 pub(crate) mod connection;
@@ -10,6 +10,7 @@ pub(crate) mod outcome;
 pub(crate) mod relay;
 pub(crate) mod resolver;
 pub(crate) mod session;
+pub(crate) mod streams;
 pub(crate) mod upstream;
 
 use std::net::TcpListener as StdListener;
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use self::asking::Asking;
 use self::listener::{Bounds, Listener};
 use self::resolver::Resolver;
+use self::streams::Streams;
 use crate::admin::metrics::Metrics;
 use crate::config::Limits;
 use crate::tls::Acceptor;
@@ -38,6 +40,7 @@ pub(crate) struct Context {
     pub(crate) limits: Limits,
     asking: Asking,
     pub(crate) metrics: Metrics,
+    streams: Streams,
     /// Cancelled when the grace period is over: what still runs is cut.
     pub(crate) cut: CancellationToken,
 }
@@ -46,6 +49,7 @@ pub(crate) struct Context {
 pub(crate) struct Gateway {
     cut: CancellationToken,
     stop: CancellationToken,
+    streams: Streams,
     sessions: TaskTracker,
     loops: JoinSet<()>,
 }
@@ -89,6 +93,7 @@ impl Gateway {
         limits: Limits,
         metrics: Metrics,
     ) -> Result<Self> {
+        let streams = Streams::default();
         let bounds = Arc::new(Bounds::new(limits.connections));
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
         let cx = Arc::new(Context {
@@ -97,6 +102,7 @@ impl Gateway {
             limits,
             asking: Asking::default(),
             metrics,
+            streams: streams.clone(),
             cut: cut.clone(),
         });
         let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());
@@ -110,7 +116,7 @@ impl Gateway {
             };
             loops.spawn(listener.serve(stop.clone()));
         }
-        Ok(Self { cut, stop, sessions, loops })
+        Ok(Self { cut, stop, streams, sessions, loops })
     }
 
     /// Waits until an accept loop has ended by itself, which only a fault of this program can
@@ -122,6 +128,11 @@ impl Gateway {
     /// The connections open now.
     pub(crate) fn connections(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// The streams that run, to be looked at at any time.
+    pub(crate) fn streams(&self) -> Streams {
+        self.streams.clone()
     }
 
     /// What cuts the streams of this gateway before their time.

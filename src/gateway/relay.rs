@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::Context;
 use super::connection::Connection;
+use super::streams::Listed;
 
 /// Read from the next hop at once, in bytes.
 const BUFFER: usize = 16 * 1024;
@@ -64,12 +65,13 @@ impl fmt::Display for End {
 }
 
 /// Copies until one side ends or the gateway cuts its streams. Closes neither. Calls `first_byte`
-/// when there is one.
+/// when there is one; counts in the list what it has handed on.
 pub(crate) async fn run(
     upstream: &mut Connection,
     client: &mut Connection,
     cx: &Context,
     first_byte: impl FnOnce(),
+    listed: &Listed,
 ) -> Relayed {
     let Context { limits, cut, metrics, .. } = cx;
     let mut buffer = vec![0; BUFFER];
@@ -102,6 +104,7 @@ pub(crate) async fn run(
                 Ok(Ok(())) => {
                     bytes += count as u64;
                     metrics.sent(count as u64);
+                    listed.add(count as u64);
                 }
             },
             () = cut.cancelled() => break End::Stopped,

@@ -13,6 +13,7 @@ use super::connection::{Connection, prepare};
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::outcome::Outcome;
 use super::relay::{self, End, Relayed};
+use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
 use crate::admin::metrics::{Handshake, Route, Side};
 use crate::registry::build::BuildId;
@@ -50,7 +51,7 @@ pub(crate) async fn run(
         }
         Err(_) => (Reply::Error(Fault::NoRequest), "nothing in time".to_owned()),
     };
-    debug!(%peer, reason, "request refused");
+    debug!(%peer, %reason, "request refused");
     refuse(client, reply, cx).await;
     Outcome::Refused(reply)
 }
@@ -97,7 +98,9 @@ async fn stream_from(
     for (index, hop) in hops.iter().enumerate() {
         let last = index + 1 == hops.len();
         let route = Route::of(hop, hops.len());
-        let relayed = relay_from(hop, route, &mut client, build, began, cx).await;
+        let listed = cx.streams.begin(peer, build, hop.to_string(), began);
+        let relayed = relay_from(hop, route, &mut client, build, &listed, cx).await;
+        drop(listed);
         let (bytes, end): (u64, &(dyn std::fmt::Display + Sync)) = match &relayed {
             Ok(Relayed { bytes, end }) => (*bytes, end),
             Err(error) => (0, error),
@@ -141,7 +144,7 @@ async fn relay_from(
     route: Route,
     client: &mut Connection,
     build: &BuildId,
-    began: Instant,
+    listed: &Listed,
     cx: &Context,
 ) -> Result<Relayed, DialError> {
     let place = cx.asking.place(build, hop, cx.limits.connect_timeout).await;
@@ -152,9 +155,9 @@ async fn relay_from(
     let _active = cx.metrics.stream();
     let first_byte = || {
         drop(place);
-        cx.metrics.first_byte(began.elapsed());
+        cx.metrics.first_byte(listed.age());
     };
-    Ok(relay::run(&mut upstream, client, cx, first_byte).await)
+    Ok(relay::run(&mut upstream, client, cx, first_byte, listed).await)
 }
 
 /// Sends the one line that stands for a log, and closes.

@@ -97,7 +97,7 @@ impl Registration {
         self.wanted.send_replace(State::Running);
     }
 
-    /// Follows what the entry is to say.
+    /// Follows what the entry says, or is to say.
     pub(crate) fn state(&self) -> watch::Receiver<State> {
         self.wanted.subscribe()
     }

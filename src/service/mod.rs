@@ -1,5 +1,9 @@
-//! Being a good daemon: signals, the service manager, descriptors.
+//! Being a good daemon: signals, the service manager, descriptors, whom to run as, the
+//! command socket.
 
+pub(crate) mod control;
 pub(crate) mod descriptors;
+pub(crate) mod privileges;
 pub(crate) mod signals;
+pub(crate) mod status;
 pub(crate) mod systemd;

@@ -24,6 +24,13 @@ pub(crate) struct Files {
     pub(crate) ca: PathBuf,
 }
 
+impl Files {
+    /// All three.
+    pub(crate) fn paths(&self) -> [&Path; 3] {
+        [&self.cert, &self.key, &self.ca]
+    }
+}
+
 /// Who we are and whom we trust.
 pub(crate) struct Identity {
     pub(super) chain: Vec<CertificateDer<'static>>,

@@ -90,7 +90,7 @@ async fn a_good_configuration() {
     let sections = format!("tls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n");
     let conf = files.write(
         "zuul.conf",
-        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = zuul\n{sections}"),
+        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = root\n{sections}"),
     );
     for config in [&toml, &conf] {
         let checked = check(config).await;
@@ -357,7 +357,7 @@ async fn the_command_line() {
 
     let help = run(&["--help".as_ref()]).await;
     assert_eq!((help.code, help.stderr.as_str()), (Some(0), ""));
-    for word in ["check", "demo", "-c <FILE>", "-f", "-d", "zuul.conf"] {
+    for word in ["check", "demo", "status", "stop", "-c <FILE>", "-f", "-d", "zuul.conf"] {
         assert!(help.stdout.contains(word), "{word} in {}", help.stdout);
     }
     for wrong in [["--frobnicate"].as_slice(), &["frobnicate"], &["-c"], &["demo", "--log"]] {
@@ -388,7 +388,8 @@ impl FromZuulConf {
              [connection \"gerrit\"]\ndriver = gerrit\npassword = 100%\n\n\
              [zookeeper]\nhosts = {hosts}\n{zookeeper}session_timeout = 20.5\n\n\
              [fingergw]\nlisten_address = 127.0.0.1\nport = 0\nhostname = localhost\n\
-             user = zuul\nstate_dir = /var/lib/zuul\n{fingergw}"
+             user = root\nstate_dir = /var/lib/zuul\ncommand_socket = {}\n{fingergw}",
+            directory.path().join("socket").display()
         );
         fs::write(&config, text).expect("zuul.conf");
         let mut gateway = Gateway::with_config(directory, &config).await;

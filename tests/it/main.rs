@@ -8,6 +8,7 @@ mod log;
 mod refuse;
 mod registration;
 mod route;
+mod service;
 mod stop;
 mod stream;
 #[allow(dead_code, reason = "shared with the other test binary")]

@@ -4,9 +4,10 @@
 //! (sd_notify(3)), its addresses with them: every listener takes port 0.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -38,6 +39,8 @@ pub(crate) struct Builder {
     pub(crate) hosts: String,
     /// Whether it tells health and metrics; the address comes behind the listeners'.
     pub(crate) admin: bool,
+    /// Where the command socket is to be.
+    pub(crate) control: Option<PathBuf>,
     pub(crate) limits: String,
     pub(crate) log: String,
 }
@@ -57,6 +60,7 @@ impl Builder {
             zookeeper_identity: system.zookeeper.identity.clone(),
             hosts: system.hosts(),
             admin: false,
+            control: None,
             limits: String::new(),
             log: String::new(),
         }
@@ -97,6 +101,37 @@ impl Builder {
         self
     }
 
+    /// With a command socket in its directory.
+    pub(crate) fn control(mut self) -> Self {
+        self.control = Some(self.directory().join("control.socket"));
+        self
+    }
+
+    /// With files that every user may read: the certificates are copied.
+    pub(crate) fn readable_by_all(mut self) -> Self {
+        let directory = self.directory.path();
+        open_to_all(directory);
+        for (name, identity) in self
+            .tls
+            .iter_mut()
+            .map(|tls| ("tls", tls))
+            .chain([("zk", &mut self.zookeeper_identity)])
+        {
+            let Identity { cert, key, ca, .. } = identity;
+            for (kind, file) in [("cert", cert), ("key", key), ("ca", ca)] {
+                let copy = directory.join(format!("{name}-{kind}.pem"));
+                fs::copy(&file, &copy).expect("a copy");
+                open_to_all(&copy);
+                *file = copy;
+            }
+        }
+        self
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     fn toml(&self) -> String {
         let mut toml = format!("hostname = \"{}\"\n{}\n", self.hostname, self.root);
         if let Some(zone) = &self.zone {
@@ -120,6 +155,9 @@ impl Builder {
         );
         if self.admin {
             let _ = writeln!(toml, "[admin]\naddress = \"127.0.0.1:0\"");
+        }
+        if let Some(socket) = &self.control {
+            let _ = writeln!(toml, "[control]\nsocket = {socket:?}");
         }
         let _ = writeln!(toml, "[limits]\n{}\n[log]\n{}", self.limits, self.log);
         toml
@@ -166,10 +204,12 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// Starts it with a configuration file of any kind; `directory` is kept as long as it runs.
-    pub(crate) async fn with_config(directory: TempDir, config: &std::path::Path) -> Self {
+    pub(crate) async fn with_config(directory: TempDir, config: &Path) -> Self {
         let socket = directory.path().join("notify");
         let (notices, notices_seen) = watch::channel(Notices::default());
         let datagrams = UnixDatagram::bind(&socket).expect("a notify socket");
+        // Some gateways become another user.
+        open_to_all(&socket);
         tokio::spawn(async move {
             let mut buffer = vec![0; 4096];
             while let Ok(count) = datagrams.recv(&mut buffer).await {
@@ -232,7 +272,7 @@ impl Gateway {
         self.pid
     }
 
-    pub(crate) fn directory(&self) -> &std::path::Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
@@ -312,6 +352,11 @@ impl Drop for Gateway {
             }
         }
     }
+}
+
+/// Lets every user do everything with the file at `path`.
+pub(crate) fn open_to_all(path: &Path) {
+    fs::set_permissions(path, Permissions::from_mode(0o777)).expect("permissions");
 }
 
 /// Reads lines all the time: a full pipe would stop the process.

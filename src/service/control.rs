@@ -1,0 +1,264 @@
+//! The command socket: upstream's (`zuul/lib/commandsocket.py`), whose one command is `stop`, with
+//! a command that answers.
+//!
+//! A connection carries one request, `name[ json-array]` and a newline. Only the owner of the
+//! process and root may connect. Still everything a connection can take is bounded.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::Mode;
+use rustix::process::umask;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::status::Sources;
+
+/// The longest request, its newline included.
+const REQUEST_MAX: u64 = 1024;
+
+/// Connections at once. More wait in the kernel, as all but one do with upstream's.
+const CONNECTIONS: usize = 8;
+
+/// For a connection, from its first byte to its last.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a client waits for an answer: longer than any that comes.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two accepts when the last one failed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// As SIGTERM does. No answer.
+    Stop,
+    /// How things stand.
+    Status { json: bool },
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stop => "stop",
+            Self::Status { json: false } => "status",
+            Self::Status { json: true } => "status [\"json\"]",
+        })
+    }
+}
+
+impl Request {
+    /// Reads a line. What is wrong with it is said in one line.
+    fn parse(line: &[u8]) -> Result<Self, String> {
+        let Some(line) = line.strip_suffix(b"\n") else {
+            return Err(format!("a request is one line of at most {REQUEST_MAX} bytes"));
+        };
+        let line = str::from_utf8(line).map_err(|_| "a request is UTF-8 text".to_owned())?.trim();
+        let (name, arguments) = line.split_once(' ').unwrap_or((line, "[]"));
+        let arguments: Vec<String> = serde_json::from_str(arguments).map_err(|_| {
+            "behind the command comes a JSON list of strings, or nothing".to_owned()
+        })?;
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        match (name, arguments.as_slice()) {
+            ("stop", []) => Ok(Self::Stop),
+            ("status", []) => Ok(Self::Status { json: false }),
+            ("status", ["json"]) => Ok(Self::Status { json: true }),
+            ("stop" | "status", _) => Err(format!("{name}: arguments it does not know")),
+            _ => Err("unknown command; known are stop, status and status [\"json\"]".to_owned()),
+        }
+    }
+}
+
+/// The socket's file; dropping it removes it.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: by then another gateway may have put its own in the place.
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let Ok(there) = fs::symlink_metadata(&self.path) else { return };
+        if (there.dev(), there.ino()) == self.identity
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            debug!(path = %self.path.display(), %error, "command socket not removed");
+        }
+    }
+}
+
+/// Makes the socket at `path` in place of one that is there, as upstream does: whether somebody
+/// listens to the old one cannot be asked without harm. Call while there is one thread, because
+/// the umask is the process's.
+///
+/// # Errors
+/// Something else is there, or the directory is not ours to write.
+pub(crate) fn bind(path: &Path) -> io::Result<(StdListener, SocketFile)> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(io::Error::new(ErrorKind::AlreadyExists, "something else is there"));
+        }
+        Ok(_) => fs::remove_file(path)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let bound = StdListener::bind(path);
+    umask(before);
+    let listener = bound?;
+    listener.set_nonblocking(true)?;
+    let made = fs::symlink_metadata(path)?;
+    Ok((listener, SocketFile { path: path.to_owned(), identity: (made.dev(), made.ino()) }))
+}
+
+/// Answers requests for as long as the process runs; cancels `stop` when one asks for that.
+///
+/// # Errors
+/// The listener cannot be handed to the runtime.
+pub(crate) fn spawn(
+    listener: StdListener,
+    sources: Sources,
+    stop: CancellationToken,
+) -> Result<()> {
+    let listener = UnixListener::from_std(listener).context("the command socket")?;
+    let sources = Arc::new(sources);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    tokio::spawn(async move {
+        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let (sources, stop) = (Arc::clone(&sources), stop.clone());
+                    tokio::spawn(async move {
+                        let _place = place;
+                        match timeout(PATIENCE, answer(stream, &sources, &stop)).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => debug!(%error, "command not answered"),
+                            Err(_) => debug!("command not answered in time"),
+                        }
+                    });
+                }
+                Err(error) => {
+                    debug!(%error, "no connection to the command socket");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn answer(
+    mut stream: UnixStream,
+    sources: &Sources,
+    stop: &CancellationToken,
+) -> io::Result<()> {
+    let mut line = Vec::new();
+    BufReader::new((&mut stream).take(REQUEST_MAX)).read_until(b'\n', &mut line).await?;
+    let reply = match Request::parse(&line) {
+        Ok(Request::Stop) => {
+            info!("told to stop by the command socket");
+            stop.cancel();
+            return Ok(());
+        }
+        Ok(Request::Status { json: true }) => sources.now().json(),
+        Ok(Request::Status { json: false }) => sources.now().text(),
+        Err(fault) => {
+            debug!(fault, "not a command");
+            format!("{fault}\n")
+        }
+    };
+    stream.write_all(reply.as_bytes()).await
+}
+
+/// Sends `request` to the gateway that listens at `path`, and returns what it answers.
+///
+/// # Errors
+/// Nobody listens, or does not answer.
+pub(crate) fn ask(path: &Path, request: Request) -> Result<String> {
+    let place = path.display();
+    let mut stream = StdStream::connect(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+            anyhow!("{place}: nobody listens: no gateway runs with this configuration")
+        }
+        ErrorKind::PermissionDenied => {
+            anyhow!("{place}: only root and the gateway's own user may command it")
+        }
+        _ => anyhow!("{place}: {error}"),
+    })?;
+    let mut reply = String::new();
+    let asked = stream
+        .set_read_timeout(Some(CLIENT_PATIENCE))
+        .and_then(|()| stream.set_write_timeout(Some(CLIENT_PATIENCE)))
+        .and_then(|()| stream.write_all(format!("{request}\n").as_bytes()))
+        .and_then(|()| stream.read_to_string(&mut reply));
+    asked.with_context(|| format!("{place}: no answer to {request}"))?;
+    Ok(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn requests() {
+        let good: [(&[u8], _); 6] = [
+            (b"stop\n", Request::Stop),
+            (b"stop\r\n", Request::Stop),
+            (b"stop []\n", Request::Stop),
+            (b"status\n", Request::Status { json: false }),
+            (b"status [\"json\"]\n", Request::Status { json: true }),
+            (b" status  [ \"json\" ] \n", Request::Status { json: true }),
+        ];
+        for (line, request) in good {
+            assert_eq!(Request::parse(line), Ok(request), "{}", line.escape_ascii());
+        }
+        let bad: [&[u8]; 11] = [
+            b"",
+            b"\n",
+            b"stop",
+            b"stopp\n",
+            b"STOP\n",
+            b"_stop\n",
+            b"stop [1]\n",
+            b"stop [\"x\"]\n",
+            b"stop x\n",
+            b"status {}\n",
+            b"\xff\n",
+        ];
+        for line in bad {
+            assert!(Request::parse(line).is_err(), "{}", line.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_understood() {
+        for request in
+            [Request::Stop, Request::Status { json: false }, Request::Status { json: true }]
+        {
+            assert_eq!(Request::parse(format!("{request}\n").as_bytes()), Ok(request));
+        }
+    }
+
+    proptest! {
+        /// Whatever comes, the answer is one line and repeats nothing that was sent.
+        #[test]
+        fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            if let Err(fault) = Request::parse(&bytes) {
+                prop_assert!(!fault.is_empty() && !fault.contains('\n'));
+            }
+        }
+    }
+}

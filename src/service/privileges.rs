@@ -1,0 +1,138 @@
+//! Giving up root: what was started as root to bind port 79 need not stay it.
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+use nix::unistd::{
+    Gid, Uid, User, geteuid, getgroups, getresgid, getresuid, setgid, setgroups, setuid,
+};
+use rustix::fs::Mode;
+use rustix::process::umask;
+use tracing::info;
+
+/// Why the process cannot run as the configuration wants it to: for the operator to mend, trying
+/// again does not help.
+#[derive(Debug)]
+pub(crate) struct Unfit(String);
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Unfit {}
+
+/// A user to become.
+pub(crate) struct Account {
+    name: String,
+    uid: Uid,
+    gid: Gid,
+}
+
+impl Account {
+    /// The user called `name`; `None` where there is nothing to give up. Somebody who is not root
+    /// cannot become another, and needs no entry among the users.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub(crate) fn of(name: Option<&str>) -> Result<Option<Self>, Unfit> {
+        let Some(name) = name.filter(|_| geteuid().is_root()) else { return Ok(None) };
+        match User::from_name(name) {
+            Ok(Some(User { uid, gid, .. })) => Ok(Some(Self { name: name.to_owned(), uid, gid })),
+            Ok(None) => Err(Unfit(format!(
+                "user = {name}: there is no such user; create it or name another"
+            ))),
+            Err(error) => Err(Unfit(format!("user = {name}: cannot be looked up: {error}"))),
+        }
+    }
+
+    /// Makes this process the user's, for good, and looks whether it is. Call while there is one
+    /// thread.
+    ///
+    /// # Errors
+    /// The kernel refuses, or root could be had back.
+    pub(crate) fn assume(&self) -> Result<(), Unfit> {
+        let refused = |call| {
+            move |error| {
+                Unfit(format!(
+                    "user = {}: {call}: {error} (needs CAP_SETUID and CAP_SETGID; or start it as \
+                     that user)",
+                    self.name
+                ))
+            }
+        };
+        // In this order: who is no longer root may change no group.
+        setgroups(&[]).map_err(refused("setgroups"))?;
+        setgid(self.gid).map_err(refused("setgid"))?;
+        setuid(self.uid).map_err(refused("setuid"))?;
+        self.verify()?;
+        umask(Mode::from_raw_mode(0o022));
+        info!(user = self.name, uid = self.uid.as_raw(), gid = self.gid.as_raw(), "root given up");
+        Ok(())
+    }
+
+    /// Real, effective and saved numbers are the user's, no group is left, and root is out of
+    /// reach (with CAP_SETUID kept it would not be; see securebits in capabilities(7)).
+    fn verify(&self) -> Result<(), Unfit> {
+        let users = getresuid().is_ok_and(|ids| {
+            [ids.real, ids.effective, ids.saved].iter().all(|uid| *uid == self.uid)
+        });
+        let groups = getresgid().is_ok_and(|ids| {
+            [ids.real, ids.effective, ids.saved].iter().all(|gid| *gid == self.gid)
+        });
+        let no_more = getgroups().is_ok_and(|groups| groups.is_empty());
+        let root_again = !self.uid.is_root() && setuid(Uid::from_raw(0)).is_ok();
+        if users && groups && no_more && !root_again {
+            return Ok(());
+        }
+        Err(Unfit(format!("user = {}: root cannot be given up for good here", self.name)))
+    }
+
+    /// Looks whether the user can read each of `files`. Call when that is who we are.
+    ///
+    /// # Errors
+    /// All that cannot be read.
+    pub(crate) fn check_readable<'f>(
+        &self,
+        files: impl IntoIterator<Item = &'f Path>,
+    ) -> Result<(), Unfit> {
+        // One file may be named twice.
+        let mut faults = BTreeSet::new();
+        for file in files {
+            if let Err(error) = File::open(file) {
+                let file = file.display();
+                faults.insert(format!("{file}: cannot be read by user {}: {error}", self.name));
+            }
+        }
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(Unfit(faults.into_iter().collect::<Vec<_>>().join("\n")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_asked_nothing_to_do() {
+        assert!(Account::of(None).expect("no fault").is_none());
+    }
+
+    /// An unknown user is a fault for root alone.
+    #[test]
+    fn a_user_that_does_not_exist() {
+        let account = Account::of(Some("no-such-user"));
+        if geteuid().is_root() {
+            let unfit = account.err().expect("a fault").to_string();
+            assert!(unfit.contains("no-such-user"), "{unfit}");
+        } else {
+            assert!(account.expect("no fault").is_none());
+        }
+    }
+}
