@@ -13,7 +13,6 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -22,6 +21,7 @@ use super::connection::Connection;
 use super::finger::{Fault, Reply};
 use super::{Context, session};
 use crate::admin::metrics::Rejection;
+use crate::tls::Acceptor;
 
 /// Connections the kernel keeps for us between two looks; it cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -93,7 +93,7 @@ impl Bounds {
 pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
     /// Speaks TLS, if set.
-    pub(crate) acceptor: Option<TlsAcceptor>,
+    pub(crate) acceptor: Option<Acceptor>,
     pub(crate) cx: Arc<Context>,
     pub(crate) bounds: Arc<Bounds>,
     /// Holds every session and refusal.

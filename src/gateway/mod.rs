@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +28,7 @@ use self::listener::{Bounds, Listener};
 use self::resolver::Resolver;
 use crate::admin::metrics::Metrics;
 use crate::config::Limits;
+use crate::tls::Acceptor;
 
 /// What every session shares.
 pub(crate) struct Context {
@@ -82,7 +83,7 @@ impl Gateway {
     /// # Errors
     /// A listener cannot be handed to the runtime.
     pub(crate) fn open(
-        listeners: Vec<(StdListener, Option<TlsAcceptor>)>,
+        listeners: Vec<(StdListener, Option<Acceptor>)>,
         resolver: Resolver,
         connector: Option<TlsConnector>,
         limits: Limits,

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
 
 use super::Context;
@@ -17,12 +16,13 @@ use super::relay::{self, End, Relayed};
 use super::upstream::{DialError, Upstream};
 use crate::admin::metrics::{Handshake, Route, Side};
 use crate::registry::build::BuildId;
+use crate::tls::Acceptor;
 
 /// Serves one accepted connection to its end. Every wait on the peer has a deadline.
 pub(crate) async fn run(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: Option<&TlsAcceptor>,
+    acceptor: Option<&Acceptor>,
     cx: &Context,
 ) -> Outcome {
     let mut client = match greet(stream, acceptor, cx).await {
@@ -58,7 +58,7 @@ pub(crate) async fn run(
 /// Makes a connection of an accepted socket: options, and the TLS handshake where it is due.
 async fn greet(
     stream: TcpStream,
-    acceptor: Option<&TlsAcceptor>,
+    acceptor: Option<&Acceptor>,
     cx: &Context,
 ) -> Result<Connection, (Outcome, String)> {
     let gone = |error: std::io::Error| (Outcome::Probe, error.to_string());

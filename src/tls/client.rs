@@ -9,7 +9,10 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
-use super::{Identity, provider};
+use super::{GATEWAY_PROTOCOL, Identity, provider};
+
+/// Gateways whose sessions are remembered.
+const SESSIONS: usize = 256;
 
 /// A TLS client that shows our certificate, sends the name it dials as SNI and checks the peer's
 /// chain; with `verify_hostnames` its name as well.
@@ -27,7 +30,9 @@ pub(crate) fn connector(identity: &Identity, verify_hostnames: bool) -> Result<T
     let mut config = builder
         .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
         .context("the certificate cannot be used by a client")?;
-    config.resumption = Resumption::disabled();
+    // Only gateways of our own kind hand out tickets, and they may be many.
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    config.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     Ok(TlsConnector::from(Arc::new(config)))
 }
 

@@ -11,7 +11,11 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub(crate) use self::client::connector;
 pub(crate) use self::identity::{Files, Identity, zookeeper};
-pub(crate) use self::server::{ClientCertificate, acceptor};
+pub(crate) use self::server::{Acceptor, ClientCertificate, acceptor};
+
+/// The ALPN protocol by which gateways of our own kind know each other. Upstream's take no notice
+/// of it.
+const GATEWAY_PROTOCOL: &[u8] = b"zuul-fingergw";
 
 /// The cryptography of every connection, ZooKeeper's included.
 ///

@@ -1,13 +1,17 @@
 //! The listening side.
 
+use std::io;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use rustls::ServerConfig;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use tokio_rustls::TlsAcceptor;
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::server::{Acceptor as HelloReader, NoServerSessionStorage, WebPkiClientVerifier};
+use tokio::net::TcpStream;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
 
-use super::{Identity, provider};
+use super::{GATEWAY_PROTOCOL, Identity, provider};
 
 /// The most plaintext in one record, in bytes.
 ///
@@ -29,9 +33,32 @@ pub(crate) enum ClientCertificate {
     None,
 }
 
-/// A TLS server that zuul-web can read from without its consoles freezing: small records, and no
-/// session tickets, which would make the socket readable without any log to read.
-pub(crate) fn acceptor(identity: &Identity, client: ClientCertificate) -> Result<TlsAcceptor> {
+/// Shakes hands with clients.
+#[derive(Clone)]
+pub(crate) struct Acceptor {
+    /// For zuul-web, whose consoles freeze on larger records and on session tickets, which make the
+    /// socket readable without any log to read; and for everybody we do not know better.
+    cautious: Arc<ServerConfig>,
+    /// For gateways of our own kind, told by ALPN: full records, and resumption.
+    own_kind: Arc<ServerConfig>,
+}
+
+/// A TLS server with `identity` that wants to see `client`.
+///
+/// # Errors
+/// The identity cannot be used by a server.
+pub(crate) fn acceptor(identity: &Identity, client: ClientCertificate) -> Result<Acceptor> {
+    let mut cautious = config(identity, client)?;
+    cautious.max_fragment_size = Some(PLAINTEXT_MAX + RECORD_HEADER);
+    cautious.send_tls13_tickets = 0;
+    cautious.session_storage = Arc::new(NoServerSessionStorage {});
+    let mut own_kind = config(identity, client)?;
+    own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
+    own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
+    Ok(Acceptor { cautious: Arc::new(cautious), own_kind: Arc::new(own_kind) })
+}
+
+fn config(identity: &Identity, client: ClientCertificate) -> Result<ServerConfig> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .context("TLS versions")?;
@@ -44,11 +71,20 @@ pub(crate) fn acceptor(identity: &Identity, client: ClientCertificate) -> Result
         }
         ClientCertificate::None => builder.with_no_client_auth(),
     };
-    let mut config = builder
+    builder
         .with_single_cert(identity.chain.clone(), identity.key.clone_key())
-        .context("the certificate cannot be used by a server")?;
-    config.max_fragment_size = Some(PLAINTEXT_MAX + RECORD_HEADER);
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(TlsAcceptor::from(Arc::new(config)))
+        .context("the certificate cannot be used by a server")
+}
+
+impl Acceptor {
+    /// Shakes hands on `stream`. The caller sets the deadline.
+    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let start = LazyConfigAcceptor::new(HelloReader::default(), stream).await?;
+        let own_kind = start
+            .client_hello()
+            .alpn()
+            .is_some_and(|mut offered| offered.any(|protocol| protocol == GATEWAY_PROTOCOL));
+        let config = if own_kind { &self.own_kind } else { &self.cautious };
+        start.into_stream(Arc::clone(config)).await
+    }
 }

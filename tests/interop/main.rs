@@ -5,6 +5,7 @@
 mod build_requests;
 mod clients;
 mod components;
+mod conversations;
 mod executor;
 mod log_streamer;
 mod metrics;

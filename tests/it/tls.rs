@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
@@ -134,25 +135,27 @@ async fn records_towards_clients_are_small_and_no_tickets_come() {
 
 /// Takes a log over a connection of its own, and returns the lengths of all the gateway's records.
 async fn records_of_a_log(served: &Served, connector: &TlsConnector) -> Vec<usize> {
-    let tap = Tap::start(served.gateway.address()).await;
-    let stream = TcpStream::connect(tap.address).await.expect("the tap");
-    let name = ServerName::try_from("localhost").expect("a name");
-    let stream = connector.connect(name, stream).await.expect("a TLS connection");
-    let mut client = Client { stream };
-    client.send(format!("{}\n", served.build).as_bytes()).await;
-    let mut stream = served.executor.accept().await;
-    let log = vec![b'x'; 300_000];
-    for size in [1, 1000, 1024, 1025, 5000, 292_975] {
-        stream.write(&log[..size]).await;
-        client.expect(&log[..size]).await;
-    }
-    stream.finish().await;
-    assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
-    let session = client.stream.get_ref().1;
-    assert_eq!(session.tls13_tickets_received(), 0);
-    assert_eq!(session.handshake_kind(), Some(HandshakeKind::Full));
-    drop(client);
-    tap.records().await
+    let tap = Tap::bind().await;
+    let talk = async {
+        let stream = TcpStream::connect(tap.address).await.expect("the tap");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let stream = connector.connect(name, stream).await.expect("a TLS connection");
+        let mut client = Client { stream };
+        client.send(format!("{}\n", served.build).as_bytes()).await;
+        let mut stream = served.executor.accept().await;
+        let log = vec![b'x'; 300_000];
+        for size in [1, 1000, 1024, 1025, 5000, 292_975] {
+            stream.write(&log[..size]).await;
+            client.expect(&log[..size]).await;
+        }
+        stream.finish().await;
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
+        let session = client.stream.get_ref().1;
+        assert_eq!(session.tls13_tickets_received(), 0);
+        assert_eq!(session.handshake_kind(), Some(HandshakeKind::Full));
+    };
+    let ((), tapped) = tokio::join!(talk, tap.pass(served.gateway.address()));
+    tapped.lengths()
 }
 
 /// A client of one TLS version that shows `identity`.
@@ -177,44 +180,98 @@ fn connector(
     TlsConnector::from(Arc::new(config))
 }
 
-/// Passes one connection on and keeps what came from the server.
+/// Passes connections on, one after the other, and keeps what went through.
 struct Tap {
+    listener: TcpListener,
     address: std::net::SocketAddr,
-    seen: tokio::task::JoinHandle<Vec<u8>>,
+}
+
+/// What went through one connection.
+struct Tapped {
+    from_client: Vec<u8>,
+    from_server: Vec<u8>,
 }
 
 impl Tap {
-    async fn start(server: std::net::SocketAddr) -> Self {
+    async fn bind() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
-        let seen = tokio::spawn(async move {
-            let (client, _) = listener.accept().await.expect("a connection");
-            let server = TcpStream::connect(server).await.expect("the gateway");
-            let (mut from_client, mut to_client) = client.into_split();
-            let (mut from_server, mut to_server) = server.into_split();
-            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
-            let (mut seen, mut buffer) = (Vec::new(), vec![0; 65536]);
-            while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
-                seen.extend_from_slice(&buffer[..count]);
-                if to_client.write_all(&buffer[..count]).await.is_err() {
-                    break;
-                }
-            }
-            seen
-        });
-        Self { address, seen }
+        Self { listener, address }
     }
 
-    /// The lengths of the records that came from the server.
-    async fn records(self) -> Vec<usize> {
-        let seen = within("the tapped connection to end", self.seen).await.expect("the tap");
-        let (mut lengths, mut rest) = (Vec::new(), &seen[..]);
-        while let [_, _, _, high, low, body @ ..] = rest {
-            let length = usize::from(u16::from_be_bytes([*high, *low]));
-            lengths.push(length);
-            rest = &body[length.min(body.len())..];
+    /// Passes the next connection on to `server`, to its end.
+    async fn pass(&self, server: std::net::SocketAddr) -> Tapped {
+        let (client, _) = within("a connection", self.listener.accept()).await.expect("one");
+        let server = TcpStream::connect(server).await.expect("the gateway");
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        let (from_client, from_server) = within("the tapped connection to end", async {
+            tokio::join!(copy(from_client, to_server), copy(from_server, to_client))
+        })
+        .await;
+        Tapped { from_client, from_server }
+    }
+}
+
+/// Copies until either side is gone, and keeps what it copied.
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> Vec<u8> {
+    let (mut seen, mut buffer) = (Vec::new(), vec![0; 65536]);
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        seen.extend_from_slice(&buffer[..count]);
+        if to.write_all(&buffer[..count]).await.is_err() {
+            break;
         }
-        lengths
+    }
+    seen
+}
+
+/// The TLS records in `bytes`, their headers with them.
+fn records(mut bytes: &[u8]) -> Vec<&[u8]> {
+    let mut records = Vec::new();
+    while let [_, _, _, high, low, ..] = bytes {
+        let length = 5 + usize::from(u16::from_be_bytes([*high, *low]));
+        let (record, rest) = bytes.split_at(length.min(bytes.len()));
+        records.push(record);
+        bytes = rest;
+    }
+    records
+}
+
+impl Tapped {
+    /// The lengths of what the server's records carry.
+    fn lengths(&self) -> Vec<usize> {
+        records(&self.from_server).iter().map(|record| record.len() - 5).collect()
+    }
+
+    fn hello(&self) -> Hello {
+        Hello::parse(records(&self.from_client)[0])
+    }
+}
+
+/// Two gateways of ours know each other: full records, and the second stream resumes the session.
+#[tokio::test]
+async fn gateways_of_our_kind_fill_records_and_resume() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let tap = Tap::bind().await;
+    let mut west = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
+    west.root = format!("public_port = {}", tap.address.port());
+    let mut west = west.ready().await;
+    west.until_running(&system).await;
+    let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let log = vec![b'x'; 300_000];
+    for resumes in [false, true] {
+        let talk = async {
+            let mut client = Client::ask(east.address(), &build).await;
+            let ((), (received, ending)) = tokio::join!(executor.serve(&log), client.rest());
+            assert!(received == log && ending == Ending::Clean);
+        };
+        let ((), tapped) = tokio::join!(talk, tap.pass(west.address()));
+        assert_eq!(tapped.hello().resumes, resumes);
+        let longest = tapped.lengths().into_iter().max();
+        assert!(longest > Some(4096), "{longest:?}");
     }
 }
 

@@ -1,0 +1,178 @@
+//! The same conversations with upstream's program and with ours. Every difference in the answer is
+//! in the table of `docs/migrating.md`, and every row of that table is a difference.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{Executor, refusing_port};
+use crate::support::gateway::Builder;
+use crate::support::system::{System, Worker};
+use crate::upstream::Upstream;
+use crate::zuul_conf::ZuulConf;
+
+const MIGRATING: &str = include_str!("../../docs/migrating.md");
+
+/// What a client sends: pieces, each a write of its own, and whether it then closes its side.
+struct Conversation {
+    name: &'static str,
+    pieces: Vec<Vec<u8>>,
+    half_close: bool,
+}
+
+/// The builds that conversations are about.
+struct Builds {
+    running: String,
+    waiting: String,
+    unreachable: String,
+}
+
+fn conversations(builds: &Builds) -> Vec<Conversation> {
+    let id = builds.running.as_str();
+    let one = |name, text: String| Conversation {
+        name,
+        pieces: vec![text.into_bytes()],
+        half_close: false,
+    };
+    let bytes =
+        |name, bytes: &[u8]| Conversation { name, pieces: vec![bytes.to_vec()], half_close: false };
+    vec![
+        one("LF", format!("{id}\n")),
+        one("CRLF", format!("{id}\r\n")),
+        one("blanks behind the id", format!("{id}  \t\r\n")),
+        one("more lines behind it", format!("{id}\nmore\nlines\n")),
+        Conversation {
+            name: "a byte at a time",
+            pieces: format!("{id}\r\n").bytes().map(|byte| vec![byte]).collect(),
+            half_close: false,
+        },
+        Conversation {
+            name: "sending side closed behind it",
+            pieces: vec![format!("{id}\n").into_bytes()],
+            half_close: true,
+        },
+        one("unknown id", "0123456789abcdef\n".to_owned()),
+        one("build not started", format!("{}\n", builds.waiting)),
+        one("executor refuses", format!("{}\n", builds.unreachable)),
+        one("blank before the id", format!(" {id}\n")),
+        one("`/W` before the id", format!("/W {id}\r\n")),
+        one("`id@host`", format!("{id}@host\n")),
+        one("id in capitals", format!("{}\n", id.to_uppercase())),
+        one("CRLF alone", "\r\n".to_owned()),
+        one("blank alone", " \n".to_owned()),
+        one("LF alone", "\n".to_owned()),
+        one("LF, then the id", format!("\n{id}\n")),
+        one("NUL in the id", format!("ab\0{id}\n")),
+        one("UTF-8 beyond ASCII", "h\u{e9}llo\n".to_owned()),
+        bytes("bytes that are not UTF-8", b"\xff\xfe\n"),
+        one("`.`", ".\n".to_owned()),
+        one("`..`", "..\n".to_owned()),
+        one("`id/../id`", format!("{id}/../{id}\n")),
+        one("`id/`", format!("{id}/\n")),
+        one("`/id`", format!("/{id}\n")),
+        one("`id/cancel`", format!("{id}/cancel\n")),
+        one("1,000 letters", format!("{}\n", "a".repeat(1000))),
+        one("1,022 letters", format!("{}\n", "a".repeat(1022))),
+        one("1,023 letters", format!("{}\n", "a".repeat(1023))),
+        one("2,000 letters without LF", "a".repeat(2000)),
+        bytes("1 MB of NUL", &vec![0; 1_000_000]),
+        one("nothing for 10 s", String::new()),
+        one("half an id for 10 s", id[..16].to_owned()),
+        Conversation { name: "closed without a request", pieces: Vec::new(), half_close: true },
+        Conversation {
+            name: "closed within a request",
+            pieces: vec![id.as_bytes()[..16].to_vec()],
+            half_close: true,
+        },
+    ]
+}
+
+/// What a gateway answers, its bytes as text.
+async fn answer(gateway: SocketAddr, conversation: &Conversation) -> String {
+    let mut client = Client::connect(gateway).await;
+    for piece in &conversation.pieces {
+        // It may have answered and closed already.
+        if client.stream.write_all(piece).await.is_err() {
+            break;
+        }
+    }
+    if conversation.half_close {
+        client.half_close().await;
+    }
+    let (bytes, ending) = client.rest().await;
+    // A reset behind an answer is upstream's way with what it has not read.
+    let cut = if ending == Ending::Reset && bytes.is_empty() { "(reset)" } else { "" };
+    String::from_utf8_lossy(&bytes).into_owned() + cut
+}
+
+/// The rows below "## Answers that differ": conversation, upstream's answer, ours.
+fn documented() -> BTreeMap<String, (String, String)> {
+    let (_, section) = MIGRATING.split_once("## Answers that differ").expect("the section");
+    let section = section.split("\n## ").next().expect("its text");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| ")).skip(1);
+    rows.map(|row| {
+        let cells: Vec<_> = row.split(" | ").collect();
+        let text = |cell: &str| cell.trim_matches('`').to_owned();
+        (cells[0].to_owned(), (text(cells[1]), text(cells[2])))
+    })
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_difference_is_documented() {
+    let system = System::new().await;
+    let executor = Executor::start().await;
+    let refusing =
+        Worker { hostname: "127.0.0.1".to_owned(), port: refusing_port().await, zone: None };
+    let builds = Builds {
+        running: system.put_build(None, Some(&executor.worker(None))).await,
+        waiting: system.put_build(None, None).await,
+        unreachable: system.put_build(None, Some(&refusing)).await,
+    };
+    tokio::spawn(async move {
+        loop {
+            executor.serve(b"the log").await;
+        }
+    });
+    let theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
+    let ours = Builder::new(&system).zone("east").ready().await;
+
+    // Side by side, as some of upstream's answers take their ten seconds, but no more than its
+    // listen backlog of five can hold.
+    let places = Arc::new(Semaphore::new(5));
+    let mut talks = JoinSet::new();
+    let (their_address, our_address) = (theirs.address, ours.address());
+    for conversation in conversations(&builds) {
+        let places = Arc::clone(&places);
+        talks.spawn(async move {
+            let _place = places.acquire_owned().await;
+            let (theirs, ours) = tokio::join!(
+                answer(their_address, &conversation),
+                answer(our_address, &conversation),
+            );
+            (conversation.name, theirs, ours)
+        });
+    }
+    let mut documented = documented();
+    let mut faults = Vec::new();
+    let mut same = 0;
+    while let Some(talk) = talks.join_next().await {
+        let (name, theirs, ours) = talk.expect("a conversation");
+        // Said once for all of them above the table: our own words end in CRLF.
+        let ours = ours.trim_end_matches("\r\n").to_owned();
+        match documented.remove(name) {
+            None if theirs == ours => same += 1,
+            Some(row) if row == (theirs.clone(), ours.clone()) && theirs != ours => {}
+            row => faults
+                .push(format!("{name}: upstream {theirs:?}, ours {ours:?}, documented {row:?}")),
+        }
+    }
+    faults.extend(documented.keys().map(|name| format!("{name}: documented, but not talked")));
+    assert!(faults.is_empty(), "{faults:#?}");
+    assert!(same > 15, "only {same} conversations are the same");
+}
