@@ -12,7 +12,6 @@ use crate::support::executor::{Executor, Stream};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::{Answers, Proxy};
 use crate::support::system::{Entry, GATEWAYS, System};
-use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
@@ -401,22 +400,20 @@ async fn queues_that_are_not_there() {
 /// The client's pauses have grown long when ZooKeeper is back; the gateway does not wait for it.
 #[tokio::test]
 async fn an_outage_that_makes_the_client_sleep() {
-    let zookeeper = ZooKeeper::start().await;
-    let system = System::on(zookeeper.clone()).await;
-    let builder = Builder::new(&system).zookeeper("session_timeout = \"60s\"");
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = talkative(&system).zookeeper("session_timeout = \"60s\"");
+    builder.hosts = system.hosts_by(&proxy);
     let mut gateway = builder.ready().await;
     let first = one(&system, "our entry", |_| true).await;
 
-    zookeeper.kill().await;
-    // In ZooKeeper's place for as long as the client's first tries and several of the gateway's
-    // own looks take, which it has begun when the client pauses for seconds.
-    let placeholder = tokio::net::TcpListener::bind(("127.0.0.1", zookeeper.port)).await;
-    let placeholder = placeholder.expect("the port that ZooKeeper has left");
-    for _ in 0..14 {
-        drop(within("another try", placeholder.accept()).await.expect("a try"));
-    }
-    drop(placeholder);
-    zookeeper.run().await;
+    proxy.refuse();
+    // It doubles its pauses from 0.1 seconds on: the one behind its eighth try is several times as
+    // long as the gateway needs to find that ZooKeeper is back, and that is at once.
+    let failed =
+        |line: &str| line.contains("zookeeper_client") && line.contains("fails in connecting");
+    gateway.logged_times("the client's tries", 8, failed).await;
+    proxy.release();
 
     gateway.logged("the decision", |line| line.contains("starting a new one")).await;
     let second = one(&system, "another entry", |entry| entry.name != first.name).await;

@@ -23,6 +23,8 @@ pub(crate) struct Proxy {
 struct Orders {
     /// Nothing passes, in neither direction; new connections are taken and wait.
     hold: bool,
+    /// New connections are closed at once.
+    refuse: bool,
     /// How often all connections have been cut.
     cuts: u64,
 }
@@ -110,6 +112,14 @@ impl Proxy {
         self.orders.send_modify(|orders| orders.cuts += 1);
     }
 
+    /// Cuts all connections and refuses new ones, as if the server were away.
+    pub(crate) fn refuse(&self) {
+        self.orders.send_modify(|orders| {
+            orders.refuse = true;
+            orders.cuts += 1;
+        });
+    }
+
     /// Lets nothing pass, as if the server hung.
     pub(crate) fn hold(&self) {
         self.orders.send_modify(|orders| orders.hold = true);
@@ -117,7 +127,10 @@ impl Proxy {
 
     /// Lets all pass again, what was held included.
     pub(crate) fn release(&self) {
-        self.orders.send_modify(|orders| orders.hold = false);
+        self.orders.send_modify(|orders| {
+            orders.hold = false;
+            orders.refuse = false;
+        });
     }
 }
 
@@ -128,6 +141,9 @@ async fn carry(
     orders: watch::Receiver<Orders>,
     answers: Option<mpsc::Sender<Answer>>,
 ) {
+    if orders.borrow().refuse {
+        return;
+    }
     let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
