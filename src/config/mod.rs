@@ -137,6 +137,8 @@ pub(crate) struct Log {
 pub(crate) enum LogFormat {
     Text,
     Json,
+    /// That of Zuul's own services.
+    Zuul,
 }
 
 /// Where log lines go.

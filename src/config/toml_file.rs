@@ -177,7 +177,7 @@ fn log(mut table: Table<'_>) -> Log {
         ("debug", Level::DEBUG),
         ("trace", Level::TRACE),
     ];
-    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json), ("zuul", LogFormat::Zuul)];
     let outputs = [("stdout", LogOutput::Stdout), ("stderr", LogOutput::Stderr)];
     let log = Log {
         level: table.choice("level", &levels).unwrap_or(default.level),

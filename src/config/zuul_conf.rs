@@ -10,7 +10,9 @@ use std::time::Duration;
 use super::fault::{Fault, Faults, shown};
 use super::ini::{Ini, IniError, Value};
 use super::value::{self, Read};
-use super::{Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, ZooKeeper};
+use super::{
+    Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, ZooKeeper,
+};
 use crate::tls::{ClientCertificate, Files};
 
 const FINGERGW: &str = "fingergw";
@@ -68,7 +70,7 @@ impl Reader<'_> {
             verify_hostnames: self.boolean(FINGERGW, "tls_verify_hostnames", true),
             zookeeper: self.zookeeper(),
             limits: Limits::default(),
-            log: Log::default(),
+            log: Log { format: LogFormat::Zuul, ..Log::default() },
         }
     }
 
@@ -223,6 +225,7 @@ mod tests {
         assert_eq!(config.zookeeper.hosts.to_string(), "zk:2281/zuul");
         assert!(config.verify_hostnames && !config.zookeeper.verify_hostnames);
         assert_eq!((config.zone, config.public_port, config.hostname), (None, None, None));
+        assert_eq!(config.log, Log { format: LogFormat::Zuul, ..Log::default() });
     }
 
     #[test]

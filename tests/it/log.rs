@@ -1,5 +1,10 @@
 //! What is logged, and what is not.
 
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -63,6 +68,59 @@ async fn json_lines() {
     assert_eq!((&line["bytes"], &line["end"]), (&Value::from(5), &Value::from("finished")));
     assert!(line["peer"].is_string() && line["route"].is_string() && line["seconds"].is_number());
     assert!(line["timestamp"].is_string() && line["level"] == "INFO");
+}
+
+/// The parts of a line that has upstream's shape, `%(asctime)s %(levelname)s %(name)s: %(message)s`:
+/// time, level, name, message.
+fn upstreams_shape(line: &str) -> Option<(DateTime, &str, &str, &str)> {
+    const TIME: &str = "dddd-dd-dd dd:dd:dd,ddd";
+    let (time, rest) = (line.get(..TIME.len())?, line.get(TIME.len()..)?);
+    let like = |(c, pattern): (char, char)| match pattern {
+        'd' => c.is_ascii_digit(),
+        _ => c == pattern,
+    };
+    if !time.chars().zip(TIME.chars()).all(like) {
+        return None;
+    }
+    let time = time.replace(',', ".").parse().ok()?;
+    let (level, rest) = rest.strip_prefix(' ')?.split_once(' ')?;
+    let (name, message) = rest.split_once(": ")?;
+    ["DEBUG", "INFO", "WARNING", "ERROR"].contains(&level).then_some((time, level, name, message))
+}
+
+#[tokio::test]
+async fn upstreams_lines_from_a_zuul_conf() {
+    // Written by Zuul 14.3.0.
+    let real = "2026-11-21 11:13:26,065 INFO zuul.fingergw: Starting finger gateway";
+    let (.., level, name, message) = upstreams_shape(real).expect("the shape is upstream's");
+    assert_eq!((level, name, message), ("INFO", "zuul.fingergw", "Starting finger gateway"));
+
+    // A zone that no machine is in, so that neither UTC nor this machine's time will do.
+    let zone = "XXX-03:21";
+    let now = || Timestamp::now().to_zoned(TimeZone::posix(zone).expect("a zone")).datetime();
+    let system = System::new().await;
+    let before = now();
+    let gateway = Builder::new(&system)
+        .ready_from_zuul_conf("", |command| {
+            command.arg("-d").env("TZ", zone);
+        })
+        .await;
+    let build = stream(&system, &gateway, b"12345").await;
+    let log = whole_log(gateway).await;
+    let after = now();
+    let mut names = BTreeSet::new();
+    for line in &log {
+        let (time, level, name, _) = upstreams_shape(line).unwrap_or_else(|| panic!("{line}"));
+        names.insert((level, name));
+        // A line's time is cut.
+        let whole = before.with().subsec_nanosecond(0).build().expect("a time");
+        assert!(whole <= time && time <= after, "{line}");
+    }
+    assert!(names.contains(&("INFO", "zuul.fingergw")), "{names:?}");
+    assert!(names.iter().any(|(level, name)| *level == "DEBUG" && *name != "zuul.fingergw"));
+    let line = log.iter().find(|line| line.contains(&build)).expect("the stream's line");
+    let (.., message) = upstreams_shape(line).expect("the shape");
+    assert!(message.starts_with("stream ended peer=127.0.0.1:"), "{message}");
 }
 
 /// Everything a stranger can do who knows no build.

@@ -6,6 +6,8 @@
 //! - debug: whatever a peer can cause at will. Nothing above it can be provoked by a stranger who
 //!   knows no build.
 
+mod zuul_line;
+
 use std::fmt;
 
 use tracing::Level;
@@ -14,6 +16,7 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::zuul_line::ZuulLine;
 use crate::config::{Log, LogFormat, LogOutput};
 
 /// Sends log lines where `log` says, from now on. Call once.
@@ -32,6 +35,7 @@ pub(crate) fn start(log: Log) {
     match format {
         LogFormat::Text => lines.with(layer.with_ansi(false)).init(),
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
+        LogFormat::Zuul => lines.with(layer.with_ansi(false).event_format(ZuulLine::new())).init(),
     }
 }
 
