@@ -56,6 +56,7 @@ pub fn run() -> ExitCode {
 fn check(path: Option<&Path>) -> ExitCode {
     let checked = load(path).and_then(|(path, config)| {
         daemon::Identities::load(&config)?;
+        log::check(&config.log)?;
         Ok(path)
     });
     match checked {
@@ -75,7 +76,10 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let level = if debug { config.log.level.max(Level::DEBUG) } else { config.log.level };
-    log::start(Log { level, ..config.log });
+    let _flush = match log::start(&Log { level, ..config.log.clone() }) {
+        Ok(flush) => flush,
+        Err(error) => return refuse(&error),
+    };
     if !foreground && !config::is_toml(&path) {
         tracing::warn!("running in the foreground: detaching is not supported; use -f");
     }

@@ -125,7 +125,7 @@ impl Default for Limits {
 }
 
 /// How much is logged, how, and where to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Log {
     pub(crate) level: tracing::Level,
     pub(crate) format: LogFormat,
@@ -142,10 +142,12 @@ pub(crate) enum LogFormat {
 }
 
 /// Where log lines go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LogOutput {
     Stdout,
     Stderr,
+    /// Appended to; opened anew when it was rotated.
+    File(PathBuf),
 }
 
 impl Default for Log {

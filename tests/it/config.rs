@@ -288,6 +288,27 @@ async fn files_that_are_no_configuration() {
     }
 }
 
+#[tokio::test]
+async fn a_log_file_that_cannot_be_opened() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let good = toml(&identity, &identity);
+    for (path, why) in [
+        (files.missing("nowhere/gateway.log"), "No such file or directory"),
+        (files.0.path().to_owned(), "Is a directory"),
+    ] {
+        let log = format!("[log]\noutput = {path:?}\n");
+        let faults = faults(&files.write("gateway.toml", log + &good)).await;
+        let fault = format!("{}: cannot be opened as the log file (make its", path.display());
+        assert!(faults.len() == 1 && faults[0].starts_with(&fault), "{faults:#?}");
+        assert!(faults[0].contains(why), "{faults:#?}");
+    }
+    let path = files.missing("gateway.log");
+    let log = format!("[log]\noutput = {path:?}\n");
+    assert_eq!(check(&files.write("gateway.toml", log + &good)).await.code, Some(0));
+    assert!(!path.exists(), "a check makes nothing");
+}
+
 /// Were a socket bound before the whole configuration is known to be good, this would end with
 /// what is wrong with the address.
 #[tokio::test]

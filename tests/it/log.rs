@@ -1,6 +1,8 @@
 //! What is logged, and what is not.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -27,9 +29,13 @@ async fn stream(system: &System, gateway: &Gateway, log: &[u8]) -> String {
 
 /// Stops the gateway and returns all it has logged.
 async fn whole_log(mut gateway: Gateway) -> Vec<String> {
+    stop(&mut gateway).await;
+    gateway.log()
+}
+
+async fn stop(gateway: &mut Gateway) {
     gateway.signal(Signal::TERM);
     assert!(gateway.exit().await.success());
-    gateway.log()
 }
 
 #[tokio::test]
@@ -68,6 +74,83 @@ async fn json_lines() {
     assert_eq!((&line["bytes"], &line["end"]), (&Value::from(5), &Value::from("finished")));
     assert!(line["peer"].is_string() && line["route"].is_string() && line["seconds"].is_number());
     assert!(line["timestamp"].is_string() && line["level"] == "INFO");
+}
+
+/// The lines of a log file.
+fn read(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines().map(str::to_owned).collect()
+}
+
+/// How many of the lines tell of the build's stream.
+fn ends(log: &[String], build: &str) -> usize {
+    log.iter().filter(|line| line.contains("stream ended") && line.contains(build)).count()
+}
+
+#[tokio::test]
+async fn a_log_file_that_is_rotated() {
+    let system = System::new().await;
+    let builder = Builder::new(&system);
+    let path = builder.directory().join("gateway.log");
+    let rotated = builder.directory().join("gateway.log.1");
+    let output = format!("output = {path:?}\nformat = \"json\"");
+    let mut gateway = builder.log(&output).ready().await;
+    let first = stream(&system, &gateway, b"log").await;
+    fs::rename(&path, &rotated).expect("rotation");
+    let second = stream(&system, &gateway, b"log").await;
+    stop(&mut gateway).await;
+    let (old, new) = (read(&rotated), read(&path));
+    // The first stream's line may come after the client has seen its end, and so the rotation.
+    assert_eq!(ends(&old, &first) + ends(&new, &first), 1, "{old:#?} {new:#?}");
+    assert_eq!((ends(&old, &second), ends(&new, &second)), (0, 1), "{old:#?} {new:#?}");
+    assert!(old.iter().any(|line| line.contains("registered as")), "{old:#?}");
+    assert!(new.last().is_some_and(|line| line.contains("\"stopped\"")), "{new:#?}");
+    for line in old.iter().chain(&new) {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
+    }
+    assert_eq!(gateway.log(), Vec::<String>::new(), "nothing anywhere else");
+    // What is there is kept.
+    let before = new.len();
+    let gateway = Builder::new(&system).log(&output).ready().await;
+    whole_log(gateway).await;
+    assert!(read(&path).len() > before && read(&path).starts_with(&new));
+}
+
+#[tokio::test]
+async fn a_log_file_whose_directory_goes_and_comes() {
+    let system = System::new().await;
+    let builder = Builder::new(&system);
+    let directory = builder.directory().join("zuul");
+    fs::create_dir(&directory).expect("a directory");
+    let path = directory.join("gateway.log");
+    let mut gateway = builder.log(&format!("output = {path:?}")).ready().await;
+    // Renamed first, so that no file is made in it while it goes.
+    let going = directory.with_extension("going");
+    fs::rename(&directory, &going).expect("no directory");
+    fs::remove_dir_all(&going).expect("no old file either");
+    // Streams go on, their lines do not.
+    let lost = stream(&system, &gateway, b"log").await;
+    let fault = format!("{}: cannot be written: ", path.display());
+    gateway.logged("the fault on stderr", |line| line.starts_with(&fault)).await;
+    fs::create_dir(&directory).expect("a directory");
+    let kept = stream(&system, &gateway, b"log").await;
+    stop(&mut gateway).await;
+    assert_eq!(gateway.log().len(), 1, "said once");
+    let log = read(&path);
+    assert_eq!((ends(&log, &lost), ends(&log, &kept)), (0, 1), "{log:#?}");
+    let said: Vec<_> = log.iter().filter(|line| line.contains("log lines were lost")).collect();
+    assert!(said.len() == 1 && said[0].contains(" WARN "), "{log:#?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_nobody() {
+    let system = System::new().await;
+    let mut gateway = Builder::new(&system).log("output = \"/dev/full\"").ready().await;
+    for _ in 0..3 {
+        stream(&system, &gateway, b"log").await;
+    }
+    gateway.logged("the fault on stderr", |line| line.contains("No space left")).await;
+    assert_eq!(whole_log(gateway).await.len(), 1, "said once");
 }
 
 /// The parts of a line that has upstream's shape, `%(asctime)s %(levelname)s %(name)s: %(message)s`:
