@@ -57,10 +57,13 @@ fn check(path: Option<&Path>) -> ExitCode {
     let checked = load(path).and_then(|(path, config)| {
         daemon::Identities::load(&config)?;
         log::check(&config.log)?;
-        Ok(path)
+        Ok((path, config.log.log_config))
     });
     match checked {
-        Ok(path) => {
+        Ok((path, log_config)) => {
+            if let Some(log_config) = log_config.filter(|given| !given.not_taken.is_empty()) {
+                eprintln!("{log_config}");
+            }
             println!("{}: OK", path.display());
             ExitCode::SUCCESS
         }
@@ -75,8 +78,7 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&error),
     };
-    let level = if debug { config.log.level.max(Level::DEBUG) } else { config.log.level };
-    let _flush = match log::start(&Log { level, ..config.log.clone() }) {
+    let _flush = match start_log(config.log.clone(), debug) {
         Ok(flush) => flush,
         Err(error) => return refuse(&error),
     };
@@ -90,6 +92,21 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Starts logging, and tells what of a `log_config` has no effect.
+fn start_log(mut log: Log, debug: bool) -> anyhow::Result<Option<log::Flush>> {
+    match &mut log.log_config {
+        // Upstream looks at -d only without a log_config.
+        Some(given) if debug => given.not_taken.push("-d (the file's level counts)".to_owned()),
+        None if debug => log.level = log.level.max(Level::DEBUG),
+        _ => {}
+    }
+    let flush = log::start(&log)?;
+    if let Some(log_config) = log.log_config.filter(|given| !given.not_taken.is_empty()) {
+        tracing::warn!("{log_config}");
+    }
+    Ok(flush)
 }
 
 fn load(path: Option<&Path>) -> anyhow::Result<(PathBuf, Config)> {

@@ -6,11 +6,13 @@
 mod fault;
 mod hostname;
 mod ini;
+mod log_config;
 mod toml_document;
 mod toml_file;
 mod value;
 mod zuul_conf;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,8 +73,8 @@ pub(crate) struct Hosts {
     pub(crate) chroot: String,
 }
 
-impl std::fmt::Display for Hosts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Hosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (host, port)) in self.servers.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
             if host.contains(':') {
@@ -130,6 +132,23 @@ pub(crate) struct Log {
     pub(crate) level: tracing::Level,
     pub(crate) format: LogFormat,
     pub(crate) output: LogOutput,
+    /// Where the above comes from, if not from the configuration itself.
+    pub(crate) log_config: Option<LogConfig>,
+}
+
+/// The `log_config` of a `zuul.conf`. Its level counts whatever `-d` says, as with upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogConfig {
+    pub(crate) file: String,
+    /// Parts of it that have no effect.
+    pub(crate) not_taken: Vec<String>,
+}
+
+impl fmt::Display for LogConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, not_taken } = self;
+        write!(f, "{file}: level and output are taken, these are not: {}", not_taken.join(", "))
+    }
 }
 
 /// The shape of a log line.
@@ -152,7 +171,12 @@ pub(crate) enum LogOutput {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: tracing::Level::INFO, format: LogFormat::Text, output: LogOutput::Stdout }
+        Self {
+            level: tracing::Level::INFO,
+            format: LogFormat::Text,
+            output: LogOutput::Stdout,
+            log_config: None,
+        }
     }
 }
 

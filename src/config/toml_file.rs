@@ -183,6 +183,7 @@ fn log(mut table: Table<'_>) -> Log {
         level: table.choice("level", &levels).unwrap_or(default.level),
         format: table.choice("format", &formats).unwrap_or(default.format),
         output: table.text("output", output).unwrap_or(default.output),
+        log_config: None,
     };
     table.finish();
     log

@@ -4,11 +4,12 @@
 //! The file is shared with the other services of a system: sections and options that are not ours
 //! are none of our business.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fault::{Fault, Faults, shown};
 use super::ini::{Ini, IniError, Value};
+use super::log_config::{self, Unusable};
 use super::value::{self, Read};
 use super::{
     Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, ZooKeeper,
@@ -70,8 +71,27 @@ impl Reader<'_> {
             verify_hostnames: self.boolean(FINGERGW, "tls_verify_hostnames", true),
             zookeeper: self.zookeeper(),
             limits: Limits::default(),
-            log: Log { format: LogFormat::Zuul, ..Log::default() },
+            log: self.log(),
         }
+    }
+
+    fn log(&mut self) -> Log {
+        let default = Log { format: LogFormat::Zuul, ..Log::default() };
+        let Some(Value { line, text }) = self.value(FINGERGW, "log_config") else {
+            return default;
+        };
+        match log_config::load(&expand_user(&text)) {
+            Ok(log) => return log,
+            Err(Unusable::Content(faults)) => self.faults.extend(faults),
+            Err(Unusable::File(problem)) => self.faults.push(Fault {
+                file: self.file.to_owned(),
+                line: (line > 0).then_some(line),
+                key: format!("[{FINGERGW}] log_config"),
+                value: Some(shown(&text)),
+                problem: format!("cannot be read: {problem}"),
+            }),
+        }
+        default
     }
 
     fn zookeeper(&mut self) -> ZooKeeper {
@@ -198,6 +218,15 @@ fn seconds(text: &str) -> Read<Duration> {
         .filter(|seconds| (0.001..=86_400.0).contains(seconds))
         .map(Duration::from_secs_f64)
         .ok_or_else(|| "must be a number of seconds from 0.001 to 86400".to_owned())
+}
+
+/// Python's `os.path.expanduser`, but for other people's homes.
+fn expand_user(path: &str) -> String {
+    let rest = path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    match (rest, std::env::home_dir().as_deref().and_then(Path::to_str)) {
+        (Some(rest), Some(home)) => format!("{}{rest}", home.trim_end_matches('/')),
+        _ => path.to_owned(),
+    }
 }
 
 /// Upstream registers an empty `zone =` as a zone of that name; so do we.

@@ -19,7 +19,7 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::file::Flush;
+pub(crate) use self::file::Flush;
 use self::zuul_line::ZuulLine;
 use crate::config::{Log, LogFormat, LogOutput};
 
@@ -32,7 +32,7 @@ const MEND: &str = "make its directory, or let the user this program runs as wri
 /// # Errors
 /// The log file cannot be opened.
 pub(crate) fn start(log: &Log) -> Result<Option<Flush>> {
-    let Log { level, format, output } = log;
+    let Log { level, format, output, log_config: _ } = log;
     let level = *level;
     let mut flush = None;
     let writer = match output {

@@ -274,3 +274,92 @@ async fn less_and_more() {
     let build = stream(&system, &other, b"log").await;
     assert!(whole_log(other).await.iter().any(|line| line.contains(&build)));
 }
+
+/// The three kinds of `log_config`, each with a file for lines from debug on and nothing that is
+/// not taken.
+fn log_configs(log: &Path) -> [(&'static str, String); 3] {
+    const FORMAT: &str = "%(asctime)s %(levelname)s %(name)s: %(message)s";
+    let log = log.display();
+    let yaml = format!(
+        "version: 1\nformatters:\n  simple: {{format: '{FORMAT}'}}\n\
+         handlers:\n  file:\n    class: logging.handlers.WatchedFileHandler\n    \
+         filename: {log}\n    formatter: simple\n\
+         loggers:\n  zuul: {{level: DEBUG, handlers: [file]}}\n"
+    );
+    let json = serde_json::json!({
+        "version": 1,
+        "formatters": {"simple": {"format": FORMAT}},
+        "handlers": {
+            "file": {
+                "class": "logging.FileHandler",
+                "filename": log.to_string(),
+                "formatter": "simple"
+            }
+        },
+        "root": {"level": "DEBUG", "handlers": ["file"]}
+    });
+    let ini = format!(
+        "[loggers]\nkeys=root,zuul\n[handlers]\nkeys=file\n[formatters]\nkeys=simple\n\
+         [logger_root]\nlevel=WARNING\nhandlers=\n\
+         [logger_zuul]\nqualname=zuul\nlevel=DEBUG\nhandlers=file\n\
+         [handler_file]\nclass=FileHandler\nformatter=simple\nargs=('{log}',)\n\
+         [formatter_simple]\nformat={FORMAT}\n"
+    );
+    [("log.yaml", yaml), ("log.json", json.to_string()), ("log.conf", ini)]
+}
+
+#[tokio::test]
+async fn a_log_config_names_level_and_file() {
+    let system = System::new().await;
+    for index in 0..3 {
+        let builder = Builder::new(&system);
+        let path = builder.directory().join("gateway.log");
+        let (name, text) = &log_configs(&path)[index];
+        fs::write(builder.directory().join(name), text).expect("a log_config");
+        // The one below the home directory.
+        let home = builder.directory().to_owned();
+        let option = format!("log_config = ~/{name}");
+        let mut gateway = builder
+            .ready_from_zuul_conf(&option, |command| {
+                command.env("HOME", home);
+            })
+            .await;
+        let build = stream(&system, &gateway, b"log").await;
+        stop(&mut gateway).await;
+        assert_eq!(gateway.log(), Vec::<String>::new(), "{name}");
+        let log = read(&path);
+        assert_eq!(ends(&log, &build), 1, "{name}: {log:#?}");
+        let levels: BTreeSet<_> =
+            log.iter().map(|line| upstreams_shape(line).expect("the shape").1).collect();
+        assert!(levels.contains("DEBUG"), "{name}: {levels:?}");
+        assert!(!log.iter().any(|line| line.contains(name)), "{name}: nothing to say of it");
+    }
+}
+
+/// As upstream's, `-d` is for those who have no `log_config`.
+#[tokio::test]
+async fn one_warning_tells_what_of_a_log_config_is_not_taken() {
+    let system = System::new().await;
+    let builder = Builder::new(&system);
+    let file = builder.directory().join("logging.yaml");
+    let text = "version: 1\nhandlers:\n  console: {class: logging.StreamHandler}\n  \
+                syslog: {class: logging.handlers.SysLogHandler}\n\
+                loggers:\n  gerrit: {level: DEBUG}\n\
+                root: {level: INFO, handlers: [syslog, console]}\n";
+    fs::write(&file, text).expect("a log_config");
+    let option = format!("log_config = {}", file.display());
+    let gateway = builder
+        .ready_from_zuul_conf(&option, |command| {
+            command.arg("-d");
+        })
+        .await;
+    let log = whole_log(gateway).await;
+    let lines: Vec<_> = log.iter().map(|line| upstreams_shape(line).expect("the shape")).collect();
+    assert!(lines.iter().all(|(_, level, ..)| *level != "DEBUG"), "{log:#?}");
+    let of_it = format!("{}: ", file.display());
+    let told: Vec<_> = lines.iter().filter(|(.., message)| message.starts_with(&of_it)).collect();
+    let [(_, "WARNING", _, message)] = told[..] else { panic!("{told:#?}") };
+    for part in ["handlers.console has no formatter", "handlers.syslog", "loggers.gerrit", "-d ("] {
+        assert!(message.contains(part), "{part} is not in {message}");
+    }
+}
