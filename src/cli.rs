@@ -69,8 +69,16 @@ pub fn run() -> ExitCode {
 }
 
 fn check(path: Option<&Path>) -> ExitCode {
-    match load(path).and_then(Loaded::usable) {
-        Ok(Usable { path, .. }) => {
+    let checked = load(path).and_then(Loaded::usable).and_then(|usable| {
+        log::check(&usable.config.log)?;
+        Ok(usable)
+    });
+    match checked {
+        Ok(Usable { path, config, .. }) => {
+            let log_config = config.log.log_config;
+            if let Some(log_config) = log_config.filter(|given| !given.not_taken.is_empty()) {
+                eprintln!("{log_config}");
+            }
             println!("{}: OK", path.display());
             ExitCode::SUCCESS
         }
@@ -112,8 +120,10 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Ok(usable) => usable,
         Err(error) => return refuse(&error),
     };
-    let level = if debug { config.log.level.max(Level::DEBUG) } else { config.log.level };
-    log::start(Log { level, ..config.log });
+    let _flush = match start_log(config.log.clone(), debug) {
+        Ok(flush) => flush,
+        Err(error) => return refuse(&error),
+    };
     if !foreground && !config::is_toml(&path) {
         tracing::warn!("running in the foreground: detaching is not supported; use -f");
     }
@@ -124,6 +134,21 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
             if error.is::<Unfit>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Starts logging, and tells what of a `log_config` has no effect.
+fn start_log(mut log: Log, debug: bool) -> anyhow::Result<Option<log::Flush>> {
+    match &mut log.log_config {
+        // Upstream looks at -d only without a log_config.
+        Some(given) if debug => given.not_taken.push("-d (the file's level counts)".to_owned()),
+        None if debug => log.level = log.level.max(Level::DEBUG),
+        _ => {}
+    }
+    let flush = log::start(&log)?;
+    if let Some(log_config) = log.log_config.filter(|given| !given.not_taken.is_empty()) {
+        tracing::warn!("{log_config}");
+    }
+    Ok(flush)
 }
 
 /// A configuration that is good as a document.

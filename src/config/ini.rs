@@ -79,6 +79,12 @@ impl Ini {
         Ok(Some(Value { line: *line, text }))
     }
 
+    /// The value of `option` in `section` as written.
+    pub(super) fn raw(&self, section: &str, option: &str) -> Option<&str> {
+        let options = self.sections.get(section)?;
+        options.get(option).or_else(|| self.defaults.get(option)).map(|raw| raw.value.as_str())
+    }
+
     /// Whether the file has the section.
     pub(super) fn has_section(&self, section: &str) -> bool {
         self.sections.contains_key(section)

@@ -6,11 +6,13 @@
 mod fault;
 mod hostname;
 mod ini;
+mod log_config;
 mod toml_document;
 mod toml_file;
 mod value;
 mod zuul_conf;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -77,8 +79,8 @@ pub(crate) struct Hosts {
     pub(crate) chroot: String,
 }
 
-impl std::fmt::Display for Hosts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Hosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (host, port)) in self.servers.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
             if host.contains(':') {
@@ -131,11 +133,28 @@ impl Default for Limits {
 }
 
 /// How much is logged, how, and where to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Log {
     pub(crate) level: tracing::Level,
     pub(crate) format: LogFormat,
     pub(crate) output: LogOutput,
+    /// Where the above comes from, if not from the configuration itself.
+    pub(crate) log_config: Option<LogConfig>,
+}
+
+/// The `log_config` of a `zuul.conf`. Its level counts whatever `-d` says, as with upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogConfig {
+    pub(crate) file: String,
+    /// Parts of it that have no effect.
+    pub(crate) not_taken: Vec<String>,
+}
+
+impl fmt::Display for LogConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, not_taken } = self;
+        write!(f, "{file}: level and output are taken, these are not: {}", not_taken.join(", "))
+    }
 }
 
 /// The shape of a log line.
@@ -143,18 +162,27 @@ pub(crate) struct Log {
 pub(crate) enum LogFormat {
     Text,
     Json,
+    /// That of Zuul's own services.
+    Zuul,
 }
 
 /// Where log lines go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LogOutput {
     Stdout,
     Stderr,
+    /// Appended to; opened anew when it was rotated.
+    File(PathBuf),
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: tracing::Level::INFO, format: LogFormat::Text, output: LogOutput::Stdout }
+        Self {
+            level: tracing::Level::INFO,
+            format: LogFormat::Text,
+            output: LogOutput::Stdout,
+            log_config: None,
+        }
     }
 }
 

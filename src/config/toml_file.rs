@@ -9,6 +9,7 @@ use tracing::Level;
 
 use super::fault::Faults;
 use super::toml_document::{Document, Table};
+use super::value::Read;
 use super::{
     Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, LogOutput,
     ZooKeeper, value,
@@ -190,15 +191,24 @@ fn log(mut table: Table<'_>) -> Log {
         ("debug", Level::DEBUG),
         ("trace", Level::TRACE),
     ];
-    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-    let outputs = [("stdout", LogOutput::Stdout), ("stderr", LogOutput::Stderr)];
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json), ("zuul", LogFormat::Zuul)];
     let log = Log {
         level: table.choice("level", &levels).unwrap_or(default.level),
         format: table.choice("format", &formats).unwrap_or(default.format),
-        output: table.choice("output", &outputs).unwrap_or(default.output),
+        output: table.text("output", output).unwrap_or(default.output),
+        log_config: None,
     };
     table.finish();
     log
+}
+
+fn output(text: &str) -> Read<LogOutput> {
+    match text {
+        "stdout" => Ok(LogOutput::Stdout),
+        "stderr" => Ok(LogOutput::Stderr),
+        _ if text.starts_with('/') => Ok(LogOutput::File(PathBuf::from(text))),
+        _ => Err("must be \"stdout\", \"stderr\" or the absolute path of a file".to_owned()),
+    }
 }
 
 /// Stands in for files that a fault has been noted of.
@@ -400,6 +410,19 @@ level = "loud"
         let faults = faults("zone = \nhostname = \"gw\nx y\n");
         assert!(faults.iter().any(|fault| fault.line == Some(1)), "{faults:?}");
         assert!(faults.iter().any(|fault| fault.line == Some(3)), "{faults:?}");
+    }
+
+    #[test]
+    fn where_the_log_goes() {
+        let read = |output: &str| {
+            let text = format!("{LEAST}[log]\noutput = \"{output}\"\n");
+            read("f.toml", &text).map(|config| config.log.output)
+        };
+        assert_eq!(read("stderr"), Ok(LogOutput::Stderr));
+        assert_eq!(read("/var/log/x"), Ok(LogOutput::File(PathBuf::from("/var/log/x"))));
+        for bad in ["", "syslog", "fingergw.log", "~/log"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

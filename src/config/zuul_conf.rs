@@ -4,13 +4,16 @@
 //! The file is shared with the other services of a system: sections and options that are not ours
 //! are none of our business.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fault::{Fault, Faults, shown};
 use super::ini::{Ini, IniError, Value};
+use super::log_config::{self, Unusable};
 use super::value::{self, Read};
-use super::{Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, ZooKeeper};
+use super::{
+    Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, ZooKeeper,
+};
 use crate::tls::{ClientCertificate, Files};
 
 const FINGERGW: &str = "fingergw";
@@ -74,7 +77,7 @@ impl Reader<'_> {
             user: self.string(FINGERGW, "user").filter(|user| !user.is_empty()),
             control: self.path("command_socket", COMMAND_SOCKET),
             limits: Limits::default(),
-            log: Log::default(),
+            log: self.log(),
         }
     }
 
@@ -83,6 +86,25 @@ impl Reader<'_> {
         let host = self.read(FINGERGW, "prometheus_addr", value::hostname);
         let port = self.read(FINGERGW, "prometheus_port", port)?;
         Some((host.unwrap_or_else(|| "0.0.0.0".to_owned()), port))
+    }
+
+    fn log(&mut self) -> Log {
+        let default = Log { format: LogFormat::Zuul, ..Log::default() };
+        let Some(Value { line, text }) = self.value(FINGERGW, "log_config") else {
+            return default;
+        };
+        match log_config::load(&expand_user(&text)) {
+            Ok(log) => return log,
+            Err(Unusable::Content(faults)) => self.faults.extend(faults),
+            Err(Unusable::File(problem)) => self.faults.push(Fault {
+                file: self.file.to_owned(),
+                line: (line > 0).then_some(line),
+                key: format!("[{FINGERGW}] log_config"),
+                value: Some(shown(&text)),
+                problem: format!("cannot be read: {problem}"),
+            }),
+        }
+        default
     }
 
     fn zookeeper(&mut self) -> ZooKeeper {
@@ -217,6 +239,15 @@ fn seconds(text: &str) -> Read<Duration> {
         .ok_or_else(|| "must be a number of seconds from 0.001 to 86400".to_owned())
 }
 
+/// Python's `os.path.expanduser`, but for other people's homes.
+fn expand_user(path: &str) -> String {
+    let rest = path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    match (rest, std::env::home_dir().as_deref().and_then(Path::to_str)) {
+        (Some(rest), Some(home)) => format!("{}{rest}", home.trim_end_matches('/')),
+        _ => path.to_owned(),
+    }
+}
+
 /// Upstream registers an empty `zone =` as a zone of that name; so do we.
 fn zone(text: &str) -> Read<String> {
     if text.is_empty() { Ok(String::new()) } else { value::zone(text) }
@@ -243,6 +274,7 @@ mod tests {
         assert!(config.verify_hostnames && !config.zookeeper.verify_hostnames);
         assert_eq!((config.zone, config.public_port, config.hostname), (None, None, None));
         assert_eq!(config.control, Some(PathBuf::from("/var/lib/zuul/fingergw.socket")));
+        assert_eq!(config.log, Log { format: LogFormat::Zuul, ..Log::default() });
     }
 
     #[test]

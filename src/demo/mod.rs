@@ -57,13 +57,15 @@ const WEST_HOST: &str = "localhost";
 /// Runs the demo. The log goes to stdout, byte for byte; everything else to stderr.
 pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
     let level = if debug { Level::DEBUG } else { Level::INFO };
-    log::start(Log { level, output: LogOutput::Stderr, ..Log::default() });
-    let shown = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(show(options)));
-    match shown {
+    let shown = || {
+        log::start(&Log { level, output: LogOutput::Stderr, ..Log::default() })?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        runtime.block_on(show(options))
+    };
+    match shown() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("demo: {error:#}");

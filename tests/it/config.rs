@@ -288,6 +288,68 @@ async fn files_that_are_no_configuration() {
     }
 }
 
+#[tokio::test]
+async fn a_log_file_that_cannot_be_opened() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let good = toml(&identity, &identity);
+    for (path, why) in [
+        (files.missing("nowhere/gateway.log"), "No such file or directory"),
+        (files.0.path().to_owned(), "Is a directory"),
+    ] {
+        let log = format!("[log]\noutput = {path:?}\n");
+        let faults = faults(&files.write("gateway.toml", log + &good)).await;
+        let fault = format!("{}: cannot be opened as the log file (make its", path.display());
+        assert!(faults.len() == 1 && faults[0].starts_with(&fault), "{faults:#?}");
+        assert!(faults[0].contains(why), "{faults:#?}");
+    }
+    let path = files.missing("gateway.log");
+    let log = format!("[log]\noutput = {path:?}\n");
+    assert_eq!(check(&files.write("gateway.toml", log + &good)).await.code, Some(0));
+    assert!(!path.exists(), "a check makes nothing");
+}
+
+/// Upstream does not start with one either.
+#[tokio::test]
+async fn a_log_config_that_cannot_be_used() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let zookeeper = format!("[zookeeper]\nhosts = a:1\n{}", conf(&identity));
+    let zuul_conf = |file: &Path| {
+        let option = format!("[fingergw]\nlog_config = {}\n", file.display());
+        files.write("zuul.conf", zookeeper.clone() + &option)
+    };
+    let missing = files.missing("missing.yaml");
+    let config = zuul_conf(&missing);
+    let expected = format!(
+        "{}:7: [fingergw] log_config = {}: cannot be read: No such file",
+        config.display(),
+        missing.display()
+    );
+    let found = faults(&config).await;
+    assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:#?}");
+
+    for (name, text, fault) in [
+        ("tab.yaml", "version: 1\n\tx: 2\n", ":1: "),
+        ("list.json", "[1]", ": must be one YAML mapping"),
+        ("level.yml", "version: 1\nroot: {level: loud}", ": root.level = loud: must be CRITICAL"),
+        ("none.conf", "loggers\n", ":1: no [section] before it"),
+        ("binary", "\0", ":1: "),
+    ] {
+        let file = files.write(name, text);
+        let found = faults(&zuul_conf(&file)).await;
+        let expected = format!("{}{fault}", file.display());
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{expected}: {found:#?}");
+    }
+
+    let good = files.write("good.yaml", "version: 1\nloggers: {kazoo: {level: INFO}}\n");
+    let checked = check(&zuul_conf(&good)).await;
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+    let told: Vec<_> = checked.stderr.lines().collect();
+    assert!(told.len() == 1 && told[0].starts_with(&good.display().to_string()), "{told:#?}");
+    assert!(told[0].contains("loggers.kazoo"), "{told:#?}");
+}
+
 /// Were a socket bound before the whole configuration is known to be good, this would end with
 /// what is wrong with the address.
 #[tokio::test]

@@ -1,5 +1,12 @@
 //! What is logged, and what is not.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -22,9 +29,13 @@ async fn stream(system: &System, gateway: &Gateway, log: &[u8]) -> String {
 
 /// Stops the gateway and returns all it has logged.
 async fn whole_log(mut gateway: Gateway) -> Vec<String> {
+    stop(&mut gateway).await;
+    gateway.log()
+}
+
+async fn stop(gateway: &mut Gateway) {
     gateway.signal(Signal::TERM);
     assert!(gateway.exit().await.success());
-    gateway.log()
 }
 
 #[tokio::test]
@@ -63,6 +74,136 @@ async fn json_lines() {
     assert_eq!((&line["bytes"], &line["end"]), (&Value::from(5), &Value::from("finished")));
     assert!(line["peer"].is_string() && line["route"].is_string() && line["seconds"].is_number());
     assert!(line["timestamp"].is_string() && line["level"] == "INFO");
+}
+
+/// The lines of a log file.
+fn read(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines().map(str::to_owned).collect()
+}
+
+/// How many of the lines tell of the build's stream.
+fn ends(log: &[String], build: &str) -> usize {
+    log.iter().filter(|line| line.contains("stream ended") && line.contains(build)).count()
+}
+
+#[tokio::test]
+async fn a_log_file_that_is_rotated() {
+    let system = System::new().await;
+    let builder = Builder::new(&system);
+    let path = builder.directory().join("gateway.log");
+    let rotated = builder.directory().join("gateway.log.1");
+    let output = format!("output = {path:?}\nformat = \"json\"");
+    let mut gateway = builder.log(&output).ready().await;
+    let first = stream(&system, &gateway, b"log").await;
+    fs::rename(&path, &rotated).expect("rotation");
+    let second = stream(&system, &gateway, b"log").await;
+    stop(&mut gateway).await;
+    let (old, new) = (read(&rotated), read(&path));
+    // The first stream's line may come after the client has seen its end, and so the rotation.
+    assert_eq!(ends(&old, &first) + ends(&new, &first), 1, "{old:#?} {new:#?}");
+    assert_eq!((ends(&old, &second), ends(&new, &second)), (0, 1), "{old:#?} {new:#?}");
+    assert!(old.iter().any(|line| line.contains("registered as")), "{old:#?}");
+    assert!(new.last().is_some_and(|line| line.contains("\"stopped\"")), "{new:#?}");
+    for line in old.iter().chain(&new) {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
+    }
+    assert_eq!(gateway.log(), Vec::<String>::new(), "nothing anywhere else");
+    // What is there is kept.
+    let before = new.len();
+    let gateway = Builder::new(&system).log(&output).ready().await;
+    whole_log(gateway).await;
+    assert!(read(&path).len() > before && read(&path).starts_with(&new));
+}
+
+#[tokio::test]
+async fn a_log_file_whose_directory_goes_and_comes() {
+    let system = System::new().await;
+    let builder = Builder::new(&system);
+    let directory = builder.directory().join("zuul");
+    fs::create_dir(&directory).expect("a directory");
+    let path = directory.join("gateway.log");
+    let mut gateway = builder.log(&format!("output = {path:?}")).ready().await;
+    // Renamed first, so that no file is made in it while it goes.
+    let going = directory.with_extension("going");
+    fs::rename(&directory, &going).expect("no directory");
+    fs::remove_dir_all(&going).expect("no old file either");
+    // Streams go on, their lines do not.
+    let lost = stream(&system, &gateway, b"log").await;
+    let fault = format!("{}: cannot be written: ", path.display());
+    gateway.logged("the fault on stderr", |line| line.starts_with(&fault)).await;
+    fs::create_dir(&directory).expect("a directory");
+    let kept = stream(&system, &gateway, b"log").await;
+    stop(&mut gateway).await;
+    assert_eq!(gateway.log().len(), 1, "said once");
+    let log = read(&path);
+    assert_eq!((ends(&log, &lost), ends(&log, &kept)), (0, 1), "{log:#?}");
+    let said: Vec<_> = log.iter().filter(|line| line.contains("log lines were lost")).collect();
+    assert!(said.len() == 1 && said[0].contains(" WARN "), "{log:#?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_nobody() {
+    let system = System::new().await;
+    let mut gateway = Builder::new(&system).log("output = \"/dev/full\"").ready().await;
+    for _ in 0..3 {
+        stream(&system, &gateway, b"log").await;
+    }
+    gateway.logged("the fault on stderr", |line| line.contains("No space left")).await;
+    assert_eq!(whole_log(gateway).await.len(), 1, "said once");
+}
+
+/// The parts of a line that has upstream's shape, `%(asctime)s %(levelname)s %(name)s: %(message)s`:
+/// time, level, name, message.
+fn upstreams_shape(line: &str) -> Option<(DateTime, &str, &str, &str)> {
+    const TIME: &str = "dddd-dd-dd dd:dd:dd,ddd";
+    let (time, rest) = (line.get(..TIME.len())?, line.get(TIME.len()..)?);
+    let like = |(c, pattern): (char, char)| match pattern {
+        'd' => c.is_ascii_digit(),
+        _ => c == pattern,
+    };
+    if !time.chars().zip(TIME.chars()).all(like) {
+        return None;
+    }
+    let time = time.replace(',', ".").parse().ok()?;
+    let (level, rest) = rest.strip_prefix(' ')?.split_once(' ')?;
+    let (name, message) = rest.split_once(": ")?;
+    ["DEBUG", "INFO", "WARNING", "ERROR"].contains(&level).then_some((time, level, name, message))
+}
+
+#[tokio::test]
+async fn upstreams_lines_from_a_zuul_conf() {
+    // Written by Zuul 14.3.0.
+    let real = "2026-11-21 11:13:26,065 INFO zuul.fingergw: Starting finger gateway";
+    let (.., level, name, message) = upstreams_shape(real).expect("the shape is upstream's");
+    assert_eq!((level, name, message), ("INFO", "zuul.fingergw", "Starting finger gateway"));
+
+    // A zone that no machine is in, so that neither UTC nor this machine's time will do.
+    let zone = "XXX-03:21";
+    let now = || Timestamp::now().to_zoned(TimeZone::posix(zone).expect("a zone")).datetime();
+    let system = System::new().await;
+    let before = now();
+    let gateway = Builder::new(&system)
+        .ready_from_zuul_conf("", |command| {
+            command.arg("-d").env("TZ", zone);
+        })
+        .await;
+    let build = stream(&system, &gateway, b"12345").await;
+    let log = whole_log(gateway).await;
+    let after = now();
+    let mut names = BTreeSet::new();
+    for line in &log {
+        let (time, level, name, _) = upstreams_shape(line).unwrap_or_else(|| panic!("{line}"));
+        names.insert((level, name));
+        // A line's time is cut.
+        let whole = before.with().subsec_nanosecond(0).build().expect("a time");
+        assert!(whole <= time && time <= after, "{line}");
+    }
+    assert!(names.contains(&("INFO", "zuul.fingergw")), "{names:?}");
+    assert!(names.iter().any(|(level, name)| *level == "DEBUG" && *name != "zuul.fingergw"));
+    let line = log.iter().find(|line| line.contains(&build)).expect("the stream's line");
+    let (.., message) = upstreams_shape(line).expect("the shape");
+    assert!(message.starts_with("stream ended peer=127.0.0.1:"), "{message}");
 }
 
 /// Everything a stranger can do who knows no build.
@@ -132,4 +273,93 @@ async fn less_and_more() {
     let other = Builder::new(&system).log("output = \"stderr\"").ready().await;
     let build = stream(&system, &other, b"log").await;
     assert!(whole_log(other).await.iter().any(|line| line.contains(&build)));
+}
+
+/// The three kinds of `log_config`, each with a file for lines from debug on and nothing that is
+/// not taken.
+fn log_configs(log: &Path) -> [(&'static str, String); 3] {
+    const FORMAT: &str = "%(asctime)s %(levelname)s %(name)s: %(message)s";
+    let log = log.display();
+    let yaml = format!(
+        "version: 1\nformatters:\n  simple: {{format: '{FORMAT}'}}\n\
+         handlers:\n  file:\n    class: logging.handlers.WatchedFileHandler\n    \
+         filename: {log}\n    formatter: simple\n\
+         loggers:\n  zuul: {{level: DEBUG, handlers: [file]}}\n"
+    );
+    let json = serde_json::json!({
+        "version": 1,
+        "formatters": {"simple": {"format": FORMAT}},
+        "handlers": {
+            "file": {
+                "class": "logging.FileHandler",
+                "filename": log.to_string(),
+                "formatter": "simple"
+            }
+        },
+        "root": {"level": "DEBUG", "handlers": ["file"]}
+    });
+    let ini = format!(
+        "[loggers]\nkeys=root,zuul\n[handlers]\nkeys=file\n[formatters]\nkeys=simple\n\
+         [logger_root]\nlevel=WARNING\nhandlers=\n\
+         [logger_zuul]\nqualname=zuul\nlevel=DEBUG\nhandlers=file\n\
+         [handler_file]\nclass=FileHandler\nformatter=simple\nargs=('{log}',)\n\
+         [formatter_simple]\nformat={FORMAT}\n"
+    );
+    [("log.yaml", yaml), ("log.json", json.to_string()), ("log.conf", ini)]
+}
+
+#[tokio::test]
+async fn a_log_config_names_level_and_file() {
+    let system = System::new().await;
+    for index in 0..3 {
+        let builder = Builder::new(&system);
+        let path = builder.directory().join("gateway.log");
+        let (name, text) = &log_configs(&path)[index];
+        fs::write(builder.directory().join(name), text).expect("a log_config");
+        // The one below the home directory.
+        let home = builder.directory().to_owned();
+        let option = format!("log_config = ~/{name}");
+        let mut gateway = builder
+            .ready_from_zuul_conf(&option, |command| {
+                command.env("HOME", home);
+            })
+            .await;
+        let build = stream(&system, &gateway, b"log").await;
+        stop(&mut gateway).await;
+        assert_eq!(gateway.log(), Vec::<String>::new(), "{name}");
+        let log = read(&path);
+        assert_eq!(ends(&log, &build), 1, "{name}: {log:#?}");
+        let levels: BTreeSet<_> =
+            log.iter().map(|line| upstreams_shape(line).expect("the shape").1).collect();
+        assert!(levels.contains("DEBUG"), "{name}: {levels:?}");
+        assert!(!log.iter().any(|line| line.contains(name)), "{name}: nothing to say of it");
+    }
+}
+
+/// As upstream's, `-d` is for those who have no `log_config`.
+#[tokio::test]
+async fn one_warning_tells_what_of_a_log_config_is_not_taken() {
+    let system = System::new().await;
+    let builder = Builder::new(&system);
+    let file = builder.directory().join("logging.yaml");
+    let text = "version: 1\nhandlers:\n  console: {class: logging.StreamHandler}\n  \
+                syslog: {class: logging.handlers.SysLogHandler}\n\
+                loggers:\n  gerrit: {level: DEBUG}\n\
+                root: {level: INFO, handlers: [syslog, console]}\n";
+    fs::write(&file, text).expect("a log_config");
+    let option = format!("log_config = {}", file.display());
+    let gateway = builder
+        .ready_from_zuul_conf(&option, |command| {
+            command.arg("-d");
+        })
+        .await;
+    let log = whole_log(gateway).await;
+    let lines: Vec<_> = log.iter().map(|line| upstreams_shape(line).expect("the shape")).collect();
+    assert!(lines.iter().all(|(_, level, ..)| *level != "DEBUG"), "{log:#?}");
+    let of_it = format!("{}: ", file.display());
+    let told: Vec<_> = lines.iter().filter(|(.., message)| message.starts_with(&of_it)).collect();
+    let [(_, "WARNING", _, message)] = told[..] else { panic!("{told:#?}") };
+    for part in ["handlers.console has no formatter", "handlers.syslog", "loggers.gerrit", "-d ("] {
+        assert!(message.contains(part), "{part} is not in {message}");
+    }
 }

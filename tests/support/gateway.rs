@@ -170,6 +170,34 @@ impl Builder {
         path
     }
 
+    /// Writes a `zuul.conf` with these lines in `[fingergw]` and returns its path. Of the rest it
+    /// has the host name and ZooKeeper.
+    pub(crate) fn write_zuul_conf(&self, fingergw: &str) -> PathBuf {
+        let path = self.directory.path().join("zuul.conf");
+        let Identity { cert, key, ca, .. } = &self.zookeeper_identity;
+        let (cert, key, ca) = (cert.display(), key.display(), ca.display());
+        let text = format!(
+            "[zookeeper]\nhosts = {}\ntls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n\
+             [fingergw]\nlisten_address = 127.0.0.1\nport = 0\nhostname = {}\n{fingergw}\n",
+            self.hosts, self.hostname
+        );
+        fs::write(&path, text).expect("zuul.conf");
+        path
+    }
+
+    /// Starts the gateway from such a `zuul.conf`, its command changed by `change`, and waits until
+    /// it is listening and registered as running.
+    pub(crate) async fn ready_from_zuul_conf(
+        self,
+        fingergw: &str,
+        change: impl FnOnce(&mut Command),
+    ) -> Gateway {
+        let config = self.write_zuul_conf(fingergw);
+        let mut gateway = Gateway::with_command(self.directory, &config, change).await;
+        gateway.ready().await;
+        gateway
+    }
+
     /// Starts the gateway and waits until it listens.
     pub(crate) async fn start(self) -> Gateway {
         let config = self.write();
@@ -205,6 +233,14 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// Starts it with a configuration file of any kind; `directory` is kept as long as it runs.
     pub(crate) async fn with_config(directory: TempDir, config: &Path) -> Self {
+        Self::with_command(directory, config, |_| {}).await
+    }
+
+    async fn with_command(
+        directory: TempDir,
+        config: &Path,
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let socket = directory.path().join("notify");
         let (notices, notices_seen) = watch::channel(Notices::default());
         let datagrams = UnixDatagram::bind(&socket).expect("a notify socket");
@@ -226,16 +262,17 @@ impl Gateway {
                 });
             }
         });
-        let mut child = Command::new(BINARY)
+        let mut command = Command::new(BINARY);
+        command
             .args(["-f", "-c"])
             .arg(config)
             .env("NOTIFY_SOCKET", &socket)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the built binary");
+            .kill_on_drop(true);
+        change(&mut command);
+        let mut child = command.spawn().expect("the built binary");
         let (log, log_seen) = watch::channel(Vec::new());
         collect(child.stdout.take().expect("stdout is piped"), log.clone());
         collect(child.stderr.take().expect("stderr is piped"), log);

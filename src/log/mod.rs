@@ -6,22 +6,43 @@
 //! - debug: whatever a peer can cause at will. Nothing above it can be provoked by a stranger who
 //!   knows no build.
 
-use std::fmt;
+mod file;
+mod zuul_line;
 
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
 use tracing::Level;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub(crate) use self::file::Flush;
+use self::zuul_line::ZuulLine;
 use crate::config::{Log, LogFormat, LogOutput};
 
-/// Sends log lines where `log` says, from now on. Call once.
-pub(crate) fn start(log: Log) {
-    let Log { level, format, output } = log;
+/// What people can do about a log file that cannot be opened.
+const MEND: &str = "make its directory, or let the user this program runs as write there";
+
+/// Sends log lines where `log` says, from now on. Call once, and after the last fork: a log file
+/// has a thread. Keep what it returns to the end: the last lines are in the file when it is dropped.
+///
+/// # Errors
+/// The log file cannot be opened.
+pub(crate) fn start(log: &Log) -> Result<Option<Flush>> {
+    let Log { level, format, output, log_config: _ } = log;
+    let level = *level;
+    let mut flush = None;
     let writer = match output {
         LogOutput::Stdout => BoxMakeWriter::new(std::io::stdout),
         LogOutput::Stderr => BoxMakeWriter::new(std::io::stderr),
+        LogOutput::File(path) => {
+            let opened = file::start(path).with_context(|| unusable(path))?;
+            flush = Some(opened.1);
+            BoxMakeWriter::new(opened.0)
+        }
     };
     // Libraries speak for themselves only when somebody looks into a fault: what operators need
     // to know of them, this program says, and a stranger can make the TLS library warn.
@@ -32,7 +53,24 @@ pub(crate) fn start(log: Log) {
     match format {
         LogFormat::Text => lines.with(layer.with_ansi(false)).init(),
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
+        LogFormat::Zuul => lines.with(layer.with_ansi(false).event_format(ZuulLine::new())).init(),
     }
+    Ok(flush)
+}
+
+/// Whether [`start`] would succeed.
+///
+/// # Errors
+/// It would not.
+pub(crate) fn check(log: &Log) -> Result<()> {
+    match &log.output {
+        LogOutput::Stdout | LogOutput::Stderr => Ok(()),
+        LogOutput::File(path) => file::check(path).with_context(|| unusable(path)),
+    }
+}
+
+fn unusable(path: &Path) -> String {
+    format!("{}: cannot be opened as the log file ({MEND})", path.display())
 }
 
 /// The first bytes of something a peer sent, made harmless for a log line: at most 64 bytes, all
