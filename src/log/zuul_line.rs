@@ -10,6 +10,7 @@ use std::fmt::{self, Write as _};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use tracing::{Event, Level, Subscriber};
+use tracing_log::NormalizeEvent;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -41,7 +42,10 @@ where
         let mut text = String::new();
         context.field_format().format_fields(Writer::new(&mut text), event)?;
         let now = Timestamp::now().to_zoned(self.zone.clone());
-        let start = start(&now, *event.metadata().level(), event.metadata().target());
+        // A line that comes through the log crate has its own level and target inside.
+        let normalized = event.normalized_metadata();
+        let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
+        let start = start(&now, *metadata.level(), metadata.target());
         write(&mut writer, &start, &text)
     }
 }

@@ -201,6 +201,9 @@ async fn upstreams_lines_from_a_zuul_conf() {
     }
     assert!(names.contains(&("INFO", "zuul.fingergw")), "{names:?}");
     assert!(names.iter().any(|(level, name)| *level == "DEBUG" && *name != "zuul.fingergw"));
+    // rustls speaks through the log crate.
+    assert!(names.iter().all(|(_, name)| *name != "log"), "{names:?}");
+    assert!(names.iter().any(|(_, name)| name.starts_with("rustls.")), "{names:?}");
     let line = log.iter().find(|line| line.contains(&build)).expect("the stream's line");
     let (.., message) = upstreams_shape(line).expect("the shape");
     assert!(message.starts_with("stream ended peer=127.0.0.1:"), "{message}");

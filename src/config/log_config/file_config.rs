@@ -90,7 +90,19 @@ impl Reader<'_, '_> {
             place: format!("[{section}]"),
             level: self.level(section),
             handlers: names(&self.needed(section, "handlers").unwrap_or_default()),
-            propagate: self.get(section, "propagate").is_none_or(|text| text.trim() != "0"),
+            propagate: self.propagate(section),
+        }
+    }
+
+    fn propagate(&mut self, section: &str) -> bool {
+        let Some(text) = self.get(section, "propagate") else { return true };
+        match text.trim().parse::<i64>() {
+            Ok(number) => number != 0,
+            Err(_) => {
+                let key = format!("[{section}] propagate");
+                self.faults.note(None, &key, Some(&text), "must be 0 or 1");
+                true
+            }
         }
     }
 

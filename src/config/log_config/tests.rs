@@ -236,6 +236,7 @@ fn what_python_refuses_is_refused() {
             "l.conf: [logger_root] handlers: missing (no such s",
         ),
         ("keys=root,zuul,", "keys=zuul,", "l.conf: [loggers] keys: must have root among them"),
+        ("propagate=0", "propagate=no", "l.conf: [logger_zuul] propagate = no: must be 0 or 1"),
         ("qualname=zuul\n", "", "l.conf: [logger_zuul] qualname: missing"),
         ("level=INFO", "level=20", "l.conf: [handler_normal] level = 20: must be CRITICAL, "),
         ("[logger_zuul]", "[logger_zuul", "l.conf:14: neither \"option = value\" nor a [section]"),
