@@ -11,6 +11,7 @@ use tracing::Level;
 use crate::config::{self, Config, Log};
 use crate::daemon::{self, Identities};
 use crate::service::control::{self, Request};
+use crate::service::pid_file::PidFile;
 use crate::service::privileges::{Account, Unfit};
 use crate::{demo, log, tls};
 
@@ -26,7 +27,7 @@ struct Cli {
     /// /etc/zuul/zuul-fingergw.toml, /etc/zuul/zuul.conf or ~/zuul.conf]
     #[arg(short = 'c', value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Stay in the foreground
+    /// Stay in the foreground; with TOML it always does
     #[arg(short = 'f')]
     foreground: bool,
     /// Log at debug level
@@ -108,22 +109,44 @@ fn send(path: Option<&Path>, request: Request) -> ExitCode {
 }
 
 fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
-    let Usable { path, config, identities, account } = match load(path).and_then(Loaded::usable) {
+    let Usable { config, identities, account, .. } = match load(path).and_then(Loaded::usable) {
         Ok(usable) => usable,
         Err(error) => return refuse(&error),
     };
     let level = if debug { config.log.level.max(Level::DEBUG) } else { config.log.level };
-    log::start(Log { level, ..config.log });
-    if !foreground && !config::is_toml(&path) {
-        tracing::warn!("running in the foreground: detaching is not supported; use -f");
-    }
-    match daemon::run(config, identities, account.as_ref()) {
+    let log = Log { level, ..config.log };
+    let detaching = if foreground { None } else { config.pid_file.as_deref() };
+    let pid_file = match detaching.map(|path| begin_detaching(path, log, account.as_ref())) {
+        None => {
+            log::start(log, None);
+            None
+        }
+        Some(Ok(pid_file)) => Some(pid_file),
+        Some(Err(error)) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let detaching = pid_file.is_some();
+    match daemon::run(config, identities, account.as_ref(), pid_file) {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
+            if detaching {
+                // Whoever started it still listens.
+                eprintln!("{error:#}");
+            }
             if error.is::<Unfit>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// What a process that is to detach needs before anything else, while it can still say so: to be
+/// the only one, and to have a log.
+fn begin_detaching(path: &Path, log: Log, account: Option<&Account>) -> anyhow::Result<PidFile> {
+    let pid_file = PidFile::take(path, account)?;
+    log::start(log, Some(log::open(log::DETACHED.as_ref(), account)?));
+    Ok(pid_file)
 }
 
 /// A configuration that is good as a document.

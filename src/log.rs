@@ -7,7 +7,12 @@
 //!   knows no build.
 
 use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::fchown;
+use std::path::Path;
+use std::sync::Arc;
 
+use anyhow::{Context, Result};
 use tracing::Level;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -15,13 +20,18 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat, LogOutput};
+use crate::service::privileges::Account;
 
-/// Sends log lines where `log` says, from now on. Call once.
-pub(crate) fn start(log: Log) {
+/// Where upstream's gateway logs when it has detached.
+pub(crate) const DETACHED: &str = "/var/log/zuul/fingergw.log";
+
+/// Sends log lines where `log` says, or to the end of `file`, from now on. Call once.
+pub(crate) fn start(log: Log, file: Option<File>) {
     let Log { level, format, output } = log;
-    let writer = match output {
-        LogOutput::Stdout => BoxMakeWriter::new(std::io::stdout),
-        LogOutput::Stderr => BoxMakeWriter::new(std::io::stderr),
+    let writer = match (file, output) {
+        (Some(file), _) => BoxMakeWriter::new(Arc::new(file)),
+        (None, LogOutput::Stdout) => BoxMakeWriter::new(std::io::stdout),
+        (None, LogOutput::Stderr) => BoxMakeWriter::new(std::io::stderr),
     };
     // Libraries speak for themselves only when somebody looks into a fault: what operators need
     // to know of them, this program says, and a stranger can make the TLS library warn.
@@ -33,6 +43,27 @@ pub(crate) fn start(log: Log) {
         LogFormat::Text => lines.with(layer.with_ansi(false)).init(),
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
     }
+}
+
+/// Opens the log of a detached process. A new one is `account`'s, so that it can be opened again.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn open(path: &Path, account: Option<&Account>) -> Result<File> {
+    let is_new = !path.exists();
+    let opened = File::options().append(true).create(true).open(path).and_then(|file| {
+        if let Some((user, group)) = account.filter(|_| is_new).map(Account::ids) {
+            fchown(&file, Some(user), Some(group))?;
+        }
+        Ok(file)
+    });
+    opened.with_context(|| {
+        format!(
+            "{}: cannot be written, and a process that detaches logs there (make its directory, \
+             or stay in front with -f)",
+            path.display()
+        )
+    })
 }
 
 /// The first bytes of something a peer sent, made harmless for a log line: at most 64 bytes, all

@@ -38,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) zookeeper: ZooKeeper,
     /// Who to be once the sockets are bound, if started as root.
     pub(crate) user: Option<String>,
+    /// Where a process that detaches says who it is; `None` where it never does.
+    pub(crate) pid_file: Option<PathBuf>,
     /// Where the command socket is to be.
     pub(crate) control: Option<PathBuf>,
     pub(crate) limits: Limits,

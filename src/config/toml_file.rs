@@ -44,6 +44,7 @@ fn config(document: &Document<'_>) -> Config {
         verify_hostnames,
         zookeeper,
         user: root.text("user", value::user),
+        pid_file: None,
         control,
         limits,
         log,

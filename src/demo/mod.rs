@@ -56,7 +56,7 @@ const WEST_HOST: &str = "localhost";
 /// Runs the demo. The log goes to stdout, byte for byte; everything else to stderr.
 pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
     let level = if debug { Level::DEBUG } else { Level::INFO };
-    log::start(Log { level, output: LogOutput::Stderr, ..Log::default() });
+    log::start(Log { level, output: LogOutput::Stderr, ..Log::default() }, None);
     let shown = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
