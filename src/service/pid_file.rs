@@ -181,5 +181,8 @@ mod tests {
         assert!(PidFile::take(&path, None).is_err());
         assert!(PidFile::take(directory.path(), None).is_err());
         assert_eq!(fs::read_to_string(&target).expect("the file"), "dear");
+        fs::remove_file(&target).expect("gone");
+        assert!(PidFile::take(&path, None).is_err());
+        assert!(!target.exists(), "nothing is made where a link leads");
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -488,6 +489,22 @@ impl Machine {
     }
 }
 
+impl Drop for Machine {
+    /// Nothing outlives its test, not even what a test could not get hold of.
+    fn drop(&mut self) {
+        let ours = self.config.as_os_str().as_bytes();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let number = process.file_name().to_str().and_then(|name| name.parse().ok());
+            if command.split(|byte| *byte == 0).any(|word| word == ours)
+                && let Some(pid) = number.and_then(Pid::from_raw)
+            {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
 /// A process that has detached.
 struct Daemon {
     pid: Pid,
@@ -519,13 +536,6 @@ impl Daemon {
     fn link(&self, name: &str) -> PathBuf {
         let link = format!("/proc/{}/{name}", self.pid.as_raw_nonzero());
         fs::read_link(link).expect("a link")
-    }
-}
-
-impl Drop for Daemon {
-    /// Nothing outlives its test.
-    fn drop(&mut self) {
-        let _ = pidfd_send_signal(&self.ended, Signal::KILL);
     }
 }
 
