@@ -10,7 +10,9 @@ use tracing::Level;
 
 use crate::config::{self, Config, Log};
 use crate::daemon::{self, Identities};
+use crate::log::LogFile;
 use crate::service::control::{self, Request};
+use crate::service::pid_file::PidFile;
 use crate::service::privileges::{Account, Unfit};
 use crate::{demo, log, tls};
 
@@ -26,7 +28,7 @@ struct Cli {
     /// /etc/zuul/zuul-fingergw.toml, /etc/zuul/zuul.conf or ~/zuul.conf]
     #[arg(short = 'c', value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Stay in the foreground
+    /// Stay in the foreground; with TOML it always does
     #[arg(short = 'f')]
     foreground: bool,
     /// Log at debug level
@@ -116,39 +118,55 @@ fn send(path: Option<&Path>, request: Request) -> ExitCode {
 }
 
 fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
-    let Usable { path, config, identities, account } = match load(path).and_then(Loaded::usable) {
+    let Usable { config, identities, account, .. } = match load(path).and_then(Loaded::usable) {
         Ok(usable) => usable,
         Err(error) => return refuse(&error),
     };
-    let _flush = match start_log(config.log.clone(), debug) {
-        Ok(flush) => flush,
+    let detaching = if foreground { None } else { config.pid_file.clone() };
+    let log = if detaching.is_some() { config.log.clone().detached() } else { config.log.clone() };
+    let pid_file = detaching.map(|path| PidFile::take(&path, account.as_ref())).transpose();
+    let pid_file = match pid_file {
+        Ok(pid_file) => pid_file,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut log_file = match start_log(log, debug, account.as_ref()) {
+        Ok(log_file) => log_file,
         Err(error) => return refuse(&error),
     };
-    if !foreground && !config::is_toml(&path) {
-        tracing::warn!("running in the foreground: detaching is not supported; use -f");
-    }
-    match daemon::run(config, identities, account.as_ref()) {
+    let detaching = pid_file.is_some();
+    match daemon::run(config, identities, account.as_ref(), pid_file, log_file.as_mut()) {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
+            if detaching {
+                // Whoever started it still listens.
+                eprintln!("{error:#}");
+            }
             if error.is::<Unfit>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
 }
 
 /// Starts logging, and tells what of a `log_config` has no effect.
-fn start_log(mut log: Log, debug: bool) -> anyhow::Result<Option<log::Flush>> {
+fn start_log(
+    mut log: Log,
+    debug: bool,
+    account: Option<&Account>,
+) -> anyhow::Result<Option<LogFile>> {
     match &mut log.log_config {
         // Upstream looks at -d only without a log_config.
         Some(given) if debug => given.not_taken.push("-d (the file's level counts)".to_owned()),
         None if debug => log.level = log.level.max(Level::DEBUG),
         _ => {}
     }
-    let flush = log::start(&log)?;
+    let file = log::start(&log, account)?;
     if let Some(log_config) = log.log_config.filter(|given| !given.not_taken.is_empty()) {
         tracing::warn!("{log_config}");
     }
-    Ok(flush)
+    Ok(file)
 }
 
 /// A configuration that is good as a document.

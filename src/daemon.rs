@@ -17,11 +17,14 @@ use crate::config::{self, Config};
 use crate::gateway::listener::bind;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
+use crate::log::LogFile;
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper::{self, Diagnosis, Settings};
 use crate::registry::{Registration, Standing};
 use crate::service::control::{self, SocketFile};
 use crate::service::descriptors;
+use crate::service::detach::{Launch, detach};
+use crate::service::pid_file::PidFile;
 use crate::service::privileges::Account;
 use crate::service::signals::StopSignals;
 use crate::service::status::{self, Door, Sources};
@@ -60,7 +63,8 @@ impl Identities {
     }
 }
 
-/// Runs the gateway until it is told to stop, as `account` once its sockets are bound.
+/// Runs the gateway until it is told to stop, as `account` once its sockets are bound. With a
+/// `pid_file` it detaches: this returns in another process than it was called in.
 ///
 /// # Errors
 /// What keeps it from starting.
@@ -68,6 +72,8 @@ pub(crate) fn run(
     mut config: Config,
     identities: Identities,
     account: Option<&Account>,
+    mut pid_file: Option<PidFile>,
+    log_file: Option<&mut LogFile>,
 ) -> Result<ExitCode> {
     info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
     // Here, where a signal still ends the process: it may take as long as name servers take.
@@ -86,11 +92,23 @@ pub(crate) fn run(
     // While this is the only thread there is.
     settle(&config, account)?;
     let (control, _socket_file) = command_socket(config.control.as_deref()).unzip();
+    let launch = match &mut pid_file {
+        None => None,
+        Some(pid_file) => {
+            let launch = detach()?;
+            pid_file.write(std::process::id())?;
+            Some(launch)
+        }
+    };
+    if let Some(log_file) = log_file {
+        log_file.begin().context("cannot start the log's thread")?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let status = runtime.block_on(serve(config, hostname, &identities, sockets, admin, control));
+    let status =
+        runtime.block_on(serve(config, hostname, &identities, sockets, admin, control, launch));
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
     status
@@ -137,6 +155,7 @@ async fn serve(
     sockets: Vec<TcpListener>,
     admin: Option<TcpListener>,
     control: Option<UnixListener>,
+    launch: Option<Launch>,
 ) -> Result<ExitCode> {
     let manager = Manager::from_environment();
     let mut signals = StopSignals::new().context("cannot take signals")?;
@@ -179,6 +198,10 @@ async fn serve(
             streams: gateway.streams(),
         };
         control::spawn(socket, sources, told_to_stop.clone())?;
+    }
+
+    if let Some(launch) = launch {
+        launch.up().context("cannot let go of the terminal")?;
     }
 
     let failed = tokio::select! {

@@ -42,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) admin: Option<(String, u16)>,
     /// Who to be once the sockets are bound, if started as root.
     pub(crate) user: Option<String>,
+    /// Where a process that detaches says who it is; `None` where it never does.
+    pub(crate) pid_file: Option<PathBuf>,
     /// Where the command socket is to be.
     pub(crate) control: Option<PathBuf>,
     pub(crate) limits: Limits,
@@ -175,6 +177,17 @@ pub(crate) enum LogOutput {
     File(PathBuf),
 }
 
+impl Log {
+    /// For a process that has left its terminal: what would have gone there goes to a file.
+    pub(crate) fn detached(self) -> Self {
+        let output = match self.output {
+            LogOutput::File(path) => path,
+            LogOutput::Stdout | LogOutput::Stderr => PathBuf::from(DETACHED_LOG),
+        };
+        Self { output: LogOutput::File(output), ..self }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self {
@@ -185,6 +198,9 @@ impl Default for Log {
         }
     }
 }
+
+/// Where upstream's gateway logs when it has detached.
+const DETACHED_LOG: &str = "/var/log/zuul/fingergw.log";
 
 /// Where people go with port 79: upstream's default address.
 const DEFAULT_HOST: &str = "::";

@@ -49,6 +49,7 @@ fn config(document: &Document<'_>) -> Config {
         zookeeper,
         admin,
         user: root.text("user", value::user),
+        pid_file: None,
         control,
         limits,
         log,

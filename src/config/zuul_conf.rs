@@ -4,8 +4,12 @@
 //! The file is shared with the other services of a system: sections and options that are not ours
 //! are none of our business.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::unistd::User;
 
 use super::fault::{Fault, Faults, shown};
 use super::ini::{Ini, IniError, Value};
@@ -19,6 +23,7 @@ use crate::tls::{ClientCertificate, Files};
 const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
 
+const PID_FILE: &str = "/var/run/zuul/fingergw.pid";
 const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
 
 /// Reads the file called `file` with content `text`; the variables of `environment` are options of
@@ -75,6 +80,7 @@ impl Reader<'_> {
             admin: self.admin(),
             // Upstream takes an empty one for none.
             user: self.string(FINGERGW, "user").filter(|user| !user.is_empty()),
+            pid_file: self.path("pidfile", PID_FILE).map(|path| expand_user(&path, home)),
             control: self.path("command_socket", COMMAND_SOCKET),
             limits: Limits::default(),
             log: self.log(),
@@ -93,7 +99,8 @@ impl Reader<'_> {
         let Some(Value { line, text }) = self.value(FINGERGW, "log_config") else {
             return default;
         };
-        match log_config::load(&expand_user(&text)) {
+        let path = expand_user(Path::new(&text), home);
+        match log_config::load(&path.to_string_lossy()) {
             Ok(log) => return log,
             Err(Unusable::Content(faults)) => self.faults.extend(faults),
             Err(Unusable::File(problem)) => self.faults.push(Fault {
@@ -229,6 +236,24 @@ fn port(text: &str) -> Read<u16> {
     port.ok_or_else(|| "must be a whole number from 0 to 65535".to_owned())
 }
 
+/// Python's `os.path.expanduser`: a leading `~` or `~user` becomes that user's home, if it is known.
+fn expand_user(path: &Path, home: impl Fn(&OsStr) -> Option<PathBuf>) -> PathBuf {
+    let mut parts = path.components();
+    let user = parts.next().map(|first| first.as_os_str().as_bytes());
+    match user.and_then(|first| first.strip_prefix(b"~")).and_then(|u| home(OsStr::from_bytes(u))) {
+        Some(home) => home.join(parts.as_path()),
+        None => path.to_owned(),
+    }
+}
+
+/// The home of `user`, or of whoever we are if that is empty.
+fn home(user: &OsStr) -> Option<PathBuf> {
+    if user.is_empty() {
+        return std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
+    }
+    Some(User::from_name(user.to_str()?).ok()??.dir)
+}
+
 /// Python's `float()`, as far as it makes times.
 fn seconds(text: &str) -> Read<Duration> {
     text.trim()
@@ -237,15 +262,6 @@ fn seconds(text: &str) -> Read<Duration> {
         .filter(|seconds| (0.001..=86_400.0).contains(seconds))
         .map(Duration::from_secs_f64)
         .ok_or_else(|| "must be a number of seconds from 0.001 to 86400".to_owned())
-}
-
-/// Python's `os.path.expanduser`, but for other people's homes.
-fn expand_user(path: &str) -> String {
-    let rest = path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
-    match (rest, std::env::home_dir().as_deref().and_then(Path::to_str)) {
-        (Some(rest), Some(home)) => format!("{}{rest}", home.trim_end_matches('/')),
-        _ => path.to_owned(),
-    }
 }
 
 /// Upstream registers an empty `zone =` as a zone of that name; so do we.
@@ -273,6 +289,7 @@ mod tests {
         assert_eq!(config.zookeeper.hosts.to_string(), "zk:2281/zuul");
         assert!(config.verify_hostnames && !config.zookeeper.verify_hostnames);
         assert_eq!((config.zone, config.public_port, config.hostname), (None, None, None));
+        assert_eq!(config.pid_file, Some(PathBuf::from("/var/run/zuul/fingergw.pid")));
         assert_eq!(config.control, Some(PathBuf::from("/var/lib/zuul/fingergw.socket")));
         assert_eq!(config.log, Log { format: LogFormat::Zuul, ..Log::default() });
     }
@@ -309,6 +326,26 @@ mod tests {
         let files = "tls_cert = /c\ntls_key = /k\ntls_ca = /a\ntls_client_only = Yes";
         let config = conf(files).unwrap();
         assert!(config.listeners[0].tls.is_none() && config.tls.is_some());
+    }
+
+    #[test]
+    fn homes() {
+        let home = |user: &OsStr| match user.to_str()? {
+            "" => Some(PathBuf::from("/root")),
+            "zuul" => Some(PathBuf::from("/var/lib/zuul")),
+            _ => None,
+        };
+        let cases = [
+            ("~/gw.pid", "/root/gw.pid"),
+            ("~zuul/run/gw.pid", "/var/lib/zuul/run/gw.pid"),
+            ("~nobody-known/gw.pid", "~nobody-known/gw.pid"),
+            ("/run/~/gw.pid", "/run/~/gw.pid"),
+            ("gw.pid", "gw.pid"),
+            ("~", "/root"),
+        ];
+        for (path, expanded) in cases {
+            assert_eq!(expand_user(Path::new(path), home), Path::new(expanded), "{path}");
+        }
     }
 
     #[test]

@@ -58,7 +58,7 @@ const WEST_HOST: &str = "localhost";
 pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
     let level = if debug { Level::DEBUG } else { Level::INFO };
     let shown = || {
-        log::start(&Log { level, output: LogOutput::Stderr, ..Log::default() })?;
+        log::start(&Log { level, output: LogOutput::Stderr, ..Log::default() }, None)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

@@ -9,13 +9,15 @@ use std::collections::VecDeque;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::mem;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::service::privileges::Account;
 
 /// What may wait for the disk: seconds of a busy gateway at debug level, hours of one at info.
 const WAITING_MAX: usize = 4 << 20;
@@ -27,19 +29,45 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Lines(Arc<Queue>);
 
-/// Waits, when dropped, until all lines are written; not for ever.
-pub(crate) struct Flush(Arc<Queue>);
+/// The file. Lines wait until it is [begun](Self::begin); when it is dropped they are written, or
+/// waited for, though not for ever.
+pub(crate) struct LogFile {
+    queue: Arc<Queue>,
+    /// Until it is begun.
+    file: Option<Followed>,
+}
 
-/// Opens the file at `path` and starts the thread that writes it.
+/// Opens the file at `path`. One that is made belongs to `account`.
 ///
 /// # Errors
-/// The file cannot be opened, or the thread not started.
-pub(super) fn start(path: &Path) -> io::Result<(Lines, Flush)> {
-    let file = LogFile::open(path)?;
+/// The file cannot be opened.
+pub(super) fn open(path: &Path, account: Option<&Account>) -> io::Result<(Lines, LogFile)> {
+    let is_new = !path.exists();
+    let file = Followed::open(path)?;
+    if let Some((user, group)) = account.filter(|_| is_new).map(Account::ids) {
+        fchown(&file.file, Some(user), Some(group))?;
+    }
     let queue = Arc::new(Queue::default());
-    let its = Arc::clone(&queue);
-    thread::Builder::new().name("log".to_owned()).spawn(move || write_all(file, &its))?;
-    Ok((Lines(Arc::clone(&queue)), Flush(queue)))
+    Ok((Lines(Arc::clone(&queue)), LogFile { queue, file: Some(file) }))
+}
+
+impl LogFile {
+    /// Starts the thread that writes: after the last fork, which would leave it behind, and after
+    /// the last change of user.
+    ///
+    /// # Errors
+    /// The kernel gives no thread.
+    pub(crate) fn begin(&mut self) -> io::Result<()> {
+        let Some(mut file) = self.file.take() else { return Ok(()) };
+        let queue = Arc::clone(&self.queue);
+        let write = move || {
+            let mut trouble = false;
+            loop {
+                write_all(&mut file, &queue, &mut trouble);
+            }
+        };
+        thread::Builder::new().name("log".to_owned()).spawn(write).map(|_| ())
+    }
 }
 
 /// Whether a start would find the file usable. Makes none.
@@ -122,39 +150,42 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-impl Drop for Flush {
+impl Drop for LogFile {
     fn drop(&mut self) {
+        if let Some(file) = &mut self.file {
+            // Never begun: whatever kept the program from starting is the last line.
+            if !self.queue.lock().lines.is_empty() {
+                write_all(file, &self.queue, &mut false);
+            }
+            return;
+        }
         let busy = |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty();
-        drop(self.0.changed.wait_timeout_while(self.0.lock(), FLUSH_PATIENCE, busy));
+        drop(self.queue.changed.wait_timeout_while(self.queue.lock(), FLUSH_PATIENCE, busy));
     }
 }
 
-/// The thread's life, which is the program's.
-fn write_all(mut file: LogFile, queue: &Queue) {
-    let mut trouble = false;
-    loop {
-        let lines = queue.take();
-        let mut followed = file.follow();
-        for line in lines {
-            let written = mem::replace(&mut followed, Ok(())).and_then(|()| file.write(&line));
-            match written {
-                Ok(()) => {
-                    trouble = false;
-                    let lost = mem::take(&mut queue.lock().lost);
-                    if lost > 0 {
-                        // By the usual way, to have the usual shape; a line or two later, then.
-                        tracing::warn!(lost, "log lines were lost: the file could not be written");
-                    }
+/// Writes all that waits, once something does.
+fn write_all(file: &mut Followed, queue: &Queue, trouble: &mut bool) {
+    let lines = queue.take();
+    let mut followed = file.follow();
+    for line in lines {
+        let written = mem::replace(&mut followed, Ok(())).and_then(|()| file.write(&line));
+        match written {
+            Ok(()) => {
+                *trouble = false;
+                let lost = mem::take(&mut queue.lock().lost);
+                if lost > 0 {
+                    // By the usual way, to have the usual shape; a line or two later, then.
+                    tracing::warn!(lost, "log lines were lost: the file could not be written");
                 }
-                Err(error) => {
-                    queue.lock().lost += 1;
-                    if !trouble {
-                        trouble = true;
-                        say(&file.path, &error);
-                    }
-                    // Each line tries anew: the directory may be back.
-                    followed = file.follow();
+            }
+            Err(error) => {
+                queue.lock().lost += 1;
+                if !mem::replace(trouble, true) {
+                    say(&file.path, &error);
                 }
+                // Each line tries anew: the directory may be back.
+                followed = file.follow();
             }
         }
     }
@@ -168,7 +199,7 @@ fn say(path: &Path, error: &io::Error) {
 }
 
 /// A file that is appended to under its name, whatever file that is.
-struct LogFile {
+struct Followed {
     path: PathBuf,
     file: File,
     /// Which file was opened: device and inode.
@@ -181,7 +212,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-impl LogFile {
+impl Followed {
     fn open(path: &Path) -> io::Result<Self> {
         // A new one is as readable as the umask lets it be, as upstream's is.
         let file = OpenOptions::new().append(true).create(true).open(path)?;
@@ -245,7 +276,7 @@ mod tests {
     }
 
     /// Follows and writes.
-    fn write(file: &mut LogFile, line: &str) -> io::Result<()> {
+    fn write(file: &mut Followed, line: &str) -> io::Result<()> {
         file.follow()?;
         file.write(line.as_bytes())
     }
@@ -255,7 +286,7 @@ mod tests {
         let directory = TempDir::new().unwrap();
         let (path, old) = (directory.path().join("log"), directory.path().join("log.1"));
         fs::write(&path, "before\n").unwrap();
-        let mut file = LogFile::open(&path).unwrap();
+        let mut file = Followed::open(&path).unwrap();
         write(&mut file, "one\n").unwrap();
         fs::rename(&path, &old).unwrap();
         write(&mut file, "two\n").unwrap();
@@ -276,7 +307,7 @@ mod tests {
         let directory = parent.path().join("zuul");
         let path = directory.join("log");
         fs::create_dir(&directory).unwrap();
-        let mut file = LogFile::open(&path).unwrap();
+        let mut file = Followed::open(&path).unwrap();
         fs::remove_dir_all(&directory).unwrap();
         assert_eq!(write(&mut file, "one\n").unwrap_err().kind(), io::ErrorKind::NotFound);
         fs::create_dir(&directory).unwrap();
@@ -289,7 +320,7 @@ mod tests {
         let parent = TempDir::new().unwrap();
         let (one, other) = (parent.path().join("one"), parent.path().join("other"));
         fs::create_dir(&one).unwrap();
-        let mut file = LogFile::open(&one.join("log")).unwrap();
+        let mut file = Followed::open(&one.join("log")).unwrap();
         fs::rename(&one, &other).unwrap();
         write(&mut file, "line\n").unwrap();
         assert_eq!(read(&other.join("log")), "line\n");
@@ -299,13 +330,13 @@ mod tests {
     fn a_line_cut_by_a_full_disk_stands_alone() {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("log");
-        let mut file = LogFile::open(&path).unwrap();
+        let mut file = Followed::open(&path).unwrap();
         file.file.write_all(b"ha").unwrap();
         file.torn = true;
         write(&mut file, "one\n").unwrap();
         write(&mut file, "two\n").unwrap();
         assert_eq!(read(&path), "ha\none\ntwo\n");
-        let mut full = LogFile::open(Path::new("/dev/full")).unwrap();
+        let mut full = Followed::open(Path::new("/dev/full")).unwrap();
         assert_eq!(write(&mut full, "x\n").unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert!(!full.torn, "nothing of it was written");
     }
@@ -329,12 +360,19 @@ mod tests {
     fn the_end_waits_for_the_last_line() {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("log");
-        let (lines, flush) = start(&path).unwrap();
-        for number in 0..1000 {
-            (&lines).write_all(format!("{number}\n").as_bytes()).unwrap();
+        for begins in [true, false] {
+            let (lines, mut file) = open(&path, None).unwrap();
+            (&lines).write_all(b"early\n").unwrap();
+            if begins {
+                file.begin().unwrap();
+            }
+            for number in 1..1000 {
+                (&lines).write_all(format!("{number}\n").as_bytes()).unwrap();
+            }
+            drop(file);
+            assert_eq!(read(&path).lines().count(), 1000);
+            fs::remove_file(&path).unwrap();
         }
-        drop(flush);
-        assert_eq!(read(&path).lines().count(), 1000);
     }
 
     #[test]

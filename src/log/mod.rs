@@ -19,29 +19,31 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-pub(crate) use self::file::Flush;
+pub(crate) use self::file::LogFile;
 use self::zuul_line::ZuulLine;
 use crate::config::{Log, LogFormat, LogOutput};
+use crate::service::privileges::Account;
 
 /// What people can do about a log file that cannot be opened.
 const MEND: &str = "make its directory, or let the user this program runs as write there";
 
-/// Sends log lines where `log` says, from now on. Call once, and after the last fork: a log file
-/// has a thread. Keep what it returns to the end: the last lines are in the file when it is dropped.
+/// Sends log lines where `log` says, from now on. Call once. A log file that is made belongs to
+/// `account`, who may have to make it again. What it returns is to be begun after the last fork, and
+/// kept to the end.
 ///
 /// # Errors
 /// The log file cannot be opened.
-pub(crate) fn start(log: &Log) -> Result<Option<Flush>> {
+pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Option<LogFile>> {
     let Log { level, format, output, log_config: _ } = log;
     let level = *level;
-    let mut flush = None;
+    let mut log_file = None;
     let writer = match output {
         LogOutput::Stdout => BoxMakeWriter::new(std::io::stdout),
         LogOutput::Stderr => BoxMakeWriter::new(std::io::stderr),
         LogOutput::File(path) => {
-            let opened = file::start(path).with_context(|| unusable(path))?;
-            flush = Some(opened.1);
-            BoxMakeWriter::new(opened.0)
+            let (lines, opened) = file::open(path, account).with_context(|| unusable(path))?;
+            log_file = Some(opened);
+            BoxMakeWriter::new(lines)
         }
     };
     // Libraries speak for themselves only when somebody looks into a fault: what operators need
@@ -55,7 +57,7 @@ pub(crate) fn start(log: &Log) -> Result<Option<Flush>> {
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
         LogFormat::Zuul => lines.with(layer.with_ansi(false).event_format(ZuulLine::new())).init(),
     }
-    Ok(flush)
+    Ok(log_file)
 }
 
 /// Whether [`start`] would succeed.

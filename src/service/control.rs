@@ -114,13 +114,15 @@ pub(crate) fn bind(path: &Path) -> io::Result<(StdListener, SocketFile)> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
+    // The working directory may become another.
+    let whole = std::path::absolute(path)?;
     let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
     let bound = StdListener::bind(path);
     umask(before);
     let listener = bound?;
     listener.set_nonblocking(true)?;
     let made = fs::symlink_metadata(path)?;
-    Ok((listener, SocketFile { path: path.to_owned(), identity: (made.dev(), made.ino()) }))
+    Ok((listener, SocketFile { path: whole, identity: (made.dev(), made.ino()) }))
 }
 
 /// Answers requests for as long as the process runs; cancels `stop` when one asks for that.

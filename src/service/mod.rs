@@ -1,8 +1,10 @@
 //! Being a good daemon: signals, the service manager, descriptors, whom to run as, the
-//! command socket.
+//! command socket, detaching.
 
 pub(crate) mod control;
 pub(crate) mod descriptors;
+pub(crate) mod detach;
+pub(crate) mod pid_file;
 pub(crate) mod privileges;
 pub(crate) mod signals;
 pub(crate) mod status;

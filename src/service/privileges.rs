@@ -50,6 +50,11 @@ impl Account {
         }
     }
 
+    /// The user's and the group's number.
+    pub(crate) fn ids(&self) -> (u32, u32) {
+        (self.uid.as_raw(), self.gid.as_raw())
+    }
+
     /// Makes this process the user's, for good, and looks whether it is. Call while there is one
     /// thread.
     ///

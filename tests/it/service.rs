@@ -1,23 +1,32 @@
-//! The daemon as a good guest of its machine: whom it runs as, its command socket. Some of it needs
+//! The daemon as a good guest of its machine: whom it runs as, its command socket, how it detaches. Some of it needs
 //! root, as starting on port 79 does.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, geteuid, getsid, kill_process, pidfd_open, pidfd_send_signal,
+};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
-use crate::support::gateway::{BINARY, Builder};
+use crate::support::gateway::{BINARY, Builder, open_to_all};
 use crate::support::system::{Entry, System};
-use crate::support::within;
+use crate::support::{DEADLINE, within};
 
 /// What a process has said, and how it ended.
 struct Outcome {
@@ -408,4 +417,289 @@ async fn commands_without_a_command_socket() {
     let Outcome { code, stderr, .. } = program(&["stop"], &builder.write()).await;
     assert_eq!(code, Some(1));
     assert!(stderr.contains("sets no command socket"), "{stderr}");
+}
+
+/// A machine for processes that detach: all that `zuul.conf` does not say is where upstream has it,
+/// below /run, /var/lib and /var/log, which are directories of the test's own there.
+struct Machine {
+    directory: TempDir,
+    config: PathBuf,
+}
+
+/// Puts the test's directories into their places and runs the rest of the command line there.
+const MOUNTS: &str = r#"mount --bind "$0/run" /run && mount --bind "$0/lib" /var/lib &&
+    mount --bind "$0/log" /var/log && exec "$@""#;
+
+impl Machine {
+    /// With these lines more in `[fingergw]`.
+    fn new(system: &System, lines: &str) -> Self {
+        as_root();
+        let directory = TempDir::new().expect("a directory");
+        open_to_all(directory.path());
+        for name in ["run/zuul", "lib/zuul", "log/zuul"] {
+            fs::create_dir_all(directory.path().join(name)).expect("a directory");
+        }
+        let copy = |name: &str, pem: &Path| {
+            let path = directory.path().join(name);
+            fs::copy(pem, &path).expect("a copy");
+            open_to_all(&path);
+            path.display().to_string()
+        };
+        let Identity { cert, key, ca, .. } = &system.zookeeper.identity;
+        let [cert, key, ca] = [copy("cert", cert), copy("key", key), copy("ca", ca)];
+        let hosts = system.hosts();
+        let text = format!(
+            "[zookeeper]\nhosts = {hosts}\ntls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n\
+             [fingergw]\nlisten_address = 127.0.0.1\nport = 0\nhostname = localhost\n{lines}\n"
+        );
+        let config = directory.path().join("zuul.conf");
+        fs::write(&config, text).expect("zuul.conf");
+        Self { directory, config }
+    }
+
+    /// Runs the program with `arguments` until whoever started it may go on.
+    async fn run(&self, arguments: &[&str]) -> Outcome {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", MOUNTS]).arg(self.directory.path());
+        run(command.arg(BINARY).args(arguments).arg("-c").arg(&self.config)).await
+    }
+
+    /// Starts a process that detaches.
+    async fn start(&self) -> Daemon {
+        let Outcome { code, stdout, stderr } = self.run(&[]).await;
+        let said = (code, stdout.as_str(), stderr.as_str());
+        assert_eq!(said, (Some(0), "", ""), "{}", self.log());
+        let number = fs::read_to_string(self.pid_file()).expect("the pid file is there already");
+        let number = number.strip_suffix('\n').expect("a line").parse().expect("a number");
+        let pid = Pid::from_raw(number).expect("a pid");
+        let ended = pidfd_open(pid, PidfdFlags::empty()).expect("the process is there");
+        Daemon { pid, ended: Arc::new(ended) }
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.directory.path().join("run/zuul/fingergw.pid")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("lib/zuul/fingergw.socket")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log/zuul/fingergw.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Machine {
+    /// Nothing outlives its test, not even what a test could not get hold of.
+    fn drop(&mut self) {
+        let ours = self.config.as_os_str().as_bytes();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let number = process.file_name().to_str().and_then(|name| name.parse().ok());
+            if command.split(|byte| *byte == 0).any(|word| word == ours)
+                && let Some(pid) = number.and_then(Pid::from_raw)
+            {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+/// A process that has detached.
+struct Daemon {
+    pid: Pid,
+    ended: Arc<OwnedFd>,
+}
+
+impl Daemon {
+    /// Waits for its end. It is nobody's child, so only its descriptor tells.
+    async fn ends(&self) {
+        let ended = Arc::clone(&self.ended);
+        let deadline = Timespec { tv_sec: DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
+        let wait = move || poll(&mut [PollFd::new(&*ended, PollFlags::IN)], Some(&deadline));
+        let ended = tokio::task::spawn_blocking(wait).await.expect("a thread that waits");
+        assert_eq!(ended, Ok(1), "waited for the daemon to end");
+    }
+
+    fn signal(&self, signal: Signal) {
+        pidfd_send_signal(&self.ended, signal).expect("a signal");
+    }
+
+    /// The value behind `key` in /proc/PID/status.
+    fn status(&self, key: &str) -> String {
+        let status = format!("/proc/{}/status", self.pid.as_raw_nonzero());
+        let status = fs::read_to_string(status).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("its line");
+        line.trim().to_owned()
+    }
+
+    fn link(&self, name: &str) -> PathBuf {
+        let link = format!("/proc/{}/{name}", self.pid.as_raw_nonzero());
+        fs::read_link(link).expect("a link")
+    }
+}
+
+#[tokio::test]
+async fn detached_and_stopped_by_command() {
+    let system = System::new().await;
+    let machine = Machine::new(&system, "");
+    let daemon = machine.start().await;
+    for descriptor in ["fd/0", "fd/1", "fd/2"] {
+        assert_eq!(daemon.link(descriptor), Path::new("/dev/null"), "{descriptor}");
+    }
+    assert_eq!(daemon.link("cwd"), Path::new("/"));
+    assert_eq!(daemon.status("Umask:"), "0022");
+    let session = getsid(Some(daemon.pid)).expect("its session");
+    assert_ne!(session, getsid(None).expect("ours"), "it is in a session of its own");
+    assert_ne!(session, daemon.pid, "and does not lead it");
+
+    // There is one, whoever starts another.
+    let Outcome { code, stdout, stderr } = machine.run(&[]).await;
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    let holder = format!("process {} holds it", daemon.pid);
+    assert!(stderr.contains("/var/run/zuul/fingergw.pid") && stderr.contains(&holder), "{stderr}");
+    assert_eq!(machine.log().matches(" starts").count(), 1, "{}", machine.log());
+
+    let status = machine.run(&["status", "--json"]).await;
+    let status: Value = serde_json::from_str(&status.stdout).expect("JSON");
+    assert_eq!(status["pid"], json!(daemon.pid.as_raw_nonzero().get()));
+    assert_eq!(machine.run(&["stop"]).await.code, Some(0));
+    daemon.ends().await;
+    assert!(!machine.pid_file().exists() && !machine.socket().exists());
+    assert!(machine.log().ends_with(" stopped\n"), "{}", machine.log());
+    assert_eq!(system.entries().await.len(), 0);
+
+    // The log is not begun anew.
+    let daemon = machine.start().await;
+    assert_eq!(machine.log().matches(" starts").count(), 2, "{}", machine.log());
+    daemon.signal(Signal::TERM);
+    daemon.ends().await;
+}
+
+#[tokio::test]
+async fn a_signal_takes_a_detached_gateway_out_of_the_registry() {
+    let system = System::new().await;
+    let machine = Machine::new(&system, "");
+    let daemon = machine.start().await;
+    let running = |all: &[Entry]| all.iter().any(|entry| entry.content["state"] == "running");
+    system.until("it to run", running).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let port = system.entries().await[0].content["public_port"].as_u64().expect("a port");
+    let port = u16::try_from(port).expect("a port");
+    let mut client = Client::ask((Ipv4Addr::LOCALHOST, port).into(), &build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+
+    daemon.signal(Signal::TERM);
+    system.until("the entry to be gone", <[Entry]>::is_empty).await;
+    daemon.ends().await;
+    assert!(!machine.pid_file().exists() && !machine.socket().exists());
+}
+
+/// A file that nobody holds is no obstacle, whatever is in it.
+#[tokio::test]
+async fn a_pid_file_that_was_left_behind() {
+    let system = System::new().await;
+    let machine = Machine::new(&system, "");
+    fs::write(machine.pid_file(), "1\n").expect("a file");
+    let killed = machine.start().await;
+    killed.signal(Signal::KILL);
+    killed.ends().await;
+    assert!(machine.pid_file().exists());
+    let daemon = machine.start().await;
+    assert_ne!(daemon.pid, killed.pid);
+}
+
+/// What keeps it from starting is said to whoever starts it, and nothing is left behind.
+#[tokio::test]
+async fn what_cannot_start_does_not_detach() {
+    let system = System::new().await;
+    let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let taken = taken.local_addr().expect("its address");
+    let machine = Machine::new(&system, "");
+    let config = fs::read_to_string(&machine.config).expect("zuul.conf");
+    let without = |name: &str| {
+        fs::remove_dir(machine.directory.path().join(name)).expect("an empty directory");
+    };
+    let refused = async |lines: &str, code: i32, fault: &str| {
+        fs::write(&machine.config, lines).expect("zuul.conf");
+        let outcome = machine.run(&[]).await;
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(code), ""), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(fault), "{fault}: {}", outcome.stderr);
+        assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+        assert!(!machine.pid_file().exists() && !machine.socket().exists());
+    };
+    refused(&config.replace("port = 0", "port = x"), 78, "[fingergw] port = x").await;
+    let cert = config.replace(&format!("{}/cert", machine.directory.path().display()), "/missing");
+    refused(&cert, 78, "/missing: cannot be read").await;
+    let in_use = config.replace("port = 0", &format!("port = {}", taken.port()));
+    refused(&in_use, 1, &format!("cannot listen on {taken}")).await;
+    assert!(machine.log().contains("cannot listen on"), "in the log as well: {}", machine.log());
+    let user = format!("{config}user = nobody\n");
+    fs::set_permissions(machine.directory.path().join("key"), Permissions::from_mode(0o600))
+        .expect("permissions");
+    let run = machine.directory.path().join("run/zuul");
+    chown(&run, Some(65534), None).expect("an owner who may remove the pid file");
+    refused(&user, 78, "key: cannot be read by user nobody: Permission denied").await;
+
+    fs::remove_file(machine.directory.path().join("log/zuul/fingergw.log")).expect("the log");
+    without("log/zuul");
+    refused(&config, 78, "/var/log/zuul/fingergw.log: cannot be opened as the log file").await;
+    without("run/zuul");
+    refused(&config, 1, "pid file /var/run/zuul/fingergw.pid: cannot be made").await;
+}
+
+/// Relative paths are good for as long as the directory is; that it changes is told in time.
+#[tokio::test]
+async fn what_fails_behind_the_fork_is_told_as_well() {
+    let system = System::new().await;
+    let machine = Machine::new(&system, "");
+    let directory = machine.directory.path().display().to_string() + "/";
+    let config = fs::read_to_string(&machine.config).expect("zuul.conf");
+    fs::write(&machine.config, config.replace(&directory, "")).expect("zuul.conf");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", MOUNTS]).arg(machine.directory.path());
+    command.arg(BINARY).arg("-c").arg(&machine.config).current_dir(machine.directory.path());
+    let Outcome { code, stderr, .. } = run(&mut command).await;
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.starts_with("ca: cannot be read"), "{stderr}");
+    assert!(!machine.pid_file().exists() && !machine.socket().exists());
+}
+
+#[tokio::test]
+async fn detached_without_root() {
+    let system = System::new().await;
+    let machine = Machine::new(&system, "user = nobody");
+    let nobody = Some(65534);
+    chown(machine.directory.path().join("lib/zuul"), nobody, nobody).expect("an owner");
+    let daemon = machine.start().await;
+    assert_eq!(daemon.status("Uid:"), "65534\t65534\t65534\t65534");
+    for file in [machine.pid_file(), machine.socket()] {
+        assert_eq!(fs::metadata(&file).expect("a file").uid(), 65534, "{}", file.display());
+    }
+    assert_eq!(machine.run(&["stop"]).await.code, Some(0));
+    daemon.ends().await;
+    assert!(!machine.socket().exists());
+    // The directory is root's: the file stays, but says nothing.
+    assert_eq!(fs::read_to_string(machine.pid_file()).expect("the file"), "");
+
+    chown(machine.directory.path().join("run/zuul"), nobody, nobody).expect("an owner");
+    let daemon = machine.start().await;
+    daemon.signal(Signal::TERM);
+    daemon.ends().await;
+    assert!(!machine.pid_file().exists());
+}
+
+#[tokio::test]
+async fn toml_never_detaches() {
+    let system = System::new().await;
+    let builder = Builder::new(&system);
+    let mut command = Command::new(BINARY);
+    command.arg("-c").arg(builder.write()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let child = command.kill_on_drop(true).spawn().expect("the built binary");
+    let running = |all: &[Entry]| all.iter().any(|entry| entry.content["state"] == "running");
+    system.until("it to run", running).await;
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a pid");
+    assert!(stopped((child, pid)).await.ends_with(" stopped\n"));
 }
