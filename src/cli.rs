@@ -73,7 +73,8 @@ pub fn run() -> ExitCode {
 fn check(path: Option<&Path>) -> ExitCode {
     let checked = load(path).and_then(Loaded::usable).and_then(|usable| {
         log::check(&usable.config.log)?;
-        Ok(usable)
+        let expired: Vec<_> = usable.identities.date_faults().collect();
+        if expired.is_empty() { Ok(usable) } else { Err(anyhow!(expired.join("\n"))) }
     });
     match checked {
         Ok(Usable { path, config, .. }) => {

@@ -29,7 +29,7 @@ use crate::service::privileges::Account;
 use crate::service::signals::StopSignals;
 use crate::service::status::{self, Door, Sources};
 use crate::service::systemd::Manager;
-use crate::tls::{self, Identity};
+use crate::tls::{self, Identity, Names};
 
 /// `EX_SOFTWARE` of sysexits(3): a task that must not end has ended.
 const EXIT_SOFTWARE: u8 = 70;
@@ -63,6 +63,14 @@ impl Identities {
     }
 }
 
+impl Identities {
+    /// Certificates that every peer refuses now. No reason not to start, as plain listeners and
+    /// executors know nothing of them; but one to act.
+    pub(crate) fn date_faults(&self) -> impl Iterator<Item = String> {
+        self.gateway.iter().chain([&self.zookeeper]).filter_map(Identity::date_fault)
+    }
+}
+
 /// Runs the gateway until it is told to stop, as `account` once its sockets are bound. With a
 /// `pid_file` it detaches: this returns in another process than it was called in.
 ///
@@ -76,6 +84,9 @@ pub(crate) fn run(
     log_file: Option<&mut LogFile>,
 ) -> Result<ExitCode> {
     info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
+    for fault in identities.date_faults() {
+        error!("{fault}");
+    }
     // Here, where a signal still ends the process: it may take as long as name servers take.
     let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
     config.limits.connections = descriptors::budget(config.limits.connections);
@@ -172,7 +183,7 @@ async fn serve(
     let connector = identities
         .gateway
         .as_ref()
-        .map(|identity| tls::connector(identity, config.verify_hostnames))
+        .map(|identity| tls::connector(identity, config.names))
         .transpose()?;
     let settings = zookeeper_settings(&config, identities, &metrics)?;
 
@@ -278,7 +289,8 @@ fn zookeeper_settings(
     metrics: &Metrics,
 ) -> Result<Settings> {
     let zookeeper = &config.zookeeper;
-    let connector = tls::connector(&identities.zookeeper, zookeeper.verify_hostnames)?;
+    let names = if zookeeper.verify_hostnames { Names::DialedStrictly } else { Names::Any };
+    let connector = tls::connector(&identities.zookeeper, names)?;
     Ok(Settings {
         hosts: zookeeper.hosts.to_string(),
         tls: tls::zookeeper(&zookeeper.tls, zookeeper.verify_hostnames)?,

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 
 pub(crate) use self::hostname::fully_qualified as own_hostname;
 
-use crate::tls::{ClientCertificate, Files};
+use crate::tls::{ClientCertificate, Files, Names};
 
 /// Everything an operator can say. Complete: what was not said has its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +35,8 @@ pub(crate) struct Config {
     pub(crate) listeners: Vec<Listener>,
     /// The identity towards clients and other gateways; there if any listener speaks TLS.
     pub(crate) tls: Option<Files>,
-    /// Whether a gateway's certificate must carry the name it was dialed by.
-    pub(crate) verify_hostnames: bool,
+    /// Which name a gateway's certificate must carry.
+    pub(crate) names: Names,
     pub(crate) zookeeper: ZooKeeper,
     /// Where health and metrics are told, host and port; nowhere if `None`.
     pub(crate) admin: Option<(String, u16)>,

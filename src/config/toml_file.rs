@@ -14,7 +14,7 @@ use super::{
     Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, LogOutput,
     ZooKeeper, value,
 };
-use crate::tls::{ClientCertificate, Files};
+use crate::tls::{ClientCertificate, Files, Names};
 
 /// Reads the document `text` of the file called `file`.
 ///
@@ -30,7 +30,7 @@ pub(super) fn read(file: &str, text: &str) -> Result<Config, Faults> {
 fn config(document: &Document<'_>) -> Config {
     let mut root = document.root();
     let tls_table = root.table("tls");
-    let (tls, verify_hostnames) = tls(tls_table);
+    let (tls, names) = tls(tls_table);
     let listeners = listeners(&mut root, tls.is_some());
     let zookeeper = zookeeper(root.table("zookeeper"));
     let mut admin_table = root.table("admin");
@@ -45,7 +45,7 @@ fn config(document: &Document<'_>) -> Config {
         public_port: root.integer("public_port", 1..=65_535).map(|port| port as u16),
         listeners,
         tls,
-        verify_hostnames,
+        names,
         zookeeper,
         admin,
         user: root.text("user", value::user),
@@ -58,13 +58,19 @@ fn config(document: &Document<'_>) -> Config {
     config
 }
 
-fn tls(mut table: Table<'_>) -> (Option<Files>, bool) {
+fn tls(mut table: Table<'_>) -> (Option<Files>, Names) {
     let given = table.has("cert");
     let files = table.identity(["cert", "key", "ca"], false);
     let verify = table.boolean("verify_hostnames", true);
+    let fallback = table.boolean("common_name_fallback", true);
+    let names = match (verify, fallback) {
+        (false, _) => Names::Any,
+        (true, true) => Names::Dialed,
+        (true, false) => Names::DialedStrictly,
+    };
     table.finish();
     // A path that was refused is reported already; a listener need not complain again.
-    (files.or_else(|| given.then(nowhere)), verify)
+    (files.or_else(|| given.then(nowhere)), names)
 }
 
 fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
@@ -307,7 +313,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 39);
+        assert_eq!(keys, 40);
     }
 
     #[test]
@@ -335,6 +341,15 @@ mod tests {
         assert_eq!((config.limits, config.log), (Limits::default(), Log::default()));
         assert_eq!((config.tls, config.zone, config.hostname), (None, None, None));
         assert!(config.zookeeper.verify_hostnames);
+    }
+
+    #[test]
+    fn which_name_a_gateway_must_carry() {
+        let names =
+            |lines: &str| read("f.toml", &format!("[tls]\n{lines}\n{LEAST}")).unwrap().names;
+        assert_eq!(names(""), Names::Dialed);
+        assert_eq!(names("common_name_fallback = false"), Names::DialedStrictly);
+        assert_eq!(names("verify_hostnames = false"), Names::Any);
     }
 
     #[test]

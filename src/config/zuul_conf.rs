@@ -18,7 +18,7 @@ use super::value::{self, Read};
 use super::{
     Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, ZooKeeper,
 };
-use crate::tls::{ClientCertificate, Files};
+use crate::tls::{ClientCertificate, Files, Names};
 
 const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
@@ -75,7 +75,10 @@ impl Reader<'_> {
             public_port: self.read(FINGERGW, "public_port", port).filter(|port| *port != 0),
             listeners: vec![listener],
             tls,
-            verify_hostnames: self.boolean(FINGERGW, "tls_verify_hostnames", true),
+            names: match self.boolean(FINGERGW, "tls_verify_hostnames", true) {
+                true => Names::Dialed,
+                false => Names::Any,
+            },
             zookeeper: self.zookeeper(),
             admin: self.admin(),
             // Upstream takes an empty one for none.
@@ -287,7 +290,7 @@ mod tests {
         assert_eq!(config.listeners, [listener]);
         assert_eq!(config.zookeeper.session_timeout, Duration::from_secs(120));
         assert_eq!(config.zookeeper.hosts.to_string(), "zk:2281/zuul");
-        assert!(config.verify_hostnames && !config.zookeeper.verify_hostnames);
+        assert!(config.names == Names::Dialed && !config.zookeeper.verify_hostnames);
         assert_eq!((config.zone, config.public_port, config.hostname), (None, None, None));
         assert_eq!(config.pid_file, Some(PathBuf::from("/var/run/zuul/fingergw.pid")));
         assert_eq!(config.control, Some(PathBuf::from("/var/lib/zuul/fingergw.socket")));
@@ -315,7 +318,7 @@ mod tests {
         assert_eq!(config.public_port, Some(79));
         assert_eq!(config.admin, Some(("::1".to_owned(), 9090)));
         assert_eq!((config.hostname.as_deref(), config.zone.as_deref()), (Some("gw"), Some("w")));
-        assert!(!config.verify_hostnames);
+        assert_eq!(config.names, Names::Any);
         assert_eq!(config.tls.unwrap().ca, PathBuf::from("/a"));
         assert_eq!(config.user.as_deref(), Some("zuul"));
         assert_eq!(config.control, Some(PathBuf::from("~/s")), "upstream expands nothing here");

@@ -37,7 +37,7 @@ use crate::registry::component::Announcement;
 use crate::registry::embedded::Embedded;
 use crate::registry::{Registration, Registry};
 use crate::service::signals::StopSignals;
-use crate::tls::{self, ClientCertificate, Identity};
+use crate::tls::{self, ClientCertificate, Identity, Names};
 
 /// What a person may ask of the demo.
 #[derive(Args)]
@@ -222,7 +222,7 @@ impl Zone {
         let registration = registry.register(announcement.clone());
         registration.running();
         let resolver = Resolver::new(Registry::Embedded(Arc::clone(registry)), announcement);
-        let connector = Some(tls::connector(identity, true)?);
+        let connector = Some(tls::connector(identity, Names::DialedStrictly)?);
         let gateway =
             Gateway::open(listeners, resolver, connector, Limits::default(), Metrics::default())?;
         Ok(Self { address, gateway, registration })

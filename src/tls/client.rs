@@ -9,24 +9,33 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
+use super::certificate::is_commonly_named;
 use super::{GATEWAY_PROTOCOL, Identity, provider};
 
 /// Gateways whose sessions are remembered.
 const SESSIONS: usize = 256;
 
+/// Which name a peer's certificate must carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// Any: `verify_hostnames = false`.
+    Any,
+    /// The one that was dialed, as an alternative name; or, where there are none, as the common name.
+    Dialed,
+    /// The one that was dialed, as an alternative name.
+    DialedStrictly,
+}
+
 /// A TLS client that shows our certificate, sends the name it dials as SNI and checks the peer's
-/// chain; with `verify_hostnames` its name as well.
-pub(crate) fn connector(identity: &Identity, verify_hostnames: bool) -> Result<TlsConnector> {
+/// chain; and of its name as much as `names` says.
+pub(crate) fn connector(identity: &Identity, names: Names) -> Result<TlsConnector> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .context("TLS versions")?;
-    let verifier =
+    let webpki =
         WebPkiServerVerifier::builder_with_provider(identity.roots.clone(), provider()).build()?;
-    let builder = if verify_hostnames {
-        builder.with_webpki_verifier(verifier)
-    } else {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName(verifier)))
-    };
+    let verifier = Arc::new(Verifier { webpki, names });
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = builder
         .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
         .context("the certificate cannot be used by a client")?;
@@ -36,13 +45,15 @@ pub(crate) fn connector(identity: &Identity, verify_hostnames: bool) -> Result<T
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// Checks everything that [`WebPkiServerVerifier`] does, but takes a valid certificate for any
-/// name: `tls_verify_hostnames = false`. That verifier looks at the name last, so its complaint
-/// about the name says that all else is well.
+/// Checks everything that [`WebPkiServerVerifier`] does, but may be content with another name. That
+/// verifier looks at the name last, so its complaint about the name says that all else is well.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct Verifier {
+    webpki: Arc<WebPkiServerVerifier>,
+    names: Names,
+}
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -51,12 +62,24 @@ impl ServerCertVerifier for AnyName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified =
-            self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verified = self.webpki.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
         match verified {
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
+            )) if match self.names {
+                Names::Any => true,
+                Names::Dialed => is_commonly_named(end_entity, server_name),
+                Names::DialedStrictly => false,
+            } =>
+            {
+                Ok(ServerCertVerified::assertion())
+            }
             verified => verified,
         }
     }
@@ -67,7 +90,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, signature)
+        self.webpki.verify_tls12_signature(message, cert, signature)
     }
 
     fn verify_tls13_signature(
@@ -76,10 +99,10 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, signature)
+        self.webpki.verify_tls13_signature(message, cert, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.webpki.supported_verify_schemes()
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustls::RootCertStore;
@@ -10,6 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use zookeeper_client::TlsOptions;
 
+use super::certificate::date_fault;
 use super::provider;
 
 /// The PEM files of one identity. All three are needed: every TLS peer in a Zuul system shows a
@@ -33,6 +35,8 @@ impl Files {
 
 /// Who we are and whom we trust.
 pub(crate) struct Identity {
+    /// What the certificate is called in errors.
+    name: String,
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
     pub(super) roots: Arc<RootCertStore>,
@@ -69,6 +73,13 @@ impl Identity {
         )
     }
 
+    /// Why every peer refuses us now although all fits together: the certificate's dates.
+    pub(crate) fn date_fault(&self) -> Option<String> {
+        let fault = date_fault(self.chain.first()?, SystemTime::now())?;
+        let name = &self.name;
+        Some(format!("{name}: {fault}; renew it (openssl x509 -noout -dates -in {name})"))
+    }
+
     /// Of its parts, the first two with the names to use for them in errors.
     fn of(
         (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
@@ -101,7 +112,7 @@ impl Identity {
                 _ => anyhow!("{key_name}: cannot be used: {error}"),
             }
         })?;
-        Ok(Self { chain, key, roots: Arc::new(roots) })
+        Ok(Self { name: name.to_owned(), chain, key, roots: Arc::new(roots) })
     }
 }
 

@@ -1,6 +1,7 @@
 //! TLS for both sides of the gateway: one provider, certificates from PEM, a server and a client
 //! configuration.
 
+mod certificate;
 mod client;
 mod identity;
 mod server;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-pub(crate) use self::client::connector;
+pub(crate) use self::client::{Names, connector};
 pub(crate) use self::identity::{Files, Identity, zookeeper};
 pub(crate) use self::server::{Acceptor, ClientCertificate, acceptor};
 

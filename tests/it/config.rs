@@ -540,3 +540,22 @@ async fn what_is_checked_is_what_runs() {
     let gateway = builder.ready().await;
     assert_eq!(gateway.addresses.len(), 2);
 }
+
+/// `check` refuses a certificate whose time is over; a start says so and goes on, as plain
+/// listeners and executors know nothing of it.
+#[tokio::test]
+async fn a_certificate_that_has_expired() {
+    let system = System::new().await;
+    let expired = system.zookeeper.authority.expired("gateway");
+    let builder = Builder::new(&system).tls(&expired);
+    let outcome = check(&builder.write()).await;
+    let fault = format!("{}: has expired: valid until Jul  1", expired.cert.display());
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(78), ""));
+    assert!(outcome.stderr.starts_with(&fault), "{}", outcome.stderr);
+    let dates = outcome.stderr.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    let (command, _) = dates.expect("a command that shows the dates");
+    let shown = Command::new("sh").args(["-c", command]).output().await.expect("sh");
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("notAfter=Jul  1"), "{command}");
+    let mut gateway = builder.ready().await;
+    gateway.logged("it", |line| line.contains("ERROR") && line.contains(&fault)).await;
+}

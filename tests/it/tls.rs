@@ -377,12 +377,21 @@ async fn our_certificate_is_shown_to_other_gateways() {
 
 /// What a client gets whose build lies behind a gateway that shows `theirs`.
 async fn behind(theirs: &Identity, authority: &Authority, verify_hostnames: bool) -> String {
+    behind_with(theirs, authority, |builder| builder.verify_hostnames = verify_hostnames).await
+}
+
+/// The same with a gateway changed in another way.
+async fn behind_with(
+    theirs: &Identity,
+    authority: &Authority,
+    change: impl FnOnce(&mut Builder),
+) -> String {
     let system = System::new().await;
     let ours = authority.identity("gateway");
     let other = Executor::start().await;
     system.put_gateway(Some("west"), Some(other.address.port()), true, "running").await;
     let mut builder = Builder::new(&system).zone("east").tls(&ours);
-    builder.verify_hostnames = verify_hostnames;
+    change(&mut builder);
     let mut gateway = builder.ready().await;
     let worker = Worker {
         hostname: "127.0.0.1".into(),
@@ -421,4 +430,17 @@ async fn a_gateways_certificate_must_be_valid_and_of_our_authority() {
         assert_eq!(behind(&theirs, &authority, true).await, verified, "{theirs:?}");
         assert_eq!(behind(&theirs, &authority, false).await, unverified, "{theirs:?}");
     }
+}
+
+/// The certificates that Zuul's own tools make carry their name as the common name alone.
+#[tokio::test]
+async fn a_common_name_counts_where_there_is_no_other() {
+    let authority = Authority::new();
+    let refused = "Internal streaming error: the zone's gateways cannot be reached\r\n";
+    let (theirs, stranger) =
+        (authority.common_name_only("localhost"), authority.common_name_only("elsewhere"));
+    assert_eq!(behind(&theirs, &authority, true).await, "log\n");
+    assert_eq!(behind(&stranger, &authority, true).await, refused);
+    let strict = behind_with(&theirs, &authority, |builder| builder.common_name_fallback = false);
+    assert_eq!(strict.await, refused);
 }

@@ -46,6 +46,11 @@ impl Authority {
         self.sign(name, params(&[name, "localhost", "127.0.0.1"]))
     }
 
+    /// An identity whose name is its common name and nothing else, as Zuul's own tools make them.
+    pub(crate) fn common_name_only(&self, name: &str) -> Identity {
+        self.sign(name, params(&[]))
+    }
+
     /// As [`Self::identity`], but its time is over.
     pub(crate) fn expired(&self, name: &str) -> Identity {
         let mut params = params(&[name, "localhost", "127.0.0.1"]);

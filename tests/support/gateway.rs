@@ -34,6 +34,7 @@ pub(crate) struct Builder {
     pub(crate) listeners: Vec<String>,
     pub(crate) tls: Option<Identity>,
     pub(crate) verify_hostnames: bool,
+    pub(crate) common_name_fallback: bool,
     pub(crate) zookeeper: String,
     pub(crate) zookeeper_identity: Identity,
     pub(crate) hosts: String,
@@ -56,6 +57,7 @@ impl Builder {
             listeners: vec![String::new()],
             tls: None,
             verify_hostnames: true,
+            common_name_fallback: true,
             zookeeper: String::new(),
             zookeeper_identity: system.zookeeper.identity.clone(),
             hosts: system.hosts(),
@@ -143,8 +145,9 @@ impl Builder {
         if let Some(Identity { cert, key, ca, .. }) = &self.tls {
             let _ = writeln!(
                 toml,
-                "[tls]\ncert = {cert:?}\nkey = {key:?}\nca = {ca:?}\nverify_hostnames = {}",
-                self.verify_hostnames
+                "[tls]\ncert = {cert:?}\nkey = {key:?}\nca = {ca:?}\nverify_hostnames = {}\n\
+                 common_name_fallback = {}",
+                self.verify_hostnames, self.common_name_fallback
             );
         }
         let Identity { cert, key, ca, .. } = &self.zookeeper_identity;
