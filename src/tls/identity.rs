@@ -237,3 +237,21 @@ fn without_hostname_verification(options: TlsOptions) -> TlsOptions {
     // make carry no names to check.
     unsafe { options.with_no_hostname_verification() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tests often run as root, whom no mode keeps out.
+    #[test]
+    fn a_file_that_may_not_be_read() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let said = unreadable(Path::new("/a b/gw.key"), &denied).to_string();
+        let user = rustix::process::geteuid().as_raw();
+        let start = format!("/a b/gw.key: cannot be read by user id {user}: permission denied; ");
+        assert!(said.starts_with(&start) && said.ends_with(": ls -l '/a b/gw.key'"), "{said}");
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        let said = unreadable(Path::new("/gw.key"), &missing).to_string();
+        assert_eq!(said, "/gw.key: cannot be read: entity not found");
+    }
+}

@@ -724,3 +724,32 @@ async fn a_certificate_with_a_warning() {
     let warnings = gateway.log().iter().filter(|line| line.contains(&warning)).count();
     assert_eq!(warnings, 1);
 }
+
+/// Why nothing is said of such a certificate where ZooKeeper's is meant: Java does not mind.
+#[tokio::test]
+async fn zookeeper_takes_an_authoritys_certificate() {
+    let system = System::new().await;
+    let authority = &system.zookeeper.authority;
+    let mut builder = Builder::new(&system);
+    builder.zookeeper_identity =
+        authority.amiss("gw", |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+    assert_eq!(check(&builder.write()).await.stderr, "");
+    builder.ready().await;
+}
+
+/// And why it is an error that a certificate is not for clients: Java does mind.
+#[tokio::test]
+async fn zookeeper_refuses_a_certificate_that_is_not_for_clients() {
+    let system = System::new().await;
+    let mut builder = Builder::new(&system);
+    builder.zookeeper_identity = system.zookeeper.authority.amiss("gw", |params| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    let mut gateway = builder.start().await;
+    gateway.logged("it", |line| line.contains(" ERROR ") && line.contains("not for clients")).await;
+    gateway
+        .logged("ZooKeeper's refusal", |line| {
+            line.contains("registry::zookeeper") && line.contains("received fatal alert")
+        })
+        .await;
+}
