@@ -73,8 +73,15 @@ pub fn run() -> ExitCode {
 fn check(path: Option<&Path>) -> ExitCode {
     let checked = load(path).and_then(Loaded::usable).and_then(|usable| {
         log::check(&usable.config.log)?;
-        let expired: Vec<_> = usable.identities.date_faults().collect();
-        if expired.is_empty() { Ok(usable) } else { Err(anyhow!(expired.join("\n"))) }
+        let findings: Vec<_> = usable.identities.findings().collect();
+        let lines: Vec<_> = findings.iter().map(ToString::to_string).collect();
+        if findings.iter().any(|finding| finding.is_error()) {
+            return Err(anyhow!(lines.join("\n")));
+        }
+        for line in lines {
+            eprintln!("{line}");
+        }
+        Ok(usable)
     });
     match checked {
         Ok(Usable { path, config, .. }) => {

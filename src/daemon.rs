@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use rustls::pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -29,7 +30,7 @@ use crate::service::privileges::Account;
 use crate::service::signals::StopSignals;
 use crate::service::status::{self, Door, Sources};
 use crate::service::systemd::Manager;
-use crate::tls::{self, Identity, Names};
+use crate::tls::{self, Finding, Identity, Names, Use};
 
 /// `EX_SOFTWARE` of sysexits(3): a task that must not end has ended.
 const EXIT_SOFTWARE: u8 = 70;
@@ -53,8 +54,13 @@ impl Identities {
     /// # Errors
     /// Every file that cannot be used, with its fault.
     pub(crate) fn load(config: &Config) -> Result<Self> {
-        let gateway = config.tls.as_ref().map(Identity::load).transpose();
-        let zookeeper = Identity::load(&config.zookeeper.tls);
+        let now = UnixTime::now();
+        let listening = config.listeners.iter().any(|listener| listener.tls.is_some());
+        let hostname = config.hostname.as_deref();
+        let purpose = if listening { Use::Listening(hostname) } else { Use::Dialing };
+        let gateway = config.tls.as_ref().map(|files| Identity::load(files, purpose, now));
+        let gateway = gateway.transpose();
+        let zookeeper = Identity::load(&config.zookeeper.tls, Use::ZooKeeper, now);
         match (gateway, zookeeper) {
             (Ok(gateway), Ok(zookeeper)) => Ok(Self { gateway, zookeeper }),
             (Err(one), Err(other)) => Err(anyhow!("{one:#}\n{other:#}")),
@@ -64,10 +70,13 @@ impl Identities {
 }
 
 impl Identities {
-    /// Certificates that every peer refuses now. No reason not to start, as plain listeners and
-    /// executors know nothing of them; but one to act.
-    pub(crate) fn date_faults(&self) -> impl Iterator<Item = String> {
-        self.gateway.iter().chain([&self.zookeeper]).filter_map(Identity::date_fault)
+    /// What is amiss with certificates that can be used. No reason not to start, as plain listeners
+    /// and executors know nothing of them; but one to act.
+    pub(crate) fn findings(&self) -> impl Iterator<Item = &Finding> {
+        let of_gateway = self.gateway.as_ref().map_or(&[][..], Identity::findings);
+        // Both may be from the same files.
+        let of_zookeeper = self.zookeeper.findings().iter();
+        of_gateway.iter().chain(of_zookeeper.filter(|finding| !of_gateway.contains(finding)))
     }
 }
 
@@ -84,8 +93,12 @@ pub(crate) fn run(
     log_file: Option<&mut LogFile>,
 ) -> Result<ExitCode> {
     info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
-    for fault in identities.date_faults() {
-        error!("{fault}");
+    for finding in identities.findings() {
+        if finding.is_error() {
+            error!("{}", finding.text);
+        } else {
+            warn!("{}", finding.text);
+        }
     }
     // Here, where a signal still ends the process: it may take as long as name servers take.
     let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);

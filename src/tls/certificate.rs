@@ -1,23 +1,9 @@
-//! What is written in a certificate, for people and for names. Verifies nothing.
-
-use std::time::{SystemTime, UNIX_EPOCH};
+//! What is written in a certificate for a name. Verifies nothing.
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
 use x509_parser::parse_x509_certificate;
-
-/// Why peers refuse `certificate` at the moment `now`: its dates. `None` if it is valid.
-pub(super) fn date_fault(certificate: &CertificateDer<'_>, now: SystemTime) -> Option<String> {
-    let (_, certificate) = parse_x509_certificate(certificate).ok()?;
-    let now = now.duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let validity = certificate.validity();
-    if now > validity.not_after.timestamp() {
-        return Some(format!("has expired: valid until {}", validity.not_after));
-    }
-    let early = now < validity.not_before.timestamp();
-    early.then(|| format!("is not valid yet: valid from {}", validity.not_before))
-}
 
 /// Whether `certificate` has no alternative names at all and its common name is `name`.
 ///
@@ -32,7 +18,8 @@ pub(super) fn is_commonly_named(certificate: &CertificateDer<'_>, name: &ServerN
     common_name(&certificate).is_some_and(|common| matches(common, &name))
 }
 
-fn common_name<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
+/// The common name; of several the last, the most specific.
+pub(super) fn common_name<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
     certificate.subject().iter_common_name().last()?.as_str().ok()
 }
 
@@ -47,34 +34,26 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
+/// Whether `certificate`, an authority's, may issue for certain names only, or cannot be read.
+pub(super) fn is_constrained(certificate: &CertificateDer<'_>) -> bool {
+    let constraints = |certificate: &X509Certificate<'_>| {
+        certificate.extensions().iter().any(|e| e.oid == OID_X509_EXT_NAME_CONSTRAINTS)
+    };
+    parse_x509_certificate(certificate).map_or(true, |(_, certificate)| constraints(&certificate))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
+    use rcgen::{CertificateParams, DnType, KeyPair};
 
     use super::*;
 
     fn certificate(change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
-        params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(2030, 1, 1);
         params.distinguished_name.push(DnType::CommonName, "gw.example.org");
         change(&mut params);
         let key = KeyPair::generate().unwrap();
         params.self_signed(&key).unwrap().der().clone()
-    }
-
-    fn fault_in(year: u64) -> Option<String> {
-        let now = UNIX_EPOCH + Duration::from_secs((year - 1970) * 31_557_600);
-        date_fault(&certificate(|_| {}), now)
-    }
-
-    #[test]
-    fn dates() {
-        assert_eq!(fault_in(2025), None);
-        assert!(fault_in(2031).unwrap().starts_with("has expired: valid until Jan  1"));
-        assert!(fault_in(2019).unwrap().starts_with("is not valid yet: valid from Jan  1"));
     }
 
     #[test]
@@ -89,6 +68,23 @@ mod tests {
             params.subject_alt_names = vec![rcgen::SanType::DnsName("x.org".try_into().unwrap())];
         });
         assert!(!named(&other, "gw.example.org"), "alternative names count alone");
+    }
+
+    #[test]
+    fn constraints() {
+        use rcgen::{BasicConstraints, GeneralSubtree, IsCa, NameConstraints};
+        let authority = |names: Option<&str>| {
+            certificate(|params| {
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                params.name_constraints = names.map(|name| NameConstraints {
+                    permitted_subtrees: vec![GeneralSubtree::DnsName(name.to_owned())],
+                    excluded_subtrees: Vec::new(),
+                });
+            })
+        };
+        assert!(is_constrained(&authority(Some("example.org"))));
+        assert!(!is_constrained(&authority(None)));
+        assert!(is_constrained(&CertificateDer::from(vec![0x30])), "who knows");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
-use super::certificate::is_commonly_named;
+use super::certificate::{is_commonly_named, is_constrained};
 use super::{GATEWAY_PROTOCOL, Identity, provider};
 
 /// Gateways whose sessions are remembered.
@@ -34,7 +34,8 @@ pub(crate) fn connector(identity: &Identity, names: Names) -> Result<TlsConnecto
         .context("TLS versions")?;
     let webpki =
         WebPkiServerVerifier::builder_with_provider(identity.roots.clone(), provider()).build()?;
-    let verifier = Arc::new(Verifier { webpki, names });
+    let constrained = identity.roots.roots.iter().any(|root| root.name_constraints.is_some());
+    let verifier = Arc::new(Verifier { webpki, names, constrained });
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = builder
         .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
@@ -51,6 +52,9 @@ pub(crate) fn connector(identity: &Identity, names: Names) -> Result<TlsConnecto
 struct Verifier {
     webpki: Arc<WebPkiServerVerifier>,
     names: Names,
+    /// Some authority may issue for certain names only. Its word on a common name would get around
+    /// that: webpki holds constraints against alternative names alone.
+    constrained: bool,
 }
 
 impl ServerCertVerifier for Verifier {
@@ -74,7 +78,11 @@ impl ServerCertVerifier for Verifier {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if match self.names {
                 Names::Any => true,
-                Names::Dialed => is_commonly_named(end_entity, server_name),
+                Names::Dialed => {
+                    !self.constrained
+                        && !intermediates.iter().any(is_constrained)
+                        && is_commonly_named(end_entity, server_name)
+                }
                 Names::DialedStrictly => false,
             } =>
             {

@@ -1,17 +1,17 @@
 //! Certificates and keys: read from PEM, checked, and refused with words that say what to mend.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::{fmt, io};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use rustls::RootCertStore;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use zookeeper_client::TlsOptions;
 
-use super::certificate::date_fault;
+use super::lint::{self, Finding, Use, quoted};
 use super::provider;
 
 /// The PEM files of one identity. All three are needed: every TLS peer in a Zuul system shows a
@@ -35,11 +35,10 @@ impl Files {
 
 /// Who we are and whom we trust.
 pub(crate) struct Identity {
-    /// What the certificate is called in errors.
-    name: String,
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
     pub(super) roots: Arc<RootCertStore>,
+    findings: Vec<Finding>,
 }
 
 impl fmt::Debug for Identity {
@@ -50,34 +49,41 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads `files` and checks that they belong together.
+    /// Reads `files`, checks that they belong together, and looks for what is amiss with the
+    /// certificate `now` and for this `purpose`.
     ///
     /// # Errors
     /// Every file that cannot be used, each with its fault and what to do.
-    pub(crate) fn load(files: &Files) -> Result<Self> {
+    pub(crate) fn load(files: &Files, purpose: Use<'_>, now: UnixTime) -> Result<Self> {
         let [cert, key, ca] =
             [&files.cert, &files.key, &files.ca].map(|path| path.to_string_lossy());
-        Self::of(
-            (&cert, read(&files.cert).and_then(|text| certificates(&cert, &text))),
-            (&key, read(&files.key).and_then(|text| private_key(&key, &text))),
-            read(&files.ca).and_then(|text| authorities(&ca, &text)),
-        )
+        let chain = read(&files.cert).and_then(|text| certificates(&cert, &text));
+        let key_read = read(&files.key).and_then(|text| private_key(&key, &text));
+        let roots = read(&files.ca).and_then(|text| authorities(&ca, &text));
+
+        let found = chain.as_ref().map(|chain| lint::chain(chain, files, purpose, now));
+        let found = found.unwrap_or_default();
+        Self::of((&cert, chain), (&key, key_read), roots)
+            .map(|identity| Self { findings: found.clone(), ..identity })
+            .map_err(|refusal| {
+                let mut faults: Vec<_> = found.iter().map(ToString::to_string).collect();
+                match refusal {
+                    // Said already, and better.
+                    Refusal::Certificate(_) if found.iter().any(Finding::is_error) => {}
+                    refusal => faults.push(refusal.into_text()),
+                }
+                anyhow!(faults.join("\n"))
+            })
     }
 
     /// An identity made in this process.
     pub(crate) fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self> {
-        Self::of(
+        let identity = Self::of(
             ("certificate", certificates("certificate", cert)),
             ("key", private_key("key", key)),
             authorities("CA", ca),
-        )
-    }
-
-    /// Why every peer refuses us now although all fits together: the certificate's dates.
-    pub(crate) fn date_fault(&self) -> Option<String> {
-        let fault = date_fault(self.chain.first()?, SystemTime::now())?;
-        let name = &self.name;
-        Some(format!("{name}: {fault}; renew it (openssl x509 -noout -dates -in {name})"))
+        );
+        identity.map_err(|refusal| anyhow!(refusal.into_text()))
     }
 
     /// Of its parts, the first two with the names to use for them in errors.
@@ -85,66 +91,131 @@ impl Identity {
         (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
         (key_name, key): (&str, Result<PrivateKeyDer<'static>>),
         roots: Result<RootCertStore>,
-    ) -> Result<Self> {
+    ) -> Result<Self, Refusal> {
         let (chain, key, roots) = match (chain, key, roots) {
             (Ok(chain), Ok(key), Ok(roots)) => (chain, key, roots),
             (chain, key, roots) => {
                 let faults = [chain.err(), key.err(), roots.err()];
                 let faults: Vec<_> = faults.iter().flatten().map(|e| format!("{e:#}")).collect();
-                bail!(faults.join("\n"));
+                return Err(Refusal::Other(faults.join("\n")));
             }
         };
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()).map_err(|error| {
-            use rustls::{CertificateError, Error, InconsistentKeys};
+            use rustls::{Error, InconsistentKeys};
+            let (cert, key) = (quoted(name), quoted(key_name));
             match error {
-                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                    anyhow!("{key_name}: is not the key of the certificate in {name}")
-                }
-                Error::InvalidCertificate(CertificateError::Other(ref other))
-                    if other.to_string().contains("UnsupportedCertVersion") =>
-                {
-                    anyhow!(
-                        "{name}: is an X.509 version 1 certificate, which TLS libraries refuse; \
-                         make one with extensions (openssl x509 -req -extfile ...)"
-                    )
-                }
-                Error::InvalidCertificate(_) => anyhow!("{name}: cannot be used: {error}"),
-                _ => anyhow!("{key_name}: cannot be used: {error}"),
+                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Refusal::Other(format!(
+                    "{key_name}: is not the key of the certificate in {name}; the same must come \
+                     out of both: openssl pkey -in {key} -pubout; openssl x509 -in {cert} -noout \
+                     -pubkey"
+                )),
+                Error::InvalidCertificate(_) => Refusal::Certificate(format!(
+                    "{name}: cannot be used: {error}; look at it: openssl x509 -in {cert} -noout \
+                     -text"
+                )),
+                _ => Refusal::Other(format!(
+                    "{key_name}: cannot be used: {error}; look at it: openssl pkey -in {key} \
+                     -noout -text_pub"
+                )),
             }
         })?;
-        Ok(Self { name: name.to_owned(), chain, key, roots: Arc::new(roots) })
+        Ok(Self { chain, key, roots: Arc::new(roots), findings: Vec::new() })
+    }
+
+    /// What is amiss with the certificate, although it can be used.
+    pub(crate) fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+}
+
+/// Why rustls takes no identity.
+enum Refusal {
+    /// It cannot read our certificate.
+    Certificate(String),
+    Other(String),
+}
+
+impl Refusal {
+    fn into_text(self) -> String {
+        match self {
+            Self::Certificate(text) | Self::Other(text) => text,
+        }
     }
 }
 
 fn read(path: &Path) -> Result<String> {
-    let bytes =
-        std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-    String::from_utf8(bytes).map_err(|_| anyhow!("{}: is not PEM (binary data)", path.display()))
+    let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
+    String::from_utf8(bytes).map_err(|error| binary(path, error.as_bytes()))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Error {
+    let (name, shown) = (path.display(), quoted(path));
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        let user = rustix::process::geteuid().as_raw();
+        anyhow!(
+            "{name}: cannot be read by user id {user}: {error}; look at its mode: ls -l {shown}"
+        )
+    } else {
+        anyhow!("{name}: cannot be read: {error}")
+    }
+}
+
+/// Most often the right thing in the wrong clothes.
+fn binary(path: &Path, bytes: &[u8]) -> Error {
+    let (name, shown) = (path.display(), quoted(path));
+    let pem = quoted(format!("{name}.pem"));
+    let advice = if X509Certificate::from_der(bytes).is_ok() {
+        format!("DER, not PEM; turn it into PEM: openssl x509 -inform DER -in {shown} -out {pem}")
+    } else if PrivateKeyDer::try_from(bytes).is_ok() {
+        format!("DER, not PEM; turn it into PEM: openssl pkey -inform DER -in {shown} -out {pem}")
+    } else {
+        return anyhow!(
+            "{name}: is not PEM (binary data); see what is in it: openssl storeutl -noout {shown}"
+        );
+    };
+    anyhow!("{name}: is {advice}")
+}
+
+/// A fault of a file that is text, with the command that shows what is in it.
+fn not(fault: &str, name: &str) -> Error {
+    let shown = quoted(name);
+    anyhow!("{name}: {fault}; see what is in it: openssl storeutl -noout {shown}")
 }
 
 /// The certificates in `text`, at least one.
 fn certificates(name: &str, text: &str) -> Result<Vec<CertificateDer<'static>>> {
     let chain = rustls_pemfile::certs(&mut text.as_bytes())
         .collect::<Result<Vec<_>, _>>()
-        .with_context(|| format!("{name}: not valid PEM"))?;
+        .map_err(|error| not(&format!("not valid PEM: {error}"), name))?;
     if chain.is_empty() {
-        bail!("{name}: holds no certificate (-----BEGIN CERTIFICATE-----)");
+        return Err(not("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
     }
     Ok(chain)
 }
 
 /// The first private key in `text`.
 fn private_key(name: &str, text: &str) -> Result<PrivateKeyDer<'static>> {
+    // PKCS #8, and what OpenSSL wrote before (RFC 1421, section 4.6.1.1).
+    if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----")
+        || text.contains("Proc-Type: 4,ENCRYPTED")
+    {
+        let (key, plain) = (quoted(name), quoted(format!("{name}.plain")));
+        bail!(
+            "{name}: is encrypted, and a daemon has nobody to ask for the passphrase; decrypt it: \
+             openssl pkey -in {key} -out {plain}"
+        );
+    }
     rustls_pemfile::private_key(&mut text.as_bytes())
-        .with_context(|| format!("{name}: not valid PEM"))?
-        .ok_or_else(|| anyhow!("{name}: holds no private key (-----BEGIN PRIVATE KEY-----)"))
+        .map_err(|error| not(&format!("not valid PEM: {error}"), name))?
+        .ok_or_else(|| not("holds no private key (-----BEGIN PRIVATE KEY-----)", name))
 }
 
 /// The certificates in `text` as those to trust.
 fn authorities(name: &str, text: &str) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(name, text)? {
-        roots.add(certificate).map_err(|error| anyhow!("{name}: cannot be used: {error}"))?;
+        let added = roots.add(certificate);
+        added.map_err(|error| not(&format!("cannot be used: {error}"), name))?;
     }
     Ok(roots)
 }
@@ -165,4 +236,22 @@ fn without_hostname_verification(options: TlsOptions) -> TlsOptions {
     // Zuul's own services check no more (kazoo's default), and the certificates that its tools
     // make carry no names to check.
     unsafe { options.with_no_hostname_verification() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tests often run as root, whom no mode keeps out.
+    #[test]
+    fn a_file_that_may_not_be_read() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let said = unreadable(Path::new("/a b/gw.key"), &denied).to_string();
+        let user = rustix::process::geteuid().as_raw();
+        let start = format!("/a b/gw.key: cannot be read by user id {user}: permission denied; ");
+        assert!(said.starts_with(&start) && said.ends_with(": ls -l '/a b/gw.key'"), "{said}");
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        let said = unreadable(Path::new("/gw.key"), &missing).to_string();
+        assert_eq!(said, "/gw.key: cannot be read: entity not found");
+    }
 }

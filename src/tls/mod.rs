@@ -4,6 +4,7 @@
 mod certificate;
 mod client;
 mod identity;
+mod lint;
 mod server;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub(crate) use self::client::{Names, connector};
 pub(crate) use self::identity::{Files, Identity, zookeeper};
+pub(crate) use self::lint::{Finding, Use};
 pub(crate) use self::server::{Acceptor, ClientCertificate, acceptor};
 
 /// The ALPN protocol by which gateways of our own kind know each other. Upstream's take no notice

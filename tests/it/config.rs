@@ -5,7 +5,9 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa};
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -249,6 +251,26 @@ async fn openssl(directory: &Path, arguments: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// The openssl command at the end of a fault.
+fn command(fault: &str) -> &str {
+    &fault[fault.find("openssl ").unwrap_or_else(|| panic!("no command in {fault:?}"))..]
+}
+
+/// Types `command` into a shell in `directory`, and returns what it prints.
+async fn typed(directory: &Path, command: &str) -> String {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).current_dir(directory).stdin(Stdio::null());
+    let output = within(command, shell.output()).await.expect("a shell");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Types the command that issues the certificate of `identity` anew, and returns that.
+async fn issued(authority: &Authority, identity: &Identity, fault: &str) -> Identity {
+    typed(authority.directory(), command(fault)).await;
+    Identity { cert: format!("{}.new", identity.cert.display()).into(), ..identity.clone() }
+}
+
 /// What Zuul's documentation tells people to make, and no TLS library of today takes.
 #[tokio::test]
 async fn a_version_1_certificate_is_refused_with_what_mends_it() {
@@ -259,19 +281,153 @@ async fn a_version_1_certificate_is_refused_with_what_mends_it() {
     openssl(directory, "x509 -req -in request.pem -signkey key.pem -out v1.pem").await;
     let good = authority.identity("localhost");
     let (cert, key) = (directory.join("v1.pem"), directory.join("key.pem"));
-    let identity = Identity { cert: cert.clone(), key, ..good };
-    let faults = pem_faults(&files, &identity).await;
-    let expected = format!("{}: is an X.509 version 1 certificate", cert.display());
-    assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{faults:#?}");
-    assert!(faults[0].contains("openssl x509 -req -extfile"), "{faults:#?}");
+    let identity = Identity { cert: cert.clone(), key, ..good.clone() };
+    for (tls, zookeeper) in [(&identity, &good), (&good, &identity)] {
+        let faults = faults(&files.write("gateway.toml", toml(tls, zookeeper))).await;
+        let expected = format!("{}: is an X.509 version 1 certificate", cert.display());
+        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{faults:#?}");
+        let new = issued(&authority, &identity, &faults[0]).await;
+        let checked = check(&files.write("gateway.toml", toml(&new, &new))).await;
+        assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""));
+    }
+}
 
-    // And that does mend it.
-    let extensions = files.write("extensions", "subjectAltName = DNS:gw\n");
-    let extensions = format!("-extfile {}", extensions.display());
-    let again = format!("x509 -req -in request.pem -signkey key.pem -out v1.pem {extensions}");
-    openssl(directory, &again).await;
-    let checked = check(&files.write("gateway.toml", toml(&identity, &identity))).await;
-    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+/// A configuration whose listener speaks TLS under the name gw.example.org.
+fn listening(tls: &Identity, zookeeper: &Identity) -> String {
+    let listener = "hostname = \"gw.example.org\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n";
+    format!("{listener}tls = true\n{}", toml(tls, zookeeper))
+}
+
+/// Faults that peers would find, and warnings: what `check` says of each, and that the command it
+/// prints mends it.
+#[tokio::test]
+async fn certificates_that_peers_will_refuse() {
+    use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+    let (files, authority) = (Files::new(), Authority::new());
+    let good = authority.identity("gw.example.org");
+    let gateway = |change: fn(&mut CertificateParams)| authority.amiss("gw.example.org", change);
+    let serving = gateway(|params| params.extended_key_usages = vec![ServerAuth]);
+    let dialing = gateway(|params| params.extended_key_usages = vec![ClientAuth]);
+    let expired = gateway(|params| params.not_after = rcgen::date_time_ymd(2021, 7, 1));
+    let soon = gateway(|params| {
+        let week = Duration::from_secs(7 * 24 * 60 * 60 + 60);
+        let end = SystemTime::now().duration_since(UNIX_EPOCH).expect("now") + week;
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + end;
+    });
+    let authoritys = gateway(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+    let nameless = gateway(|params| params.subject_alt_names.clear());
+    let elsewhere = authority.identity_only_for("elsewhere.example.org");
+    // Each: as [tls] certificate of a listener, as one to dial with, as ZooKeeper's client.
+    type Said = Option<(bool, &'static str)>;
+    let (error, warning) = (|text| Some((true, text)), |text| Some((false, text)));
+    let cases: [(&Identity, [Said; 3]); 8] = [
+        (&good, [None, None, None]),
+        (
+            &serving,
+            [
+                warning("is not for clients"),
+                error("is not for clients"),
+                error("is not for clients"),
+            ],
+        ),
+        (&dialing, [error("is not for servers"), None, None]),
+        (&expired, [error("has expired: valid until Jul  1"); 3]),
+        (&soon, [warning("expires soon, in 7 days"); 3]),
+        (&authoritys, [error("is an authority's (CA:TRUE)"), error("is an authority's"), None]),
+        (
+            &nameless,
+            [warning("has no subjectAltName, only the common name \"gw.example.org\""), None, None],
+        ),
+        (&elsewhere, [warning("does not carry the hostname gw.example.org"), None, None]),
+    ];
+    for (identity, said) in &cases {
+        let configurations = |identity: &Identity| {
+            [listening(identity, &good), toml(identity, &good), toml(&good, identity)]
+        };
+        for (index, said) in said.iter().enumerate() {
+            let config = files.write("gateway.toml", &configurations(identity)[index]);
+            let Outcome { code, stdout, stderr } = check(&config).await;
+            let Some((error, said)) = said else {
+                assert_eq!((code, stderr.as_str()), (Some(0), ""), "{index}");
+                continue;
+            };
+            let severity = if *error { "" } else { "warning: " };
+            let expected = format!("{severity}{}: {said}", identity.cert.display());
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            assert!(stderr.starts_with(&expected), "{expected}: {stderr}");
+            assert_eq!((code, stdout.is_empty()), (Some(if *error { 78 } else { 0 }), *error));
+            let new = issued(&authority, identity, &stderr).await;
+            let config = files.write("gateway.toml", &configurations(&new)[index]);
+            let checked = check(&config).await;
+            assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{expected}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_yet() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let early =
+        authority.amiss("gw", |params| params.not_before = rcgen::date_time_ymd(3021, 7, 1));
+    let checked = check(&files.write("gateway.toml", toml(&early, &early))).await;
+    let expected = format!("{}: is not valid yet: valid from Jul  1", early.cert.display());
+    assert_eq!(checked.code, Some(78));
+    assert_eq!(checked.stderr.lines().count(), 1, "once, for both: {}", checked.stderr);
+    assert!(checked.stderr.starts_with(&expected), "{}", checked.stderr);
+    let dates = typed(files.0.path(), command(&checked.stderr)).await;
+    assert!(dates.contains("notBefore=Jul  1"), "{dates}");
+}
+
+/// The right thing in the wrong clothes: the command that is printed changes them.
+#[tokio::test]
+async fn der_and_encrypted_keys() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let directory = files.0.path();
+    let good = authority.identity("localhost");
+    let (cert, key) = (good.cert.display(), good.key.display());
+    openssl(directory, &format!("x509 -in {cert} -outform DER -out cert.der")).await;
+    openssl(directory, &format!("pkey -in {key} -outform DER -out key.der")).await;
+    let encrypt = |format: &str| format!("{format} -in {key} -aes128 -passout pass:x -out");
+    openssl(directory, &format!("{} new.key", encrypt("pkey"))).await;
+    openssl(directory, &format!("{} old.key", encrypt("ec"))).await;
+    let path = |name: &str| directory.join(name);
+    let with_cert = |cert: PathBuf| Identity { cert, ..good.clone() };
+    let with_key = |key: PathBuf| Identity { key, ..good.clone() };
+    let cases = [
+        (with_cert(path("cert.der")), with_cert(path("cert.der.pem")), "cert.der", "is DER"),
+        (with_key(path("key.der")), with_key(path("key.der.pem")), "key.der", "is DER"),
+        (with_key(path("new.key")), with_key(path("new.key.plain")), "new.key", "is encrypted"),
+        (with_key(path("old.key")), with_key(path("old.key.plain")), "old.key", "is encrypted"),
+    ];
+    for (identity, mended, name, fault) in &cases {
+        let faults = pem_faults(&files, identity).await;
+        let expected = format!("{}: {fault}", path(name).display());
+        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
+        // Nobody is there to type it.
+        let passphrase = if *fault == "is encrypted" { " -passin pass:x" } else { "" };
+        typed(directory, &format!("{}{passphrase}", command(&faults[0]))).await;
+        let checked = check(&files.write("gateway.toml", toml(mended, mended))).await;
+        assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{name}");
+    }
+}
+
+/// What is printed for a fault shows it.
+#[tokio::test]
+async fn commands_that_show_a_fault() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let (good, other) = (authority.identity("localhost"), authority.identity("localhost"));
+    let mixed = Identity { key: other.key.clone(), ..good.clone() };
+    let shown = typed(files.0.path(), command(&pem_faults(&files, &mixed).await[0])).await;
+    let keys: Vec<_> = shown.split_inclusive("-----END PUBLIC KEY-----\n").collect();
+    assert!(keys.len() == 2 && keys[0] != keys[1], "{shown}");
+
+    let swapped = Identity { cert: good.key.clone(), key: good.cert.clone(), ..good.clone() };
+    let faults = pem_faults(&files, &swapped).await;
+    assert_eq!(faults.len(), 2, "{faults:#?}");
+    for (fault, kind) in faults.iter().zip(["Pkey", "Certificate"]) {
+        let shown = typed(files.0.path(), command(fault)).await;
+        assert!(shown.contains(&format!("0: {kind}")), "{shown}");
+    }
 }
 
 #[tokio::test]
@@ -552,10 +708,48 @@ async fn a_certificate_that_has_expired() {
     let fault = format!("{}: has expired: valid until Jul  1", expired.cert.display());
     assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(78), ""));
     assert!(outcome.stderr.starts_with(&fault), "{}", outcome.stderr);
-    let dates = outcome.stderr.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
-    let (command, _) = dates.expect("a command that shows the dates");
-    let shown = Command::new("sh").args(["-c", command]).output().await.expect("sh");
-    assert!(String::from_utf8_lossy(&shown.stdout).contains("notAfter=Jul  1"), "{command}");
     let mut gateway = builder.ready().await;
     gateway.logged("it", |line| line.contains("ERROR") && line.contains(&fault)).await;
+}
+
+/// A warning does not keep anything from running, and is said once.
+#[tokio::test]
+async fn a_certificate_with_a_warning() {
+    let system = System::new().await;
+    let nameless = system.zookeeper.authority.common_name_only("localhost");
+    let builder = Builder::new(&system).tls(&nameless).listeners(&["tls = true"]);
+    let mut gateway = builder.ready().await;
+    let warning = format!("WARN zuul_fingergw::daemon: {}: has no", nameless.cert.display());
+    gateway.logged("it", |line| line.contains(&warning)).await;
+    let warnings = gateway.log().iter().filter(|line| line.contains(&warning)).count();
+    assert_eq!(warnings, 1);
+}
+
+/// Why nothing is said of such a certificate where ZooKeeper's is meant: Java does not mind.
+#[tokio::test]
+async fn zookeeper_takes_an_authoritys_certificate() {
+    let system = System::new().await;
+    let authority = &system.zookeeper.authority;
+    let mut builder = Builder::new(&system);
+    builder.zookeeper_identity =
+        authority.amiss("gw", |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+    assert_eq!(check(&builder.write()).await.stderr, "");
+    builder.ready().await;
+}
+
+/// And why it is an error that a certificate is not for clients: Java does mind.
+#[tokio::test]
+async fn zookeeper_refuses_a_certificate_that_is_not_for_clients() {
+    let system = System::new().await;
+    let mut builder = Builder::new(&system);
+    builder.zookeeper_identity = system.zookeeper.authority.amiss("gw", |params| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    let mut gateway = builder.start().await;
+    gateway.logged("it", |line| line.contains(" ERROR ") && line.contains("not for clients")).await;
+    gateway
+        .logged("ZooKeeper's refusal", |line| {
+            line.contains("registry::zookeeper") && line.contains("received fatal alert")
+        })
+        .await;
 }

@@ -444,3 +444,19 @@ async fn a_common_name_counts_where_there_is_no_other() {
     let strict = behind_with(&theirs, &authority, |builder| builder.common_name_fallback = false);
     assert_eq!(strict.await, refused);
 }
+
+/// An authority that may not issue for a name cannot get around that by a common name: constraints
+/// are held against alternative names alone.
+#[tokio::test]
+async fn a_common_name_does_not_count_where_names_are_constrained() {
+    let constrained = Authority::constrained("elsewhere.example.org");
+    let theirs = constrained.common_name_only("localhost");
+    let system_wide = Authority::new();
+    // Trusts both authorities.
+    let ours = system_wide.identity("gateway");
+    let both = [&ours.ca, &theirs.ca].map(|ca| Identity::text(ca)).concat();
+    std::fs::write(&ours.ca, both).expect("a CA file");
+    let refused = "Internal streaming error: the zone's gateways cannot be reached\r\n";
+    assert_eq!(behind(&theirs, &system_wide, true).await, refused);
+    assert_eq!(behind(&theirs, &system_wide, false).await, "log\n");
+}

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
 };
 use tempfile::TempDir;
 
@@ -26,13 +26,29 @@ pub(crate) struct Identity {
 
 impl Authority {
     pub(crate) fn new() -> Self {
+        Self::changed(|_| {})
+    }
+
+    /// One that may issue for names below `domain` only (RFC 5280, section 4.2.1.10).
+    pub(crate) fn constrained(domain: &str) -> Self {
+        Self::changed(|params| {
+            params.name_constraints = Some(NameConstraints {
+                permitted_subtrees: vec![GeneralSubtree::DnsName(domain.to_owned())],
+                excluded_subtrees: Vec::new(),
+            });
+        })
+    }
+
+    fn changed(change: impl FnOnce(&mut CertificateParams)) -> Self {
         let mut params = CertificateParams::default();
+        change(&mut params);
         params.distinguished_name.push(DnType::CommonName, "test CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, key()).expect("a CA certificate");
         let directory = TempDir::new().expect("a directory for certificates");
         fs::write(directory.path().join("ca.pem"), issuer.pem()).expect("ca.pem");
+        fs::write(directory.path().join("CA.key"), issuer.key().serialize_pem()).expect("CA.key");
         Self { issuer, directory }
     }
 
@@ -58,10 +74,19 @@ impl Authority {
         self.sign(name, params)
     }
 
+    /// As [`Self::identity_only_for`], but with something amiss.
+    pub(crate) fn amiss(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Identity {
+        let mut params = params(&[name]);
+        change(&mut params);
+        self.sign(name, params)
+    }
+
     fn sign(&self, common_name: &str, mut params: CertificateParams) -> Identity {
         params.distinguished_name.push(DnType::CommonName, common_name);
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = key();
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
         let directory = tempfile::tempdir_in(self.directory.path()).expect("a directory").keep();
@@ -78,6 +103,11 @@ impl Authority {
         }
     }
 
+    /// Where `ca.pem` is, and its key as `CA.key`.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     pub(crate) fn ca(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
@@ -85,7 +115,10 @@ impl Authority {
 
 fn params(names: &[&str]) -> CertificateParams {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    CertificateParams::new(names).expect("names of a certificate")
+    let mut params = CertificateParams::new(names).expect("names of a certificate");
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params
 }
 
 fn key() -> KeyPair {

@@ -1,0 +1,432 @@
+//! What is amiss with a certificate of ours, told before peers refuse it in words of their own.
+//!
+//! Pure: certificates, the time and what they are for in, findings out. Verifies nothing: rustls
+//! does, and has the last word where this parser understands nothing.
+
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
+use std::path::Path;
+
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+
+use super::Files;
+use super::certificate::{common_name, is_commonly_named};
+
+const DAY: i64 = 24 * 60 * 60;
+
+/// How long before its end a certificate is worth a warning.
+const SOON: i64 = 14 * DAY;
+
+/// What a certificate is for. Zuul uses one for both sides of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use<'c> {
+    /// As a client of ZooKeeper, which looks at no name.
+    ZooKeeper,
+    /// To dial other gateways.
+    Dialing,
+    /// The same, and on listeners; others dial this name, where the configuration says one.
+    Listening(Option<&'c str>),
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Severity {
+    /// For one of its uses peers refuse it: `check` does, too.
+    Error,
+    /// Some peers do, or will.
+    Warning,
+}
+
+/// One thing that is amiss.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(super) severity: Severity,
+    /// File, fault and the command that shows or mends it.
+    pub(crate) text: String,
+}
+
+impl Finding {
+    pub(crate) fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = if self.is_error() { "" } else { "warning: " };
+        write!(f, "{severity}{}", self.text)
+    }
+}
+
+/// What is amiss with `chain`, read of `files`, its first certificate ours.
+pub(super) fn chain(
+    chain: &[CertificateDer<'_>],
+    files: &Files,
+    purpose: Use<'_>,
+    now: UnixTime,
+) -> Vec<Finding> {
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let mut findings = Vec::new();
+    for (index, der) in chain.iter().enumerate() {
+        let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
+        if index > 0 {
+            findings.extend(intermediate(&certificate, index + 1, files, now));
+            continue;
+        }
+        let mut own = Own { der, certificate: &certificate, files, purpose, findings: Vec::new() };
+        own.dates(now);
+        // Version 1 knows no extensions: nothing else can be right.
+        if certificate.version() == X509Version::V1 {
+            own.version_1();
+        } else {
+            own.authority();
+            own.purposes();
+            own.names();
+        }
+        findings.append(&mut own.findings);
+    }
+    findings
+}
+
+/// One that has ended may be there for nothing: chains often carry a path that nobody takes.
+fn intermediate(
+    certificate: &X509Certificate<'_>,
+    number: usize,
+    files: &Files,
+    now: i64,
+) -> Option<Finding> {
+    let validity = certificate.validity();
+    let (from, to) = (validity.not_before, validity.not_after);
+    let text = format!(
+        "{}: certificate {number} in it is valid only from {from} until {to}; look at it: openssl \
+         storeutl -noout -text -certs {}",
+        files.cert.display(),
+        quoted(&files.cert)
+    );
+    let valid = (from.timestamp()..=to.timestamp()).contains(&now);
+    (!valid).then_some(Finding { severity: Severity::Warning, text })
+}
+
+/// The certificate that is ours.
+struct Own<'c> {
+    der: &'c CertificateDer<'c>,
+    certificate: &'c X509Certificate<'c>,
+    files: &'c Files,
+    purpose: Use<'c>,
+    findings: Vec<Finding>,
+}
+
+impl Own<'_> {
+    fn find(&mut self, severity: Severity, fault: &str, command: &str) {
+        let text = format!("{}: {fault}: {command}", self.files.cert.display());
+        self.findings.push(Finding { severity, text });
+    }
+
+    fn dates(&mut self, now: i64) {
+        let validity = self.certificate.validity();
+        let (from, to) = (validity.not_before, validity.not_after);
+        let left = to.timestamp() - now;
+        if left < 0 {
+            let fault = format!("has expired: valid until {to}; issue it anew");
+            self.find(Severity::Error, &fault, &self.issue());
+        } else if from.timestamp() > now {
+            let fault = format!("is not valid yet: valid from {from}; is the clock right? See");
+            let command = format!("openssl x509 -noout -dates -in {}", quoted(&self.files.cert));
+            self.find(Severity::Error, &fault, &command);
+        } else if left < SOON {
+            let fault = format!("expires soon, in {} days: on {to}; issue it anew", left / DAY);
+            self.find(Severity::Warning, &fault, &self.issue());
+        }
+    }
+
+    /// What the recipe in Zuul's `tests/fixtures/fingergw/README.rst` makes.
+    fn version_1(&mut self) {
+        let fault = "is an X.509 version 1 certificate, which TLS libraries refuse; issue one with \
+                     extensions";
+        self.find(Severity::Error, fault, &self.issue());
+    }
+
+    /// rustls refuses it (`CaUsedAsEndEntity`), and with it every gateway of our own kind; OpenSSL
+    /// and Java do not, so ZooKeeper has no part in this.
+    fn authority(&mut self) {
+        if self.certificate.is_ca() && self.purpose != Use::ZooKeeper {
+            let fault = "is an authority's (CA:TRUE), which gateways of this kind refuse as a \
+                         peer's own; issue one that is none";
+            self.find(Severity::Error, fault, &self.issue());
+        }
+    }
+
+    /// Without the extension it is good for everything (RFC 5280, section 4.2.1.12). `any` in it
+    /// helps nobody: neither rustls nor OpenSSL takes it for one of the two.
+    fn purposes(&mut self) {
+        let Ok(Some(usage)) = self.certificate.extended_key_usage() else { return };
+        let (server, client) = (usage.value.server_auth, usage.value.client_auth);
+        let listening = matches!(self.purpose, Use::Listening(_));
+        if listening && !server {
+            let fault = "is not for servers (extendedKeyUsage lacks serverAuth): who dials the TLS \
+                         listeners will refuse it; issue one for both sides";
+            self.find(Severity::Error, fault, &self.issue());
+        }
+        if !client {
+            // What listens is of use all the same; upstream's program served with it.
+            let severity = if listening { Severity::Warning } else { Severity::Error };
+            let zookeeper = self.purpose == Use::ZooKeeper;
+            let peers = if zookeeper { "ZooKeeper" } else { "other gateways" };
+            let fault = format!(
+                "is not for clients (extendedKeyUsage lacks clientAuth): {peers} will refuse it \
+                 when dialed; issue one for both sides"
+            );
+            self.find(severity, &fault, &self.issue());
+        }
+    }
+
+    /// Names matter only to those who dial us.
+    fn names(&mut self) {
+        let Use::Listening(hostname) = self.purpose else { return };
+        if matches!(self.certificate.subject_alternative_name(), Ok(None)) {
+            let fault = format!(
+                "has no subjectAltName, only the common name \"{}\": gateways take that, other TLS \
+                 software does not; issue one with it",
+                common_name(self.certificate).unwrap_or_default().escape_default()
+            );
+            self.find(Severity::Warning, &fault, &self.issue());
+        }
+        let Some(hostname) = hostname.filter(|hostname| !self.covers(hostname)) else { return };
+        let fault = format!(
+            "does not carry the hostname {hostname}, by which others dial this gateway; those that \
+             verify names refuse it; issue one that does"
+        );
+        self.find(Severity::Warning, &fault, &self.issue());
+    }
+
+    fn covers(&self, hostname: &str) -> bool {
+        let Ok(name) = ServerName::try_from(hostname.trim_end_matches('.')) else { return true };
+        // One that rustls cannot read is refused in its own words.
+        let Ok(parsed) = ParsedCertificate::try_from(self.der) else { return true };
+        verify_server_name(&parsed, &name).is_ok() || is_commonly_named(self.der, &name)
+    }
+
+    /// The command that makes this certificate again beside the old one: for the same key, with
+    /// the names it has and should have, good for both sides. `CA.key` stands for the authority's
+    /// key, which is hardly on this machine.
+    fn issue(&self) -> String {
+        let Files { cert, key, ca } = self.files;
+        let subject = common_name(self.certificate).filter(|name| is_plain(name));
+        let mut command = format!(
+            "openssl req -x509 -new -key {} -subj {} -CA {} -CAkey CA.key -days 365 -addext \
+             basicConstraints=critical,CA:FALSE",
+            quoted(key),
+            quoted(format!("/CN={}", subject.unwrap_or("HOSTNAME"))),
+            quoted(ca),
+        );
+        let names = self.alternative_names();
+        if !names.is_empty() {
+            let names = quoted(format!("subjectAltName={}", names.join(",")));
+            let _ = write!(command, " -addext {names}");
+        }
+        let new = quoted(format!("{}.new", cert.display()));
+        let _ = write!(command, " -out {new}");
+        command
+    }
+
+    /// In openssl's notation: those there are, the configured one, else the common name.
+    fn alternative_names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        if let Ok(Some(extension)) = self.certificate.subject_alternative_name() {
+            for name in &extension.value.general_names {
+                match name {
+                    GeneralName::DNSName(name) if is_plain(name) => {
+                        names.push(format!("DNS:{name}"))
+                    }
+                    GeneralName::IPAddress(bytes) => names.extend(address(bytes)),
+                    _ => {}
+                }
+            }
+        }
+        match self.purpose {
+            Use::Listening(Some(hostname)) if names.is_empty() || !self.covers(hostname) => {
+                names.extend(notation(hostname));
+            }
+            _ => {}
+        }
+        if names.is_empty() && self.purpose != Use::ZooKeeper {
+            let common = common_name(self.certificate).and_then(notation);
+            names.push(common.unwrap_or_else(|| "DNS:HOSTNAME".to_owned()));
+        }
+        names
+    }
+}
+
+fn notation(name: &str) -> Option<String> {
+    let name = name.trim_end_matches('.');
+    let wild = name.strip_prefix("*.").unwrap_or(name);
+    match ServerName::try_from(wild).ok()? {
+        ServerName::IpAddress(_) => Some(format!("IP:{name}")),
+        _ => Some(format!("DNS:{name}")),
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<String> {
+    let address = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+    };
+    Some(format!("IP:{address}"))
+}
+
+/// Whether openssl's `-subj` and `-addext` take `text` for one name.
+fn is_plain(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || " .-_*".contains(c);
+    !text.is_empty() && text.chars().all(plain)
+}
+
+/// `text` as one word of a shell.
+pub(super) fn quoted(text: impl AsRef<Path>) -> String {
+    let text = text.as_ref().display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/.,:=_-@+%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use rcgen::ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    const LISTENING: Use<'_> = Use::Listening(Some("gw.example.org"));
+
+    fn certificate(change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(["gw.example.org".to_owned()]).unwrap();
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2030, 1, 1);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "gw.example.org");
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().der().clone()
+    }
+
+    fn at(year: i32, month: u8, day: u8) -> UnixTime {
+        let seconds = date_time_ymd(year, month, day).unix_timestamp();
+        UnixTime::since_unix_epoch(Duration::from_secs(seconds.try_into().unwrap()))
+    }
+
+    fn files() -> Files {
+        let [cert, key, ca] = ["/gw.crt", "/gw.key", "/ca.crt"].map(PathBuf::from);
+        Files { cert, key, ca }
+    }
+
+    /// What is said, without the file in front.
+    fn said(der: &[CertificateDer<'_>], purpose: Use<'_>, now: UnixTime) -> Vec<String> {
+        let findings = chain(der, &files(), purpose, now);
+        findings.iter().map(|finding| finding.to_string().replacen("/gw.crt: ", "", 1)).collect()
+    }
+
+    fn said_of(purpose: Use<'_>, change: impl FnOnce(&mut CertificateParams)) -> Vec<String> {
+        said(&[certificate(change)], purpose, at(2025, 1, 1))
+    }
+
+    #[track_caller]
+    fn assert_one(said: &[String], start: &str) {
+        assert!(said.len() == 1 && said[0].starts_with(start), "{start}: {said:#?}");
+    }
+
+    #[test]
+    fn nothing_is_amiss() {
+        for purpose in [LISTENING, Use::Listening(None), Use::Dialing, Use::ZooKeeper] {
+            assert_eq!(said_of(purpose, |_| {}), [""; 0]);
+            let both = vec![ClientAuth, ServerAuth];
+            assert_eq!(said_of(purpose, |params| params.extended_key_usages = both), [""; 0]);
+        }
+        let garbage = CertificateDer::from(vec![0x30, 0x01, 0xff]);
+        assert_eq!(said(&[garbage], LISTENING, at(2025, 1, 1)), [""; 0], "rustls speaks of it");
+    }
+
+    #[test]
+    fn dates() {
+        let der = [certificate(|_| {})];
+        let when = |year, month, day| said(&der, Use::ZooKeeper, at(year, month, day));
+        assert_one(&when(2019, 12, 31), "is not valid yet: valid from Jan  1");
+        assert_eq!(when(2020, 1, 1), [""; 0]);
+        assert_eq!(when(2029, 12, 18), [""; 0], "14 days before");
+        assert_one(&when(2029, 12, 19), "warning: expires soon, in 13 days: on Jan  1");
+        assert_one(&when(2030, 1, 1), "warning: expires soon, in 0 days: on Jan  1");
+        assert_one(&when(2030, 1, 2), "has expired: valid until Jan  1");
+        let whole =
+            [certificate(|params| params.not_after = date_time_ymd(2040, 1, 1)), der[0].clone()];
+        let of_whole = said(&whole, LISTENING, at(2035, 1, 1));
+        assert_one(&of_whole, "warning: certificate 2 in it is valid only from Jan  1");
+    }
+
+    #[test]
+    fn purposes() {
+        let of = |purpose, usages: &[rcgen::ExtendedKeyUsagePurpose]| {
+            said_of(purpose, |params| params.extended_key_usages = usages.to_vec())
+        };
+        assert_one(&of(LISTENING, &[ClientAuth]), "is not for servers");
+        assert_one(&of(LISTENING, &[ServerAuth]), "warning: is not for clients");
+        assert_one(&of(Use::Dialing, &[ServerAuth]), "is not for clients");
+        assert_one(&of(Use::ZooKeeper, &[ServerAuth]), "is not for clients");
+        assert_one(&of(Use::Dialing, &[Any]), "is not for clients");
+        assert_eq!(of(LISTENING, &[Any]).len(), 2);
+    }
+
+    #[test]
+    fn an_authoritys_certificate() {
+        let of = |purpose| {
+            said_of(purpose, |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))
+        };
+        assert_one(&of(LISTENING), "is an authority's (CA:TRUE)");
+        assert_one(&of(Use::Dialing), "is an authority's (CA:TRUE)");
+        assert_eq!(of(Use::ZooKeeper), [""; 0]);
+    }
+
+    #[test]
+    fn names() {
+        let nameless = |purpose| said_of(purpose, |params| params.subject_alt_names.clear());
+        assert_one(&nameless(LISTENING), "warning: has no subjectAltName, only the common name");
+        assert_eq!(nameless(Use::Dialing), [""; 0]);
+        let dialed_by = |name| said_of(Use::Listening(Some(name)), |_| {});
+        assert_eq!(dialed_by("GW.example.org."), [""; 0]);
+        for other in ["example.org", "192.0.2.1"] {
+            assert_one(&dialed_by(other), "warning: does not carry the hostname");
+        }
+        let both =
+            said_of(Use::Listening(Some("x.org")), |params| params.subject_alt_names.clear());
+        assert_eq!(both.len(), 2, "{both:#?}");
+    }
+
+    /// Names that are there stay, the missing one is added; nothing gets out of its quotes.
+    #[test]
+    fn the_command_that_issues_it_anew() {
+        let said = said_of(Use::Listening(Some("192.0.2.1")), |_| {});
+        let (_, command) = said[0].split_once(": openssl ").unwrap();
+        assert_eq!(
+            command,
+            "req -x509 -new -key /gw.key -subj /CN=gw.example.org -CA /ca.crt -CAkey CA.key -days \
+             365 -addext basicConstraints=critical,CA:FALSE -addext \
+             subjectAltName=DNS:gw.example.org,IP:192.0.2.1 -out /gw.crt.new"
+        );
+        let hostile = said_of(Use::Listening(None), |params| {
+            params.subject_alt_names.clear();
+            params.distinguished_name.push(DnType::CommonName, "$(id)';\n/CN=x");
+        });
+        assert!(hostile[0].contains("-subj /CN=HOSTNAME "), "{hostile:#?}");
+        assert!(hostile[0].contains("subjectAltName=DNS:HOSTNAME "), "{hostile:#?}");
+        assert!(!hostile[0].contains('\n'), "{hostile:#?}");
+        assert_eq!(quoted("/a b/it's"), r"'/a b/it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}
