@@ -11,6 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::gateway::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
+use crate::tls::Failure;
 
 /// One label with one of a few values.
 type Label = [(&'static str, &'static str); 1];
@@ -41,14 +42,6 @@ pub(crate) struct Metrics {
 pub(crate) enum Side {
     Client,
     Upstream,
-}
-
-/// How a TLS handshake went.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Handshake {
-    Ok,
-    Failed,
-    Timeout,
 }
 
 /// Where a stream came from.
@@ -125,7 +118,8 @@ impl Default for Metrics {
             drop(metrics.rejected.get_or_create(&[("reason", reason)]));
         }
         for side in ["client", "upstream"] {
-            for result in ["ok", "failed", "timeout"] {
+            let failures = Failure::ALL.iter().map(|failure| failure.label());
+            for result in failures.chain(["ok"]) {
                 drop(metrics.handshakes.get_or_create(&[("side", side), ("result", result)]));
             }
         }
@@ -205,16 +199,13 @@ impl Metrics {
         self.rejected.get_or_create(&[("reason", reason)]).inc();
     }
 
-    pub(crate) fn handshake(&self, side: Side, result: Handshake) {
+    /// Counts a TLS handshake.
+    pub(crate) fn handshake(&self, side: Side, result: Result<(), Failure>) {
         let side = match side {
             Side::Client => "client",
             Side::Upstream => "upstream",
         };
-        let result = match result {
-            Handshake::Ok => "ok",
-            Handshake::Failed => "failed",
-            Handshake::Timeout => "timeout",
-        };
+        let result = result.map_or_else(Failure::label, |()| "ok");
         self.handshakes.get_or_create(&[("side", side), ("result", result)]).inc();
     }
 

@@ -4,6 +4,7 @@
 
 mod asking;
 pub(crate) mod connection;
+mod familiar;
 pub(crate) mod finger;
 pub(crate) mod listener;
 pub(crate) mod outcome;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::asking::Asking;
+use self::familiar::Familiar;
 use self::listener::{Bounds, Listener};
 use self::resolver::Resolver;
 use self::streams::Streams;
@@ -39,6 +41,7 @@ pub(crate) struct Context {
     pub(crate) connector: Option<TlsConnector>,
     pub(crate) limits: Limits,
     asking: Asking,
+    familiar: Familiar,
     pub(crate) metrics: Metrics,
     streams: Streams,
     /// Cancelled when the grace period is over: what still runs is cut.
@@ -101,6 +104,7 @@ impl Gateway {
             connector,
             limits,
             asking: Asking::default(),
+            familiar: Familiar::default(),
             metrics,
             streams: streams.clone(),
             cut: cut.clone(),

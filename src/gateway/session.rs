@@ -15,9 +15,9 @@ use super::outcome::Outcome;
 use super::relay::{self, End, Relayed};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
-use crate::admin::metrics::{Handshake, Route, Side};
+use crate::admin::metrics::{Route, Side};
 use crate::registry::build::BuildId;
-use crate::tls::Acceptor;
+use crate::tls::{Acceptor, Failure};
 
 /// Serves one accepted connection to its end. Every wait on the peer has a deadline.
 pub(crate) async fn run(
@@ -26,7 +26,7 @@ pub(crate) async fn run(
     acceptor: Option<&Acceptor>,
     cx: &Context,
 ) -> Outcome {
-    let mut client = match greet(stream, acceptor, cx).await {
+    let mut client = match greet(stream, peer, acceptor, cx).await {
         Ok(client) => client,
         Err((outcome, error)) => {
             debug!(%peer, error, "no connection");
@@ -59,22 +59,28 @@ pub(crate) async fn run(
 /// Makes a connection of an accepted socket: options, and the TLS handshake where it is due.
 async fn greet(
     stream: TcpStream,
+    peer: SocketAddr,
     acceptor: Option<&Acceptor>,
     cx: &Context,
 ) -> Result<Connection, (Outcome, String)> {
     let gone = |error: std::io::Error| (Outcome::Probe, error.to_string());
     prepare(&stream, cx.limits.keepalive).map_err(gone)?;
     let Some(acceptor) = acceptor else { return Ok(Connection::Plain(stream)) };
-    let (shaken, error) = match timeout(cx.limits.handshake_timeout, acceptor.accept(stream)).await
-    {
+    let shaken = timeout(cx.limits.handshake_timeout, acceptor.accept(stream)).await;
+    let (failure, error) = match shaken {
         Ok(Ok(stream)) => {
-            cx.metrics.handshake(Side::Client, Handshake::Ok);
+            cx.metrics.handshake(Side::Client, Ok(()));
+            cx.familiar.greeted(peer.ip());
             return Ok(Connection::Tls(Box::new(stream.into())));
         }
-        Ok(Err(error)) => (Handshake::Failed, format!("TLS: {error}")),
-        Err(_) => (Handshake::Timeout, "no TLS handshake in time".to_owned()),
+        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {error}")),
+        Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
-    cx.metrics.handshake(Side::Client, shaken);
+    cx.metrics.handshake(Side::Client, Err(failure));
+    // Who only connects and leaves looks whether we are there.
+    if failure != Failure::Closed {
+        cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways(), &error).await;
+    }
     Err((Outcome::NoHandshake, error))
 }
 
@@ -157,7 +163,20 @@ async fn relay_from(
         drop(place);
         cx.metrics.first_byte(listed.age());
     };
-    Ok(relay::run(&mut upstream, client, cx, first_byte, listed).await)
+    let relayed = relay::run(&mut upstream, client, cx, first_byte, listed).await;
+    if let Upstream::Gateway(gateway) = hop {
+        match &relayed {
+            Relayed { bytes: 1.., .. } => cx.familiar.dialed(gateway),
+            Relayed { end: End::UpstreamFailed(error), .. } => {
+                if let Some(failure) = Failure::late(error) {
+                    cx.metrics.handshake(Side::Upstream, Err(failure));
+                    cx.familiar.dialing_failed(gateway, error);
+                }
+            }
+            Relayed { .. } => {}
+        }
+    }
+    Ok(relayed)
 }
 
 /// Sends the one line that stands for a log, and closes.

@@ -8,13 +8,14 @@ use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Context;
 use super::connection::{Connection, prepare};
-use crate::admin::metrics::{Handshake, Side};
+use crate::admin::metrics::Side;
 use crate::registry::build::{BuildId, Executor};
 use crate::registry::component::Gateway;
+use crate::tls::Failure;
 
 /// Somebody who may have the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,34 +82,45 @@ impl Upstream {
 
     /// Connects and asks for `build`, all within the connect deadline.
     pub(crate) async fn ask(&self, build: &BuildId, cx: &Context) -> Result<Connection, DialError> {
+        let deadline = Instant::now() + cx.limits.connect_timeout;
+        let mut connection = self.dial(deadline, cx).await?;
+        let request = format!("{build}\n");
         let asked = async {
-            let mut connection = self.dial(cx).await?;
-            let request = format!("{build}\n");
-            connection.write_all(request.as_bytes()).await.map_err(DialError::Tcp)?;
-            connection.flush().await.map_err(DialError::Tcp)?;
-            Ok(connection)
+            connection.write_all(request.as_bytes()).await?;
+            connection.flush().await
         };
-        timeout(cx.limits.connect_timeout, asked).await.unwrap_or(Err(DialError::TimedOut))
+        in_time(deadline, asked).await?.map_err(DialError::Tcp)?;
+        Ok(connection)
     }
 
-    async fn dial(&self, cx: &Context) -> Result<Connection, DialError> {
+    async fn dial(&self, deadline: Instant, cx: &Context) -> Result<Connection, DialError> {
         let (host, port) = self.address();
-        let connector = match self {
-            Self::Gateway(Gateway { tls: true, .. }) => {
-                Some(cx.connector.as_ref().ok_or(DialError::NoCertificate)?)
+        let secure = match self {
+            Self::Gateway(gateway @ Gateway { tls: true, .. }) => {
+                Some((gateway, cx.connector.as_ref().ok_or(DialError::NoCertificate)?))
             }
             _ => None,
         };
-        let stream = connect(host, port).await.map_err(DialError::Tcp)?;
+        let stream = in_time(deadline, connect(host, port)).await?.map_err(DialError::Tcp)?;
         prepare(&stream, cx.limits.keepalive).map_err(DialError::Tcp)?;
-        let Some(connector) = connector else { return Ok(Connection::Plain(stream)) };
-        let name = server_name(host)?;
-        let shaken = connector.connect(name, stream).await;
-        let result = if shaken.is_ok() { Handshake::Ok } else { Handshake::Failed };
-        cx.metrics.handshake(Side::Upstream, result);
-        let stream = shaken.map_err(DialError::Tls)?;
-        Ok(Connection::Tls(Box::new(stream.into())))
+        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
+        let shaken = in_time(deadline, connector.connect(server_name(host)?, stream)).await;
+        let (failure, error) = match shaken {
+            Ok(Ok(stream)) => {
+                cx.metrics.handshake(Side::Upstream, Ok(()));
+                return Ok(Connection::Tls(Box::new(stream.into())));
+            }
+            Ok(Err(error)) => (Failure::of(&error), DialError::Tls(error)),
+            Err(late) => (Failure::Timeout, late),
+        };
+        cx.metrics.handshake(Side::Upstream, Err(failure));
+        cx.familiar.dialing_failed(gateway, &error);
+        Err(error)
     }
+}
+
+async fn in_time<T>(deadline: Instant, step: impl Future<Output = T>) -> Result<T, DialError> {
+    timeout_at(deadline, step).await.map_err(|_| DialError::TimedOut)
 }
 
 /// Connects to the first address of `host` that answers.

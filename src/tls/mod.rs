@@ -3,6 +3,7 @@
 
 mod certificate;
 mod client;
+mod failure;
 mod identity;
 mod lint;
 mod server;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub(crate) use self::client::{Names, connector};
+pub(crate) use self::failure::Failure;
 pub(crate) use self::identity::{Files, Identity, zookeeper};
 pub(crate) use self::lint::{Finding, Use};
 pub(crate) use self::server::{Acceptor, ClientCertificate, acceptor};

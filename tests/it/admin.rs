@@ -133,7 +133,7 @@ async fn what_is_counted() {
     }
     for series in [
         "zuul_fingergw_connections_rejected_total{reason=\"limit\"}",
-        "zuul_fingergw_tls_handshakes_total{side=\"upstream\",result=\"failed\"}",
+        "zuul_fingergw_tls_handshakes_total{side=\"upstream\",result=\"unknown_authority\"}",
         "zuul_fingergw_routes_total{route=\"fallback\"}",
         "zuul_fingergw_first_byte_seconds_count",
     ] {
