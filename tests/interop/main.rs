@@ -9,6 +9,7 @@ mod conversations;
 mod executor;
 mod log_streamer;
 mod metrics;
+mod mixed_zones;
 mod script;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
