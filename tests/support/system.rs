@@ -128,7 +128,7 @@ impl System {
         let request = json!({
             "build_set_uuid": "a", "event_id": "b", "job_uuid": "c", "pipeline_name": "gate",
             "precedence": 200, "result_path": null, "span_context": null, "state": "running",
-            "tenant_name": "tenant", "uuid": build, "worker_info": worker, "zone": queue_zone,
+            "tenant_name": "tenant-one", "uuid": build, "worker_info": worker, "zone": queue_zone,
         });
         self.put(&request_path(queue_zone, &build), request.to_string().as_bytes()).await;
         build
