@@ -3,11 +3,14 @@
 //! copies; [`streams`] lists what runs.
 
 mod asking;
+mod buffer;
 pub(crate) mod connection;
 mod familiar;
 pub(crate) mod finger;
 pub(crate) mod listener;
 pub(crate) mod outcome;
+mod pipe;
+pub(crate) mod read_ahead;
 pub(crate) mod relay;
 pub(crate) mod resolver;
 pub(crate) mod session;

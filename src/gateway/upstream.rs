@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Context;
 use super::connection::{Connection, prepare};
+use super::read_ahead::ReadAhead;
 use crate::admin::metrics::Side;
 use crate::registry::build::{BuildId, Executor};
 use crate::registry::component::Gateway;
@@ -104,7 +105,8 @@ impl Upstream {
         let stream = in_time(deadline, connect(host, port)).await?.map_err(DialError::Tcp)?;
         prepare(&stream, cx.limits.keepalive).map_err(DialError::Tcp)?;
         let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
-        let shaken = in_time(deadline, connector.connect(server_name(host)?, stream)).await;
+        let shaken =
+            in_time(deadline, connector.connect(server_name(host)?, ReadAhead::new(stream))).await;
         let (failure, error) = match shaken {
             Ok(Ok(stream)) => {
                 cx.metrics.handshake(Side::Upstream, Ok(()));
