@@ -5,6 +5,7 @@ mod config;
 mod demo;
 mod limits;
 mod log;
+mod pour;
 mod refuse;
 mod registration;
 mod route;
