@@ -5,6 +5,7 @@ mod config;
 mod demo;
 mod limits;
 mod log;
+mod places;
 mod pour;
 mod refuse;
 mod registration;
