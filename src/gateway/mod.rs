@@ -5,6 +5,7 @@
 mod asking;
 mod buffer;
 pub(crate) mod connection;
+mod dial;
 mod familiar;
 pub(crate) mod finger;
 pub(crate) mod listener;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::asking::Asking;
+use self::dial::Dialer;
 use self::familiar::Familiar;
 use self::listener::{Bounds, Listener};
 use self::resolver::Resolver;
@@ -44,6 +46,7 @@ pub(crate) struct Context {
     pub(crate) connector: Option<TlsConnector>,
     pub(crate) limits: Limits,
     asking: Asking,
+    dialer: Dialer,
     familiar: Familiar,
     pub(crate) metrics: Metrics,
     streams: Streams,
@@ -107,6 +110,7 @@ impl Gateway {
             connector,
             limits,
             asking: Asking::default(),
+            dialer: Dialer::default(),
             familiar: Familiar::default(),
             metrics,
             streams: streams.clone(),
