@@ -3,6 +3,7 @@
 mod admin;
 mod config;
 mod demo;
+mod ends;
 mod limits;
 mod log;
 mod places;
@@ -13,6 +14,7 @@ mod route;
 mod service;
 mod stop;
 mod stream;
+mod stream_tls;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
 mod support;

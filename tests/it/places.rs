@@ -2,10 +2,10 @@
 //! not.
 
 use crate::support::client::Client;
-use crate::support::executor::{Executor, refusing_port};
+use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
-use crate::support::system::{System, Worker, request_path};
+use crate::support::system::{System, request_path};
 use crate::support::zookeeper::ZooKeeper;
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
@@ -89,7 +89,7 @@ async fn a_kept_place_counts_only_with_a_connection() {
     gateway.logged("the loss", |line| line.contains("connection to ZooKeeper lost")).await;
     assert_eq!(told(&gateway, &build).await, AWAY);
     // The build moves while nobody hears of it.
-    let gone = Worker { hostname: "127.0.0.1".into(), port: refusing_port().await, zone: None };
+    let gone = unreachable(None).await;
     system.place_build(None, &build, Some(&gone)).await;
     proxy.release();
     gateway.logged("the change", |line| line.contains("place forgotten")).await;

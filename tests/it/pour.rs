@@ -3,6 +3,7 @@
 
 use rustix::process::Signal;
 
+use crate::route::TwoZones;
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, acceptor};
@@ -165,13 +166,8 @@ async fn stopped_while_it_pours() {
 /// Zone to zone: full records, read ahead, towards a client that takes its time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn through_two_zones_to_a_slow_reader() {
-    let system = System::new().await;
-    let identity = system.zookeeper.authority.identity("gateway");
-    let west = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
-    let _west = west.ready().await;
-    let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
-    let executor = Executor::start().await;
-    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let zones = TwoZones::start(true).await;
+    let TwoZones { east, executor, build, .. } = &zones;
     for length in [4095, 4096, 4097, 16_384, 65_536, 65_537, 1_000_000, 9_000_001] {
         let mut client = Client::connect_narrow(east.address()).await;
         client.send(format!("{build}\n").as_bytes()).await;

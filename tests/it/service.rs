@@ -269,9 +269,7 @@ async fn stopped_by_command() {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut client = Client::ask(gateway.address(), &build).await;
-    let mut log = executor.accept().await;
-    log.write(b"before\n").await;
-    client.expect(b"before\n").await;
+    let mut log = executor.begin(&mut client).await;
 
     // Twice: unlike a second signal, a second command changes nothing.
     for _ in 0..2 {

@@ -11,21 +11,22 @@ use tokio_rustls::TlsConnector;
 
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending};
-use crate::support::executor::{Executor, acceptor, refusing_port};
+use crate::support::executor::{Executor, acceptor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::system::{System, Worker};
+use crate::support::system::System;
 use crate::support::within;
 
 /// A gateway with one TLS listener, and a build on an executor beside it.
-struct Served {
-    gateway: Gateway,
-    executor: Executor,
-    build: String,
-    identity: Identity,
+pub(crate) struct Served {
+    pub(crate) gateway: Gateway,
+    pub(crate) executor: Executor,
+    pub(crate) build: String,
+    pub(crate) identity: Identity,
     system: System,
 }
 
-async fn served(listener: &str, limits: &str) -> Served {
+/// With lines more for the listener, and in `[limits]`.
+pub(crate) async fn served(listener: &str, limits: &str) -> Served {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let builder = Builder::new(&system).tls(&identity).limits(limits);
@@ -286,12 +287,7 @@ async fn east_of(other: &Executor, hostname: &str) -> (System, Gateway, String, 
     let path = format!("{}/other", crate::support::system::GATEWAYS);
     system.put(&path, entry.to_string().as_bytes()).await;
     let gateway = Builder::new(&system).zone("east").tls(&identity).ready().await;
-    let worker = Worker {
-        hostname: "127.0.0.1".into(),
-        port: refusing_port().await,
-        zone: Some("west".into()),
-    };
-    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     (system, gateway, build, identity)
 }
 
@@ -393,12 +389,7 @@ async fn behind_with(
     let mut builder = Builder::new(&system).zone("east").tls(&ours);
     change(&mut builder);
     let mut gateway = builder.ready().await;
-    let worker = Worker {
-        hostname: "127.0.0.1".into(),
-        port: refusing_port().await,
-        zone: Some("west".into()),
-    };
-    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     // It trusts us, whoever it is itself.
     let acceptor = acceptor(&Identity { ca: ours.ca.clone(), ..theirs.clone() });
     let mut client = Client::ask(gateway.address(), &build).await;

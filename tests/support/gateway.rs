@@ -363,6 +363,27 @@ impl Gateway {
         log.expect("the process logs as long as it lives");
     }
 
+    /// How many sockets it has open.
+    pub(crate) fn sockets(&self) -> usize {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("its descriptors");
+        let is_socket = |file: &fs::DirEntry| {
+            // One that is closed meanwhile has no name any more.
+            fs::read_link(file.path()).is_ok_and(|name| name.starts_with("socket:"))
+        };
+        descriptors.flatten().filter(is_socket).count()
+    }
+
+    /// Waits until it has no more than `count` sockets open. The kernel tells nobody, so this asks
+    /// again.
+    pub(crate) async fn until_sockets(&self, count: usize) {
+        within("its sockets to be closed", async {
+            while self.sockets() > count {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
     /// Every log line so far.
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.borrow().clone()

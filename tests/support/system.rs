@@ -112,6 +112,15 @@ impl System {
         path
     }
 
+    /// Changes zone and state of such an entry in place.
+    pub(crate) async fn change_gateway(&self, path: &str, zone: &str, state: &str) {
+        let (content, _) = self.client.get_data(path).await.expect("the entry");
+        let mut content: Value = serde_json::from_slice(&content).expect("JSON");
+        content["zone"] = zone.into();
+        content["state"] = state.into();
+        self.put(path, content.to_string().as_bytes()).await;
+    }
+
     /// A build request in the queue of `queue_zone`, taken by `worker` if there is one. Returns
     /// the build's UUID.
     pub(crate) async fn put_build(
