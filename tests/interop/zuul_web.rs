@@ -216,8 +216,8 @@ async fn a_reset_ends_one_console(tls: bool) {
         let cut = system.put_build(Some("west"), Some(&failing.worker(Some("west")))).await;
         web.open(&cut).await;
         let mut stream = failing.accept().await;
-        // The last character is half a character.
-        stream.write(b"half a line \xe2\x82").await;
+        // No half character, which zuul-web would stumble over at a good end, too.
+        stream.write(b"half a line ").await;
         web.shows(&cut, "half a line ").await;
         stream.reset();
         assert_eq!(web.closes(&cut).await, (String::new(), r#"4011 "Unknown error""#.to_owned()));
