@@ -203,7 +203,7 @@ async fn leaves(gateway: &mut Gateway) {
 }
 
 /// An executor's connection is reset in the middle of a log: the console of that build ends, and
-/// does not look finished. Zuul-web's one thread serves the others on. The executor is a fake, as
+/// does not look finished where Python can tell. Zuul-web's one thread serves the others on. The executor is a fake, as
 /// a real one cannot be made to reset.
 async fn a_reset_ends_one_console(tls: bool) {
     let Site { system, mut gateway, mut executor, mut web } = Site::start(tls).await;
@@ -220,7 +220,11 @@ async fn a_reset_ends_one_console(tls: bool) {
         stream.write(b"half a line ").await;
         web.shows(&cut, "half a line ").await;
         stream.reset();
-        assert_eq!(web.closes(&cut).await, (String::new(), r#"4011 "Unknown error""#.to_owned()));
+        let (text, said) = web.closes(&cut).await;
+        assert_eq!(text, "", "no text of the gateway's");
+        // Below TLS, a Python older than 3.11.9 or 3.12.3 takes a reset for an end (gh-115627).
+        let as_an_end = tls && said == NO_MORE;
+        assert!(as_an_end || said == r#"4011 "Unknown error""#, "{said}");
         gateway.logged("the cut", |l| l.contains(&cut) && l.contains("cut by the next hop")).await;
 
         log.write(round.as_bytes());
