@@ -222,7 +222,7 @@ async fn a_reset_ends_one_console(tls: bool) {
         stream.reset();
         let (text, said) = web.closes(&cut).await;
         assert_eq!(text, "", "no text of the gateway's");
-        // Below TLS, a Python older than 3.11.9 or 3.12.3 takes a reset for an end (gh-115627).
+        // Below TLS, Pythons up to 3.11.7 at least take a reset for an end (cpython issue 115627).
         let as_an_end = tls && said == NO_MORE;
         assert!(as_an_end || said == r#"4011 "Unknown error""#, "{said}");
         gateway.logged("the cut", |l| l.contains(&cut) && l.contains("cut by the next hop")).await;
