@@ -313,7 +313,7 @@ async fn nonsense_to_the_command_socket() {
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
     let _gateway = builder.ready().await;
     assert_eq!(mode(&socket) & 0o777, 0o600);
-    let unknown = "unknown command; known are stop, status and status [\"json\"]\n";
+    let unknown = "unknown command; known are stop, reload, status and status [\"json\"]\n";
     let cut = "a request is one line of at most 1024 bytes\n";
     let long = [b'x'; 100_000];
     let cases: [(&[u8], &str); 8] = [
@@ -322,7 +322,7 @@ async fn nonsense_to_the_command_socket() {
         (&long, cut),
         (b"\n", unknown),
         (b"_stop\n", unknown),
-        (b"reload\n", unknown),
+        (b"pause\n", unknown),
         (b"stop [1]\n", "behind the command comes a JSON list of strings, or nothing\n"),
         (b"\xff\x00\n", "a request is UTF-8 text\n"),
     ];
@@ -671,7 +671,7 @@ async fn what_fails_behind_the_fork_is_told_as_well() {
     command.arg(BINARY).arg("-c").arg(&machine.config).current_dir(machine.directory.path());
     let Outcome { code, stderr, .. } = run(&mut command).await;
     assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.starts_with("ca: cannot be read"), "{stderr}");
+    assert!(stderr.starts_with("cert: cannot be read"), "{stderr}");
     assert!(!machine.pid_file().exists() && !machine.socket().exists());
 }
 

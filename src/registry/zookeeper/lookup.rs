@@ -31,18 +31,16 @@ pub(crate) struct Lookup {
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
     places: Arc<Semaphore>,
-    timeout: Duration,
 }
 
 impl Lookup {
-    pub(super) fn new(timeout: Duration) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             client: watch::Sender::new(None),
             gateways: watch::Sender::new(Arc::from([])),
             zones: watch::Sender::new(Arc::from([])),
             multi_read: AtomicBool::new(true),
             places: Arc::new(Semaphore::new(LOOKUPS)),
-            timeout,
         }
     }
 
@@ -98,18 +96,14 @@ impl Lookup {
     ) -> Result<Option<Build>, LookupError> {
         let client = self.client.borrow().clone();
         let client = client.ok_or_else(|| LookupError::Away("no session".to_owned()))?;
-        let found = async {
-            let place = Arc::clone(&self.places).acquire_owned().await;
-            connected(&client).await;
-            let (this, build) = (Arc::clone(self), build.clone());
-            let finding = tokio::spawn(async move {
-                let _place = place;
-                this.find(&client, &build).await
-            });
-            finding.await.unwrap_or_else(|panic| Err(LookupError::Away(panic.to_string())))
-        };
-        let late = |_| Err(LookupError::Away("no answer in time".to_owned()));
-        tokio::time::timeout(self.timeout, found).await.unwrap_or_else(late)
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        connected(&client).await;
+        let (this, build) = (Arc::clone(self), build.clone());
+        let finding = tokio::spawn(async move {
+            let _place = place;
+            this.find(&client, &build).await
+        });
+        finding.await.unwrap_or_else(|panic| Err(LookupError::Away(panic.to_string())))
     }
 
     async fn find(&self, client: &Client, build: &BuildId) -> Result<Option<Build>, LookupError> {
