@@ -30,6 +30,7 @@ use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
 use crate::registry::{Registration, Standing};
 use crate::service::control::{self, SocketFile};
+use crate::service::descriptors;
 use crate::service::detach::{Launch, detach};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::Account;
@@ -167,10 +168,11 @@ async fn serve(
     let (reload, mut orders) = Orders::new().context("cannot take signals")?;
     let metrics = Metrics::default();
     let config = &configured.config;
-    let listening = Listening::of(config, hostname.clone(), &listeners, admin.as_ref())?;
+    let listening = Listening::of(config, hostname, &listeners, admin.as_ref())?;
     info!("{}", listening.text);
 
-    let live = Live::of(&configured, &[])?;
+    let mut live = Live::of(&configured, &[])?;
+    live.settings.limits.connections = descriptors::budget(config.limits.connections);
     configured.identities.measure(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
     let settings = zookeeper::Settings {
@@ -187,19 +189,12 @@ async fn serve(
         let admin = Admin::new(&metrics, state, standing, registry.clone());
         tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
-    let resolver = Resolver::new(registry, listening.announcement);
+    let resolver = Resolver::new(registry, listening.announcement.clone());
     let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
 
     let told_to_stop = CancellationToken::new();
     if let Some(socket) = control {
-        let sources = Sources {
-            hostname,
-            zone: config.zone.clone(),
-            listeners: listening.doors.clone(),
-            state: registration.state(),
-            standing: registration.standing(),
-            streams: gateway.streams(),
-        };
+        let sources = listening.sources(&registration, &gateway);
         control::spawn(socket, control::Gateway { sources, stop: told_to_stop.clone(), reload })?;
     }
     let mut reloader = Reloader {
@@ -283,6 +278,18 @@ impl Listening {
             text.push_str(&format!("; health and metrics on {address}"));
         }
         Ok(Self { announcement, doors, text })
+    }
+
+    /// What there is to tell of a gateway that listens so.
+    fn sources(&self, registration: &Registration, gateway: &Gateway) -> Sources {
+        Sources {
+            hostname: self.announcement.hostname.clone(),
+            zone: self.announcement.zone.clone(),
+            listeners: self.doors.clone(),
+            state: registration.state(),
+            standing: registration.standing(),
+            streams: gateway.streams(),
+        }
     }
 }
 

@@ -9,15 +9,15 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 
-use anyhow::{Result, bail};
-use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_blocking;
+use anyhow::{Context, Result, bail};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::Identities;
 use crate::admin::metrics::Metrics;
-use crate::config::{self, Change, Config, Limits};
+use crate::config::{self, Change, Config};
 use crate::gateway::{Adjuster, Settings};
 use crate::log::Volume;
 use crate::registry::zookeeper;
@@ -71,11 +71,10 @@ impl Live {
             }
         });
         let connector = gateway.as_ref().map(|identity| tls::connector(identity, config.names));
-        let connections = descriptors::budget(config.limits.connections);
         let settings = Settings {
             acceptors: acceptors.collect::<Result<_>>()?,
             connector: connector.transpose()?,
-            limits: Limits { connections, ..config.limits.clone() },
+            limits: config.limits.clone(),
         };
         let verify_hostnames = config.zookeeper.verify_hostnames;
         let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
@@ -159,11 +158,7 @@ impl Reloader {
     /// Reloads, or leaves everything as it is, and says which, in lines.
     async fn reload(&mut self) -> String {
         let path = self.source.path.display().to_string();
-        let (source, running) = (self.source.clone(), Arc::clone(&self.running));
-        let acceptors = self.gateway.acceptors();
-        // Disks may be slow.
-        let prepared = spawn_blocking(move || prepare(&source, &running, &acceptors));
-        let prepared = prepared.await.unwrap_or_else(|panic| Err(panic.into()));
+        let prepared = self.prepared().await;
         self.metrics.reloaded(prepared.is_ok());
         match prepared {
             Ok(prepared) => self.apply(prepared),
@@ -175,9 +170,30 @@ impl Reloader {
         }
     }
 
+    /// Prepares in a thread of its own: disks may be slow, and a fault of this program ends nothing
+    /// but that thread.
+    async fn prepared(&self) -> Result<Prepared> {
+        let (source, running) = (self.source.clone(), Arc::clone(&self.running));
+        let acceptors = self.gateway.settings().acceptors;
+        let (done, outcome) = oneshot::channel();
+        let work = move || {
+            // Whoever waits no more is stopping.
+            let _ = done.send(prepare(&source, &running, &acceptors));
+        };
+        thread::Builder::new().name("reload".to_owned()).spawn(work).context("no thread")?;
+        outcome.await.context("the program broke off; please report what it has printed")?
+    }
+
     /// Puts what is `prepared` in the place of what runs.
     fn apply(&mut self, prepared: Prepared) -> String {
-        let Prepared { configured, live, taken, waiting } = prepared;
+        let Prepared { configured, mut live, taken, waiting } = prepared;
+        let (wanted, before) = (&configured.config.limits, &self.running.config.limits);
+        live.settings.limits.connections = if wanted.connections == before.connections {
+            // What the limit of open files leaves of it is known, and was told.
+            self.gateway.settings().limits.connections
+        } else {
+            descriptors::budget(wanted.connections)
+        };
         self.gateway.adjust(live.settings);
         self.zookeeper.send_replace(live.zookeeper);
         self.volume.set(configured.config.log.level);

@@ -75,9 +75,10 @@ pub(crate) struct Gateway {
 pub(crate) struct Adjuster(watch::Sender<Arc<Context>>);
 
 impl Adjuster {
-    /// The listeners' TLS sides, as connections get them now.
-    pub(crate) fn acceptors(&self) -> Vec<Option<Acceptor>> {
-        self.0.borrow().acceptors.clone()
+    /// The settings that connections get now.
+    pub(crate) fn settings(&self) -> Settings {
+        let Context { acceptors, connector, limits, .. } = Context::clone(&self.0.borrow());
+        Settings { acceptors, connector, limits }
     }
 
     /// Gives connections these settings from the next one on.

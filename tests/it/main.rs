@@ -7,6 +7,7 @@ mod limits;
 mod log;
 mod refuse;
 mod registration;
+mod reload;
 mod route;
 mod service;
 mod stop;

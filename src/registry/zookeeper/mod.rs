@@ -130,6 +130,7 @@ impl Keeper {
         let mut said = false;
         let mut tls = self.settings.tls.clone();
         loop {
+            tls.mark_unchanged();
             let trouble = match self.connect().await {
                 Ok(client) => match self.serve(client).await {
                     Served::Registered => {
