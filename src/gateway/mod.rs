@@ -3,11 +3,15 @@
 //! copies; [`streams`] lists what runs.
 
 mod asking;
+mod buffer;
 pub(crate) mod connection;
+mod dial;
 mod familiar;
 pub(crate) mod finger;
 pub(crate) mod listener;
 pub(crate) mod outcome;
+mod pipe;
+pub(crate) mod read_ahead;
 pub(crate) mod relay;
 pub(crate) mod resolver;
 pub(crate) mod session;
@@ -27,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::asking::Asking;
+use self::dial::Dialer;
 use self::familiar::Familiar;
 use self::listener::{Bounds, Listener};
 use self::resolver::Resolver;
@@ -54,6 +59,7 @@ pub(crate) struct Context {
     pub(crate) connector: Option<TlsConnector>,
     pub(crate) limits: Limits,
     asking: Asking,
+    dialer: Arc<Dialer>,
     familiar: Arc<Familiar>,
     pub(crate) metrics: Metrics,
     streams: Streams,
@@ -138,6 +144,7 @@ impl Gateway {
             connector,
             limits,
             asking: Asking::default(),
+            dialer: Arc::default(),
             familiar: Arc::default(),
             metrics,
             streams: streams.clone(),

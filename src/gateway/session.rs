@@ -12,6 +12,7 @@ use super::Context;
 use super::connection::{Connection, prepare};
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::outcome::Outcome;
+use super::read_ahead::ReadAhead;
 use super::relay::{self, End, Relayed};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
@@ -66,7 +67,8 @@ async fn greet(
     let gone = |error: std::io::Error| (Outcome::Probe, error.to_string());
     prepare(&stream, cx.limits.keepalive).map_err(gone)?;
     let Some(acceptor) = acceptor else { return Ok(Connection::Plain(stream)) };
-    let shaken = timeout(cx.limits.handshake_timeout, acceptor.accept(stream)).await;
+    let shaken =
+        timeout(cx.limits.handshake_timeout, acceptor.accept(ReadAhead::new(stream))).await;
     let (failure, error) = match shaken {
         Ok(Ok(stream)) => {
             cx.metrics.handshake(Side::Client, Ok(()));

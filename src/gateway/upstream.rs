@@ -2,16 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, lookup_host};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::Context;
 use super::connection::{Connection, prepare};
+use super::read_ahead::ReadAhead;
 use crate::admin::metrics::Side;
 use crate::registry::build::{BuildId, Executor};
 use crate::registry::component::Gateway;
@@ -40,9 +38,6 @@ impl fmt::Display for Upstream {
         }
     }
 }
-
-/// How long one address of a next hop has before another is tried beside it.
-const STAGGER: Duration = Duration::from_millis(250);
 
 /// Why the next hop could not be asked.
 #[derive(Debug)]
@@ -101,10 +96,12 @@ impl Upstream {
             }
             _ => None,
         };
-        let stream = in_time(deadline, connect(host, port)).await?.map_err(DialError::Tcp)?;
+        let stream =
+            in_time(deadline, cx.dialer.connect(host, port)).await?.map_err(DialError::Tcp)?;
         prepare(&stream, cx.limits.keepalive).map_err(DialError::Tcp)?;
         let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
-        let shaken = in_time(deadline, connector.connect(server_name(host)?, stream)).await;
+        let shaken =
+            in_time(deadline, connector.connect(server_name(host)?, ReadAhead::new(stream))).await;
         let (failure, error) = match shaken {
             Ok(Ok(stream)) => {
                 cx.metrics.handshake(Side::Upstream, Ok(()));
@@ -121,38 +118,6 @@ impl Upstream {
 
 async fn in_time<T>(deadline: Instant, step: impl Future<Output = T>) -> Result<T, DialError> {
     timeout_at(deadline, step).await.map_err(|_| DialError::TimedOut)
-}
-
-/// Connects to the first address of `host` that answers.
-///
-/// Addresses are tried in the resolver's order, each [`STAGGER`] behind the one before or as soon
-/// as that has failed, so that one that swallows packets does not hide the others (RFC 8305,
-/// section 5).
-async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut addresses = lookup_host((host, port)).await?.collect::<Vec<_>>().into_iter();
-    let mut attempts = JoinSet::new();
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    loop {
-        match addresses.next() {
-            Some(address) => {
-                attempts.spawn(TcpStream::connect(address));
-            }
-            None if attempts.is_empty() => return Err(failure),
-            None => {}
-        }
-        let attempt = if addresses.len() > 0 {
-            timeout(STAGGER, attempts.join_next()).await
-        } else {
-            Ok(attempts.join_next().await)
-        };
-        match attempt {
-            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
-            Ok(Some(Ok(Err(error)))) => failure = error,
-            Ok(Some(Err(panic))) => failure = io::Error::other(panic),
-            // Time for the next address.
-            Ok(None) | Err(_) => {}
-        }
-    }
 }
 
 /// The name for SNI and for the certificate: without the dot of a fully qualified name, which is

@@ -30,7 +30,7 @@ pub(crate) enum Registry {
 }
 
 /// Why the registry has no answer.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LookupError {
     /// ZooKeeper does not answer, or not in time: what it was instead.
     Away(String),

@@ -5,6 +5,8 @@ mod config;
 mod demo;
 mod limits;
 mod log;
+mod places;
+mod pour;
 mod refuse;
 mod registration;
 mod reload;

@@ -120,6 +120,17 @@ impl System {
         worker: Option<&Worker>,
     ) -> String {
         let build = format!("{:032x}", fastrand::u128(..));
+        self.place_build(queue_zone, &build, worker).await;
+        build
+    }
+
+    /// The same for a build that may be there already, on another worker.
+    pub(crate) async fn place_build(
+        &self,
+        queue_zone: Option<&str>,
+        build: &str,
+        worker: Option<&Worker>,
+    ) {
         let worker = worker.map(|worker| {
             json!({
                 "hostname": worker.hostname, "log_port": worker.port, "zone": worker.zone,
@@ -130,8 +141,7 @@ impl System {
             "precedence": 200, "result_path": null, "span_context": null, "state": "running",
             "tenant_name": "tenant", "uuid": build, "worker_info": worker, "zone": queue_zone,
         });
-        self.put(&request_path(queue_zone, &build), request.to_string().as_bytes()).await;
-        build
+        self.put(&request_path(queue_zone, build), request.to_string().as_bytes()).await;
     }
 
     /// All gateways' entries.

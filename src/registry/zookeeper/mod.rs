@@ -8,6 +8,7 @@ mod components;
 mod diagnosis;
 mod entry;
 mod lookup;
+mod places;
 
 use std::convert::Infallible;
 use std::sync::Arc;
