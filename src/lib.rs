@@ -10,7 +10,7 @@
 //!                 (ZooKeeper, or in memory for the demo)
 //! ```
 //!
-//! - `cli` reads the command line, `daemon` starts and stops the gateway, told as one story.
+//! - `cli` reads the command line, `daemon` starts, reloads and stops the gateway, told as one story.
 //! - `config` makes one validated configuration of our TOML or of Zuul's `zuul.conf`.
 //! - `gateway` is the line above, one module for each step.
 //! - `registry` answers the gateway's questions and keeps its own entry.

@@ -3,6 +3,7 @@
 //! The only place that knows keys and defaults. Whatever is wrong with a file is reported together,
 //! each [`fault::Fault`] with file, line, key, value and what is allowed.
 
+mod change;
 mod fault;
 mod hostname;
 mod ini;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use self::change::Change;
 pub(crate) use self::hostname::fully_qualified as own_hostname;
 
 use crate::tls::{ClientCertificate, Files, Names};
@@ -178,6 +180,20 @@ pub(crate) enum LogOutput {
 }
 
 impl Log {
+    /// With `-d`, which counts only without a log_config, as with upstream.
+    pub(crate) fn debugging(self, debug: bool) -> Self {
+        match self.log_config {
+            None if debug => Self { level: self.level.max(tracing::Level::DEBUG), ..self },
+            _ => self,
+        }
+    }
+
+    /// What of its log_config has no effect, if that is not what `before` tells.
+    pub(crate) fn news(&self, before: &Self) -> Option<&LogConfig> {
+        let given = self.log_config.as_ref().filter(|given| !given.not_taken.is_empty());
+        given.filter(|given| before.log_config.as_ref() != Some(given))
+    }
+
     /// For a process that has left its terminal: what would have gone there goes to a file.
     pub(crate) fn detached(self) -> Self {
         let output = match self.output {

@@ -88,7 +88,10 @@ async fn greet(
 
 async fn resolve(build: &BuildId, cx: &Context) -> Result<Vec<Upstream>, (Reply, String)> {
     let began = Instant::now();
-    let resolved = cx.resolver.resolve(build).await;
+    let resolved = timeout(cx.limits.lookup_timeout, cx.resolver.resolve(build)).await;
+    let resolved = resolved.unwrap_or_else(|_| {
+        Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
+    });
     cx.metrics.looked_up(began.elapsed());
     resolved
 }

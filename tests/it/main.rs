@@ -9,6 +9,7 @@ mod places;
 mod pour;
 mod refuse;
 mod registration;
+mod reload;
 mod route;
 mod service;
 mod stop;
