@@ -83,7 +83,7 @@ impl Reader<'_> {
             admin: self.admin(),
             // Upstream takes an empty one for none.
             user: self.string(FINGERGW, "user").filter(|user| !user.is_empty()),
-            pid_file: self.path("pidfile", PID_FILE).map(|path| expand_user(&path, home)),
+            pid_file: self.path("pidfile", PID_FILE).map(|path| expand_user(&path)),
             control: self.path("command_socket", COMMAND_SOCKET),
             limits: Limits::default(),
             log: self.log(),
@@ -102,7 +102,7 @@ impl Reader<'_> {
         let Some(Value { line, text }) = self.value(FINGERGW, "log_config") else {
             return default;
         };
-        let path = expand_user(Path::new(&text), home);
+        let path = expand_user(Path::new(&text));
         match log_config::load(&path.to_string_lossy()) {
             Ok(log) => return log,
             Err(Unusable::Content(faults)) => self.faults.extend(faults),
@@ -240,7 +240,11 @@ fn port(text: &str) -> Read<u16> {
 }
 
 /// Python's `os.path.expanduser`: a leading `~` or `~user` becomes that user's home, if it is known.
-fn expand_user(path: &Path, home: impl Fn(&OsStr) -> Option<PathBuf>) -> PathBuf {
+pub(super) fn expand_user(path: &Path) -> PathBuf {
+    expand(path, home)
+}
+
+fn expand(path: &Path, home: impl Fn(&OsStr) -> Option<PathBuf>) -> PathBuf {
     let mut parts = path.components();
     let user = parts.next().map(|first| first.as_os_str().as_bytes());
     match user.and_then(|first| first.strip_prefix(b"~")).and_then(|u| home(OsStr::from_bytes(u))) {
@@ -347,7 +351,7 @@ mod tests {
             ("~", "/root"),
         ];
         for (path, expanded) in cases {
-            assert_eq!(expand_user(Path::new(path), home), Path::new(expanded), "{path}");
+            assert_eq!(expand(Path::new(path), home), Path::new(expanded), "{path}");
         }
     }
 
