@@ -19,11 +19,14 @@
 //! - `service` is about being a good daemon: signals, service manager, command socket, user.
 //! - `demo` is a whole small system on loopback.
 //! - `log` says what the levels mean.
+//! - `fuzzing` is what the fuzz targets call, and not in the program.
 //!
 //! Live state travels by `watch` channels; no lock is held across an await. The pure parts (query,
 //! route, component and build documents, configuration) know no socket, clock or ZooKeeper.
 
 pub mod cli;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 mod admin;
 mod config;

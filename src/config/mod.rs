@@ -4,6 +4,8 @@
 //! each [`fault::Fault`] with file, line, key, value and what is allowed.
 
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hostname;
 mod ini;
 mod log_config;
