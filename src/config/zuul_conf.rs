@@ -36,7 +36,7 @@ pub(super) fn read(
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, Faults> {
-    let mut reader = Reader { file, ini: Ini::default(), faults: Vec::new() };
+    let mut reader = Reader::new(file);
     match Ini::parse(text, environment) {
         Ok(ini) => reader.ini = ini,
         Err(errors) => {
@@ -53,6 +53,21 @@ struct Reader<'t> {
     file: &'t str,
     ini: Ini,
     faults: Vec<Fault>,
+    /// What there is to read.
+    #[cfg(test)]
+    asked: std::collections::BTreeSet<(&'static str, &'static str)>,
+}
+
+impl<'t> Reader<'t> {
+    fn new(file: &'t str) -> Self {
+        Self {
+            file,
+            ini: Ini::default(),
+            faults: Vec::new(),
+            #[cfg(test)]
+            asked: std::collections::BTreeSet::new(),
+        }
+    }
 }
 
 impl Reader<'_> {
@@ -139,6 +154,8 @@ impl Reader<'_> {
     }
 
     fn value(&mut self, section: &'static str, option: &'static str) -> Option<Value> {
+        #[cfg(test)]
+        self.asked.insert((section, option));
         match self.ini.get(section, option) {
             Ok(value) => value,
             Err(error) => {
@@ -326,6 +343,26 @@ mod tests {
         assert_eq!(config.tls.unwrap().ca, PathBuf::from("/a"));
         assert_eq!(config.user.as_deref(), Some("zuul"));
         assert_eq!(config.control, Some(PathBuf::from("~/s")), "upstream expands nothing here");
+    }
+
+    /// The manual page has the options that are read, and no others.
+    #[test]
+    fn the_page_has_every_option() {
+        let (_, page) =
+            include_str!("../../docs/zuul-fingergw.8").split_once(".Sh ZUUL.CONF").unwrap();
+        let (page, _) = page.split_once("\n.Sh ").unwrap();
+        let (mut told, mut section) = (Vec::new(), "");
+        for line in page.lines() {
+            if let Some(name) = line.strip_prefix(".Ss ") {
+                section = name.trim_matches(['[', ']']);
+            } else if let Some(options) = line.strip_prefix(".It Ic ") {
+                told.extend(options.split(" , ").map(|option| (section, option)));
+            }
+        }
+        told.sort_unstable();
+        let mut reader = Reader::new("zuul.conf");
+        reader.config();
+        assert_eq!(told, reader.asked.into_iter().collect::<Vec<_>>());
     }
 
     #[test]
