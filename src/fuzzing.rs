@@ -40,7 +40,7 @@ pub fn query(data: &[u8]) {
             assert!(id.iter().all(u8::is_ascii_hexdigit));
             let before = asked.strip_suffix(id).expect("what was asked for");
             let verbose = before.trim_ascii_end().eq_ignore_ascii_case(b"/W");
-            assert!(before.is_empty() || verbose && before.ends_with(b" "));
+            assert!(before.is_empty() || verbose && before[2] == b' ');
         }
         Err(QueryError::NotABuild(excerpt)) => {
             assert!(line.is_some());
