@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, Config, Log};
@@ -20,12 +21,15 @@ use crate::{demo, log, tls};
 const EXIT_CONFIG: u8 = 78;
 
 /// Finger gateway for Zuul CI: streams the logs of running builds across zones.
+// Options may be repeated, the last one counts, and long ones be cut short, as with upstream's.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_override_self = true, infer_long_args = true)]
 struct Cli {
     /// The configuration: our TOML if it ends in .toml, else a zuul.conf [default:
     /// /etc/zuul/zuul-fingergw.toml, /etc/zuul/zuul.conf or ~/zuul.conf]
     #[arg(short = 'c', value_name = "FILE", global = true)]
+    // An empty one is none, as upstream takes it.
+    #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     config: Option<PathBuf>,
     /// Stay in the foreground; with TOML it always does
     #[arg(short = 'f')]
@@ -40,20 +44,40 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Check the configuration and its certificates, and do nothing else
+    ///
+    /// Says all that is wrong at once: each fault with its file, line, key, value and what is
+    /// allowed, and certificates that peers refuse or soon will, with the openssl command that mends
+    /// them. A configuration without a fault is "OK" on standard output and exit status 0, any other
+    /// is exit status 78. Nothing is listened on and nobody is asked. Files are read as whoever runs
+    /// the check.
     Check,
     /// Stop the gateway that runs with this configuration
+    ///
+    /// Does what SIGTERM does, by the command socket, and does not wait until the gateway has ended.
     Stop,
     /// Have the gateway that runs with this configuration read it and its certificates again: all of
     /// it, or nothing if there is any fault
     Reload,
     /// Show how the gateway that runs with this configuration stands
+    ///
+    /// Tells version, process id, state, zone, listeners, ZooKeeper and each running stream: for how
+    /// long, how many bytes, which build, from where and to whom.
     Status {
         /// As JSON, for programs
         #[arg(long)]
         json: bool,
     },
     /// Show a log crossing two zones, all in this process: no ZooKeeper, no configuration
+    ///
+    /// Two gateways and an executor on loopback. The log of a made-up build goes to standard output
+    /// by way of all three; standard error tells how to ask for it from another terminal.
     Demo(demo::Options),
+}
+
+/// What the manual page tells of.
+#[cfg(test)]
+pub(crate) fn command_line() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// Runs what the command line asks for and returns the program's exit status: 0 for a clean end, 1
@@ -62,6 +86,7 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let Cli { config, foreground, debug, command } = Cli::parse();
+    let config = config.filter(|path| !path.as_os_str().is_empty());
     tls::install_provider();
     match command {
         Some(Command::Demo(options)) => demo::run(&options, debug),

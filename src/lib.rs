@@ -19,11 +19,15 @@
 //! - `service` is about being a good daemon: signals, service manager, command socket, user.
 //! - `demo` is a whole small system on loopback.
 //! - `log` says what the levels mean.
+//! - `fuzzing` is what the fuzz targets call, `manual` writes the manual pages; neither is in the
+//!   program.
 //!
 //! Live state travels by `watch` channels; no lock is held across an await. The pure parts (query,
 //! route, component and build documents, configuration) know no socket, clock or ZooKeeper.
 
 pub mod cli;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 mod admin;
 mod config;
@@ -31,6 +35,8 @@ mod daemon;
 mod demo;
 mod gateway;
 mod log;
+#[cfg(test)]
+mod manual;
 mod registry;
 mod service;
 mod tls;

@@ -5,6 +5,8 @@
 
 mod change;
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hostname;
 mod ini;
 mod log_config;
@@ -225,13 +227,14 @@ const DEFAULT_PORT: u16 = 79;
 /// Where a configuration is looked for when none is named, the first that exists.
 const PLACES: [&str; 2] = ["/etc/zuul/zuul-fingergw.toml", "/etc/zuul/zuul.conf"];
 
-/// The configuration file to read: `named`, or the first of the usual places.
+/// The configuration file to read: `named`, where `~` is a home even if no shell has looked at it, or
+/// the first of the usual places.
 ///
 /// # Errors
 /// There is none.
 pub(crate) fn locate(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(named) = named {
-        return Ok(named.to_owned());
+        return Ok(zuul_conf::expand_user(named));
     }
     let home = std::env::home_dir().map(|home| home.join("zuul.conf"));
     let mut places = PLACES.iter().map(PathBuf::from).chain(home);

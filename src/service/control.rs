@@ -70,7 +70,7 @@ impl fmt::Display for Request {
 
 impl Request {
     /// Reads a line. What is wrong with it is said in one line.
-    fn parse(line: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(line: &[u8]) -> Result<Self, String> {
         let Some(line) = line.strip_suffix(b"\n") else {
             return Err(format!("a request is one line of at most {REQUEST_MAX} bytes"));
         };
