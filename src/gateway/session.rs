@@ -27,12 +27,20 @@ pub(crate) async fn run(
     acceptor: Option<&Acceptor>,
     cx: &Context,
 ) -> Outcome {
-    let mut client = match greet(stream, peer, acceptor, cx).await {
-        Ok(client) => client,
-        Err((outcome, error)) => {
-            debug!(%peer, error, "no connection");
-            return outcome;
-        }
+    if let Err(error) = prepare(&stream, cx.limits.keepalive) {
+        debug!(%peer, %error, "no connection");
+        return Outcome::Probe;
+    }
+    let mut client = match acceptor {
+        None => Connection::Plain(stream),
+        // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
+        Some(acceptor) => match Box::pin(shake_hands(stream, peer, acceptor, cx)).await {
+            Ok(client) => client,
+            Err(error) => {
+                debug!(%peer, error, "no connection");
+                return Outcome::NoHandshake;
+            }
+        },
     };
     let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
     let (reply, reason) = match query {
@@ -57,18 +65,15 @@ pub(crate) async fn run(
     Outcome::Refused(reply)
 }
 
-/// Makes a connection of an accepted socket: options, and the TLS handshake where it is due.
-async fn greet(
+/// Shakes hands with a TLS client.
+async fn shake_hands(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: Option<&Acceptor>,
+    acceptor: &Acceptor,
     cx: &Context,
-) -> Result<Connection, (Outcome, String)> {
-    let gone = |error: std::io::Error| (Outcome::Probe, error.to_string());
-    prepare(&stream, cx.limits.keepalive).map_err(gone)?;
-    let Some(acceptor) = acceptor else { return Ok(Connection::Plain(stream)) };
-    let shaken =
-        timeout(cx.limits.handshake_timeout, acceptor.accept(ReadAhead::new(stream))).await;
+) -> Result<Connection, String> {
+    let accepting = acceptor.accept(ReadAhead::new(stream));
+    let shaken = timeout(cx.limits.handshake_timeout, accepting).await;
     let (failure, error) = match shaken {
         Ok(Ok(stream)) => {
             cx.metrics.handshake(Side::Client, Ok(()));
@@ -83,12 +88,15 @@ async fn greet(
     if failure != Failure::Closed {
         cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways(), &error).await;
     }
-    Err((Outcome::NoHandshake, error))
+    Err(error)
 }
 
 async fn resolve(build: &BuildId, cx: &Context) -> Result<Vec<Upstream>, (Reply, String)> {
     let began = Instant::now();
-    let resolved = cx.resolver.resolve(build).await;
+    let resolved = timeout(cx.limits.lookup_timeout, cx.resolver.resolve(build)).await;
+    let resolved = resolved.unwrap_or_else(|_| {
+        Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
+    });
     cx.metrics.looked_up(began.elapsed());
     resolved
 }
@@ -158,7 +166,7 @@ async fn relay_from(
     let place = cx.asking.place(build, hop, cx.limits.connect_timeout).await;
     let place = place.ok_or(DialError::Circle)?;
     let dialed = Instant::now();
-    let mut upstream = hop.ask(build, cx).await?;
+    let mut upstream = Box::pin(hop.ask(build, cx)).await?;
     cx.metrics.connected(route, dialed.elapsed());
     let _active = cx.metrics.stream();
     let first_byte = || {
@@ -188,5 +196,20 @@ pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
     if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line.as_bytes())).await
     {
         client.finish(cx.limits.request_timeout).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What bounds the number of quiet streams is what each of their tasks holds.
+    #[test]
+    fn a_session_is_small() {
+        fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(run);
+        assert!(bytes <= 2048, "{bytes} bytes: box what a quiet stream does not need");
     }
 }

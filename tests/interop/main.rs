@@ -4,6 +4,7 @@
 
 mod build_requests;
 mod clients;
+mod command_line;
 mod components;
 mod conversations;
 mod executor;

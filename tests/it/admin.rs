@@ -50,7 +50,7 @@ fn admin(gateway: &Gateway) -> SocketAddr {
 }
 
 /// The value of one series.
-async fn metric(gateway: &Gateway, series: &str) -> f64 {
+pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
     let body = get(admin(gateway), "/metrics").await.body;
     let value = body.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {series} in\n{body}")).parse().expect("a number")

@@ -10,6 +10,7 @@ mod places;
 mod pour;
 mod refuse;
 mod registration;
+mod reload;
 mod route;
 mod service;
 mod stop;

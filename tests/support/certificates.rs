@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
+    GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_RSA_SHA256, RsaKeySize,
 };
 use tempfile::TempDir;
 
@@ -62,6 +62,12 @@ impl Authority {
         self.sign(name, params(&[name, "localhost", "127.0.0.1"]))
     }
 
+    /// As [`Self::identity`], with a key of the kind and size that Zuul's own tools make.
+    pub(crate) fn identity_rsa(&self, name: &str) -> Identity {
+        let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).expect("a key");
+        self.sign_key(name, params(&[name, "localhost", "127.0.0.1"]), &key)
+    }
+
     /// An identity whose name is its common name and nothing else, as Zuul's own tools make them.
     pub(crate) fn common_name_only(&self, name: &str) -> Identity {
         self.sign(name, params(&[]))
@@ -85,10 +91,18 @@ impl Authority {
         self.sign(name, params)
     }
 
-    fn sign(&self, common_name: &str, mut params: CertificateParams) -> Identity {
+    fn sign(&self, common_name: &str, params: CertificateParams) -> Identity {
+        self.sign_key(common_name, params, &key())
+    }
+
+    fn sign_key(
+        &self,
+        common_name: &str,
+        mut params: CertificateParams,
+        key: &KeyPair,
+    ) -> Identity {
         params.distinguished_name.push(DnType::CommonName, common_name);
-        let key = key();
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
+        let certificate = params.signed_by(key, &self.issuer).expect("a certificate").pem();
         let directory = tempfile::tempdir_in(self.directory.path()).expect("a directory").keep();
         let write = |name: &str, text: &str| {
             let path = directory.join(name);

@@ -221,6 +221,8 @@ pub(crate) struct Notices {
     pub(crate) status: String,
     pub(crate) ready: bool,
     pub(crate) stopping: bool,
+    /// Everything but STATUS, in order.
+    pub(crate) told: Vec<String>,
 }
 
 pub(crate) struct Gateway {
@@ -257,6 +259,9 @@ impl Gateway {
                     for line in text.lines() {
                         match line.split_once('=') {
                             Some(("STATUS", status)) => notices.status = status.to_owned(),
+                            _ => notices.told.push(line.to_owned()),
+                        }
+                        match line.split_once('=') {
                             Some(("READY", _)) => notices.ready = true,
                             Some(("STOPPING", _)) => notices.stopping = true,
                             _ => {}

@@ -33,11 +33,10 @@ pub(crate) struct Lookup {
     multi_read: AtomicBool,
     pub(super) places: Arc<Places>,
     permits: Arc<Semaphore>,
-    timeout: Duration,
 }
 
 impl Lookup {
-    pub(super) fn new(timeout: Duration) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             client: watch::Sender::new(None),
             gateways: watch::Sender::new(Arc::from([])),
@@ -45,7 +44,6 @@ impl Lookup {
             multi_read: AtomicBool::new(true),
             places: Arc::default(),
             permits: Arc::new(Semaphore::new(LOOKUPS)),
-            timeout,
         }
     }
 
@@ -109,18 +107,14 @@ impl Lookup {
         if let Some(executor) = self.places.kept(&client, build) {
             return Ok(Some(Build::On(executor)));
         }
-        let found = async {
-            let permit = Arc::clone(&self.permits).acquire_owned().await;
-            connected(&client).await;
-            let (this, wanted) = (Arc::clone(self), build.clone());
-            let look_up = || async move {
-                let _permit = permit;
-                this.find(&client, &wanted).await
-            };
-            self.places.share(build, look_up).await
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        connected(&client).await;
+        let (this, wanted) = (Arc::clone(self), build.clone());
+        let look_up = || async move {
+            let _permit = permit;
+            this.find(&client, &wanted).await
         };
-        let late = |_| Err(LookupError::Away("no answer in time".to_owned()));
-        tokio::time::timeout(self.timeout, found).await.unwrap_or_else(late)
+        self.places.share(build, look_up).await
     }
 
     async fn find(self: &Arc<Self>, client: &Client, build: &BuildId) -> Found {

@@ -1,0 +1,190 @@
+//! What is to be reached: the figures this gateway was built for.
+
+use crate::sample::{Entry, Sample};
+use crate::scenarios::Scenario;
+use crate::statistics::Median;
+use crate::targets::{HAPROXY, HAPROXY_1, HAPROXY_PAIR, Kind, OURS, OURS_PAIR};
+
+/// One figure and its bound.
+pub(crate) struct Goal {
+    pub(crate) what: &'static str,
+    pub(crate) scenario: Scenario,
+    pub(crate) entry: Entry,
+    pub(crate) figure: &'static str,
+    pub(crate) bound: Bound,
+}
+
+/// A bound. Times are of a figure in the same round; where there are several to compare with, of the
+/// one whose median is best.
+pub(crate) enum Bound {
+    AtLeastTimes(f64, Vec<Entry>),
+    AtMostTimes(f64, Vec<Entry>),
+    AtMostTimesOwn(f64, &'static str),
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+/// Whether a goal is reached, and by what.
+pub(crate) struct Verdict {
+    /// The figure itself.
+    pub(crate) figure: Median,
+    /// What is held against the bound: the figure, or its ratio.
+    pub(crate) value: Median,
+    pub(crate) bound: String,
+    pub(crate) reached: bool,
+}
+
+/// All of them.
+pub(crate) fn all() -> Vec<Goal> {
+    [bulk(), requests(), first_byte(), quiet()].into_iter().flatten().collect()
+}
+
+fn goal(
+    what: &'static str,
+    scenario: Scenario,
+    entry: Entry,
+    figure: &'static str,
+    bound: Bound,
+) -> Goal {
+    Goal { what, scenario, entry, figure, bound }
+}
+
+fn bulk() -> Vec<Goal> {
+    use Bound::{AtLeastTimes, AtMostTimes};
+    let one = Scenario::Bulk { streams: 1 };
+    let eight = Scenario::Bulk { streams: 8 };
+    let (ours, pair) = (Entry::warm(OURS), Entry::warm(OURS_PAIR));
+    let either = || vec![Entry::warm(HAPROXY), Entry::warm(HAPROXY_1)];
+    let two = || vec![Entry::warm(HAPROXY)];
+    let proxies = || vec![Entry::warm(HAPROXY_PAIR)];
+    let (speed, cost) = ("MB/s", "CPU s/GiB");
+    let plain = "plain, full speed";
+    let tls = "zone to zone over TLS, full speed";
+    vec![
+        goal(plain, one, ours, speed, AtLeastTimes(1.5, either())),
+        goal(plain, one, ours, cost, AtMostTimes(0.65, either())),
+        goal(plain, eight, ours, speed, AtLeastTimes(1.2, two())),
+        goal(plain, eight, ours, cost, AtMostTimes(0.8, two())),
+        goal(tls, one, pair, speed, AtLeastTimes(1.2, proxies())),
+        goal(tls, one, pair, cost, AtMostTimes(0.8, proxies())),
+        goal(tls, eight, pair, speed, AtLeastTimes(1.2, proxies())),
+        goal(tls, eight, pair, cost, AtMostTimes(0.8, proxies())),
+    ]
+}
+
+fn requests() -> Vec<Goal> {
+    use Bound::AtLeastTimes;
+    let sixteen = Scenario::Requests { clients: 16 };
+    let either = || vec![Entry::warm(HAPROXY), Entry::warm(HAPROXY_1)];
+    let rate = "requests/s";
+    let upstream = |kind| vec![Entry::warm(kind)];
+    let plain = "short requests, plain";
+    let tls = "short requests, zone to zone";
+    let (ours, pair) = (Entry::cold(OURS), Entry::cold(OURS_PAIR));
+    vec![
+        goal(plain, sixteen, ours, rate, AtLeastTimes(0.5, either())),
+        goal(plain, sixteen, Entry::warm(OURS), rate, AtLeastTimes(0.9, either())),
+        goal(plain, sixteen, ours, rate, AtLeastTimes(15.0, upstream(Kind::Upstream))),
+        goal(tls, sixteen, pair, rate, AtLeastTimes(3.0, vec![Entry::warm(HAPROXY_PAIR)])),
+        goal(tls, sixteen, pair, rate, AtLeastTimes(12.0, upstream(Kind::UpstreamPair))),
+    ]
+}
+
+fn first_byte() -> Vec<Goal> {
+    use Bound::{AtMostTimes, AtMostTimesOwn};
+    let either = || vec![Entry::warm(HAPROXY), Entry::warm(HAPROXY_1)];
+    let (cold, warm) = (Entry::cold(OURS), Entry::warm(OURS));
+    let zones = |zones| Entry { zones, ..cold };
+    let first = Scenario::FirstByte;
+    let what = "connect to first byte";
+    let many = "the build in the last of 200 zones";
+    vec![
+        goal(what, first, cold, "p50 ms", AtMostTimes(3.0, either())),
+        goal(what, first, warm, "p50 ms", AtMostTimes(1.4, either())),
+        goal(what, first, cold, "p99 ms", AtMostTimesOwn(2.0, "p50 ms")),
+        goal(what, first, warm, "p99 ms", AtMostTimesOwn(2.0, "p50 ms")),
+        goal(many, Scenario::Zones, zones(200), "p50 ms", AtMostTimes(2.0, vec![zones(1)])),
+    ]
+}
+
+fn quiet() -> Vec<Goal> {
+    use Bound::{AtLeast, AtMost};
+    let five = Scenario::Quiet { streams: 5000 };
+    let nine = Scenario::Quiet { streams: 9000 };
+    let burst = Scenario::Burst { clients: 2000 };
+    let (ours, pair) = (Entry::warm(OURS), Entry::warm(OURS_PAIR));
+    let resident = "resident after lines KiB/stream";
+    let held = "9,000 streams held";
+    let moment = "2,000 clients at one moment";
+    vec![
+        goal("memory of a quiet stream", five, ours, resident, AtMost(3.3)),
+        goal("memory of a quiet stream, zone to zone", five, pair, resident, AtMost(40.0)),
+        goal("no thread for a stream", five, ours, "threads", AtMost(16.0)),
+        goal(held, nine, ours, "open", AtLeast(9000.0)),
+        goal(held, nine, ours, "lines", AtLeast(9000.0)),
+        goal(moment, burst, Entry::cold(OURS), "served", AtLeast(2000.0)),
+        goal(moment, burst, Entry::cold(OURS), "refused", AtMost(0.0)),
+        goal(moment, burst, Entry::cold(OURS), "seconds", AtMost(2.0)),
+        goal("idle", Scenario::Idle, ours, "resident MiB", AtMost(10.0)),
+    ]
+}
+
+impl Goal {
+    /// `None` where there is nothing to judge by.
+    pub(crate) fn judge(&self, samples: &[Sample]) -> Option<Verdict> {
+        let of = |entry, figure| values(samples, self.scenario, entry, figure);
+        let own = of(self.entry, self.figure);
+        let figure = Median::of(own.iter().map(|(_, value)| *value).collect())?;
+        let verdict = |value: Median, bound: String, reached: bool| {
+            Some(Verdict { figure, value, bound, reached })
+        };
+        match &self.bound {
+            Bound::AtLeast(least) => verdict(figure, format!("≥ {least}"), figure.median >= *least),
+            Bound::AtMost(most) => verdict(figure, format!("≤ {most}"), figure.median <= *most),
+            Bound::AtMostTimesOwn(times, other) => {
+                let value = ratio(&own, &of(self.entry, other))?;
+                verdict(value, format!("≤ {times} × {other}"), value.median <= *times)
+            }
+            Bound::AtLeastTimes(times, others) => {
+                let ratios = others
+                    .iter()
+                    .filter_map(|other| Some((other, ratio(&own, &of(*other, self.figure))?)));
+                // The strongest peer is the one we look worst beside.
+                let (other, value) =
+                    ratios.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median))?;
+                verdict(value, format!("≥ {times} × {other}"), value.median >= *times)
+            }
+            Bound::AtMostTimes(times, others) => {
+                let ratios = others
+                    .iter()
+                    .filter_map(|other| Some((other, ratio(&own, &of(*other, self.figure))?)));
+                let (other, value) =
+                    ratios.max_by(|(_, a), (_, b)| a.median.total_cmp(&b.median))?;
+                verdict(value, format!("≤ {times} × {other}"), value.median <= *times)
+            }
+        }
+    }
+}
+
+/// A figure of all samples that count, by round.
+pub(crate) fn values(
+    samples: &[Sample],
+    scenario: Scenario,
+    entry: Entry,
+    figure: &str,
+) -> Vec<(usize, f64)> {
+    samples
+        .iter()
+        .filter(|sample| sample.counts() && sample.scenario == scenario && sample.entry == entry)
+        .filter_map(|sample| Some((sample.round, *sample.figures.get(figure)?)))
+        .collect()
+}
+
+/// The ratios of values of the same round.
+pub(crate) fn ratio(of: &[(usize, f64)], to: &[(usize, f64)]) -> Option<Median> {
+    let paired = of.iter().filter_map(|(round, of)| {
+        let (_, to) = to.iter().find(|(other, _)| other == round)?;
+        Some(of / to)
+    });
+    Median::of(paired.collect())
+}

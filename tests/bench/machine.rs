@@ -1,0 +1,162 @@
+//! The machine: who used it while something was measured, and how much memory its kernel holds.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// What a measurement is for: 9,000 streams take two descriptors each in a gateway.
+const DESCRIPTORS: u64 = 65_536;
+
+/// What it needs at least.
+const DESCRIPTORS_AT_LEAST: u64 = 20_000;
+
+/// Raises the limit of open files for this process and all it starts, as far as it may.
+pub(crate) fn raise_descriptors() -> Result<u64> {
+    let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
+    let maximum = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    if setrlimit(Resource::Nofile, limit(DESCRIPTORS.max(maximum))).is_err() {
+        let rlimit = Rlimit { current: Some(maximum), maximum: Some(maximum) };
+        setrlimit(Resource::Nofile, rlimit).context("the limit of open files")?;
+    }
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    ensure!(
+        current >= DESCRIPTORS_AT_LEAST,
+        "open files are limited to {current}; {DESCRIPTORS_AT_LEAST} are needed: \
+         run as root, or raise the limit (ulimit -n)"
+    );
+    Ok(current)
+}
+
+/// How many processors there are.
+pub(crate) fn processors() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64)
+}
+
+/// What /proc/PID/stat says of a process.
+struct Stat {
+    name: String,
+    parent: u32,
+    /// Of its own and of its children that have ended, in seconds.
+    cpu: f64,
+}
+
+/// Seconds in a jiffy of /proc: USER_HZ is 100 on every architecture of Linux's that runs Zuul.
+const JIFFY: f64 = 0.01;
+
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, parentheses too.
+    let (name, rest) = text.split_once('(')?.1.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split(' ').collect();
+    // Numbered from 3 in proc(5): utime, stime, cutime and cstime are 14 to 17.
+    let jiffies: f64 = fields.get(11..15)?.iter().filter_map(|f| f.parse::<f64>().ok()).sum();
+    Some(Stat { name: name.to_owned(), parent: fields.get(1)?.parse().ok()?, cpu: jiffies * JIFFY })
+}
+
+/// A look at the whole machine.
+pub(crate) struct Look {
+    at: Instant,
+    /// Seconds that no processor had work.
+    idle: f64,
+    /// Seconds that the hypervisor gave to others.
+    steal: f64,
+    processes: HashMap<u32, Stat>,
+}
+
+/// Who else used the machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Foreign {
+    /// Of all the machine could do, 0 to 1.
+    pub(crate) share: f64,
+    /// The busiest, with their seconds.
+    pub(crate) by: String,
+}
+
+impl Look {
+    pub(crate) fn take() -> Result<Self> {
+        let text = fs::read_to_string("/proc/stat")?;
+        let line = text.lines().next().context("/proc/stat")?;
+        let fields: Vec<f64> =
+            line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+        let field = |number: usize| fields.get(number).copied().unwrap_or(0.0) * JIFFY;
+        let pids = fs::read_dir("/proc")?.flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(Self {
+            at: Instant::now(),
+            idle: field(3) + field(4),
+            steal: field(7),
+            processes: pids.filter_map(|pid| Some((pid, stat(pid)?))).collect(),
+        })
+    }
+
+    /// What was done between this look and `later` by neither this process nor its descendants.
+    ///
+    /// Busy is what was not idle: that is counted exactly, while the kernel attributes the rest by
+    /// looking at each tick. Kernel threads work for everybody; what they do counts for nobody, so
+    /// a few hundredths may be missing.
+    pub(crate) fn foreign(&self, later: &Self) -> Foreign {
+        let seconds = (later.at - self.at).as_secs_f64() * processors();
+        let spent = |pid: &u32, stat: &Stat| {
+            stat.cpu - self.processes.get(pid).map_or(0.0, |before| before.cpu)
+        };
+        let ours = later.descendants(std::process::id());
+        let (mut known, mut others) = (0.0, BTreeMap::<&str, f64>::new());
+        for (pid, stat) in &later.processes {
+            if ours.contains(pid) || later.is_kernels(*pid) {
+                known += spent(pid, stat).max(0.0);
+            } else {
+                *others.entry(&stat.name).or_default() += spent(pid, stat).max(0.0);
+            }
+        }
+        let busy = (seconds - (later.idle - self.idle) - known).max(0.0);
+        let seen: f64 = others.values().sum();
+        let steal = later.steal - self.steal;
+        let mut others: Vec<_> = others.into_iter().filter(|(_, spent)| *spent > 0.0).collect();
+        others.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        others.push(("the hypervisor", steal));
+        let by = others.iter().take(4).filter(|(_, spent)| *spent > 0.0);
+        let by: Vec<_> = by.map(|(name, spent)| format!("{name} {spent:.2} s")).collect();
+        Foreign { share: busy.max(seen).max(steal) / seconds, by: by.join(", ") }
+    }
+
+    fn descendants(&self, of: u32) -> HashSet<u32> {
+        let mut found = HashSet::from([of]);
+        loop {
+            let before = found.len();
+            for (pid, stat) in &self.processes {
+                if found.contains(&stat.parent) {
+                    found.insert(*pid);
+                }
+            }
+            if found.len() == before {
+                return found;
+            }
+        }
+    }
+
+    fn is_kernels(&self, pid: u32) -> bool {
+        const KTHREADD: u32 = 2;
+        let parent = self.processes.get(&pid).map(|stat| stat.parent);
+        self.processes.get(&KTHREADD).is_some_and(|stat| stat.name == "kthreadd")
+            && (pid == KTHREADD || parent == Some(KTHREADD))
+    }
+}
+
+/// Memory that the kernel holds for everybody, in KiB: its objects, stacks and page tables, and the
+/// buffers of sockets.
+pub(crate) fn kernel_memory() -> Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let kib = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    // What can be given back holds files and directories, which come and go on their own.
+    let objects = kib("SUnreclaim:") + kib("KernelStack:") + kib("PageTables:");
+    let sockets = fs::read_to_string("/proc/net/sockstat")?;
+    let tcp = sockets.lines().find(|line| line.starts_with("TCP:")).unwrap_or("");
+    let pages = tcp.split_whitespace().last().and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
+    Ok(objects + pages * rustix::param::page_size() as f64 / 1024.0)
+}

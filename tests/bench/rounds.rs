@@ -1,0 +1,131 @@
+//! Rounds: in each, every target is measured once, in random order, so that whatever the machine
+//! does over time it does to all of them. What others disturbed does not count and is repeated.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::lab::Lab;
+use crate::sample::{Entry, Sample};
+use crate::scenarios::{self, Effort, Scenario, counts, idle};
+use crate::targets::Running;
+
+/// How often a measurement that others disturbed is repeated.
+const ATTEMPTS: usize = 4;
+
+/// How the rounds go.
+#[derive(Clone, Debug)]
+pub(crate) struct Rounds {
+    pub(crate) rounds: usize,
+    pub(crate) effort: Effort,
+    /// What others may use of the machine, 0 to 1.
+    pub(crate) threshold: f64,
+    /// Counts what others disturbed, and says so.
+    pub(crate) allow_noise: bool,
+    /// How many binaries of ours there are beside the one this is about.
+    pub(crate) also: usize,
+    /// Only targets whose name contains one of these, if there are any.
+    pub(crate) only: Vec<String>,
+}
+
+impl Rounds {
+    /// Measures `scenario`; hands on each sample as it comes.
+    pub(crate) async fn run(
+        &self,
+        scenario: Scenario,
+        lab: &mut Lab,
+        directory: &Path,
+        mut keep: impl FnMut(Sample),
+    ) -> Result<()> {
+        let mut entries = scenario.entries(self.also);
+        if !self.only.is_empty() {
+            entries.retain(|entry| {
+                let name = entry.to_string();
+                self.only.iter().any(|only| name.contains(only.as_str()))
+            });
+        }
+        match scenario {
+            Scenario::Idle => {
+                // A minute says it all, and longer ones would say the same.
+                for round in 1..=self.rounds.min(3) {
+                    idle::round(round, &entries, lab, self.effort)
+                        .await?
+                        .into_iter()
+                        .for_each(&mut keep);
+                }
+            }
+            Scenario::Counts => {
+                for entry in entries {
+                    let figures = counts::measure(entry, lab, self.effort, directory).await;
+                    let mut sample = Sample::empty(scenario, entry, 1);
+                    match figures {
+                        Ok(figures) => sample.figures = figures,
+                        Err(error) => sample.error = Some(format!("{error:#}")),
+                    }
+                    keep(sample);
+                }
+            }
+            _ => {
+                let mut targets = HashMap::new();
+                for round in 1..=self.rounds {
+                    fastrand::shuffle(&mut entries);
+                    for entry in &entries {
+                        self.sample(scenario, *entry, round, &mut targets, lab, &mut keep).await?;
+                    }
+                }
+                for (_, target) in targets {
+                    target.end().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One measurement that counts, if there is one within the attempts.
+    async fn sample(
+        &self,
+        scenario: Scenario,
+        entry: Entry,
+        round: usize,
+        targets: &mut HashMap<Entry, Running>,
+        lab: &mut Lab,
+        keep: &mut impl FnMut(Sample),
+    ) -> Result<()> {
+        // Warm and cold are two ways of asking one and the same.
+        let key = Entry { cold: false, ..entry };
+        for _ in 0..ATTEMPTS {
+            let target = match targets.remove(&key) {
+                Some(target) => target,
+                None => scenarios::start(entry, lab).await?,
+            };
+            let mut sample = Sample::empty(scenario, entry, round);
+            let measured = scenario.measure(entry, &target, lab, self.effort).await;
+            let failed = measured.is_err();
+            match measured {
+                Ok(measured) => {
+                    sample.figures = measured.figures;
+                    sample.foreign = measured.foreign.share;
+                    sample.foreign_by = measured.foreign.by;
+                    sample.refused = !self.allow_noise && sample.foreign > self.threshold;
+                }
+                Err(error) => sample.error = Some(format!("{error:#}")),
+            }
+            if failed || scenario.wants_fresh_targets() {
+                // What is left of a failed measurement must not be met by the next one.
+                lab.end_quiet().await?;
+                if let Err(error) = target.end().await {
+                    sample.error.get_or_insert(format!("{error:#}"));
+                }
+            } else {
+                targets.insert(key, target);
+            }
+            let counts = sample.counts();
+            keep(sample);
+            if counts || failed {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,287 @@
+//! What is measured, one file a subject.
+
+mod bulk;
+mod burst;
+pub(crate) mod counts;
+pub(crate) mod idle;
+mod quiet;
+mod requests;
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+
+use crate::lab::Lab;
+use crate::sample::{Entry, Measured};
+use crate::targets::{
+    Around, HAPROXY, HAPROXY_1, HAPROXY_COPY, HAPROXY_PAIR, HAPROXY_PAIR_RESUMING, Kind, OURS,
+    OURS_PAIR, Running,
+};
+
+/// How much is done for one measurement.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// Of bulk streams and of clients that ask again and again, in milliseconds.
+    pub(crate) milliseconds: u32,
+    /// Where they are counted, one after the other.
+    pub(crate) requests: usize,
+    /// Idle, in seconds.
+    pub(crate) idle: u64,
+}
+
+impl Effort {
+    pub(crate) const FULL: Self = Self { milliseconds: 3000, requests: 500, idle: 60 };
+    pub(crate) const QUICK: Self = Self { milliseconds: 1000, requests: 100, idle: 10 };
+}
+
+/// A scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Scenario {
+    /// Streams at full speed.
+    Bulk { streams: usize },
+    /// Clients that ask for one short log after the other.
+    Requests { clients: usize },
+    /// From connect to first byte, one request at a time.
+    FirstByte,
+    /// The same with more and more zones.
+    Zones,
+    /// Open streams on which little happens.
+    Quiet { streams: usize },
+    /// Clients that connect at one moment.
+    Burst { clients: usize },
+    /// Nothing.
+    Idle,
+    /// System calls, instructions, allocations.
+    Counts,
+}
+
+/// Quiet streams that upstream is given at most: each costs it a thread, and the rest is known.
+const UPSTREAMS_QUIET: usize = 3000;
+
+/// Clients at one moment that upstream is given at most: it does not serve these.
+const UPSTREAMS_BURST: usize = 200;
+
+impl Scenario {
+    /// Everything, in the order of the report.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = vec![Self::Idle, Self::Bulk { streams: 1 }, Self::Bulk { streams: 8 }];
+        all.extend([1, 4, 16, 64, 256].map(|clients| Self::Requests { clients }));
+        all.extend([Self::FirstByte, Self::Zones]);
+        all.extend([1000, 3000, 5000, 9000].map(|streams| Self::Quiet { streams }));
+        all.extend([200, 2000].map(|clients| Self::Burst { clients }));
+        all.push(Self::Counts);
+        all
+    }
+
+    /// Those that `name` stands for: one, as `bulk-8`, or all of a kind, as `bulk`.
+    pub(crate) fn named(name: &str) -> Result<Vec<Self>> {
+        let all = Self::all();
+        let matching: Vec<_> = all.into_iter().filter(|scenario| scenario.kind() == name).collect();
+        if matching.is_empty() { Ok(vec![name.parse()?]) } else { Ok(matching) }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Bulk { .. } => "bulk",
+            Self::Requests { .. } => "requests",
+            Self::FirstByte => "first-byte",
+            Self::Zones => "zones",
+            Self::Quiet { .. } => "quiet",
+            Self::Burst { .. } => "burst",
+            Self::Idle => "idle",
+            Self::Counts => "counts",
+        }
+    }
+
+    /// One line for the report.
+    pub(crate) fn title(self) -> String {
+        match self {
+            Self::Bulk { streams: 1 } => "One stream at full speed".to_owned(),
+            Self::Bulk { streams } => format!("{streams} streams at full speed"),
+            Self::Requests { clients } => {
+                format!("Logs of 2 KiB, {clients} clients, one after the other each")
+            }
+            Self::FirstByte => "Connect to first byte, one request at a time".to_owned(),
+            Self::Zones => "Connect to first byte, the build in the last of many zones".to_owned(),
+            Self::Quiet { streams } => format!("{streams} quiet streams"),
+            Self::Burst { clients } => format!("{clients} clients at one moment"),
+            Self::Idle => "Idle".to_owned(),
+            Self::Counts => "Counts".to_owned(),
+        }
+    }
+
+    /// The figures of the report, the most important first.
+    pub(crate) fn columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Bulk { .. } => &["MB/s", "CPU s/GiB"],
+            Self::Requests { .. } => {
+                &["requests/s", "CPU ms/request", "p50 ms", "p90 ms", "p99 ms", "max ms", "failed"]
+            }
+            Self::FirstByte | Self::Zones => {
+                &["p50 ms", "p90 ms", "p99 ms", "max ms", "CPU ms/request", "failed"]
+            }
+            Self::Quiet { .. } => &[
+                "resident KiB/stream",
+                "resident after lines KiB/stream",
+                "kernel KiB/stream",
+                "open",
+                "first byte p50 ms",
+                "first byte p99 ms",
+                "lines",
+                "line p50 ms",
+                "line p99 ms",
+                "line max ms",
+                "CPU ms/line",
+                "wave s",
+                "threads",
+                "descriptors",
+            ],
+            Self::Burst { .. } => &[
+                "served",
+                "refused",
+                "failed",
+                "seconds",
+                "first byte p50 ms",
+                "first byte p99 ms",
+            ],
+            Self::Idle => &["resident MiB", "private MiB", "CPU ms/min", "threads", "descriptors"],
+            Self::Counts => counts::COLUMNS,
+        }
+    }
+
+    /// Whom it is measured on; `also` more binaries of ours are given.
+    pub(crate) fn entries(self, also: usize) -> Vec<Entry> {
+        let (up, up_pair) = (Kind::Upstream, Kind::UpstreamPair);
+        let proxies = [HAPROXY, HAPROXY_1, HAPROXY_COPY, HAPROXY_PAIR].map(Entry::warm);
+        let resuming = Entry::warm(HAPROXY_PAIR_RESUMING);
+        let direct = Entry::warm(Kind::Direct);
+        let upstreams = [up, up_pair].map(Entry::warm);
+        let warm = [OURS, OURS_PAIR].map(Entry::warm);
+        let cold = [OURS, OURS_PAIR].map(Entry::cold);
+        let few =
+            |most: usize, wanted: usize| if wanted > most { vec![] } else { upstreams.to_vec() };
+        let mut entries = match self {
+            Self::Bulk { .. } => {
+                [vec![direct], proxies.to_vec(), upstreams.to_vec(), warm.to_vec()]
+            }
+            Self::Requests { .. } | Self::FirstByte => [
+                [vec![direct, resuming], proxies.to_vec()].concat(),
+                upstreams.to_vec(),
+                warm.to_vec(),
+                cold.to_vec(),
+            ],
+            Self::Zones => {
+                let zones = |entry: Entry| [1, 10, 50, 200].map(|zones| Entry { zones, ..entry });
+                [
+                    vec![],
+                    zones(upstreams[0]).to_vec(),
+                    zones(warm[0]).to_vec(),
+                    zones(cold[0]).to_vec(),
+                ]
+            }
+            Self::Quiet { streams } => [
+                vec![direct, proxies[0], proxies[3]],
+                few(UPSTREAMS_QUIET, streams),
+                warm.to_vec(),
+                vec![],
+            ],
+            Self::Burst { clients } => [
+                vec![direct, proxies[0], proxies[3]],
+                few(UPSTREAMS_BURST, clients),
+                cold.to_vec(),
+                vec![],
+            ],
+            Self::Idle => [vec![proxies[0], proxies[3]], upstreams.to_vec(), warm.to_vec(), vec![]],
+            Self::Counts => {
+                [vec![proxies[0], proxies[3]], upstreams.to_vec(), warm.to_vec(), cold.to_vec()]
+            }
+        }
+        .concat();
+        let others: Vec<Entry> = entries
+            .iter()
+            .flat_map(|entry| {
+                (1..=also).filter_map(|other| {
+                    let kind = match entry.kind {
+                        Kind::Ours(_) => Kind::Ours(other),
+                        Kind::OursPair(_) => Kind::OursPair(other),
+                        _ => return None,
+                    };
+                    Some(Entry { kind, ..*entry })
+                })
+            })
+            .collect();
+        entries.extend(others);
+        entries
+    }
+
+    /// Whether each measurement gets a target of its own: memory depends on what was before.
+    pub(crate) fn wants_fresh_targets(self) -> bool {
+        matches!(self, Self::Quiet { .. })
+    }
+
+    /// Measures once.
+    pub(crate) async fn measure(
+        self,
+        entry: Entry,
+        target: &Running,
+        lab: &mut Lab,
+        effort: Effort,
+    ) -> Result<Measured> {
+        match self {
+            Self::Bulk { streams } => bulk::measure(streams, target, lab, effort).await,
+            Self::Requests { clients } => requests::rate(clients, entry, target, lab, effort).await,
+            Self::FirstByte | Self::Zones => requests::first_byte(entry, target, lab, effort).await,
+            Self::Quiet { streams } => quiet::measure(streams, entry, target, lab).await,
+            Self::Burst { clients } => burst::measure(clients, target, lab).await,
+            Self::Idle | Self::Counts => bail!("{self} is not measured in rounds"),
+        }
+    }
+}
+
+/// Starts what an entry is measured on.
+pub(crate) async fn start(entry: Entry, lab: &mut Lab) -> Result<Running> {
+    let around = Around { zones: entry.zones, ..Around::default() };
+    let target = Running::start(entry.kind, &around, lab).await?;
+    target.warm_up(lab).await?;
+    Ok(target)
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind())?;
+        match self {
+            Self::Bulk { streams: number }
+            | Self::Requests { clients: number }
+            | Self::Quiet { streams: number }
+            | Self::Burst { clients: number } => write!(f, "-{number}"),
+            Self::FirstByte | Self::Zones | Self::Idle | Self::Counts => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Scenario {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let parsed = name.rsplit_once('-').and_then(|(kind, number)| {
+            let number = number.parse().ok().filter(|number| *number > 0)?;
+            match kind {
+                "bulk" => Some(Self::Bulk { streams: number }),
+                "requests" => Some(Self::Requests { clients: number }),
+                "quiet" => Some(Self::Quiet { streams: number }),
+                "burst" => Some(Self::Burst { clients: number }),
+                _ => None,
+            }
+        });
+        let Some(scenario) = parsed else {
+            let mut known: Vec<_> = Self::all().iter().map(|known| known.kind()).collect();
+            known.dedup();
+            bail!(
+                "no scenario {name:?}; there are {}, and those with a number, as bulk-8",
+                known.join(", ")
+            );
+        };
+        Ok(scenario)
+    }
+}

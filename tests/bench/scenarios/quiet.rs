@@ -1,0 +1,72 @@
+//! Streams that stay open and say something seldom: memory, and how soon a line is there.
+
+use anyhow::{Result, ensure};
+
+use crate::client::{self, Opened, Ready};
+use crate::executor;
+use crate::lab::Lab;
+use crate::log::Log;
+use crate::machine::kernel_memory;
+use crate::sample::{Entry, Figures, Interval, Measured};
+use crate::targets::Running;
+
+/// Streams opened at once; upstream loses connections when there are more (its backlog is 5).
+const AT_ONCE: usize = 64;
+const AT_ONCE_UPSTREAM: usize = 4;
+
+/// Lines a second over all streams, each of which gets one.
+const PACE: u32 = 1000;
+
+pub(super) async fn measure(
+    streams: usize,
+    entry: Entry,
+    target: &Running,
+    lab: &mut Lab,
+) -> Result<Measured> {
+    let builds = target.builds(Log::Quiet, streams).await?;
+    let interval = Interval::begin(target)?;
+    let (before, kernel_before) = (target.usage()?, kernel_memory()?);
+    let at_once = if entry.kind.is_upstream() { AT_ONCE_UPSTREAM } else { AT_ONCE };
+    let job = client::Job::Open { address: target.address, builds: builds.clone(), at_once };
+    let opened: Opened = lab.client.ask(&job).await?;
+    ensure!(opened.open > 0, "not one stream was opened");
+    let (open, kernel_open) = (target.usage()?, kernel_memory()?);
+    let paced = lines(lab, PACE).await?;
+    let after = target.usage()?;
+    let wave = lines(lab, 0).await?;
+    let spent = interval.end(target)?;
+    let clean = lab.end_quiet().await?;
+    target.forget(&builds).await?;
+    let each = |more: f64| more / opened.open as f64;
+    Ok(Measured {
+        figures: Figures::from([
+            ("resident KiB/stream", each(open.resident - before.resident)),
+            ("resident after lines KiB/stream", each(after.resident - before.resident)),
+            ("resident MiB", open.resident / 1024.0),
+            ("kernel KiB/stream", each(kernel_open - kernel_before)),
+            ("open", opened.open as f64),
+            ("open seconds", opened.seconds),
+            ("first byte p50 ms", opened.first_byte.p50),
+            ("first byte p99 ms", opened.first_byte.p99),
+            ("first byte max ms", opened.first_byte.max),
+            ("lines", paced.received as f64),
+            ("line p50 ms", paced.delay.p50),
+            ("line p99 ms", paced.delay.p99),
+            ("line max ms", paced.delay.max),
+            ("CPU ms/line", (after.cpu - open.cpu) * 1000.0 / paced.received.max(1) as f64),
+            ("wave lines", wave.received as f64),
+            ("wave s", wave.seconds),
+            ("ended clean", clean as f64),
+            ("threads", open.threads),
+            ("descriptors", open.descriptors),
+        ]),
+        foreign: spent.foreign,
+    })
+}
+
+/// A line on each stream, so many a second; 0 is all at once.
+pub(super) async fn lines(lab: &mut Lab, pace: u32) -> Result<client::Lines> {
+    let _: Ready = lab.client.ask(&client::Job::Lines).await?;
+    let _: executor::Done = lab.executor.ask(&executor::Job::Lines { pace }).await?;
+    lab.client.answer().await
+}

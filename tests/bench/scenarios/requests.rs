@@ -1,0 +1,76 @@
+//! Short logs: how many, and how soon.
+
+use anyhow::{Result, ensure};
+
+use super::Effort;
+use crate::client::Requests;
+use crate::lab::Lab;
+use crate::log::{Log, SHORT};
+use crate::sample::{Entry, Figures, Interval, Measured, Spent};
+use crate::statistics::Spread;
+use crate::targets::Running;
+
+/// Builds that warm requests go round and round.
+const WARM: usize = 64;
+
+/// Builds prepared for cold requests, for each second: more than a gateway can be asked for.
+const COLD_A_SECOND: usize = 12_000;
+
+/// Clients that ask for one log after the other, as fast as they are served.
+pub(super) async fn rate(
+    clients: usize,
+    entry: Entry,
+    target: &Running,
+    lab: &mut Lab,
+    effort: Effort,
+) -> Result<Measured> {
+    let milliseconds = u64::from(effort.milliseconds);
+    let count = if entry.cold { COLD_A_SECOND * effort.milliseconds as usize / 1000 } else { WARM };
+    let builds = target.builds(Log::Short(SHORT), count).await?;
+    let interval = Interval::begin(target)?;
+    let requests = lab.requests(target, &builds, entry.cold, clients, milliseconds).await?;
+    let spent = interval.end(target)?;
+    target.forget(&builds).await?;
+    ensure!(requests.served > 0, "not one of {} requests was served", requests.failed);
+    let rate = requests.served as f64 / requests.seconds;
+    let whole = requests.whole;
+    Ok(measured(&requests, &whole, spent, &[("requests/s", rate)]))
+}
+
+/// One request at a time.
+pub(super) async fn first_byte(
+    entry: Entry,
+    target: &Running,
+    lab: &mut Lab,
+    effort: Effort,
+) -> Result<Measured> {
+    // Of many zones, upstream has some sixty milliseconds a request to do.
+    let count = if entry.zones > 0 { effort.requests / 2 } else { effort.requests };
+    let builds = target.builds(Log::Short(SHORT), if entry.cold { count } else { WARM }).await?;
+    let asked: Vec<String> = builds.iter().cycle().take(count).cloned().collect();
+    let interval = Interval::begin(target)?;
+    let requests = lab.requests(target, &asked, true, 1, 60_000).await?;
+    let spent = interval.end(target)?;
+    target.forget(&builds).await?;
+    ensure!(requests.served > 0, "not one of {count} requests was served");
+    let first_byte = requests.first_byte;
+    Ok(measured(&requests, &first_byte, spent, &[]))
+}
+
+fn measured(
+    requests: &Requests,
+    waits: &Spread,
+    spent: Spent,
+    more: &[(&'static str, f64)],
+) -> Measured {
+    let mut figures = Figures::from([
+        ("CPU ms/request", spent.cpu * 1000.0 / requests.served as f64),
+        ("p50 ms", waits.p50),
+        ("p90 ms", waits.p90),
+        ("p99 ms", waits.p99),
+        ("max ms", waits.max),
+        ("failed", requests.failed as f64),
+    ]);
+    figures.extend(more.iter().copied());
+    Measured { figures, foreign: spent.foreign }
+}

@@ -1,0 +1,202 @@
+//! What is measured: our gateway, upstream's, haproxy in front of an executor, and nothing at all.
+//!
+//! "Pair" is two processes with mutual TLS between them: zone to zone. Everything listens on
+//! 127.0.0.1, at free ports.
+
+mod haproxy;
+mod ours;
+mod upstream;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::lab::Lab;
+use crate::log::{Log, SHORT};
+use crate::process::{Process, Usage};
+use crate::zuul::Zuul;
+
+/// A kind of target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    /// The client dials the executor.
+    Direct,
+    /// One haproxy, `mode tcp`.
+    Haproxy {
+        threads: u8,
+        splice: bool,
+    },
+    /// Two with mutual TLS between them.
+    HaproxyPair {
+        /// Whether the first may resume sessions with the second, as it does if nobody forbids it.
+        resume: bool,
+    },
+    Upstream,
+    UpstreamPair,
+    /// Ours; 0 is the one this is about, others are those of `--also`.
+    Ours(usize),
+    OursPair(usize),
+}
+
+pub(crate) const OURS: Kind = Kind::Ours(0);
+pub(crate) const OURS_PAIR: Kind = Kind::OursPair(0);
+/// haproxy as Debian starts it on two processors, but for the splicing.
+pub(crate) const HAPROXY: Kind = Kind::Haproxy { threads: 2, splice: true };
+pub(crate) const HAPROXY_1: Kind = Kind::Haproxy { threads: 1, splice: true };
+pub(crate) const HAPROXY_COPY: Kind = Kind::Haproxy { threads: 2, splice: false };
+pub(crate) const HAPROXY_PAIR: Kind = Kind::HaproxyPair { resume: false };
+pub(crate) const HAPROXY_PAIR_RESUMING: Kind = Kind::HaproxyPair { resume: true };
+
+impl Kind {
+    /// Whether it looks builds up.
+    pub(crate) fn looks_up(self) -> bool {
+        !matches!(self, Self::Direct | Self::Haproxy { .. } | Self::HaproxyPair { .. })
+    }
+
+    /// Whether it is two processes with TLS between them.
+    pub(crate) fn is_pair(self) -> bool {
+        matches!(self, Self::HaproxyPair { .. } | Self::UpstreamPair | Self::OursPair(_))
+    }
+
+    pub(crate) fn is_upstream(self) -> bool {
+        matches!(self, Self::Upstream | Self::UpstreamPair)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct => f.write_str("direct"),
+            Self::Haproxy { threads: 1, splice: true } => f.write_str("haproxy, splice, 1 thread"),
+            Self::Haproxy { splice: true, .. } => f.write_str("haproxy, splice"),
+            Self::Haproxy { .. } => f.write_str("haproxy, copy"),
+            Self::HaproxyPair { resume: false } => f.write_str("haproxy TLS pair"),
+            Self::HaproxyPair { resume: true } => f.write_str("haproxy TLS pair, resuming"),
+            Self::Upstream => f.write_str("upstream"),
+            Self::UpstreamPair => f.write_str("upstream TLS pair"),
+            Self::Ours(0) => f.write_str("ours"),
+            Self::OursPair(0) => f.write_str("ours TLS pair"),
+            Self::Ours(other) => write!(f, "also {other}"),
+            Self::OursPair(other) => write!(f, "also {other} TLS pair"),
+        }
+    }
+}
+
+/// A target that runs.
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) processes: Vec<Process>,
+    /// Where it looks builds up, if it does.
+    zuul: Option<Zuul>,
+    executor: SocketAddr,
+    /// Configuration and logs, and whatever else lives as long as the processes.
+    _directory: TempDir,
+    _keep: Vec<ours::Kept>,
+}
+
+/// What a target is started for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Around {
+    /// How many zones the system has; 0 is 1.
+    pub(crate) zones: usize,
+    /// What runs our gateway, such as valgrind with its options.
+    pub(crate) wrapper: Vec<String>,
+}
+
+impl Running {
+    /// Starts it and waits until it serves.
+    pub(crate) async fn start(kind: Kind, around: &Around, lab: &Lab) -> Result<Self> {
+        let directory = TempDir::new().context("a directory for a target")?;
+        let zuul = match kind.looks_up() {
+            true => Some(Zuul::new(around.zones.max(1)).await?),
+            false => None,
+        };
+        let mut running = Self {
+            address: lab.executor_address,
+            processes: Vec::new(),
+            zuul,
+            executor: lab.executor_address,
+            _directory: directory,
+            _keep: Vec::new(),
+        };
+        match kind {
+            Kind::Direct => {}
+            Kind::Haproxy { threads, splice } => running.haproxy(threads, splice).await?,
+            Kind::HaproxyPair { resume } => running.haproxy_pair(resume, lab).await?,
+            Kind::Upstream => running.upstream().await?,
+            Kind::UpstreamPair => running.upstream_pair(lab).await?,
+            Kind::Ours(which) => running.ours(which, around, lab).await?,
+            Kind::OursPair(which) => running.ours_pair(which, around, lab).await?,
+        }
+        Ok(running)
+    }
+
+    fn zuul(&self) -> Result<&Zuul> {
+        self.zuul.as_ref().context("a system to look builds up in")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self._directory.path().join(name)
+    }
+
+    /// So many new builds, each with this log, for it to find.
+    pub(crate) async fn builds(&self, log: Log, count: usize) -> Result<Vec<String>> {
+        let builds: Vec<String> = (0..count).map(|_| log.build()).collect();
+        if let Some(zuul) = &self.zuul {
+            zuul.add(&builds, self.executor.port()).await?;
+        }
+        Ok(builds)
+    }
+
+    /// Takes builds out again.
+    pub(crate) async fn forget(&self, builds: &[String]) -> Result<()> {
+        match &self.zuul {
+            Some(zuul) => zuul.remove(builds).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Serves some requests, so that code and connections are there that only the first ones cost.
+    pub(crate) async fn warm_up(&self, lab: &mut Lab) -> Result<()> {
+        let builds = self.builds(Log::Short(SHORT), 20).await?;
+        lab.requests(self, &builds, true, 1, 30_000).await?;
+        self.forget(&builds).await
+    }
+
+    /// What its processes use together.
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        let mut sum = Usage::default();
+        for process in &self.processes {
+            let usage = process.usage()?;
+            sum.cpu += usage.cpu;
+            sum.resident += usage.resident;
+            sum.private += usage.private;
+            sum.threads += usage.threads;
+            sum.descriptors += usage.descriptors;
+        }
+        Ok(sum)
+    }
+
+    /// Seconds of processor time of its processes together.
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        self.processes.iter().map(Process::cpu).sum()
+    }
+
+    /// Ends it.
+    pub(crate) async fn end(self) -> Result<()> {
+        self.end_with_output().await.map(drop)
+    }
+
+    /// Ends it, not at once but as it wishes: valgrind writes its counts then. What each process
+    /// wrote.
+    pub(crate) async fn end_with_output(mut self) -> Result<Vec<String>> {
+        for process in &mut self.processes {
+            process.end(Signal::TERM).await?;
+        }
+        Ok(self.processes.iter().map(Process::output).collect())
+    }
+}
