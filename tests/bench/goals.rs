@@ -17,11 +17,11 @@ pub(crate) struct Goal {
 /// A bound. Times are of a figure in the same round; where there are several to compare with, of the
 /// one whose median is best.
 pub(crate) enum Bound {
-    AtLeastTimes(f64, Vec<Entry>),
-    AtMostTimes(f64, Vec<Entry>),
-    AtMostTimesOwn(f64, &'static str),
-    AtLeast(f64),
-    AtMost(f64),
+    TimesAtLeast(f64, Vec<Entry>),
+    TimesAtMost(f64, Vec<Entry>),
+    OwnTimesAtMost(f64, &'static str),
+    Least(f64),
+    Most(f64),
 }
 
 /// Whether a goal is reached, and by what.
@@ -50,7 +50,7 @@ fn goal(
 }
 
 fn bulk() -> Vec<Goal> {
-    use Bound::{AtLeastTimes, AtMostTimes};
+    use Bound::{TimesAtLeast, TimesAtMost};
     let one = Scenario::Bulk { streams: 1 };
     let eight = Scenario::Bulk { streams: 8 };
     let (ours, pair) = (Entry::warm(OURS), Entry::warm(OURS_PAIR));
@@ -61,19 +61,19 @@ fn bulk() -> Vec<Goal> {
     let plain = "plain, full speed";
     let tls = "zone to zone over TLS, full speed";
     vec![
-        goal(plain, one, ours, speed, AtLeastTimes(1.5, either())),
-        goal(plain, one, ours, cost, AtMostTimes(0.65, either())),
-        goal(plain, eight, ours, speed, AtLeastTimes(1.2, two())),
-        goal(plain, eight, ours, cost, AtMostTimes(0.8, two())),
-        goal(tls, one, pair, speed, AtLeastTimes(1.2, proxies())),
-        goal(tls, one, pair, cost, AtMostTimes(0.8, proxies())),
-        goal(tls, eight, pair, speed, AtLeastTimes(1.2, proxies())),
-        goal(tls, eight, pair, cost, AtMostTimes(0.8, proxies())),
+        goal(plain, one, ours, speed, TimesAtLeast(1.5, either())),
+        goal(plain, one, ours, cost, TimesAtMost(0.65, either())),
+        goal(plain, eight, ours, speed, TimesAtLeast(1.2, two())),
+        goal(plain, eight, ours, cost, TimesAtMost(0.8, two())),
+        goal(tls, one, pair, speed, TimesAtLeast(1.2, proxies())),
+        goal(tls, one, pair, cost, TimesAtMost(0.8, proxies())),
+        goal(tls, eight, pair, speed, TimesAtLeast(1.2, proxies())),
+        goal(tls, eight, pair, cost, TimesAtMost(0.8, proxies())),
     ]
 }
 
 fn requests() -> Vec<Goal> {
-    use Bound::AtLeastTimes;
+    use Bound::TimesAtLeast;
     let sixteen = Scenario::Requests { clients: 16 };
     let either = || vec![Entry::warm(HAPROXY), Entry::warm(HAPROXY_1)];
     let rate = "requests/s";
@@ -82,16 +82,16 @@ fn requests() -> Vec<Goal> {
     let tls = "short requests, zone to zone";
     let (ours, pair) = (Entry::cold(OURS), Entry::cold(OURS_PAIR));
     vec![
-        goal(plain, sixteen, ours, rate, AtLeastTimes(0.5, either())),
-        goal(plain, sixteen, Entry::warm(OURS), rate, AtLeastTimes(0.9, either())),
-        goal(plain, sixteen, ours, rate, AtLeastTimes(15.0, upstream(Kind::Upstream))),
-        goal(tls, sixteen, pair, rate, AtLeastTimes(3.0, vec![Entry::warm(HAPROXY_PAIR)])),
-        goal(tls, sixteen, pair, rate, AtLeastTimes(12.0, upstream(Kind::UpstreamPair))),
+        goal(plain, sixteen, ours, rate, TimesAtLeast(0.5, either())),
+        goal(plain, sixteen, Entry::warm(OURS), rate, TimesAtLeast(0.9, either())),
+        goal(plain, sixteen, ours, rate, TimesAtLeast(15.0, upstream(Kind::Upstream))),
+        goal(tls, sixteen, pair, rate, TimesAtLeast(3.0, vec![Entry::warm(HAPROXY_PAIR)])),
+        goal(tls, sixteen, pair, rate, TimesAtLeast(12.0, upstream(Kind::UpstreamPair))),
     ]
 }
 
 fn first_byte() -> Vec<Goal> {
-    use Bound::{AtMostTimes, AtMostTimesOwn};
+    use Bound::{OwnTimesAtMost, TimesAtMost};
     let either = || vec![Entry::warm(HAPROXY), Entry::warm(HAPROXY_1)];
     let (cold, warm) = (Entry::cold(OURS), Entry::warm(OURS));
     let zones = |zones| Entry { zones, ..cold };
@@ -99,16 +99,16 @@ fn first_byte() -> Vec<Goal> {
     let what = "connect to first byte";
     let many = "the build in the last of 200 zones";
     vec![
-        goal(what, first, cold, "p50 ms", AtMostTimes(3.0, either())),
-        goal(what, first, warm, "p50 ms", AtMostTimes(1.4, either())),
-        goal(what, first, cold, "p99 ms", AtMostTimesOwn(2.0, "p50 ms")),
-        goal(what, first, warm, "p99 ms", AtMostTimesOwn(2.0, "p50 ms")),
-        goal(many, Scenario::Zones, zones(200), "p50 ms", AtMostTimes(2.0, vec![zones(1)])),
+        goal(what, first, cold, "p50 ms", TimesAtMost(3.0, either())),
+        goal(what, first, warm, "p50 ms", TimesAtMost(1.4, either())),
+        goal(what, first, cold, "p99 ms", OwnTimesAtMost(2.0, "p50 ms")),
+        goal(what, first, warm, "p99 ms", OwnTimesAtMost(2.0, "p50 ms")),
+        goal(many, Scenario::Zones, zones(200), "p50 ms", TimesAtMost(2.0, vec![zones(1)])),
     ]
 }
 
 fn quiet() -> Vec<Goal> {
-    use Bound::{AtLeast, AtMost};
+    use Bound::{Least, Most};
     let five = Scenario::Quiet { streams: 5000 };
     let nine = Scenario::Quiet { streams: 9000 };
     let burst = Scenario::Burst { clients: 2000 };
@@ -117,15 +117,15 @@ fn quiet() -> Vec<Goal> {
     let held = "9,000 streams held";
     let moment = "2,000 clients at one moment";
     vec![
-        goal("memory of a quiet stream", five, ours, resident, AtMost(3.3)),
-        goal("memory of a quiet stream, zone to zone", five, pair, resident, AtMost(40.0)),
-        goal("no thread for a stream", five, ours, "threads", AtMost(16.0)),
-        goal(held, nine, ours, "open", AtLeast(9000.0)),
-        goal(held, nine, ours, "lines", AtLeast(9000.0)),
-        goal(moment, burst, Entry::cold(OURS), "served", AtLeast(2000.0)),
-        goal(moment, burst, Entry::cold(OURS), "refused", AtMost(0.0)),
-        goal(moment, burst, Entry::cold(OURS), "seconds", AtMost(2.0)),
-        goal("idle", Scenario::Idle, ours, "resident MiB", AtMost(10.0)),
+        goal("memory of a quiet stream", five, ours, resident, Most(3.3)),
+        goal("memory of a quiet stream, zone to zone", five, pair, resident, Most(40.0)),
+        goal("no thread for a stream", five, ours, "threads", Most(16.0)),
+        goal(held, nine, ours, "open", Least(9000.0)),
+        goal(held, nine, ours, "lines", Least(9000.0)),
+        goal(moment, burst, Entry::cold(OURS), "served", Least(2000.0)),
+        goal(moment, burst, Entry::cold(OURS), "refused", Most(0.0)),
+        goal(moment, burst, Entry::cold(OURS), "seconds", Most(2.0)),
+        goal("idle", Scenario::Idle, ours, "resident MiB", Most(10.0)),
     ]
 }
 
@@ -139,13 +139,13 @@ impl Goal {
             Some(Verdict { figure, value, bound, reached })
         };
         match &self.bound {
-            Bound::AtLeast(least) => verdict(figure, format!("≥ {least}"), figure.median >= *least),
-            Bound::AtMost(most) => verdict(figure, format!("≤ {most}"), figure.median <= *most),
-            Bound::AtMostTimesOwn(times, other) => {
+            Bound::Least(least) => verdict(figure, format!("≥ {least}"), figure.median >= *least),
+            Bound::Most(most) => verdict(figure, format!("≤ {most}"), figure.median <= *most),
+            Bound::OwnTimesAtMost(times, other) => {
                 let value = ratio(&own, &of(self.entry, other))?;
                 verdict(value, format!("≤ {times} × {other}"), value.median <= *times)
             }
-            Bound::AtLeastTimes(times, others) => {
+            Bound::TimesAtLeast(times, others) => {
                 let ratios = others
                     .iter()
                     .filter_map(|other| Some((other, ratio(&own, &of(*other, self.figure))?)));
@@ -154,7 +154,7 @@ impl Goal {
                     ratios.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median))?;
                 verdict(value, format!("≥ {times} × {other}"), value.median >= *times)
             }
-            Bound::AtMostTimes(times, others) => {
+            Bound::TimesAtMost(times, others) => {
                 let ratios = others
                     .iter()
                     .filter_map(|other| Some((other, ratio(&own, &of(*other, self.figure))?)));

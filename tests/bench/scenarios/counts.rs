@@ -77,7 +77,7 @@ pub(crate) async fn measure(
         figures.insert("system calls/line", trace.calls().await? / lines);
         lab.end_quiet().await?;
     }
-    target.end().await?;
+    drop(target);
 
     if matches!(entry.kind, Kind::Ours(_) | Kind::OursPair(_)) {
         let tool = Tool::Callgrind;
@@ -194,7 +194,7 @@ async fn run<const N: usize>(
     let builds = builds(&target, entry, count).await?;
     ask(lab, &target, &builds, count).await?;
     let mut sum = [0.0; N];
-    for text in target.end_with_output().await? {
+    for text in target.end().await? {
         let line = text.lines().find(|line| line.contains(marker));
         let line = line.with_context(|| format!("valgrind counted nothing:\n{text}"))?;
         // "==123== Collected : 1234" and "==123== Total:     1,234 bytes in 56 blocks"
