@@ -95,7 +95,8 @@ impl Look {
     /// What was done between this look and `later` by neither this process nor its descendants.
     ///
     /// Busy is what was not idle: that is counted exactly, and has processes in it that came and
-    /// went. Kernel threads work for everybody; what they do counts as ours.
+    /// went. Kernel threads work for everybody; what they do counts as ours. What
+    /// may come of counting in hundredths of a second is left out.
     pub(crate) fn foreign(&self, later: &Self) -> Foreign {
         let seconds = (later.at - self.at).as_secs_f64() * processors();
         let spent = |pid: &u32, stat: &Stat| {
@@ -112,13 +113,15 @@ impl Look {
         }
         let busy = (seconds - (later.idle - self.idle) - known).max(0.0);
         let seen: f64 = others.values().sum();
+        let inexact = 2.0 * JIFFY * processors();
         let steal = later.steal - self.steal;
         let mut others: Vec<_> = others.into_iter().filter(|(_, spent)| *spent > 0.0).collect();
         others.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         others.push(("the hypervisor", steal));
         let by = others.iter().take(4).filter(|(_, spent)| *spent > 0.0);
         let by: Vec<_> = by.map(|(name, spent)| format!("{name} {spent:.2} s")).collect();
-        Foreign { share: busy.max(seen).max(steal) / seconds, by: by.join(", ") }
+        let share = (busy.max(seen).max(steal) - inexact).max(0.0) / seconds;
+        Foreign { share, by: by.join(", ") }
     }
 
     fn descendants(&self, of: u32) -> HashSet<u32> {

@@ -4,16 +4,21 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::lab::Lab;
+use crate::machine::Look;
 use crate::sample::{Entry, Sample};
 use crate::scenarios::{self, Effort, Scenario, counts, idle};
 use crate::targets::Running;
 
 /// How often a measurement that others disturbed is repeated.
 const ATTEMPTS: usize = 4;
+
+/// How long those others are waited for before it is tried again.
+const CALM: Duration = Duration::from_secs(60);
 
 /// How the rounds go.
 #[derive(Clone, Debug)]
@@ -84,6 +89,21 @@ impl Rounds {
         Ok(())
     }
 
+    /// Waits for a second in which others leave the machine alone, but not for ever.
+    async fn wait_for_calm(&self) -> Result<()> {
+        let start = Instant::now();
+        let mut look = Look::take()?;
+        while start.elapsed() < CALM {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let later = Look::take()?;
+            if look.foreign(&later).share <= self.threshold {
+                break;
+            }
+            look = later;
+        }
+        Ok(())
+    }
+
     /// One measurement that counts, if there is one within the attempts.
     async fn sample(
         &self,
@@ -122,11 +142,12 @@ impl Rounds {
             } else if let Ok(target) = target {
                 targets.insert(key, target);
             }
-            let counts = sample.counts();
+            let refused = sample.refused;
             keep(sample);
-            if counts || failed {
+            if !refused {
                 break;
             }
+            self.wait_for_calm().await?;
         }
         Ok(())
     }

@@ -120,10 +120,9 @@ impl Trace {
             command.args(["-p", &process.id().to_string()]);
         }
         let mut strace = Process::start("strace", &command, &directory.path().join("log"))?;
-        // It says so for each process and thread.
-        let threads = target.usage()?.threads as usize;
         let start = Instant::now();
-        while strace.output().matches(" attached").count() < target.processes.len().min(threads) {
+        // It says so for each process.
+        while strace.output().matches(" attached").count() < target.processes.len() {
             strace.still_runs()?;
             ensure!(start.elapsed() < ATTACHING, "strace attaches to nothing: {}", strace.output());
             tokio::time::sleep(Duration::from_millis(10)).await;
