@@ -38,18 +38,6 @@ pub(crate) enum Connection {
     Tls(Box<TlsStream<ReadAhead>>),
 }
 
-/// Sets what every connection needs: no delay for lines that trickle, and probes that find a peer
-/// that vanished while nothing was sent, the first after `keepalive` of silence.
-///
-/// # Errors
-/// The kernel refuses an option, as it does for a connection that has failed meanwhile.
-pub(crate) fn prepare(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let probes =
-        TcpKeepalive::new().with_time(keepalive).with_interval(PROBE_INTERVAL).with_retries(PROBES);
-    SockRef::from(stream).set_tcp_keepalive(&probes)
-}
-
 impl Connection {
     fn tcp(&self) -> &TcpStream {
         match self {
@@ -60,6 +48,19 @@ impl Connection {
 
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// Has the kernel send probes that find a peer that vanished while nothing was sent, the first
+    /// after `keepalive` of silence.
+    ///
+    /// # Errors
+    /// The kernel refuses an option, as it does for a connection that has failed meanwhile.
+    pub(crate) fn probe(&self, keepalive: Duration) -> io::Result<()> {
+        let probes = TcpKeepalive::new()
+            .with_time(keepalive)
+            .with_interval(PROBE_INTERVAL)
+            .with_retries(PROBES);
+        SockRef::from(self.tcp()).set_tcp_keepalive(&probes)
     }
 
     /// Reads the next bytes of a log, at most `room`; none at its end. A TLS peer that closes

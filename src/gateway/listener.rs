@@ -68,6 +68,8 @@ fn open(address: SocketAddr) -> io::Result<StdListener> {
     }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // For the lines that trickle; each accepted socket takes it over.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -9,7 +9,7 @@
 //! begun; keepalive probes find peers that vanished meanwhile.
 
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
@@ -87,7 +87,8 @@ pub(crate) async fn run(
     first_byte: impl FnOnce(),
     listed: &Listed,
 ) -> Relayed {
-    let mut relay = Relay { cx, listed, bytes: 0, discarded: 0, failure: None, pours: false };
+    let mut relay =
+        Relay { cx, listed, bytes: 0, discarded: 0, failure: None, pours: false, probed: false };
     let end = tokio::select! {
         biased;
         () = cx.cut.cancelled() => End::Stopped,
@@ -107,6 +108,8 @@ struct Relay<'a> {
     failure: Option<io::Error>,
     /// The log pours: the next bytes go through a pipe at once.
     pours: bool,
+    /// Both sides are probed while they are silent.
+    probed: bool,
 }
 
 impl Relay<'_> {
@@ -136,6 +139,18 @@ impl Relay<'_> {
                 biased;
                 read = within(patience, upstream.read_log(room, &mut self.failure)) => read,
                 reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
+                // Neither has anything to say. Up to the first byte there is a deadline, and most
+                // logs that have ended already never come here.
+                () = ready(()), if self.bytes > 0 && !self.probed => {
+                    self.probed = true;
+                    if let Err(error) = upstream.probe(self.cx.limits.keepalive) {
+                        return End::UpstreamFailed(error);
+                    }
+                    if let Err(error) = client.probe(self.cx.limits.keepalive) {
+                        return End::ClientLeft(Some(error));
+                    }
+                    continue;
+                }
             };
             let piece = match read {
                 None => return End::UpstreamSilent,

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::Context;
-use super::connection::{Connection, prepare};
+use super::connection::Connection;
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::outcome::Outcome;
 use super::read_ahead::ReadAhead;
@@ -27,10 +27,6 @@ pub(crate) async fn run(
     acceptor: Option<&Acceptor>,
     cx: &Context,
 ) -> Outcome {
-    if let Err(error) = prepare(&stream, cx.limits.keepalive) {
-        debug!(%peer, %error, "no connection");
-        return Outcome::Probe;
-    }
     let mut client = match acceptor {
         None => Connection::Plain(stream),
         // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.

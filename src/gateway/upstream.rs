@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::Context;
-use super::connection::{Connection, prepare};
+use super::connection::Connection;
 use super::read_ahead::ReadAhead;
 use crate::admin::metrics::Side;
 use crate::registry::build::{BuildId, Executor};
@@ -98,8 +98,10 @@ impl Upstream {
         };
         let stream =
             in_time(deadline, cx.dialer.connect(host, port)).await?.map_err(DialError::Tcp)?;
-        prepare(&stream, cx.limits.keepalive).map_err(DialError::Tcp)?;
         let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
+        // The request follows the handshake's last message at once; a plain one has nothing to wait
+        // for anyway.
+        stream.set_nodelay(true).map_err(DialError::Tcp)?;
         let shaken =
             in_time(deadline, connector.connect(server_name(host)?, ReadAhead::new(stream))).await;
         let (failure, error) = match shaken {

@@ -19,9 +19,9 @@ pub(crate) struct Goal {
 pub(crate) enum Bound {
     TimesOrMore(f64, Vec<Entry>),
     TimesOrLess(f64, Vec<Entry>),
-    TimesOwnOrLess(f64, &'static str),
-    OrMore(f64),
-    OrLess(f64),
+    OwnTimesOrLess(f64, &'static str),
+    Least(f64),
+    Most(f64),
 }
 
 /// Whether a goal is reached, and by what.
@@ -91,7 +91,7 @@ fn requests() -> Vec<Goal> {
 }
 
 fn first_byte() -> Vec<Goal> {
-    use Bound::{TimesOrLess, TimesOwnOrLess};
+    use Bound::{OwnTimesOrLess, TimesOrLess};
     let either = || vec![Entry::warm(HAPROXY), Entry::warm(HAPROXY_1)];
     let (cold, warm) = (Entry::cold(OURS), Entry::warm(OURS));
     let zones = |zones| Entry { zones, ..cold };
@@ -101,14 +101,14 @@ fn first_byte() -> Vec<Goal> {
     vec![
         goal(what, first, cold, "p50 ms", TimesOrLess(3.0, either())),
         goal(what, first, warm, "p50 ms", TimesOrLess(1.4, either())),
-        goal(what, first, cold, "p99 ms", TimesOwnOrLess(2.0, "p50 ms")),
-        goal(what, first, warm, "p99 ms", TimesOwnOrLess(2.0, "p50 ms")),
+        goal(what, first, cold, "p99 ms", OwnTimesOrLess(2.0, "p50 ms")),
+        goal(what, first, warm, "p99 ms", OwnTimesOrLess(2.0, "p50 ms")),
         goal(many, Scenario::Zones, zones(200), "p50 ms", TimesOrLess(2.0, vec![zones(1)])),
     ]
 }
 
 fn quiet() -> Vec<Goal> {
-    use Bound::{OrLess, OrMore};
+    use Bound::{Least, Most};
     let five = Scenario::Quiet { streams: 5000 };
     let nine = Scenario::Quiet { streams: 9000 };
     let burst = Scenario::Burst { clients: 2000 };
@@ -117,15 +117,15 @@ fn quiet() -> Vec<Goal> {
     let held = "9,000 streams held";
     let moment = "2,000 clients at one moment";
     vec![
-        goal("memory of a quiet stream", five, ours, resident, OrLess(3.3)),
-        goal("memory of a quiet stream, zone to zone", five, pair, resident, OrLess(40.0)),
-        goal("no thread for a stream", five, ours, "threads", OrLess(16.0)),
-        goal(held, nine, ours, "open", OrMore(9000.0)),
-        goal(held, nine, ours, "lines", OrMore(9000.0)),
-        goal(moment, burst, Entry::cold(OURS), "served", OrMore(2000.0)),
-        goal(moment, burst, Entry::cold(OURS), "refused", OrLess(0.0)),
-        goal(moment, burst, Entry::cold(OURS), "seconds", OrLess(2.0)),
-        goal("idle", Scenario::Idle, ours, "resident MiB", OrLess(10.0)),
+        goal("memory of a quiet stream", five, ours, resident, Most(3.3)),
+        goal("memory of a quiet stream, zone to zone", five, pair, resident, Most(40.0)),
+        goal("no thread for a stream", five, ours, "threads", Most(16.0)),
+        goal(held, nine, ours, "open", Least(9000.0)),
+        goal(held, nine, ours, "lines", Least(9000.0)),
+        goal(moment, burst, Entry::cold(OURS), "served", Least(2000.0)),
+        goal(moment, burst, Entry::cold(OURS), "refused", Most(0.0)),
+        goal(moment, burst, Entry::cold(OURS), "seconds", Most(2.0)),
+        goal("idle", Scenario::Idle, ours, "resident MiB", Most(10.0)),
     ]
 }
 
@@ -139,9 +139,9 @@ impl Goal {
             Some(Verdict { figure, value, bound, reached })
         };
         match &self.bound {
-            Bound::OrMore(least) => verdict(figure, format!("≥ {least}"), figure.median >= *least),
-            Bound::OrLess(most) => verdict(figure, format!("≤ {most}"), figure.median <= *most),
-            Bound::TimesOwnOrLess(times, other) => {
+            Bound::Least(least) => verdict(figure, format!("≥ {least}"), figure.median >= *least),
+            Bound::Most(most) => verdict(figure, format!("≤ {most}"), figure.median <= *most),
+            Bound::OwnTimesOrLess(times, other) => {
                 let value = ratio(&own, &of(self.entry, other))?;
                 verdict(value, format!("≤ {times} × {other}"), value.median <= *times)
             }

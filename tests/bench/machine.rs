@@ -39,7 +39,7 @@ pub(crate) fn processors() -> f64 {
 struct Stat {
     name: String,
     parent: u32,
-    /// Of its own and of its children that have ended, in seconds.
+    /// Seconds. Its own: what its children spent is added when they end, whenever they spent it.
     cpu: f64,
 }
 
@@ -51,8 +51,8 @@ fn stat(pid: u32) -> Option<Stat> {
     // The name may hold anything, parentheses too.
     let (name, rest) = text.split_once('(')?.1.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
-    // Numbered from 3 in proc(5): utime, stime, cutime and cstime are 14 to 17.
-    let jiffies: f64 = fields.get(11..15)?.iter().filter_map(|f| f.parse::<f64>().ok()).sum();
+    // Numbered from 3 in proc(5): utime and stime are 14 and 15.
+    let jiffies: f64 = fields.get(11..13)?.iter().filter_map(|f| f.parse::<f64>().ok()).sum();
     Some(Stat { name: name.to_owned(), parent: fields.get(1)?.parse().ok()?, cpu: jiffies * JIFFY })
 }
 
@@ -94,9 +94,9 @@ impl Look {
 
     /// What was done between this look and `later` by neither this process nor its descendants.
     ///
-    /// Busy is what was not idle: that is counted exactly, while the kernel attributes the rest by
-    /// looking at each tick. Kernel threads work for everybody; what they do counts for nobody, so
-    /// a few hundredths may be missing.
+    /// Busy is what was not idle: that is counted exactly, and has processes in it that came and
+    /// went. Kernel threads work for everybody; what they do counts as ours. What
+    /// may come of counting in hundredths of a second is left out.
     pub(crate) fn foreign(&self, later: &Self) -> Foreign {
         let seconds = (later.at - self.at).as_secs_f64() * processors();
         let spent = |pid: &u32, stat: &Stat| {
@@ -113,13 +113,15 @@ impl Look {
         }
         let busy = (seconds - (later.idle - self.idle) - known).max(0.0);
         let seen: f64 = others.values().sum();
+        let inexact = 2.0 * JIFFY * processors();
         let steal = later.steal - self.steal;
         let mut others: Vec<_> = others.into_iter().filter(|(_, spent)| *spent > 0.0).collect();
         others.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         others.push(("the hypervisor", steal));
         let by = others.iter().take(4).filter(|(_, spent)| *spent > 0.0);
         let by: Vec<_> = by.map(|(name, spent)| format!("{name} {spent:.2} s")).collect();
-        Foreign { share: busy.max(seen).max(steal) / seconds, by: by.join(", ") }
+        let share = (busy.max(seen).max(steal) - inexact).max(0.0) / seconds;
+        Foreign { share, by: by.join(", ") }
     }
 
     fn descendants(&self, of: u32) -> HashSet<u32> {

@@ -166,7 +166,7 @@ impl Report {
         for column in &columns {
             let _ = write!(text, " {column} |");
         }
-        let _ = write!(text, " {} to haproxy's |\n|---|---:|", columns.first().unwrap_or(&"ratio"));
+        let _ = write!(text, " {} to haproxy's |\n|---|---:|", scenario.main_figure());
         text.push_str(&"---:|".repeat(columns.len() + 1));
         text.push('\n');
         for entry in entries {
@@ -178,7 +178,7 @@ impl Report {
             }
             // One process beside one, two beside two.
             let peer = Entry::warm(if entry.kind.is_pair() { HAPROXY_PAIR } else { HAPROXY });
-            let column = columns.first().copied().unwrap_or_default();
+            let column = scenario.main_figure();
             let ratio = ratio(&of(entry, column), &of(peer, column)).filter(|_| entry != peer);
             let _ = writeln!(text, " {} |", ratio.map_or("–".to_owned(), spread));
         }

@@ -2,17 +2,23 @@
 //! does over time it does to all of them. What others disturbed does not count and is repeated.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::lab::Lab;
+use crate::machine::Look;
 use crate::sample::{Entry, Sample};
 use crate::scenarios::{self, Effort, Scenario, counts, idle};
 use crate::targets::Running;
 
 /// How often a measurement that others disturbed is repeated.
 const ATTEMPTS: usize = 4;
+
+/// How long those others are waited for before it is tried again.
+const CALM: Duration = Duration::from_secs(60);
 
 /// How the rounds go.
 #[derive(Clone, Debug)]
@@ -56,8 +62,12 @@ impl Rounds {
                 }
             }
             Scenario::Counts => {
+                let directory = directory.join("counts");
+                // Of the last time; their names have process ids in them.
+                let _ = fs::remove_dir_all(&directory);
+                fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
                 for entry in entries {
-                    let figures = counts::measure(entry, lab, self.effort, directory).await;
+                    let figures = counts::measure(entry, lab, self.effort, &directory).await;
                     let mut sample = Sample::empty(scenario, entry, 1);
                     match figures {
                         Ok(figures) => sample.figures = figures,
@@ -74,10 +84,22 @@ impl Rounds {
                         self.sample(scenario, *entry, round, &mut targets, lab, &mut keep).await?;
                     }
                 }
-                for (_, target) in targets {
-                    target.end().await?;
-                }
             }
+        }
+        Ok(())
+    }
+
+    /// Waits for a second in which others leave the machine alone, but not for ever.
+    async fn wait_for_calm(&self) -> Result<()> {
+        let start = Instant::now();
+        let mut look = Look::take()?;
+        while start.elapsed() < CALM {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let later = Look::take()?;
+            if look.foreign(&later).share <= self.threshold {
+                break;
+            }
+            look = later;
         }
         Ok(())
     }
@@ -95,12 +117,15 @@ impl Rounds {
         // Warm and cold are two ways of asking one and the same.
         let key = Entry { cold: false, ..entry };
         for _ in 0..ATTEMPTS {
-            let target = match targets.remove(&key) {
-                Some(target) => target,
-                None => scenarios::start(entry, lab).await?,
-            };
             let mut sample = Sample::empty(scenario, entry, round);
-            let measured = scenario.measure(entry, &target, lab, self.effort).await;
+            let target = match targets.remove(&key) {
+                Some(target) => Ok(target),
+                None => scenarios::start(entry, lab).await,
+            };
+            let measured = match &target {
+                Ok(target) => scenario.measure(entry, target, lab, self.effort).await,
+                Err(error) => Err(anyhow!("it does not start: {error:#}")),
+            };
             let failed = measured.is_err();
             match measured {
                 Ok(measured) => {
@@ -114,17 +139,15 @@ impl Rounds {
             if failed || scenario.wants_fresh_targets() {
                 // What is left of a failed measurement must not be met by the next one.
                 lab.end_quiet().await?;
-                if let Err(error) = target.end().await {
-                    sample.error.get_or_insert(format!("{error:#}"));
-                }
-            } else {
+            } else if let Ok(target) = target {
                 targets.insert(key, target);
             }
-            let counts = sample.counts();
+            let refused = sample.refused;
             keep(sample);
-            if counts || failed {
+            if !refused {
                 break;
             }
+            self.wait_for_calm().await?;
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ pub(crate) async fn measure(
         figures.insert("system calls/line", trace.calls().await? / lines);
         lab.end_quiet().await?;
     }
-    target.end().await?;
+    drop(target);
 
     if matches!(entry.kind, Kind::Ours(_) | Kind::OursPair(_)) {
         let tool = Tool::Callgrind;
@@ -120,10 +120,9 @@ impl Trace {
             command.args(["-p", &process.id().to_string()]);
         }
         let mut strace = Process::start("strace", &command, &directory.path().join("log"))?;
-        // It says so for each process and thread.
-        let threads = target.usage()?.threads as usize;
         let start = Instant::now();
-        while strace.output().matches(" attached").count() < target.processes.len().min(threads) {
+        // It says so for each process.
+        while strace.output().matches(" attached").count() < target.processes.len() {
             strace.still_runs()?;
             ensure!(start.elapsed() < ATTACHING, "strace attaches to nothing: {}", strace.output());
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -194,7 +193,7 @@ async fn run<const N: usize>(
     let builds = builds(&target, entry, count).await?;
     ask(lab, &target, &builds, count).await?;
     let mut sum = [0.0; N];
-    for text in target.end_with_output().await? {
+    for text in target.end().await? {
         let line = text.lines().find(|line| line.contains(marker));
         let line = line.with_context(|| format!("valgrind counted nothing:\n{text}"))?;
         // "==123== Collected : 1234" and "==123== Total:     1,234 bytes in 56 blocks"

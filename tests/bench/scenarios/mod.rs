@@ -3,6 +3,7 @@
 mod bulk;
 mod burst;
 pub(crate) mod counts;
+mod entries;
 pub(crate) mod idle;
 mod quiet;
 mod requests;
@@ -14,10 +15,7 @@ use anyhow::{Result, bail};
 
 use crate::lab::Lab;
 use crate::sample::{Entry, Measured};
-use crate::targets::{
-    Around, HAPROXY, HAPROXY_1, HAPROXY_COPY, HAPROXY_PAIR, HAPROXY_PAIR_RESUMING, Kind, OURS,
-    OURS_PAIR, Running,
-};
+use crate::targets::{Around, Running};
 
 /// How much is done for one measurement.
 #[derive(Clone, Copy, Debug)]
@@ -55,12 +53,6 @@ pub(crate) enum Scenario {
     /// System calls, instructions, allocations.
     Counts,
 }
-
-/// Quiet streams that upstream is given at most: each costs it a thread, and the rest is known.
-const UPSTREAMS_QUIET: usize = 3000;
-
-/// Clients at one moment that upstream is given at most: it does not serve these.
-const UPSTREAMS_BURST: usize = 200;
 
 impl Scenario {
     /// Everything, in the order of the report.
@@ -150,69 +142,12 @@ impl Scenario {
         }
     }
 
-    /// Whom it is measured on; `also` more binaries of ours are given.
-    pub(crate) fn entries(self, also: usize) -> Vec<Entry> {
-        let (up, up_pair) = (Kind::Upstream, Kind::UpstreamPair);
-        let proxies = [HAPROXY, HAPROXY_1, HAPROXY_COPY, HAPROXY_PAIR].map(Entry::warm);
-        let resuming = Entry::warm(HAPROXY_PAIR_RESUMING);
-        let direct = Entry::warm(Kind::Direct);
-        let upstreams = [up, up_pair].map(Entry::warm);
-        let warm = [OURS, OURS_PAIR].map(Entry::warm);
-        let cold = [OURS, OURS_PAIR].map(Entry::cold);
-        let few =
-            |most: usize, wanted: usize| if wanted > most { vec![] } else { upstreams.to_vec() };
-        let mut entries = match self {
-            Self::Bulk { .. } => {
-                [vec![direct], proxies.to_vec(), upstreams.to_vec(), warm.to_vec()]
-            }
-            Self::Requests { .. } | Self::FirstByte => [
-                [vec![direct, resuming], proxies.to_vec()].concat(),
-                upstreams.to_vec(),
-                warm.to_vec(),
-                cold.to_vec(),
-            ],
-            Self::Zones => {
-                let zones = |entry: Entry| [1, 10, 50, 200].map(|zones| Entry { zones, ..entry });
-                [
-                    vec![],
-                    zones(upstreams[0]).to_vec(),
-                    zones(warm[0]).to_vec(),
-                    zones(cold[0]).to_vec(),
-                ]
-            }
-            Self::Quiet { streams } => [
-                vec![direct, proxies[0], proxies[3]],
-                few(UPSTREAMS_QUIET, streams),
-                warm.to_vec(),
-                vec![],
-            ],
-            Self::Burst { clients } => [
-                vec![direct, proxies[0], proxies[3]],
-                few(UPSTREAMS_BURST, clients),
-                cold.to_vec(),
-                vec![],
-            ],
-            Self::Idle => [vec![proxies[0], proxies[3]], upstreams.to_vec(), warm.to_vec(), vec![]],
-            Self::Counts => {
-                [vec![proxies[0], proxies[3]], upstreams.to_vec(), warm.to_vec(), cold.to_vec()]
-            }
+    /// The figure whose ratio to haproxy's the report shows.
+    pub(crate) fn main_figure(self) -> &'static str {
+        match self {
+            Self::Burst { .. } => "seconds",
+            _ => self.columns()[0],
         }
-        .concat();
-        let others: Vec<Entry> = entries
-            .iter()
-            .flat_map(|entry| {
-                (1..=also).filter_map(|other| {
-                    let kind = match entry.kind {
-                        Kind::Ours(_) => Kind::Ours(other),
-                        Kind::OursPair(_) => Kind::OursPair(other),
-                        _ => return None,
-                    };
-                    Some(Entry { kind, ..*entry })
-                })
-            })
-            .collect();
-        entries.extend(others);
-        entries
     }
 
     /// Whether each measurement gets a target of its own: memory depends on what was before.

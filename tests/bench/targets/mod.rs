@@ -186,14 +186,9 @@ impl Running {
         self.processes.iter().map(Process::cpu).sum()
     }
 
-    /// Ends it.
-    pub(crate) async fn end(self) -> Result<()> {
-        self.end_with_output().await.map(drop)
-    }
-
-    /// Ends it, not at once but as it wishes: valgrind writes its counts then. What each process
-    /// wrote.
-    pub(crate) async fn end_with_output(mut self) -> Result<Vec<String>> {
+    /// Ends it, not at once but as it wishes: valgrind writes its counts then. Returns what each
+    /// process wrote.
+    pub(crate) async fn end(mut self) -> Result<Vec<String>> {
         for process in &mut self.processes {
             process.end(Signal::TERM).await?;
         }
