@@ -1,4 +1,5 @@
-//! Where a build runs: all zones and the unzoned queue asked in one round trip.
+//! Where a build runs: all zones and the unzoned queue asked in one round trip, for all builds that
+//! are asked for at the moment.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use zookeeper_client::{Client, Error, MultiReadResult, SessionState};
 
+use super::batches::Batches;
 use super::places::{self, Found, Places};
 use crate::registry::LookupError;
 use crate::registry::build::{Build, BuildId};
@@ -18,6 +20,10 @@ const UNZONED: &str = "/zuul/executor/unzoned";
 
 /// Look-ups under way at once.
 const LOOKUPS: usize = 1024;
+
+/// Nodes asked for in one multi-read, and builds: what a server reads in well under a millisecond.
+const NODES: usize = 1024;
+const BUILDS: usize = 64;
 
 /// How long the end of a session is waited for.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -32,8 +38,12 @@ pub(crate) struct Lookup {
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
     pub(super) places: Arc<Places>,
+    batches: Arc<Batches<BuildId, Located>>,
     permits: Arc<Semaphore>,
 }
+
+/// A build with the path of its request, if there is one.
+type Located = Result<(String, Option<Build>), LookupError>;
 
 impl Lookup {
     pub(super) fn new() -> Self {
@@ -43,6 +53,7 @@ impl Lookup {
             zones: watch::Sender::new(Arc::from([])),
             multi_read: AtomicBool::new(true),
             places: Arc::default(),
+            batches: Arc::default(),
             permits: Arc::new(Semaphore::new(LOOKUPS)),
         }
     }
@@ -112,58 +123,79 @@ impl Lookup {
         let (this, wanted) = (Arc::clone(self), build.clone());
         let look_up = || async move {
             let _permit = permit;
-            this.find(&client, &wanted).await
+            this.find(wanted).await
         };
         self.places.share(build, look_up).await
     }
 
-    async fn find(self: &Arc<Self>, client: &Client, build: &BuildId) -> Found {
-        let (path, found) = self.search(client, build).await?;
-        if matches!(found, Some(Build::On(_))) && self.places.is_popular(build) {
-            tokio::spawn(places::keep(Arc::clone(self), client.clone(), build.clone(), path));
+    async fn find(self: &Arc<Self>, build: BuildId) -> Found {
+        let most = (NODES / (self.zones.borrow().len() + 1)).clamp(1, BUILDS);
+        let this = Arc::clone(self);
+        let trip = move |builds| {
+            let this = Arc::clone(&this);
+            async move { this.locate(builds).await }
+        };
+        let located = self.batches.ask(build.clone(), most, trip).await;
+        let (path, found) =
+            located.unwrap_or_else(|| Err(LookupError::Away("the look-up failed".to_owned())))?;
+        if matches!(found, Some(Build::On(_)))
+            && self.places.is_popular(&build)
+            && let Some(client) = self.client()
+        {
+            tokio::spawn(places::keep(Arc::clone(self), client, build, path));
         }
         Ok(found)
     }
 
-    /// The path that is found comes with what was found there.
-    async fn search(
-        &self,
-        client: &Client,
-        build: &BuildId,
-    ) -> Result<(String, Option<Build>), LookupError> {
-        let known = self.zones.borrow().clone();
-        let mut paths: Vec<String> = known.iter().map(|zone| request_in(zone, build)).collect();
-        paths.push(format!("{UNZONED}/requests/{build}"));
-        let (zones, requests) = self.read(client, Some(ZONES), &paths).await?;
-        let found = first(paths, requests);
-        if matches!(found, Ok((_, Some(_)))) {
-            return found;
-        }
-        let fresh: Vec<String> = zones
-            .iter()
-            .filter(|zone| !known.contains(zone))
-            .map(|zone| request_in(zone, build))
-            .collect();
-        if zones.len() != known.len() || !fresh.is_empty() {
-            self.zones.send_replace(zones.into());
-        }
-        if fresh.is_empty() {
-            return found;
-        }
-        let (_, requests) = self.read(client, None, &fresh).await?;
-        match first(fresh, requests) {
-            Ok((_, None)) => found,
-            elsewhere => elsewhere,
+    /// Where each of `builds` runs, in their order.
+    async fn locate(&self, builds: Vec<BuildId>) -> Vec<Located> {
+        match self.search(&builds).await {
+            Ok(located) => located,
+            Err(away) => builds.iter().map(|_| Err(away.clone())).collect(),
         }
     }
 
-    /// Reads the children of `directory` and the data of `paths`, missing nodes as empty.
+    async fn search(&self, builds: &[BuildId]) -> Result<Vec<Located>, LookupError> {
+        let client = self.client().ok_or_else(|| LookupError::Away("no session".to_owned()))?;
+        let known = self.zones.borrow().clone();
+        let in_known = |build| {
+            let zoned = known.iter().map(move |zone| request_in(zone, build));
+            zoned.chain([format!("{UNZONED}/requests/{build}")])
+        };
+        let paths: Vec<_> = builds.iter().flat_map(in_known).collect();
+        let (zones, requests) = self.read(&client, Some(ZONES), &paths).await?;
+        let mut located = each(&paths, requests, known.len() + 1);
+
+        let fresh: Vec<_> = zones.iter().filter(|zone| !known.contains(zone)).cloned().collect();
+        if zones.len() != known.len() || !fresh.is_empty() {
+            self.zones.send_replace(zones.into());
+        }
+        let missing =
+            |(_, located): &(&BuildId, &mut Located)| !matches!(located, Ok((_, Some(_))));
+        let mut missing: Vec<_> = builds.iter().zip(&mut located).filter(missing).collect();
+        if fresh.is_empty() || missing.is_empty() {
+            return Ok(located);
+        }
+        let in_fresh = |build| fresh.iter().map(move |zone| request_in(zone, build));
+        let paths: Vec<_> = missing.iter().flat_map(|(build, _)| in_fresh(build)).collect();
+        let (_, requests) = self.read(&client, None, &paths).await?;
+        for ((_, located), elsewhere) in missing.iter_mut().zip(each(&paths, requests, fresh.len()))
+        {
+            if !matches!(elsewhere, Ok((_, None))) {
+                **located = elsewhere;
+            }
+        }
+        Ok(located)
+    }
+
+    /// Reads the children of `directory` and the data of `paths`, missing nodes as empty. A node
+    /// that cannot be read concerns nobody else.
     async fn read(
         &self,
         client: &Client,
         directory: Option<&str>,
         paths: &[String],
-    ) -> Result<(Vec<String>, Vec<Vec<u8>>), LookupError> {
+    ) -> Result<(Vec<String>, Vec<Data>), LookupError> {
         loop {
             let multi_read = self.multi_read.load(Ordering::Relaxed);
             let answer = if multi_read {
@@ -196,24 +228,36 @@ fn request_in(zone: &str, build: &BuildId) -> String {
     format!("{ZONES}/{zone}/requests/{build}")
 }
 
-/// The first build among `requests`, read from `paths`, with its path. A request that cannot be
-/// read matters only if there is no other one.
-fn first(
-    paths: Vec<String>,
-    requests: Vec<Vec<u8>>,
-) -> Result<(String, Option<Build>), LookupError> {
-    let mut fault = None;
-    for (path, request) in paths.into_iter().zip(requests) {
-        match Build::from_json(&request) {
-            Ok(Some(build)) => return Ok((path, Some(build))),
-            Ok(None) => {}
-            Err(error) => fault = fault.or(Some(error)),
-        }
-    }
-    fault.map_or(Ok((String::new(), None)), |fault| Err(LookupError::Unreadable(fault)))
+/// What `requests`, read from `paths`, say of each build; so many of them belong to each.
+fn each(paths: &[String], requests: Vec<Data>, to_each: usize) -> Vec<Located> {
+    let mut requests = requests.into_iter();
+    paths.chunks(to_each).map(|paths| first(paths, &mut requests)).collect()
 }
 
-type Answer = Result<(Vec<String>, Vec<Vec<u8>>), Error>;
+/// The first build in the next `requests`, one for each of `paths`. A request that cannot be read
+/// matters only if there is no other one.
+fn first(paths: &[String], requests: &mut impl Iterator<Item = Data>) -> Located {
+    let (mut found, mut fault) = (None, None);
+    // All of them, found or not: the next ones are others'.
+    for (path, request) in paths.iter().zip(requests) {
+        match request.map(|request| Build::from_json(&request)) {
+            Ok(Ok(Some(build))) => found = found.or_else(|| Some((path.clone(), Some(build)))),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => fault = fault.or(Some(LookupError::Unreadable(error))),
+            Err(error) => fault = fault.or(Some(LookupError::Away(error.to_string()))),
+        }
+    }
+    match (found, fault) {
+        (Some(found), _) => Ok(found),
+        (None, Some(fault)) => Err(fault),
+        (None, None) => Ok((String::new(), None)),
+    }
+}
+
+/// What was read of one node.
+type Data = Result<Vec<u8>, Error>;
+
+type Answer = Result<(Vec<String>, Vec<Data>), Error>;
 
 /// One multi-read (ZooKeeper 3.6 and later).
 async fn read_at_once(client: &Client, directory: Option<&str>, paths: &[String]) -> Answer {
@@ -229,10 +273,11 @@ async fn read_at_once(client: &Client, directory: Option<&str>, paths: &[String]
         let listing = directory.is_some() && index == 0;
         match result {
             MultiReadResult::Children { children: names } => children = names,
-            MultiReadResult::Data { data: content, .. } => data.push(content),
+            MultiReadResult::Data { data: content, .. } => data.push(Ok(content)),
             MultiReadResult::Error { err: Error::NoNode } if listing => {}
-            MultiReadResult::Error { err: Error::NoNode } => data.push(Vec::new()),
-            MultiReadResult::Error { err } => return Err(err),
+            MultiReadResult::Error { err: Error::NoNode } => data.push(Ok(Vec::new())),
+            MultiReadResult::Error { err } if listing => return Err(err),
+            MultiReadResult::Error { err } => data.push(Err(err)),
             _ => return Err(Error::Unimplemented),
         }
     }
@@ -254,8 +299,10 @@ async fn read_pipelined(client: &Client, directory: Option<&str>, paths: &[Strin
     let mut data = Vec::with_capacity(paths.len());
     for read in reads {
         data.push(match read.await {
-            Err(Error::NoNode) => Vec::new(),
-            content => content?.0,
+            Err(Error::NoNode) => Ok(Vec::new()),
+            // The whole answer is lost, and asked for again.
+            Err(error) if super::is_connection_loss(&error) => return Err(error),
+            content => content.map(|(content, _)| content),
         });
     }
     Ok((children, data))
@@ -267,18 +314,35 @@ mod tests {
 
     const WAITING: &[u8] = br#"{"worker_info": null}"#;
 
+    fn paths(count: usize) -> Vec<String> {
+        (0..count).map(|number| number.to_string()).collect()
+    }
+
+    fn data(requests: &[&[u8]]) -> Vec<Data> {
+        requests.iter().map(|request| Ok(request.to_vec())).collect()
+    }
+
     #[test]
     fn the_first_request_that_can_be_read_counts() {
-        let first = |requests: &[&[u8]]| {
-            let paths = (0..requests.len()).map(|number| number.to_string()).collect();
-            first(paths, requests.iter().map(|r| r.to_vec()).collect())
-        };
+        let first = |requests: Vec<Data>| first(&paths(requests.len()), &mut requests.into_iter());
         let nothing = || Ok((String::new(), None));
         let second = || Ok(("1".to_owned(), Some(Build::Waiting)));
-        assert_eq!(first(&[]), nothing());
-        assert_eq!(first(&[b"", b""]), nothing());
-        assert_eq!(first(&[b"", WAITING]), second());
-        assert_eq!(first(&[b"garbage", WAITING]), second(), "garbage elsewhere");
-        assert!(matches!(first(&[b"", b"garbage", b""]), Err(LookupError::Unreadable(_))));
+        assert_eq!(first(data(&[])), nothing());
+        assert_eq!(first(data(&[b"", b""])), nothing());
+        assert_eq!(first(data(&[b"", WAITING, WAITING])), second());
+        assert_eq!(first(data(&[b"garbage", WAITING])), second(), "garbage elsewhere");
+        assert!(matches!(first(data(&[b"", b"garbage"])), Err(LookupError::Unreadable(_))));
+        let denied = || vec![Err(Error::NoAuth), Ok(Vec::new())];
+        assert!(matches!(first(denied()), Err(LookupError::Away(_))));
+    }
+
+    #[test]
+    fn each_build_gets_its_own() {
+        let requests = data(&[WAITING, WAITING, b"", b"garbage", b"", WAITING, b"", b""]);
+        let located = each(&paths(8), requests, 2);
+        assert_eq!(located[0], Ok(("0".to_owned(), Some(Build::Waiting))));
+        assert!(matches!(located[1], Err(LookupError::Unreadable(_))));
+        assert_eq!(located[2], Ok(("5".to_owned(), Some(Build::Waiting))));
+        assert_eq!(located[3], Ok((String::new(), None)));
     }
 }

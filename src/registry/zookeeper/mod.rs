@@ -4,6 +4,7 @@
 //! components ([`components`]) and keeps our own entry ([`entry`]). A lost session is terminal for
 //! a client, so the task makes a new one; streams that run know nothing of it.
 
+mod batches;
 mod components;
 mod diagnosis;
 mod entry;
