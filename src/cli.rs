@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, Subcommand};
-use tracing::Level;
 
 use crate::config::{self, Config, Log};
-use crate::daemon::{self, Identities};
-use crate::log::LogFile;
-use crate::service::control::{self, Request};
+use crate::daemon::{self, Identities, Setup, Source};
+use crate::log::Logging;
+use crate::service::control::{self, RELOADED, Request};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::{Account, Unfit};
 use crate::{demo, log, tls};
@@ -21,12 +21,15 @@ use crate::{demo, log, tls};
 const EXIT_CONFIG: u8 = 78;
 
 /// Finger gateway for Zuul CI: streams the logs of running builds across zones.
+// Options may be repeated, the last one counts, and long ones be cut short, as with upstream's.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_override_self = true, infer_long_args = true)]
 struct Cli {
     /// The configuration: our TOML if it ends in .toml, else a zuul.conf [default:
     /// /etc/zuul/zuul-fingergw.toml, /etc/zuul/zuul.conf or ~/zuul.conf]
     #[arg(short = 'c', value_name = "FILE", global = true)]
+    // An empty one is none, as upstream takes it.
+    #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     config: Option<PathBuf>,
     /// Stay in the foreground; with TOML it always does
     #[arg(short = 'f')]
@@ -41,17 +44,40 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Check the configuration and its certificates, and do nothing else
+    ///
+    /// Says all that is wrong at once: each fault with its file, line, key, value and what is
+    /// allowed, and certificates that peers refuse or soon will, with the openssl command that mends
+    /// them. A configuration without a fault is "OK" on standard output and exit status 0, any other
+    /// is exit status 78. Nothing is listened on and nobody is asked. Files are read as whoever runs
+    /// the check.
     Check,
     /// Stop the gateway that runs with this configuration
+    ///
+    /// Does what SIGTERM does, by the command socket, and does not wait until the gateway has ended.
     Stop,
+    /// Have the gateway that runs with this configuration read it and its certificates again: all of
+    /// it, or nothing if there is any fault
+    Reload,
     /// Show how the gateway that runs with this configuration stands
+    ///
+    /// Tells version, process id, state, zone, listeners, ZooKeeper and each running stream: for how
+    /// long, how many bytes, which build, from where and to whom.
     Status {
         /// As JSON, for programs
         #[arg(long)]
         json: bool,
     },
     /// Show a log crossing two zones, all in this process: no ZooKeeper, no configuration
+    ///
+    /// Two gateways and an executor on loopback. The log of a made-up build goes to standard output
+    /// by way of all three; standard error tells how to ask for it from another terminal.
     Demo(demo::Options),
+}
+
+/// What the manual page tells of.
+#[cfg(test)]
+pub(crate) fn command_line() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// Runs what the command line asks for and returns the program's exit status: 0 for a clean end, 1
@@ -60,11 +86,13 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let Cli { config, foreground, debug, command } = Cli::parse();
+    let config = config.filter(|path| !path.as_os_str().is_empty());
     tls::install_provider();
     match command {
         Some(Command::Demo(options)) => demo::run(&options, debug),
         Some(Command::Check) => check(config.as_deref()),
         Some(Command::Stop) => send(config.as_deref(), Request::Stop),
+        Some(Command::Reload) => send(config.as_deref(), Request::Reload),
         Some(Command::Status { json }) => send(config.as_deref(), Request::Status { json }),
         None => serve(config.as_deref(), foreground, debug),
     }
@@ -100,6 +128,10 @@ fn check(path: Option<&Path>) -> ExitCode {
 fn send(path: Option<&Path>, request: Request) -> ExitCode {
     let Loaded { path, config } = match load(path) {
         Ok(loaded) => loaded,
+        Err(error) if request == Request::Reload => {
+            eprintln!("{error:#}\nnothing has been reloaded");
+            return ExitCode::FAILURE;
+        }
         Err(error) => return refuse(&error),
     };
     let socket = config.control.as_deref().with_context(|| {
@@ -110,6 +142,9 @@ fn send(path: Option<&Path>, request: Request) -> ExitCode {
         // Stopping is answered by closing; nothing else is.
         if reply.is_empty() != (request == Request::Stop) {
             bail!("{}: not the answer to {request}: {reply:?}", socket.display());
+        }
+        if request == Request::Reload && !reply.starts_with(RELOADED) {
+            bail!(reply.trim_end().to_owned());
         }
         Ok(reply)
     });
@@ -126,11 +161,16 @@ fn send(path: Option<&Path>, request: Request) -> ExitCode {
 }
 
 fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
-    let Usable { config, identities, account, .. } = match load(path).and_then(Loaded::usable) {
+    let Usable { path, config, identities, account } = match load(path).and_then(Loaded::usable) {
         Ok(usable) => usable,
         Err(error) => return refuse(&error),
     };
+    let source = match std::path::absolute(&path) {
+        Ok(path) => Source { path, debug },
+        Err(error) => return refuse(&anyhow!("{}: {error}", path.display())),
+    };
     let detaching = if foreground { None } else { config.pid_file.clone() };
+    let config = Config { log: config.log.debugging(debug), ..config };
     let log = if detaching.is_some() { config.log.clone().detached() } else { config.log.clone() };
     let pid_file = detaching.map(|path| PidFile::take(&path, account.as_ref())).transpose();
     let pid_file = match pid_file {
@@ -140,12 +180,13 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let mut log_file = match start_log(log, debug, account.as_ref()) {
-        Ok(log_file) => log_file,
+    let mut logging = match start_log(log, debug, account.as_ref()) {
+        Ok(logging) => logging,
         Err(error) => return refuse(&error),
     };
     let detaching = pid_file.is_some();
-    match daemon::run(config, identities, account.as_ref(), pid_file, log_file.as_mut()) {
+    let setup = Setup { source, config, identities };
+    match daemon::run(setup, account.as_ref(), pid_file, &mut logging) {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -159,22 +200,15 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
 }
 
 /// Starts logging, and tells what of a `log_config` has no effect.
-fn start_log(
-    mut log: Log,
-    debug: bool,
-    account: Option<&Account>,
-) -> anyhow::Result<Option<LogFile>> {
-    match &mut log.log_config {
-        // Upstream looks at -d only without a log_config.
-        Some(given) if debug => given.not_taken.push("-d (the file's level counts)".to_owned()),
-        None if debug => log.level = log.level.max(Level::DEBUG),
-        _ => {}
+fn start_log(mut log: Log, debug: bool, account: Option<&Account>) -> anyhow::Result<Logging> {
+    if let Some(given) = log.log_config.as_mut().filter(|_| debug) {
+        given.not_taken.push("-d (the file's level counts)".to_owned());
     }
-    let file = log::start(&log, account)?;
+    let logging = log::start(&log, account)?;
     if let Some(log_config) = log.log_config.filter(|given| !given.not_taken.is_empty()) {
         tracing::warn!("{log_config}");
     }
-    Ok(file)
+    Ok(logging)
 }
 
 /// A configuration that is good as a document.

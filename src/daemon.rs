@@ -1,26 +1,33 @@
 //! The gateway's life, from its configuration to its exit status.
 
+mod identities;
+mod reload;
+
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
-use rustls::pki_types::UnixTime;
+use anyhow::{Context, Result};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+pub(crate) use self::identities::Identities;
+pub(crate) use self::reload::Source;
+
+use self::reload::{Configured, Live, Orders, Reloader};
 use crate::admin::Admin;
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Config};
 use crate::gateway::listener::bind;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
-use crate::log::LogFile;
+use crate::log::{Logging, Volume};
 use crate::registry::component::Announcement;
-use crate::registry::zookeeper::{self, Diagnosis, Settings};
+use crate::registry::zookeeper;
 use crate::registry::{Registration, Standing};
 use crate::service::control::{self, SocketFile};
 use crate::service::descriptors;
@@ -30,7 +37,6 @@ use crate::service::privileges::Account;
 use crate::service::signals::StopSignals;
 use crate::service::status::{self, Door, Sources};
 use crate::service::systemd::Manager;
-use crate::tls::{self, Finding, Identity, Names, Use};
 
 /// `EX_SOFTWARE` of sysexits(3): a task that must not end has ended.
 const EXIT_SOFTWARE: u8 = 70;
@@ -42,42 +48,11 @@ const EXIT_IMPATIENT: u8 = 1;
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(3);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The certificates and keys of a configuration, read and found usable.
-pub(crate) struct Identities {
-    gateway: Option<Identity>,
-    zookeeper: Identity,
-}
-
-impl Identities {
-    /// Reads the files that `config` names and tries each for what it is to do.
-    ///
-    /// # Errors
-    /// Every file that cannot be used, with its fault.
-    pub(crate) fn load(config: &Config) -> Result<Self> {
-        let now = UnixTime::now();
-        let listening = config.listeners.iter().any(|listener| listener.tls.is_some());
-        let hostname = config.hostname.as_deref();
-        let purpose = if listening { Use::Listening(hostname) } else { Use::Dialing };
-        let gateway = config.tls.as_ref().map(|files| Identity::load(files, purpose, now));
-        let gateway = gateway.transpose();
-        let zookeeper = Identity::load(&config.zookeeper.tls, Use::ZooKeeper, now);
-        match (gateway, zookeeper) {
-            (Ok(gateway), Ok(zookeeper)) => Ok(Self { gateway, zookeeper }),
-            (Err(one), Err(other)) => Err(anyhow!("{one:#}\n{other:#}")),
-            (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
-        }
-    }
-}
-
-impl Identities {
-    /// What is amiss with certificates that can be used. No reason not to start, as plain listeners
-    /// and executors know nothing of them; but one to act.
-    pub(crate) fn findings(&self) -> impl Iterator<Item = &Finding> {
-        let of_gateway = self.gateway.as_ref().map_or(&[][..], Identity::findings);
-        // Both may be from the same files.
-        let of_zookeeper = self.zookeeper.findings().iter();
-        of_gateway.iter().chain(of_zookeeper.filter(|finding| !of_gateway.contains(finding)))
-    }
+/// What a gateway is started with.
+pub(crate) struct Setup {
+    pub(crate) source: Source,
+    pub(crate) config: Config,
+    pub(crate) identities: Identities,
 }
 
 /// Runs the gateway until it is told to stop, as `account` once its sockets are bound. With a
@@ -86,53 +61,48 @@ impl Identities {
 /// # Errors
 /// What keeps it from starting.
 pub(crate) fn run(
-    mut config: Config,
-    identities: Identities,
+    setup: Setup,
     account: Option<&Account>,
     mut pid_file: Option<PidFile>,
-    log_file: Option<&mut LogFile>,
+    logging: &mut Logging,
 ) -> Result<ExitCode> {
     info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
-    for finding in identities.findings() {
-        if finding.is_error() {
-            error!("{}", finding.text);
-        } else {
-            warn!("{}", finding.text);
-        }
-    }
+    let Setup { source, config, identities } = setup;
+    identities.tell();
     // Here, where a signal still ends the process: it may take as long as name servers take.
     let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
-    config.limits.connections = descriptors::budget(config.limits.connections);
 
     // All sockets before anything else is promised to anybody.
-    let mut sockets = Vec::new();
+    let mut listeners = Vec::new();
     for listener in &config.listeners {
-        sockets.push(bind(resolve(&listener.host, listener.port)?)?);
+        listeners.push(bind(resolve(&listener.host, listener.port)?)?);
     }
     let admin = match &config.admin {
         Some((host, port)) => Some(bind(resolve(host, *port)?)?),
         None => None,
     };
     // While this is the only thread there is.
-    settle(&config, account)?;
+    settle(&config, &source, account)?;
     let (control, _socket_file) = command_socket(config.control.as_deref()).unzip();
     let launch = match &mut pid_file {
         None => None,
         Some(pid_file) => {
             let launch = detach()?;
             pid_file.write(std::process::id())?;
+            // Relative paths may lead elsewhere now.
+            Identities::load(&config)?;
             Some(launch)
         }
     };
-    if let Some(log_file) = log_file {
-        log_file.begin().context("cannot start the log's thread")?;
-    }
+    logging.begin()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let status =
-        runtime.block_on(serve(config, hostname, &identities, sockets, admin, control, launch));
+    let sockets = Sockets { listeners, admin, control };
+    let volume = logging.volume();
+    let configured = Configured { config, identities };
+    let status = runtime.block_on(serve(source, configured, hostname, sockets, volume, launch));
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
     status
@@ -140,7 +110,7 @@ pub(crate) fn run(
 
 /// Becomes the configured user. What is read again later must be readable then; better to hear of
 /// it now than of streams that fail.
-fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
+fn settle(config: &Config, source: &Source, account: Option<&Account>) -> Result<()> {
     let Some(account) = account else {
         if let Some(user) = &config.user {
             info!(user, "not started as root: user is ignored");
@@ -149,7 +119,12 @@ fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
     };
     account.assume()?;
     let files = config.tls.iter().chain([&config.zookeeper.tls]);
-    Ok(account.check_readable(files.flat_map(|files| files.paths()))?)
+    account.check_readable(files.flat_map(|files| files.paths()))?;
+    // Not needed again but for a reload.
+    if let Err(unfit) = account.check_readable([&*source.path]) {
+        warn!("{unfit}: no reload until it can be");
+    }
+    Ok(())
 }
 
 /// The command socket, if one is wanted and can be had: signals do without it.
@@ -157,7 +132,7 @@ fn command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
     let path = path?;
     control::bind(path)
         .inspect_err(|error| {
-            warn!(path = %path.display(), %error, "no command socket: stop and status are not heard");
+            warn!(path = %path.display(), %error, "no command socket: stop, reload and status are not heard");
         })
         .ok()
 }
@@ -172,33 +147,40 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
     ipv6.or(addresses.first()).copied().with_context(|| format!("{host} has no address"))
 }
 
-async fn serve(
-    config: Config,
-    hostname: String,
-    identities: &Identities,
-    sockets: Vec<TcpListener>,
+/// All that is bound.
+struct Sockets {
+    listeners: Vec<TcpListener>,
     admin: Option<TcpListener>,
     control: Option<UnixListener>,
+}
+
+async fn serve(
+    source: Source,
+    configured: Configured,
+    hostname: String,
+    sockets: Sockets,
+    volume: Volume,
     launch: Option<Launch>,
 ) -> Result<ExitCode> {
+    let Sockets { listeners, admin, control } = sockets;
     let manager = Manager::from_environment();
     let mut signals = StopSignals::new().context("cannot take signals")?;
+    let (reload, mut orders) = Orders::new().context("cannot take signals")?;
     let metrics = Metrics::default();
-    let listening = Listening::of(&config, hostname.clone(), &sockets, admin.as_ref())?;
+    let config = &configured.config;
+    let listening = Listening::of(config, hostname, &listeners, admin.as_ref())?;
     info!("{}", listening.text);
 
-    let mut listeners = Vec::new();
-    for (listener, socket) in config.listeners.iter().zip(sockets) {
-        let identity = listener.tls.zip(identities.gateway.as_ref());
-        let acceptor = identity.map(|(client, identity)| tls::acceptor(identity, client));
-        listeners.push((socket, acceptor.transpose()?));
-    }
-    let connector = identities
-        .gateway
-        .as_ref()
-        .map(|identity| tls::connector(identity, config.names))
-        .transpose()?;
-    let settings = zookeeper_settings(&config, identities, &metrics)?;
+    let mut live = Live::of(&configured, &[])?;
+    live.settings.limits.connections = descriptors::budget(config.limits.connections);
+    configured.identities.measure(&metrics);
+    let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
+    let settings = zookeeper::Settings {
+        hosts: config.zookeeper.hosts.clone(),
+        tls,
+        session_timeout: config.zookeeper.session_timeout,
+        metrics: metrics.clone(),
+    };
 
     // The entry says `initializing` until there is somebody to serve.
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
@@ -207,22 +189,22 @@ async fn serve(
         let admin = Admin::new(&metrics, state, standing, registry.clone());
         tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
-    let resolver = Resolver::new(registry, listening.announcement);
-    let mut gateway =
-        Gateway::open(listeners, resolver, connector, config.limits.clone(), metrics)?;
+    let resolver = Resolver::new(registry, listening.announcement.clone());
+    let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
 
     let told_to_stop = CancellationToken::new();
     if let Some(socket) = control {
-        let sources = Sources {
-            hostname,
-            zone: config.zone.clone(),
-            listeners: listening.doors.clone(),
-            state: registration.state(),
-            standing: registration.standing(),
-            streams: gateway.streams(),
-        };
-        control::spawn(socket, sources, told_to_stop.clone())?;
+        let sources = listening.sources(&registration, &gateway);
+        control::spawn(socket, control::Gateway { sources, stop: told_to_stop.clone(), reload })?;
     }
+    let mut reloader = Reloader {
+        source,
+        running: Arc::new(configured),
+        gateway: gateway.adjuster(),
+        zookeeper: zookeeper_tls,
+        volume,
+        metrics,
+    };
 
     if let Some(launch) = launch {
         launch.up().context("cannot let go of the terminal")?;
@@ -245,10 +227,13 @@ async fn serve(
             error!("an accept loop has ended; stopping");
             true
         }
+        // What is under way when another arm ends is dropped before it has changed anything.
+        never = reloader.serve(&mut orders, &manager) => match never {},
     };
     let cutter = gateway.cutter();
     tokio::select! {
-        () = stop(gateway, registration, &manager, config.limits.grace) => {}
+        () = stop(gateway, registration, &manager) => {}
+        never = orders.refuse() => match never {},
         signal = signals.next() => {
             warn!(signal, "second signal: ending at once");
             cutter.cut().await;
@@ -294,24 +279,18 @@ impl Listening {
         }
         Ok(Self { announcement, doors, text })
     }
-}
 
-fn zookeeper_settings(
-    config: &Config,
-    identities: &Identities,
-    metrics: &Metrics,
-) -> Result<Settings> {
-    let zookeeper = &config.zookeeper;
-    let names = if zookeeper.verify_hostnames { Names::DialedStrictly } else { Names::Any };
-    let connector = tls::connector(&identities.zookeeper, names)?;
-    Ok(Settings {
-        hosts: zookeeper.hosts.to_string(),
-        tls: tls::zookeeper(&zookeeper.tls, zookeeper.verify_hostnames)?,
-        diagnosis: Diagnosis::new(zookeeper.hosts.servers.clone(), connector),
-        session_timeout: zookeeper.session_timeout,
-        lookup_timeout: config.limits.lookup_timeout,
-        metrics: metrics.clone(),
-    })
+    /// What there is to tell of a gateway that listens so.
+    fn sources(&self, registration: &Registration, gateway: &Gateway) -> Sources {
+        Sources {
+            hostname: self.announcement.hostname.clone(),
+            zone: self.announcement.zone.clone(),
+            listeners: self.doors.clone(),
+            state: registration.state(),
+            standing: registration.standing(),
+            streams: gateway.streams(),
+        }
+    }
 }
 
 /// Tells the service manager how the registration stands, and the registry that we serve. Ends
@@ -335,13 +314,9 @@ async fn follow(listening: &str, registration: &Registration, manager: &Manager)
 
 /// Out of the registry first, so that nobody new is sent here; then no more connections; then
 /// time for those that are open.
-async fn stop(
-    gateway: Gateway,
-    mut registration: Registration,
-    manager: &Manager,
-    grace: Duration,
-) {
+async fn stop(gateway: Gateway, mut registration: Registration, manager: &Manager) {
     manager.stopping();
+    let grace = gateway.grace();
     if !registration.withdraw(WITHDRAW_PATIENCE).await {
         warn!("ZooKeeper does not answer: our entry stays until the session times out");
     }

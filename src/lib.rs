@@ -10,7 +10,7 @@
 //!                 (ZooKeeper, or in memory for the demo)
 //! ```
 //!
-//! - `cli` reads the command line, `daemon` starts and stops the gateway, told as one story.
+//! - `cli` reads the command line, `daemon` starts, reloads and stops the gateway, told as one story.
 //! - `config` makes one validated configuration of our TOML or of Zuul's `zuul.conf`.
 //! - `gateway` is the line above, one module for each step.
 //! - `registry` answers the gateway's questions and keeps its own entry.
@@ -19,11 +19,15 @@
 //! - `service` is about being a good daemon: signals, service manager, command socket, user.
 //! - `demo` is a whole small system on loopback.
 //! - `log` says what the levels mean.
+//! - `fuzzing` is what the fuzz targets call, `manual` writes the manual pages; neither is in the
+//!   program.
 //!
 //! Live state travels by `watch` channels; no lock is held across an await. The pure parts (query,
 //! route, component and build documents, configuration) know no socket, clock or ZooKeeper.
 
 pub mod cli;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 mod admin;
 mod config;
@@ -31,6 +35,8 @@ mod daemon;
 mod demo;
 mod gateway;
 mod log;
+#[cfg(test)]
+mod manual;
 mod registry;
 mod service;
 mod tls;

@@ -1,7 +1,7 @@
 //! What is counted and timed. Labels have few values, all of them there from the start, so that a
 //! rate is right from the first event on.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,6 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::gateway::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
+use crate::tls::Failure;
 
 /// One label with one of a few values.
 type Label = [(&'static str, &'static str); 1];
@@ -34,6 +35,10 @@ pub(crate) struct Metrics {
     streamed: Counter,
     streams: Gauge,
     zookeeper_sessions: Counter,
+    reloads: Counters,
+    last_reload_ok: Gauge,
+    last_good_reload: Gauge,
+    not_after: Family<Label, Gauge>,
 }
 
 /// Which side of a relay.
@@ -41,14 +46,6 @@ pub(crate) struct Metrics {
 pub(crate) enum Side {
     Client,
     Upstream,
-}
-
-/// How a TLS handshake went.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Handshake {
-    Ok,
-    Failed,
-    Timeout,
 }
 
 /// Where a stream came from.
@@ -77,6 +74,23 @@ impl Route {
             Self::Direct => "direct",
             Self::Zone => "zone",
             Self::Fallback => "fallback",
+        }
+    }
+}
+
+/// For whom a certificate of ours is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Role {
+    /// Clients and other gateways.
+    Gateway,
+    ZooKeeper,
+}
+
+impl Role {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::ZooKeeper => "zookeeper",
         }
     }
 }
@@ -116,7 +130,15 @@ impl Default for Metrics {
             streamed: Counter::default(),
             streams: Gauge::default(),
             zookeeper_sessions: Counter::default(),
+            reloads: Family::default(),
+            last_reload_ok: Gauge::default(),
+            last_good_reload: Gauge::default(),
+            not_after: Family::default(),
         };
+        for result in ["ok", "failed"] {
+            drop(metrics.reloads.get_or_create(&[("result", result)]));
+        }
+        metrics.configured(true);
         for listener in ["plain", "tls"] {
             drop(metrics.accepted.get_or_create(&[("listener", listener)]));
             drop(metrics.active.get_or_create(&[("listener", listener)]));
@@ -125,7 +147,8 @@ impl Default for Metrics {
             drop(metrics.rejected.get_or_create(&[("reason", reason)]));
         }
         for side in ["client", "upstream"] {
-            for result in ["ok", "failed", "timeout"] {
+            let failures = Failure::ALL.iter().map(|failure| failure.label());
+            for result in failures.chain(["ok"]) {
                 drop(metrics.handshakes.get_or_create(&[("side", side), ("result", result)]));
             }
         }
@@ -157,6 +180,10 @@ impl Metrics {
             streamed,
             streams,
             zookeeper_sessions,
+            reloads,
+            last_reload_ok,
+            last_good_reload,
+            not_after,
         } = self.clone();
         let registry = registry.sub_registry_with_prefix("zuul_fingergw");
         registry.register("connections_accepted", "Connections accepted", accepted);
@@ -182,6 +209,24 @@ impl Metrics {
         registry.register_with_unit("streamed", "Log sent to clients", Unit::Bytes, streamed);
         registry.register("streams_active", "Streams under way", streams);
         registry.register("zookeeper_sessions", "Sessions with ZooKeeper", zookeeper_sessions);
+        registry.register("config_reloads", "Times the configuration was read again", reloads);
+        registry.register(
+            "config_last_reload_successful",
+            "Whether the configuration was good when last read",
+            last_reload_ok,
+        );
+        registry.register_with_unit(
+            "config_last_reload_success_timestamp",
+            "When the configuration was last read and good",
+            seconds(),
+            last_good_reload,
+        );
+        registry.register_with_unit(
+            "certificate_not_after_timestamp",
+            "Until when our certificates are good",
+            seconds(),
+            not_after,
+        );
     }
 
     /// Counts a connection for as long as the guard lives.
@@ -205,16 +250,13 @@ impl Metrics {
         self.rejected.get_or_create(&[("reason", reason)]).inc();
     }
 
-    pub(crate) fn handshake(&self, side: Side, result: Handshake) {
+    /// Counts a TLS handshake.
+    pub(crate) fn handshake(&self, side: Side, result: Result<(), Failure>) {
         let side = match side {
             Side::Client => "client",
             Side::Upstream => "upstream",
         };
-        let result = match result {
-            Handshake::Ok => "ok",
-            Handshake::Failed => "failed",
-            Handshake::Timeout => "timeout",
-        };
+        let result = result.map_or_else(Failure::label, |()| "ok");
         self.handshakes.get_or_create(&[("side", side), ("result", result)]).inc();
     }
 
@@ -244,6 +286,37 @@ impl Metrics {
     /// Counts bytes of logs sent to clients.
     pub(crate) fn sent(&self, bytes: u64) {
         self.streamed.inc_by(bytes);
+    }
+
+    /// Counts a reload.
+    pub(crate) fn reloaded(&self, good: bool) {
+        let result = if good { "ok" } else { "failed" };
+        self.reloads.get_or_create(&[("result", result)]).inc();
+        self.configured(good);
+    }
+
+    /// Notes that the configuration was read just now: at the start it was good.
+    fn configured(&self, good: bool) {
+        self.last_reload_ok.set(good.into());
+        if good {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let seconds = now.unwrap_or_default().as_secs();
+            self.last_good_reload.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Tells until when our certificate for `role` is good, in seconds since the epoch; nothing if
+    /// there is none.
+    pub(crate) fn certificate(&self, role: Role, not_after: Option<i64>) {
+        let label = [("role", role.as_str())];
+        match not_after {
+            Some(time) => {
+                self.not_after.get_or_create(&label).set(time);
+            }
+            None => {
+                self.not_after.remove(&label);
+            }
+        }
     }
 
     /// Counts a session with ZooKeeper.

@@ -48,7 +48,7 @@ impl Faults {
         Err(Self(faults))
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn list(&self) -> &[Fault] {
         &self.0
     }

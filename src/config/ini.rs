@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use super::fault::shown;
+
 /// A parsed file. Values are raw: `%(...)s` is looked at only when a value is asked for, as Python
 /// does, so that a stray `%` harms nobody else.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,11 @@ const DEFAULT: &str = "DEFAULT";
 /// `ConfigParser`'s `MAX_INTERPOLATION_DEPTH`.
 const DEPTH_MAX: usize = 10;
 
+/// What one value may come to, in bytes and in references followed: ten levels of references can
+/// make more of a small file than any memory holds. Python tries.
+const FILLED_MAX: usize = 1024 * 1024;
+const REFERENCES_MAX: usize = 10_000;
+
 impl Ini {
     /// Parses `text`. Every section has the options `defaults` as well, from the environment.
     ///
@@ -73,10 +80,10 @@ impl Ini {
         let Some(options) = self.sections.get(section) else { return Ok(None) };
         let raw = |name: &str| options.get(name).or_else(|| self.defaults.get(name));
         let Some(Raw { line, value }) = raw(option) else { return Ok(None) };
-        let mut text = String::new();
-        interpolate(value, &|name| raw(name).map(|raw| raw.value.as_str()), 1, &mut text)
+        let mut filled = Filled::default();
+        interpolate(value, &|name| raw(name).map(|raw| raw.value.as_str()), 1, &mut filled)
             .map_err(|problem| IniError { line: *line, problem })?;
-        Ok(Some(Value { line: *line, text }))
+        Ok(Some(Value { line: *line, text: filled.text }))
     }
 
     /// The value of `option` in `section` as written.
@@ -199,38 +206,49 @@ fn header(text: &str) -> Option<&str> {
     (end > 0).then(|| &inner[..end])
 }
 
+/// A value whose references are being filled in.
+#[derive(Default)]
+struct Filled {
+    text: String,
+    references: usize,
+}
+
 /// Fills in references in `value`: `BasicInterpolation` of `Lib/configparser.py`.
 fn interpolate<'a>(
     value: &'a str,
     option: &dyn Fn(&str) -> Option<&'a str>,
     depth: usize,
-    text: &mut String,
+    filled: &mut Filled,
 ) -> Result<(), String> {
     if depth > DEPTH_MAX {
         return Err("its references go deeper than 10".to_owned());
     }
     let mut rest = value;
     while let Some(percent) = rest.find('%') {
-        text.push_str(&rest[..percent]);
+        filled.text.push_str(&rest[..percent]);
         rest = &rest[percent + 1..];
         if let Some(after) = rest.strip_prefix('%') {
-            text.push('%');
+            filled.text.push('%');
             rest = after;
         } else if let Some((name, after)) = reference(rest) {
             let name = name.to_lowercase();
             let value = option(&name)
-                .ok_or_else(|| format!("no option {name} to put in for %({name})s"))?;
+                .ok_or_else(|| format!("no option to put in for %({})s", shown(&name)))?;
             if value.contains('%') {
-                interpolate(value, option, depth + 1, text)?;
+                interpolate(value, option, depth + 1, filled)?;
             } else {
-                text.push_str(value);
+                filled.text.push_str(value);
+            }
+            filled.references += 1;
+            if filled.references > REFERENCES_MAX || filled.text.len() > FILLED_MAX {
+                return Err("its references make too much of it".to_owned());
             }
             rest = after;
         } else {
             return Err("a % must be %% or %(option)s".to_owned());
         }
     }
-    text.push_str(rest);
+    filled.text.push_str(rest);
     Ok(())
 }
 
@@ -306,5 +324,28 @@ mod tests {
         for option in ["bad", "worse", "loop", "half"] {
             assert!(get(text, option).is_err(), "{option}");
         }
+    }
+
+    /// Eight levels of thirty references each, to something and to nothing.
+    #[test]
+    fn references_have_bounds() {
+        for base in ["", &"x".repeat(1000)] {
+            let mut text = format!("[s]\na0 = {base}\n");
+            for level in 1..=8 {
+                let references = format!("%(a{})s", level - 1).repeat(30);
+                text.push_str(&format!("a{level} = {references}\n"));
+            }
+            assert_eq!(get(&text, "a1"), Ok(Some(base.repeat(30))));
+            assert_eq!(get(&text, "a8"), Err("its references make too much of it".to_owned()));
+        }
+    }
+
+    /// A fault names an option; what is not text of one line is made so.
+    #[test]
+    fn a_fault_can_be_shown() {
+        let text = format!("[s]\na = %(x\u{1b}[31m{})s", "y".repeat(10_000));
+        let fault = get(&text, "a").unwrap_err();
+        assert!(fault.starts_with("no option to put in for %(x\\u{1b}[31myyy"), "{fault}");
+        assert!(fault.len() < 200, "{fault}");
     }
 }

@@ -3,7 +3,10 @@
 //! The only place that knows keys and defaults. Whatever is wrong with a file is reported together,
 //! each [`fault::Fault`] with file, line, key, value and what is allowed.
 
+mod change;
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hostname;
 mod ini;
 mod log_config;
@@ -18,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use self::change::Change;
 pub(crate) use self::hostname::fully_qualified as own_hostname;
 
 use crate::tls::{ClientCertificate, Files, Names};
@@ -178,6 +182,20 @@ pub(crate) enum LogOutput {
 }
 
 impl Log {
+    /// With `-d`, which counts only without a log_config, as with upstream.
+    pub(crate) fn debugging(self, debug: bool) -> Self {
+        match self.log_config {
+            None if debug => Self { level: self.level.max(tracing::Level::DEBUG), ..self },
+            _ => self,
+        }
+    }
+
+    /// What of its log_config has no effect, if that is not what `before` tells.
+    pub(crate) fn news(&self, before: &Self) -> Option<&LogConfig> {
+        let given = self.log_config.as_ref().filter(|given| !given.not_taken.is_empty());
+        given.filter(|given| before.log_config.as_ref() != Some(given))
+    }
+
     /// For a process that has left its terminal: what would have gone there goes to a file.
     pub(crate) fn detached(self) -> Self {
         let output = match self.output {
@@ -209,13 +227,14 @@ const DEFAULT_PORT: u16 = 79;
 /// Where a configuration is looked for when none is named, the first that exists.
 const PLACES: [&str; 2] = ["/etc/zuul/zuul-fingergw.toml", "/etc/zuul/zuul.conf"];
 
-/// The configuration file to read: `named`, or the first of the usual places.
+/// The configuration file to read: `named`, where `~` is a home even if no shell has looked at it, or
+/// the first of the usual places.
 ///
 /// # Errors
 /// There is none.
 pub(crate) fn locate(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(named) = named {
-        return Ok(named.to_owned());
+        return Ok(zuul_conf::expand_user(named));
     }
     let home = std::env::home_dir().map(|home| home.join("zuul.conf"));
     let mut places = PLACES.iter().map(PathBuf::from).chain(home);

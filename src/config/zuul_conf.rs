@@ -36,7 +36,7 @@ pub(super) fn read(
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, Faults> {
-    let mut reader = Reader { file, ini: Ini::default(), faults: Vec::new() };
+    let mut reader = Reader::new(file);
     match Ini::parse(text, environment) {
         Ok(ini) => reader.ini = ini,
         Err(errors) => {
@@ -53,6 +53,21 @@ struct Reader<'t> {
     file: &'t str,
     ini: Ini,
     faults: Vec<Fault>,
+    /// What there is to read.
+    #[cfg(test)]
+    asked: std::collections::BTreeSet<(&'static str, &'static str)>,
+}
+
+impl<'t> Reader<'t> {
+    fn new(file: &'t str) -> Self {
+        Self {
+            file,
+            ini: Ini::default(),
+            faults: Vec::new(),
+            #[cfg(test)]
+            asked: std::collections::BTreeSet::new(),
+        }
+    }
 }
 
 impl Reader<'_> {
@@ -83,7 +98,7 @@ impl Reader<'_> {
             admin: self.admin(),
             // Upstream takes an empty one for none.
             user: self.string(FINGERGW, "user").filter(|user| !user.is_empty()),
-            pid_file: self.path("pidfile", PID_FILE).map(|path| expand_user(&path, home)),
+            pid_file: self.path("pidfile", PID_FILE).map(|path| expand_user(&path)),
             control: self.path("command_socket", COMMAND_SOCKET),
             limits: Limits::default(),
             log: self.log(),
@@ -102,7 +117,7 @@ impl Reader<'_> {
         let Some(Value { line, text }) = self.value(FINGERGW, "log_config") else {
             return default;
         };
-        let path = expand_user(Path::new(&text), home);
+        let path = expand_user(Path::new(&text));
         match log_config::load(&path.to_string_lossy()) {
             Ok(log) => return log,
             Err(Unusable::Content(faults)) => self.faults.extend(faults),
@@ -139,6 +154,8 @@ impl Reader<'_> {
     }
 
     fn value(&mut self, section: &'static str, option: &'static str) -> Option<Value> {
+        #[cfg(test)]
+        self.asked.insert((section, option));
         match self.ini.get(section, option) {
             Ok(value) => value,
             Err(error) => {
@@ -240,7 +257,11 @@ fn port(text: &str) -> Read<u16> {
 }
 
 /// Python's `os.path.expanduser`: a leading `~` or `~user` becomes that user's home, if it is known.
-fn expand_user(path: &Path, home: impl Fn(&OsStr) -> Option<PathBuf>) -> PathBuf {
+pub(super) fn expand_user(path: &Path) -> PathBuf {
+    expand(path, home)
+}
+
+fn expand(path: &Path, home: impl Fn(&OsStr) -> Option<PathBuf>) -> PathBuf {
     let mut parts = path.components();
     let user = parts.next().map(|first| first.as_os_str().as_bytes());
     match user.and_then(|first| first.strip_prefix(b"~")).and_then(|u| home(OsStr::from_bytes(u))) {
@@ -324,6 +345,26 @@ mod tests {
         assert_eq!(config.control, Some(PathBuf::from("~/s")), "upstream expands nothing here");
     }
 
+    /// The manual page has the options that are read, and no others.
+    #[test]
+    fn the_page_has_every_option() {
+        let (_, page) =
+            include_str!("../../docs/zuul-fingergw.8").split_once(".Sh ZUUL.CONF").unwrap();
+        let (page, _) = page.split_once("\n.Sh ").unwrap();
+        let (mut told, mut section) = (Vec::new(), "");
+        for line in page.lines() {
+            if let Some(name) = line.strip_prefix(".Ss ") {
+                section = name.trim_matches(['[', ']']);
+            } else if let Some(options) = line.strip_prefix(".It Ic ") {
+                told.extend(options.split(" , ").map(|option| (section, option)));
+            }
+        }
+        told.sort_unstable();
+        let mut reader = Reader::new("zuul.conf");
+        reader.config();
+        assert_eq!(told, reader.asked.into_iter().collect::<Vec<_>>());
+    }
+
     #[test]
     fn a_certificate_for_dialing_only() {
         let files = "tls_cert = /c\ntls_key = /k\ntls_ca = /a\ntls_client_only = Yes";
@@ -347,7 +388,7 @@ mod tests {
             ("~", "/root"),
         ];
         for (path, expanded) in cases {
-            assert_eq!(expand_user(Path::new(path), home), Path::new(expanded), "{path}");
+            assert_eq!(expand(Path::new(path), home), Path::new(expanded), "{path}");
         }
     }
 

@@ -28,9 +28,9 @@ use self::certificates::Authority;
 use self::job::Job;
 use crate::admin::metrics::Metrics;
 use crate::config::{Limits, Log, LogOutput};
-use crate::gateway::Gateway;
 use crate::gateway::listener::bind;
 use crate::gateway::resolver::Resolver;
+use crate::gateway::{Gateway, Settings};
 use crate::log;
 use crate::registry::build::{Build, BuildId, Executor};
 use crate::registry::component::Announcement;
@@ -206,25 +206,22 @@ impl Zone {
         registry: &Arc<Embedded>,
     ) -> Result<Self> {
         let address = sockets.first().context("a gateway has a socket")?.local_addr()?;
+        let acceptor = use_ssl.then(|| tls::acceptor(identity, ClientCertificate::Required));
+        let settings = Settings {
+            acceptors: vec![acceptor.transpose()?; sockets.len()],
+            connector: Some(tls::connector(identity, Names::DialedStrictly)?),
+            limits: Limits::default(),
+        };
         let announcement = Announcement {
             hostname: hostname.to_owned(),
             public_port: Some(address.port()),
             zone: Some(zone.to_owned()),
             use_ssl,
         };
-        let mut listeners = Vec::new();
-        for socket in sockets {
-            let acceptor = use_ssl
-                .then(|| tls::acceptor(identity, ClientCertificate::Required))
-                .transpose()?;
-            listeners.push((socket, acceptor));
-        }
         let registration = registry.register(announcement.clone());
         registration.running();
         let resolver = Resolver::new(Registry::Embedded(Arc::clone(registry)), announcement);
-        let connector = Some(tls::connector(identity, Names::DialedStrictly)?);
-        let gateway =
-            Gateway::open(listeners, resolver, connector, Limits::default(), Metrics::default())?;
+        let gateway = Gateway::open(sockets, resolver, settings, Metrics::default())?;
         Ok(Self { address, gateway, registration })
     }
 }

@@ -21,7 +21,7 @@ use crate::registry::build::BuildId;
 const PLACES: usize = 16;
 
 /// All builds that are being asked for at other gateways.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Asking(Arc<Mutex<Builds>>);
 
 type Builds = HashMap<BuildId, Arc<Semaphore>>;

@@ -1,5 +1,6 @@
 //! One TCP connection, plain or TLS, with the two ways it can end.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,10 +8,13 @@ use std::time::Duration;
 
 use rustix::ioctl::{Getter, Opcode, ioctl};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsStream;
+
+use super::buffer::{Lent, Piece};
+use super::read_ahead::ReadAhead;
 
 /// How long a client is given to close after we have. Closing with its bytes unread would send a
 /// reset, which may overtake the end of the log.
@@ -31,40 +35,89 @@ const PROBES: u32 = 6;
 /// A connection to a client or to the next hop.
 pub(crate) enum Connection {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-/// Sets what every connection needs: no delay for lines that trickle, and probes that find a peer
-/// that vanished while nothing was sent, the first after `keepalive` of silence.
-///
-/// # Errors
-/// The kernel refuses an option, as it does for a connection that has failed meanwhile.
-pub(crate) fn prepare(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let probes =
-        TcpKeepalive::new().with_time(keepalive).with_interval(PROBE_INTERVAL).with_retries(PROBES);
-    SockRef::from(stream).set_tcp_keepalive(&probes)
+    Tls(Box<TlsStream<ReadAhead>>),
 }
 
 impl Connection {
     fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Tls(stream) => stream.get_ref().0.socket(),
         }
     }
 
-    fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 
-    /// Reads the next bytes of a log. A TLS peer that closes without close_notify, as Python's
-    /// does, has ended like any other.
-    pub(crate) async fn read_log(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.read(buffer).await {
-            Err(error) if self.is_tls() && error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
-            read => read,
+    /// Has the kernel send probes that find a peer that vanished while nothing was sent, the first
+    /// after `keepalive` of silence.
+    ///
+    /// # Errors
+    /// The kernel refuses an option, as it does for a connection that has failed meanwhile.
+    pub(crate) fn probe(&self, keepalive: Duration) -> io::Result<()> {
+        let probes = TcpKeepalive::new()
+            .with_time(keepalive)
+            .with_interval(PROBE_INTERVAL)
+            .with_retries(PROBES);
+        SockRef::from(self.tcp()).set_tcp_keepalive(&probes)
+    }
+
+    /// Reads the next bytes of a log, at most `room`; none at its end. A TLS peer that closes
+    /// without close_notify, as Python's does, has ended like any other. Holds no buffer while it
+    /// waits.
+    ///
+    /// From TLS it takes all that is there, record by record. A fault that it meets behind some
+    /// bytes is kept in `failure` for the next call.
+    pub(crate) async fn read_log(
+        &mut self,
+        room: usize,
+        failure: &mut Option<io::Error>,
+    ) -> io::Result<Piece> {
+        if let Some(failure) = failure.take() {
+            return Err(failure);
         }
+        let is_tls = self.is_tls();
+        poll_fn(|cx| {
+            let mut lent = Lent::take();
+            let room = room.min(lent.len());
+            let mut buffer = ReadBuf::new(&mut lent[..room]);
+            let length = loop {
+                let before = buffer.filled().len();
+                let read = Pin::new(&mut *self).poll_read(cx, &mut buffer);
+                let length = buffer.filled().len();
+                match read {
+                    Poll::Ready(Ok(())) if is_tls && length > before && length < room => {}
+                    Poll::Ready(Ok(())) => break length,
+                    Poll::Pending if length > 0 => break length,
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(error)) => {
+                        let ended = is_tls && error.kind() == io::ErrorKind::UnexpectedEof;
+                        if !ended && length == 0 {
+                            return Poll::Ready(Err(error));
+                        }
+                        if !ended {
+                            *failure = Some(error);
+                        }
+                        break length;
+                    }
+                }
+            };
+            Poll::Ready(Ok(Piece::new(lent, length)))
+        })
+        .await
+    }
+
+    /// Reads and throws away, without a buffer while it waits. Returns how many bytes, 0 at the
+    /// end.
+    async fn discard(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| {
+            let mut unwanted = [0; 1024];
+            let mut buffer = ReadBuf::new(&mut unwanted);
+            let read = Pin::new(&mut *self).poll_read(cx, &mut buffer);
+            read.map_ok(|()| buffer.filled().len())
+        })
+        .await
     }
 
     /// Waits until the peer is gone, throwing away what it sends meanwhile.
@@ -74,9 +127,8 @@ impl Connection {
     /// half-closes TLS. Can be dropped and called again at any time; `discarded` counts over all
     /// calls.
     pub(crate) async fn departed(&mut self, discarded: &mut usize) -> Option<io::Error> {
-        let mut unwanted = [0; 1024];
         while *discarded < UNWANTED_MAX {
-            match self.read(&mut unwanted).await {
+            match self.discard().await {
                 Ok(0) if self.is_tls() => return None,
                 Ok(0) => break,
                 Ok(count) => *discarded += count,
@@ -103,8 +155,7 @@ impl Connection {
         if !matches!(timeout(patience, self.shutdown()).await, Ok(Ok(()))) {
             return;
         }
-        let mut unwanted = [0; 1024];
-        let gone = async { while matches!(self.read(&mut unwanted).await, Ok(1..)) {} };
+        let gone = async { while matches!(self.discard().await, Ok(1..)) {} };
         // Not gone in time: closed all the same.
         let _ = timeout(LINGER, gone).await;
     }
@@ -118,8 +169,8 @@ impl Connection {
         let stream = match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => match *stream {
-                TlsStream::Client(stream) => stream.into_inner().0,
-                TlsStream::Server(stream) => stream.into_inner().0,
+                TlsStream::Client(stream) => stream.into_inner().0.into_socket(),
+                TlsStream::Server(stream) => stream.into_inner().0.into_socket(),
             },
         };
         // A failure, here and below, means that the connection is gone already.

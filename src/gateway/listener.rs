@@ -6,13 +6,14 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -21,7 +22,6 @@ use super::connection::Connection;
 use super::finger::{Fault, Reply};
 use super::{Context, session};
 use crate::admin::metrics::Rejection;
-use crate::tls::Acceptor;
 
 /// Connections the kernel keeps for us between two looks; it cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -68,6 +68,8 @@ fn open(address: SocketAddr) -> io::Result<StdListener> {
     }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // For the lines that trickle; each accepted socket takes it over.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -75,26 +77,42 @@ fn open(address: SocketAddr) -> io::Result<StdListener> {
 
 /// Bounds on the connections of all listeners together.
 pub(crate) struct Bounds {
-    connections: Arc<Semaphore>,
+    /// Those that are open. Counted and not held as permits: the limit may change.
+    connections: Arc<AtomicUsize>,
     refusals: Arc<Semaphore>,
 }
 
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { connections: Arc::default(), refusals: Arc::new(Semaphore::new(REFUSALS)) }
+    }
+}
+
 impl Bounds {
-    /// At most `connections` at once.
-    pub(crate) fn new(connections: usize) -> Self {
-        Self {
-            connections: Arc::new(Semaphore::new(connections)),
-            refusals: Arc::new(Semaphore::new(REFUSALS)),
-        }
+    /// A place for one more connection, if fewer than `limit` are open.
+    fn place(&self, limit: usize) -> Option<Place> {
+        let more = |open: usize| (open < limit).then_some(open + 1);
+        let taken = self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Place(Arc::clone(&self.connections)))
+    }
+}
+
+/// A place among the connections; free again when dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// One accept loop.
 pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
-    /// Speaks TLS, if set.
-    pub(crate) acceptor: Option<Acceptor>,
-    pub(crate) cx: Arc<Context>,
+    /// Which of the gateway's listeners this is.
+    pub(crate) index: usize,
+    /// For the next session.
+    pub(crate) cx: watch::Receiver<Arc<Context>>,
     pub(crate) bounds: Arc<Bounds>,
     /// Holds every session and refusal.
     pub(crate) sessions: TaskTracker,
@@ -122,7 +140,7 @@ impl Listener {
                 }
                 Err(error) if is_the_peers(&error) => debug!(%error, "a connection failed early"),
                 Err(error) => {
-                    self.cx.metrics.rejected(Rejection::Accept);
+                    self.cx.borrow().metrics.rejected(Rejection::Accept);
                     last_failure.take_if(over);
                     if last_failure.replace(Instant::now()).is_some() {
                         debug!(%error, "still cannot accept connections");
@@ -141,11 +159,11 @@ impl Listener {
     /// Starts the session, or refuses it where that would be one too many. What is spawned holds
     /// no part of the socket, which is to close with the loop, however long streams run.
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
-        let cx = Arc::clone(&self.cx);
-        if let Ok(permit) = Arc::clone(&self.bounds.connections).try_acquire_owned() {
-            let acceptor = self.acceptor.clone();
+        let cx = Arc::clone(&self.cx.borrow());
+        let acceptor = cx.acceptors.get(self.index).cloned().flatten();
+        if let Some(place) = self.bounds.place(cx.limits.connections) {
             let open = cx.metrics.connection(acceptor.is_some());
-            self.spawn(permit, async move {
+            self.spawn(place, async move {
                 let _open = open;
                 let outcome = session::run(stream, peer, acceptor.as_ref(), &cx).await;
                 cx.metrics.ended(&outcome);
@@ -156,7 +174,7 @@ impl Listener {
         cx.metrics.rejected(Rejection::Limit);
         // A refusal on TLS would need a handshake first: the costly part of what is too much.
         let refusal = Arc::clone(&self.bounds.refusals).try_acquire_owned();
-        if let (Ok(permit), None) = (refusal, &self.acceptor) {
+        if let (Ok(permit), None) = (refusal, acceptor) {
             self.spawn(permit, async move {
                 let reply = Reply::Error(Fault::TooManyConnections);
                 session::refuse(Connection::Plain(stream), reply, &cx).await;
@@ -164,10 +182,10 @@ impl Listener {
         }
     }
 
-    /// Runs `work` with `permit`, which comes back when it is done, whatever happens.
-    fn spawn(&self, permit: OwnedSemaphorePermit, work: impl Future<Output = ()> + Send + 'static) {
+    /// Runs `work` with `place`, which is free again when it is done, whatever happens.
+    fn spawn(&self, place: impl Send + 'static, work: impl Future<Output = ()> + Send + 'static) {
         self.sessions.spawn(async move {
-            let _permit = permit;
+            let _place = place;
             work.await;
         });
     }

@@ -3,10 +3,15 @@
 //! copies; [`streams`] lists what runs.
 
 mod asking;
+mod buffer;
 pub(crate) mod connection;
+mod dial;
+mod familiar;
 pub(crate) mod finger;
 pub(crate) mod listener;
 pub(crate) mod outcome;
+mod pipe;
+pub(crate) mod read_ahead;
 pub(crate) mod relay;
 pub(crate) mod resolver;
 pub(crate) mod session;
@@ -19,12 +24,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::asking::Asking;
+use self::dial::Dialer;
+use self::familiar::Familiar;
 use self::listener::{Bounds, Listener};
 use self::resolver::Resolver;
 use self::streams::Streams;
@@ -32,13 +40,27 @@ use crate::admin::metrics::Metrics;
 use crate::config::Limits;
 use crate::tls::Acceptor;
 
-/// What every session shares.
-pub(crate) struct Context {
-    pub(crate) resolver: Resolver,
+/// What of a gateway can change while it runs.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    /// Shakes hands, one for each listener; `None` where that speaks no TLS.
+    pub(crate) acceptors: Vec<Option<Acceptor>>,
     /// Dials TLS gateways; `None` without TLS files.
     pub(crate) connector: Option<TlsConnector>,
     pub(crate) limits: Limits,
+}
+
+/// What every session shares, and the settings of the moment it began: one consistent set, taken
+/// once. A change makes another context, for those that come then.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) resolver: Arc<Resolver>,
+    acceptors: Vec<Option<Acceptor>>,
+    pub(crate) connector: Option<TlsConnector>,
+    pub(crate) limits: Limits,
     asking: Asking,
+    dialer: Arc<Dialer>,
+    familiar: Arc<Familiar>,
     pub(crate) metrics: Metrics,
     streams: Streams,
     /// Cancelled when the grace period is over: what still runs is cut.
@@ -47,11 +69,31 @@ pub(crate) struct Context {
 
 /// A gateway that takes connections.
 pub(crate) struct Gateway {
+    cx: watch::Sender<Arc<Context>>,
     cut: CancellationToken,
     stop: CancellationToken,
     streams: Streams,
     sessions: TaskTracker,
     loops: JoinSet<()>,
+}
+
+/// Changes the settings of a running gateway.
+pub(crate) struct Adjuster(watch::Sender<Arc<Context>>);
+
+impl Adjuster {
+    /// The settings that connections get now.
+    pub(crate) fn settings(&self) -> Settings {
+        let Context { acceptors, connector, limits, .. } = Context::clone(&self.0.borrow());
+        Settings { acceptors, connector, limits }
+    }
+
+    /// Gives connections these settings from the next one on.
+    pub(crate) fn adjust(&self, settings: Settings) {
+        let Settings { acceptors, connector, limits } = settings;
+        self.0.send_modify(|cx| {
+            *cx = Arc::new(Context { acceptors, connector, limits, ..Context::clone(cx) });
+        });
+    }
 }
 
 /// How the streams that ran at the end of a gateway ended.
@@ -82,41 +124,49 @@ impl Cutter {
 }
 
 impl Gateway {
-    /// Takes connections from `listeners`, each bound and with its TLS side.
+    /// Takes connections from `sockets`, which are bound, as `settings` say.
     ///
     /// # Errors
     /// A listener cannot be handed to the runtime.
     pub(crate) fn open(
-        listeners: Vec<(StdListener, Option<Acceptor>)>,
+        sockets: Vec<StdListener>,
         resolver: Resolver,
-        connector: Option<TlsConnector>,
-        limits: Limits,
+        settings: Settings,
         metrics: Metrics,
     ) -> Result<Self> {
+        let Settings { acceptors, connector, limits } = settings;
         let streams = Streams::default();
-        let bounds = Arc::new(Bounds::new(limits.connections));
+        let bounds = Arc::new(Bounds::default());
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
-        let cx = Arc::new(Context {
-            resolver,
+        let cx = watch::Sender::new(Arc::new(Context {
+            resolver: Arc::new(resolver),
+            acceptors,
             connector,
             limits,
             asking: Asking::default(),
+            dialer: Arc::default(),
+            familiar: Arc::default(),
             metrics,
             streams: streams.clone(),
             cut: cut.clone(),
-        });
+        }));
         let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());
-        for (socket, acceptor) in listeners {
+        for (index, socket) in sockets.into_iter().enumerate() {
             let listener = Listener {
                 socket: TcpListener::from_std(socket)?,
-                acceptor,
-                cx: Arc::clone(&cx),
+                index,
+                cx: cx.subscribe(),
                 bounds: Arc::clone(&bounds),
                 sessions: sessions.clone(),
             };
             loops.spawn(listener.serve(stop.clone()));
         }
-        Ok(Self { cut, stop, streams, sessions, loops })
+        Ok(Self { cx, cut, stop, streams, sessions, loops })
+    }
+
+    /// What changes the settings of this gateway.
+    pub(crate) fn adjuster(&self) -> Adjuster {
+        Adjuster(self.cx.clone())
     }
 
     /// Waits until an accept loop has ended by itself, which only a fault of this program can
@@ -138,6 +188,11 @@ impl Gateway {
     /// What cuts the streams of this gateway before their time.
     pub(crate) fn cutter(&self) -> Cutter {
         Cutter { cut: self.cut.clone(), sessions: self.sessions.clone() }
+    }
+
+    /// How long running streams have when the gateway is told to stop.
+    pub(crate) fn grace(&self) -> Duration {
+        self.cx.borrow().limits.grace
     }
 
     /// Stops accepting, gives the open connections `grace` to end, and cuts the rest.

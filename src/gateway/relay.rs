@@ -1,22 +1,36 @@
 //! Copies a log from the next hop to the client.
 //!
+//! A log that trickles is read into a buffer and written; one that pours from one plain connection
+//! to another goes through a pipe in the kernel. A stream that waits holds neither.
+//!
 //! Bytes go one way only. The client's end of input is never passed on: an executor takes it for
 //! the client's leaving and cuts the stream (`zuul/lib/log_streamer.py`). A build may be silent
 //! for hours, so the one wait without a deadline is the one for the next byte of a log that has
 //! begun; keepalive probes find peers that vanished meanwhile.
 
 use std::fmt;
+use std::future::{poll_fn, ready};
 use std::io;
+use std::pin::Pin;
+use std::task::Poll;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::consume_budget;
 use tokio::time::timeout;
 
 use super::Context;
+use super::buffer::Piece;
 use super::connection::Connection;
 use super::streams::Listed;
+use super::{buffer, pipe};
 
-/// Read from the next hop at once, in bytes.
-const BUFFER: usize = 16 * 1024;
+/// A read of this many bytes, between plain connections, shows a log that pours.
+const POURS: usize = 16 * 1024;
+
+/// The rest of a piece that is copied rather than keep its whole buffer from others while a client
+/// takes its time.
+const SMALL: usize = 16 * 1024;
 
 /// How a relay went.
 pub(crate) struct Relayed {
@@ -37,7 +51,7 @@ pub(crate) enum End {
     UpstreamSilent,
     /// The client closed (TLS), reset, or vanished.
     ClientLeft(Option<io::Error>),
-    /// The client did not take one buffer within the write deadline.
+    /// The client took nothing within the write deadline.
     ClientStalled,
     /// This gateway stops and the grace period is over.
     Stopped,
@@ -73,50 +87,181 @@ pub(crate) async fn run(
     first_byte: impl FnOnce(),
     listed: &Listed,
 ) -> Relayed {
-    let Context { limits, cut, metrics, .. } = cx;
-    let mut buffer = vec![0; BUFFER];
-    let (mut bytes, mut discarded) = (0, 0);
-    let mut first_byte = Some(first_byte);
-    let end = loop {
-        let patience = (bytes == 0).then_some(limits.first_byte_timeout);
-        let read = tokio::select! {
-            biased;
-            () = cut.cancelled() => break End::Stopped,
-            read = within(patience, upstream.read_log(&mut buffer)) => read,
-            reason = client.departed(&mut discarded) => break End::ClientLeft(reason),
-        };
-        let count = match read {
-            None => break End::UpstreamSilent,
-            Some(Err(error)) => break End::UpstreamFailed(error),
-            Some(Ok(0)) if bytes == 0 => break End::UpstreamSilent,
-            Some(Ok(0)) => break End::Finished,
-            Some(Ok(count)) => count,
-        };
-        if let Some(first_byte) = first_byte.take() {
-            first_byte();
-        }
-        let write = timeout(limits.write_timeout, write(client, &buffer[..count]));
-        tokio::select! {
-            biased;
-            written = write => match written {
-                Err(_) => break End::ClientStalled,
-                Ok(Err(error)) => break End::ClientLeft(Some(error)),
-                Ok(Ok(())) => {
-                    bytes += count as u64;
-                    metrics.sent(count as u64);
-                    listed.add(count as u64);
-                }
-            },
-            () = cut.cancelled() => break End::Stopped,
-        }
+    let mut relay =
+        Relay { cx, listed, bytes: 0, discarded: 0, failure: None, pours: false, probed: false };
+    let end = tokio::select! {
+        biased;
+        () = cx.cut.cancelled() => End::Stopped,
+        end = relay.copy(upstream, client, first_byte) => end,
     };
-    Relayed { bytes, end }
+    Relayed { bytes: relay.bytes, end }
 }
 
-/// Writes and flushes: TLS would keep the bytes otherwise.
-async fn write(client: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
-    client.write_all(bytes).await?;
-    client.flush().await
+/// A relay under way.
+struct Relay<'a> {
+    cx: &'a Context,
+    listed: &'a Listed,
+    bytes: u64,
+    /// Bytes of the client's that nobody wants.
+    discarded: usize,
+    /// What the last read met behind the bytes that it returned.
+    failure: Option<io::Error>,
+    /// The log pours: the next bytes go through a pipe at once.
+    pours: bool,
+    /// Both sides are probed while they are silent.
+    probed: bool,
+}
+
+impl Relay<'_> {
+    async fn copy(
+        &mut self,
+        upstream: &mut Connection,
+        client: &mut Connection,
+        first_byte: impl FnOnce(),
+    ) -> End {
+        let mut first_byte = Some(first_byte);
+        loop {
+            if let (Connection::Plain(from), true) = (&*upstream, self.pours) {
+                tokio::select! {
+                    biased;
+                    // An error is met by the next read.
+                    _ = from.readable() => {}
+                    reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
+                }
+                if let Some(end) = self.pour(upstream, client).await {
+                    return end;
+                }
+            }
+            let plain = !upstream.is_tls() && !client.is_tls();
+            let room = if plain { POURS } else { buffer::LENGTH };
+            let patience = (self.bytes == 0).then_some(self.cx.limits.first_byte_timeout);
+            let read = tokio::select! {
+                biased;
+                read = within(patience, upstream.read_log(room, &mut self.failure)) => read,
+                reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
+                // Neither has anything to say. Up to the first byte there is a deadline, and most
+                // logs that have ended already never come here.
+                () = ready(()), if self.bytes > 0 && !self.probed => {
+                    self.probed = true;
+                    if let Err(error) = upstream.probe(self.cx.limits.keepalive) {
+                        return End::UpstreamFailed(error);
+                    }
+                    if let Err(error) = client.probe(self.cx.limits.keepalive) {
+                        return End::ClientLeft(Some(error));
+                    }
+                    continue;
+                }
+            };
+            let piece = match read {
+                None => return End::UpstreamSilent,
+                Some(Err(error)) => return End::UpstreamFailed(error),
+                Some(Ok(piece)) if piece.is_empty() && self.bytes == 0 => {
+                    return End::UpstreamSilent;
+                }
+                Some(Ok(piece)) if piece.is_empty() => return End::Finished,
+                Some(Ok(piece)) => piece,
+            };
+            if let Some(first_byte) = first_byte.take() {
+                first_byte();
+            }
+            self.pours = plain && piece.len() == room;
+            if let Err(end) = self.hand_on(client, piece).await {
+                return end;
+            }
+            if self.pours
+                && let Some(end) = self.pour(upstream, client).await
+            {
+                return end;
+            }
+        }
+    }
+
+    /// Writes `piece`, on TLS with all that is to be written for it.
+    async fn hand_on(&mut self, client: &mut Connection, piece: Piece) -> Result<(), End> {
+        let now = poll_fn(|cx| match Pin::new(&mut *client).poll_write(cx, &piece) {
+            Poll::Pending => Poll::Ready(Ok(0)),
+            written => written,
+        });
+        let taken = now.await.map_err(|error| End::ClientLeft(Some(error)))?;
+        self.count(taken);
+        let left = piece.len() - taken;
+        if left == 0 {
+        } else if left <= SMALL {
+            let rest = piece[taken..].to_vec();
+            drop(piece);
+            self.write(client, &rest).await?;
+        } else {
+            self.write(client, &piece[taken..]).await?;
+        }
+        self.in_time(client.flush()).await
+    }
+
+    async fn write(&mut self, client: &mut Connection, mut bytes: &[u8]) -> Result<(), End> {
+        while !bytes.is_empty() {
+            let taken = self.in_time(client.write(bytes)).await?;
+            if taken == 0 {
+                return Err(End::ClientLeft(Some(io::ErrorKind::WriteZero.into())));
+            }
+            self.count(taken);
+            bytes = &bytes[taken..];
+        }
+        Ok(())
+    }
+
+    /// Moves what pours from one plain connection to the other through a pipe, if there is one to
+    /// be had, until there is no more for now (`None`) or at all.
+    async fn pour(&mut self, upstream: &Connection, client: &Connection) -> Option<End> {
+        self.pours = false;
+        let (Connection::Plain(from), Connection::Plain(to)) = (upstream, client) else {
+            return None;
+        };
+        let mut pipe = pipe::Lent::take()?;
+        let before = self.bytes;
+        let end = loop {
+            match pipe.fill(from) {
+                Ok(0) => break Some(End::Finished),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
+                Err(error) => break Some(End::UpstreamFailed(error)),
+            }
+            if let Err(end) = self.drain(&mut pipe, to).await {
+                break Some(end);
+            }
+            // Others want to run, too.
+            consume_budget().await;
+        };
+        self.pours = self.bytes - before >= POURS as u64;
+        end
+    }
+
+    async fn drain(&mut self, pipe: &mut pipe::Lent, to: &TcpStream) -> Result<(), End> {
+        while pipe.held() > 0 {
+            match pipe.drain(to) {
+                Ok(moved) => self.count(moved),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.in_time(to.writable()).await?;
+                }
+                Err(error) => return Err(End::ClientLeft(Some(error))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the client, up to the write deadline.
+    async fn in_time<T>(&self, step: impl Future<Output = io::Result<T>>) -> Result<T, End> {
+        match timeout(self.cx.limits.write_timeout, step).await {
+            Err(_) => Err(End::ClientStalled),
+            Ok(result) => result.map_err(|error| End::ClientLeft(Some(error))),
+        }
+    }
+
+    /// Notes bytes that the client's connection has taken.
+    fn count(&mut self, bytes: usize) {
+        let bytes = bytes as u64;
+        self.bytes += bytes;
+        self.cx.metrics.sent(bytes);
+        self.listed.add(bytes);
+    }
 }
 
 /// `future`, or `None` when `patience`, if there is any, is over.

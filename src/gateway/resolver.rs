@@ -5,6 +5,8 @@
 //! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
 //! count, and every one of them is tried before the executor is.
 
+use std::sync::Arc;
+
 use super::finger::{Fault, Reply};
 use super::upstream::Upstream;
 use crate::registry::build::{Build, BuildId, Executor};
@@ -21,6 +23,11 @@ impl Resolver {
     /// For the gateway that announces `own`.
     pub(crate) fn new(registry: Registry, own: Announcement) -> Self {
         Self { registry, own }
+    }
+
+    /// The gateways that can be dialed now, of any zone.
+    pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
+        self.registry.gateways()
     }
 
     /// The hops to try for `build`, at least one; or what the client is told instead, and why.

@@ -9,15 +9,16 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::Context;
-use super::connection::{Connection, prepare};
+use super::connection::Connection;
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::outcome::Outcome;
+use super::read_ahead::ReadAhead;
 use super::relay::{self, End, Relayed};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
-use crate::admin::metrics::{Handshake, Route, Side};
+use crate::admin::metrics::{Route, Side};
 use crate::registry::build::BuildId;
-use crate::tls::Acceptor;
+use crate::tls::{Acceptor, Failure};
 
 /// Serves one accepted connection to its end. Every wait on the peer has a deadline.
 pub(crate) async fn run(
@@ -26,12 +27,16 @@ pub(crate) async fn run(
     acceptor: Option<&Acceptor>,
     cx: &Context,
 ) -> Outcome {
-    let mut client = match greet(stream, acceptor, cx).await {
-        Ok(client) => client,
-        Err((outcome, error)) => {
-            debug!(%peer, error, "no connection");
-            return outcome;
-        }
+    let mut client = match acceptor {
+        None => Connection::Plain(stream),
+        // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
+        Some(acceptor) => match Box::pin(shake_hands(stream, peer, acceptor, cx)).await {
+            Ok(client) => client,
+            Err(error) => {
+                debug!(%peer, error, "no connection");
+                return Outcome::NoHandshake;
+            }
+        },
     };
     let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
     let (reply, reason) = match query {
@@ -56,31 +61,38 @@ pub(crate) async fn run(
     Outcome::Refused(reply)
 }
 
-/// Makes a connection of an accepted socket: options, and the TLS handshake where it is due.
-async fn greet(
+/// Shakes hands with a TLS client.
+async fn shake_hands(
     stream: TcpStream,
-    acceptor: Option<&Acceptor>,
+    peer: SocketAddr,
+    acceptor: &Acceptor,
     cx: &Context,
-) -> Result<Connection, (Outcome, String)> {
-    let gone = |error: std::io::Error| (Outcome::Probe, error.to_string());
-    prepare(&stream, cx.limits.keepalive).map_err(gone)?;
-    let Some(acceptor) = acceptor else { return Ok(Connection::Plain(stream)) };
-    let (shaken, error) = match timeout(cx.limits.handshake_timeout, acceptor.accept(stream)).await
-    {
+) -> Result<Connection, String> {
+    let accepting = acceptor.accept(ReadAhead::new(stream));
+    let shaken = timeout(cx.limits.handshake_timeout, accepting).await;
+    let (failure, error) = match shaken {
         Ok(Ok(stream)) => {
-            cx.metrics.handshake(Side::Client, Handshake::Ok);
+            cx.metrics.handshake(Side::Client, Ok(()));
+            cx.familiar.greeted(peer.ip());
             return Ok(Connection::Tls(Box::new(stream.into())));
         }
-        Ok(Err(error)) => (Handshake::Failed, format!("TLS: {error}")),
-        Err(_) => (Handshake::Timeout, "no TLS handshake in time".to_owned()),
+        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {error}")),
+        Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
-    cx.metrics.handshake(Side::Client, shaken);
-    Err((Outcome::NoHandshake, error))
+    cx.metrics.handshake(Side::Client, Err(failure));
+    // Who only connects and leaves looks whether we are there.
+    if failure != Failure::Closed {
+        cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways(), &error).await;
+    }
+    Err(error)
 }
 
 async fn resolve(build: &BuildId, cx: &Context) -> Result<Vec<Upstream>, (Reply, String)> {
     let began = Instant::now();
-    let resolved = cx.resolver.resolve(build).await;
+    let resolved = timeout(cx.limits.lookup_timeout, cx.resolver.resolve(build)).await;
+    let resolved = resolved.unwrap_or_else(|_| {
+        Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
+    });
     cx.metrics.looked_up(began.elapsed());
     resolved
 }
@@ -150,14 +162,27 @@ async fn relay_from(
     let place = cx.asking.place(build, hop, cx.limits.connect_timeout).await;
     let place = place.ok_or(DialError::Circle)?;
     let dialed = Instant::now();
-    let mut upstream = hop.ask(build, cx).await?;
+    let mut upstream = Box::pin(hop.ask(build, cx)).await?;
     cx.metrics.connected(route, dialed.elapsed());
     let _active = cx.metrics.stream();
     let first_byte = || {
         drop(place);
         cx.metrics.first_byte(listed.age());
     };
-    Ok(relay::run(&mut upstream, client, cx, first_byte, listed).await)
+    let relayed = relay::run(&mut upstream, client, cx, first_byte, listed).await;
+    if let Upstream::Gateway(gateway) = hop {
+        match &relayed {
+            Relayed { bytes: 1.., .. } => cx.familiar.dialed(gateway),
+            Relayed { end: End::UpstreamFailed(error), .. } => {
+                if let Some(failure) = Failure::late(error) {
+                    cx.metrics.handshake(Side::Upstream, Err(failure));
+                    cx.familiar.dialing_failed(gateway, error);
+                }
+            }
+            Relayed { .. } => {}
+        }
+    }
+    Ok(relayed)
 }
 
 /// Sends the one line that stands for a log, and closes.
@@ -167,5 +192,20 @@ pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
     if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line.as_bytes())).await
     {
         client.finish(cx.limits.request_timeout).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What bounds the number of quiet streams is what each of their tasks holds.
+    #[test]
+    fn a_session_is_small() {
+        fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(run);
+        assert!(bytes <= 2048, "{bytes} bytes: box what a quiet stream does not need");
     }
 }

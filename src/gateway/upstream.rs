@@ -2,19 +2,18 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, lookup_host};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::Context;
-use super::connection::{Connection, prepare};
-use crate::admin::metrics::{Handshake, Side};
+use super::connection::Connection;
+use super::read_ahead::ReadAhead;
+use crate::admin::metrics::Side;
 use crate::registry::build::{BuildId, Executor};
 use crate::registry::component::Gateway;
+use crate::tls::Failure;
 
 /// Somebody who may have the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,9 +38,6 @@ impl fmt::Display for Upstream {
         }
     }
 }
-
-/// How long one address of a next hop has before another is tried beside it.
-const STAGGER: Duration = Duration::from_millis(250);
 
 /// Why the next hop could not be asked.
 #[derive(Debug)]
@@ -81,66 +77,49 @@ impl Upstream {
 
     /// Connects and asks for `build`, all within the connect deadline.
     pub(crate) async fn ask(&self, build: &BuildId, cx: &Context) -> Result<Connection, DialError> {
+        let deadline = Instant::now() + cx.limits.connect_timeout;
+        let mut connection = self.dial(deadline, cx).await?;
+        let request = format!("{build}\n");
         let asked = async {
-            let mut connection = self.dial(cx).await?;
-            let request = format!("{build}\n");
-            connection.write_all(request.as_bytes()).await.map_err(DialError::Tcp)?;
-            connection.flush().await.map_err(DialError::Tcp)?;
-            Ok(connection)
+            connection.write_all(request.as_bytes()).await?;
+            connection.flush().await
         };
-        timeout(cx.limits.connect_timeout, asked).await.unwrap_or(Err(DialError::TimedOut))
+        in_time(deadline, asked).await?.map_err(DialError::Tcp)?;
+        Ok(connection)
     }
 
-    async fn dial(&self, cx: &Context) -> Result<Connection, DialError> {
+    async fn dial(&self, deadline: Instant, cx: &Context) -> Result<Connection, DialError> {
         let (host, port) = self.address();
-        let connector = match self {
-            Self::Gateway(Gateway { tls: true, .. }) => {
-                Some(cx.connector.as_ref().ok_or(DialError::NoCertificate)?)
+        let secure = match self {
+            Self::Gateway(gateway @ Gateway { tls: true, .. }) => {
+                Some((gateway, cx.connector.as_ref().ok_or(DialError::NoCertificate)?))
             }
             _ => None,
         };
-        let stream = connect(host, port).await.map_err(DialError::Tcp)?;
-        prepare(&stream, cx.limits.keepalive).map_err(DialError::Tcp)?;
-        let Some(connector) = connector else { return Ok(Connection::Plain(stream)) };
-        let name = server_name(host)?;
-        let shaken = connector.connect(name, stream).await;
-        let result = if shaken.is_ok() { Handshake::Ok } else { Handshake::Failed };
-        cx.metrics.handshake(Side::Upstream, result);
-        let stream = shaken.map_err(DialError::Tls)?;
-        Ok(Connection::Tls(Box::new(stream.into())))
+        let stream =
+            in_time(deadline, cx.dialer.connect(host, port)).await?.map_err(DialError::Tcp)?;
+        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
+        // The request follows the handshake's last message at once; a plain one has nothing to wait
+        // for anyway.
+        stream.set_nodelay(true).map_err(DialError::Tcp)?;
+        let shaken =
+            in_time(deadline, connector.connect(server_name(host)?, ReadAhead::new(stream))).await;
+        let (failure, error) = match shaken {
+            Ok(Ok(stream)) => {
+                cx.metrics.handshake(Side::Upstream, Ok(()));
+                return Ok(Connection::Tls(Box::new(stream.into())));
+            }
+            Ok(Err(error)) => (Failure::of(&error), DialError::Tls(error)),
+            Err(late) => (Failure::Timeout, late),
+        };
+        cx.metrics.handshake(Side::Upstream, Err(failure));
+        cx.familiar.dialing_failed(gateway, &error);
+        Err(error)
     }
 }
 
-/// Connects to the first address of `host` that answers.
-///
-/// Addresses are tried in the resolver's order, each [`STAGGER`] behind the one before or as soon
-/// as that has failed, so that one that swallows packets does not hide the others (RFC 8305,
-/// section 5).
-async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut addresses = lookup_host((host, port)).await?.collect::<Vec<_>>().into_iter();
-    let mut attempts = JoinSet::new();
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    loop {
-        match addresses.next() {
-            Some(address) => {
-                attempts.spawn(TcpStream::connect(address));
-            }
-            None if attempts.is_empty() => return Err(failure),
-            None => {}
-        }
-        let attempt = if addresses.len() > 0 {
-            timeout(STAGGER, attempts.join_next()).await
-        } else {
-            Ok(attempts.join_next().await)
-        };
-        match attempt {
-            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
-            Ok(Some(Ok(Err(error)))) => failure = error,
-            Ok(Some(Err(panic))) => failure = io::Error::other(panic),
-            // Time for the next address.
-            Ok(None) | Err(_) => {}
-        }
-    }
+async fn in_time<T>(deadline: Instant, step: impl Future<Output = T>) -> Result<T, DialError> {
+    timeout_at(deadline, step).await.map_err(|_| DialError::TimedOut)
 }
 
 /// The name for SNI and for the certificate: without the dot of a fully qualified name, which is

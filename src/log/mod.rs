@@ -14,12 +14,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use tracing::Level;
+use tracing_log::AsLog;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
 
-pub(crate) use self::file::LogFile;
+use self::file::LogFile;
 use self::zuul_line::ZuulLine;
 use crate::config::{Log, LogFormat, LogOutput};
 use crate::service::privileges::Account;
@@ -27,37 +29,76 @@ use crate::service::privileges::Account;
 /// What people can do about a log file that cannot be opened.
 const MEND: &str = "make its directory, or let the user this program runs as write there";
 
+/// The log as it was started; to be kept to the end.
+pub(crate) struct Logging {
+    file: Option<LogFile>,
+    volume: Volume,
+}
+
+impl Logging {
+    /// Starts what writes. Call after the last fork and after the last change of user.
+    ///
+    /// # Errors
+    /// The kernel gives no thread.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        self.file.as_mut().map_or(Ok(()), LogFile::begin).context("cannot start the log's thread")
+    }
+
+    /// What changes how much is logged.
+    pub(crate) fn volume(&self) -> Volume {
+        self.volume.clone()
+    }
+}
+
+/// How much is logged. Lines that are not wanted cost as little as without it: each place in the
+/// code remembers whether its line is, until that changes.
+#[derive(Clone)]
+pub(crate) struct Volume(Handle<Targets, tracing_subscriber::Registry>);
+
+impl Volume {
+    /// Logs what is of `level` or more urgent, from now on.
+    pub(crate) fn set(&self, level: Level) {
+        // Fails only where nothing is logged any more.
+        let _ = self.0.reload(targets(level));
+        // Libraries that speak through the log crate look there.
+        tracing_log::log::set_max_level(LevelFilter::current().as_log());
+    }
+}
+
+/// Libraries speak for themselves only when somebody looks into a fault: what operators need to
+/// know of them, this program says, and a stranger can make the TLS library warn.
+fn targets(level: Level) -> Targets {
+    let libraries = if level >= Level::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
+    Targets::new().with_default(libraries).with_target("zuul_fingergw", level)
+}
+
 /// Sends log lines where `log` says, from now on. Call once. A log file that is made belongs to
-/// `account`, who may have to make it again. What it returns is to be begun after the last fork, and
-/// kept to the end.
+/// `account`, who may have to make it again.
 ///
 /// # Errors
 /// The log file cannot be opened.
-pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Option<LogFile>> {
+pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
     let Log { level, format, output, log_config: _ } = log;
     let level = *level;
-    let mut log_file = None;
+    let mut file = None;
     let writer = match output {
         LogOutput::Stdout => BoxMakeWriter::new(std::io::stdout),
         LogOutput::Stderr => BoxMakeWriter::new(std::io::stderr),
         LogOutput::File(path) => {
             let (lines, opened) = file::open(path, account).with_context(|| unusable(path))?;
-            log_file = Some(opened);
+            file = Some(opened);
             BoxMakeWriter::new(lines)
         }
     };
-    // Libraries speak for themselves only when somebody looks into a fault: what operators need
-    // to know of them, this program says, and a stranger can make the TLS library warn.
-    let libraries = if level >= Level::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
-    let targets = Targets::new().with_default(libraries).with_target("zuul_fingergw", level);
-    let lines = tracing_subscriber::registry().with(targets);
+    let (filter, handle) = reload::Layer::new(targets(level));
+    let lines = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     match format {
         LogFormat::Text => lines.with(layer.with_ansi(false)).init(),
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
         LogFormat::Zuul => lines.with(layer.with_ansi(false).event_format(ZuulLine::new())).init(),
     }
-    Ok(log_file)
+    Ok(Logging { file, volume: Volume(handle) })
 }
 
 /// Whether [`start`] would succeed.

@@ -30,7 +30,7 @@ pub(crate) enum Registry {
 }
 
 /// Why the registry has no answer.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LookupError {
     /// ZooKeeper does not answer, or not in time: what it was instead.
     Away(String),
@@ -39,7 +39,7 @@ pub(crate) enum LookupError {
 }
 
 impl Registry {
-    /// Where `build` runs; `None` if no queue knows it. Answers within the look-up deadline.
+    /// Where `build` runs; `None` if no queue knows it. The caller sets the deadline.
     pub(crate) async fn find_build(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
         match self {
             Self::ZooKeeper(lookup) => lookup.find_build(build).await,

@@ -1,5 +1,5 @@
 //! The command socket: upstream's (`zuul/lib/commandsocket.py`), whose one command is `stop`, with
-//! a command that answers.
+//! commands that answer.
 //!
 //! A connection carries one request, `name[ json-array]` and a newline. Only the owner of the
 //! process and root may connect. Still everything a connection can take is bounded.
@@ -18,7 +18,7 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -31,8 +31,11 @@ const REQUEST_MAX: u64 = 1024;
 /// Connections at once. More wait in the kernel, as all but one do with upstream's.
 const CONNECTIONS: usize = 8;
 
-/// For a connection, from its first byte to its last.
+/// For a request, and for its answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// For a reload, which may wait for another one and for slow disks. It goes on all the same.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a client waits for an answer: longer than any that comes.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
@@ -45,14 +48,20 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) enum Request {
     /// As SIGTERM does. No answer.
     Stop,
+    /// As SIGHUP does. The answer begins with [`RELOADED`] if it was done.
+    Reload,
     /// How things stand.
     Status { json: bool },
 }
+
+/// How the answer to a reload begins that was done.
+pub(crate) const RELOADED: &str = "reloaded ";
 
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Stop => "stop",
+            Self::Reload => "reload",
             Self::Status { json: false } => "status",
             Self::Status { json: true } => "status [\"json\"]",
         })
@@ -61,7 +70,7 @@ impl fmt::Display for Request {
 
 impl Request {
     /// Reads a line. What is wrong with it is said in one line.
-    fn parse(line: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(line: &[u8]) -> Result<Self, String> {
         let Some(line) = line.strip_suffix(b"\n") else {
             return Err(format!("a request is one line of at most {REQUEST_MAX} bytes"));
         };
@@ -73,10 +82,14 @@ impl Request {
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         match (name, arguments.as_slice()) {
             ("stop", []) => Ok(Self::Stop),
+            ("reload", []) => Ok(Self::Reload),
             ("status", []) => Ok(Self::Status { json: false }),
             ("status", ["json"]) => Ok(Self::Status { json: true }),
-            ("stop" | "status", _) => Err(format!("{name}: arguments it does not know")),
-            _ => Err("unknown command; known are stop, status and status [\"json\"]".to_owned()),
+            ("stop" | "reload" | "status", _) => Err(format!("{name}: arguments it does not know")),
+            _ => {
+                Err("unknown command; known are stop, reload, status and status [\"json\"]"
+                    .to_owned())
+            }
         }
     }
 }
@@ -125,29 +138,34 @@ pub(crate) fn bind(path: &Path) -> io::Result<(StdListener, SocketFile)> {
     Ok((listener, SocketFile { path: whole, identity: (made.dev(), made.ino()) }))
 }
 
-/// Answers requests for as long as the process runs; cancels `stop` when one asks for that.
+/// A reload that somebody asks for: who is told, in lines, how it went.
+pub(crate) type Reload = oneshot::Sender<String>;
+
+/// What can be asked of the gateway.
+pub(crate) struct Gateway {
+    pub(crate) sources: Sources,
+    /// Cancelled when it is told to stop.
+    pub(crate) stop: CancellationToken,
+    pub(crate) reload: mpsc::Sender<Reload>,
+}
+
+/// Answers requests for as long as the process runs.
 ///
 /// # Errors
 /// The listener cannot be handed to the runtime.
-pub(crate) fn spawn(
-    listener: StdListener,
-    sources: Sources,
-    stop: CancellationToken,
-) -> Result<()> {
+pub(crate) fn spawn(listener: StdListener, gateway: Gateway) -> Result<()> {
     let listener = UnixListener::from_std(listener).context("the command socket")?;
-    let sources = Arc::new(sources);
+    let gateway = Arc::new(gateway);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::spawn(async move {
         while let Ok(place) = Arc::clone(&places).acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let (sources, stop) = (Arc::clone(&sources), stop.clone());
+                    let gateway = Arc::clone(&gateway);
                     tokio::spawn(async move {
                         let _place = place;
-                        match timeout(PATIENCE, answer(stream, &sources, &stop)).await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(error)) => debug!(%error, "command not answered"),
-                            Err(_) => debug!("command not answered in time"),
+                        if let Err(error) = gateway.answer(stream).await {
+                            debug!(%error, "command not answered");
                         }
                     });
                 }
@@ -161,27 +179,41 @@ pub(crate) fn spawn(
     Ok(())
 }
 
-async fn answer(
-    mut stream: UnixStream,
-    sources: &Sources,
-    stop: &CancellationToken,
-) -> io::Result<()> {
-    let mut line = Vec::new();
-    BufReader::new((&mut stream).take(REQUEST_MAX)).read_until(b'\n', &mut line).await?;
-    let reply = match Request::parse(&line) {
-        Ok(Request::Stop) => {
-            info!("told to stop by the command socket");
-            stop.cancel();
-            return Ok(());
+impl Gateway {
+    async fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
+        let mut line = Vec::new();
+        let mut bytes = BufReader::new((&mut stream).take(REQUEST_MAX));
+        timeout(PATIENCE, bytes.read_until(b'\n', &mut line)).await??;
+        let reply = match Request::parse(&line) {
+            Ok(Request::Stop) => {
+                info!("told to stop by the command socket");
+                self.stop.cancel();
+                return Ok(());
+            }
+            Ok(Request::Reload) => self.reloaded().await,
+            Ok(Request::Status { json: true }) => self.sources.now().json(),
+            Ok(Request::Status { json: false }) => self.sources.now().text(),
+            Err(fault) => {
+                debug!(fault, "not a command");
+                format!("{fault}\n")
+            }
+        };
+        timeout(PATIENCE, stream.write_all(reply.as_bytes())).await?
+    }
+
+    /// Has a reload done and says how that went.
+    async fn reloaded(&self) -> String {
+        let (done, outcome) = oneshot::channel();
+        let asked = async {
+            self.reload.send(done).await.ok()?;
+            outcome.await.ok()
+        };
+        match timeout(RELOAD_PATIENCE, asked).await {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => "not reloaded: the gateway is stopping\n".to_owned(),
+            Err(_) => format!("not reloaded within {RELOAD_PATIENCE:?}; its log will tell more\n"),
         }
-        Ok(Request::Status { json: true }) => sources.now().json(),
-        Ok(Request::Status { json: false }) => sources.now().text(),
-        Err(fault) => {
-            debug!(fault, "not a command");
-            format!("{fault}\n")
-        }
-    };
-    stream.write_all(reply.as_bytes()).await
+    }
 }
 
 /// Sends `request` to the gateway that listens at `path`, and returns what it answers.
@@ -216,10 +248,11 @@ mod tests {
 
     #[test]
     fn requests() {
-        let good: [(&[u8], _); 6] = [
+        let good: [(&[u8], _); 7] = [
             (b"stop\n", Request::Stop),
             (b"stop\r\n", Request::Stop),
             (b"stop []\n", Request::Stop),
+            (b"reload\n", Request::Reload),
             (b"status\n", Request::Status { json: false }),
             (b"status [\"json\"]\n", Request::Status { json: true }),
             (b" status  [ \"json\" ] \n", Request::Status { json: true }),
@@ -227,7 +260,7 @@ mod tests {
         for (line, request) in good {
             assert_eq!(Request::parse(line), Ok(request), "{}", line.escape_ascii());
         }
-        let bad: [&[u8]; 11] = [
+        let bad: [&[u8]; 12] = [
             b"",
             b"\n",
             b"stop",
@@ -237,6 +270,7 @@ mod tests {
             b"stop [1]\n",
             b"stop [\"x\"]\n",
             b"stop x\n",
+            b"reload [\"x\"]\n",
             b"status {}\n",
             b"\xff\n",
         ];
@@ -247,9 +281,8 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_understood() {
-        for request in
-            [Request::Stop, Request::Status { json: false }, Request::Status { json: true }]
-        {
+        let statuses = [false, true].map(|json| Request::Status { json });
+        for request in statuses.into_iter().chain([Request::Stop, Request::Reload]) {
             assert_eq!(Request::parse(format!("{request}\n").as_bytes()), Ok(request));
         }
     }

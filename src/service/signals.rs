@@ -1,4 +1,4 @@
-//! The signals that stop the gateway.
+//! The signals that stop the gateway, and the one that makes it read its files again.
 
 use std::io;
 
@@ -25,5 +25,20 @@ impl StopSignals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+/// SIGHUP.
+pub(crate) struct ReloadSignal(Signal);
+
+impl ReloadSignal {
+    /// Takes the signal over from its default action, for good. Needs a runtime.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup())?))
+    }
+
+    /// Waits for the next one; those that come meanwhile are one.
+    pub(crate) async fn next(&mut self) {
+        self.0.recv().await;
     }
 }

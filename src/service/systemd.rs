@@ -7,6 +7,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sd_notify::NotifyState;
 use tracing::{debug, warn};
@@ -15,35 +16,62 @@ use tracing::{debug, warn};
 ///
 /// Its socket is opened once, at the start: what is to be told when no descriptor is left is what
 /// an operator needs most.
-pub(crate) struct Manager(Option<(UnixDatagram, SocketAddr)>);
+pub(crate) struct Manager {
+    socket: Option<(UnixDatagram, SocketAddr)>,
+    /// It has been told that we are.
+    ready: AtomicBool,
+}
 
 impl Manager {
     /// The one that `NOTIFY_SOCKET` names.
     pub(crate) fn from_environment() -> Self {
-        let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Self(None) };
-        let manager = open(name.as_bytes())
-            .inspect_err(|error| warn!(%error, "service manager (NOTIFY_SOCKET) cannot be told"));
-        Self(manager.ok())
+        let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| {
+            open(name.as_bytes())
+                .inspect_err(
+                    |error| warn!(%error, "service manager (NOTIFY_SOCKET) cannot be told"),
+                )
+                .ok()
+        });
+        Self { socket, ready: AtomicBool::new(false) }
     }
 
     /// One line on how things stand, as `systemctl status` shows it.
     pub(crate) fn status(&self, line: &str) {
-        self.notify(NotifyState::Status(line));
+        self.notify(&[NotifyState::Status(line)]);
     }
 
     /// Ready: listening and registered.
     pub(crate) fn ready(&self) {
-        self.notify(NotifyState::Ready);
+        self.ready.store(true, Ordering::Relaxed);
+        self.notify(&[NotifyState::Ready]);
+    }
+
+    /// The configuration is being read again, until [`Self::reloaded`]. Before we are ready that
+    /// is nobody's business, as its end would mean that we are.
+    pub(crate) fn reloading(&self) {
+        if self.ready.load(Ordering::Relaxed)
+            && let Ok(now) = NotifyState::monotonic_usec_now()
+        {
+            self.notify(&[NotifyState::Reloading, now]);
+        }
+    }
+
+    /// It has been, however that went.
+    pub(crate) fn reloaded(&self) {
+        if self.ready.load(Ordering::Relaxed) {
+            self.notify(&[NotifyState::Ready]);
+        }
     }
 
     /// On the way out.
     pub(crate) fn stopping(&self) {
-        self.notify(NotifyState::Stopping);
+        self.notify(&[NotifyState::Stopping]);
     }
 
-    fn notify(&self, state: NotifyState<'_>) {
-        let Some((socket, address)) = &self.0 else { return };
-        if let Err(error) = socket.send_to_addr(format!("{state}\n").as_bytes(), address) {
+    fn notify(&self, states: &[NotifyState<'_>]) {
+        let Some((socket, address)) = &self.socket else { return };
+        let lines: String = states.iter().map(|state| format!("{state}\n")).collect();
+        if let Err(error) = socket.send_to_addr(lines.as_bytes(), address) {
             debug!(%error, "service manager not notified");
         }
     }
@@ -68,9 +96,26 @@ mod tests {
         let name = format!("@zuul-fingergw-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name[1..]).expect("an abstract name");
         let socket = UnixDatagram::bind_addr(&address).expect("a socket");
-        Manager(open(name.as_bytes()).ok()).status("well");
-        let mut buffer = [0; 64];
-        let length = socket.recv(&mut buffer).expect("a datagram");
-        assert_eq!(&buffer[..length], b"STATUS=well\n");
+        let manager = Manager { socket: open(name.as_bytes()).ok(), ready: AtomicBool::new(false) };
+        let told = || {
+            let mut buffer = [0; 64];
+            let length = socket.recv(&mut buffer).expect("a datagram");
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        };
+        manager.status("well");
+        assert_eq!(told(), "STATUS=well\n");
+
+        // Nothing is told of a reload while we are not ready.
+        manager.reloading();
+        manager.reloaded();
+        manager.ready();
+        assert_eq!(told(), "READY=1\n");
+        manager.reloading();
+        let reloading = told();
+        let moment = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+        let moment = moment.and_then(|moment| moment.strip_suffix('\n'));
+        assert!(moment.is_some_and(|moment| moment.parse::<u64>().is_ok()), "{reloading:?}");
+        manager.reloaded();
+        assert_eq!(told(), "READY=1\n");
     }
 }

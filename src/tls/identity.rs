@@ -1,15 +1,16 @@
 //! Certificates and keys: read from PEM, checked, and refused with words that say what to mend.
 
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
-use zookeeper_client::TlsOptions;
 
 use super::lint::{self, Finding, Use, quoted};
 use super::provider;
@@ -33,12 +34,25 @@ impl Files {
     }
 }
 
+/// How often files are read that change meanwhile.
+const LOOKS: usize = 3;
+
 /// Who we are and whom we trust.
 pub(crate) struct Identity {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
     pub(super) roots: Arc<RootCertStore>,
     findings: Vec<Finding>,
+    /// What all of it was made of.
+    pub(super) pem: Pem,
+}
+
+/// Certificate, key and authorities, as text.
+#[derive(Default, PartialEq, Eq)]
+pub(super) struct Pem {
+    pub(super) cert: String,
+    pub(super) key: String,
+    pub(super) ca: String,
 }
 
 impl fmt::Debug for Identity {
@@ -57,14 +71,21 @@ impl Identity {
     pub(crate) fn load(files: &Files, purpose: Use<'_>, now: UnixTime) -> Result<Self> {
         let [cert, key, ca] =
             [&files.cert, &files.key, &files.ca].map(|path| path.to_string_lossy());
-        let chain = read(&files.cert).and_then(|text| certificates(&cert, &text));
-        let key_read = read(&files.key).and_then(|text| private_key(&key, &text));
-        let roots = read(&files.ca).and_then(|text| authorities(&ca, &text));
+        let Some([cert_pem, key_pem, ca_pem]) = together(files.paths(), read) else {
+            bail!("{cert}: this file, {key} or {ca} changes while it is read");
+        };
+        let chain = parse(&cert_pem, |text| certificates(&cert, text));
+        let key_read = parse(&key_pem, |text| private_key(&key, text));
+        let roots = parse(&ca_pem, |text| authorities(&ca, text));
 
         let found = chain.as_ref().map(|chain| lint::chain(chain, files, purpose, now));
         let found = found.unwrap_or_default();
         Self::of((&cert, chain), (&key, key_read), roots)
-            .map(|identity| Self { findings: found.clone(), ..identity })
+            .map(|identity| {
+                // All of them are there, or nothing could have been made of them.
+                let [cert, key, ca] = [cert_pem, key_pem, ca_pem].map(Result::unwrap_or_default);
+                Self { findings: found.clone(), pem: Pem { cert, key, ca }, ..identity }
+            })
             .map_err(|refusal| {
                 let mut faults: Vec<_> = found.iter().map(ToString::to_string).collect();
                 match refusal {
@@ -119,12 +140,31 @@ impl Identity {
                 )),
             }
         })?;
-        Ok(Self { chain, key, roots: Arc::new(roots), findings: Vec::new() })
+        let (findings, pem) = (Vec::new(), Pem::default());
+        Ok(Self { chain, key, roots: Arc::new(roots), findings, pem })
     }
 
     /// What is amiss with the certificate, although it can be used.
     pub(crate) fn findings(&self) -> &[Finding] {
         &self.findings
+    }
+
+    /// Until when our certificate is good, in seconds since the epoch.
+    pub(crate) fn not_after(&self) -> Option<i64> {
+        let (_, certificate) = X509Certificate::from_der(self.chain.first()?).ok()?;
+        Some(certificate.validity().not_after.timestamp())
+    }
+
+    /// Whether `other` shows the same certificate.
+    pub(crate) fn shows_what(&self, other: &Self) -> bool {
+        self.chain == other.chain
+    }
+}
+
+impl PartialEq for Identity {
+    /// Whether both were made of the same files' contents.
+    fn eq(&self, other: &Self) -> bool {
+        self.pem == other.pem
     }
 }
 
@@ -143,8 +183,40 @@ impl Refusal {
     }
 }
 
+/// What `read` makes of each file, all of them as they are at one moment; `None` if they change all
+/// the time. A renewal replaces them one by one, and a Kubernetes secret is swapped as a whole, but
+/// perhaps between two of our looks.
+fn together<T>(paths: [&Path; 3], mut read: impl FnMut(&Path) -> T) -> Option<[T; 3]> {
+    let mut before = paths.map(version);
+    for _ in 0..LOOKS {
+        let contents = paths.map(&mut read);
+        let after = paths.map(version);
+        if before == after {
+            return Some(contents);
+        }
+        before = after;
+    }
+    None
+}
+
+/// What tells one version of a file from another: which file, how long, last changed when.
+fn version(path: &Path) -> Option<[i128; 7]> {
+    let of = |file: Metadata| {
+        let changes = [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()];
+        let [modified, modified_ns, changed, changed_ns] = changes.map(i128::from);
+        let [device, inode, size] = [file.dev(), file.ino(), file.size()].map(i128::from);
+        [device, inode, size, modified, modified_ns, changed, changed_ns]
+    };
+    fs::metadata(path).ok().map(of)
+}
+
+/// What `parse` makes of a file's text.
+fn parse<T>(text: &Result<String>, parse: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+    text.as_ref().map_err(|error| anyhow!("{error:#}")).and_then(|text| parse(text))
+}
+
 fn read(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
+    let bytes = fs::read(path).map_err(|error| unreadable(path, &error))?;
     String::from_utf8(bytes).map_err(|error| binary(path, error.as_bytes()))
 }
 
@@ -220,27 +292,45 @@ fn authorities(name: &str, text: &str) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// What the ZooKeeper client needs of `files`, which [`Identity::load`] has checked.
-pub(crate) fn zookeeper(files: &Files, verify_hostnames: bool) -> Result<TlsOptions> {
-    let options = TlsOptions::new()
-        .with_pem_ca(&read(&files.ca)?)
-        .with_context(|| format!("{}: cannot be used", files.ca.display()))?
-        .with_pem_identity(&read(&files.cert)?, &read(&files.key)?)
-        .with_context(|| format!("{}: cannot be used", files.cert.display()))?;
-    Ok(if verify_hostnames { options } else { without_hostname_verification(options) })
-}
-
-#[expect(unsafe_code, reason = "the client marks the missing name check, not memory, as unsafe")]
-fn without_hostname_verification(options: TlsOptions) -> TlsOptions {
-    // SAFETY: touches no memory. The chain is still checked against the CA of the configuration;
-    // Zuul's own services check no more (kazoo's default), and the certificates that its tools
-    // make carry no names to check.
-    unsafe { options.with_no_hostname_verification() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A secret that is swapped while it is read comes out as one whole, whichever.
+    #[test]
+    fn files_that_are_swapped_while_they_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let names = ["cert", "key", "ca"];
+        for set in ["old", "new"] {
+            fs::create_dir(at(set)).unwrap();
+            for name in names {
+                fs::write(at(set).join(name), set).unwrap();
+            }
+        }
+        std::os::unix::fs::symlink("old", at("data")).unwrap();
+        let paths = names.map(|name| at("data").join(name));
+        let paths = paths.each_ref().map(PathBuf::as_path);
+        let mut reads = 0;
+        let contents = together(paths, |path| {
+            let text = fs::read_to_string(path).unwrap();
+            reads += 1;
+            if reads == 2 {
+                std::os::unix::fs::symlink("new", at("swap")).unwrap();
+                fs::rename(at("swap"), at("data")).unwrap();
+            }
+            text
+        });
+        assert_eq!(contents.unwrap(), ["new"; 3]);
+        assert_eq!(reads, 6, "the first look saw both");
+
+        let mut size = 0;
+        let restless = together(paths, |path| {
+            size += 1;
+            fs::write(path, " ".repeat(size)).unwrap();
+        });
+        assert_eq!((restless, size), (None, 3 * LOOKS));
+    }
 
     /// Tests often run as root, whom no mode keeps out.
     #[test]

@@ -3,18 +3,22 @@
 
 mod certificate;
 mod client;
+mod failure;
 mod identity;
 mod lint;
 mod server;
+mod zookeeper;
 
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub(crate) use self::client::{Names, connector};
-pub(crate) use self::identity::{Files, Identity, zookeeper};
+pub(crate) use self::failure::Failure;
+pub(crate) use self::identity::{Files, Identity};
 pub(crate) use self::lint::{Finding, Use};
 pub(crate) use self::server::{Acceptor, ClientCertificate, acceptor};
+pub(crate) use self::zookeeper::{zookeeper_certs, zookeeper_options};
 
 /// The ALPN protocol by which gateways of our own kind know each other. Upstream's take no notice
 /// of it.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::{Acceptor as HelloReader, NoServerSessionStorage, WebPkiClientVerifier};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -78,7 +78,10 @@ fn config(identity: &Identity, client: ClientCertificate) -> Result<ServerConfig
 
 impl Acceptor {
     /// Shakes hands on `stream`. The caller sets the deadline.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn accept<IO>(&self, stream: IO) -> io::Result<TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
         let start = LazyConfigAcceptor::new(HelloReader::default(), stream).await?;
         let own_kind = start
             .client_hello()

@@ -17,9 +17,9 @@ pub(crate) struct Goal {
 /// A bound. Times are of a figure in the same round; where there are several to compare with, of the
 /// one whose median is best.
 pub(crate) enum Bound {
-    TimesAtLeast(f64, Vec<Entry>),
-    TimesAtMost(f64, Vec<Entry>),
-    OwnTimesAtMost(f64, &'static str),
+    TimesOrMore(f64, Vec<Entry>),
+    TimesOrLess(f64, Vec<Entry>),
+    OwnTimesOrLess(f64, &'static str),
     Least(f64),
     Most(f64),
 }
@@ -50,7 +50,7 @@ fn goal(
 }
 
 fn bulk() -> Vec<Goal> {
-    use Bound::{TimesAtLeast, TimesAtMost};
+    use Bound::{TimesOrLess, TimesOrMore};
     let one = Scenario::Bulk { streams: 1 };
     let eight = Scenario::Bulk { streams: 8 };
     let (ours, pair) = (Entry::warm(OURS), Entry::warm(OURS_PAIR));
@@ -61,19 +61,19 @@ fn bulk() -> Vec<Goal> {
     let plain = "plain, full speed";
     let tls = "zone to zone over TLS, full speed";
     vec![
-        goal(plain, one, ours, speed, TimesAtLeast(1.5, either())),
-        goal(plain, one, ours, cost, TimesAtMost(0.65, either())),
-        goal(plain, eight, ours, speed, TimesAtLeast(1.2, two())),
-        goal(plain, eight, ours, cost, TimesAtMost(0.8, two())),
-        goal(tls, one, pair, speed, TimesAtLeast(1.2, proxies())),
-        goal(tls, one, pair, cost, TimesAtMost(0.8, proxies())),
-        goal(tls, eight, pair, speed, TimesAtLeast(1.2, proxies())),
-        goal(tls, eight, pair, cost, TimesAtMost(0.8, proxies())),
+        goal(plain, one, ours, speed, TimesOrMore(1.5, either())),
+        goal(plain, one, ours, cost, TimesOrLess(0.65, either())),
+        goal(plain, eight, ours, speed, TimesOrMore(1.2, two())),
+        goal(plain, eight, ours, cost, TimesOrLess(0.8, two())),
+        goal(tls, one, pair, speed, TimesOrMore(1.2, proxies())),
+        goal(tls, one, pair, cost, TimesOrLess(0.8, proxies())),
+        goal(tls, eight, pair, speed, TimesOrMore(1.2, proxies())),
+        goal(tls, eight, pair, cost, TimesOrLess(0.8, proxies())),
     ]
 }
 
 fn requests() -> Vec<Goal> {
-    use Bound::TimesAtLeast;
+    use Bound::TimesOrMore;
     let sixteen = Scenario::Requests { clients: 16 };
     let either = || vec![Entry::warm(HAPROXY), Entry::warm(HAPROXY_1)];
     let rate = "requests/s";
@@ -82,16 +82,16 @@ fn requests() -> Vec<Goal> {
     let tls = "short requests, zone to zone";
     let (ours, pair) = (Entry::cold(OURS), Entry::cold(OURS_PAIR));
     vec![
-        goal(plain, sixteen, ours, rate, TimesAtLeast(0.5, either())),
-        goal(plain, sixteen, Entry::warm(OURS), rate, TimesAtLeast(0.9, either())),
-        goal(plain, sixteen, ours, rate, TimesAtLeast(15.0, upstream(Kind::Upstream))),
-        goal(tls, sixteen, pair, rate, TimesAtLeast(3.0, vec![Entry::warm(HAPROXY_PAIR)])),
-        goal(tls, sixteen, pair, rate, TimesAtLeast(12.0, upstream(Kind::UpstreamPair))),
+        goal(plain, sixteen, ours, rate, TimesOrMore(0.5, either())),
+        goal(plain, sixteen, Entry::warm(OURS), rate, TimesOrMore(0.9, either())),
+        goal(plain, sixteen, ours, rate, TimesOrMore(15.0, upstream(Kind::Upstream))),
+        goal(tls, sixteen, pair, rate, TimesOrMore(3.0, vec![Entry::warm(HAPROXY_PAIR)])),
+        goal(tls, sixteen, pair, rate, TimesOrMore(12.0, upstream(Kind::UpstreamPair))),
     ]
 }
 
 fn first_byte() -> Vec<Goal> {
-    use Bound::{OwnTimesAtMost, TimesAtMost};
+    use Bound::{OwnTimesOrLess, TimesOrLess};
     let either = || vec![Entry::warm(HAPROXY), Entry::warm(HAPROXY_1)];
     let (cold, warm) = (Entry::cold(OURS), Entry::warm(OURS));
     let zones = |zones| Entry { zones, ..cold };
@@ -99,11 +99,11 @@ fn first_byte() -> Vec<Goal> {
     let what = "connect to first byte";
     let many = "the build in the last of 200 zones";
     vec![
-        goal(what, first, cold, "p50 ms", TimesAtMost(3.0, either())),
-        goal(what, first, warm, "p50 ms", TimesAtMost(1.4, either())),
-        goal(what, first, cold, "p99 ms", OwnTimesAtMost(2.0, "p50 ms")),
-        goal(what, first, warm, "p99 ms", OwnTimesAtMost(2.0, "p50 ms")),
-        goal(many, Scenario::Zones, zones(200), "p50 ms", TimesAtMost(2.0, vec![zones(1)])),
+        goal(what, first, cold, "p50 ms", TimesOrLess(3.0, either())),
+        goal(what, first, warm, "p50 ms", TimesOrLess(1.4, either())),
+        goal(what, first, cold, "p99 ms", OwnTimesOrLess(2.0, "p50 ms")),
+        goal(what, first, warm, "p99 ms", OwnTimesOrLess(2.0, "p50 ms")),
+        goal(many, Scenario::Zones, zones(200), "p50 ms", TimesOrLess(2.0, vec![zones(1)])),
     ]
 }
 
@@ -141,11 +141,11 @@ impl Goal {
         match &self.bound {
             Bound::Least(least) => verdict(figure, format!("≥ {least}"), figure.median >= *least),
             Bound::Most(most) => verdict(figure, format!("≤ {most}"), figure.median <= *most),
-            Bound::OwnTimesAtMost(times, other) => {
+            Bound::OwnTimesOrLess(times, other) => {
                 let value = ratio(&own, &of(self.entry, other))?;
                 verdict(value, format!("≤ {times} × {other}"), value.median <= *times)
             }
-            Bound::TimesAtLeast(times, others) => {
+            Bound::TimesOrMore(times, others) => {
                 let ratios = others
                     .iter()
                     .filter_map(|other| Some((other, ratio(&own, &of(*other, self.figure))?)));
@@ -154,7 +154,7 @@ impl Goal {
                     ratios.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median))?;
                 verdict(value, format!("≥ {times} × {other}"), value.median >= *times)
             }
-            Bound::TimesAtMost(times, others) => {
+            Bound::TimesOrLess(times, others) => {
                 let ratios = others
                     .iter()
                     .filter_map(|other| Some((other, ratio(&own, &of(*other, self.figure))?)));

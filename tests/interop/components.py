@@ -1,9 +1,11 @@
 """Zuul's own component registry, as every Zuul program has one running.
 
-    components.py ZUUL_CONF
+    components.py ZUUL_CONF [MODEL_API]
 
+With MODEL_API it is a program of the Zuul that has that data model, not of the installed one.
 It says the whole registry, as Zuul's objects hold it, whenever it changes:
-{"model_api": N, "minimum": N, "components": {KIND: {NODE: {ATTRIBUTE: VALUE}}}}. Commands:
+{"model_api": N, "minimum": N, "own": N, "components": {KIND: {NODE: {ATTRIBUTE: VALUE}}}}, where
+own is the program's own data model, which counts like a component's. Commands:
 
     register KIND HOSTNAME MODEL_API   a component of Zuul's own class joins
     unregister HOSTNAME                it leaves
@@ -11,6 +13,7 @@ It says the whole registry, as Zuul's objects hold it, whenever it changes:
 
 import sys
 
+import zuul.zk.components
 from zuul.zk.components import COMPONENT_REGISTRY, ComponentRegistry
 
 import lines
@@ -22,6 +25,8 @@ def attributes(component):
 
 
 def main():
+    if len(sys.argv) > 2:
+        zuul.zk.components.MODEL_API = int(sys.argv[2])
     _, client = lines.connect(sys.argv[1])
     registry = COMPONENT_REGISTRY.create(client)
     own = {}
@@ -30,6 +35,7 @@ def main():
         lines.say(
             model_api=registry.model_api,
             minimum=registry.getMinimumModelApi(),
+            own=zuul.zk.components.MODEL_API,
             components={
                 kind: {c.path.rsplit('/', 1)[1]: attributes(c) for c in components}
                 for kind, components in registry.all()})

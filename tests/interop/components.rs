@@ -1,6 +1,8 @@
 //! Our entry as Zuul's own component registry reads it, and the data model of the system, which
 //! our presence must not change.
 
+use std::path::Path;
+
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -17,22 +19,35 @@ struct Registry {
     script: Script,
     /// The lowest minimum it ever had.
     lowest: u64,
+    /// The minimum of the last view.
+    minimum: u64,
 }
 
 impl Registry {
     async fn start(system: &System) -> Self {
+        Self::start_as(system, MODEL_API).await
+    }
+
+    /// The view of a program of the Zuul with the data model `model_api`. In Zuul 14.3.0's own no
+    /// minimum is above 38.
+    async fn start_as(system: &System, model_api: u64) -> Self {
         let conf = ZuulConf::new(system, "");
-        let script = Script::start("components.py", [conf.path()]);
-        let mut registry = Self { script, lowest: u64::MAX };
+        let model_api = model_api.to_string();
+        let script = Script::start("components.py", [conf.path(), Path::new(&model_api)]);
+        let mut registry = Self { script, lowest: u64::MAX, minimum: u64::MAX };
         registry.until(|_| true).await;
         registry
     }
 
-    /// Reads view after view until one is as `wanted` says.
+    /// Reads view after view until one is as `wanted` says. In none of them is the minimum our
+    /// doing: it is what the others make it, or was as low before and is on its way up.
     async fn until(&mut self, wanted: impl Fn(&View) -> bool) -> View {
         loop {
             let view = View(self.script.next().await);
-            self.lowest = self.lowest.min(view.minimum());
+            let (minimum, others) = (view.minimum(), view.minimum_of_others());
+            let was = std::mem::replace(&mut self.minimum, minimum);
+            assert!(minimum >= others.min(was), "{minimum} after {was} by us: {:#}", view.0);
+            self.lowest = self.lowest.min(minimum);
             if wanted(&view) {
                 return view;
             }
@@ -48,6 +63,7 @@ impl Registry {
     }
 }
 
+/// What a program sees of the registry.
 struct View(Value);
 
 impl View {
@@ -55,14 +71,30 @@ impl View {
         self.0["minimum"].as_u64().expect("a number")
     }
 
-    /// Our entry; there is no other gateway in these tests.
+    /// What the minimum would be without us.
+    fn minimum_of_others(&self) -> u64 {
+        let others = self.components().filter(|entry| !is_ours(entry));
+        let models = others.map(|entry| entry["model_api"].as_u64().expect("a number"));
+        models.chain(self.0["own"].as_u64()).min().expect("at least the program's own")
+    }
+
+    fn components(&self) -> impl Iterator<Item = &Value> {
+        let kinds = self.0["components"].as_object().into_iter().flat_map(|kinds| kinds.values());
+        kinds.filter_map(Value::as_object).flat_map(|entries| entries.values())
+    }
+
     fn ours(&self) -> Option<&Value> {
-        self.0["components"]["fingergw"].as_object().and_then(|entries| entries.values().next())
+        self.components().find(|entry| is_ours(entry))
     }
 
     fn says(&self, attribute: &str, value: impl Into<Value>) -> bool {
         self.ours().is_some_and(|entry| entry[attribute] == value.into())
     }
+}
+
+/// There is one gateway of ours in these tests. Others have the version of Zuul 14.3.0.
+fn is_ours(entry: &Value) -> bool {
+    entry["version"] == env!("CARGO_PKG_VERSION")
 }
 
 #[tokio::test]
@@ -126,4 +158,66 @@ async fn a_newer_system() {
     registry.until(|view| view.says("model_api", 40) && view.says("state", "running")).await;
     // This registry counts its own data model in.
     assert_eq!(registry.lowest, MODEL_API);
+}
+
+/// A system is upgraded one component after the other, twice, to a data model that we do not know
+/// in the end. Each is stopped and comes back with the new one, and we are restarted among them.
+#[tokio::test]
+async fn a_rolling_upgrade() {
+    let system = System::new().await;
+    let mut registry = Registry::start_as(&system, 42).await;
+    let components = [
+        ("scheduler", "s1", 35),
+        ("scheduler", "s2", 35),
+        ("executor", "e1", 36),
+        ("executor", "e2", 36),
+        ("web", "w1", 37),
+        ("fingergw", "theirs", 37),
+    ];
+    for (kind, hostname, model_api) in components {
+        registry.register(kind, hostname, model_api).await;
+    }
+    registry.until(|view| view.minimum() == 35).await;
+    let mut gateway = Builder::new(&system).ready().await;
+
+    let mut settled = (35, 35);
+    let is = |view: &View, (system_speaks, we_say): (u64, u64)| {
+        view.minimum() == system_speaks
+            && view.says("model_api", we_say)
+            && view.says("state", "running")
+    };
+    registry.until(|view| is(view, settled)).await;
+    // Who becomes what; what the system speaks then, and what we say.
+    for (hostname, model_api, system_speaks, we_say) in [
+        ("s1", 38, 35, 35),
+        ("s2", 38, 36, 36),
+        ("e1", 38, 36, 36),
+        ("e2", 38, 37, 37),
+        // Another gateway holds the system back, but we do not hold with it.
+        ("w1", 38, 37, 38),
+        ("theirs", 38, 38, 38),
+        ("s1", 40, 38, 38),
+        ("s2", 41, 38, 38),
+        ("e1", 40, 38, 38),
+        ("e2", 41, 38, 38),
+        ("theirs", 40, 38, 38),
+        ("w1", 41, 40, 40),
+    ] {
+        gateway.signal(Signal::TERM);
+        assert!(gateway.exit().await.success());
+        registry.until(|view| view.ours().is_none()).await;
+        gateway = Builder::new(&system).ready().await;
+        registry.until(|view| is(view, settled)).await;
+
+        let kind = components.iter().find(|(_, name, _)| *name == hostname).expect("there").0;
+        registry.unregister(hostname).await;
+        registry.register(kind, hostname, model_api).await;
+        settled = (system_speaks, we_say);
+        let upgraded = |view: &View| {
+            view.components()
+                .any(|entry| entry["hostname"] == hostname && entry["model_api"] == model_api)
+        };
+        registry.until(|view| upgraded(view) && is(view, settled)).await;
+    }
+    assert_eq!(registry.lowest, 35);
 }

@@ -10,9 +10,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::support::client::{Client, Ending};
-use crate::support::executor::{Executor, refusing_port};
+use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::Builder;
-use crate::support::system::{System, Worker};
+use crate::support::system::System;
 use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
 
@@ -127,8 +127,7 @@ fn documented() -> BTreeMap<String, (String, String)> {
 async fn every_difference_is_documented() {
     let system = System::new().await;
     let executor = Executor::start().await;
-    let refusing =
-        Worker { hostname: "127.0.0.1".to_owned(), port: refusing_port().await, zone: None };
+    let refusing = unreachable(None).await;
     let builds = Builds {
         running: system.put_build(None, Some(&executor.worker(None))).await,
         waiting: system.put_build(None, None).await,

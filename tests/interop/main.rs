@@ -4,11 +4,13 @@
 
 mod build_requests;
 mod clients;
+mod command_line;
 mod components;
 mod conversations;
 mod executor;
 mod log_streamer;
 mod metrics;
+mod mixed_zones;
 mod script;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]

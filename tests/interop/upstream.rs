@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Child;
 use tokio::sync::watch;
@@ -14,15 +15,18 @@ use crate::zuul_conf::ZuulConf;
 
 pub(crate) struct Upstream {
     /// Killed when this is dropped.
-    _child: Child,
+    child: Child,
     pub(crate) address: SocketAddr,
     log: watch::Receiver<Vec<String>>,
+    /// The name of its entry in the registry.
+    pub(crate) entry: String,
 }
 
 impl Upstream {
     /// Starts it in the foreground and waits until it listens and is registered as running.
-    /// `conf` has to give it port 0, and it has to be the first of its kind in `system`.
+    /// `conf` has to give it port 0, and no other one may start in `system` at the same time.
     pub(crate) async fn start(system: &System, conf: &ZuulConf) -> Self {
+        let others: Vec<_> = system.entries().await.into_iter().map(|entry| entry.name).collect();
         let mut child = python()
             .arg(venv().join("zuul-fingergw"))
             // -d: only the debug log tells which way a stream took.
@@ -36,19 +40,59 @@ impl Upstream {
         let (sender, log) = watch::channel(Vec::new());
         collect(child.stdout.take().expect("stdout is piped"), sender.clone());
         collect(child.stderr.take().expect("stderr is piped"), sender);
-        let mut upstream = Self { _child: child, address: (Ipv4Addr::LOCALHOST, 0).into(), log };
+        let address = (Ipv4Addr::LOCALHOST, 0).into();
+        let mut upstream = Self { child, address, log, entry: String::new() };
         upstream.logged("Finger gateway is started").await;
-        let entries = system.entries().await;
-        let entry = entries.iter().find(|entry| entry.content["version"] == "14.3.0");
-        let port = entry.expect("its entry").content["public_port"].as_u64().expect("its port");
+        let entry =
+            system.entries().await.into_iter().find(|entry| {
+                entry.content["version"] == "14.3.0" && !others.contains(&entry.name)
+            });
+        let entry = entry.expect("its entry");
+        let port = entry.content["public_port"].as_u64().expect("its port");
         upstream.address.set_port(u16::try_from(port).expect("a port"));
+        upstream.entry = entry.name;
         upstream
     }
 
     /// Waits for a log line with this text.
     pub(crate) async fn logged(&mut self, text: &str) {
-        let wanted = |log: &Vec<String>| log.iter().any(|line| line.contains(text));
-        within(text, self.log.wait_for(wanted)).await.expect("upstream runs");
+        self.logged_nth(text, 0).await;
+    }
+
+    /// Waits for the log line with this text that `before` others with it precede.
+    pub(crate) async fn logged_nth(&mut self, text: &str, before: usize) -> String {
+        let find =
+            |log: &Vec<String>| log.iter().filter(|line| line.contains(text)).nth(before).cloned();
+        let log = within(text, self.log.wait_for(|log| find(log).is_some())).await;
+        find(&log.expect("upstream runs")).expect("it was there")
+    }
+
+    /// Waits until it knows of the gateway with this entry that it runs.
+    pub(crate) async fn knows_running(&mut self, entry: &str) {
+        let known = |line: &String| {
+            line.contains(&format!("Component fingergw {entry} updated"))
+                && line.contains("'state': 'running'")
+        };
+        let log = within(entry, self.log.wait_for(|log| log.iter().any(known))).await;
+        log.expect("upstream runs");
+    }
+
+    /// Every log line so far.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.borrow().clone()
+    }
+
+    /// Stops it as a service manager does, and waits for its end: it serves its streams to theirs.
+    pub(crate) async fn stop(mut self) {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a pid");
+        kill_process(pid, Signal::TERM).expect("a signal to upstream");
+        let status = within("upstream to end", self.child.wait()).await.expect("its status");
+        assert!(status.success(), "{status}");
+    }
+
+    /// Kills it: its entry stays until its session has expired.
+    pub(crate) async fn kill(mut self) {
+        within("upstream to end", self.child.kill()).await.expect("its end");
     }
 }
 

@@ -8,6 +8,7 @@ stream manager runs. Commands:
 
     open UUID    a browser asks for a build's console
     leave UUID   that browser goes away
+    manager      {"alive": whether its thread runs, "streamers": how many consoles it serves}
 
 What the browser would see comes as {"build": UUID, "text": TEXT} for every frame and as
 {"build": UUID, "closed": CODE, "reason": TEXT}.
@@ -76,12 +77,16 @@ class Web:
     def leave(self, build):
         self.browsers.pop(build).closed(1001)
 
+    def manager(self):
+        manager = self.stream_manager
+        return {'alive': manager.thread.is_alive(), 'streamers': len(manager.streamers)}
+
 
 def main():
     config, client = lines.connect(sys.argv[1])
     web = Web(config, client)
     lines.say(manager='running')
-    lines.serve({'open': web.open, 'leave': web.leave})
+    lines.serve({'open': web.open, 'leave': web.leave, 'manager': web.manager})
 
 
 main()

@@ -7,8 +7,11 @@
 
 use std::collections::HashMap;
 
+use serde_json::{Value, json};
+
 use crate::executor::{Executor, new_build};
 use crate::script::Script;
+use crate::support::executor;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
 use crate::zuul_conf::{ZuulConf, tls_lines};
@@ -39,6 +42,11 @@ impl Web {
     /// That browser goes away.
     async fn leave(&mut self, build: &str) {
         self.script.ask(&format!("leave {build}")).await;
+    }
+
+    /// How the stream manager is.
+    async fn manager(&mut self) -> Value {
+        self.script.ask("manager").await
     }
 
     /// Waits until a browser has been sent all of `text` and nothing else.
@@ -74,14 +82,28 @@ impl Web {
 /// What zuul-web says when a log has ended as it should.
 const NO_MORE: &str = r#"1000 "No more data""#;
 
-/// A gateway of zone west, plain or with the TLS that zuul-web is expected to speak.
-async fn gateway(system: &System, tls: bool) -> Gateway {
-    let gateway = Builder::new(system).zone("west");
-    if !tls {
-        return gateway.ready().await;
+/// A zone west with one executor and one gateway, and a zuul-web outside.
+struct Site {
+    system: System,
+    gateway: Gateway,
+    executor: Executor,
+    web: Web,
+}
+
+impl Site {
+    /// With a plain gateway, or one with the TLS that zuul-web is expected to speak.
+    async fn start(tls: bool) -> Self {
+        let system = System::new().await;
+        let mut gateway = Builder::new(&system).zone("west");
+        if tls {
+            let identity = system.zookeeper.authority.identity("gateway");
+            gateway = gateway.tls(&identity).listeners(&["tls = true"]);
+        }
+        let gateway = gateway.ready().await;
+        let executor = Executor::start(&system, Some("west")).await;
+        let web = Web::start(&system).await;
+        Self { system, gateway, executor, web }
     }
-    let identity = system.zookeeper.authority.identity("gateway");
-    gateway.tls(&identity).listeners(&["tls = true"]).ready().await
 }
 
 /// Sizes on both sides of what zuul-web reads at once, of TLS records and of the streamer's reads,
@@ -95,10 +117,7 @@ fn pieces() -> impl Iterator<Item = String> {
 }
 
 async fn every_byte_when_it_is_written(tls: bool) {
-    let system = System::new().await;
-    let mut gateway = gateway(&system, tls).await;
-    let mut executor = Executor::start(&system, Some("west")).await;
-    let mut web = Web::start(&system).await;
+    let Site { mut gateway, mut executor, mut web, .. } = Site::start(tls).await;
     let (build, mut log) = executor.run(Some("west")).await;
 
     web.open(&build).await;
@@ -124,10 +143,7 @@ async fn every_byte_when_it_is_written_tls() {
 /// A console that has nothing to show yet holds up no other one.
 #[tokio::test]
 async fn silent_builds_beside_busy_ones_tls() {
-    let system = System::new().await;
-    let _gateway = gateway(&system, true).await;
-    let mut executor = Executor::start(&system, Some("west")).await;
-    let mut web = Web::start(&system).await;
+    let Site { gateway: _gateway, mut executor, mut web, .. } = Site::start(true).await;
     let (silent, mut late) = executor.run(Some("west")).await;
     let (busy, mut log) = executor.run(Some("west")).await;
 
@@ -146,10 +162,7 @@ async fn silent_builds_beside_busy_ones_tls() {
 /// console.
 #[tokio::test]
 async fn a_browser_that_leaves_a_silent_build_tls() {
-    let system = System::new().await;
-    let mut gateway = gateway(&system, true).await;
-    let mut executor = Executor::start(&system, Some("west")).await;
-    let mut web = Web::start(&system).await;
+    let Site { mut gateway, mut executor, mut web, .. } = Site::start(true).await;
     let (build, mut log) = executor.run(Some("west")).await;
     let (other, _other_log) = executor.run(Some("west")).await;
 
@@ -163,10 +176,7 @@ async fn a_browser_that_leaves_a_silent_build_tls() {
 
 /// Or by the next line of the log, which then nobody reads: the connection is reset.
 async fn a_browser_that_leaves_a_busy_build(tls: bool) {
-    let system = System::new().await;
-    let mut gateway = gateway(&system, tls).await;
-    let mut executor = Executor::start(&system, Some("west")).await;
-    let mut web = Web::start(&system).await;
+    let Site { mut gateway, mut executor, mut web, .. } = Site::start(tls).await;
     let (build, mut log) = executor.run(Some("west")).await;
 
     web.open(&build).await;
@@ -192,13 +202,58 @@ async fn leaves(gateway: &mut Gateway) {
     assert!(line.contains("end=client left"), "{line}");
 }
 
+/// An executor's connection is reset in the middle of a log: the console of that build ends, and
+/// does not look finished where Python can tell. Zuul-web's one thread serves the others on. The executor is a fake, as
+/// a real one cannot be made to reset.
+async fn a_reset_ends_one_console(tls: bool) {
+    let Site { system, mut gateway, mut executor, mut web } = Site::start(tls).await;
+    let failing = executor::Executor::start().await;
+    let (busy, mut log) = executor.run(Some("west")).await;
+    let (silent, mut late) = executor.run(Some("west")).await;
+    web.open(&busy).await;
+    web.open(&silent).await;
+    for round in ["first\n", "second\n"] {
+        let cut = system.put_build(Some("west"), Some(&failing.worker(Some("west")))).await;
+        web.open(&cut).await;
+        let mut stream = failing.accept().await;
+        // No half character, which zuul-web would stumble over at a good end, too.
+        stream.write(b"half a line ").await;
+        web.shows(&cut, "half a line ").await;
+        stream.reset();
+        let (text, said) = web.closes(&cut).await;
+        assert_eq!(text, "", "no text of the gateway's");
+        // Below TLS, Pythons up to 3.11.7 at least take a reset for an end (cpython issue 115627).
+        let as_an_end = tls && said == NO_MORE;
+        assert!(as_an_end || said == r#"4011 "Unknown error""#, "{said}");
+        gateway.logged("the cut", |l| l.contains(&cut) && l.contains("cut by the next hop")).await;
+
+        log.write(round.as_bytes());
+        web.shows(&busy, round).await;
+        assert_eq!(web.manager().await, json!({ "alive": true, "streamers": 2 }));
+    }
+    late.write(b"at last\n");
+    web.shows(&silent, "at last\n").await;
+    for (build, log) in [(&busy, log), (&silent, late)] {
+        log.remove();
+        assert_eq!(web.closes(build).await, (String::new(), NO_MORE.to_owned()));
+    }
+    assert_eq!(web.manager().await, json!({ "alive": true, "streamers": 0 }));
+}
+
+#[tokio::test]
+async fn a_reset_ends_one_console_plain() {
+    a_reset_ends_one_console(false).await;
+}
+
+#[tokio::test]
+async fn a_reset_ends_one_console_tls() {
+    a_reset_ends_one_console(true).await;
+}
+
 /// A text of the gateway's is what the browser shows.
 #[tokio::test]
 async fn a_reason_is_shown() {
-    let system = System::new().await;
-    let _gateway = gateway(&system, true).await;
-    let mut executor = Executor::start(&system, Some("west")).await;
-    let mut web = Web::start(&system).await;
+    let Site { gateway: _gateway, mut executor, mut web, .. } = Site::start(true).await;
     let build = new_build();
     executor.submit(&build, Some("west")).await;
     executor.take(&build).await;

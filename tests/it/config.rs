@@ -719,9 +719,10 @@ async fn a_certificate_with_a_warning() {
     let nameless = system.zookeeper.authority.common_name_only("localhost");
     let builder = Builder::new(&system).tls(&nameless).listeners(&["tls = true"]);
     let mut gateway = builder.ready().await;
-    let warning = format!("WARN zuul_fingergw::daemon: {}: has no", nameless.cert.display());
-    gateway.logged("it", |line| line.contains(&warning)).await;
-    let warnings = gateway.log().iter().filter(|line| line.contains(&warning)).count();
+    let fault = format!("{}: has no", nameless.cert.display());
+    let is_it = |line: &str| line.contains(" WARN ") && line.contains(&fault);
+    gateway.logged("it", is_it).await;
+    let warnings = gateway.log().iter().filter(|line| is_it(line)).count();
     assert_eq!(warnings, 1);
 }
 

@@ -1,6 +1,6 @@
 //! What happens when there is too much of something.
 
-use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use crate::support::client::Client;
 use crate::support::executor::Executor;
@@ -38,6 +38,44 @@ async fn one_connection_too_many_is_told_so() {
     })
     .await;
     accepting.await.expect("the executor");
+}
+
+/// More at once than are told so: the rest is closed without a word, and costs no more.
+#[tokio::test]
+async fn more_too_many_than_are_told_so() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).limits("connections = 1").ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut first = Client::ask(gateway.address(), &build).await;
+    let mut stream = executor.begin(&mut first).await;
+    let sockets = gateway.sockets();
+
+    // Stopped, so that all of them are there when it looks; none of them closes until the last
+    // has been answered, so that none makes room for another one's refusal.
+    gateway.signal(Signal::STOP);
+    let mut extra = Vec::new();
+    for _ in 0..400 {
+        extra.push(Client::connect(gateway.address()).await);
+    }
+    gateway.signal(Signal::CONT);
+    let mut told = 0;
+    for client in &mut extra {
+        match client.rest().await.0.as_slice() {
+            b"" => {}
+            line => {
+                assert_eq!(line, TOO_MANY.as_bytes());
+                told += 1;
+            }
+        }
+    }
+    assert!((64..400).contains(&told), "{told} were told");
+    stream.write(b"still here\n").await;
+    first.expect(b"still here\n").await;
+
+    drop(extra);
+    gateway.until_sockets(sockets).await;
+    assert_eq!(Client::connect(gateway.address()).await.text().await, TOO_MANY, "told again");
 }
 
 #[tokio::test]

@@ -3,14 +3,19 @@
 mod admin;
 mod config;
 mod demo;
+mod ends;
 mod limits;
 mod log;
+mod places;
+mod pour;
 mod refuse;
 mod registration;
+mod reload;
 mod route;
 mod service;
 mod stop;
 mod stream;
+mod stream_tls;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
 mod support;

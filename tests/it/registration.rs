@@ -1,13 +1,12 @@
 //! The gateway's entry in Zuul's component registry: what it says, when, and what it follows.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::support::client::Client;
-use crate::support::executor::Executor;
+use crate::support::executor::serves;
 use crate::support::gateway::Builder;
 use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, GATEWAYS, System};
@@ -302,16 +301,6 @@ async fn entries_that_somebody_takes_out_at_once_are_made_again() {
     let entry = running(&system).await;
     let status = format!("registered as {}", entry.name);
     gateway.status("the new name", |line| line.ends_with(&status)).await;
-}
-
-async fn serves(system: &System, address: SocketAddr) {
-    let executor = Executor::start().await;
-    let build = system.put_build(None, Some(&executor.worker(None))).await;
-    let mut client = Client::ask(address, &build).await;
-    let mut stream = executor.accept().await;
-    stream.write(b"log\n").await;
-    stream.finish().await;
-    assert_eq!(client.text().await, "log\n");
 }
 
 #[tokio::test]

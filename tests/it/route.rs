@@ -7,14 +7,10 @@ use rustix::process::Signal;
 
 use crate::support::certificates::Identity;
 use crate::support::client::Client;
-use crate::support::executor::{Executor, acceptor, refusing_port};
+use crate::support::executor::{Executor, acceptor, refusing_port, unreachable};
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::system::{GATEWAYS, System, Worker};
-
-/// A worker in `zone` that cannot be dialed.
-async fn unreachable(zone: &str) -> Worker {
-    Worker { hostname: "127.0.0.1".into(), port: refusing_port().await, zone: Some(zone.into()) }
-}
+use crate::support::system::{GATEWAYS, System};
+use crate::support::within;
 
 /// Asks for `build`, which `hop` has, and sees its log come through.
 async fn comes_from(hop: &Executor, gateway: SocketAddr, build: &str) {
@@ -57,7 +53,7 @@ async fn the_workers_zone_decides() {
     system.put_gateway(Some("west"), Some(other.address.port()), false, "running").await;
     let east = Builder::new(&system).zone("east").ready().await;
     let unzoned = Builder::new(&system).ready().await;
-    let worker = unreachable("west").await;
+    let worker = unreachable(Some("west")).await;
     for queue in [None, Some("west"), Some("east")] {
         for gateway in [&east, &unzoned] {
             let build = system.put_build(queue, Some(&worker)).await;
@@ -66,18 +62,35 @@ async fn the_workers_zone_decides() {
     }
 }
 
-/// Two real gateways, plain and with mutual TLS between them.
-#[tokio::test]
-async fn two_zones() {
-    for tls in [false, true] {
+/// Two zones with a gateway in each, and a build in zone west for those who ask zone east.
+pub(crate) struct TwoZones {
+    _system: System,
+    west: Gateway,
+    pub(crate) east: Gateway,
+    pub(crate) executor: Executor,
+    pub(crate) build: String,
+}
+
+impl TwoZones {
+    /// With or without TLS between the gateways.
+    pub(crate) async fn start(tls: bool) -> Self {
         let system = System::new().await;
         let identity = system.zookeeper.authority.identity("gateway");
         let listener = if tls { "tls = true" } else { "" };
         let west = Builder::new(&system).zone("west").tls(&identity).listeners(&[listener]);
-        let mut west = west.ready().await;
-        let mut east = Builder::new(&system).zone("east").tls(&identity).ready().await;
+        let west = west.ready().await;
+        let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
         let executor = Executor::start().await;
         let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+        Self { _system: system, west, east, executor, build }
+    }
+}
+
+/// Two real gateways, plain and with mutual TLS between them.
+#[tokio::test]
+async fn two_zones() {
+    for tls in [false, true] {
+        let TwoZones { mut west, mut east, executor, build, .. } = TwoZones::start(tls).await;
         comes_from(&executor, east.address(), &build).await;
         let speech = if tls { "TLS" } else { "plain" };
         let hop = format!("route=gateway localhost:{} of zone west ({speech})", west.port());
@@ -101,7 +114,7 @@ async fn east_of(ports: &[u16], limits: &str) -> (System, Gateway) {
 async fn one_dead_gateway_of_two_costs_nobody_a_stream() {
     let alive = Executor::start().await;
     let (system, gateway) = east_of(&[alive.address.port(), refusing_port().await], "").await;
-    let worker = unreachable("west").await;
+    let worker = unreachable(Some("west")).await;
     let build = system.put_build(Some("west"), Some(&worker)).await;
     for _ in 0..40 {
         comes_from(&alive, gateway.address(), &build).await;
@@ -137,13 +150,94 @@ async fn a_gateway_that_says_nothing_makes_way_for_the_next() {
                 }
             }
         });
-        let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+        let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
         // In random order: go on until the bad one has had its turn.
         while told.try_recv().is_err() {
             comes_from(&alive, gateway.address(), &build).await;
         }
         trouble.abort();
     }
+}
+
+/// A gateway that takes the connection and then says nothing of TLS.
+#[tokio::test]
+async fn a_gateway_that_never_shakes_hands_makes_way_for_the_next() {
+    let system = System::new().await;
+    let (alive, silent) = (Executor::start().await, Executor::start().await);
+    system.put_gateway(Some("west"), Some(alive.address.port()), true, "running").await;
+    system.put_gateway(Some("west"), Some(silent.address.port()), true, "running").await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let limits = "connect_timeout = \"2s\"";
+    let builder = Builder::new(&system).zone("east").tls(&identity).limits(limits);
+    let gateway = builder.ready().await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
+    let acceptor = acceptor(&identity);
+    let late = format!("localhost:{} of zone west (TLS)", silent.address.port());
+    let late = |line: &String| {
+        line.contains("trying the next hop")
+            && line.contains(&late)
+            && line.ends_with("end=no connection in time")
+    };
+    // In random order: go on until the silent one has had its turn.
+    while !gateway.log().iter().any(late) {
+        let mut client = Client::ask(gateway.address(), &build).await;
+        let mut stream = alive.accept_tls(&acceptor).await;
+        stream.write(b"log\n").await;
+        stream.finish().await;
+        assert_eq!(client.text().await, "log\n");
+    }
+}
+
+/// Asks for `build` until its log comes from `hop` instead of from `other`: nothing tells when the
+/// gateway has seen what changed in the registry.
+async fn until_it_comes_from(hop: &Executor, other: &Executor, gateway: &Gateway, build: &str) {
+    within("another route", async {
+        loop {
+            let mut client = Client::ask(gateway.address(), build).await;
+            let (mut stream, wanted) = tokio::select! {
+                stream = hop.accept() => (stream, true),
+                stream = other.accept() => (stream, false),
+            };
+            stream.write(b"log\n").await;
+            stream.finish().await;
+            assert_eq!(client.text().await, "log\n");
+            if wanted {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+/// Routes follow a gateway of another zone through its life, and the zone's name.
+#[tokio::test]
+async fn routes_follow_the_registry() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).zone("east").ready().await;
+    let (executor, other) = (Executor::start().await, Executor::start().await);
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    comes_from(&executor, gateway.address(), &build).await;
+
+    for _ in 0..2 {
+        let port = Some(other.address.port());
+        let path = system.put_gateway(Some("west"), port, false, "initializing").await;
+        for (state, zone, chosen) in [
+            ("running", "west", true),
+            ("stopped", "west", false),
+            ("running", "west", true),
+            ("running", "north", false),
+            ("running", "west", true),
+        ] {
+            system.change_gateway(&path, zone, state).await;
+            let (to, from) = if chosen { (&other, &executor) } else { (&executor, &other) };
+            until_it_comes_from(to, from, &gateway, &build).await;
+            comes_from(to, gateway.address(), &build).await;
+        }
+        system.remove(&path).await;
+        until_it_comes_from(&executor, &other, &gateway, &build).await;
+        comes_from(&executor, gateway.address(), &build).await;
+    }
+    assert!(!gateway.log().iter().any(|line| line.contains("trying the next hop")));
 }
 
 #[tokio::test]
@@ -165,7 +259,7 @@ async fn a_zone_with_dead_gateways_only_is_dialed_directly() {
 #[tokio::test]
 async fn nobody_of_the_zone_can_be_reached() {
     let (system, gateway) = east_of(&[refusing_port().await], "").await;
-    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     let answer = Client::ask(gateway.address(), &build).await.text().await;
     assert_eq!(answer, "Internal streaming error: the zone's gateways cannot be reached\r\n");
 }
@@ -182,7 +276,7 @@ async fn gateways_that_do_not_run_or_have_no_port_are_never_chosen() {
     system.put_gateway(Some("north"), trapped, false, "running").await;
     system.put_gateway(Some("west"), Some(good.address.port()), false, "running").await;
     let gateway = Builder::new(&system).zone("east").ready().await;
-    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     for _ in 0..20 {
         comes_from(&good, gateway.address(), &build).await;
     }
@@ -225,7 +319,7 @@ async fn a_circle_ends() {
             });
         }
     });
-    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     let mut client = Client::ask(address, &build).await;
     // Others are served while it turns.
     gateway.logged("the warning", |line| line.contains("lead back to us")).await;
@@ -301,7 +395,7 @@ async fn garbage_among_the_gateways_harms_no_other() {
     system.put(&format!("{GATEWAYS}/binary"), b"\xff\xfe").await;
     system.put_gateway(Some("west"), Some(good.address.port()), false, "running").await;
     let gateway = Builder::new(&system).zone("east").ready().await;
-    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     comes_from(&good, gateway.address(), &build).await;
     let warnings = gateway.log().iter().filter(|l| l.contains("component entry ignored")).count();
     assert_eq!(warnings, 6, "one warning for each");
@@ -330,7 +424,7 @@ async fn wrong_name(verify_hostnames: bool) -> String {
     let mut builder = Builder::new(&system).zone("east").tls(&authority.identity("gateway"));
     builder.verify_hostnames = verify_hostnames;
     let gateway = builder.ready().await;
-    let build = system.put_build(Some("west"), Some(&unreachable("west").await)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     let acceptor = acceptor(&stranger);
     let serving = tokio::spawn(async move {
         let (stream, _) = other.listener.accept().await.expect("a connection");

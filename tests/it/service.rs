@@ -29,10 +29,10 @@ use crate::support::system::{Entry, System};
 use crate::support::{DEADLINE, within};
 
 /// What a process has said, and how it ended.
-struct Outcome {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Outcome {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 /// Runs a command to its end.
@@ -47,7 +47,7 @@ async fn run(command: &mut Command) -> Outcome {
 }
 
 /// Runs the program with `arguments` and a configuration.
-async fn program(arguments: &[&str], config: &Path) -> Outcome {
+pub(crate) async fn program(arguments: &[&str], config: &Path) -> Outcome {
     run(Command::new(BINARY).args(arguments).arg("-c").arg(config)).await
 }
 
@@ -67,7 +67,8 @@ fn identities(pid: Pid) -> BTreeSet<String> {
     all.lines().filter(about).map(line).collect()
 }
 
-fn nobody(system: &System) -> Builder {
+/// A gateway that gives root up.
+pub(crate) fn nobody(system: &System) -> Builder {
     as_root();
     let identity = system.zookeeper.authority.identity("localhost");
     let mut builder = Builder::new(system).tls(&identity).listeners(&["", "tls = true"]);
@@ -269,9 +270,7 @@ async fn stopped_by_command() {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut client = Client::ask(gateway.address(), &build).await;
-    let mut log = executor.accept().await;
-    log.write(b"before\n").await;
-    client.expect(b"before\n").await;
+    let mut log = executor.begin(&mut client).await;
 
     // Twice: unlike a second signal, a second command changes nothing.
     for _ in 0..2 {
@@ -313,7 +312,7 @@ async fn nonsense_to_the_command_socket() {
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
     let _gateway = builder.ready().await;
     assert_eq!(mode(&socket) & 0o777, 0o600);
-    let unknown = "unknown command; known are stop, status and status [\"json\"]\n";
+    let unknown = "unknown command; known are stop, reload, status and status [\"json\"]\n";
     let cut = "a request is one line of at most 1024 bytes\n";
     let long = [b'x'; 100_000];
     let cases: [(&[u8], &str); 8] = [
@@ -322,7 +321,7 @@ async fn nonsense_to_the_command_socket() {
         (&long, cut),
         (b"\n", unknown),
         (b"_stop\n", unknown),
-        (b"reload\n", unknown),
+        (b"pause\n", unknown),
         (b"stop [1]\n", "behind the command comes a JSON list of strings, or nothing\n"),
         (b"\xff\x00\n", "a request is UTF-8 text\n"),
     ];
@@ -457,16 +456,32 @@ impl Machine {
         Self { directory, config }
     }
 
+    /// As seen from the directory above.
+    fn relative_config(&self) -> &Path {
+        let above = self.directory.path().parent().expect("a directory above");
+        self.config.strip_prefix(above).expect("it lies below")
+    }
+
     /// Runs the program with `arguments` until whoever started it may go on.
     async fn run(&self, arguments: &[&str]) -> Outcome {
+        self.run_with(arguments, &self.config).await
+    }
+
+    /// The same in the directory above, with the configuration under another path.
+    async fn run_with(&self, arguments: &[&str], config: &Path) -> Outcome {
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", MOUNTS]).arg(self.directory.path());
-        run(command.arg(BINARY).args(arguments).arg("-c").arg(&self.config)).await
+        command.current_dir(self.directory.path().parent().expect("a directory above"));
+        run(command.arg(BINARY).args(arguments).arg("-c").arg(config)).await
     }
 
     /// Starts a process that detaches.
     async fn start(&self) -> Daemon {
-        let Outcome { code, stdout, stderr } = self.run(&[]).await;
+        self.start_with(&self.config).await
+    }
+
+    async fn start_with(&self, config: &Path) -> Daemon {
+        let Outcome { code, stdout, stderr } = self.run_with(&[], config).await;
         let said = (code, stdout.as_str(), stderr.as_str());
         assert_eq!(said, (Some(0), "", ""), "{}", self.log());
         let number = fs::read_to_string(self.pid_file()).expect("the pid file is there already");
@@ -492,11 +507,12 @@ impl Machine {
 impl Drop for Machine {
     /// Nothing outlives its test, not even what a test could not get hold of.
     fn drop(&mut self) {
-        let ours = self.config.as_os_str().as_bytes();
+        let ours = [self.config.as_path(), self.relative_config()];
+        let ours = ours.map(|path| path.as_os_str().as_bytes());
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let number = process.file_name().to_str().and_then(|name| name.parse().ok());
-            if command.split(|byte| *byte == 0).any(|word| word == ours)
+            if command.split(|byte| *byte == 0).any(|word| ours.contains(&word))
                 && let Some(pid) = number.and_then(Pid::from_raw)
             {
                 let _ = kill_process(pid, Signal::KILL);
@@ -671,7 +687,7 @@ async fn what_fails_behind_the_fork_is_told_as_well() {
     command.arg(BINARY).arg("-c").arg(&machine.config).current_dir(machine.directory.path());
     let Outcome { code, stderr, .. } = run(&mut command).await;
     assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.starts_with("ca: cannot be read"), "{stderr}");
+    assert!(stderr.starts_with("cert: cannot be read"), "{stderr}");
     assert!(!machine.pid_file().exists() && !machine.socket().exists());
 }
 
@@ -697,6 +713,21 @@ async fn detached_without_root() {
     daemon.signal(Signal::TERM);
     daemon.ends().await;
     assert!(!machine.pid_file().exists());
+}
+
+/// It is in another directory then, where the configuration has another relative path.
+#[tokio::test]
+async fn reloaded_when_detached() {
+    let system = System::new().await;
+    let machine = Machine::new(&system, "");
+    let daemon = machine.start_with(machine.relative_config()).await;
+    let Outcome { code, stdout, stderr } = machine.run(&["reload"]).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let said = format!("reloaded {}\nnothing has changed\n", machine.config.display());
+    assert_eq!(stdout, said);
+    daemon.signal(Signal::TERM);
+    daemon.ends().await;
+    assert_eq!(machine.log().matches(" reloaded; nothing has changed").count(), 1);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use tokio::net::TcpStream;
 
 use crate::support::client::{Client, Ending};
-use crate::support::executor::{self, Executor};
+use crate::support::executor::{self, Executor, serves};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, System};
@@ -63,14 +63,10 @@ async fn running_streams_get_all_their_bytes() {
         let executor = Executor::start().await;
         let build = system.put_build(None, Some(&executor.worker(None))).await;
         let mut plain = Client::ask(gateway.addresses[0], &build).await;
-        let mut plain_log = executor.accept().await;
+        let mut plain_log = executor.begin(&mut plain).await;
         let identity = system.zookeeper.identity.clone();
         let mut tls = Client::ask_tls(gateway.addresses[1], &identity, &build).await;
-        let mut tls_log = executor.accept().await;
-        plain_log.write(b"before\n").await;
-        plain.expect(b"before\n").await;
-        tls_log.write(b"before\n").await;
-        tls.expect(b"before\n").await;
+        let mut tls_log = executor.begin(&mut tls).await;
 
         gateway.signal(signal);
         gateway.notice("STOPPING=1", |notices| notices.stopping).await;
@@ -127,10 +123,10 @@ async fn streams_that_outlast_the_grace_period_are_cut() {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut plain = Client::ask(gateway.addresses[0], &build).await;
-    let mut plain_log = executor.accept().await;
+    let mut plain_log = executor.begin(&mut plain).await;
     let identity = system.zookeeper.identity.clone();
     let mut tls = Client::ask_tls(gateway.addresses[1], &identity, &build).await;
-    let mut tls_log = executor.accept().await;
+    let mut tls_log = executor.begin(&mut tls).await;
     // One that gets nothing, and one that takes nothing: its stream fills all buffers.
     let mut silent = Client::ask(gateway.addresses[0], &build).await;
     let mut silent_log = executor.accept().await;
@@ -140,11 +136,6 @@ async fn streams_that_outlast_the_grace_period_are_cut() {
         let piece = vec![b'x'; 1 << 20];
         while stalled_log.try_write(&piece).await {}
     });
-    plain_log.write(b"before\n").await;
-    plain.expect(b"before\n").await;
-    tls_log.write(b"before\n").await;
-    tls.expect(b"before\n").await;
-
     gateway.signal(Signal::TERM);
     assert_eq!(plain.rest().await, (Vec::new(), Ending::Reset));
     assert_eq!(tls.rest().await, (Vec::new(), Ending::Reset));
@@ -171,9 +162,7 @@ async fn a_second_signal_ends_at_once() {
         let executor = Executor::start().await;
         let build = system.put_build(None, Some(&executor.worker(None))).await;
         let mut client = Client::ask(gateway.address(), &build).await;
-        let mut log = executor.accept().await;
-        log.write(b"before\n").await;
-        client.expect(b"before\n").await;
+        let mut log = executor.begin(&mut client).await;
         gateway.signal(first);
         until_gone(&system).await;
         log.write(b"between\n").await;
@@ -271,7 +260,7 @@ async fn connections_that_have_not_asked_yet() {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut silent = Client::connect(gateway.addresses[0]).await;
-    let shaking = TcpStream::connect(gateway.addresses[1]).await.expect("a connection");
+    let shaking = Client::connect(gateway.addresses[1]).await;
     // The connections are accepted in order, so those before this one are, too.
     serves(&system, gateway.addresses[0]).await;
     let identity = system.zookeeper.identity.clone();
@@ -288,7 +277,7 @@ async fn connections_that_have_not_asked_yet() {
     log.finish().await;
     assert_eq!(silent.text().await, "late\n");
     drop(silent);
-    let mut shaken = shake(shaking, &system).await;
+    let mut shaken = Client::shake(shaking, &identity).await;
     shaken.send(format!("{build}\n").as_bytes()).await;
     let mut log = executor.accept().await;
     log.write(b"late\n").await;
@@ -296,28 +285,6 @@ async fn connections_that_have_not_asked_yet() {
     assert_eq!(shaken.text().await, "late\n");
     drop(shaken);
     exits_0(&mut gateway).await;
-}
-
-async fn serves(system: &System, address: SocketAddr) {
-    let executor = Executor::start().await;
-    let build = system.put_build(None, Some(&executor.worker(None))).await;
-    let mut client = Client::ask(address, &build).await;
-    let mut log = executor.accept().await;
-    log.write(b"log\n").await;
-    log.finish().await;
-    assert_eq!(client.text().await, "log\n");
-}
-
-/// The TLS handshake, on a connection that is there already.
-async fn shake(
-    stream: TcpStream,
-    system: &System,
-) -> Client<tokio_rustls::client::TlsStream<TcpStream>> {
-    let identity = &system.zookeeper.identity;
-    let connector = crate::support::client::connector(identity, Some(identity));
-    let name = "localhost".try_into().expect("a host name");
-    let stream = within("a TLS handshake", connector.connect(name, stream)).await;
-    Client { stream: stream.expect("a TLS handshake") }
 }
 
 /// Connections that stay silent do not keep the gateway beyond its grace period.

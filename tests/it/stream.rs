@@ -1,11 +1,15 @@
 //! Logs that arrive byte for byte, and how streams end.
 
 use rustix::process::Signal;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
+use crate::route::TwoZones;
 use crate::support::client::{Client, Ending};
-use crate::support::executor::{Executor, acceptor, refusing_port};
+use crate::support::executor::{Executor, acceptor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::system::{System, Worker};
+use crate::support::system::System;
+use crate::support::{Duplex, within};
 
 /// A gateway without a zone, an executor, and a build on it.
 async fn direct(limits: &str) -> (System, Gateway, Executor, String) {
@@ -34,9 +38,7 @@ async fn a_log_arrives_while_it_grows() {
 async fn a_half_closed_client_keeps_its_stream() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
-    let mut stream = executor.accept().await;
-    stream.write(b"before\n").await;
-    client.expect(b"before\n").await;
+    let mut stream = executor.begin(&mut client).await;
     client.half_close().await;
     // Twice: the second comes when the first has been through, the half-close long before it.
     for line in [b"after\n", b"later\n"] {
@@ -51,12 +53,48 @@ async fn a_half_closed_client_keeps_its_stream() {
 async fn a_clients_reset_ends_both_sides_of_a_quiet_stream() {
     let (_system, mut gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
-    let mut stream = executor.accept().await;
-    stream.write(b"line\n").await;
-    client.expect(b"line\n").await;
+    let mut stream = executor.begin(&mut client).await;
     client.reset();
     stream.closed().await;
     gateway.logged("why", |line| line.contains("client left") && line.contains(&build)).await;
+}
+
+/// Streams that are reset beside each other.
+const STREAMS: usize = 10;
+
+/// Lets logs flow to clients that `ask` makes and that reset in the middle of it, and waits until
+/// nothing of their streams is left: neither connections to the executor nor descriptors.
+pub(crate) async fn reset_while_it_flows<S: Duplex>(
+    gateway: &mut Gateway,
+    executor: &Executor,
+    ask: impl AsyncFn() -> Client<S>,
+    reset: impl Fn(Client<S>),
+) {
+    let sockets = gateway.sockets();
+    let mut flowing = Vec::new();
+    let mut logs = JoinSet::new();
+    for _ in 0..STREAMS {
+        let mut client = ask().await;
+        let mut stream = executor.begin(&mut client).await;
+        logs.spawn(async move { while stream.try_write(&[b'x'; 65536]).await {} });
+        flowing.push(client);
+    }
+    for mut client in flowing {
+        client.expect(&[b'x'; 1 << 20]).await;
+        reset(client);
+    }
+    within("the executor to learn of it", async { while logs.join_next().await.is_some() {} })
+        .await;
+    gateway.logged_times("why", STREAMS, |line| line.contains("end=client left: ")).await;
+    gateway.until_sockets(sockets).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resets_of_clients_while_logs_flow_leave_nothing() {
+    let (_system, mut gateway, executor, build) = direct("").await;
+    let address = gateway.address();
+    let ask = async || Client::ask(address, &build).await;
+    reset_while_it_flows(&mut gateway, &executor, ask, Client::<TcpStream>::reset).await;
 }
 
 #[tokio::test]
@@ -99,11 +137,7 @@ fn pattern(index: usize) -> u8 {
 }
 
 /// Sends `length` bytes from an executor and checks each at the client.
-async fn exact(
-    length: usize,
-    executor: &Executor,
-    mut client: Client<impl crate::support::Duplex>,
-) {
+pub(crate) async fn exact(length: usize, executor: &Executor, mut client: Client<impl Duplex>) {
     let mut stream = executor.accept().await;
     let writer = async {
         let mut sent = 0;
@@ -146,37 +180,15 @@ async fn more_than_100_mb_are_exact() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_than_100_mb_are_exact_through_two_zones() {
-    let system = System::new().await;
-    let identity = system.zookeeper.authority.identity("gateway");
-    let west = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
-    let _west = west.ready().await;
-    let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
-    let executor = Executor::start().await;
-    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    let client = Client::ask(east.address(), &build).await;
-    exact(MORE_THAN_100_MB, &executor, client).await;
+    let zones = TwoZones::start(true).await;
+    let TwoZones { east, executor, build, .. } = &zones;
+    let client = Client::ask(east.address(), build).await;
+    exact(MORE_THAN_100_MB, executor, client).await;
 }
 
-/// Sizes around every buffer and record there is.
-#[tokio::test]
-async fn every_size_is_exact_over_tls() {
-    let system = System::new().await;
-    let identity = system.zookeeper.authority.identity("gateway");
-    let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;
-    let executor = Executor::start().await;
-    let build = system.put_build(None, Some(&executor.worker(None))).await;
-    let sizes = [1, 2, 1023, 1024, 1025, 2048, 4096, 16_383, 16_384, 16_385, 65_536, 1_000_001];
-    for size in sizes {
-        let client = Client::ask_tls(gateway.address(), &identity, &build).await;
-        exact(size, &executor, client).await;
-    }
-}
-
-#[tokio::test]
-async fn pieces_of_every_size_split_no_character() {
-    let (_system, gateway, executor, build) = direct("").await;
+/// Writes a log in pieces of every size, none of which keeps to the borders of characters.
+pub(crate) async fn in_pieces(executor: &Executor, mut client: Client<impl Duplex>) {
     let log = "h\u{e9}llo \u{20ac} \u{1f980}\n".repeat(40);
-    let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.accept().await;
     for size in 1..=70 {
         for piece in log.as_bytes().chunks(size) {
@@ -189,12 +201,16 @@ async fn pieces_of_every_size_split_no_character() {
 }
 
 #[tokio::test]
+async fn pieces_of_every_size_split_no_character() {
+    let (_system, gateway, executor, build) = direct("").await;
+    in_pieces(&executor, Client::ask(gateway.address(), &build).await).await;
+}
+
+#[tokio::test]
 async fn an_executor_that_refuses() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
-    let worker =
-        Worker { hostname: "127.0.0.1".to_owned(), port: refusing_port().await, zone: None };
-    let build = system.put_build(None, Some(&worker)).await;
+    let build = system.put_build(None, Some(&unreachable(None).await)).await;
     let answer = Client::ask(gateway.address(), &build).await.text().await;
     assert_eq!(answer, "Internal streaming error: the executor cannot be reached\r\n");
 }
@@ -214,9 +230,7 @@ async fn an_executor_that_hangs() {
 async fn a_log_that_has_begun_may_be_silent() {
     let (_system, gateway, executor, build) = direct("first_byte_timeout = \"20ms\"").await;
     let mut client = Client::ask(gateway.address(), &build).await;
-    let mut stream = executor.accept().await;
-    stream.write(b"first\n").await;
-    client.expect(b"first\n").await;
+    let mut stream = executor.begin(&mut client).await;
     // Another client runs into that deadline meanwhile, ten times.
     for _ in 0..10 {
         let mut other = Client::ask(gateway.address(), &build).await;
@@ -248,41 +262,13 @@ async fn a_log_that_is_cut_ends_as_a_cut() {
     assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "no text of the gateway's");
 }
 
-#[tokio::test]
-async fn a_tls_client_can_tell_a_cut_from_an_end() {
-    let system = System::new().await;
-    let identity = system.zookeeper.authority.identity("gateway");
-    let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;
-    let executor = Executor::start().await;
-    let build = system.put_build(None, Some(&executor.worker(None))).await;
-    for cut in [true, false] {
-        let mut client = Client::ask_tls(gateway.address(), &identity, &build).await;
-        let mut stream = executor.accept().await;
-        stream.write(b"line\n").await;
-        client.expect(b"line\n").await;
-        if cut {
-            stream.reset();
-        } else {
-            stream.finish().await;
-        }
-        let ending = if cut { Ending::Reset } else { Ending::Clean };
-        assert_eq!(client.rest().await, (Vec::new(), ending));
-    }
-}
-
 /// What one gateway cuts, the next one must not take for an end.
 #[tokio::test]
 async fn a_cut_crosses_two_zones() {
     for tls in [false, true] {
-        let system = System::new().await;
-        let identity = system.zookeeper.authority.identity("gateway");
-        let listener = if tls { "tls = true" } else { "" };
-        let west = Builder::new(&system).zone("west").tls(&identity).listeners(&[listener]);
-        let _west = west.ready().await;
-        let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
-        let executor = Executor::start().await;
-        let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-        let mut client = Client::ask(east.address(), &build).await;
+        let zones = TwoZones::start(tls).await;
+        let TwoZones { east, executor, build, .. } = &zones;
+        let mut client = Client::ask(east.address(), build).await;
         let mut stream = executor.accept().await;
         stream.write(b"half a li").await;
         client.expect(b"half a li").await;
@@ -308,12 +294,7 @@ async fn an_end_without_close_notify_is_an_end() {
     let other = Executor::start().await;
     system.put_gateway(Some("west"), Some(other.address.port()), true, "running").await;
     let gateway = Builder::new(&system).zone("east").tls(&identity).ready().await;
-    let worker = Worker {
-        hostname: "127.0.0.1".into(),
-        port: refusing_port().await,
-        zone: Some("west".into()),
-    };
-    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     let acceptor = acceptor(&identity);
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = other.accept_tls(&acceptor).await;

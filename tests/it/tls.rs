@@ -11,21 +11,22 @@ use tokio_rustls::TlsConnector;
 
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending};
-use crate::support::executor::{Executor, acceptor, refusing_port};
+use crate::support::executor::{Executor, acceptor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::system::{System, Worker};
+use crate::support::system::System;
 use crate::support::within;
 
 /// A gateway with one TLS listener, and a build on an executor beside it.
-struct Served {
-    gateway: Gateway,
-    executor: Executor,
-    build: String,
-    identity: Identity,
+pub(crate) struct Served {
+    pub(crate) gateway: Gateway,
+    pub(crate) executor: Executor,
+    pub(crate) build: String,
+    pub(crate) identity: Identity,
     system: System,
 }
 
-async fn served(listener: &str, limits: &str) -> Served {
+/// With lines more for the listener, and in `[limits]`.
+pub(crate) async fn served(listener: &str, limits: &str) -> Served {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let builder = Builder::new(&system).tls(&identity).limits(limits);
@@ -286,12 +287,7 @@ async fn east_of(other: &Executor, hostname: &str) -> (System, Gateway, String, 
     let path = format!("{}/other", crate::support::system::GATEWAYS);
     system.put(&path, entry.to_string().as_bytes()).await;
     let gateway = Builder::new(&system).zone("east").tls(&identity).ready().await;
-    let worker = Worker {
-        hostname: "127.0.0.1".into(),
-        port: refusing_port().await,
-        zone: Some("west".into()),
-    };
-    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     (system, gateway, build, identity)
 }
 
@@ -393,12 +389,7 @@ async fn behind_with(
     let mut builder = Builder::new(&system).zone("east").tls(&ours);
     change(&mut builder);
     let mut gateway = builder.ready().await;
-    let worker = Worker {
-        hostname: "127.0.0.1".into(),
-        port: refusing_port().await,
-        zone: Some("west".into()),
-    };
-    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     // It trusts us, whoever it is itself.
     let acceptor = acceptor(&Identity { ca: ours.ca.clone(), ..theirs.clone() });
     let mut client = Client::ask(gateway.address(), &build).await;
@@ -459,4 +450,43 @@ async fn a_common_name_does_not_count_where_names_are_constrained() {
     let refused = "Internal streaming error: the zone's gateways cannot be reached\r\n";
     assert_eq!(behind(&theirs, &system_wide, true).await, refused);
     assert_eq!(behind(&theirs, &system_wide, false).await, "log\n");
+}
+
+/// Two gateways of which one has a certificate of an authority that the other does not know: each
+/// says so, once, however often it happens.
+#[tokio::test]
+async fn a_gateway_that_fails_again_and_again_is_named_once() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let foreign = Authority::new();
+    let stranger = Identity { ca: identity.ca.clone(), ..foreign.identity("gateway") };
+    let mut west = Builder::new(&system).zone("west").tls(&stranger).listeners(&["tls = true"]);
+    west.log = "level = \"debug\"".to_owned();
+    let mut west = west.ready().await;
+    let mut east = Builder::new(&system).zone("east").tls(&identity).ready().await;
+    west.until_running(&system).await;
+    east.until_running(&system).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    for _ in 0..4 {
+        let mut client = Client::ask(east.address(), &build).await;
+        executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n", "by the executor itself");
+    }
+    let failed = |line: &str| line.contains("no connection") && line.contains("TLS: ");
+    west.logged_times("each failure, at debug level", 4, failed).await;
+    east.logged_times("each way round it", 4, |line| line.contains("trying the next hop")).await;
+
+    let named = |log: Vec<String>| -> Vec<String> {
+        log.into_iter().filter(|line| line.contains("again and again")).collect()
+    };
+    let [said] = &named(east.log())[..] else { panic!("{:#?}", named(east.log())) };
+    assert!(said.contains("WARN") && said.contains("zone=west"), "{said}");
+    assert!(
+        said.contains("invalid peer certificate") && said.contains("gateway=localhost:"),
+        "{said}"
+    );
+    let [said] = &named(west.log())[..] else { panic!("{:#?}", named(west.log())) };
+    assert!(said.contains("WARN") && said.contains("peer=127.0.0.1"), "{said}");
+    assert!(said.contains("zone=east") || said.contains("zone=west"), "one of this host: {said}");
 }

@@ -75,6 +75,18 @@ impl Client<TlsStream<TcpStream>> {
         Ok(Self { stream })
     }
 
+    /// Begins TLS with localhost on a connection that is there already.
+    pub(crate) async fn shake(plain: Client<TcpStream>, identity: &Identity) -> Self {
+        let name = ServerName::try_from("localhost").expect("a host name");
+        let shaken = connector(identity, Some(identity)).connect(name, plain.stream);
+        Self { stream: within("a TLS handshake", shaken).await.expect("a TLS session") }
+    }
+
+    /// Resets the connection.
+    pub(crate) fn reset(self) {
+        executor::reset(self.stream.get_ref().0);
+    }
+
     /// Connects over TLS to localhost and says nothing.
     pub(crate) async fn connect_tls(address: SocketAddr, identity: &Identity) -> Self {
         Self::try_connect_tls(address, "localhost", identity, Some(identity))

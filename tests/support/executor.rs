@@ -17,7 +17,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificates::Identity;
-use super::system::Worker;
+use super::client::Client;
+use super::system::{System, Worker};
 use super::{Duplex, within};
 
 /// Listens as an executor, or as a gateway of another zone.
@@ -51,6 +52,15 @@ impl Executor {
         .await
     }
 
+    /// Takes the stream that `client` has asked for, the only one not taken yet, and begins its log
+    /// with a line that arrives.
+    pub(crate) async fn begin(&self, client: &mut Client<impl Duplex>) -> Stream<TcpStream> {
+        let mut stream = self.accept().await;
+        stream.write(b"before\n").await;
+        client.expect(b"before\n").await;
+        stream
+    }
+
     /// Serves a whole log to one connection.
     pub(crate) async fn serve(&self, log: &[u8]) {
         let mut stream = self.accept().await;
@@ -68,6 +78,15 @@ impl Executor {
     }
 }
 
+/// Sees a build's log come through the gateway at `address`.
+pub(crate) async fn serves(system: &System, address: SocketAddr) {
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(address, &build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+}
+
 /// A port that refuses, as long as the test process lives: bound, so that nobody else gets it, but
 /// nobody listens.
 pub(crate) async fn refusing_port() -> u16 {
@@ -76,6 +95,12 @@ pub(crate) async fn refusing_port() -> u16 {
     let port = socket.local_addr().expect("its address").port();
     std::mem::forget(socket);
     port
+}
+
+/// A worker in `zone` that cannot be dialed.
+pub(crate) async fn unreachable(zone: Option<&str>) -> Worker {
+    let hostname = "127.0.0.1".to_owned();
+    Worker { hostname, port: refusing_port().await, zone: zone.map(str::to_owned) }
 }
 
 /// A TLS server with `identity` that wants a client certificate, as gateways do.

@@ -221,6 +221,8 @@ pub(crate) struct Notices {
     pub(crate) status: String,
     pub(crate) ready: bool,
     pub(crate) stopping: bool,
+    /// Everything but STATUS, in order.
+    pub(crate) told: Vec<String>,
 }
 
 pub(crate) struct Gateway {
@@ -257,6 +259,9 @@ impl Gateway {
                     for line in text.lines() {
                         match line.split_once('=') {
                             Some(("STATUS", status)) => notices.status = status.to_owned(),
+                            _ => notices.told.push(line.to_owned()),
+                        }
+                        match line.split_once('=') {
                             Some(("READY", _)) => notices.ready = true,
                             Some(("STOPPING", _)) => notices.stopping = true,
                             _ => {}
@@ -361,6 +366,27 @@ impl Gateway {
         let often = |log: &Vec<String>| log.iter().filter(|line| wanted(line)).count() >= times;
         let log = within(what, self.log.wait_for(often)).await;
         log.expect("the process logs as long as it lives");
+    }
+
+    /// How many sockets it has open.
+    pub(crate) fn sockets(&self) -> usize {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("its descriptors");
+        let is_socket = |file: &fs::DirEntry| {
+            // One that is closed meanwhile has no name any more.
+            fs::read_link(file.path()).is_ok_and(|name| name.starts_with("socket:"))
+        };
+        descriptors.flatten().filter(is_socket).count()
+    }
+
+    /// Waits until it has no more than `count` sockets open. The kernel tells nobody, so this asks
+    /// again.
+    pub(crate) async fn until_sockets(&self, count: usize) {
+        within("its sockets to be closed", async {
+            while self.sockets() > count {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     /// Every log line so far.

@@ -112,6 +112,15 @@ impl System {
         path
     }
 
+    /// Changes zone and state of such an entry in place.
+    pub(crate) async fn change_gateway(&self, path: &str, zone: &str, state: &str) {
+        let (content, _) = self.client.get_data(path).await.expect("the entry");
+        let mut content: Value = serde_json::from_slice(&content).expect("JSON");
+        content["zone"] = zone.into();
+        content["state"] = state.into();
+        self.put(path, content.to_string().as_bytes()).await;
+    }
+
     /// A build request in the queue of `queue_zone`, taken by `worker` if there is one. Returns
     /// the build's UUID.
     pub(crate) async fn put_build(
@@ -120,6 +129,17 @@ impl System {
         worker: Option<&Worker>,
     ) -> String {
         let build = format!("{:032x}", fastrand::u128(..));
+        self.place_build(queue_zone, &build, worker).await;
+        build
+    }
+
+    /// The same for a build that may be there already, on another worker.
+    pub(crate) async fn place_build(
+        &self,
+        queue_zone: Option<&str>,
+        build: &str,
+        worker: Option<&Worker>,
+    ) {
         let worker = worker.map(|worker| {
             json!({
                 "hostname": worker.hostname, "log_port": worker.port, "zone": worker.zone,
@@ -128,10 +148,9 @@ impl System {
         let request = json!({
             "build_set_uuid": "a", "event_id": "b", "job_uuid": "c", "pipeline_name": "gate",
             "precedence": 200, "result_path": null, "span_context": null, "state": "running",
-            "tenant_name": "tenant", "uuid": build, "worker_info": worker, "zone": queue_zone,
+            "tenant_name": "tenant-one", "uuid": build, "worker_info": worker, "zone": queue_zone,
         });
-        self.put(&request_path(queue_zone, &build), request.to_string().as_bytes()).await;
-        build
+        self.put(&request_path(queue_zone, build), request.to_string().as_bytes()).await;
     }
 
     /// All gateways' entries.

@@ -1,8 +1,9 @@
 //! `dictConfig`, in YAML or JSON, which is YAML to upstream.
 
 use saphyr::{Mapping, Scalar, ScanError, Yaml, YamlLoader};
-use saphyr_parser::Parser;
+use saphyr_parser::{Event, Parser};
 
+use super::super::fault::shown;
 use super::{Class, Formatter, Handler, LEVELS, Logger, Noted, Python, Target, level, rotation};
 
 /// Reads `text`, as far as it can be.
@@ -11,7 +12,9 @@ pub(super) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
     let documents = match load(text) {
         Ok(documents) => documents,
         Err(error) => {
-            faults.note(Some(error.marker().line()), "", None, error.info());
+            // What is missing at the end is missing behind the last line.
+            let line = error.marker().line().min(text.split('\n').count());
+            faults.note(Some(line), "", None, error.info());
             return python;
         }
     };
@@ -29,16 +32,16 @@ pub(super) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
             Some("style") => value.as_str() != Some("%"),
             _ => !value.is_null(),
         });
-        let place = format!("formatters.{name}");
+        let place = format!("formatters.{}", shown(name));
         let formatter = Formatter::new(place, text("format"), text("class"), other);
         python.formatters.insert(name.to_owned(), formatter);
     }
     for (name, entry) in entries(top, "handlers", faults) {
-        let handler = handler(format!("handlers.{name}"), entry, faults);
+        let handler = handler(format!("handlers.{}", shown(name)), entry, faults);
         python.handlers.insert(name.to_owned(), handler);
     }
     for (name, entry) in entries(top, "loggers", faults) {
-        let logger = logger(format!("loggers.{name}"), entry, &mut python.rest, faults);
+        let logger = logger(format!("loggers.{}", shown(name)), entry, &mut python.rest, faults);
         python.loggers.insert(name.to_owned(), logger);
     }
     match get(top, "root") {
@@ -57,8 +60,24 @@ pub(super) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
     python
 }
 
+/// Levels of lists and mappings; dictConfig has four.
+const DEPTH_MAX: usize = 64;
+
 /// Of a key that is there twice the last one counts, as in PyYAML.
 fn load(text: &str) -> Result<Vec<Yaml<'_>>, ScanError> {
+    // The loader calls itself for each level.
+    let mut depth: usize = 0;
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event?;
+        match event {
+            Event::SequenceStart(..) | Event::MappingStart(..) => depth += 1,
+            Event::SequenceEnd | Event::MappingEnd => depth -= 1,
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return Err(ScanError::new_str(span.start, "nested too deeply"));
+        }
+    }
     let mut loader = YamlLoader::default();
     loader.allow_duplicate_keys(true);
     Parser::new_from_str(text).load(&mut loader, true)?;
@@ -101,7 +120,7 @@ fn entries<'y>(
         match (name.as_str(), entry.as_mapping()) {
             (Some(name), Some(entry)) => entries.push((name, entry)),
             (name, _) => {
-                let place = format!("{key}.{}", name.unwrap_or("?"));
+                let place = format!("{key}.{}", shown(name.unwrap_or("?")));
                 faults.note(None, &place, None, "must be a mapping");
             }
         }
@@ -196,7 +215,7 @@ fn handler(place: String, entry: &Mapping<'_>, faults: &mut Noted<'_>) -> Handle
     };
     let keys = entry.iter().filter_map(|(key, _)| key.as_str());
     let others = keys.filter(|key| !taken.contains(key) && *key != "<<");
-    rest.extend(others.map(|key| format!("{place}.{key}")));
+    rest.extend(others.map(|key| format!("{place}.{}", shown(key))));
     Handler {
         level: read_level(&place, entry, faults).unwrap_or(0),
         formatter: text("formatter").filter(|name| !name.is_empty()).map(str::to_owned),

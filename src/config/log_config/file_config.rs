@@ -1,5 +1,6 @@
 //! `fileConfig`: an ini file whose handlers have Python expressions for arguments.
 
+use super::super::fault::shown;
 use super::super::ini::{Ini, IniError};
 use super::{Class, Formatter, Handler, LEVELS, Logger, Noted, Python, Target, level, rotation};
 
@@ -21,7 +22,7 @@ pub(super) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
         // Raw, because it is full of references that are not the file's.
         let raw = |option| ini.raw(&section, option).filter(|value| !value.is_empty());
         let other = raw("datefmt").is_some() || raw("style").is_some_and(|style| style != "%");
-        let place = format!("[{section}]");
+        let place = place(&section);
         let formatter = Formatter::new(place, raw("format"), raw("class"), other);
         python.formatters.insert(name, formatter);
     }
@@ -55,7 +56,12 @@ impl Reader<'_, '_> {
         match self.ini.get(section, option) {
             Ok(value) => value.map(|value| value.text),
             Err(IniError { line, problem }) => {
-                self.faults.note(Some(line), &format!("[{section}] {option}"), None, &problem);
+                self.faults.note(
+                    Some(line),
+                    &format!("{} {option}", place(section)),
+                    None,
+                    &problem,
+                );
                 None
             }
         }
@@ -67,7 +73,7 @@ impl Reader<'_, '_> {
         }
         let there = self.ini.has_section(section);
         let problem = if there { "missing" } else { "missing (no such section)" };
-        self.faults.note(None, &format!("[{section}] {option}"), None, problem);
+        self.faults.note(None, &format!("{} {option}", place(section)), None, problem);
         None
     }
 
@@ -80,14 +86,14 @@ impl Reader<'_, '_> {
         let text = self.get(section, "level")?;
         let read = level(&text);
         if read.is_none() {
-            self.faults.note(None, &format!("[{section}] level"), Some(&text), LEVELS);
+            self.faults.note(None, &format!("{} level", place(section)), Some(&text), LEVELS);
         }
         read
     }
 
     fn logger(&mut self, section: &str) -> Logger {
         Logger {
-            place: format!("[{section}]"),
+            place: place(section),
             level: self.level(section),
             handlers: names(&self.needed(section, "handlers").unwrap_or_default()),
             propagate: self.propagate(section),
@@ -99,7 +105,7 @@ impl Reader<'_, '_> {
         match text.trim().parse::<i64>() {
             Ok(number) => number != 0,
             Err(_) => {
-                let key = format!("[{section}] propagate");
+                let key = format!("{} propagate", place(section));
                 self.faults.note(None, &key, Some(&text), "must be 0 or 1");
                 true
             }
@@ -107,7 +113,7 @@ impl Reader<'_, '_> {
     }
 
     fn handler(&mut self, section: &str) -> Handler {
-        let place = format!("[{section}]");
+        let place = place(section);
         let class = self.needed(section, "class").map_or(Class::Other, |name| Class::of(&name));
         let arguments = self.get(section, "args").unwrap_or_else(|| "()".to_owned());
         let named = self.get(section, "kwargs").filter(|text| text.trim() != "{}");
@@ -140,6 +146,11 @@ impl Reader<'_, '_> {
             rest,
         }
     }
+}
+
+/// How a section is called in what people read.
+fn place(section: &str) -> String {
+    format!("[{}]", shown(section))
 }
 
 /// Names between commas.

@@ -34,7 +34,7 @@ pub(super) enum Unusable {
     Content(Vec<Fault>),
 }
 
-fn read(path: &str, text: &str) -> Result<Log, Vec<Fault>> {
+pub(super) fn read(path: &str, text: &str) -> Result<Log, Vec<Fault>> {
     // Upstream looks at the same three, in these letters.
     let is_dict = [".yaml", ".yml", ".json"].iter().any(|extension| path.ends_with(extension));
     let mut faults = Noted { file: path, faults: Vec::new() };

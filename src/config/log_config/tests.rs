@@ -200,6 +200,31 @@ fn what_is_not_taken_is_named() {
     assert_eq!(taken("l.yaml", &dates).2, ["formatters.console"]);
 }
 
+/// Deeper than a stack.
+#[test]
+fn nesting_has_a_bound() {
+    for deep in ["- ".repeat(100_000), "[".repeat(100_000), "{a: ".repeat(100_000)] {
+        let found = faults("l.yaml", &format!("version: 1\nx:\n  {deep}"));
+        assert!(found.len() == 1 && found[0].starts_with("l.yaml:3: "), "{found:?}");
+    }
+}
+
+/// Names from the file are people's to read: on one line, and not too long.
+#[test]
+fn names_are_shown_harmless() {
+    let yaml = "version: 1\nhandlers: {\"h\\e\": {class: X, \"k\\n\": 1}}\n\
+                loggers: {\"l\\t\": {}}\nformatters: {\"f\\0\": []}\n";
+    let found = faults("l.yaml", yaml);
+    assert_eq!(found, [r"l.yaml: formatters.f\0: must be a mapping"]);
+    let yaml = yaml.replace("[]", "{}").replace("class: X", "class: StreamHandler");
+    let chosen = format!("{yaml}root: {{handlers: [\"h\\e\"]}}\n");
+    let (.., rest) = taken("l.yaml", &chosen);
+    assert_eq!(rest[0], r"handlers.h\u{1b}.k\n");
+    assert!(rest.contains(&r"loggers.l\t".to_owned()), "{rest:?}");
+    let ini = WINDMILL.replace("keys=root,zuul,gerrit", "keys=root,zuul,gerrit\x1b");
+    assert!(faults("l.conf", &ini)[0].starts_with(r"l.conf: [logger_gerrit\u{1b}] "), "{ini}");
+}
+
 /// Faults as an operator sees them.
 fn faults(path: &str, text: &str) -> Vec<String> {
     let faults = read(path, text).err().unwrap_or_default();
@@ -213,6 +238,7 @@ fn what_python_refuses_is_refused() {
         ("- a\n", "l.yaml: must be one YAML mapping, as Python's dictConfig takes it"),
         ("version: 1\n---\nversion: 1\n", "l.yaml: must be one YAML mapping, as"),
         ("version: 1\nroot: [\n", "l.yaml:"),
+        ("[!", "l.yaml:1: "),
         ("root: {}\n", "l.yaml: version: must be 1"),
         ("version: 1\nroot: {level: info}\n", "l.yaml: root.level = info: must be CRITICAL, "),
         ("version: 1\nroot: {handlers: [x]}\n", "l.yaml: root = x: there is no such handler"),

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::Tls;
 
 /// How long one server is looked at.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,14 +25,14 @@ const REFUSAL: Duration = Duration::from_millis(500);
 const DOUBT: &str = "; does it trust our certificate?";
 
 /// Looks at the servers of one ZooKeeper.
-pub(crate) struct Diagnosis {
+pub(super) struct Diagnosis {
     servers: Vec<(String, u16)>,
-    connector: TlsConnector,
+    tls: watch::Receiver<Tls>,
 }
 
 impl Diagnosis {
-    pub(crate) fn new(servers: Vec<(String, u16)>, connector: TlsConnector) -> Self {
-        Self { servers, connector }
+    pub(super) fn new(servers: Vec<(String, u16)>, tls: watch::Receiver<Tls>) -> Self {
+        Self { servers, tls }
     }
 
     /// One phrase for each server.
@@ -62,7 +64,8 @@ impl Diagnosis {
     async fn look(&self, host: &str, port: u16) -> Result<(), String> {
         let stream = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
         let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
-        let mut stream = self.connector.connect(name, stream).await.map_err(|error| {
+        let connector = self.tls.borrow().connector.clone();
+        let mut stream = connector.connect(name, stream).await.map_err(|error| {
             let doubt = if is_alert(&error) { DOUBT } else { "" };
             format!("TLS: {error}{doubt}")
         })?;

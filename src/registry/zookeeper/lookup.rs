@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use zookeeper_client::{Client, Error, MultiReadResult, SessionState};
 
+use super::places::{self, Found, Places};
 use crate::registry::LookupError;
 use crate::registry::build::{Build, BuildId};
 use crate::registry::component::Gateway;
@@ -30,19 +31,19 @@ pub(crate) struct Lookup {
     zones: watch::Sender<Arc<[String]>>,
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
-    places: Arc<Semaphore>,
-    timeout: Duration,
+    pub(super) places: Arc<Places>,
+    permits: Arc<Semaphore>,
 }
 
 impl Lookup {
-    pub(super) fn new(timeout: Duration) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             client: watch::Sender::new(None),
             gateways: watch::Sender::new(Arc::from([])),
             zones: watch::Sender::new(Arc::from([])),
             multi_read: AtomicBool::new(true),
-            places: Arc::new(Semaphore::new(LOOKUPS)),
-            timeout,
+            places: Arc::default(),
+            permits: Arc::new(Semaphore::new(LOOKUPS)),
         }
     }
 
@@ -59,6 +60,11 @@ impl Lookup {
         if let Ok((zones, _)) = self.read(client, Some(ZONES), &[]).await {
             self.zones.send_replace(zones.into());
         }
+    }
+
+    /// The current session's client.
+    pub(super) fn client(&self) -> Option<Client> {
+        self.client.borrow().clone()
     }
 
     pub(super) fn has_session(&self) -> bool {
@@ -91,34 +97,46 @@ impl Lookup {
     ///
     /// A request that has been handed to the client stays in its queue until ZooKeeper answers or
     /// the session ends, whoever waits for it. So nothing is handed over while there is no
-    /// connection, and what has been keeps its place among [`LOOKUPS`] until it is answered.
+    /// connection, and what has been keeps its permit among [`LOOKUPS`] until it is answered.
     pub(crate) async fn find_build(
         self: &Arc<Self>,
         build: &BuildId,
     ) -> Result<Option<Build>, LookupError> {
-        let client = self.client.borrow().clone();
+        let client = self.client();
         let client = client.ok_or_else(|| LookupError::Away("no session".to_owned()))?;
-        let found = async {
-            let place = Arc::clone(&self.places).acquire_owned().await;
-            connected(&client).await;
-            let (this, build) = (Arc::clone(self), build.clone());
-            let finding = tokio::spawn(async move {
-                let _place = place;
-                this.find(&client, &build).await
-            });
-            finding.await.unwrap_or_else(|panic| Err(LookupError::Away(panic.to_string())))
+        if let Some(executor) = self.places.kept(&client, build) {
+            return Ok(Some(Build::On(executor)));
+        }
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        connected(&client).await;
+        let (this, wanted) = (Arc::clone(self), build.clone());
+        let look_up = || async move {
+            let _permit = permit;
+            this.find(&client, &wanted).await
         };
-        let late = |_| Err(LookupError::Away("no answer in time".to_owned()));
-        tokio::time::timeout(self.timeout, found).await.unwrap_or_else(late)
+        self.places.share(build, look_up).await
     }
 
-    async fn find(&self, client: &Client, build: &BuildId) -> Result<Option<Build>, LookupError> {
+    async fn find(self: &Arc<Self>, client: &Client, build: &BuildId) -> Found {
+        let (path, found) = self.search(client, build).await?;
+        if matches!(found, Some(Build::On(_))) && self.places.is_popular(build) {
+            tokio::spawn(places::keep(Arc::clone(self), client.clone(), build.clone(), path));
+        }
+        Ok(found)
+    }
+
+    /// The path that is found comes with what was found there.
+    async fn search(
+        &self,
+        client: &Client,
+        build: &BuildId,
+    ) -> Result<(String, Option<Build>), LookupError> {
         let known = self.zones.borrow().clone();
         let mut paths: Vec<String> = known.iter().map(|zone| request_in(zone, build)).collect();
         paths.push(format!("{UNZONED}/requests/{build}"));
         let (zones, requests) = self.read(client, Some(ZONES), &paths).await?;
-        let found = first(requests);
-        if matches!(found, Ok(Some(_))) {
+        let found = first(paths, requests);
+        if matches!(found, Ok((_, Some(_)))) {
             return found;
         }
         let fresh: Vec<String> = zones
@@ -133,8 +151,8 @@ impl Lookup {
             return found;
         }
         let (_, requests) = self.read(client, None, &fresh).await?;
-        match first(requests) {
-            Ok(None) => found,
+        match first(fresh, requests) {
+            Ok((_, None)) => found,
             elsewhere => elsewhere,
         }
     }
@@ -178,18 +196,21 @@ fn request_in(zone: &str, build: &BuildId) -> String {
     format!("{ZONES}/{zone}/requests/{build}")
 }
 
-/// The first build among `requests`. A request that cannot be read matters only if there is no
-/// other one.
-fn first(requests: Vec<Vec<u8>>) -> Result<Option<Build>, LookupError> {
+/// The first build among `requests`, read from `paths`, with its path. A request that cannot be
+/// read matters only if there is no other one.
+fn first(
+    paths: Vec<String>,
+    requests: Vec<Vec<u8>>,
+) -> Result<(String, Option<Build>), LookupError> {
     let mut fault = None;
-    for request in requests {
+    for (path, request) in paths.into_iter().zip(requests) {
         match Build::from_json(&request) {
-            Ok(Some(build)) => return Ok(Some(build)),
+            Ok(Some(build)) => return Ok((path, Some(build))),
             Ok(None) => {}
             Err(error) => fault = fault.or(Some(error)),
         }
     }
-    fault.map_or(Ok(None), |fault| Err(LookupError::Unreadable(fault)))
+    fault.map_or(Ok((String::new(), None)), |fault| Err(LookupError::Unreadable(fault)))
 }
 
 type Answer = Result<(Vec<String>, Vec<Vec<u8>>), Error>;
@@ -248,11 +269,16 @@ mod tests {
 
     #[test]
     fn the_first_request_that_can_be_read_counts() {
-        let first = |requests: &[&[u8]]| first(requests.iter().map(|r| r.to_vec()).collect());
-        assert_eq!(first(&[]), Ok(None));
-        assert_eq!(first(&[b"", b""]), Ok(None));
-        assert_eq!(first(&[b"", WAITING]), Ok(Some(Build::Waiting)));
-        assert_eq!(first(&[b"garbage", WAITING]), Ok(Some(Build::Waiting)), "garbage elsewhere");
+        let first = |requests: &[&[u8]]| {
+            let paths = (0..requests.len()).map(|number| number.to_string()).collect();
+            first(paths, requests.iter().map(|r| r.to_vec()).collect())
+        };
+        let nothing = || Ok((String::new(), None));
+        let second = || Ok(("1".to_owned(), Some(Build::Waiting)));
+        assert_eq!(first(&[]), nothing());
+        assert_eq!(first(&[b"", b""]), nothing());
+        assert_eq!(first(&[b"", WAITING]), second());
+        assert_eq!(first(&[b"garbage", WAITING]), second(), "garbage elsewhere");
         assert!(matches!(first(&[b"", b"garbage", b""]), Err(LookupError::Unreadable(_))));
     }
 }

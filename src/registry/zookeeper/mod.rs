@@ -8,36 +8,49 @@ mod components;
 mod diagnosis;
 mod entry;
 mod lookup;
+mod places;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
 use tracing::{debug, info, warn};
-use zookeeper_client::{Client, Error, SessionState};
+use zookeeper_client::{Client, Error, SessionState, TlsCerts, TlsDynamicCerts};
 
-pub(crate) use self::diagnosis::Diagnosis;
 pub(crate) use self::lookup::Lookup;
 
+use self::diagnosis::Diagnosis;
 use super::component::{Announcement, State};
 use super::{Orders, Registration, Registry, Standing, registration};
 use crate::admin::metrics::Metrics;
+use crate::config::Hosts;
+use crate::tls;
 
 /// How to reach ZooKeeper.
 pub(crate) struct Settings {
-    /// `host:port,...`, a chroot behind the last.
-    pub(crate) hosts: String,
-    /// The chain and names to trust, and who we are.
-    pub(crate) tls: zookeeper_client::TlsOptions,
-    /// Finds out why no session comes about.
-    pub(crate) diagnosis: Diagnosis,
+    /// The servers, and the node below which Zuul lives.
+    pub(crate) hosts: Hosts,
+    /// The chain and names to trust, and who we are. What is put there later counts from the next
+    /// connection on; one that is open stays.
+    pub(crate) tls: watch::Receiver<Tls>,
     /// The session timeout asked for; the server may grant another.
     pub(crate) session_timeout: Duration,
-    /// How long one look-up may take.
-    pub(crate) lookup_timeout: Duration,
     /// Counts sessions.
     pub(crate) metrics: Metrics,
+}
+
+/// TLS towards ZooKeeper.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    /// For the client.
+    pub(crate) certs: TlsCerts,
+    /// Whether a server's certificate must carry the name it is dialed by; counts from the next
+    /// session on.
+    pub(crate) verify_hostnames: bool,
+    /// For a look of our own, with the same certificates and rules.
+    pub(crate) connector: TlsConnector,
 }
 
 /// The longest wait between two tries to get a session. With the jitter, fifty gateways that lost
@@ -55,11 +68,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
 /// questions from it.
 pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Registry, Registration) {
-    let lookup = Arc::new(Lookup::new(settings.lookup_timeout));
+    let lookup = Arc::new(Lookup::new());
     let registry = Registry::ZooKeeper(Arc::clone(&lookup));
     let registration = registration(|orders| {
-        Keeper { settings, announcement, lookup, orders, left_behind: watch::Sender::new(None) }
-            .run()
+        let Settings { hosts, tls, .. } = &settings;
+        let certs = TlsDynamicCerts::new(tls.borrow().certs.clone());
+        let diagnosis = Diagnosis::new(hosts.servers.clone(), tls.clone());
+        let left_behind = watch::Sender::new(None);
+        Keeper { settings, certs, diagnosis, announcement, lookup, orders, left_behind }.run()
     });
     (registry, registration)
 }
@@ -75,6 +91,10 @@ enum Served {
 /// Owns the sessions.
 struct Keeper {
     settings: Settings,
+    /// What the client shows and trusts in its next connection.
+    certs: TlsDynamicCerts,
+    /// Finds out why no session comes about.
+    diagnosis: Diagnosis,
     announcement: Announcement,
     lookup: Arc<Lookup>,
     orders: Orders,
@@ -89,8 +109,19 @@ impl Keeper {
             () = close.cancelled() => {}
             never = self.keep_sessions() => match never {},
             never = self.withdraw_without_session() => match never {},
+            never = self.follow_tls() => match never {},
         }
         self.lookup.end_session().await;
+    }
+
+    /// Gives the client the newest certificates.
+    async fn follow_tls(&self) -> Infallible {
+        let mut tls = self.settings.tls.clone();
+        while tls.changed().await.is_ok() {
+            let certs = tls.borrow_and_update().certs.clone();
+            self.certs.update(certs);
+        }
+        std::future::pending().await
     }
 
     /// Has one session after the other. Trouble is told once, until there was a session in which
@@ -98,7 +129,9 @@ impl Keeper {
     async fn keep_sessions(&self) -> Infallible {
         let mut wait = RETRY_MIN;
         let mut said = false;
+        let mut tls = self.settings.tls.clone();
         loop {
+            tls.mark_unchanged();
             let trouble = match self.connect().await {
                 Ok(client) => match self.serve(client).await {
                     Served::Registered => {
@@ -112,28 +145,33 @@ impl Keeper {
             match trouble {
                 Some((error, sessionless)) if !std::mem::replace(&mut said, true) => {
                     let cause = match error {
-                        _ if sessionless => self.settings.diagnosis.why().await,
+                        _ if sessionless => self.diagnosis.why().await,
                         Error::NoNode => "the chroot does not exist; create that node".to_owned(),
                         _ => "the session is refused what Zuul's services do".to_owned(),
                     };
                     let hosts = &self.settings.hosts;
-                    warn!(hosts, %error, %cause, "not registered in ZooKeeper; trying on");
+                    warn!(%hosts, %error, %cause, "not registered in ZooKeeper; trying on");
                 }
                 Some((error, _)) => debug!(%error, "still not registered in ZooKeeper"),
                 None => {}
             }
-            tokio::time::sleep(jittered(wait)).await;
-            wait = (wait * 2).min(RETRY_MAX);
+            tokio::select! {
+                () = tokio::time::sleep(jittered(wait)) => wait = (wait * 2).min(RETRY_MAX),
+                // Perhaps these are better ones; if not, that is worth a new line.
+                Ok(()) = tls.changed() => (wait, said) = (RETRY_MIN, false),
+            }
         }
     }
 
     /// One try at every server.
     async fn connect(&self) -> Result<Client, Error> {
+        let Settings { hosts, tls, session_timeout, .. } = &self.settings;
+        let verify_hostnames = tls.borrow().verify_hostnames;
         Client::connector()
-            .with_session_timeout(self.settings.session_timeout)
-            .with_tls(self.settings.tls.clone())
+            .with_session_timeout(*session_timeout)
+            .with_tls(tls::zookeeper_options(self.certs.clone(), verify_hostnames))
             .with_fail_eagerly()
-            .secure_connect(&self.settings.hosts)
+            .secure_connect(&hosts.to_string())
             .await
     }
 
@@ -230,7 +268,7 @@ impl Keeper {
     /// long as that took. A new session is there at once.
     async fn overdue(&self) {
         tokio::time::sleep(PATIENCE).await;
-        while !self.settings.diagnosis.anybody_answers().await {
+        while !self.diagnosis.anybody_answers().await {
             tokio::time::sleep(jittered(LOOK_EVERY)).await;
         }
         tokio::time::sleep(jittered(LOOK_EVERY)).await;

@@ -1,0 +1,248 @@
+//! The configuration's part of the fuzz targets. What is refused is refused in words that can be
+//! shown, with a line that exists; what is taken reads back from the file that we write for it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::json;
+
+use super::fault::{Fault, Faults};
+use super::{
+    Config, Limits, Log, LogFormat, LogOutput, ZooKeeper, log_config, toml_file, zuul_conf,
+};
+use crate::fuzzing::presentable;
+use crate::tls::{ClientCertificate, Files, Names};
+
+/// Our TOML.
+pub fn toml(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    match toml_file::read("f.toml", text) {
+        Ok(config) => {
+            let written = write_toml(&config);
+            assert_eq!(toml_file::read("f.toml", &written), Ok(config), "{written}");
+        }
+        Err(faults) => check_faults(&faults, text),
+    }
+}
+
+/// A `zuul.conf`.
+pub fn zuul_conf(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    // It would be read.
+    if text.to_lowercase().contains("log_config") {
+        return;
+    }
+    let environment = [("ZUUL_A".to_owned(), "a%(b)s".to_owned())];
+    match zuul_conf::read("zuul.conf", text, environment) {
+        Ok(config) => {
+            let written = write_zuul_conf(&config);
+            if let Some(written) = written {
+                assert_eq!(zuul_conf::read("zuul.conf", &written, []), Ok(config), "{written}");
+            }
+        }
+        Err(faults) => check_faults(&faults, text),
+    }
+}
+
+/// A `log_config`: YAML if the first byte is odd, else Python's `fileConfig`.
+pub fn log_config(data: &[u8]) {
+    let Some((&first, text)) = data.split_first() else { return };
+    let Ok(text) = str::from_utf8(text) else { return };
+    let path = if first % 2 == 1 { "log.yaml" } else { "log.conf" };
+    match log_config::read(path, text) {
+        Ok(log) => {
+            let given = log.log_config.expect("the file it comes from");
+            if !given.not_taken.is_empty() {
+                for part in &given.not_taken {
+                    assert!(!part.contains(char::is_control), "control characters: {part:?}");
+                }
+            }
+            assert_ne!(log.output, LogOutput::File("".into()));
+        }
+        Err(faults) => {
+            assert!(!faults.is_empty());
+            check_each(&faults, text);
+        }
+    }
+}
+
+fn check_faults(faults: &Faults, text: &str) {
+    assert!(!faults.list().is_empty());
+    assert!(faults.list().is_sorted_by_key(|fault| fault.line.unwrap_or(usize::MAX)));
+    check_each(faults.list(), text);
+}
+
+fn check_each(faults: &[Fault], text: &str) {
+    // As editors count them, whichever of the three ends a line has.
+    let lines = text.replace("\r\n", "\n").split(['\n', '\r']).count();
+    for fault in faults {
+        presentable(&fault.to_string());
+        assert!(
+            fault.line.is_none_or(|line| (1..=lines).contains(&line)),
+            "{fault}: {lines} lines"
+        );
+    }
+}
+
+/// A TOML string: JSON's, but for one character.
+fn text(text: &str) -> String {
+    json!(text).to_string().replace('\x7f', "\\u007f")
+}
+
+fn path(path: &Path) -> String {
+    text(utf8(path))
+}
+
+fn utf8(path: &Path) -> &str {
+    path.to_str().expect("from UTF-8")
+}
+
+/// The TOML that says all that `config` holds.
+fn write_toml(config: &Config) -> String {
+    let address = |host: &str, port: u16| match host.contains(':') {
+        true => text(&format!("[{host}]:{port}")),
+        false => text(&format!("{host}:{port}")),
+    };
+    let files = |Files { cert, key, ca }: &Files, prefix: &str| {
+        let (cert, key, ca) = (path(cert), path(key), path(ca));
+        format!("{prefix}cert = {cert}\n{prefix}key = {key}\n{prefix}ca = {ca}\n")
+    };
+    let mut toml = String::new();
+    for (key, value) in
+        [("hostname", &config.hostname), ("zone", &config.zone), ("user", &config.user)]
+    {
+        if let Some(value) = value {
+            let _ = writeln!(toml, "{key} = {}", text(value));
+        }
+    }
+    if let Some(port) = config.public_port {
+        let _ = writeln!(toml, "public_port = {port}");
+    }
+    for listener in &config.listeners {
+        let client = match listener.tls {
+            Some(ClientCertificate::Optional) => "optional",
+            Some(ClientCertificate::None) => "none",
+            Some(ClientCertificate::Required) | None => "required",
+        };
+        let _ = writeln!(
+            toml,
+            "[[listener]]\naddress = {}\ntls = {}\nclient_certificate = \"{client}\"\nadvertised = {}",
+            address(&listener.host, listener.port),
+            listener.tls.is_some(),
+            listener.advertised,
+        );
+    }
+    let (verify, fallback) = match config.names {
+        Names::Any => (false, true),
+        Names::Dialed => (true, true),
+        Names::DialedStrictly => (true, false),
+    };
+    let identity = config.tls.as_ref().map(|tls| files(tls, "")).unwrap_or_default();
+    let _ = writeln!(
+        toml,
+        "[tls]\n{identity}verify_hostnames = {verify}\ncommon_name_fallback = {fallback}"
+    );
+    let ZooKeeper { hosts, tls, session_timeout, verify_hostnames } = &config.zookeeper;
+    let _ = writeln!(
+        toml,
+        "[zookeeper]\nhosts = {}\n{}session_timeout = \"{}ms\"\nverify_hostnames = {verify_hostnames}",
+        text(&hosts.to_string()),
+        files(tls, "tls_"),
+        session_timeout.as_millis(),
+    );
+    if let Some((host, port)) = &config.admin {
+        let _ = writeln!(toml, "[admin]\naddress = {}", address(host, *port));
+    }
+    if let Some(socket) = &config.control {
+        let _ = writeln!(toml, "[control]\nsocket = {}", path(socket));
+    }
+    write_limits(&config.limits, &mut toml);
+    write_log(&config.log, &mut toml);
+    toml
+}
+
+fn write_limits(limits: &Limits, toml: &mut String) {
+    let _ = writeln!(toml, "[limits]\nconnections = {}", limits.connections);
+    for (key, time) in [
+        ("handshake_timeout", limits.handshake_timeout),
+        ("request_timeout", limits.request_timeout),
+        ("lookup_timeout", limits.lookup_timeout),
+        ("connect_timeout", limits.connect_timeout),
+        ("first_byte_timeout", limits.first_byte_timeout),
+        ("write_timeout", limits.write_timeout),
+        ("keepalive", limits.keepalive),
+        ("grace", limits.grace),
+    ] {
+        let _ = writeln!(toml, "{key} = \"{}ms\"", time.as_millis());
+    }
+}
+
+fn write_log(log: &Log, toml: &mut String) {
+    let format = match log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+        LogFormat::Zuul => "zuul",
+    };
+    let output = match &log.output {
+        LogOutput::Stdout => text("stdout"),
+        LogOutput::Stderr => text("stderr"),
+        LogOutput::File(file) => path(file),
+    };
+    let level = log.level.to_string().to_lowercase();
+    let _ = writeln!(toml, "[log]\nlevel = \"{level}\"\nformat = \"{format}\"\noutput = {output}");
+}
+
+/// The `zuul.conf` that says all that `config` holds; `None` if a value has several lines.
+fn write_zuul_conf(config: &Config) -> Option<String> {
+    let mut options = Vec::new();
+    let mut set = |option: &str, value: String| options.push((option.to_owned(), value));
+    let path = |path: &Path| utf8(path).to_owned();
+    for (option, value) in
+        [("hostname", &config.hostname), ("zone", &config.zone), ("user", &config.user)]
+    {
+        if let Some(value) = value {
+            set(option, value.clone());
+        }
+    }
+    let [listener] = config.listeners.as_slice() else { panic!("always one listener") };
+    set("listen_address", listener.host.clone());
+    set("port", listener.port.to_string());
+    set("public_port", config.public_port.unwrap_or(0).to_string());
+    set("tls_verify_hostnames", (config.names != Names::Any).to_string());
+    set("tls_client_only", listener.tls.is_none().to_string());
+    for (option, value) in [("pidfile", &config.pid_file), ("command_socket", &config.control)] {
+        set(option, value.as_deref().map(path).unwrap_or_default());
+    }
+    if let Some((host, port)) = &config.admin {
+        set("prometheus_addr", host.clone());
+        set("prometheus_port", port.to_string());
+    }
+    let mut files = |Files { cert, key, ca }: &Files| {
+        for (option, file) in [("tls_cert", cert), ("tls_key", key), ("tls_ca", ca)] {
+            set(option, path(file));
+        }
+    };
+    if let Some(tls) = &config.tls {
+        files(tls);
+    }
+    let own = options.len();
+    let ZooKeeper { hosts, tls, session_timeout, .. } = &config.zookeeper;
+    options.push(("hosts".to_owned(), hosts.to_string()));
+    options.push(("session_timeout".to_owned(), session_timeout.as_secs_f64().to_string()));
+    for (option, file) in [("tls_cert", &tls.cert), ("tls_key", &tls.key), ("tls_ca", &tls.ca)] {
+        options.push((option.to_owned(), path(file)));
+    }
+
+    let mut conf = "[DEFAULT]\nnothing =\n[fingergw]\n".to_owned();
+    for (index, (option, value)) in options.iter().enumerate() {
+        if index == own {
+            conf.push_str("[zookeeper]\n");
+        }
+        if value.contains(['\n', '\r']) {
+            return None;
+        }
+        // Blanks at either end would be dropped.
+        let _ = writeln!(conf, "{option} = %(nothing)s{}%(nothing)s", value.replace('%', "%%"));
+    }
+    Some(conf)
+}

@@ -1,0 +1,82 @@
+//! The certificates and keys of a configuration.
+
+use anyhow::{Result, anyhow};
+use rustls::pki_types::UnixTime;
+use tracing::{error, warn};
+
+use crate::admin::metrics::{Metrics, Role};
+use crate::config::Config;
+use crate::tls::{Finding, Identity, Use};
+
+/// All of them, read and found usable.
+pub(crate) struct Identities {
+    pub(super) gateway: Option<Identity>,
+    pub(super) zookeeper: Identity,
+}
+
+impl Identities {
+    /// Reads the files that `config` names and tries each for what it is to do.
+    ///
+    /// # Errors
+    /// Every file that cannot be used, with its fault.
+    pub(crate) fn load(config: &Config) -> Result<Self> {
+        let now = UnixTime::now();
+        let listening = config.listeners.iter().any(|listener| listener.tls.is_some());
+        let hostname = config.hostname.as_deref();
+        let purpose = if listening { Use::Listening(hostname) } else { Use::Dialing };
+        let gateway = config.tls.as_ref().map(|files| Identity::load(files, purpose, now));
+        let gateway = gateway.transpose();
+        let zookeeper = Identity::load(&config.zookeeper.tls, Use::ZooKeeper, now);
+        match (gateway, zookeeper) {
+            (Ok(gateway), Ok(zookeeper)) => Ok(Self { gateway, zookeeper }),
+            (Err(one), Err(other)) => Err(anyhow!("{one:#}\n{other:#}")),
+            (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
+        }
+    }
+
+    /// What is amiss with certificates that can be used. No reason not to start, as plain listeners
+    /// and executors know nothing of them; but one to act.
+    pub(crate) fn findings(&self) -> impl Iterator<Item = &Finding> {
+        let of_gateway = self.gateway.as_ref().map_or(&[][..], Identity::findings);
+        // Both may be from the same files.
+        let of_zookeeper = self.zookeeper.findings().iter();
+        of_gateway.iter().chain(of_zookeeper.filter(|finding| !of_gateway.contains(finding)))
+    }
+
+    /// Why peers will refuse certificates here that `running` does not show already. Those it does
+    /// get no better by being kept.
+    pub(super) fn new_errors(&self, running: &Self) -> Vec<String> {
+        let pairs = [
+            (self.gateway.as_ref(), running.gateway.as_ref()),
+            (Some(&self.zookeeper), Some(&running.zookeeper)),
+        ];
+        let mut errors = Vec::new();
+        for (new, running) in pairs {
+            let Some(new) = new else { continue };
+            if !running.is_some_and(|running| running.shows_what(new)) {
+                let found = new.findings().iter().filter(|finding| finding.is_error());
+                errors.extend(found.map(|finding| finding.text.clone()));
+            }
+        }
+        errors.dedup();
+        errors
+    }
+
+    /// Logs what is amiss.
+    pub(super) fn tell(&self) {
+        for finding in self.findings() {
+            if finding.is_error() {
+                error!("{}", finding.text);
+            } else {
+                warn!("{}", finding.text);
+            }
+        }
+    }
+
+    /// Tells until when the certificates are good.
+    pub(super) fn measure(&self, metrics: &Metrics) {
+        let of_gateway = self.gateway.as_ref().and_then(Identity::not_after);
+        metrics.certificate(Role::Gateway, of_gateway);
+        metrics.certificate(Role::ZooKeeper, self.zookeeper.not_after());
+    }
+}

@@ -1,0 +1,258 @@
+//! Reading the configuration and its certificates again while streams run: all of it or nothing.
+//!
+//! Everything is read, checked and made ready aside; a fault anywhere leaves what runs as it is.
+//! Then it takes the place of the old in one step that cannot fail. Connections that are open keep
+//! what they began with.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use super::Identities;
+use crate::admin::metrics::Metrics;
+use crate::config::{self, Change, Config};
+use crate::gateway::{Adjuster, Settings};
+use crate::log::Volume;
+use crate::registry::zookeeper;
+use crate::service::control::{RELOADED, Reload};
+use crate::service::descriptors;
+use crate::service::signals::ReloadSignal;
+use crate::service::systemd::Manager;
+use crate::tls::{self, Acceptor, Names};
+
+/// What people can do about a reload that failed.
+const MEND: &str = "nothing has changed; if files were being replaced just now, reload again";
+
+/// Commands that wait while a reload is under way; more wait for a place among them.
+const COMMANDS_WAITING: usize = 8;
+
+/// Where the configuration comes from.
+#[derive(Clone)]
+pub(crate) struct Source {
+    /// Absolute: the working directory becomes another.
+    pub(crate) path: PathBuf,
+    /// Started with `-d`.
+    pub(crate) debug: bool,
+}
+
+/// A configuration with its certificates.
+pub(super) struct Configured {
+    pub(super) config: Config,
+    pub(super) identities: Identities,
+}
+
+/// What a running gateway takes from them, made and ready to use.
+pub(super) struct Live {
+    pub(super) settings: Settings,
+    pub(super) zookeeper: zookeeper::Tls,
+}
+
+impl Live {
+    /// Makes it. `kept` are the listeners' TLS sides now, of which those stay for which no
+    /// certificate is configured any more.
+    ///
+    /// # Errors
+    /// A certificate cannot be used.
+    pub(super) fn of(configured: &Configured, kept: &[Option<Acceptor>]) -> Result<Self> {
+        let Configured { config, identities } = configured;
+        let Identities { gateway, zookeeper } = identities;
+        let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
+            match (listener.tls, gateway) {
+                (Some(client), Some(identity)) => tls::acceptor(identity, client).map(Some),
+                (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
+                (None, _) => Ok(None),
+            }
+        });
+        let connector = gateway.as_ref().map(|identity| tls::connector(identity, config.names));
+        let settings = Settings {
+            acceptors: acceptors.collect::<Result<_>>()?,
+            connector: connector.transpose()?,
+            limits: config.limits.clone(),
+        };
+        let verify_hostnames = config.zookeeper.verify_hostnames;
+        let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
+        let zookeeper = zookeeper::Tls {
+            certs: tls::zookeeper_certs(zookeeper)?,
+            verify_hostnames,
+            connector: tls::connector(zookeeper, names)?,
+        };
+        Ok(Self { settings, zookeeper })
+    }
+}
+
+/// Who asks for reloads.
+pub(super) struct Orders {
+    signal: ReloadSignal,
+    commands: mpsc::Receiver<Reload>,
+}
+
+impl Orders {
+    /// Takes the signal over, and returns what takes commands. Needs a runtime.
+    pub(super) fn new() -> io::Result<(mpsc::Sender<Reload>, Self)> {
+        let (sender, commands) = mpsc::channel(COMMANDS_WAITING);
+        Ok((sender, Self { signal: ReloadSignal::new()?, commands }))
+    }
+
+    /// Waits for the next order, and returns who is to be told how it went: nobody if it is a
+    /// signal.
+    async fn next(&mut self) -> Option<Reload> {
+        tokio::select! {
+            () = self.signal.next() => None,
+            Some(reload) = self.commands.recv() => Some(reload),
+        }
+    }
+
+    /// Refuses all orders: the gateway is stopping.
+    pub(super) async fn refuse(&mut self) -> Infallible {
+        loop {
+            if let Some(reload) = self.next().await {
+                // Nobody listens any more: nobody wants to know.
+                let _ = reload.send("not reloaded: the gateway is stopping\n".to_owned());
+            }
+            warn!("not reloaded: the gateway is stopping");
+        }
+    }
+}
+
+/// Reloads what a gateway runs with.
+pub(super) struct Reloader {
+    pub(super) source: Source,
+    /// What runs now.
+    pub(super) running: Arc<Configured>,
+    pub(super) gateway: Adjuster,
+    pub(super) zookeeper: watch::Sender<zookeeper::Tls>,
+    pub(super) volume: Volume,
+    pub(super) metrics: Metrics,
+}
+
+/// All that a reload changes.
+struct Prepared {
+    configured: Configured,
+    live: Live,
+    taken: Vec<&'static str>,
+    waiting: Vec<&'static str>,
+}
+
+impl Reloader {
+    /// Fulfils `orders`, one after the other.
+    pub(super) async fn serve(&mut self, orders: &mut Orders, manager: &Manager) -> Infallible {
+        loop {
+            let asked = orders.next().await;
+            manager.reloading();
+            let outcome = self.reload().await;
+            manager.reloaded();
+            if let Some(asked) = asked {
+                // Nobody listens any more: the log knows as well.
+                let _ = asked.send(outcome);
+            }
+        }
+    }
+
+    /// Reloads, or leaves everything as it is, and says which, in lines.
+    async fn reload(&mut self) -> String {
+        let path = self.source.path.display().to_string();
+        let prepared = self.prepared().await;
+        self.metrics.reloaded(prepared.is_ok());
+        match prepared {
+            Ok(prepared) => self.apply(prepared),
+            Err(fault) => {
+                let faults = format!("{fault:#}");
+                error!("{path} not reloaded: {}; {MEND}", faults.replace('\n', "; "));
+                format!("not reloaded {path}:\n{faults}\n{MEND}\n")
+            }
+        }
+    }
+
+    /// Prepares in a thread of its own: disks may be slow, and a fault of this program ends nothing
+    /// but that thread.
+    async fn prepared(&self) -> Result<Prepared> {
+        let (source, running) = (self.source.clone(), Arc::clone(&self.running));
+        let acceptors = self.gateway.settings().acceptors;
+        let (done, outcome) = oneshot::channel();
+        let work = move || {
+            // Whoever waits no more is stopping.
+            let _ = done.send(prepare(&source, &running, &acceptors));
+        };
+        thread::Builder::new().name("reload".to_owned()).spawn(work).context("no thread")?;
+        outcome.await.context("the program broke off; please report what it has printed")?
+    }
+
+    /// Puts what is `prepared` in the place of what runs.
+    fn apply(&mut self, prepared: Prepared) -> String {
+        let Prepared { configured, mut live, taken, waiting } = prepared;
+        let (wanted, before) = (&configured.config.limits, &self.running.config.limits);
+        live.settings.limits.connections = if wanted.connections == before.connections {
+            // What the limit of open files leaves of it is known, and was told.
+            self.gateway.settings().limits.connections
+        } else {
+            descriptors::budget(wanted.connections)
+        };
+        self.gateway.adjust(live.settings);
+        self.zookeeper.send_replace(live.zookeeper);
+        self.volume.set(configured.config.log.level);
+        configured.identities.measure(&self.metrics);
+
+        let path = self.source.path.display();
+        let (changed, restart) = (taken.join("; "), waiting.join("; "));
+        let mut outcome = format!("{RELOADED}{path}\n");
+        if taken.is_empty() {
+            info!(%path, "reloaded; nothing has changed");
+            outcome.push_str("nothing has changed\n");
+        } else {
+            info!(%path, changed, "reloaded");
+            let _ = writeln!(outcome, "changed: {changed}");
+        }
+        if !waiting.is_empty() {
+            warn!(keys = restart, "these differ now and wait for a restart");
+            let _ = writeln!(outcome, "changes with a restart: {restart}");
+        }
+        let (log, before) = (&configured.config.log, &self.running.config.log);
+        if let Some(log_config) = log.news(before) {
+            warn!("{log_config}");
+            let _ = writeln!(outcome, "{log_config}");
+        }
+        configured.identities.tell();
+        for finding in configured.identities.findings() {
+            let _ = writeln!(outcome, "{finding}");
+        }
+        self.running = Arc::new(configured);
+        outcome
+    }
+}
+
+/// Reads everything that `source` names and makes of it what takes the place of `running`.
+///
+/// # Errors
+/// All faults of the configuration; or of its files; or what would make peers refuse us.
+fn prepare(
+    source: &Source,
+    running: &Configured,
+    acceptors: &[Option<Acceptor>],
+) -> Result<Prepared> {
+    let Source { path, debug } = source;
+    let mut wanted = config::load(path)?;
+    wanted.log = wanted.log.debugging(*debug);
+    let identities = Identities::load(&wanted)?;
+    let errors = identities.new_errors(&running.identities);
+    if !errors.is_empty() {
+        bail!(errors.join("\n"));
+    }
+    let Change { config, mut taken, waiting } =
+        running.config.change(wanted, config::is_toml(path));
+    if identities.gateway != running.identities.gateway {
+        taken.push("certificate, key or authorities of the gateway");
+    }
+    if identities.zookeeper != running.identities.zookeeper {
+        taken.push("certificate, key or authorities for ZooKeeper");
+    }
+    let configured = Configured { config, identities };
+    let live = Live::of(&configured, acceptors)?;
+    Ok(Prepared { configured, live, taken, waiting })
+}

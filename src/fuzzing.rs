@@ -1,0 +1,133 @@
+//! What the fuzz targets in `tests/fuzz` call, one function each. They take any bytes, and panic
+//! where the program would say or do what it must not. Ordinary tests replay the corpus.
+
+use std::fmt::Debug;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+
+pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
+use crate::gateway::finger::{QUERY_MAX, QueryError, read_query};
+use crate::registry::build::{Build, BuildId, Executor};
+use crate::registry::component::{Announcement, Component, FINGERGW, Gateway, State};
+use crate::service::control::Request;
+
+/// Panics unless `text` can be shown to people: on one line, printable and not too long.
+pub(crate) fn presentable(text: &str) {
+    assert!(!text.is_empty(), "nothing is said");
+    assert!(!text.contains(char::is_control), "control characters: {text:?}");
+    assert!(text.chars().count() < 1000, "too long: {text:?}");
+}
+
+/// The finger request: the first byte says where the rest is split in two, because that must not
+/// matter.
+pub fn query(data: &[u8]) {
+    let Some((&split, request)) = data.split_first() else { return };
+    let (first, second) = request.split_at(usize::from(split).min(request.len()));
+    let whole = now(read_query(&mut &*request));
+    let parts = now(read_query(&mut first.chain(second)));
+    assert_eq!(format!("{whole:?}"), format!("{parts:?}"), "split at {split}");
+
+    let line = request.iter().take(QUERY_MAX).position(|byte| *byte == b'\n');
+    match whole {
+        Ok(build) => {
+            let line = &request[..line.expect("a whole line")];
+            let asked = line.trim_ascii_end();
+            let id = build.as_str().as_bytes();
+            assert!((1..=BuildId::MAX).contains(&id.len()));
+            assert!(id.iter().all(u8::is_ascii_hexdigit));
+            let before = asked.strip_suffix(id).expect("what was asked for");
+            let verbose = before.trim_ascii_end().eq_ignore_ascii_case(b"/W");
+            assert!(before.is_empty() || verbose && before[2] == b' ');
+        }
+        Err(QueryError::NotABuild(excerpt)) => {
+            assert!(line.is_some());
+            assert!(excerpt.to_string().bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+        }
+        Err(QueryError::TooLong) => assert!(line.is_none() && request.len() >= QUERY_MAX),
+        Err(QueryError::Closed) => assert!(line.is_none() && request.len() < QUERY_MAX),
+        Err(QueryError::Io(error)) => panic!("memory cannot fail: {error}"),
+    }
+}
+
+/// What a future comes to that never waits.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("nothing here waits"),
+    }
+}
+
+/// The entry of a component: an odd first byte makes it a gateway's. A gateway that can be dialed
+/// reads back from the entry that we would write for it.
+pub fn component(data: &[u8]) {
+    let Some((&first, json)) = data.split_first() else { return };
+    let kind = if first % 2 == 1 { FINGERGW } else { "executor" };
+    let component = match Component::from_json(kind, "gw0000000001", json) {
+        Ok(component) => component,
+        Err(fault) => return presentable(&fault),
+    };
+    let Some(Gateway { hostname, port, zone, tls }) = component.gateway.clone() else { return };
+    assert!(kind == FINGERGW && port != 0 && !hostname.is_empty());
+    let announcement = Announcement { hostname, public_port: Some(port), zone, use_ssl: tls };
+    let entry = announcement.to_json(State::Running, component.model_api);
+    reads_back(Component::from_json(FINGERGW, "other", entry.as_bytes()), component);
+}
+
+/// A build request: an executor reads back from the request it would be in.
+pub fn build_request(data: &[u8]) {
+    let build = match Build::from_json(data) {
+        Ok(build) => build,
+        Err(fault) => return presentable(&fault),
+    };
+    assert_eq!(build.is_none(), data.is_empty());
+    let Some(Build::On(Executor { hostname, port, zone })) = &build else { return };
+    assert!(!hostname.is_empty() && *port != 0 && zone.as_deref() != Some(""));
+    let worker = json!({"hostname": hostname, "log_port": port, "zone": zone});
+    let request = json!({"worker_info": worker}).to_string();
+    reads_back(Build::from_json(request.as_bytes()), build);
+}
+
+/// A line that the command socket got.
+pub fn command(data: &[u8]) {
+    match Request::parse(data) {
+        Ok(request) => reads_back(Request::parse(format!("{request}\n").as_bytes()), request),
+        Err(fault) => presentable(&fault),
+    }
+}
+
+fn reads_back<T: Debug + PartialEq, E: Debug + PartialEq>(read: Result<T, E>, written: T) {
+    assert_eq!(read, Ok(written));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    /// Every file of the corpus of one target.
+    fn replay(target: &str, check: fn(&[u8])) {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+        let mut files = 0;
+        for file in fs::read_dir(corpus).expect("a corpus") {
+            let path = file.expect("a file").path();
+            println!("{}", path.display());
+            check(&fs::read(path).expect("its content"));
+            files += 1;
+        }
+        assert!(files >= 10, "{files}");
+    }
+
+    #[test]
+    fn the_corpus_of_each_target() {
+        replay("build_request", super::build_request);
+        replay("command", super::command);
+        replay("component", super::component);
+        replay("log_config", super::log_config);
+        replay("query", super::query);
+        replay("toml", super::toml);
+        replay("zuul_conf", super::zuul_conf);
+    }
+}

@@ -1,0 +1,174 @@
+//! The command line, upstream's program and ours side by side: what theirs understands ours
+//! understands as well, with the same exit status and the same output stream.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::script::{Script, python, venv};
+use crate::support::gateway::BINARY;
+use crate::support::system::System;
+use crate::support::within;
+use crate::upstream::Upstream;
+use crate::zuul_conf::ZuulConf;
+
+/// How one run of a program ended.
+#[derive(Debug)]
+struct Outcome {
+    status: i64,
+    stdout: String,
+    stderr: String,
+}
+
+/// Both programs, at home in one directory.
+struct Programs {
+    home: TempDir,
+    theirs: Script,
+}
+
+impl Programs {
+    fn new() -> Self {
+        let home = TempDir::new().expect("a home");
+        let theirs = Script::start("command_line.py", [home.path()]);
+        Self { home, theirs }
+    }
+
+    async fn theirs(&mut self, arguments: &[&str]) -> Outcome {
+        let arguments = json!(arguments);
+        let answer = self.theirs.ask(&format!("run {arguments}")).await;
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        Outcome {
+            status: answer[0].as_i64().expect("a status"),
+            stdout: text(&answer[1]),
+            stderr: text(&answer[2]),
+        }
+    }
+
+    async fn ours(&self, arguments: &[&str]) -> Outcome {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).env("HOME", self.home.path());
+        let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+        let output = within("the program to end", output).await.expect("the built binary");
+        Outcome {
+            status: output.status.code().expect("a status").into(),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+}
+
+/// What is asked for and told, on standard output.
+const TOLD: (i64, i64) = (0, 0);
+/// The command line cannot be understood.
+const REFUSED: (i64, i64) = (2, 2);
+/// The configuration cannot be found: the difference is documented.
+const NO_CONFIGURATION: (i64, i64) = (1, 78);
+/// Nobody listens to the command socket.
+const NOBODY: (i64, i64) = (1, 1);
+
+#[tokio::test]
+async fn what_upstream_understands_ours_does() {
+    let at_work = Path::new("/etc/zuul");
+    assert!(!at_work.exists(), "this test would stop the gateway of {}", at_work.display());
+    let mut programs = Programs::new();
+    let home = programs.home.path();
+    let socket = home.join("no.socket");
+    let files = "tls_cert = /c\ntls_key = /k\ntls_ca = /a\n";
+    let text = format!(
+        "[zookeeper]\nhosts = zk:2281\n{files}[fingergw]\ncommand_socket = {}\n",
+        socket.display()
+    );
+    fs::write(home.join("zuul.conf"), text).expect("zuul.conf");
+
+    let cases: [(&[&str], _); 30] = [
+        (&["--version"], TOLD),
+        (&["--vers"], TOLD),
+        (&["--v"], TOLD),
+        (&["-fd", "--version"], TOLD),
+        (&["-c", "/missing", "--version"], TOLD),
+        (&["--version", "--frobnicate"], TOLD),
+        (&["-h"], TOLD),
+        (&["-hf"], TOLD),
+        (&["--help"], TOLD),
+        (&["--he"], TOLD),
+        (&["stop", "-h"], TOLD),
+        (&["stop", "--help"], TOLD),
+        (&["-f", "-c", "/missing"], NO_CONFIGURATION),
+        (&["-c", "/missing"], NO_CONFIGURATION),
+        (&["-c/missing", "-f"], NO_CONFIGURATION),
+        (&["-c=/missing", "-f"], NO_CONFIGURATION),
+        (&["-dfc/missing"], NO_CONFIGURATION),
+        (&["-d", "-f", "-d", "-f", "-c", "~/zuul.conf", "-c", "/missing"], NO_CONFIGURATION),
+        (&["-c", "/missing", "stop"], NO_CONFIGURATION),
+        (&["-f", "-d", "-c", "~/zuul.conf", "stop"], NOBODY),
+        (&["-c", "", "stop"], NOBODY),
+        (&["stop"], NOBODY),
+        (&["-c"], REFUSED),
+        (&["-c", "-f"], REFUSED),
+        (&["-x"], REFUSED),
+        (&["--config", "/missing"], REFUSED),
+        (&["--version=1"], REFUSED),
+        (&["frobnicate"], REFUSED),
+        (&["sto"], REFUSED),
+        (&["stop", "now"], REFUSED),
+    ];
+    for (arguments, statuses) in cases {
+        let theirs = programs.theirs(arguments).await;
+        let ours = programs.ours(arguments).await;
+        let found = (theirs.status, ours.status);
+        assert_eq!(found, statuses, "{arguments:?}: theirs {theirs:?}, ours {ours:?}");
+        for Outcome { status, stdout, stderr } in [&theirs, &ours] {
+            let streams = (!stdout.is_empty(), !stderr.is_empty());
+            assert_eq!(streams, (*status == 0, *status != 0), "{arguments:?}: {stdout}{stderr}");
+        }
+    }
+
+    // More than upstream's: our commands, and the file behind them.
+    for arguments in [["stop", "-c", "~/zuul.conf"], ["status", "-c", "~/zuul.conf"]] {
+        assert_eq!(programs.theirs(&arguments).await.status, 2, "{arguments:?}");
+        assert_eq!(programs.ours(&arguments).await.status, 1, "{arguments:?}");
+    }
+}
+
+/// Other words, but for whoever takes the last one both say the version, as the registry has it.
+#[tokio::test]
+async fn the_version_is_the_last_word() {
+    let mut programs = Programs::new();
+    let theirs = programs.theirs(&["--version"]).await;
+    let ours = programs.ours(&["--version"]).await;
+    assert_eq!((theirs.status, ours.status), (0, 0));
+    assert_eq!((theirs.stderr.as_str(), ours.stderr.as_str()), ("", ""));
+    assert_eq!(theirs.stdout, "Zuul version: 14.3.0\n");
+    assert_eq!(ours.stdout, concat!("zuul-fingergw ", env!("CARGO_PKG_VERSION"), "\n"));
+    for (Outcome { stdout, .. }, version) in [(theirs, "14.3.0"), (ours, env!("CARGO_PKG_VERSION"))]
+    {
+        assert_eq!(stdout.split_whitespace().last(), Some(version));
+    }
+}
+
+/// Either program's `stop` ends either gateway.
+#[tokio::test]
+async fn stop_from_the_other_program() {
+    let system = System::new().await;
+    let conf = ZuulConf::gateway(&system, "west", "");
+    let mut theirs = Upstream::start(&system, &conf).await;
+    let stopped = stop(Command::new(BINARY), conf.path()).await;
+    assert_eq!(stopped, Some(0));
+    theirs.logged("Finger gateway is stopped").await;
+
+    let conf = ZuulConf::gateway(&system, "west", "");
+    let mut ours = conf.ours().await;
+    let mut program = python();
+    program.arg(venv().join("zuul-fingergw"));
+    assert_eq!(stop(program, conf.path()).await, Some(0));
+    assert!(ours.exit().await.success());
+}
+
+async fn stop(mut program: Command, conf: &Path) -> Option<i32> {
+    program.arg("-c").arg(conf).arg("stop").stdin(Stdio::null()).kill_on_drop(true);
+    within("stop", program.status()).await.expect("the program").code()
+}

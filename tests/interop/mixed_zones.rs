@@ -1,0 +1,297 @@
+//! Two zones, and in each of them a gateway of ours beside one of upstream's, with mutual TLS
+//! everywhere: a zone that is moved from one program to the other has both for a while.
+//!
+//! Both choose among the gateways of a zone at random. Where a test needs a certain one, the other
+//! one of its zone is not there.
+
+use std::net::SocketAddr;
+
+use rustix::process::Signal;
+
+use crate::executor::{Executor, Log, pieces};
+use crate::support::certificates::Identity;
+use crate::support::client::{Client, Ending};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::{Entry, System};
+use crate::support::within;
+use crate::upstream::Upstream;
+use crate::zuul_conf::{ZuulConf, tls_lines};
+
+const ZONES: [&str; 2] = ["west", "east"];
+
+/// Who is asked, and who is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ours,
+    Theirs,
+}
+
+use Kind::{Ours, Theirs};
+
+/// One zone; a gateway that has been stopped is `None`.
+struct Zone {
+    name: &'static str,
+    ours: Option<Gateway>,
+    theirs: Option<Upstream>,
+    executor: Executor,
+}
+
+/// Both zones, and what their gateways are started with.
+struct Zones {
+    system: System,
+    identity: Identity,
+    zones: [Zone; 2],
+    /// Of upstream's gateways: beside them lie their command sockets, without which they do not
+    /// end.
+    confs: Vec<ZuulConf>,
+}
+
+impl Zones {
+    /// Starts both zones' gateways in the given order, zone after zone.
+    async fn start(order: [Kind; 2]) -> Self {
+        let system = System::new().await;
+        let identity = system.zookeeper.authority.identity("gateway");
+        let mut zones = Vec::new();
+        for name in ZONES {
+            let executor = Executor::start(&system, Some(name)).await;
+            zones.push(Zone { name, ours: None, theirs: None, executor });
+        }
+        let zones = zones.try_into().unwrap_or_else(|_| unreachable!("as many as there are names"));
+        let mut all = Self { system, identity, zones, confs: Vec::new() };
+        for zone in [0, 1] {
+            for kind in order {
+                all.start_one(zone, kind).await;
+            }
+        }
+        all
+    }
+
+    /// Starts one gateway, and waits until it and all others know of each other.
+    async fn start_one(&mut self, zone: usize, kind: Kind) {
+        let Self { system, identity, zones, confs } = self;
+        let Zone { name, ours, theirs, .. } = &mut zones[zone];
+        match kind {
+            Ours => {
+                let mut builder = Builder::new(system).zone(name).tls(identity);
+                builder = builder.listeners(&["tls = true"]).log("level = \"debug\"");
+                *ours = Some(builder.ready().await);
+            }
+            Theirs => {
+                let conf = ZuulConf::gateway(system, name, &tls_lines(identity));
+                *theirs = Some(Upstream::start(system, &conf).await);
+                confs.push(conf);
+            }
+        }
+        let running = zones.iter().map(Zone::gateways).sum::<usize>();
+        let all_run = |entries: &[Entry]| {
+            entries.iter().filter(|entry| entry.content["state"] == "running").count() == running
+        };
+        let entries = system.until("all to run", all_run).await;
+        for theirs in zones.iter_mut().filter_map(|zone| zone.theirs.as_mut()) {
+            for entry in &entries {
+                theirs.knows_running(&entry.name).await;
+            }
+        }
+    }
+
+    /// Stops one gateway in order, and waits until nobody chooses it any more.
+    async fn stop_one(&mut self, zone: usize, kind: Kind) {
+        let port = self.zones[zone].address(kind).port();
+        let entries = self.system.entries().await;
+        let its = |entry: &&Entry| entry.content["public_port"] == port;
+        let name = entries.iter().find(its).expect("its entry").name.clone();
+        match kind {
+            Ours => {
+                let mut gateway = self.zones[zone].ours.take().expect("it runs");
+                gateway.signal(Signal::TERM);
+                assert!(gateway.exit().await.success());
+            }
+            Theirs => self.zones[zone].theirs.take().expect("it runs").stop().await,
+        }
+        for theirs in self.zones.iter_mut().filter_map(|zone| zone.theirs.as_mut()) {
+            theirs.logged(&format!("Noticed fingergw component {name} disappeared")).await;
+        }
+    }
+
+    /// A build in `there`, with a client that asks the gateway `kind` of `here` for it.
+    async fn ask(&mut self, here: usize, kind: Kind, there: usize) -> (String, Log, Asking) {
+        let (build, log) = self.zones[there].executor.run(Some(self.zones[there].name)).await;
+        let address = self.zones[here].address(kind);
+        let client = Client::ask_tls(address, &self.identity, &build).await;
+        (build, log, client)
+    }
+
+    /// Sees a whole log come through the gateway `kind` of `here`, byte for byte, and returns which
+    /// gateway of the other zone it came through.
+    async fn across(&mut self, here: usize, kind: Kind) -> Kind {
+        let there = 1 - here;
+        let routed = self.zones[here]
+            .theirs
+            .as_ref()
+            .map_or(0, |theirs| theirs.log().iter().filter(|line| line.contains(ROUTING)).count());
+        let (build, log, mut client) = self.ask(here, kind, there).await;
+        assert_eq!(log.grow(&at_once(), &mut client).await, ending(kind), "{kind:?} of {here}");
+        let Zone { ours, theirs, .. } = &mut self.zones[here];
+        let line = match kind {
+            Ours => {
+                let ours = ours.as_mut().expect("it was asked");
+                ours.logged(&build, |line| line.contains(&build) && line.contains("ended")).await
+            }
+            Theirs => theirs.as_mut().expect("it was asked").logged_nth(ROUTING, routed).await,
+        };
+        let there = &self.zones[there];
+        for kind in [Ours, Theirs] {
+            let named =
+                |address: SocketAddr| line.contains(&format!("localhost:{}", address.port()));
+            if there.has(kind) && named(there.address(kind)) {
+                return kind;
+            }
+        }
+        panic!("by none of the other zone's gateways: {line}");
+    }
+
+    /// The same in the gateway's own zone, where nobody else is asked.
+    async fn within(&mut self, here: usize, kind: Kind) {
+        let (build, log, mut client) = self.ask(here, kind, here).await;
+        assert_eq!(log.grow(&at_once(), &mut client).await, ending(kind), "{kind:?} of {here}");
+        if kind == Ours {
+            let ours = self.zones[here].ours.as_mut().expect("it was asked");
+            let line = |line: &str| line.contains(&build) && line.contains("route=executor");
+            ours.logged("the direct way", line).await;
+        }
+    }
+}
+
+type Asking = Client<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>;
+
+/// What upstream says of each stream for another zone, behind it the gateway it has chosen.
+const ROUTING: &str = "routing via ";
+
+impl Zone {
+    fn has(&self, kind: Kind) -> bool {
+        match kind {
+            Ours => self.ours.is_some(),
+            Theirs => self.theirs.is_some(),
+        }
+    }
+
+    fn gateways(&self) -> usize {
+        [Ours, Theirs].into_iter().filter(|kind| self.has(*kind)).count()
+    }
+
+    fn address(&self, kind: Kind) -> SocketAddr {
+        match kind {
+            Ours => self.ours.as_ref().expect("ours runs").address(),
+            Theirs => self.theirs.as_ref().expect("theirs runs").address,
+        }
+    }
+}
+
+/// How a log ends for a client of such a gateway: Python sends no close_notify.
+fn ending(kind: Kind) -> Ending {
+    match kind {
+        Ours => Ending::Clean,
+        Theirs => Ending::Truncated,
+    }
+}
+
+/// A log that is there in one piece: the executor's streamer looks for more only twice a second.
+fn at_once() -> [Vec<u8>; 1] {
+    [pieces().concat()]
+}
+
+/// All four gateways serve both zones' builds; asked again and again, each comes to choose either
+/// one of the other zone's.
+async fn all_serve(order: [Kind; 2]) {
+    let mut zones = Zones::start(order).await;
+    for here in [0, 1] {
+        for kind in [Ours, Theirs] {
+            zones.within(here, kind).await;
+            let mut chosen = Vec::new();
+            within("either gateway to be chosen", async {
+                while !(chosen.contains(&Ours) && chosen.contains(&Theirs)) {
+                    chosen.push(zones.across(here, kind).await);
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_serve_ours_first() {
+    all_serve([Ours, Theirs]).await;
+}
+
+#[tokio::test]
+async fn all_serve_theirs_first() {
+    all_serve([Theirs, Ours]).await;
+}
+
+/// One of the pair is stopped, in order, and comes back. Its neighbour takes over, and streams
+/// through the neighbour notice nothing.
+async fn one_is_replaced(leaves: Kind, stays: Kind) {
+    let mut zones = Zones::start([stays, leaves]).await;
+    let (_, mut log, mut client) = zones.ask(0, stays, 0).await;
+    log.write(b"before\n");
+    client.expect(b"before\n").await;
+
+    zones.stop_one(0, leaves).await;
+    for kind in [Ours, Theirs] {
+        assert_eq!(zones.across(1, kind).await, stays, "asked {kind:?}");
+    }
+    log.write(b"meanwhile\n");
+    client.expect(b"meanwhile\n").await;
+    // Across into the zone that still has both, too.
+    zones.across(0, stays).await;
+    zones.within(0, stays).await;
+
+    zones.start_one(0, leaves).await;
+    within("it to be chosen again", async {
+        for kind in [Ours, Theirs] {
+            while zones.across(1, kind).await != leaves {}
+        }
+    })
+    .await;
+    assert_eq!(log.grow(&pieces(), &mut client).await, ending(stays));
+}
+
+#[tokio::test]
+async fn theirs_leaves_and_comes_back() {
+    one_is_replaced(Theirs, Ours).await;
+}
+
+#[tokio::test]
+async fn ours_leaves_and_comes_back() {
+    one_is_replaced(Ours, Theirs).await;
+}
+
+/// A killed one is in the registry for as long as its session lasts, so the other zone goes on
+/// choosing it. Ours asks its neighbour then, and nobody misses a log.
+#[tokio::test]
+async fn a_dead_one_of_theirs_costs_nobody_a_stream_of_ours() {
+    let mut zones = Zones::start([Ours, Theirs]).await;
+    let (_, mut other_log, mut other) = zones.ask(0, Ours, 0).await;
+    let dead = zones.zones[0].theirs.take().expect("it runs");
+    let entry = dead.entry.clone();
+    dead.kill().await;
+
+    let (build, mut log) = zones.zones[0].executor.run(Some(ZONES[0])).await;
+    let asked = zones.zones[1].address(Ours);
+    let mut clients = Vec::new();
+    for _ in 0..24 {
+        clients.push(Client::ask_tls(asked, &zones.identity, &build).await);
+    }
+    let [all] = at_once();
+    log.write(&all);
+    for client in &mut clients {
+        client.expect(&all).await;
+    }
+    let entries = zones.system.entries().await;
+    assert!(entries.iter().any(|other| other.name == entry), "it was there all the time");
+    let asked = zones.zones[1].ours.as_ref().expect("it runs").log();
+    let failed = asked.iter().filter(|line| line.contains("trying the next hop")).count();
+    assert!(failed > 0, "the dead one was never tried: this test shows nothing");
+    other_log.write(b"still here\n");
+    other.expect(b"still here\n").await;
+}

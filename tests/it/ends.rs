@@ -1,0 +1,279 @@
+//! Every way a stream can end, as the log says it: the `end` of "stream ended", and of "trying the
+//! next hop" where a hop made way for another. `docs/operating.md` lists them for operators.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use rustix::process::Signal;
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::support::certificates::{Authority, Identity};
+use crate::support::client::Client;
+use crate::support::executor::{Executor, acceptor, unreachable};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::{System, Worker};
+use crate::support::within;
+
+const OPERATING: &str = include_str!("../../docs/operating.md");
+
+const REFUSED: &str = "Connection refused (os error 111)";
+
+/// A gateway of zone east with a plain listener and a TLS one.
+struct Site {
+    system: System,
+    identity: Identity,
+    gateway: Gateway,
+    executor: Executor,
+}
+
+impl Site {
+    async fn start(limits: &str) -> Self {
+        let system = System::new().await;
+        let identity = system.zookeeper.authority.identity("gateway");
+        let gateway = Builder::new(&system).zone("east").tls(&identity).limits(limits);
+        let gateway = gateway.listeners(&["", "tls = true"]).ready().await;
+        Self { system, identity, gateway, executor: Executor::start().await }
+    }
+
+    /// A client that asks for a build on `worker`.
+    async fn ask(&self, worker: &Worker) -> Client<TcpStream> {
+        let build = self.system.put_build(None, Some(worker)).await;
+        Client::ask(self.gateway.address(), &build).await
+    }
+
+    /// The `end` of the first line with `event`.
+    async fn end(&mut self, event: &str) -> String {
+        let line = self.gateway.logged(event, |line| line.contains(event)).await;
+        line.split_once(" end=").expect("why it ended").1.to_owned()
+    }
+}
+
+/// How a stream from an executor ends.
+#[derive(Clone, Copy, Debug)]
+enum Stream {
+    Finishes,
+    ResetByExecutor,
+    ResetBeforeItsFirstByte,
+    ClosedBeforeItsFirstByte,
+    Silent,
+    ExecutorRefuses,
+    ExecutorNeverConnects,
+    ClientResets,
+    TlsClientCloses,
+    ClientStalls,
+    GatewayStops,
+}
+
+impl Stream {
+    const ALL: [(Self, &str); 11] = [
+        (Self::Finishes, "finished"),
+        (Self::ResetByExecutor, "cut by the next hop: ..."),
+        (Self::ResetBeforeItsFirstByte, "cut by the next hop: ..."),
+        (Self::ClosedBeforeItsFirstByte, "the next hop said nothing"),
+        (Self::Silent, "the next hop said nothing"),
+        (Self::ExecutorRefuses, REFUSED),
+        (Self::ExecutorNeverConnects, "no connection in time"),
+        (Self::ClientResets, "client left: ..."),
+        (Self::TlsClientCloses, "client left"),
+        (Self::ClientStalls, "client stopped reading"),
+        (Self::GatewayStops, "stopped"),
+    ];
+
+    fn limits(self) -> &'static str {
+        match self {
+            Self::Silent => "first_byte_timeout = \"200ms\"",
+            Self::ExecutorNeverConnects => "connect_timeout = \"200ms\"",
+            Self::ClientStalls => "write_timeout = \"200ms\"",
+            Self::GatewayStops => "grace = \"50ms\"",
+            _ => "",
+        }
+    }
+
+    /// Makes it happen, and returns what the log says.
+    async fn end(self) -> String {
+        let mut site = Site::start(self.limits()).await;
+        let worker = site.executor.worker(None);
+        match self {
+            Self::Finishes => {
+                let mut client = site.ask(&worker).await;
+                site.executor.begin(&mut client).await.finish().await;
+            }
+            Self::ResetByExecutor => {
+                let mut client = site.ask(&worker).await;
+                site.executor.begin(&mut client).await.reset();
+            }
+            Self::ResetBeforeItsFirstByte => {
+                let _client = site.ask(&worker).await;
+                site.executor.accept().await.reset();
+            }
+            Self::ClosedBeforeItsFirstByte => {
+                let _client = site.ask(&worker).await;
+                site.executor.accept().await.finish().await;
+            }
+            Self::Silent => {
+                let _client = site.ask(&worker).await;
+                site.executor.accept().await.closed().await;
+            }
+            Self::ExecutorRefuses => {
+                let _client = site.ask(&unreachable(None).await).await;
+            }
+            Self::ExecutorNeverConnects => {
+                // The kernel keeps one connection for a backlog of 0, and drops the next one's SYN.
+                let socket = TcpSocket::new_v4().expect("a socket");
+                socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+                let listener = socket.listen(0).expect("a listener");
+                let address = listener.local_addr().expect("its address");
+                let _first = Client::connect(address).await;
+                let _client = site.ask(&Worker { port: address.port(), ..worker }).await;
+                return site.end("stream ended").await;
+            }
+            Self::ClientResets => {
+                let mut client = site.ask(&worker).await;
+                let _stream = site.executor.begin(&mut client).await;
+                client.reset();
+                return site.end("stream ended").await;
+            }
+            Self::TlsClientCloses => {
+                let build = site.system.put_build(None, Some(&worker)).await;
+                let address = site.gateway.addresses[1];
+                let mut client = Client::ask_tls(address, &site.identity, &build).await;
+                let _stream = site.executor.begin(&mut client).await;
+                client.half_close().await;
+                return site.end("stream ended").await;
+            }
+            Self::ClientStalls => {
+                let build = site.system.put_build(None, Some(&worker)).await;
+                let mut client = Client::connect_narrow(site.gateway.address()).await;
+                client.send(format!("{build}\n").as_bytes()).await;
+                let mut stream = site.executor.accept().await;
+                while stream.try_write(&[b'x'; 65536]).await {}
+                return site.end("stream ended").await;
+            }
+            Self::GatewayStops => {
+                let mut client = site.ask(&worker).await;
+                let _stream = site.executor.begin(&mut client).await;
+                site.gateway.signal(Signal::TERM);
+                return site.end("stream ended").await;
+            }
+        }
+        site.end("stream ended").await
+    }
+}
+
+/// Why a gateway of another zone makes way for the executor behind it.
+#[derive(Clone, Copy, Debug)]
+enum Hop {
+    Refuses,
+    NeverShakesHands,
+    ClosesInTheHandshake,
+    ShowsAnothersCertificate,
+    WantsACertificateThatWeHaveNot,
+    Closes,
+    Resets,
+    IsAskedTooOften,
+}
+
+impl Hop {
+    const ALL: [(Self, &str); 8] = [
+        (Self::Refuses, REFUSED),
+        (Self::NeverShakesHands, "no connection in time"),
+        (Self::ClosesInTheHandshake, "TLS: ..."),
+        (Self::ShowsAnothersCertificate, "TLS: ..."),
+        (Self::WantsACertificateThatWeHaveNot, "it speaks TLS; set tls.cert, tls.key and tls.ca"),
+        (Self::Closes, "the next hop said nothing"),
+        (Self::Resets, "cut by the next hop: ..."),
+        (Self::IsAskedTooOften, "too many requests for this build wait for it"),
+    ];
+
+    async fn end(self) -> String {
+        let system = System::new().await;
+        let (gateway, executor) = (Executor::start().await, Executor::start().await);
+        let tls = matches!(
+            self,
+            Self::NeverShakesHands
+                | Self::ClosesInTheHandshake
+                | Self::ShowsAnothersCertificate
+                | Self::WantsACertificateThatWeHaveNot
+        );
+        let port = match self {
+            Self::Refuses => unreachable(None).await.port,
+            _ => gateway.address.port(),
+        };
+        system.put_gateway(Some("west"), Some(port), tls, "running").await;
+        let identity = system.zookeeper.authority.identity("gateway");
+        let mut builder = Builder::new(&system).zone("east");
+        if !matches!(self, Self::WantsACertificateThatWeHaveNot) {
+            builder = builder.tls(&identity);
+        }
+        if matches!(self, Self::NeverShakesHands | Self::IsAskedTooOften) {
+            builder = builder.limits("connect_timeout = \"300ms\"");
+        }
+        let mut asked = builder.ready().await;
+        let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+        let mut waiting = Vec::new();
+        if matches!(self, Self::IsAskedTooOften) {
+            // As many as may wait at once; none gets a byte.
+            for _ in 0..16 {
+                let client = Client::ask(asked.address(), &build).await;
+                waiting.push((client, gateway.accept().await));
+            }
+        }
+        let mut client = Client::ask(asked.address(), &build).await;
+        match self {
+            Self::ClosesInTheHandshake => {
+                drop(within("a connection", gateway.listener.accept()).await.expect("one"));
+            }
+            Self::ShowsAnothersCertificate => {
+                let foreign = Authority::new();
+                let stranger = foreign.identity("localhost");
+                let acceptor = acceptor(&Identity { ca: identity.ca.clone(), ..stranger });
+                let (stream, _) =
+                    within("a connection", gateway.listener.accept()).await.expect("one");
+                assert!(within("a refusal", acceptor.accept(stream)).await.is_err());
+            }
+            Self::Closes => gateway.accept().await.finish().await,
+            Self::Resets => gateway.accept().await.reset(),
+            _ => {}
+        }
+        // The executor itself has it, and the client gets it all the same.
+        executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n", "{self:?}");
+        let event = "trying the next hop";
+        let line = asked.logged(event, |line| line.contains(event)).await;
+        line.split_once(" end=").expect("why").1.to_owned()
+    }
+}
+
+/// Whether a value of the log is `expected`; behind dots is the system's or the TLS library's word.
+fn is(end: &str, expected: &str) -> bool {
+    match expected.strip_suffix("...") {
+        None => end == expected,
+        Some(start) => end.strip_prefix(start).is_some_and(|cause| !cause.is_empty()),
+    }
+}
+
+/// The values in the table of `docs/operating.md`.
+fn documented() -> BTreeSet<String> {
+    let (_, section) = OPERATING.split_once("## How a stream ended").expect("the section");
+    let section = section.split("\n## ").next().expect("its text");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    // Behind the table's head.
+    rows.skip(1).map(|row| row.split_once('`').expect("a value").0.to_owned()).collect()
+}
+
+#[tokio::test]
+async fn every_end_is_said_and_documented() {
+    let mut provoked = BTreeSet::new();
+    for (stream, expected) in Stream::ALL {
+        let end = stream.end().await;
+        assert!(is(&end, expected), "{stream:?}: {end:?}");
+        provoked.insert(expected);
+    }
+    for (hop, expected) in Hop::ALL {
+        let end = hop.end().await;
+        assert!(is(&end, expected), "{hop:?}: {end:?}");
+        provoked.insert(expected);
+    }
+    let provoked = provoked.into_iter().map(|end| end.replace(REFUSED, "..."));
+    assert_eq!(provoked.collect::<BTreeSet<_>>(), documented());
+}

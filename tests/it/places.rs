@@ -1,0 +1,99 @@
+//! Builds that are asked for more than once: what the gateway remembers of them, and when it must
+//! not.
+
+use crate::support::client::Client;
+use crate::support::executor::{Executor, unreachable};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::proxy::Proxy;
+use crate::support::system::{System, request_path};
+use crate::support::zookeeper::ZooKeeper;
+
+const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
+
+/// Asks for `build`, which `executor` has.
+async fn served(gateway: &Gateway, executor: &Executor, build: &str) {
+    let mut client = Client::ask(gateway.address(), build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+}
+
+async fn told(gateway: &Gateway, build: &str) -> String {
+    Client::ask(gateway.address(), build).await.text().await
+}
+
+/// Asks for `build` until its place is kept: twice.
+async fn keep(gateway: &mut Gateway, executor: &Executor, build: &str) {
+    served(gateway, executor, build).await;
+    served(gateway, executor, build).await;
+    gateway.logged("that it is kept", |line| line.contains("place kept")).await;
+}
+
+#[tokio::test]
+async fn a_kept_place_follows_the_build_until_it_is_gone() {
+    let system = System::new().await;
+    let mut gateway = Builder::new(&system).log("level = \"debug\"").ready().await;
+    let (first, second) = (Executor::start().await, Executor::start().await);
+    // In a queue that was not there when the gateway learned the zones.
+    let queue = Some("west");
+    let build = system.put_build(queue, Some(&first.worker(None))).await;
+    keep(&mut gateway, &first, &build).await;
+    served(&gateway, &first, &build).await;
+
+    system.place_build(queue, &build, Some(&second.worker(None))).await;
+    gateway.logged_times("that it is kept anew", 2, |line| line.contains("place kept")).await;
+    served(&gateway, &second, &build).await;
+
+    system.place_build(queue, &build, None).await;
+    gateway.logged_times("the change", 2, |line| line.contains("place forgotten")).await;
+    assert_eq!(told(&gateway, &build).await, "Build did not start yet\r\n");
+
+    system.place_build(queue, &build, Some(&first.worker(None))).await;
+    served(&gateway, &first, &build).await;
+    gateway.logged_times("that it is kept again", 3, |line| line.contains("place kept")).await;
+    system.remove(&request_path(queue, &build)).await;
+    gateway.logged_times("the end", 3, |line| line.contains("place forgotten")).await;
+    assert_eq!(told(&gateway, &build).await, "Build not found\r\n");
+}
+
+/// What is kept costs ZooKeeper nothing.
+#[tokio::test]
+async fn a_kept_place_needs_no_answer_from_zookeeper() {
+    let system = System::on(ZooKeeper::start().await).await;
+    let limits = "lookup_timeout = \"200ms\"";
+    let builder = Builder::new(&system).limits(limits).log("level = \"debug\"");
+    let mut gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let known = system.put_build(None, Some(&executor.worker(None))).await;
+    let other = system.put_build(None, Some(&executor.worker(None))).await;
+    keep(&mut gateway, &executor, &known).await;
+    system.zookeeper.pause().await;
+    served(&gateway, &executor, &known).await;
+    assert_eq!(told(&gateway, &other).await, AWAY);
+    system.zookeeper.resume().await;
+}
+
+/// Without a connection nobody would hear of a change.
+#[tokio::test]
+async fn a_kept_place_counts_only_with_a_connection() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let limits = "lookup_timeout = \"200ms\"";
+    let mut builder = Builder::new(&system).limits(limits).log("level = \"debug\"");
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    keep(&mut gateway, &executor, &build).await;
+
+    proxy.refuse();
+    gateway.logged("the loss", |line| line.contains("connection to ZooKeeper lost")).await;
+    assert_eq!(told(&gateway, &build).await, AWAY);
+    // The build moves while nobody hears of it.
+    let gone = unreachable(None).await;
+    system.place_build(None, &build, Some(&gone)).await;
+    proxy.release();
+    gateway.logged("the change", |line| line.contains("place forgotten")).await;
+    gateway.status("the way back", |status| status.contains("registered as")).await;
+    let answer = told(&gateway, &build).await;
+    assert_eq!(answer, "Internal streaming error: the executor cannot be reached\r\n");
+}

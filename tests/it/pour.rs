@@ -1,0 +1,209 @@
+//! Logs that pour: faster than somebody reads, through pipes in the kernel and read-ahead below
+//! TLS, ended at every point of the way.
+
+use rustix::process::Signal;
+
+use crate::route::TwoZones;
+use crate::support::certificates::Identity;
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{Executor, acceptor};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+
+/// Pipes that the program has at once (`src/gateway/pipe.rs`).
+const PIPES: usize = 32;
+
+/// More than all buffers between an executor and a client that does not read hold together.
+const TOO_MUCH: usize = 32 * 1024 * 1024;
+
+/// A log of `length` bytes that never repeats within any buffer's length.
+fn log(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+struct Poured {
+    _system: System,
+    gateway: Gateway,
+    executor: Executor,
+    build: String,
+}
+
+impl Poured {
+    async fn new() -> Self {
+        let system = System::new().await;
+        let gateway = Builder::new(&system).ready().await;
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        Self { _system: system, gateway, executor, build }
+    }
+
+    /// A client with a small receive buffer that has asked, and reads nothing yet.
+    async fn narrow(&self) -> Client<tokio::net::TcpStream> {
+        let mut client = Client::connect_narrow(self.gateway.address()).await;
+        client.send(format!("{}\n", self.build).as_bytes()).await;
+        client
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_takes_little_at_a_time() {
+    let poured = Poured::new().await;
+    let mut client = poured.narrow().await;
+    let mut stream = poured.executor.accept().await;
+    let sent = log(12_000_001);
+    let writer = async {
+        stream.write(&sent).await;
+        stream.finish().await;
+    };
+    let reader = async {
+        let (mut received, mut buffer) = (Vec::new(), vec![0; 7_001]);
+        loop {
+            match client.read(&mut buffer).await {
+                Ok(count) => received.extend_from_slice(&buffer[..count]),
+                Err(ending) => break (received, ending),
+            }
+        }
+    };
+    let ((), (received, ending)) = tokio::join!(writer, reader);
+    assert!(received == sent, "{} bytes", received.len());
+    assert_eq!(ending, Ending::Clean);
+}
+
+/// The executor has ended while the log is still in the gateway: in its send queue, in a pipe, in
+/// its receive queue.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_executor_that_ended_long_before_the_client_reads() {
+    let poured = Poured::new().await;
+    for length in
+        [16_383, 16_384, 16_385, 32_768, 100_000, 1_048_575, 1_048_577, 2_000_000, 4_000_000]
+    {
+        let mut client = poured.narrow().await;
+        let mut stream = poured.executor.accept().await;
+        let sent = log(length);
+        stream.write(&sent).await;
+        stream.finish().await;
+        let (received, ending) = client.rest().await;
+        assert!(received == sent, "{} bytes of {length}", received.len());
+        assert_eq!(ending, Ending::Clean, "{length}");
+    }
+}
+
+/// The same, cut: what the gateway has arrives, then the cut.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_executor_that_was_cut_long_before_the_client_reads() {
+    let poured = Poured::new().await;
+    for length in [16_383, 16_384, 16_385, 100_000, 300_000, 1_048_577] {
+        let mut client = poured.narrow().await;
+        let mut stream = poured.executor.accept().await;
+        let sent = log(length);
+        stream.write(&sent).await;
+        stream.reset_when_taken().await;
+        let (received, ending) = client.rest().await;
+        assert!(received == sent, "{} bytes of {length}", received.len());
+        assert_eq!(ending, Ending::Reset, "{length}");
+    }
+}
+
+/// More slow readers than there are pipes: the others' logs are copied, and just as exact.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_streams_than_pipes() {
+    let poured = Poured::new().await;
+    let sent = std::sync::Arc::new(log(6_000_000));
+    let mut streams = Vec::new();
+    for _ in 0..PIPES + 8 {
+        let client = poured.narrow().await;
+        let mut stream = poured.executor.accept().await;
+        let sent = std::sync::Arc::clone(&sent);
+        let writing = tokio::spawn(async move {
+            stream.write(&sent).await;
+            stream.finish().await;
+        });
+        streams.push((client, writing));
+    }
+    // All at once, so that a pipe that goes from one stream to another carries nothing over.
+    let readers = streams.into_iter().map(|(mut client, writing)| {
+        let sent = std::sync::Arc::clone(&sent);
+        tokio::spawn(async move {
+            let (received, ending) = client.rest().await;
+            assert!(received == *sent, "{} bytes", received.len());
+            assert_eq!(ending, Ending::Clean);
+            writing.await.expect("the executor");
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.expect("an exact log");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_resets_while_it_pours() {
+    let mut poured = Poured::new().await;
+    let client = poured.narrow().await;
+    let mut stream = poured.executor.accept().await;
+    let writing = tokio::spawn(async move { stream.try_write(&log(TOO_MUCH)).await });
+    client.reset();
+    poured.gateway.logged("its end", |line| line.contains("end=client left")).await;
+    assert!(!writing.await.expect("the executor"), "the gateway has closed that side as well");
+}
+
+/// The end of the grace period, with a pipe full and nobody who reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_while_it_pours() {
+    let system = System::new().await;
+    let mut gateway = Builder::new(&system).limits("grace = \"50ms\"").ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::connect_narrow(gateway.address()).await;
+    client.send(format!("{build}\n").as_bytes()).await;
+    let mut stream = executor.accept().await;
+    let writing = tokio::spawn(async move { stream.try_write(&log(TOO_MUCH)).await });
+    gateway.signal(Signal::TERM);
+    assert!(gateway.exit().await.success());
+    assert_eq!(client.rest().await.1, Ending::Reset);
+    assert!(!writing.await.expect("the executor"));
+}
+
+/// Zone to zone: full records, read ahead, towards a client that takes its time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn through_two_zones_to_a_slow_reader() {
+    let zones = TwoZones::start(true).await;
+    let TwoZones { east, executor, build, .. } = &zones;
+    for length in [4095, 4096, 4097, 16_384, 65_536, 65_537, 1_000_000, 9_000_001] {
+        let mut client = Client::connect_narrow(east.address()).await;
+        client.send(format!("{build}\n").as_bytes()).await;
+        let mut stream = executor.accept().await;
+        let sent = log(length);
+        let writer = async {
+            stream.write(&sent).await;
+            stream.finish().await;
+        };
+        let ((), (received, ending)) = tokio::join!(writer, client.rest());
+        assert!(received == sent, "{} bytes of {length}", received.len());
+        assert_eq!(ending, Ending::Clean, "{length}");
+    }
+}
+
+/// A gateway of another zone that resets behind bytes that can be read: all of them arrive, and
+/// the end is a cut.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_behind_tls_records() {
+    let system = System::new().await;
+    let identity: Identity = system.zookeeper.authority.identity("gateway");
+    let other = Executor::start().await;
+    system.put_gateway(Some("west"), Some(other.address.port()), true, "running").await;
+    let mut east = Builder::new(&system).zone("east").tls(&identity).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    for length in [1, 16_384, 300_000] {
+        let mut client = Client::ask(east.address(), &build).await;
+        let mut stream = other.accept_tls(&acceptor(&identity)).await;
+        let sent = log(length);
+        stream.write(&sent).await;
+        client.expect(&sent).await;
+        let (socket, _) = stream.into_inner().into_inner();
+        crate::support::executor::reset(&socket);
+        drop(socket);
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "{length}");
+    }
+    east.logged_times("each cut", 3, |line| line.contains("cut by the next hop")).await;
+}

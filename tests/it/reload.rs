@@ -1,0 +1,710 @@
+//! Reading the configuration and certificates again while the gateway runs: all of it or nothing,
+//! and no stream lost.
+
+use std::fs::{self, Permissions};
+use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rcgen::date_time_ymd;
+use rustix::process::Signal;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use crate::admin::metric;
+use crate::service::{Outcome, nobody, program};
+use crate::support::certificates::{Authority, Identity};
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{Executor, Stream, acceptor, refusing_port};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::proxy::Proxy;
+use crate::support::system::{Entry, System, Worker};
+use crate::support::within;
+
+const OK: &str = "zuul_fingergw_config_reloads_total{result=\"ok\"}";
+const FAILED: &str = "zuul_fingergw_config_reloads_total{result=\"failed\"}";
+const SUCCESSFUL: &str = "zuul_fingergw_config_last_reload_successful";
+const SUCCESS_TIME: &str = "zuul_fingergw_config_last_reload_success_timestamp_seconds";
+
+/// A gateway that can be commanded, and the file it was started with.
+struct Reloadable {
+    gateway: Gateway,
+    config: PathBuf,
+}
+
+impl Reloadable {
+    async fn start(builder: Builder) -> Self {
+        let mut builder = builder.control();
+        builder.admin = true;
+        let config = builder.write();
+        Self { gateway: builder.ready().await, config }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.gateway.address()
+    }
+
+    /// Changes the configuration's text, and nothing else.
+    fn edit(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(&self.config).expect("the configuration");
+        assert_eq!(text.matches(from).count(), 1, "{from} in {text}");
+        replace(&self.config, &text.replace(from, to));
+    }
+
+    /// Has it reload, which is to be done. Returns what it says of it, line by line.
+    async fn reloads(&self) -> Vec<String> {
+        let Outcome { code, stdout, stderr } = program(&["reload"], &self.config).await;
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
+        let mut lines: Vec<_> = stdout.lines().map(str::to_owned).collect();
+        assert_eq!(lines.remove(0), format!("reloaded {}", self.config.display()));
+        lines
+    }
+
+    /// Has it reload, which is to be refused. Returns the faults.
+    async fn refuses(&self) -> Vec<String> {
+        let Outcome { code, stdout, stderr } = program(&["reload"], &self.config).await;
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+        let mut lines: Vec<_> = stderr.lines().map(str::to_owned).collect();
+        assert_eq!(lines.remove(0), format!("not reloaded {}:", self.config.display()));
+        let mend = "nothing has changed; if files were being replaced just now, reload again";
+        assert_eq!(lines.pop().as_deref(), Some(mend));
+        lines
+    }
+
+    async fn metric(&self, series: &str) -> f64 {
+        metric(&self.gateway, series).await
+    }
+
+    /// The certificate that a new connection is shown.
+    async fn shows(&self, identity: &Identity) -> CertificateDer<'static> {
+        let client = Client::connect_tls(self.address(), identity).await;
+        shown(&client.stream)
+    }
+}
+
+fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+    let certificates = stream.get_ref().1.peer_certificates().expect("a certificate");
+    certificates[0].clone().into_owned()
+}
+
+fn certificate(identity: &Identity) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(&identity.cert).expect("a certificate")
+}
+
+/// Puts `text` at `path` in one step, as operators should.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).expect("a file");
+    fs::rename(&new, path).expect("a new file in the old one's place");
+}
+
+/// Puts the files of `new` in the places of `old`.
+fn renew(old: &Identity, new: &Identity) {
+    fs::copy(&new.cert, &old.cert).expect("a certificate");
+    fs::copy(&new.key, &old.key).expect("a key");
+}
+
+/// A log on its way through the gateway, over TLS.
+struct Flow {
+    client: Client<TlsStream<TcpStream>>,
+    stream: Stream<TcpStream>,
+}
+
+impl Flow {
+    async fn start(system: &System, gateway: SocketAddr, identity: &Identity) -> Self {
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        let client = Client::ask_tls(gateway, identity, &build).await;
+        let mut flow = Self { client, stream: executor.accept().await };
+        flow.goes_on("the first line\n").await;
+        flow
+    }
+
+    async fn goes_on(&mut self, log: &str) {
+        self.stream.write(log.as_bytes()).await;
+        self.client.expect(log.as_bytes()).await;
+    }
+
+    /// Half a megabyte more, byte for byte, and a clean end.
+    async fn ends(mut self) {
+        let log: Vec<u8> = (0..500_000u32).map(|index| (index % 251) as u8).collect();
+        let sent = async {
+            self.stream.write(&log).await;
+            self.stream.finish().await;
+        };
+        let ((), (received, ending)) = tokio::join!(sent, self.client.rest());
+        assert!(received == log && ending == Ending::Clean);
+    }
+}
+
+/// A gateway with one TLS listener, and its identity.
+async fn with_tls(system: &System, limits: &str) -> (Reloadable, Identity) {
+    let identity = system.zookeeper.authority.identity("localhost");
+    let builder = Builder::new(system).tls(&identity).listeners(&["tls = true"]).limits(limits);
+    (Reloadable::start(builder).await, identity)
+}
+
+#[tokio::test]
+async fn a_renewed_certificate() {
+    let system = System::new().await;
+    let (served, identity) = with_tls(&system, "").await;
+    let authority = &system.zookeeper.authority;
+    let client = authority.identity("client");
+    let old = certificate(&identity);
+    let mut flow = Flow::start(&system, served.address(), &client).await;
+    let entries = system.entries().await;
+
+    let until = date_time_ymd(2099, 5, 6);
+    let new = authority.amiss("localhost", |params| params.not_after = until);
+    renew(&identity, &new);
+    assert_eq!(served.shows(&client).await, old, "nobody has said so yet");
+    let before = served.metric(SUCCESS_TIME).await;
+    assert_eq!(served.reloads().await, ["changed: certificate, key or authorities of the gateway"]);
+    assert_eq!(served.shows(&client).await, certificate(&new));
+    assert_eq!(shown(&flow.client.stream), old);
+    flow.goes_on("under the old one\n").await;
+    for (series, value) in [(OK, 1.0), (FAILED, 0.0), (SUCCESSFUL, 1.0)] {
+        assert_eq!(served.metric(series).await, value, "{series}");
+    }
+    assert!(served.metric(SUCCESS_TIME).await >= before && before > 1e9);
+    let not_after = "zuul_fingergw_certificate_not_after_timestamp_seconds";
+    let of_gateway = served.metric(&format!("{not_after}{{role=\"gateway\"}}")).await;
+    assert_eq!(of_gateway, until.unix_timestamp() as f64);
+    assert!(served.metric(&format!("{not_after}{{role=\"zookeeper\"}}")).await > of_gateway);
+
+    assert_eq!(served.reloads().await, ["nothing has changed"]);
+    flow.ends().await;
+    // The registry has seen nothing of it.
+    let now = system.entries().await;
+    assert_eq!((now.len(), now[0].stat), (1, entries[0].stat));
+}
+
+/// A renewal that is under way, step by step.
+#[tokio::test]
+async fn half_a_renewal() {
+    let system = System::new().await;
+    let (served, identity) = with_tls(&system, "").await;
+    let authority = &system.zookeeper.authority;
+    let (client, new) = (authority.identity("client"), authority.identity("localhost"));
+    let old = certificate(&identity);
+    let text = |path: &Path| fs::read_to_string(path).expect("PEM");
+    let (cert, key, ca) = (text(&new.cert), text(&new.key), text(&identity.ca));
+    let own_ca = identity.cert.with_file_name("ca.pem");
+    replace(&own_ca, &ca);
+    served.edit(&format!("\nca = {:?}", identity.ca), &format!("\nca = {own_ca:?}"));
+    let moved = "changed: tls.cert, tls.key or tls.ca";
+    assert_eq!(served.reloads().await, [moved]);
+
+    let mut failures = 0.0;
+    let mut stays = async |fault: &str| {
+        let faults = served.refuses().await;
+        assert!(faults.len() == 1 && faults[0].contains(fault), "{fault}: {faults:#?}");
+        failures += 1.0;
+        assert_eq!(served.metric(FAILED).await, failures);
+        assert_eq!(served.metric(SUCCESSFUL).await, 0.0);
+        assert_eq!(served.shows(&client).await, old, "{fault}");
+        Flow::start(&system, served.address(), &client).await.ends().await;
+    };
+    fs::write(&identity.cert, "").expect("a file");
+    stays("holds no certificate").await;
+    fs::write(&identity.cert, &cert[..cert.len() / 2]).expect("a file");
+    stays("not valid PEM").await;
+    fs::write(&identity.cert, &cert).expect("a file");
+    stays("is not the key of the certificate").await;
+    fs::write(&identity.key, "").expect("a file");
+    stays("holds no private key").await;
+    fs::write(&identity.key, &key[..key.len() - 40]).expect("a file");
+    stays("not valid PEM").await;
+    fs::remove_file(&identity.key).expect("gone");
+    stays("cannot be read").await;
+    fs::write(&identity.key, &key).expect("a file");
+    fs::write(&own_ca, "").expect("a file");
+    stays("holds no certificate").await;
+
+    replace(&own_ca, &ca);
+    let replaced = "changed: certificate, key or authorities of the gateway";
+    assert_eq!(served.reloads().await, [replaced]);
+    assert_eq!(served.shows(&client).await, cert_of(&cert));
+    assert_eq!(served.metric(SUCCESSFUL).await, 1.0);
+    // One line each, with the fault and what to do.
+    let log = served.gateway.log();
+    let errors: Vec<_> = log.iter().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(errors.len(), 7, "{errors:#?}");
+    let mend = "; nothing has changed; if files were being replaced just now, reload again";
+    assert!(errors.iter().all(|line| line.ends_with(mend)), "{errors:#?}");
+}
+
+fn cert_of(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
+}
+
+/// One that peers will refuse is not put in the place of a good one; one that has come to that
+/// keeps nobody from changing something else.
+#[tokio::test]
+async fn a_certificate_that_peers_will_refuse() {
+    let system = System::new().await;
+    let (served, identity) = with_tls(&system, "").await;
+    let authority = &system.zookeeper.authority;
+    let client = authority.identity("client");
+    let (old, expired) = (certificate(&identity), authority.expired("localhost"));
+    renew(&identity, &expired);
+    let faults = served.refuses().await;
+    assert!(faults.len() == 1 && faults[0].contains("has expired"), "{faults:#?}");
+    assert_eq!(served.shows(&client).await, old);
+
+    let builder = Builder::new(&system).tls(&expired).listeners(&["tls = true"]);
+    let served = Reloadable::start(builder.limits("grace = \"5s\"")).await;
+    served.edit("grace = \"5s\"", "grace = \"6s\"");
+    let said = served.reloads().await;
+    assert_eq!(said[0], "changed: limits.grace");
+    assert!(said.len() == 2 && said[1].contains("has expired"), "{said:#?}");
+}
+
+/// A secret of Kubernetes: files that lead through one link, which is swapped.
+#[tokio::test]
+async fn a_kubernetes_secret() {
+    let system = System::new().await;
+    let authority = &system.zookeeper.authority;
+    let client = authority.identity("client");
+    let [old, new] = ["localhost"; 2].map(|name| authority.identity(name));
+    let mut builder = Builder::new(&system).listeners(&["tls = true"]);
+    let mount = builder.directory().join("secret");
+    let put = |version: &str, identity: &Identity| {
+        let directory = mount.join(version);
+        fs::create_dir_all(&directory).expect("a directory");
+        for (name, file) in
+            [("tls.crt", &identity.cert), ("tls.key", &identity.key), ("ca.crt", &identity.ca)]
+        {
+            fs::copy(file, directory.join(name)).expect("a copy");
+        }
+        symlink(version, mount.join("..data_tmp")).expect("a link");
+        fs::rename(mount.join("..data_tmp"), mount.join("..data")).expect("the swap");
+    };
+    put("..2026_11_21_one", &old);
+    let link = |name: &str| {
+        symlink(Path::new("..data").join(name), mount.join(name)).expect("a link");
+        mount.join(name)
+    };
+    let mounted = Identity {
+        cert: link("tls.crt"),
+        key: link("tls.key"),
+        ca: link("ca.crt"),
+        both: PathBuf::new(),
+    };
+    builder = builder.tls(&mounted);
+    let served = Reloadable::start(builder).await;
+    let flow = Flow::start(&system, served.address(), &client).await;
+    assert_eq!(served.shows(&client).await, certificate(&old));
+
+    put("..2026_11_22_two", &new);
+    fs::remove_dir_all(mount.join("..2026_11_21_one")).expect("the kubelet cleans up");
+    assert_eq!(served.shows(&client).await, certificate(&old));
+    served.reloads().await;
+    assert_eq!(served.shows(&client).await, certificate(&new));
+    flow.ends().await;
+}
+
+/// Faults of the configuration: all of them, in the answer and in one line of the log.
+#[tokio::test]
+async fn a_faulty_configuration() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).limits("grace = \"5s\"\nconnections = 7");
+    let mut served = Reloadable::start(builder).await;
+    served.edit("grace = \"5s\"", "grace = \"soon\"");
+    served.edit("connections = 7", "connections = 0");
+    let Outcome { code, stdout, stderr } = program(&["reload"], &served.config).await;
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    let lines: Vec<_> = stderr.lines().collect();
+    assert!(lines.len() == 3 && lines[0].contains("limits.grace = "), "{stderr}");
+    assert!(lines[1].contains("limits.connections = 0"), "{stderr}");
+    assert_eq!(lines[2], "nothing has been reloaded");
+    assert_eq!(served.metric(FAILED).await, 0.0, "the gateway was not even asked");
+
+    served.gateway.signal(Signal::HUP);
+    let line = served.gateway.logged("the faults", |line| line.contains("not reloaded")).await;
+    let faults = line.contains("limits.grace = ") && line.contains("limits.connections = 0");
+    assert!(faults && line.contains("ERROR"), "{line}");
+    assert_eq!(served.metric(FAILED).await, 1.0);
+    served.edit("grace = \"soon\"", "grace = \"9s\"");
+    served.edit("connections = 0", "connections = 7");
+    assert_eq!(served.reloads().await, ["changed: limits.grace"]);
+
+    fs::remove_file(&served.config).expect("gone");
+    served.gateway.signal(Signal::HUP);
+    served.gateway.logged("the fault", |line| line.contains("gateway.toml: cannot be read")).await;
+}
+
+#[tokio::test]
+async fn more_and_fewer_connections() {
+    const TOO_MANY: &str = "Internal streaming error: too many connections\r\n";
+    let system = System::new().await;
+    let builder = Builder::new(&system).limits("connections = 1");
+    let served = Reloadable::start(builder).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let refused = async || Client::ask(served.address(), &build).await.text().await == TOO_MANY;
+    let mut streams = Vec::new();
+    let mut begins = async || {
+        let client = Client::ask(served.address(), &build).await;
+        streams.push((client, executor.accept().await));
+    };
+    begins().await;
+    assert!(refused().await);
+    served.edit("connections = 1", "connections = 3");
+    assert_eq!(served.reloads().await, ["changed: limits.connections"]);
+    begins().await;
+    begins().await;
+    assert!(refused().await);
+
+    // Fewer than there are: those go on, nobody new comes in.
+    served.edit("connections = 3", "connections = 2");
+    served.reloads().await;
+    for (client, log) in &mut streams {
+        log.write(b"line\n").await;
+        client.expect(b"line\n").await;
+    }
+    assert!(refused().await);
+    for (mut client, log) in streams.drain(1..) {
+        log.finish().await;
+        assert_eq!(client.text().await, "");
+    }
+    // Nothing tells when the places are free again: whoever is refused asks again.
+    let serving = async { executor.serve(b"log\n").await };
+    let asking = within("a free place", async {
+        while Client::ask(served.address(), &build).await.text().await != "log\n" {}
+    });
+    tokio::join!(serving, asking);
+}
+
+/// A connection sees the limits of the moment it came, all the time.
+#[tokio::test]
+async fn another_deadline() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).limits("request_timeout = \"1h\"");
+    let served = Reloadable::start(builder).await;
+    let mut patient = Client::connect(served.address()).await;
+    // It is taken once it shows among the connections.
+    let open = "zuul_fingergw_connections_active{listener=\"plain\"}";
+    within("the connection", async { while served.metric(open).await < 1.0 {} }).await;
+    served.edit("request_timeout = \"1h\"", "request_timeout = \"100ms\"");
+    assert_eq!(served.reloads().await, ["changed: limits.request_timeout"]);
+    let mut hasty = Client::connect(served.address()).await;
+    let late = "Internal streaming error: no request within the time allowed\r\n";
+    assert_eq!(hasty.text().await, late);
+    patient.send(b"abc\r\n").await;
+    assert_eq!(patient.text().await, "Build not found\r\n");
+}
+
+#[tokio::test]
+async fn what_clients_must_show() {
+    let system = System::new().await;
+    let (served, identity) = with_tls(&system, "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let anonymous = async || {
+        let connected =
+            Client::try_connect_tls(served.address(), "localhost", &identity, None).await;
+        let mut client = connected.expect("its side of the handshake");
+        client.send(format!("{build}\n").as_bytes()).await;
+        client
+    };
+    let refused = async || {
+        // TLS 1.3 says so only now.
+        let mut client = anonymous().await;
+        let error = tokio::io::AsyncReadExt::read_u8(&mut client.stream).await;
+        error.expect_err("an alert").to_string().contains("CertificateRequired")
+    };
+    assert!(refused().await);
+    served.edit("tls = true", "tls = true\nclient_certificate = \"none\"");
+    assert_eq!(served.reloads().await, ["changed: listener.client_certificate"]);
+    let mut client = anonymous().await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+    served.edit("\"none\"", "\"required\"");
+    served.reloads().await;
+    assert!(refused().await);
+}
+
+/// Who we are for other gateways, and how much we want of their names.
+#[tokio::test]
+async fn towards_other_gateways() {
+    let system = System::new().await;
+    let authority = &system.zookeeper.authority;
+    let (ours, new) = (authority.identity("gateway"), authority.identity("gateway"));
+    let theirs = acceptor(&authority.identity_only_for("elsewhere.example.org"));
+    let other = Executor::start().await;
+    system.put_gateway(Some("west"), Some(other.address.port()), true, "running").await;
+    let mut builder = Builder::new(&system).zone("east").tls(&ours);
+    builder.verify_hostnames = false;
+    let served = Reloadable::start(builder).await;
+    let worker = Worker {
+        hostname: "127.0.0.1".into(),
+        port: refusing_port().await,
+        zone: Some("west".into()),
+    };
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let asked = async || {
+        let client = Client::ask(served.address(), &build).await;
+        (client, other.accept_tls(&theirs).await.into_inner())
+    };
+    let (_first, stream) = asked().await;
+    assert_eq!(stream.get_ref().1.peer_certificates(), Some(&[certificate(&ours)][..]));
+    renew(&ours, &new);
+    served.reloads().await;
+    let (_second, stream) = asked().await;
+    assert_eq!(stream.get_ref().1.peer_certificates(), Some(&[certificate(&new)][..]));
+
+    served.edit("verify_hostnames = false", "verify_hostnames = true");
+    let changed = "changed: tls.verify_hostnames or tls.common_name_fallback";
+    assert_eq!(served.reloads().await, [changed]);
+    let mut client = Client::ask(served.address(), &build).await;
+    let dialed = async {
+        let (stream, _) = within("a connection", other.listener.accept()).await.expect("one");
+        assert!(theirs.accept(stream).await.is_err(), "its name is another");
+    };
+    let ((), answer) = tokio::join!(dialed, client.text());
+    assert_eq!(answer, "Internal streaming error: the zone's gateways cannot be reached\r\n");
+}
+
+/// What cannot change is named and stays; the rest changes.
+#[tokio::test]
+async fn what_needs_a_restart() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).zone("west").limits("grace = \"5s\"");
+    let mut served = Reloadable::start(builder.log("format = \"text\"")).await;
+    served.gateway.until_running(&system).await;
+    let before = system.entries().await;
+    served.edit("zone = \"west\"", "zone = \"north\"");
+    served.edit("format = \"text\"", "format = \"json\"");
+    served.edit("address = \"127.0.0.1:0\"\n\n", "address = \"127.0.0.2:0\"\n\n");
+    served.edit("grace = \"5s\"", "grace = \"6s\"");
+    let expected = ["changed: limits.grace", "changes with a restart: zone; listener; log.format"];
+    assert_eq!(served.reloads().await, expected);
+    let warning = |line: &str| line.contains("WARN") && line.contains("wait for a restart");
+    let line = served.gateway.logged("a warning", warning).await;
+    assert!(line.contains("keys=\"zone; listener; log.format\""), "{line}");
+    assert_eq!(served.gateway.log().iter().filter(|line| warning(line)).count(), 1);
+    let now = system.entries().await;
+    assert_eq!((now.len(), now[0].stat, &now[0].text), (1, before[0].stat, &before[0].text));
+    assert_eq!(
+        Client::ask(served.address(), "abc").await.text().await,
+        "Build not found\r\n",
+        "it listens where it did"
+    );
+    // Still so the next time: what is compared with is what runs.
+    assert_eq!(served.reloads().await[1], expected[1]);
+}
+
+/// Without its certificate in the configuration a TLS listener has the one it had: it cannot become
+/// a plain one.
+#[tokio::test]
+async fn no_certificate_any_more() {
+    let system = System::new().await;
+    let (served, identity) = with_tls(&system, "").await;
+    let text = fs::read_to_string(&served.config).expect("the configuration");
+    let (before, rest) = text.split_once("[tls]\n").expect("a table");
+    let (_, behind) = rest.split_once("[zookeeper]\n").expect("the next one");
+    let without = format!("{}[zookeeper]\n{behind}", before.replace("tls = true", ""));
+    replace(&served.config, &without);
+    let expected = [
+        "changed: tls.cert, tls.key or tls.ca; certificate, key or authorities of the gateway",
+        "changes with a restart: listener",
+    ];
+    for expected in [expected, ["nothing has changed", expected[1]]] {
+        assert_eq!(served.reloads().await, expected);
+        assert_eq!(served.shows(&identity).await, certificate(&identity));
+    }
+    Flow::start(&system, served.address(), &identity).await.ends().await;
+}
+
+/// The service manager hears when it begins and when it is over, whether it goes well or not.
+#[tokio::test]
+async fn the_service_manager_is_told() {
+    let system = System::new().await;
+    let mut served = Reloadable::start(Builder::new(&system).limits("grace = \"5s\"")).await;
+    for (round, grace) in ["6s", "soon"].into_iter().enumerate() {
+        let line = fs::read_to_string(&served.config).expect("the configuration");
+        let line = line.lines().find(|line| line.starts_with("grace = ")).expect("it").to_owned();
+        served.edit(&line, &format!("grace = \"{grace}\""));
+        served.gateway.signal(Signal::HUP);
+        let readies = round + 2;
+        let is_over =
+            |told: &[String]| told.iter().filter(|line| *line == "READY=1").count() == readies;
+        let notices = served.gateway.notice("READY=1 again", |now| is_over(&now.told)).await;
+        let [reloading, moment, ready] = &notices.told[notices.told.len() - 3..] else {
+            panic!("{:?}", notices.told)
+        };
+        assert_eq!((reloading.as_str(), ready.as_str()), ("RELOADING=1", "READY=1"));
+        let moment = moment.strip_prefix("MONOTONIC_USEC=").expect("the moment");
+        assert!(moment.parse::<u64>().is_ok_and(|moment| moment > 0), "{moment}");
+    }
+    assert_eq!((served.metric(OK).await, served.metric(FAILED).await), (1.0, 1.0));
+}
+
+#[tokio::test]
+async fn how_much_is_logged() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).log("level = \"info\"");
+    let mut served = Reloadable::start(builder).await;
+    let refused = |line: &str| line.contains(" DEBUG ") && line.contains("request refused");
+    let ask = async || Client::ask(served.address(), "abc").await.text().await;
+    ask().await;
+    served.edit("level = \"info\"", "level = \"debug\"");
+    assert_eq!(served.reloads().await, ["changed: log.level"]);
+    ask().await;
+    served.gateway.logged("a debug line", refused).await;
+    assert_eq!(served.gateway.log().iter().filter(|line| refused(line)).count(), 1);
+    served.edit("level = \"debug\"", "level = \"warn\"");
+    served.reloads().await;
+    Client::ask(served.address(), "abc").await.text().await;
+    served.gateway.signal(Signal::TERM);
+    served.gateway.exit().await;
+    let log = served.gateway.log();
+    assert_eq!(log.iter().filter(|line| refused(line)).count(), 1);
+    assert!(!log.iter().any(|line| line.contains(" INFO ") && line.contains("stopped")));
+}
+
+/// Upstream's file, whose keys have other names.
+#[tokio::test]
+async fn from_a_zuul_conf() {
+    let system = System::new().await;
+    let authority = &system.zookeeper.authority;
+    let (identity, client) = (authority.identity("localhost"), authority.identity("client"));
+    let new = authority.identity("localhost");
+    let builder = Builder::new(&system);
+    let config = builder.directory().join("zuul.conf");
+    let Identity { cert, key, ca, .. } = &identity;
+    let fingergw = format!(
+        "tls_cert = {}\ntls_key = {}\ntls_ca = {}\ncommand_socket = {}\nprometheus_port = 0\n\
+         prometheus_addr = 127.0.0.1\npidfile =",
+        cert.display(),
+        key.display(),
+        ca.display(),
+        builder.directory().join("socket").display(),
+    );
+    let gateway = builder.ready_from_zuul_conf(&fingergw, |_| {}).await;
+    let served = Reloadable { gateway, config };
+    let flow = Flow::start(&system, served.address(), &client).await;
+    renew(&identity, &new);
+    served.edit("command_socket = ", "zone = west\ncommand_socket = ");
+    let expected = [
+        "changed: certificate, key or authorities of the gateway",
+        "changes with a restart: [fingergw] zone",
+    ];
+    assert_eq!(served.reloads().await, expected);
+    assert_eq!(served.shows(&client).await, certificate(&new));
+    fs::write(&identity.key, "").expect("a file");
+    assert!(served.refuses().await[0].contains("holds no private key"));
+    assert_eq!(served.shows(&client).await, certificate(&new));
+    flow.ends().await;
+}
+
+/// A session that works goes on; the next one is made with the new certificate.
+#[tokio::test]
+async fn zookeepers_certificate() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let authority = &system.zookeeper.authority;
+    let (first, other) = (authority.identity("client"), Authority::new());
+    let stranger = other.identity("client");
+    let mut builder = Builder::new(&system).zookeeper("session_timeout = \"2s\"");
+    builder.zookeeper_identity = first.clone();
+    builder.hosts = system.hosts_by(&proxy);
+    let mut served = Reloadable::start(builder).await;
+    served.gateway.until_running(&system).await;
+    let entry = system.entries().await.swap_remove(0);
+
+    // ZooKeeper would not take this one, but nobody asks it.
+    renew(&first, &stranger);
+    let changed = "changed: certificate, key or authorities for ZooKeeper";
+    assert_eq!(served.reloads().await, [changed]);
+    assert_eq!(served.reloads().await, ["nothing has changed"]);
+    let now = system.entries().await;
+    assert_eq!((now.len(), now[0].stat), (1, entry.stat));
+
+    proxy.cut();
+    let refused = |line: &str| line.contains("does it trust our certificate?");
+    served.gateway.logged("the refusal", refused).await;
+    system.until("the entry to go with its session", <[Entry]>::is_empty).await;
+    renew(&first, &authority.identity("client"));
+    assert_eq!(served.reloads().await, [changed]);
+    let running =
+        |entries: &[Entry]| entries.len() == 1 && entries[0].content["state"] == "running";
+    let back = system.until("a new entry", running).await;
+    assert_ne!(back[0].stat.ephemeral_owner, entry.stat.ephemeral_owner);
+}
+
+/// The reader is then another one than whoever started it.
+#[tokio::test]
+async fn without_root() {
+    let system = System::new().await;
+    let builder = nobody(&system);
+    let identity = builder.tls.clone().expect("certificates");
+    let authority = &system.zookeeper.authority;
+    let (client, new) = (authority.identity("client"), authority.identity("localhost"));
+    let mut served = Reloadable::start(builder).await;
+    let tls = served.gateway.addresses[1];
+    fs::set_permissions(&served.config, Permissions::from_mode(0o644)).expect("permissions");
+    let old = certificate(&identity);
+    renew(&identity, &new);
+    fs::set_permissions(&identity.key, Permissions::from_mode(0o600)).expect("permissions");
+    let faults = served.refuses().await;
+    let fault = format!("{}: cannot be read by user id 65534", identity.key.display());
+    assert!(faults.len() == 1 && faults[0].starts_with(&fault), "{faults:#?}");
+    let shows = async || shown(&Client::connect_tls(tls, &client).await.stream);
+    assert_eq!(shows().await, old);
+    fs::set_permissions(&identity.key, Permissions::from_mode(0o644)).expect("permissions");
+    served.reloads().await;
+    assert_eq!(shows().await, certificate(&new));
+
+    // A configuration that only root can read is good for a start, and says what it is not good for.
+    served.gateway.signal(Signal::TERM);
+    served.gateway.exit().await;
+    let builder = nobody(&system);
+    let config = builder.write();
+    fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("permissions");
+    let mut gateway = builder.ready().await;
+    let warned = |line: &str| line.contains("no reload until it can be");
+    let line = gateway.logged("a warning", warned).await;
+    assert!(line.contains("gateway.toml: cannot be read by user nobody"), "{line}");
+}
+
+/// Whoever asks is answered, however many ask at once, with streams running.
+#[tokio::test]
+async fn many_at_once() {
+    let system = System::new().await;
+    let (served, identity) = with_tls(&system, "grace = \"5s\"").await;
+    let flow = Flow::start(&system, served.address(), &identity).await;
+    let mut commands = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        served.gateway.signal(Signal::HUP);
+        let config = served.config.clone();
+        commands.spawn(async move { program(&["reload"], &config).await });
+    }
+    while let Some(outcome) = commands.join_next().await {
+        let Outcome { code, stdout, stderr } = outcome.expect("a command");
+        assert!(code == Some(0) && stdout.ends_with("\nnothing has changed\n"), "{stderr}");
+    }
+    assert!(served.metric(OK).await >= 20.0);
+    assert_eq!(served.metric(FAILED).await, 0.0);
+    flow.ends().await;
+}
+
+#[tokio::test]
+async fn not_while_it_stops() {
+    let system = System::new().await;
+    let (mut served, identity) = with_tls(&system, "").await;
+    let flow = Flow::start(&system, served.address(), &identity).await;
+    served.gateway.signal(Signal::TERM);
+    system.until("the entry to be gone", <[Entry]>::is_empty).await;
+    let Outcome { code, stdout, stderr } = program(&["reload"], &served.config).await;
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    assert_eq!(stderr, "not reloaded: the gateway is stopping\n");
+    served.gateway.signal(Signal::HUP);
+    let refused = |line: &str| line.contains("not reloaded: the gateway is stopping");
+    served.gateway.logged_times("the refusals", 2, refused).await;
+    flow.ends().await;
+    assert!(served.gateway.exit().await.success());
+}
