@@ -9,6 +9,7 @@ use crate::goals::values;
 use crate::sample::{Entry, Sample};
 use crate::scenarios::Scenario;
 use crate::statistics::Median;
+use crate::targets::{HAPROXY, HAPROXY_PAIR, Kind, OURS, OURS_PAIR};
 
 /// A line with its points.
 struct Line {
@@ -16,7 +17,14 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-const SIZE: (u32, u32) = (900, 540);
+const SIZE: (u32, u32) = (960, 540);
+
+/// Of its width, to the right.
+const LEGEND: u32 = 180;
+
+/// Whose lines are drawn: more would lie on top of each other.
+const DRAWN: [Kind; 7] =
+    [Kind::Direct, HAPROXY, HAPROXY_PAIR, Kind::Upstream, Kind::UpstreamPair, OURS, OURS_PAIR];
 
 /// Memory against open streams.
 pub(crate) fn memory(samples: &[Sample], path: &Path) -> Result<()> {
@@ -45,6 +53,9 @@ fn lines(samples: &[Sample], figure: &str, at: impl Fn(Scenario) -> Option<f64>)
     keys.dedup();
     let mut lines: Vec<Line> = Vec::new();
     for (entry, scenario) in keys {
+        if entry.cold || !DRAWN.contains(&entry.kind) {
+            continue;
+        }
         let Some(x) = at(scenario) else { continue };
         let of = values(samples, scenario, entry, figure).into_iter().map(|(_, value)| value);
         let Some(Median { median, .. }) = Median::of(of.collect()) else { continue };
@@ -73,30 +84,30 @@ fn draw(path: &Path, title: &str, x: &str, y: &str, lines: &[Line]) -> Result<()
     let failed = |error: &dyn std::fmt::Display| anyhow!("{}: {error}", path.display());
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
     area.fill(&WHITE).map_err(|error| failed(&error))?;
-    let mut chart = ChartBuilder::on(&area)
+    let (plot, legend) = area.split_horizontally(SIZE.0 - LEGEND);
+    let mut chart = ChartBuilder::on(&plot)
         .caption(title, ("sans-serif", 22))
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d(range(|point| point.0).log_scale(), range(|point| point.1).log_scale())
         .map_err(|error| failed(&error))?;
-    chart.configure_mesh().x_desc(x).y_desc(y).draw().map_err(|error| failed(&error))?;
+    let mut mesh = chart.configure_mesh();
+    mesh.x_desc(x).y_desc(y).light_line_style(WHITE).bold_line_style(BLACK.mix(0.15));
+    mesh.x_label_formatter(&ToString::to_string).y_label_formatter(&ToString::to_string);
+    mesh.draw().map_err(|error| failed(&error))?;
     for (number, line) in lines.iter().enumerate() {
         let color = HSLColor(number as f64 / lines.len() as f64, 0.8, 0.4);
         chart
             .draw_series(LineSeries::new(line.points.iter().copied(), color.stroke_width(2)))
-            .map_err(|error| failed(&error))?
-            .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+            .map_err(|error| failed(&error))?;
         let points = line.points.iter().map(|point| Circle::new(*point, 3, color.filled()));
         chart.draw_series(points).map_err(|error| failed(&error))?;
+        let height = 60 + 24 * i32::try_from(number)?;
+        let stroke = PathElement::new([(0, height), (18, height)], color.stroke_width(2));
+        legend.draw(&stroke).map_err(|error| failed(&error))?;
+        let name = Text::new(line.name.clone(), (24, height - 6), ("sans-serif", 14));
+        legend.draw(&name).map_err(|error| failed(&error))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()
-        .map_err(|error| failed(&error))?;
     area.present().map_err(|error| failed(&error))
 }

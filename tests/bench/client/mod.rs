@@ -59,7 +59,9 @@ pub(crate) struct Bulk {
 /// Of [`Job::Requests`].
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Requests {
-    pub(crate) seconds: f64,
+    /// Served a second, as long as there was time and there were builds left: whoever is waiting for
+    /// the last ones then is no longer load.
+    pub(crate) rate: f64,
     /// Served as they should be.
     pub(crate) served: usize,
     pub(crate) failed: usize,

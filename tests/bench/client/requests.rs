@@ -22,6 +22,8 @@ pub(super) struct Ask<'a> {
 struct Waits {
     first_byte: Vec<u64>,
     whole: Vec<u64>,
+    /// Those that ended within the time.
+    in_time: usize,
     failed: usize,
 }
 
@@ -34,12 +36,13 @@ impl Ask<'_> {
                 (0..clients).map(|_| scope.spawn(|| self.client(start, &next))).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic in it")).collect()
         });
-        let seconds = start.elapsed().as_secs_f64();
+        let seconds = start.elapsed().min(self.time).as_secs_f64();
+        let in_time: usize = all.iter().map(|waits| waits.in_time).sum();
         let failed = all.iter().map(|waits| waits.failed).sum();
         let (first_byte, whole): (Vec<_>, Vec<_>) =
             all.into_iter().map(|waits| (waits.first_byte, waits.whole)).unzip();
         Requests {
-            seconds,
+            rate: in_time as f64 / seconds,
             served: whole.iter().map(Vec::len).sum(),
             failed,
             first_byte: Spread::of(first_byte.concat()),
@@ -59,6 +62,7 @@ impl Ask<'_> {
                 Ok((first_byte, whole)) => {
                     waits.first_byte.push(first_byte);
                     waits.whole.push(whole);
+                    waits.in_time += usize::from(start.elapsed() <= self.time);
                 }
                 Err(_) => waits.failed += 1,
             }

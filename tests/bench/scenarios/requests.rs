@@ -32,9 +32,7 @@ pub(super) async fn rate(
     let spent = interval.end(target)?;
     target.forget(&builds).await?;
     ensure!(requests.served > 0, "not one of {} requests was served", requests.failed);
-    let rate = requests.served as f64 / requests.seconds;
-    let whole = requests.whole;
-    Ok(measured(&requests, &whole, spent, &[("requests/s", rate)]))
+    Ok(measured(&requests, &requests.whole, spent, &[("requests/s", requests.rate)]))
 }
 
 /// One request at a time.
@@ -53,8 +51,7 @@ pub(super) async fn first_byte(
     let spent = interval.end(target)?;
     target.forget(&builds).await?;
     ensure!(requests.served > 0, "not one of {count} requests was served");
-    let first_byte = requests.first_byte;
-    Ok(measured(&requests, &first_byte, spent, &[]))
+    Ok(measured(&requests, &requests.first_byte, spent, &[]))
 }
 
 fn measured(
