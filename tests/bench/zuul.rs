@@ -20,8 +20,10 @@ pub(crate) struct Zuul {
 impl Zuul {
     /// A new one with so many zones.
     pub(crate) async fn new(zones: usize) -> Result<Self> {
-        // As large as production's, and compiled as well as Java can.
-        let zookeeper = ZooKeeper::start_with(&["-Xms1g", "-Xmx1g"]).await;
+        // As large as production's. Each sample has a new one, which Java's second compiler would
+        // never get warm within; the first one has finished when the measurement begins.
+        let java = &["-Xms1g", "-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+        let zookeeper = ZooKeeper::start_with(java).await;
         let system = System::on(zookeeper).await;
         for number in 0..zones {
             system.put(&format!("{ZONES}/zone-{number:03}/requests"), b"").await;
