@@ -28,13 +28,16 @@ const GATEWAY_PROTOCOL: &[u8] = b"zuul-fingergw";
 /// The cryptography of every connection, ZooKeeper's included.
 ///
 /// X25519 first and without a post-quantum share: such a ClientHello is longer than one TCP
-/// segment, and proxies that look for the SNI in their first read miss it.
+/// segment, and proxies that look for the SNI in their first read miss it. To which AES with 128
+/// bits is an equal, and SHA-256 the one that processors have instructions for.
 fn provider() -> Arc<CryptoProvider> {
+    use aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
     use aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519};
-    Arc::new(CryptoProvider {
-        kx_groups: vec![X25519, SECP256R1, SECP384R1],
-        ..aws_lc_rs::default_provider()
-    })
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![X25519, SECP256R1, SECP384R1];
+    // The others in their order behind it.
+    provider.cipher_suites.sort_by_key(|suite| *suite != TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
 }
 
 /// Makes [`provider`] the process's default, which the ZooKeeper client uses. Call before anything
