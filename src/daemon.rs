@@ -275,8 +275,10 @@ impl Listening {
             doors.push(Door { address, tls, advertised });
             if advertised {
                 use_ssl = tls;
-                // Without a zone nobody dials us, and upstream says no port either.
-                let wanted = config.zone.is_some() || listener.port == 0;
+                // Without a zone nobody dials us, and upstream says no port either, but for one that
+                // it was given by the kernel.
+                let chosen = listener.port == 0 && config.public_port.is_none();
+                let wanted = config.zone.is_some() || chosen;
                 port = wanted.then(|| config.public_port.unwrap_or(address.port()));
             }
         }

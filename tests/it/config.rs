@@ -677,6 +677,18 @@ async fn a_plain_gateway_from_a_zuul_conf() {
     assert_eq!(client.text().await, "log\n");
 }
 
+/// Without a zone upstream registers only a port that the kernel has chosen.
+#[tokio::test]
+async fn the_registered_port_without_a_zone() {
+    for (lines, given) in [("public_port = 7979\n", false), ("public_port = 0\n", true), ("", true)]
+    {
+        let system = System::new().await;
+        let started = FromZuulConf::start(&system, lines).await;
+        let port = given.then(|| u64::from(started.gateway.port()));
+        assert_eq!(entry(&system).await, (port, false, None), "{lines}");
+    }
+}
+
 #[tokio::test]
 async fn a_tls_gateway_from_a_zuul_conf() {
     let system = System::new().await;

@@ -781,13 +781,17 @@ async fn detached_with_a_relative_log_config() {
     let Outcome { code, stderr, .. } = machine.run(&["reload"]).await;
     let fault = "log.yaml: cannot be read: No such file";
     assert!(code == Some(1) && stderr.contains(fault), "{stderr}");
+    // The log is where it was at the start, even when it is opened anew.
+    let [path, rotated] = ["own.log", "own.log.1"].map(|name| machine.directory.path().join(name));
+    fs::rename(&path, &rotated).expect("rotation");
     daemon.signal(Signal::TERM);
     daemon.ends().await;
-    // The file that was opened at the start, from the first line to the last.
-    let log = fs::read_to_string(machine.directory.path().join("own.log")).expect("the log");
+    let log = fs::read_to_string(&rotated).expect("the old log");
     let told = log.lines().find(|line| line.contains("no reload until this is mended: "));
     assert!(told.is_some_and(|line| line.contains(" WARNING ") && line.contains(fault)), "{log}");
-    assert!(log.contains(" starts\n") && log.ends_with(" stopped\n"), "{log}");
+    assert!(log.contains(" starts\n") && !log.contains(" stopped\n"), "{log}");
+    let log = fs::read_to_string(&path).expect("the new log");
+    assert!(log.ends_with(" stopped\n"), "{log}");
     assert_eq!(machine.log(), "");
 }
 
