@@ -8,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use rustls::HandshakeKind;
 
 use crate::gateway::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
@@ -26,6 +27,7 @@ pub(crate) struct Metrics {
     active: Family<Label, Gauge>,
     rejected: Counters,
     handshakes: Family<[(&'static str, &'static str); 2], Counter>,
+    resumed: Counters,
     requests: Counters,
     routes: Counters,
     lookup: Histogram,
@@ -46,6 +48,15 @@ pub(crate) struct Metrics {
 pub(crate) enum Side {
     Client,
     Upstream,
+}
+
+impl Side {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+        }
+    }
 }
 
 /// Where a stream came from.
@@ -121,6 +132,7 @@ impl Default for Metrics {
             active: Family::default(),
             rejected: Family::default(),
             handshakes: Family::default(),
+            resumed: Family::default(),
             requests: Family::default(),
             routes: Family::default(),
             lookup: short(),
@@ -147,6 +159,7 @@ impl Default for Metrics {
             drop(metrics.rejected.get_or_create(&[("reason", reason)]));
         }
         for side in ["client", "upstream"] {
+            drop(metrics.resumed.get_or_create(&[("side", side)]));
             let failures = Failure::ALL.iter().map(|failure| failure.label());
             for result in failures.chain(["ok"]) {
                 drop(metrics.handshakes.get_or_create(&[("side", side), ("result", result)]));
@@ -171,6 +184,7 @@ impl Metrics {
             active,
             rejected,
             handshakes,
+            resumed,
             requests,
             routes,
             lookup,
@@ -193,6 +207,11 @@ impl Metrics {
             "tls_handshakes",
             "TLS handshakes with clients and next hops",
             handshakes,
+        );
+        registry.register(
+            "tls_sessions_resumed",
+            "TLS handshakes that were short because gateways of our kind resumed a session",
+            resumed,
         );
         registry.register("requests", "Connections by how they ended", requests);
         registry.register("routes", "Streams by where they came from", routes);
@@ -252,12 +271,17 @@ impl Metrics {
 
     /// Counts a TLS handshake.
     pub(crate) fn handshake(&self, side: Side, result: Result<(), Failure>) {
-        let side = match side {
-            Side::Client => "client",
-            Side::Upstream => "upstream",
-        };
+        let side = side.as_str();
         let result = result.map_or_else(Failure::label, |()| "ok");
         self.handshakes.get_or_create(&[("side", side), ("result", result)]).inc();
+    }
+
+    /// Counts a TLS handshake that succeeded, as `kind`.
+    pub(crate) fn shaken(&self, side: Side, kind: Option<HandshakeKind>) {
+        self.handshake(side, Ok(()));
+        if kind == Some(HandshakeKind::Resumed) {
+            self.resumed.get_or_create(&[("side", side.as_str())]).inc();
+        }
     }
 
     /// Counts the end of a connection.

@@ -72,7 +72,7 @@ async fn shake_hands(
     let shaken = timeout(cx.limits.handshake_timeout, accepting).await;
     let (failure, error) = match shaken {
         Ok(Ok(stream)) => {
-            cx.metrics.handshake(Side::Client, Ok(()));
+            cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
             cx.familiar.greeted(peer.ip());
             return Ok(Connection::Tls(Box::new(stream.into())));
         }

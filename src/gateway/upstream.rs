@@ -106,7 +106,7 @@ impl Upstream {
             in_time(deadline, connector.connect(server_name(host)?, ReadAhead::new(stream))).await;
         let (failure, error) = match shaken {
             Ok(Ok(stream)) => {
-                cx.metrics.handshake(Side::Upstream, Ok(()));
+                cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
                 return Ok(Connection::Tls(Box::new(stream.into())));
             }
             Ok(Err(error)) => (Failure::of(&error), DialError::Tls(error)),

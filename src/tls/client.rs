@@ -10,10 +10,8 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, Signa
 use tokio_rustls::TlsConnector;
 
 use super::certificate::{is_commonly_named, is_constrained};
+use super::sessions::Sessions;
 use super::{GATEWAY_PROTOCOL, Identity, provider};
-
-/// Gateways whose sessions are remembered.
-const SESSIONS: usize = 256;
 
 /// Which name a peer's certificate must carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +39,7 @@ pub(crate) fn connector(identity: &Identity, names: Names) -> Result<TlsConnecto
         .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
         .context("the certificate cannot be used by a client")?;
     // Only gateways of our own kind hand out tickets, and they may be many.
-    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    config.resumption = Resumption::store(Arc::new(Sessions::default()));
     config.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     Ok(TlsConnector::from(Arc::new(config)))
 }

@@ -7,6 +7,7 @@ mod failure;
 mod identity;
 mod lint;
 mod server;
+mod sessions;
 mod zookeeper;
 
 use std::sync::Arc;

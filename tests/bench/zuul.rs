@@ -5,6 +5,7 @@ use serde_json::json;
 use zookeeper_client::{Acls, CreateMode};
 
 use crate::support::system::{System, request_path};
+use crate::support::zookeeper::ZooKeeper;
 
 /// Written in one request to ZooKeeper, which takes a megabyte.
 const AT_ONCE: usize = 500;
@@ -19,7 +20,11 @@ pub(crate) struct Zuul {
 impl Zuul {
     /// A new one with so many zones.
     pub(crate) async fn new(zones: usize) -> Result<Self> {
-        let system = System::new().await;
+        // As large as production's. Each sample has a new one, which Java's second compiler would
+        // never get warm within; the first one has finished when the measurement begins.
+        let java = &["-Xms1g", "-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+        let zookeeper = ZooKeeper::start_with(java).await;
+        let system = System::on(zookeeper).await;
         for number in 0..zones {
             system.put(&format!("{ZONES}/zone-{number:03}/requests"), b"").await;
         }

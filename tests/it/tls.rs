@@ -10,10 +10,12 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
+use crate::admin::metric;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, acceptor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::proxy::Proxy;
 use crate::support::system::System;
 use crate::support::within;
 
@@ -275,6 +277,54 @@ async fn gateways_of_our_kind_fill_records_and_resume() {
         let longest = tapped.lengths().into_iter().max();
         assert!(longest > Some(4096), "{longest:?}");
     }
+}
+
+/// Many people at one moment find a ticket each.
+#[tokio::test]
+async fn many_sessions_are_resumed_at_once() {
+    const STREAMS: usize = 40;
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let mut west = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
+    // The address of the way there, which leads to an address that is known later.
+    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = reserved.local_addr().expect("its address").port();
+    west.listeners = vec![format!("tls = true\naddress = \"127.0.0.1:{port}\"")];
+    let proxy = Proxy::start(port).await;
+    drop(reserved);
+    west.root = format!("public_port = {}", proxy.address.port());
+    let mut west = west.ready().await;
+    west.until_running(&system).await;
+    let mut east = Builder::new(&system).zone("east").tls(&identity);
+    east.admin = true;
+    let east = east.ready().await;
+    let executor = Executor::start().await;
+    let mut builds = Vec::new();
+    for _ in 0..STREAMS {
+        // Of one build, only so many wait for another gateway at once.
+        let worker = executor.worker(Some("west"));
+        builds.push(system.put_build(Some("west"), Some(&worker)).await);
+    }
+    let series = "zuul_fingergw_tls_sessions_resumed_total{side=\"upstream\"}";
+    let mut resumed = 0.0;
+    for _ in 0..2 {
+        resumed = metric(&east, series).await;
+        // No ticket comes while it holds, so each stream needs one of those there are.
+        proxy.hold();
+        let mut clients = Vec::new();
+        for build in &builds {
+            clients.push(Client::ask(east.address(), build).await);
+        }
+        proxy.release();
+        for _ in 0..STREAMS {
+            executor.serve(b"log\n").await;
+        }
+        for mut client in clients {
+            assert_eq!(client.text().await, "log\n");
+        }
+    }
+    let resumed = metric(&east, series).await - resumed;
+    assert!((resumed - 40.0).abs() < 0.5, "{resumed} of {STREAMS}");
 }
 
 /// A zone whose gateway is `other`, seen from a gateway `east` that speaks TLS.

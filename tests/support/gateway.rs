@@ -140,7 +140,9 @@ impl Builder {
             let _ = writeln!(toml, "zone = \"{zone}\"");
         }
         for listener in &self.listeners {
-            let _ = writeln!(toml, "[[listener]]\naddress = \"127.0.0.1:0\"\n{listener}");
+            let any =
+                if listener.contains("address = ") { "" } else { "address = \"127.0.0.1:0\"" };
+            let _ = writeln!(toml, "[[listener]]\n{any}\n{listener}");
         }
         if let Some(Identity { cert, key, ca, .. }) = &self.tls {
             let _ = writeln!(

@@ -36,6 +36,7 @@ pub(crate) struct ZooKeeper {
     pub(crate) identity: Identity,
     _reservation: Socket,
     directory: TempDir,
+    java: &'static [&'static str],
     server: Mutex<Option<Server>>,
 }
 
@@ -53,8 +54,13 @@ pub(crate) async fn shared() -> Arc<ZooKeeper> {
 }
 
 impl ZooKeeper {
-    /// Starts a server of one's own.
+    /// Starts a server of one's own, that is up soon and small.
     pub(crate) async fn start() -> Arc<Self> {
+        Self::start_with(&["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]).await
+    }
+
+    /// Starts one whose Java has these options.
+    pub(crate) async fn start_with(java: &'static [&'static str]) -> Arc<Self> {
         let authority = Authority::new();
         let identity = authority.identity("client");
         let (port, reservation) = reserve_port();
@@ -63,6 +69,7 @@ impl ZooKeeper {
             _reservation: reservation,
             identity,
             directory: TempDir::new().expect("a directory for ZooKeeper"),
+            java,
             server: Mutex::new(None),
             authority,
         };
@@ -81,8 +88,9 @@ impl ZooKeeper {
             .open(self.directory.path().join("log"))
             .expect("ZooKeeper's log");
         let mut supervisor = Command::new("sh")
-            .args(["-c", SUPERVISOR, "sh", "java", "-Xmx128m", "-XX:+UseSerialGC"])
-            .args(["-XX:TieredStopAtLevel=1", "-cp", CLASSES])
+            .args(["-c", SUPERVISOR, "sh", "java"])
+            .args(self.java)
+            .args(["-cp", CLASSES])
             .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
             .arg(config)
             .stdin(Stdio::piped())

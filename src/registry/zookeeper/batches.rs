@@ -1,6 +1,9 @@
 //! Questions that share round trips: those that come while others are on their way go together
-//! when one of these is back. A quiet gateway asks at once, a busy one asks ZooKeeper less often.
+//! when one of these is back, and the same question is asked once. A quiet gateway asks at once, a
+//! busy one asks ZooKeeper less often.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -8,27 +11,34 @@ use tokio::sync::oneshot;
 /// Round trips at once: the next one is on its way while an answer is read.
 const TRIPS: usize = 2;
 
-/// Questions of one kind.
-pub(super) struct Batches<Q, A>(Mutex<Waiting<Q, A>>);
+/// Different questions at once. Who asks gives up after a while, but what has been asked stays until
+/// it is answered, so strangers could pile it up while ZooKeeper hangs.
+const QUESTIONS: usize = 4096;
 
-struct Waiting<Q, A> {
-    questions: Vec<(Q, oneshot::Sender<A>)>,
+/// Questions of one kind.
+pub(super) struct Batches<Q, A>(Mutex<State<Q, A>>);
+
+struct State<Q, A> {
+    /// Those that wait for a trip, in their order.
+    waiting: Vec<Q>,
+    /// Who waits for an answer, to those questions and to those on their way.
+    asking: HashMap<Q, Vec<oneshot::Sender<A>>>,
     trips: usize,
 }
 
 impl<Q, A> Default for Batches<Q, A> {
     fn default() -> Self {
-        Self(Mutex::new(Waiting { questions: Vec::new(), trips: 0 }))
+        Self(Mutex::new(State { waiting: Vec::new(), asking: HashMap::new(), trips: 0 }))
     }
 }
 
 impl<Q, A> Batches<Q, A>
 where
-    Q: Send + 'static,
-    A: Send + 'static,
+    Q: Clone + Eq + Hash + Send + 'static,
+    A: Clone + Send + 'static,
 {
-    /// The answer to `question`; `None` only if `trip` panics. A trip takes up to `most` questions
-    /// and returns as many answers in the same order.
+    /// The answer to `question`; `None` if too many wait already, or `trip` panics. A trip takes up to `most` questions
+    /// and returns as many answers in the same order. It runs to its end, whoever still waits.
     pub(super) async fn ask<Trip, Answers>(
         self: &Arc<Self>,
         question: Q,
@@ -40,64 +50,92 @@ where
         Answers: Future<Output = Vec<A>> + Send,
     {
         let (sender, answer) = oneshot::channel();
-        let goes = {
-            let mut waiting = self.lock();
-            waiting.questions.push((question, sender));
-            let goes = waiting.trips < TRIPS;
-            waiting.trips += usize::from(goes);
-            goes
-        };
-        if goes {
-            let under_way = UnderWay(Arc::clone(self));
+        if self.goes(question, sender) {
+            let batches = Arc::clone(self);
             tokio::spawn(async move {
-                while let Some((questions, senders)) = under_way.0.next(most) {
-                    for (sender, answer) in senders.into_iter().zip(trip(questions).await) {
-                        // Whoever asked may have given up.
-                        let _ = sender.send(answer);
-                    }
+                let mut traveller = Traveller { batches, questions: Vec::new() };
+                while traveller.next(most) {
+                    let answers = trip(traveller.questions.clone()).await;
+                    traveller.hand_out(answers);
                 }
-                under_way.over();
             });
         }
         answer.await.ok()
     }
 
-    /// What goes next. At `None` the trips of the caller are over, and counted so.
-    fn next(&self, most: usize) -> Option<(Vec<Q>, Vec<oneshot::Sender<A>>)> {
-        let mut waiting = self.lock();
-        let count = waiting.questions.len().min(most.max(1));
-        if count == 0 {
-            // Under the same lock: a question that comes now has to go by itself.
-            waiting.trips -= 1;
-            return None;
+    /// Notes the question, and says whether it needs a traveller of its own.
+    fn goes(&self, question: Q, sender: oneshot::Sender<A>) -> bool {
+        let mut state = self.lock();
+        if let Some(senders) = state.asking.get_mut(&question) {
+            senders.push(sender);
+            return false;
         }
-        Some(waiting.questions.drain(..count).unzip())
+        if state.asking.len() >= QUESTIONS {
+            return false;
+        }
+        state.asking.insert(question.clone(), vec![sender]);
+        state.waiting.push(question);
+        let goes = state.trips < TRIPS;
+        state.trips += usize::from(goes);
+        goes
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Waiting<Q, A>> {
+impl<Q, A> Batches<Q, A> {
+    fn lock(&self) -> MutexGuard<'_, State<Q, A>> {
         // Whole between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One that makes trips; its place is free again even if one of them panics.
-struct UnderWay<Q: Send + 'static, A: Send + 'static>(Arc<Batches<Q, A>>);
+/// Makes one trip after the other.
+struct Traveller<Q: Eq + Hash, A> {
+    batches: Arc<Batches<Q, A>>,
+    /// Those on their way.
+    questions: Vec<Q>,
+}
 
-impl<Q: Send + 'static, A: Send + 'static> UnderWay<Q, A> {
-    /// Its place has been given back.
-    fn over(self) {
-        std::mem::forget(self);
+impl<Q: Clone + Eq + Hash, A: Clone> Traveller<Q, A> {
+    /// Takes what goes next. With `false` it has none and is no longer counted.
+    fn next(&mut self, most: usize) -> bool {
+        let mut state = self.batches.lock();
+        let count = state.waiting.len().min(most.max(1));
+        self.questions = state.waiting.drain(..count).collect();
+        if count == 0 {
+            // Under the same lock: a question that comes now needs a traveller of its own.
+            state.trips -= 1;
+        }
+        count > 0
+    }
+
+    fn hand_out(&mut self, answers: Vec<A>) {
+        let mut state = self.batches.lock();
+        for (question, answer) in self.questions.drain(..).zip(answers) {
+            for sender in state.asking.remove(&question).unwrap_or_default() {
+                // Whoever asked may have given up.
+                let _ = sender.send(answer.clone());
+            }
+        }
     }
 }
 
-impl<Q: Send + 'static, A: Send + 'static> Drop for UnderWay<Q, A> {
+impl<Q: Eq + Hash, A> Drop for Traveller<Q, A> {
+    /// With questions on their way only after a panic: whoever waits for them learns of it.
     fn drop(&mut self) {
-        self.0.lock().trips -= 1;
+        if !self.questions.is_empty() {
+            let mut state = self.batches.lock();
+            state.trips -= 1;
+            for question in self.questions.drain(..) {
+                state.asking.remove(&question);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
     use tokio::sync::{Semaphore, mpsc};
 
     use super::*;
@@ -125,18 +163,33 @@ mod tests {
         };
         let mut asking = Vec::new();
         for number in 0..2 {
-            asking.push(ask(number));
+            asking.push((number, ask(number)));
             assert_eq!(left.recv().await, Some(1), "nobody is on the way yet");
         }
-        asking.extend((2..10).map(ask));
+        // The first one is on its way, the last one waits: neither goes twice.
+        asking.extend([2, 3, 4, 5, 6, 7, 8, 9, 0, 9].map(|number| (number, ask(number))));
         // They run before the permits below let anybody go on: this runtime has one thread.
         tokio::task::yield_now().await;
         gate.add_permits(4);
-        for (number, asked) in (0..).zip(asking) {
+        for (number, asked) in asking {
             assert_eq!(asked.await.expect("an answer"), Some(2 * number));
         }
         assert_eq!((left.recv().await, left.recv().await), (Some(5), Some(3)));
-        assert_eq!(batches.lock().trips, 0);
+        gate.add_permits(1);
+        assert_eq!(ask(0).await.expect("an answer"), Some(0));
+        assert_eq!(left.recv().await, Some(1), "an answer is not older than its question");
+        assert!(batches.lock().trips == 0 && batches.lock().asking.is_empty());
+    }
+
+    #[tokio::test]
+    async fn questions_are_bounded() {
+        let batches = Doubles::default();
+        let hangs = |_| std::future::pending();
+        for number in 0..u32::try_from(QUESTIONS).expect("not so many") {
+            let asked = std::pin::pin!(batches.ask(number, 5, hangs));
+            assert!(asked.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        assert_eq!(batches.ask(u32::MAX, 5, hangs).await, None);
     }
 
     #[tokio::test]
@@ -147,7 +200,7 @@ mod tests {
             assert_eq!(batches.ask(number, 5, panics).await, None);
         }
         let echo = |questions: Vec<u32>| async { questions };
-        assert_eq!(batches.ask(7, 5, echo).await, Some(7));
-        assert_eq!(batches.lock().trips, 0);
+        assert_eq!(batches.ask(0, 5, echo).await, Some(0));
+        assert!(batches.lock().trips == 0 && batches.lock().asking.is_empty());
     }
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use zookeeper_client::{Client, Error, MultiReadResult, SessionState};
 
 use super::batches::Batches;
-use super::places::{self, Found, Places};
+use super::places::{self, Places};
 use crate::registry::LookupError;
 use crate::registry::build::{Build, BuildId};
 use crate::registry::component::Gateway;
@@ -18,8 +18,9 @@ use crate::registry::component::Gateway;
 const ZONES: &str = "/zuul/executor/zones";
 const UNZONED: &str = "/zuul/executor/unzoned";
 
-/// Look-ups under way at once.
-const LOOKUPS: usize = 1024;
+/// Zones asked first: those where builds were found last. In a system of very many zones the builds
+/// that people look at are mostly in a few; the others cost a second round trip.
+const FIRST: usize = 16;
 
 /// Nodes asked for in one multi-read, and builds: what a server reads in well under a millisecond.
 const NODES: usize = 1024;
@@ -34,12 +35,20 @@ pub(crate) struct Lookup {
     gateways: watch::Sender<Arc<[Gateway]>>,
     /// The zones of the last look-up: what the next one asks. Each look-up lists the zones again
     /// in the same round trip and asks those it did not know in a second one, so this may be old.
-    zones: watch::Sender<Arc<[String]>>,
+    zones: watch::Sender<Arc<Zones>>,
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
-    pub(super) places: Arc<Places>,
+    pub(super) places: Places,
     batches: Arc<Batches<BuildId, Located>>,
-    permits: Arc<Semaphore>,
+}
+
+/// The zones there are.
+#[derive(Default)]
+struct Zones {
+    /// As ZooKeeper lists them, in an order that stays as long as they do.
+    listed: Vec<String>,
+    /// In the order in which they are asked.
+    order: Vec<String>,
 }
 
 /// A build with the path of its request, if there is one.
@@ -50,11 +59,10 @@ impl Lookup {
         Self {
             client: watch::Sender::new(None),
             gateways: watch::Sender::new(Arc::from([])),
-            zones: watch::Sender::new(Arc::from([])),
+            zones: watch::Sender::default(),
             multi_read: AtomicBool::new(true),
-            places: Arc::default(),
+            places: Places::default(),
             batches: Arc::default(),
-            permits: Arc::new(Semaphore::new(LOOKUPS)),
         }
     }
 
@@ -69,7 +77,7 @@ impl Lookup {
     pub(super) async fn learn_zones(&self, client: &Client) {
         // Without them it asks twice.
         if let Ok((zones, _)) = self.read(client, Some(ZONES), &[]).await {
-            self.zones.send_replace(zones.into());
+            self.zones.send_replace(Arc::new(Zones { order: zones.clone(), listed: zones }));
         }
     }
 
@@ -107,8 +115,8 @@ impl Lookup {
     /// See [`crate::registry::Registry::find_build`].
     ///
     /// A request that has been handed to the client stays in its queue until ZooKeeper answers or
-    /// the session ends, whoever waits for it. So nothing is handed over while there is no
-    /// connection, and what has been keeps its permit among [`LOOKUPS`] until it is answered.
+    /// the session ends. So nothing is handed over while there is no connection, and no more than a
+    /// few batches.
     pub(crate) async fn find_build(
         self: &Arc<Self>,
         build: &BuildId,
@@ -118,72 +126,65 @@ impl Lookup {
         if let Some(executor) = self.places.kept(&client, build) {
             return Ok(Some(Build::On(executor)));
         }
-        let permit = Arc::clone(&self.permits).acquire_owned().await;
         connected(&client).await;
-        let (this, wanted) = (Arc::clone(self), build.clone());
-        let look_up = || async move {
-            let _permit = permit;
-            this.find(wanted).await
-        };
-        self.places.share(build, look_up).await
-    }
-
-    async fn find(self: &Arc<Self>, build: BuildId) -> Found {
-        let most = (NODES / (self.zones.borrow().len() + 1)).clamp(1, BUILDS);
+        let most = (NODES / (self.zones.borrow().order.len() + 1)).clamp(1, BUILDS);
         let this = Arc::clone(self);
-        let trip = move |builds| {
+        let trip = move |builds: Vec<BuildId>| {
             let this = Arc::clone(&this);
-            async move { this.locate(builds).await }
+            async move {
+                let located = this.locate(&builds).await;
+                located.unwrap_or_else(|away| vec![Err(away); builds.len()])
+            }
         };
         let located = self.batches.ask(build.clone(), most, trip).await;
-        let (path, found) =
-            located.unwrap_or_else(|| Err(LookupError::Away("the look-up failed".to_owned())))?;
-        if matches!(found, Some(Build::On(_)))
-            && self.places.is_popular(&build)
-            && let Some(client) = self.client()
-        {
-            tokio::spawn(places::keep(Arc::clone(self), client, build, path));
+        let too_many = || Err(LookupError::Away("too many look-ups wait".to_owned()));
+        let (path, found) = located.unwrap_or_else(too_many)?;
+        if matches!(found, Some(Build::On(_))) && self.places.is_popular(build) {
+            tokio::spawn(places::keep(Arc::clone(self), client, build.clone(), path));
         }
         Ok(found)
     }
 
     /// Where each of `builds` runs, in their order.
-    async fn locate(&self, builds: Vec<BuildId>) -> Vec<Located> {
-        match self.search(&builds).await {
-            Ok(located) => located,
-            Err(away) => builds.iter().map(|_| Err(away.clone())).collect(),
-        }
-    }
-
-    async fn search(&self, builds: &[BuildId]) -> Result<Vec<Located>, LookupError> {
+    async fn locate(&self, builds: &[BuildId]) -> Result<Vec<Located>, LookupError> {
         let client = self.client().ok_or_else(|| LookupError::Away("no session".to_owned()))?;
         let known = self.zones.borrow().clone();
-        let in_known = |build| {
-            let zoned = known.iter().map(move |zone| request_in(zone, build));
+        let (first, later) = known.order.split_at(FIRST.min(known.order.len()));
+        let in_first = |build| {
+            let zoned = first.iter().map(move |zone| request_in(zone, build));
             zoned.chain([format!("{UNZONED}/requests/{build}")])
         };
-        let paths: Vec<_> = builds.iter().flat_map(in_known).collect();
+        let paths: Vec<_> = builds.iter().flat_map(in_first).collect();
         let (zones, requests) = self.read(&client, Some(ZONES), &paths).await?;
-        let mut located = each(&paths, requests, known.len() + 1);
+        let mut located = each(&paths, requests, first.len() + 1);
 
-        let fresh: Vec<_> = zones.iter().filter(|zone| !known.contains(zone)).cloned().collect();
-        if zones.len() != known.len() || !fresh.is_empty() {
-            self.zones.send_replace(zones.into());
-        }
         let missing =
             |(_, located): &(&BuildId, &mut Located)| !matches!(located, Ok((_, Some(_))));
         let mut missing: Vec<_> = builds.iter().zip(&mut located).filter(missing).collect();
-        if fresh.is_empty() || missing.is_empty() {
-            return Ok(located);
-        }
-        let in_fresh = |build| fresh.iter().map(move |zone| request_in(zone, build));
-        let paths: Vec<_> = missing.iter().flat_map(|(build, _)| in_fresh(build)).collect();
-        let (_, requests) = self.read(&client, None, &paths).await?;
-        for ((_, located), elsewhere) in missing.iter_mut().zip(each(&paths, requests, fresh.len()))
-        {
-            if !matches!(elsewhere, Ok((_, None))) {
-                **located = elsewhere;
+        let fresh = if zones == known.listed { &[] } else { &zones[..] };
+        let fresh = fresh.iter().filter(|zone| !known.order.contains(zone));
+        let others: Vec<_> = later.iter().chain(fresh).collect();
+        let mut hits = Vec::new();
+        if !others.is_empty() && !missing.is_empty() {
+            let in_others = |build| others.iter().map(move |zone| request_in(zone, build));
+            let paths: Vec<_> = missing.iter().flat_map(|(build, _)| in_others(build)).collect();
+            let (_, requests) = self.read(&client, None, &paths).await?;
+            for ((_, located), elsewhere) in
+                missing.iter_mut().zip(each(&paths, requests, others.len()))
+            {
+                if let Ok((path, Some(_))) = &elsewhere {
+                    hits.extend(others.iter().find(|zone| is_in(path, zone)).copied().cloned());
+                }
+                if !matches!(elsewhere, Ok((_, None))) {
+                    **located = elsewhere;
+                }
             }
+        }
+        if zones != known.listed || !hits.is_empty() {
+            self.zones.send_modify(|known| {
+                let order = reordered(&known.order, &zones, &hits);
+                *known = Arc::new(Zones { order, listed: zones });
+            });
         }
         Ok(located)
     }
@@ -222,6 +223,23 @@ async fn connected(client: &Client) {
     while state == SessionState::Disconnected {
         state = states.changed().await;
     }
+}
+
+/// The zones that there are `now`, those with `hits` first and then in their order so far.
+fn reordered(known: &[String], now: &[String], hits: &[String]) -> Vec<String> {
+    let mut order: Vec<String> = Vec::with_capacity(now.len());
+    for zone in hits.iter().chain(known).chain(now) {
+        if now.contains(zone) && !order.contains(zone) {
+            order.push(zone.clone());
+        }
+    }
+    order
+}
+
+/// Whether `path` is that of a request in the queue of `zone`.
+fn is_in(path: &str, zone: &str) -> bool {
+    let rest = path.strip_prefix(ZONES).and_then(|rest| rest.strip_prefix('/'));
+    rest.and_then(|rest| rest.strip_prefix(zone)).is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn request_in(zone: &str, build: &BuildId) -> String {
@@ -334,6 +352,20 @@ mod tests {
         assert!(matches!(first(data(&[b"", b"garbage"])), Err(LookupError::Unreadable(_))));
         let denied = || vec![Err(Error::NoAuth), Ok(Vec::new())];
         assert!(matches!(first(denied()), Err(LookupError::Away(_))));
+    }
+
+    #[test]
+    fn zones_with_hits_come_first() {
+        let reordered = |known: &str, now: &str, hits: &str| {
+            let list = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            reordered(&list(known), &list(now), &list(hits)).join(" ")
+        };
+        assert_eq!(reordered("a b c", "c b a", ""), "a b c", "the order so far");
+        assert_eq!(reordered("a b c", "c b a", "c"), "c a b");
+        assert_eq!(reordered("a b c", "a c d", "d"), "d a c", "one is gone, one is new");
+        assert_eq!(reordered("", "a b", "gone"), "a b");
+        let path = request_in("west", &BuildId::new("ab").unwrap());
+        assert!(is_in(&path, "west") && !is_in(&path, "wes") && !is_in(&path, "western"));
     }
 
     #[test]

@@ -1,21 +1,19 @@
-//! Where builds run that are asked for more than once: look-ups under way are shared, and what they
-//! found is kept as long as a ZooKeeper watch vouches for it.
+//! Where builds run that are asked for more than once: what look-ups found, kept as long as a
+//! ZooKeeper watch vouches for it.
 //!
 //! A build that people talk about is asked for by many of them, over minutes. The first request
 //! for it costs one round trip; the second one sets a watch; the others cost ZooKeeper nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 use zookeeper_client::{Client, EventType, SessionId, SessionState};
 
 use super::Lookup;
-use crate::registry::LookupError;
 use crate::registry::build::{Build, BuildId, Executor};
 
 /// Builds kept at once, each with a watch at the ZooKeeper server. The others are looked up.
@@ -27,18 +25,22 @@ const FOUND_MAX: usize = 4096;
 /// How long a build is kept that nobody asks for.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// What a look-up has found.
-pub(super) type Found = Result<Option<Build>, LookupError>;
-
 /// What is known without asking.
 #[derive(Default)]
 pub(super) struct Places(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
-    under_way: HashMap<BuildId, watch::Receiver<Option<Found>>>,
-    found: HashSet<BuildId>,
+    found: HashMap<BuildId, Popularity>,
     kept: HashMap<BuildId, Arc<Kept>>,
+}
+
+/// How often a build has been asked for.
+#[derive(PartialEq, Eq)]
+enum Popularity {
+    Once,
+    /// More than once: somebody sees to it that it is kept.
+    Often,
 }
 
 /// A place that a watch vouches for.
@@ -60,48 +62,25 @@ impl Places {
         Some(kept.executor.clone())
     }
 
-    /// The result of the look-up for `build` that is under way, else of `look_up`, which then runs
-    /// to its end whoever still waits for it.
-    pub(super) async fn share<Finding>(
-        self: &Arc<Self>,
-        build: &BuildId,
-        look_up: impl FnOnce() -> Finding,
-    ) -> Found
-    where
-        Finding: Future<Output = Found> + Send + 'static,
-    {
-        let mut answer = {
-            let mut known = self.lock();
-            if let Some(answer) = known.under_way.get(build) {
-                answer.clone()
-            } else {
-                let (sender, answer) = watch::channel(None);
-                known.under_way.insert(build.clone(), answer.clone());
-                let (under_way, finding) =
-                    (UnderWay { places: Arc::clone(self), build: build.clone() }, look_up());
-                tokio::spawn(async move {
-                    let found = finding.await;
-                    // Whoever comes now has to ask anew: this answer is as old as its question.
-                    drop(under_way);
-                    sender.send_replace(Some(found));
-                });
-                answer
-            }
-        };
-        let found = answer.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
-        found.unwrap_or_else(|| Err(LookupError::Away("the look-up failed".to_owned())))
-    }
-
-    /// Notes that `build` has been found, and says whether it is worth keeping: asked for before
-    /// and not yet kept.
+    /// Notes that `build` has been found, and says whether the caller is to [`keep`] it: it has been
+    /// asked for before, and nobody keeps it yet.
     pub(super) fn is_popular(&self, build: &BuildId) -> bool {
         let mut known = self.lock();
         if known.found.len() >= FOUND_MAX {
-            known.found.clear();
+            known.found.retain(|_, popularity| *popularity == Popularity::Often);
         }
-        !known.found.insert(build.clone())
-            && !known.kept.contains_key(build)
-            && known.kept.len() < KEPT_MAX
+        let full = known.kept.len() >= KEPT_MAX;
+        match known.found.get_mut(build) {
+            Some(once @ Popularity::Once) if !full => {
+                *once = Popularity::Often;
+                true
+            }
+            Some(_) => false,
+            None => {
+                known.found.insert(build.clone(), Popularity::Once);
+                false
+            }
+        }
     }
 
     fn keep(&self, build: &BuildId, kept: &Arc<Kept>) {
@@ -122,15 +101,18 @@ impl Places {
     }
 }
 
-/// A look-up's entry among those under way; goes with it, even if it panics.
-struct UnderWay {
-    places: Arc<Places>,
+/// Somebody who keeps a build; when this goes, the next request for it is another
+/// reason to keep it.
+struct Keeper {
+    lookup: Arc<Lookup>,
     build: BuildId,
 }
 
-impl Drop for UnderWay {
+impl Drop for Keeper {
     fn drop(&mut self) {
-        self.places.lock().under_way.remove(&self.build);
+        if let Some(popularity) = self.lookup.places.lock().found.get_mut(&self.build) {
+            *popularity = Popularity::Once;
+        }
     }
 }
 
@@ -138,6 +120,7 @@ impl Drop for UnderWay {
 /// session of `client` lives. Holds no client while it waits: the session is to end when the last
 /// one is dropped.
 pub(super) async fn keep(lookup: Arc<Lookup>, client: Client, build: BuildId, path: String) {
+    let Keeper { lookup, build } = &Keeper { lookup, build };
     let session = client.session_id();
     let mut client = Some(client);
     while let Some(now) = client.take() {
@@ -145,7 +128,7 @@ pub(super) async fn keep(lookup: Arc<Lookup>, client: Client, build: BuildId, pa
         drop(now);
         let Ok(Some(Build::On(executor))) = Build::from_json(&request) else { return };
         let kept = Arc::new(Kept { session, executor, asked_for: AtomicBool::new(false) });
-        lookup.places.keep(&build, &kept);
+        lookup.places.keep(build, &kept);
         debug!(%build, "place kept");
         let mut changed = std::pin::pin!(watcher.changed());
         let event = loop {
@@ -158,7 +141,7 @@ pub(super) async fn keep(lookup: Arc<Lookup>, client: Client, build: BuildId, pa
                 }
             }
         };
-        lookup.places.forget(&build, &kept);
+        lookup.places.forget(build, &kept);
         debug!(%build, event = event.as_ref().map(|event| event.event_type.to_string()), "place forgotten");
         if event.is_some_and(|event| event.event_type == EventType::NodeDataChanged) {
             client = lookup.client().filter(|client| client.session_id() == session);
@@ -168,53 +151,10 @@ pub(super) async fn keep(lookup: Arc<Lookup>, client: Client, build: BuildId, pa
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
-    use tokio::sync::Semaphore;
-
     use super::*;
 
     fn build(text: &str) -> BuildId {
         BuildId::new(text).expect("a build id")
-    }
-
-    #[tokio::test]
-    async fn look_ups_at_the_same_moment_are_one() {
-        let places = Arc::new(Places::default());
-        let (asked, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
-        let look_up = || {
-            let (asked, gate) = (Arc::clone(&asked), Arc::clone(&gate));
-            move || async move {
-                asked.fetch_add(1, Ordering::Relaxed);
-                gate.acquire().await.expect("open").forget();
-                Ok(Some(Build::Waiting))
-            }
-        };
-        let (one, other) = (build("abc"), build("def"));
-        let questions = async {
-            tokio::join!(
-                places.share(&one, look_up()),
-                places.share(&one, look_up()),
-                places.share(&other, look_up()),
-                places.share(&one, look_up()),
-            )
-        };
-        let answers = tokio::join!(questions, async { gate.add_permits(2) }).0;
-        let waiting = || Ok(Some(Build::Waiting));
-        assert_eq!(answers, (waiting(), waiting(), waiting(), waiting()));
-        assert_eq!(asked.load(Ordering::Relaxed), 2, "one for each build");
-        gate.add_permits(1);
-        assert_eq!(places.share(&one, look_up()).await, waiting());
-        assert_eq!(asked.load(Ordering::Relaxed), 3, "an answer is not older than its question");
-        assert!(places.lock().under_way.is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_look_up_that_panics_harms_only_those_who_wait_for_it() {
-        let places = Arc::new(Places::default());
-        let found = places.share(&build("abc"), || async { panic!("on purpose") }).await;
-        assert!(matches!(found, Err(LookupError::Away(_))));
-        assert_eq!(places.share(&build("abc"), || async { Ok(None) }).await, Ok(None));
     }
 
     #[test]
@@ -223,9 +163,11 @@ mod tests {
         assert!(!places.is_popular(&build("abc")));
         assert!(!places.is_popular(&build("def")));
         assert!(places.is_popular(&build("abc")));
+        assert!(!places.is_popular(&build("abc")), "somebody sees to it already");
         for number in 0..2 * FOUND_MAX {
             places.is_popular(&build(&format!("{number:x}")));
             assert!(places.lock().found.len() <= FOUND_MAX);
         }
+        assert!(!places.is_popular(&build("abc")), "not forgotten with the others");
     }
 }

@@ -189,7 +189,7 @@ async fn run<const N: usize>(
     let wrapper = [vec!["valgrind".to_owned()], options].concat();
     let around = Around { wrapper, ..Around::default() };
     let target = Running::start(entry.kind, &around, lab).await?;
-    target.warm_up(lab).await?;
+    target.warm_up(20, lab).await?;
     let builds = builds(&target, entry, count).await?;
     ask(lab, &target, &builds, count).await?;
     let mut sum = [0.0; N];

@@ -178,7 +178,7 @@ impl Scenario {
 pub(crate) async fn start(entry: Entry, lab: &mut Lab) -> Result<Running> {
     let around = Around { zones: entry.zones, ..Around::default() };
     let target = Running::start(entry.kind, &around, lab).await?;
-    target.warm_up(lab).await?;
+    target.warm_up(if entry.kind.is_upstream() { 20 } else { 400 }, lab).await?;
     Ok(target)
 }
 

@@ -160,11 +160,19 @@ impl Running {
         }
     }
 
-    /// Serves some requests, so that code and connections are there that only the first ones cost.
-    pub(crate) async fn warm_up(&self, lab: &mut Lab) -> Result<()> {
-        let builds = self.builds(Log::Short(SHORT), 20).await?;
-        lab.requests(self, &builds, true, 1, 30_000).await?;
+    /// Serves so many requests, so that code and connections are there that only the first ones
+    /// cost: ZooKeeper's Java compiles what runs often.
+    pub(crate) async fn warm_up(&self, requests: usize, lab: &mut Lab) -> Result<()> {
+        let builds = self.builds(Log::Short(SHORT), requests).await?;
+        lab.requests(self, &builds, true, 1, 60_000).await?;
         self.forget(&builds).await
+    }
+
+    /// Asks for each of `builds` three times: what a gateway can know of them, it knows then.
+    pub(crate) async fn make_known(&self, builds: &[String], lab: &mut Lab) -> Result<()> {
+        let often: Vec<_> = std::iter::repeat_n(builds, 3).flatten().cloned().collect();
+        lab.requests(self, &often, true, 1, 60_000).await?;
+        Ok(())
     }
 
     /// What its processes use together.

@@ -1,0 +1,112 @@
+//! The TLS sessions that other gateways offer to resume.
+//!
+//! A ticket is good for one connection. rustls's own store keeps eight for each server; people who
+//! come at one moment would have all but the first eight wait for a whole handshake each.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustls::NamedGroup;
+use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
+use rustls::pki_types::ServerName;
+
+/// Gateways whose sessions are remembered. Beyond this all are forgotten together, which costs a
+/// handshake each.
+const SERVERS: usize = 256;
+
+/// Tickets kept for each. One is some 2 KiB.
+const TICKETS: usize = 256;
+
+/// Sessions by the name that was dialed.
+#[derive(Default)]
+pub(super) struct Sessions(Mutex<HashMap<ServerName<'static>, Server>>);
+
+#[derive(Default)]
+struct Server {
+    group: Option<NamedGroup>,
+    tls12: Option<Tls12ClientSessionValue>,
+    tickets: Vec<Tls13ClientSessionValue>,
+}
+
+impl Sessions {
+    fn with<T>(&self, name: ServerName<'static>, change: impl FnOnce(&mut Server) -> T) -> T {
+        let mut servers = self.lock();
+        if servers.len() >= SERVERS && !servers.contains_key(&name) {
+            servers.clear();
+        }
+        change(servers.entry(name).or_default())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, Server>> {
+        // Whole between any two statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Sessions {
+    /// Without the sessions, whose secrets have no place in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").finish_non_exhaustive()
+    }
+}
+
+impl ClientSessionStore for Sessions {
+    fn set_kx_hint(&self, name: ServerName<'static>, group: NamedGroup) {
+        self.with(name, |server| server.group = Some(group));
+    }
+
+    fn kx_hint(&self, name: &ServerName<'_>) -> Option<NamedGroup> {
+        self.lock().get(name)?.group
+    }
+
+    fn set_tls12_session(&self, name: ServerName<'static>, session: Tls12ClientSessionValue) {
+        self.with(name, |server| server.tls12 = Some(session));
+    }
+
+    fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.lock().get(name)?.tls12.clone()
+    }
+
+    fn remove_tls12_session(&self, name: &ServerName<'static>) {
+        if let Some(server) = self.lock().get_mut(name) {
+            server.tls12 = None;
+        }
+    }
+
+    fn insert_tls13_ticket(&self, name: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        self.with(name, |server| {
+            if server.tickets.len() < TICKETS {
+                server.tickets.push(ticket);
+            }
+        });
+    }
+
+    fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        // The newest: the others may have outlived the server's keys.
+        self.lock().get_mut(name)?.tickets.pop()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(host: &str) -> ServerName<'static> {
+        ServerName::try_from(host.to_owned()).expect("a name")
+    }
+
+    /// Sessions themselves only a handshake can make: `tests/it/tls.rs` resumes them.
+    #[test]
+    fn servers_are_apart_and_bounded() {
+        let sessions = Sessions::default();
+        sessions.set_kx_hint(name("one.example.org"), NamedGroup::X25519);
+        assert_eq!(sessions.kx_hint(&name("one.example.org")), Some(NamedGroup::X25519));
+        assert_eq!(sessions.kx_hint(&name("other.example.org")), None);
+        assert!(sessions.take_tls13_ticket(&name("one.example.org")).is_none());
+        for number in 0..2 * SERVERS {
+            sessions.set_kx_hint(name(&format!("gw{number}.example.org")), NamedGroup::X25519);
+            assert!(sessions.lock().len() <= SERVERS);
+        }
+    }
+}
