@@ -34,7 +34,7 @@ use crate::service::descriptors;
 use crate::service::detach::{Launch, detach};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::Account;
-use crate::service::signals::StopSignals;
+use crate::service::signals::{StatusSignal, StopSignals};
 use crate::service::status::{self, Door, Sources};
 use crate::service::systemd::Manager;
 
@@ -82,7 +82,7 @@ pub(crate) fn run(
         None => None,
     };
     // While this is the only thread there is.
-    settle(&config, &source, account)?;
+    settle(&config, account)?;
     let (control, _socket_file) = command_socket(config.control.as_deref()).unzip();
     let launch = match &mut pid_file {
         None => None,
@@ -94,6 +94,9 @@ pub(crate) fn run(
             Some(launch)
         }
     };
+    if account.is_some() || launch.is_some() {
+        tell_whether_it_can_be_reloaded(&source);
+    }
     logging.begin()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -110,7 +113,7 @@ pub(crate) fn run(
 
 /// Becomes the configured user. What is read again later must be readable then; better to hear of
 /// it now than of streams that fail.
-fn settle(config: &Config, source: &Source, account: Option<&Account>) -> Result<()> {
+fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
     let Some(account) = account else {
         if let Some(user) = &config.user {
             info!(user, "not started as root: user is ignored");
@@ -120,11 +123,16 @@ fn settle(config: &Config, source: &Source, account: Option<&Account>) -> Result
     account.assume()?;
     let files = config.tls.iter().chain([&config.zookeeper.tls]);
     account.check_readable(files.flat_map(|files| files.paths()))?;
-    // Not needed again but for a reload.
-    if let Err(unfit) = account.check_readable([&*source.path]) {
-        warn!("{unfit}: no reload until it can be");
-    }
     Ok(())
+}
+
+/// As another user or in another directory the configuration may be out of reach, or what it names by
+/// a relative path. It is not needed again but for a reload.
+fn tell_whether_it_can_be_reloaded(source: &Source) {
+    if let Err(fault) = config::load(&source.path) {
+        let fault = format!("{fault:#}").replace('\n', "; ");
+        warn!("no reload until this is mended: {fault}");
+    }
 }
 
 /// The command socket, if one is wanted and can be had: signals do without it.
@@ -166,6 +174,7 @@ async fn serve(
     let manager = Manager::from_environment();
     let mut signals = StopSignals::new().context("cannot take signals")?;
     let (reload, mut orders) = Orders::new().context("cannot take signals")?;
+    let status_signal = StatusSignal::new().context("cannot take signals")?;
     let metrics = Metrics::default();
     let config = &configured.config;
     let listening = Listening::of(config, hostname, &listeners, admin.as_ref())?;
@@ -193,8 +202,9 @@ async fn serve(
     let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
 
     let told_to_stop = CancellationToken::new();
+    let sources = Arc::new(listening.sources(&registration, &gateway));
+    tokio::spawn(status::tell(status_signal, Arc::clone(&sources)));
     if let Some(socket) = control {
-        let sources = listening.sources(&registration, &gateway);
         control::spawn(socket, control::Gateway { sources, stop: told_to_stop.clone(), reload })?;
     }
     let mut reloader = Reloader {
@@ -265,8 +275,10 @@ impl Listening {
             doors.push(Door { address, tls, advertised });
             if advertised {
                 use_ssl = tls;
-                // Without a zone nobody dials us, and upstream says no port either.
-                let wanted = config.zone.is_some() || listener.port == 0;
+                // Without a zone nobody dials us, and upstream says no port either, but for one that
+                // it was given by the kernel.
+                let chosen = listener.port == 0 && config.public_port.is_none();
+                let wanted = config.zone.is_some() || chosen;
                 port = wanted.then(|| config.public_port.unwrap_or(address.port()));
             }
         }

@@ -18,7 +18,7 @@
 //! - `tls` makes server and client sides of certificates.
 //! - `service` is about being a good daemon: signals, service manager, command socket, user.
 //! - `demo` is a whole small system on loopback.
-//! - `log` says what the levels mean.
+//! - `log` says what the levels mean, `small_file` reads what operators name.
 //! - `fuzzing` is what the fuzz targets call, `manual` writes the manual pages; neither is in the
 //!   program.
 //!
@@ -39,4 +39,5 @@ mod log;
 mod manual;
 mod registry;
 mod service;
+mod small_file;
 mod tls;

@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail};
 pub(crate) use self::change::Change;
 pub(crate) use self::hostname::fully_qualified as own_hostname;
 
+use crate::small_file;
 use crate::tls::{ClientCertificate, Files, Names};
 
 /// Everything an operator can say. Complete: what was not said has its default.
@@ -256,7 +257,7 @@ pub(crate) fn is_toml(path: &Path) -> bool {
 /// All [`fault::Faults`] of the file, or why it cannot be read.
 pub(crate) fn load(path: &Path) -> Result<Config> {
     let bytes =
-        std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        small_file::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
     let Ok(text) = String::from_utf8(bytes) else {
         bail!("{}: is not UTF-8 text", path.display());
     };

@@ -69,7 +69,8 @@ impl Familiar {
         self.forget(&Who::WeDialed(gateway.hostname.clone(), gateway.port));
     }
 
-    /// Notes that `peer` got no TLS session, which matters if it is one of `gateways`.
+    /// Notes that `peer` got no TLS session, which matters if it is one of `gateways`, which are those
+    /// that have reason to come.
     pub(crate) async fn greeting_failed(
         &self,
         peer: IpAddr,

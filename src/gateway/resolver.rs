@@ -5,8 +5,6 @@
 //! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
 //! count, and every one of them is tried before the executor is.
 
-use std::sync::Arc;
-
 use super::finger::{Fault, Reply};
 use super::upstream::Upstream;
 use crate::registry::build::{Build, BuildId, Executor};
@@ -25,9 +23,10 @@ impl Resolver {
         Self { registry, own }
     }
 
-    /// The gateways that can be dialed now, of any zone.
-    pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
-        self.registry.gateways()
+    /// The gateways that can be dialed now, but those of our own zone: they have no reason to dial us.
+    pub(crate) fn gateways_elsewhere(&self) -> Vec<Gateway> {
+        let all = self.registry.gateways();
+        all.iter().filter(|gateway| gateway.zone != self.own.zone).cloned().collect()
     }
 
     /// The hops to try for `build`, at least one; or what the client is told instead, and why.

@@ -82,7 +82,7 @@ async fn shake_hands(
     cx.metrics.handshake(Side::Client, Err(failure));
     // Who only connects and leaves looks whether we are there.
     if failure != Failure::Closed {
-        cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways(), &error).await;
+        cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways_elsewhere(), &error).await;
     }
     Err(error)
 }

@@ -42,8 +42,10 @@ pub(crate) struct LogFile {
 /// # Errors
 /// The file cannot be opened.
 pub(super) fn open(path: &Path, account: Option<&Account>) -> io::Result<(Lines, LogFile)> {
+    // The working directory may become another, and the file is opened again.
+    let path = std::path::absolute(path)?;
     let is_new = !path.exists();
-    let file = Followed::open(path)?;
+    let file = Followed::open(&path)?;
     if let Some((user, group)) = account.filter(|_| is_new).map(Account::ids) {
         fchown(&file.file, Some(user), Some(group))?;
     }

@@ -143,7 +143,7 @@ pub(crate) type Reload = oneshot::Sender<String>;
 
 /// What can be asked of the gateway.
 pub(crate) struct Gateway {
-    pub(crate) sources: Sources,
+    pub(crate) sources: Arc<Sources>,
     /// Cancelled when it is told to stop.
     pub(crate) stop: CancellationToken,
     pub(crate) reload: mpsc::Sender<Reload>,

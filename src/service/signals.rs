@@ -1,4 +1,5 @@
-//! The signals that stop the gateway, and the one that makes it read its files again.
+//! The signals that stop the gateway, the one that makes it read its files again, and the one that
+//! makes it tell how it stands.
 
 use std::io;
 
@@ -40,5 +41,20 @@ impl ReloadSignal {
     /// Waits for the next one; those that come meanwhile are one.
     pub(crate) async fn next(&mut self) {
         self.0.recv().await;
+    }
+}
+
+/// SIGUSR2, by which upstream's programs write down what their threads do.
+pub(crate) struct StatusSignal(Signal);
+
+impl StatusSignal {
+    /// Takes the signal over from its default action, for good. Needs a runtime.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::user_defined2())?))
+    }
+
+    /// Waits for the next one; those that come meanwhile are one. `None` if none will come.
+    pub(crate) async fn next(&mut self) -> Option<()> {
+        self.0.recv().await
     }
 }

@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::watch;
+use tracing::info;
 
+use super::signals::StatusSignal;
 use crate::gateway::streams::Streams;
 use crate::registry::Standing;
 use crate::registry::component::State;
@@ -76,6 +79,15 @@ impl Sources {
             listeners: self.listeners.clone(),
             zookeeper: self.standing.borrow().to_string(),
             streams: streams.collect(),
+        }
+    }
+}
+
+/// Logs how things stand whenever `signal` comes.
+pub(crate) async fn tell(mut signal: StatusSignal, sources: Arc<Sources>) {
+    while signal.next().await.is_some() {
+        for line in sources.now().text().lines() {
+            info!("{line}");
         }
     }
 }

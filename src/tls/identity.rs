@@ -14,6 +14,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::lint::{self, Finding, Use, quoted};
 use super::provider;
+use crate::small_file;
 
 /// The PEM files of one identity. All three are needed: every TLS peer in a Zuul system shows a
 /// certificate and checks the other's.
@@ -216,7 +217,7 @@ fn parse<T>(text: &Result<String>, parse: impl FnOnce(&str) -> Result<T>) -> Res
 }
 
 fn read(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).map_err(|error| unreadable(path, &error))?;
+    let bytes = small_file::read(path).map_err(|error| unreadable(path, &error))?;
     String::from_utf8(bytes).map_err(|error| binary(path, error.as_bytes()))
 }
 

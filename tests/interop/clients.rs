@@ -79,7 +79,7 @@ async fn finger() {
         panic!("{address}:79: {error}; this test needs root or CAP_NET_BIND_SERVICE");
     }
     let system = System::new().await;
-    let listener = format!("[[listener]]\naddress = \"{address}:79\"");
+    let listener = format!("address = \"{address}:79\"");
     let _gateway = Builder::new(&system).listeners(&[&listener]).ready().await;
     let mut executor = Executor::start(&system, None).await;
 

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -444,6 +445,36 @@ async fn files_that_are_no_configuration() {
     }
 }
 
+/// Reading them would not end, or take all memory there is.
+#[tokio::test]
+async fn what_is_no_file_or_too_long() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let pipe = files.missing("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).expect("a pipe");
+    let long = files.write("long", vec![b'\n'; (1 << 20) + 1]);
+    for (path, why) in [
+        (Path::new("/dev/zero"), "not a regular file"),
+        (&pipe, "not a regular file"),
+        (files.0.path(), "not a regular file"),
+        (&long, "longer than 1048576 bytes"),
+    ] {
+        let fault = format!("{}: cannot be read: {why}", path.display());
+        assert_eq!(faults(path).await, [fault.as_str()]);
+        let cert = Identity { cert: path.to_owned(), ..identity.clone() };
+        let config = files.write("gateway.toml", toml(&cert, &identity));
+        assert_eq!(faults(&config).await, [fault.as_str()]);
+        let option = format!("[fingergw]\nlog_config = {}\n", path.display());
+        let zookeeper = format!("[zookeeper]\nhosts = a:1\n{}", conf(&identity));
+        let config = files.write("zuul.conf", zookeeper + &option);
+        let found = faults(&config).await;
+        assert!(
+            found.len() == 1 && found[0].ends_with(&format!("cannot be read: {why}")),
+            "{found:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_log_file_that_cannot_be_opened() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -644,6 +675,18 @@ async fn a_plain_gateway_from_a_zuul_conf() {
     log.write(b"log\n").await;
     log.finish().await;
     assert_eq!(client.text().await, "log\n");
+}
+
+/// Without a zone upstream registers only a port that the kernel has chosen.
+#[tokio::test]
+async fn the_registered_port_without_a_zone() {
+    for (lines, given) in [("public_port = 7979\n", false), ("public_port = 0\n", true), ("", true)]
+    {
+        let system = System::new().await;
+        let started = FromZuulConf::start(&system, lines).await;
+        let port = given.then(|| u64::from(started.gateway.port()));
+        assert_eq!(entry(&system).await, (port, false, None), "{lines}");
+    }
 }
 
 #[tokio::test]

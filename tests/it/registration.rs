@@ -161,27 +161,49 @@ async fn initializing_then_running_then_stopped_then_gone() {
 #[tokio::test]
 async fn the_data_model_follows_the_system() {
     let system = System::new().await;
-    let alone = Builder::new(&system).ready().await;
-    assert_eq!(model_api(&[announced(&system, 38).await]), Some(38));
-
-    let scheduler = system.put_component("scheduler", 40).await;
-    announced(&system, 40).await;
-    let executor = system.put_component("executor", 37).await;
-    announced(&system, 37).await;
-    let unknown = system.put_component("of-tomorrow", 36).await;
+    let scheduler = system.put_component("scheduler", 35).await;
+    let executor = system.put_component("executor", 36).await;
+    let gateway = Builder::new(&system).ready().await;
+    assert_eq!(model_api(&[running(&system).await]), Some(35));
+    // The same node with other content: one that was upgraded.
+    let upgraded = json!({"kind": "scheduler", "model_api": 38, "state": "running"}).to_string();
+    system.put(&scheduler, upgraded.as_bytes()).await;
     announced(&system, 36).await;
-    system.remove(&unknown).await;
-    announced(&system, 37).await;
-    // The same node with other content: an executor that was upgraded.
-    let upgraded = json!({"kind": "executor", "model_api": 39, "state": "running"}).to_string();
-    system.put(&executor, upgraded.as_bytes()).await;
-    announced(&system, 39).await;
+    let unknown = system.put_component("of-tomorrow", 37).await;
     system.remove(&executor).await;
-    announced(&system, 40).await;
-    system.remove(&scheduler).await;
-    let entry = announced(&system, 38).await;
-    assert_eq!(state(&entry), "running");
-    drop(alone);
+    announced(&system, 37).await;
+    system.remove(&unknown).await;
+    announced(&system, 38).await;
+    drop(gateway);
+}
+
+/// Somebody older makes the system older for as long as he is there, and this gateway not a moment
+/// longer: it does not even begin to say so.
+#[tokio::test]
+async fn the_data_model_is_never_lowered() {
+    let system = System::new().await;
+    let mut components = Vec::new();
+    for kind in ["scheduler", "merger", "web", "launcher"] {
+        components.push(system.put_component(kind, 40).await);
+    }
+    let mut gateway = Builder::new(&system).log("level = \"debug\"").ready().await;
+    let before = running(&system).await;
+    assert_eq!(model_api(std::slice::from_ref(&before)), Some(40));
+    // What would be written because of the first is written before the last is heeded: requests of
+    // one session are answered in order.
+    for (path, model) in components.iter().zip([30, 40, 40, 40]) {
+        let content = json!({"model_api": model, "state": "running"}).to_string();
+        system.put(path, content.as_bytes()).await;
+        let heeded =
+            |line: &str| line.contains("component registry changed") && line.contains(path);
+        gateway.logged(path, heeded).await;
+    }
+    assert_eq!(only(system.entries().await).stat, before.stat);
+    system.remove(&components[0]).await;
+    for path in &components[1..] {
+        system.put(path, b"{\"model_api\": 41}").await;
+    }
+    announced(&system, 41).await;
 }
 
 /// Another gateway that says something old must not hold this one, nor this one it.
@@ -234,15 +256,17 @@ async fn garbage_in_the_registry_is_said_once_and_harms_nobody() {
     // A kind that is no directory but has content, and one with nothing below it.
     system.put("/zuul/components/file", b"not a kind").await;
     system.put("/zuul/components/empty", b"").await;
-    system.put_component("scheduler", 37).await;
+    let oldest = system.put_component("scheduler", 35).await;
     let mut gateway = Builder::new(&system).ready().await;
-    assert_eq!(model_api(&[running(&system).await]), Some(37));
+    assert_eq!(model_api(&[running(&system).await]), Some(35));
 
     // Everything is read again, or not, as the list of a kind and the list of kinds change.
-    system.put_component("executor", 36).await;
+    let old = system.put_component("executor", 36).await;
+    system.remove(&oldest).await;
     announced(&system, 36).await;
-    system.put_component("launcher", 35).await;
-    announced(&system, 35).await;
+    system.put_component("launcher", 37).await;
+    system.remove(&old).await;
+    announced(&system, 37).await;
     for (path, _) in garbage {
         gateway.logged(path, |line| line.contains(path)).await;
     }
@@ -257,9 +281,11 @@ async fn a_mended_entry_counts() {
     let system = System::new().await;
     let path = "/zuul/components/executor/ze0000000001";
     system.put(path, b"{").await;
+    let older = system.put_component("scheduler", 30).await;
     let _gateway = Builder::new(&system).ready().await;
-    announced(&system, 38).await;
+    announced(&system, 30).await;
     system.put(path, b"{\"model_api\": 33}").await;
+    system.remove(&older).await;
     announced(&system, 33).await;
 }
 

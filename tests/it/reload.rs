@@ -666,9 +666,9 @@ async fn without_root() {
     let config = builder.write();
     fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("permissions");
     let mut gateway = builder.ready().await;
-    let warned = |line: &str| line.contains("no reload until it can be");
+    let warned = |line: &str| line.contains("no reload until this is mended");
     let line = gateway.logged("a warning", warned).await;
-    assert!(line.contains("gateway.toml: cannot be read by user nobody"), "{line}");
+    assert!(line.contains("gateway.toml: cannot be read: Permission denied"), "{line}");
 }
 
 /// Whoever asks is answered, however many ask at once, with streams running.

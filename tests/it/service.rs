@@ -133,11 +133,12 @@ async fn without_a_user_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn keys_that_only_root_can_read() {
+async fn files_that_only_root_can_read() {
     let system = System::new().await;
     let builder = nobody(&system);
     let tls = builder.tls.clone().expect("certificates");
-    let keys = [&tls.key, &builder.zookeeper_identity.key];
+    // Authorities are no secret, but some keep them like one.
+    let keys = [&tls.key, &tls.ca, &builder.zookeeper_identity.key, &builder.zookeeper_identity.ca];
     for key in keys {
         fs::set_permissions(key, Permissions::from_mode(0o600)).expect("permissions");
     }
@@ -259,6 +260,34 @@ async fn the_status_lists_streams() {
     log.finish().await;
     assert_eq!(client.text().await, "");
     status_until(&config, |status| status["streams"] == json!([])).await;
+}
+
+/// Upstream's programs write down what their threads do and go on.
+#[tokio::test]
+async fn sigusr2_logs_the_status() {
+    let system = System::new().await;
+    let mut gateway = Builder::new(&system).limits("grace = \"1h\"").ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let log = executor.begin(&mut client).await;
+
+    let pid = gateway.pid();
+    for (times, state) in [(1, "running"), (2, "stopping")] {
+        gateway.signal(Signal::USR2);
+        let head = format!(" on localhost, pid {pid}: {state}");
+        gateway.logged("the state", |line| line.contains(" INFO ") && line.ends_with(&head)).await;
+        let stream = format!(" of {build} from executor {} to ", executor.address);
+        gateway.logged_times("the stream", times, |line| line.contains(&stream)).await;
+        if times == 1 {
+            gateway.signal(Signal::TERM);
+            system.until("the entry to be gone", <[Entry]>::is_empty).await;
+        }
+    }
+    log.finish().await;
+    assert_eq!(client.text().await, "");
+    drop(client);
+    assert!(gateway.exit().await.success());
 }
 
 #[tokio::test]
@@ -425,9 +454,10 @@ struct Machine {
     config: PathBuf,
 }
 
-/// Puts the test's directories into their places and runs the rest of the command line there.
+/// Puts the test's directories into their places, its users if it has any, and runs the rest of the command line there.
 const MOUNTS: &str = r#"mount --bind "$0/run" /run && mount --bind "$0/lib" /var/lib &&
-    mount --bind "$0/log" /var/log && exec "$@""#;
+    mount --bind "$0/log" /var/log && { [ ! -e "$0/passwd" ] || mount --bind "$0/passwd" /etc/passwd; } &&
+    exec "$@""#;
 
 impl Machine {
     /// With these lines more in `[fingergw]`.
@@ -728,6 +758,73 @@ async fn reloaded_when_detached() {
     daemon.signal(Signal::TERM);
     daemon.ends().await;
     assert_eq!(machine.log().matches(" reloaded; nothing has changed").count(), 1);
+}
+
+/// A start takes it from where it is; what a reload will not find is told. Python's programs read it
+/// when they have left that place already.
+#[tokio::test]
+async fn detached_with_a_relative_log_config() {
+    let system = System::new().await;
+    let machine = Machine::new(&system, "");
+    let below = machine.relative_config().parent().expect("its directory").to_owned();
+    let text = format!(
+        "version: 1\nformatters: {{simple: {{format: '%(asctime)s %(levelname)s %(name)s: \
+         %(message)s'}}}}\nhandlers:\n  file: {{class: logging.FileHandler, formatter: simple, \
+         filename: {}/own.log}}\nroot: {{level: INFO, handlers: [file]}}\n",
+        below.display()
+    );
+    fs::write(machine.directory.path().join("log.yaml"), text).expect("a log_config");
+    let option = format!("log_config = {}/log.yaml\n", below.display());
+    let config = fs::read_to_string(&machine.config).expect("zuul.conf") + &option;
+    fs::write(&machine.config, config).expect("zuul.conf");
+    let daemon = machine.start().await;
+    let Outcome { code, stderr, .. } = machine.run(&["reload"]).await;
+    let fault = "log.yaml: cannot be read: No such file";
+    assert!(code == Some(1) && stderr.contains(fault), "{stderr}");
+    // The log is where it was at the start, even when it is opened anew.
+    let [path, rotated] = ["own.log", "own.log.1"].map(|name| machine.directory.path().join(name));
+    fs::rename(&path, &rotated).expect("rotation");
+    daemon.signal(Signal::TERM);
+    daemon.ends().await;
+    let log = fs::read_to_string(&rotated).expect("the old log");
+    let told = log.lines().find(|line| line.contains("no reload until this is mended: "));
+    assert!(told.is_some_and(|line| line.contains(" WARNING ") && line.contains(fault)), "{log}");
+    assert!(log.contains(" starts\n") && !log.contains(" stopped\n"), "{log}");
+    let log = fs::read_to_string(&path).expect("the new log");
+    assert!(log.ends_with(" stopped\n"), "{log}");
+    assert_eq!(machine.log(), "");
+}
+
+/// Its terminal is gone, and the lines are not.
+#[tokio::test]
+async fn detached_with_a_console_handler() {
+    let system = System::new().await;
+    let machine = Machine::new(&system, "");
+    let file = machine.directory.path().join("log.yaml");
+    let text = "version: 1\nhandlers: {console: {class: logging.StreamHandler}}\n\
+                root: {level: INFO, handlers: [console]}\n";
+    fs::write(&file, text).expect("a log_config");
+    let config = fs::read_to_string(&machine.config).expect("zuul.conf");
+    fs::write(&machine.config, format!("{config}log_config = {}\n", file.display())).expect("one");
+    let daemon = machine.start().await;
+    daemon.signal(Signal::USR2);
+    daemon.signal(Signal::TERM);
+    daemon.ends().await;
+    assert!(machine.log().ends_with(" stopped\n"), "{}", machine.log());
+}
+
+/// `~user` is that user's home, for which nobody's environment is asked.
+#[tokio::test]
+async fn a_pid_file_in_a_users_home() {
+    let system = System::new().await;
+    let machine = Machine::new(&system, "pidfile = ~someone/zuul/fingergw.pid");
+    let home = machine.directory.path().join("run");
+    let users = format!("root:x:0:0::/root:/bin/sh\nsomeone:x:4242:4242::{}:\n", home.display());
+    fs::write(machine.directory.path().join("passwd"), users).expect("users");
+    let daemon = machine.start().await;
+    daemon.signal(Signal::TERM);
+    daemon.ends().await;
+    assert!(!machine.pid_file().exists());
 }
 
 #[tokio::test]

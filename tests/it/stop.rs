@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 
 use rustix::process::Signal;
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{self, Executor, serves};
@@ -20,6 +21,30 @@ async fn two_doors(system: &System, limits: &str) -> Gateway {
     let identity = system.zookeeper.authority.identity("localhost");
     let builder = Builder::new(system).tls(&identity).listeners(&["", "tls = true"]);
     builder.limits(limits).ready().await
+}
+
+/// One build's log, asked for at each of the two doors.
+struct Two {
+    executor: Executor,
+    build: String,
+    plain: Client<TcpStream>,
+    plain_log: executor::Stream<TcpStream>,
+    tls: Client<TlsStream<TcpStream>>,
+    tls_log: executor::Stream<TcpStream>,
+}
+
+impl Two {
+    /// Streams of which something has come through.
+    async fn streams(system: &System, gateway: &Gateway) -> Self {
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        let mut plain = Client::ask(gateway.addresses[0], &build).await;
+        let plain_log = executor.begin(&mut plain).await;
+        let identity = &system.zookeeper.identity;
+        let mut tls = Client::ask_tls(gateway.addresses[1], identity, &build).await;
+        let tls_log = executor.begin(&mut tls).await;
+        Self { executor, build, plain, plain_log, tls, tls_log }
+    }
 }
 
 /// Waits until the gateway's port is closed. The kernel tells nobody, so this asks again.
@@ -60,13 +85,8 @@ async fn running_streams_get_all_their_bytes() {
     for signal in [Signal::TERM, Signal::INT] {
         let system = System::new().await;
         let mut gateway = two_doors(&system, "").await;
-        let executor = Executor::start().await;
-        let build = system.put_build(None, Some(&executor.worker(None))).await;
-        let mut plain = Client::ask(gateway.addresses[0], &build).await;
-        let mut plain_log = executor.begin(&mut plain).await;
-        let identity = system.zookeeper.identity.clone();
-        let mut tls = Client::ask_tls(gateway.addresses[1], &identity, &build).await;
-        let mut tls_log = executor.begin(&mut tls).await;
+        let Two { mut plain, mut plain_log, mut tls, mut tls_log, .. } =
+            Two::streams(&system, &gateway).await;
 
         gateway.signal(signal);
         gateway.notice("STOPPING=1", |notices| notices.stopping).await;
@@ -120,13 +140,8 @@ async fn without_streams() {
 async fn streams_that_outlast_the_grace_period_are_cut() {
     let system = System::new().await;
     let mut gateway = two_doors(&system, "grace = \"1s\"").await;
-    let executor = Executor::start().await;
-    let build = system.put_build(None, Some(&executor.worker(None))).await;
-    let mut plain = Client::ask(gateway.addresses[0], &build).await;
-    let mut plain_log = executor.begin(&mut plain).await;
-    let identity = system.zookeeper.identity.clone();
-    let mut tls = Client::ask_tls(gateway.addresses[1], &identity, &build).await;
-    let mut tls_log = executor.begin(&mut tls).await;
+    let Two { executor, build, mut plain, mut plain_log, mut tls, mut tls_log } =
+        Two::streams(&system, &gateway).await;
     // One that gets nothing, and one that takes nothing: its stream fills all buffers.
     let mut silent = Client::ask(gateway.addresses[0], &build).await;
     let mut silent_log = executor.accept().await;

@@ -133,8 +133,8 @@ async fn zookeeper_restarted_while_streams_run() {
     }
     serves(&system, &gateway).await;
     // The watches are there again as well.
-    system.put_component("scheduler", 30).await;
-    one(&system, "model_api 30", |entry| entry.content["model_api"] == 30).await;
+    system.put_component("scheduler", 40).await;
+    one(&system, "model_api 40", |entry| entry.content["model_api"] == 40).await;
 }
 
 /// The gateway's process does not run while its session expires.
@@ -207,8 +207,8 @@ async fn disconnections_within_a_session() {
     // The same entry: neither made again nor written again. And the watches are there.
     let entry = one(&system, "our entry", |_| true).await;
     assert_eq!((&entry.name, entry.stat), (&first.name, first.stat));
-    system.put_component("scheduler", 30).await;
-    let entry = one(&system, "model_api 30", |entry| entry.content["model_api"] == 30).await;
+    system.put_component("scheduler", 40).await;
+    let entry = one(&system, "model_api 40", |entry| entry.content["model_api"] == 40).await;
     assert_eq!(entry.name, first.name);
     flow.ends().await;
 }

@@ -10,19 +10,21 @@ mod dict_config;
 mod file_config;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tracing::Level;
 
 use super::fault::{Fault, shown};
 use super::{Log, LogConfig, LogFormat, LogOutput};
+use crate::small_file;
 
 /// Reads the file called `path`.
 ///
 /// # Errors
 /// Why the file cannot be read, or all of its faults.
 pub(super) fn load(path: &str) -> Result<Log, Unusable> {
-    let bytes = std::fs::read(path).map_err(|error| Unusable::File(error.to_string()))?;
+    let bytes =
+        small_file::read(Path::new(path)).map_err(|error| Unusable::File(error.to_string()))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| Unusable::File("the file is not UTF-8 text".to_owned()))?;
     read(path, &text).map_err(Unusable::Content)

@@ -4,13 +4,15 @@
 //! `/zuul/components/fingergw/`, changes are written in place (a reader ignores a version that is
 //! not higher), a new session means a new node.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use tokio::sync::watch;
 use tracing::{info, warn};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
 
 use super::components::{COMPONENTS, DIRECTORY, Snapshot};
 use super::{is_connection_loss, persist};
-use crate::registry::component::{Announcement, FINGERGW, MODEL_API, State};
+use crate::registry::component::{Announcement, FINGERGW, State};
 use crate::registry::{Orders, Standing};
 
 const ENTRY: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
@@ -22,6 +24,24 @@ struct Entry {
     written: Option<(State, u64)>,
 }
 
+/// The data model that our entries announce: it rises with the system's and never falls. Where somebody
+/// older joins, that one's own entry holds the system back for as long as it is there; ours, written
+/// when it may be gone again, would do so alone.
+#[derive(Default)]
+pub(super) struct ModelApi(AtomicU64);
+
+impl ModelApi {
+    /// What to announce in a system that speaks `model_api`.
+    fn raised_to(&self, model_api: u64) -> u64 {
+        self.0.fetch_max(model_api, Ordering::Relaxed).max(model_api)
+    }
+
+    /// What an entry of ours says at most.
+    fn announced(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Keeps the entry as `orders` and the other components say, in place of the one that an earlier
 /// session may have `left_behind`. Ends only with the session.
 pub(super) async fn keep(
@@ -30,6 +50,7 @@ pub(super) async fn keep(
     orders: &Orders,
     mut snapshot: watch::Receiver<Option<Snapshot>>,
     left_behind: &watch::Sender<Option<String>>,
+    model_api: &ModelApi,
 ) -> Error {
     let (mut wanted, standing) = (orders.wanted.clone(), &orders.standing);
     if let Err(error) = remove_left_behind(client, left_behind).await {
@@ -41,14 +62,15 @@ pub(super) async fn keep(
         let others = snapshot.borrow_and_update().clone();
         let step = match others {
             _ if state == State::Stopped => {
-                withdraw(client, announcement, entry.take()).await.map(|()| {
+                withdraw(client, announcement, entry.take(), model_api).await.map(|()| {
                     standing.send_replace(Standing::Withdrawn);
                 })
             }
             // Not before it is known which data model the system speaks.
             None => Ok(()),
             Some(others) => {
-                renew(client, announcement, &mut entry, state, &others).await.map(|name| {
+                let current = (state, model_api.raised_to(others.model_api));
+                renew(client, announcement, &mut entry, current, &others).await.map(|name| {
                     left_behind.send_replace(Some(name.clone()));
                     let fresh = Standing::Registered(name);
                     if *standing.borrow() != fresh {
@@ -89,7 +111,7 @@ async fn renew(
     client: &Client,
     announcement: &Announcement,
     entry: &mut Option<Entry>,
-    state: State,
+    (state, model_api): (State, u64),
     others: &Snapshot,
 ) -> Result<String, Error> {
     if let Some(ours) = entry
@@ -102,8 +124,8 @@ async fn renew(
             *entry = None;
         }
     }
-    let current = Some((state, others.model_api));
-    let content = announcement.to_json(state, others.model_api);
+    let current = Some((state, model_api));
+    let content = announcement.to_json(state, model_api);
     loop {
         if let Some(ours) = entry {
             if ours.written == current {
@@ -170,12 +192,12 @@ async fn withdraw(
     client: &Client,
     announcement: &Announcement,
     entry: Option<Entry>,
+    model_api: &ModelApi,
 ) -> Result<(), Error> {
     let Some(entry) = entry else { return Ok(()) };
     let path = path_of(&entry.name);
     // Going away changes nothing else.
-    let model_api = entry.written.map_or(MODEL_API, |(_, model_api)| model_api);
-    let content = announcement.to_json(State::Stopped, model_api);
+    let content = announcement.to_json(State::Stopped, model_api.announced());
     for step in [
         persist(|| client.set_data(&path, content.as_bytes(), None)).await.map(|_| ()),
         persist(|| client.delete(&path, None)).await,
@@ -191,4 +213,18 @@ async fn withdraw(
 
 fn path_of(name: &str) -> String {
     format!("{COMPONENTS}/{FINGERGW}/{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_data_model_rises_and_never_falls() {
+        let model_api = ModelApi::default();
+        for (system, announced) in [(36, 36), (30, 36), (38, 38), (37, 38), (40, 40), (15, 40)] {
+            assert_eq!(model_api.raised_to(system), announced);
+            assert_eq!(model_api.announced(), announced);
+        }
+    }
 }

@@ -23,6 +23,7 @@ use zookeeper_client::{Client, Error, SessionState, TlsCerts, TlsDynamicCerts};
 pub(crate) use self::lookup::Lookup;
 
 use self::diagnosis::Diagnosis;
+use self::entry::ModelApi;
 use super::component::{Announcement, State};
 use super::{Orders, Registration, Registry, Standing, registration};
 use crate::admin::metrics::Metrics;
@@ -76,7 +77,18 @@ pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Regis
         let certs = TlsDynamicCerts::new(tls.borrow().certs.clone());
         let diagnosis = Diagnosis::new(hosts.servers.clone(), tls.clone());
         let left_behind = watch::Sender::new(None);
-        Keeper { settings, certs, diagnosis, announcement, lookup, orders, left_behind }.run()
+        let model_api = ModelApi::default();
+        let keeper = Keeper {
+            settings,
+            certs,
+            diagnosis,
+            announcement,
+            lookup,
+            orders,
+            left_behind,
+            model_api,
+        };
+        keeper.run()
     });
     (registry, registration)
 }
@@ -101,6 +113,7 @@ struct Keeper {
     orders: Orders,
     /// The entry last made. Goes with its session, unless that was given up before its end.
     left_behind: watch::Sender<Option<String>>,
+    model_api: ModelApi,
 }
 
 impl Keeper {
@@ -185,7 +198,7 @@ impl Keeper {
         let Orders { wanted, standing, .. } = &self.orders;
         let end = tokio::select! {
             error = components::follow(&client, &snapshot, &self.lookup) => error,
-            error = entry::keep(&client, &self.announcement, &self.orders, snapshot_seen, &self.left_behind) => error,
+            error = entry::keep(&client, &self.announcement, &self.orders, snapshot_seen, &self.left_behind, &self.model_api) => error,
             error = self.follow_connection(&client) => error,
         };
         self.lookup.forget_session();
