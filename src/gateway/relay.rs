@@ -127,6 +127,10 @@ impl Relay<'_> {
                     // An error is met by the next read.
                     _ = from.readable() => {}
                     reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
+                    () = ready(()), if !self.probed => match self.probe(upstream, client) {
+                        Ok(()) => continue,
+                        Err(end) => return end,
+                    },
                 }
                 if let Some(end) = self.pour(upstream, client).await {
                     return end;
@@ -142,14 +146,10 @@ impl Relay<'_> {
                 // Neither has anything to say. Up to the first byte there is a deadline, and most
                 // logs that have ended already never come here.
                 () = ready(()), if self.bytes > 0 && !self.probed => {
-                    self.probed = true;
-                    if let Err(error) = upstream.probe(self.cx.limits.keepalive) {
-                        return End::UpstreamFailed(error);
+                    match self.probe(upstream, client) {
+                        Ok(()) => continue,
+                        Err(end) => return end,
                     }
-                    if let Err(error) = client.probe(self.cx.limits.keepalive) {
-                        return End::ClientLeft(Some(error));
-                    }
-                    continue;
                 }
             };
             let piece = match read {
@@ -174,6 +174,14 @@ impl Relay<'_> {
                 return end;
             }
         }
+    }
+
+    /// Sees to it that a side that vanishes while it is silent is found.
+    fn probe(&mut self, upstream: &Connection, client: &Connection) -> Result<(), End> {
+        self.probed = true;
+        let keepalive = self.cx.limits.keepalive;
+        upstream.probe(keepalive).map_err(End::UpstreamFailed)?;
+        client.probe(keepalive).map_err(|error| End::ClientLeft(Some(error)))
     }
 
     /// Writes `piece`, on TLS with all that is to be written for it.

@@ -51,7 +51,8 @@ impl Resolver {
 
 /// The gateways to try, then the executor.
 fn route(executor: Executor, own: &Announcement, gateways: &[Gateway]) -> Vec<Upstream> {
-    let mut hops = Vec::new();
+    // Most often the executor alone, for as long as its log is watched.
+    let mut hops = Vec::with_capacity(1);
     if executor.zone.is_some() && executor.zone != own.zone {
         let there = gateways.iter().filter(|gateway| gateway.zone == executor.zone);
         hops.extend(

@@ -207,3 +207,39 @@ async fn a_reset_behind_tls_records() {
     }
     east.logged_times("each cut", 3, |line| line.contains("cut by the next hop")).await;
 }
+
+/// Whether the kernel probes each connection from or to `port` on loopback while it is silent: the
+/// timer of /proc/net/tcp is 02 (proc(5) calls it `tr`).
+fn probed(port: u16) -> Vec<bool> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the table of connections");
+    let port = format!(":{port:04X}");
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // Ours alone, of the two ends of each: the gateway's.
+    let ours = |fields: &Vec<&str>| fields[1].ends_with(&port) && fields[3] == "01";
+    fields.filter(ours).map(|fields| fields[5].starts_with("02:")).collect()
+}
+
+/// A peer that vanishes is found on a stream that is silent from its first line on, and on one that
+/// poured before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_streams_are_probed() {
+    let poured = Poured::new().await;
+    for length in [100, 300_000, 1_000_000] {
+        let mut client = Client::ask(poured.gateway.address(), &poured.build).await;
+        let mut stream = poured.executor.accept().await;
+        let sent = log(length);
+        stream.write(&sent).await;
+        client.expect(&sent).await;
+        let gateways = poured.gateway.port();
+        let dialed = stream.peer_port();
+        // The kernel tells nobody when a timer starts.
+        let both = async {
+            while probed(gateways) != [true] || probed(dialed) != [true] {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        crate::support::within("both sides to be probed", both).await;
+        stream.finish().await;
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Clean), "{length}");
+    }
+}

@@ -176,6 +176,11 @@ impl<S: Duplex> Stream<S> {
 }
 
 impl Stream<TcpStream> {
+    /// The port that the other side dialed from.
+    pub(crate) fn peer_port(&self) -> u16 {
+        self.stream.get_ref().peer_addr().expect("its address").port()
+    }
+
     /// Resets the connection.
     pub(crate) fn reset(self) {
         reset(&self.into_inner());
