@@ -1,5 +1,5 @@
-//! Where a build runs: all zones and the unzoned queue asked in one round trip, for all builds that
-//! are asked for at the moment.
+//! Where a build runs: the queues that mostly have it asked in one round trip, all others in a second
+//! one, for all builds that are asked for at the moment.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,8 +33,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Lookup {
     client: watch::Sender<Option<Client>>,
     gateways: watch::Sender<Arc<[Gateway]>>,
-    /// The zones of the last look-up: what the next one asks. Each look-up lists the zones again
-    /// in the same round trip and asks those it did not know in a second one, so this may be old.
+    /// The zones of the last look-up that had to list them. One that does not find its build lists
+    /// them again and asks those it did not know, so this may be old.
     zones: watch::Sender<Arc<Zones>>,
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
@@ -145,7 +145,9 @@ impl Lookup {
         Ok(found)
     }
 
-    /// Where each of `builds` runs, in their order.
+    /// Where each of `builds` runs, in their order. Those that are not where builds mostly are cost a
+    /// second round trip, for all other zones and for a list of them, and a third one if there are
+    /// new ones.
     async fn locate(&self, builds: &[BuildId]) -> Result<Vec<Located>, LookupError> {
         let client = self.client().ok_or_else(|| LookupError::Away("no session".to_owned()))?;
         let known = self.zones.borrow().clone();
@@ -155,30 +157,18 @@ impl Lookup {
             zoned.chain([format!("{UNZONED}/requests/{build}")])
         };
         let paths: Vec<_> = builds.iter().flat_map(in_first).collect();
-        let (zones, requests) = self.read(&client, Some(ZONES), &paths).await?;
+        let (_, requests) = self.read(&client, None, &paths).await?;
         let mut located = each(&paths, requests, first.len() + 1);
-
-        let missing =
-            |(_, located): &(&BuildId, &mut Located)| !matches!(located, Ok((_, Some(_))));
-        let mut missing: Vec<_> = builds.iter().zip(&mut located).filter(missing).collect();
-        let fresh = if zones == known.listed { &[] } else { &zones[..] };
-        let fresh = fresh.iter().filter(|zone| !known.order.contains(zone));
-        let others: Vec<_> = later.iter().chain(fresh).collect();
+        if located.iter().all(is_there) {
+            return Ok(located);
+        }
         let mut hits = Vec::new();
-        if !others.is_empty() && !missing.is_empty() {
-            let in_others = |build| others.iter().map(move |zone| request_in(zone, build));
-            let paths: Vec<_> = missing.iter().flat_map(|(build, _)| in_others(build)).collect();
-            let (_, requests) = self.read(&client, None, &paths).await?;
-            for ((_, located), elsewhere) in
-                missing.iter_mut().zip(each(&paths, requests, others.len()))
-            {
-                if let Ok((path, Some(_))) = &elsewhere {
-                    hits.extend(others.iter().find(|zone| is_in(path, zone)).copied().cloned());
-                }
-                if !matches!(elsewhere, Ok((_, None))) {
-                    **located = elsewhere;
-                }
-            }
+        let zones = self.complete(&client, Some(ZONES), later, builds, &mut located, &mut hits);
+        let zones = zones.await?;
+        if zones != known.listed {
+            let fresh = zones.iter().filter(|zone| !known.order.contains(zone));
+            let fresh: Vec<_> = fresh.cloned().collect();
+            self.complete(&client, None, &fresh, builds, &mut located, &mut hits).await?;
         }
         if zones != known.listed || !hits.is_empty() {
             self.zones.send_modify(|known| {
@@ -187,6 +177,38 @@ impl Lookup {
             });
         }
         Ok(located)
+    }
+
+    /// Looks in `zones` for those of `builds` that have not been `located` yet, and adds the zones
+    /// where they are to `hits`. Returns the children of `directory`.
+    async fn complete(
+        &self,
+        client: &Client,
+        directory: Option<&str>,
+        zones: &[String],
+        builds: &[BuildId],
+        located: &mut [Located],
+        hits: &mut Vec<String>,
+    ) -> Result<Vec<String>, LookupError> {
+        let missing = builds.iter().zip(located).filter(|(_, located)| !is_there(located));
+        let missing: Vec<_> = missing.collect();
+        let in_zones = |build| zones.iter().map(move |zone| request_in(zone, build));
+        let paths: Vec<_> = missing.iter().flat_map(|(build, _)| in_zones(build)).collect();
+        if directory.is_none() && paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (children, requests) = self.read(client, directory, &paths).await?;
+        // With no zones there is nothing to share out.
+        let found = each(&paths, requests, zones.len().max(1));
+        for ((_, located), elsewhere) in missing.into_iter().zip(found) {
+            if let Ok((path, Some(_))) = &elsewhere {
+                hits.extend(zones.iter().find(|zone| is_in(path, zone)).cloned());
+            }
+            if !matches!(elsewhere, Ok((_, None))) {
+                *located = elsewhere;
+            }
+        }
+        Ok(children)
     }
 
     /// Reads the children of `directory` and the data of `paths`, missing nodes as empty. A node
@@ -244,6 +266,10 @@ fn is_in(path: &str, zone: &str) -> bool {
 
 fn request_in(zone: &str, build: &BuildId) -> String {
     format!("{ZONES}/{zone}/requests/{build}")
+}
+
+fn is_there(located: &Located) -> bool {
+    matches!(located, Ok((_, Some(_))))
 }
 
 /// What `requests`, read from `paths`, say of each build; so many of them belong to each.
