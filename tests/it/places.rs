@@ -59,7 +59,7 @@ async fn a_kept_place_follows_the_build_until_it_is_gone() {
 #[tokio::test]
 async fn a_kept_place_needs_no_answer_from_zookeeper() {
     let system = System::on(ZooKeeper::start().await).await;
-    let limits = "lookup_timeout = \"200ms\"";
+    let limits = "lookup_timeout = \"2s\"";
     let builder = Builder::new(&system).limits(limits).log("level = \"debug\"");
     let mut gateway = builder.ready().await;
     let executor = Executor::start().await;
@@ -77,7 +77,7 @@ async fn a_kept_place_needs_no_answer_from_zookeeper() {
 async fn a_kept_place_counts_only_with_a_connection() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
-    let limits = "lookup_timeout = \"200ms\"";
+    let limits = "lookup_timeout = \"2s\"";
     let mut builder = Builder::new(&system).limits(limits).log("level = \"debug\"");
     builder.hosts = system.hosts_by(&proxy);
     let mut gateway = builder.ready().await;
