@@ -13,18 +13,26 @@ use tokio::net::TcpStream;
 
 use super::buffer::Lent;
 
-/// A socket that reads ahead while bytes pour in.
+/// A socket that reads ahead while bytes pour in. Only next hops have a log to pour: what a client
+/// sends is one line, and whoever sends more has no claim to a buffer.
 pub(crate) struct ReadAhead {
     stream: TcpStream,
     /// What has been read and not yet been handed up.
     ahead: Option<(Lent, Range<usize>)>,
     /// The last read got all it had room for: there is more.
     pouring: bool,
+    allowed: bool,
 }
 
 impl ReadAhead {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, ahead: None, pouring: false }
+    /// Below the connection to a next hop.
+    pub(crate) fn from_next_hop(stream: TcpStream) -> Self {
+        Self { stream, ahead: None, pouring: false, allowed: true }
+    }
+
+    /// Below the connection of a client: never reads ahead.
+    pub(crate) fn from_client(stream: TcpStream) -> Self {
+        Self { stream, ahead: None, pouring: false, allowed: false }
     }
 
     /// The socket itself, for all but reading.
@@ -44,11 +52,11 @@ impl AsyncRead for ReadAhead {
         cx: &mut Context<'_>,
         wanted: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { stream, ahead, pouring } = self.get_mut();
+        let Self { stream, ahead, pouring, allowed } = self.get_mut();
         if ahead.is_none() {
             if !*pouring {
                 ready!(Pin::new(stream).poll_read(cx, wanted))?;
-                *pouring = wanted.remaining() == 0;
+                *pouring = *allowed && wanted.remaining() == 0;
                 return Poll::Ready(Ok(()));
             }
             let mut lent = Lent::take();
@@ -110,6 +118,12 @@ mod tests {
     /// Whatever sizes are asked for, what comes up is what was sent.
     #[tokio::test]
     async fn nothing_is_lost_or_doubled() {
+        assert!(poured(ReadAhead::from_next_hop).await, "never read ahead: this shows nothing");
+        assert!(!poured(ReadAhead::from_client).await, "a client has no claim to a buffer");
+    }
+
+    /// Whether a buffer was held while three megabytes poured.
+    async fn poured(below: fn(TcpStream) -> ReadAhead) -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let sent: Vec<u8> = (0..3_000_000u32).map(|i| i.to_le_bytes()[(i % 3) as usize]).collect();
@@ -120,7 +134,8 @@ mod tests {
                 stream.write_all(piece).await.unwrap();
             }
         });
-        let mut stream = ReadAhead::new(listener.accept().await.unwrap().0);
+        let mut stream = below(listener.accept().await.unwrap().0);
+        let mut ahead = false;
         let (mut got, mut sizes) = (Vec::new(), [1, 4096, 4096, 4096, 100, 18_000].iter().cycle());
         loop {
             let mut buffer = vec![0; *sizes.next().unwrap()];
@@ -128,9 +143,11 @@ mod tests {
                 0 => break,
                 count => got.extend_from_slice(&buffer[..count]),
             }
+            ahead |= stream.ahead.is_some();
         }
         sending.await.unwrap();
         assert!(got == expected, "{} bytes of {}", got.len(), expected.len());
         assert!(stream.ahead.is_none(), "a buffer is held at the end");
+        ahead
     }
 }

@@ -68,7 +68,7 @@ async fn shake_hands(
     acceptor: &Acceptor,
     cx: &Context,
 ) -> Result<Connection, String> {
-    let accepting = acceptor.accept(ReadAhead::new(stream));
+    let accepting = acceptor.accept(ReadAhead::from_client(stream));
     let shaken = timeout(cx.limits.handshake_timeout, accepting).await;
     let (failure, error) = match shaken {
         Ok(Ok(stream)) => {

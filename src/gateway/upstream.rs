@@ -102,8 +102,11 @@ impl Upstream {
         // The request follows the handshake's last message at once; a plain one has nothing to wait
         // for anyway.
         stream.set_nodelay(true).map_err(DialError::Tcp)?;
-        let shaken =
-            in_time(deadline, connector.connect(server_name(host)?, ReadAhead::new(stream))).await;
+        let shaken = in_time(
+            deadline,
+            connector.connect(server_name(host)?, ReadAhead::from_next_hop(stream)),
+        )
+        .await;
         let (failure, error) = match shaken {
             Ok(Ok(stream)) => {
                 cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
