@@ -12,8 +12,9 @@ use tokio::sync::oneshot;
 const TRIPS: usize = 2;
 
 /// Different questions at once. Who asks gives up after a while, but what has been asked stays until
-/// it is answered, so strangers could pile it up while ZooKeeper hangs.
-const QUESTIONS: usize = 4096;
+/// it is answered, so strangers could pile it up while ZooKeeper hangs. More than there are
+/// connections by default, so that a crowd alone does not reach it; some 200 bytes each.
+const QUESTIONS: usize = 16_384;
 
 /// Questions of one kind.
 pub(super) struct Batches<Q, A>(Mutex<State<Q, A>>);

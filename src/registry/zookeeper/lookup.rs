@@ -1,6 +1,7 @@
-//! Where a build runs: the queues that mostly have it asked in one round trip, all others in a second
-//! one, for all builds that are asked for at the moment.
+//! Where a build runs: all zones and the unzoned queue asked in one round trip, for all builds that
+//! are asked for at the moment.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,7 +20,7 @@ const ZONES: &str = "/zuul/executor/zones";
 const UNZONED: &str = "/zuul/executor/unzoned";
 
 /// Zones asked first: those where builds were found last. In a system of very many zones the builds
-/// that people look at are mostly in a few; the others cost a second round trip.
+/// that people look at are mostly in a few.
 const FIRST: usize = 16;
 
 /// Nodes asked for in one multi-read, and builds: what a server reads in well under a millisecond.
@@ -33,8 +34,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Lookup {
     client: watch::Sender<Option<Client>>,
     gateways: watch::Sender<Arc<[Gateway]>>,
-    /// The zones of the last look-up that had to list them. One that does not find its build lists
-    /// them again and asks those it did not know, so this may be old.
+    /// The zones of the last look-up: what the next one asks. Each look-up lists the zones again
+    /// in the same round trip and asks those it did not know in a second one, so this may be old.
     zones: watch::Sender<Arc<Zones>>,
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
@@ -145,9 +146,11 @@ impl Lookup {
         Ok(found)
     }
 
-    /// Where each of `builds` runs, in their order. Those that are not where builds mostly are cost a
-    /// second round trip, for all other zones and for a list of them, and a third one if there are
-    /// new ones.
+    /// Where each of `builds` runs, in their order. All zones that are known are asked in one round
+    /// trip, and which there are; a build in a new one costs a second trip.
+    ///
+    /// Of very many zones, those where builds were found last have a request of their own, on its way
+    /// together with the one for all others: who is found by it need not wait for them.
     async fn locate(&self, builds: &[BuildId]) -> Result<Vec<Located>, LookupError> {
         let client = self.client().ok_or_else(|| LookupError::Away("no session".to_owned()))?;
         let known = self.zones.borrow().clone();
@@ -156,19 +159,40 @@ impl Lookup {
             let zoned = first.iter().map(move |zone| request_in(zone, build));
             zoned.chain([format!("{UNZONED}/requests/{build}")])
         };
-        let paths: Vec<_> = builds.iter().flat_map(in_first).collect();
-        let (_, requests) = self.read(&client, None, &paths).await?;
-        let mut located = each(&paths, requests, first.len() + 1);
-        if located.iter().all(is_there) {
-            return Ok(located);
-        }
+        let first_paths: Vec<_> = builds.iter().flat_map(in_first).collect();
         let mut hits = Vec::new();
-        let zones = self.complete(&client, Some(ZONES), later, builds, &mut located, &mut hits);
-        let zones = zones.await?;
+        let (mut located, zones) = if later.is_empty() {
+            let (zones, requests) = self.read(&client, Some(ZONES), &first_paths).await?;
+            (each(&first_paths, requests, first.len() + 1), zones)
+        } else {
+            let later_paths = in_each(builds, later);
+            let mut now = pin!(self.read(&client, None, &first_paths));
+            let mut then = pin!(self.read(&client, Some(ZONES), &later_paths));
+            // The order in which they are sent.
+            let (now, earlier) = tokio::select! {
+                biased;
+                now = &mut now => (now, None),
+                then = &mut then => (now.await, Some(then)),
+            };
+            let mut located = each(&first_paths, now?.1, first.len() + 1);
+            if located.iter().all(is_there) {
+                return Ok(located);
+            }
+            let (zones, requests) = match earlier {
+                Some(then) => then?,
+                None => then.await?,
+            };
+            hits.extend(complete(&mut located, later, &later_paths, requests));
+            (located, zones)
+        };
         if zones != known.listed {
             let fresh = zones.iter().filter(|zone| !known.order.contains(zone));
             let fresh: Vec<_> = fresh.cloned().collect();
-            self.complete(&client, None, &fresh, builds, &mut located, &mut hits).await?;
+            if !fresh.is_empty() && !located.iter().all(is_there) {
+                let paths = in_each(builds, &fresh);
+                let (_, requests) = self.read(&client, None, &paths).await?;
+                hits.extend(complete(&mut located, &fresh, &paths, requests));
+            }
         }
         if zones != known.listed || !hits.is_empty() {
             self.zones.send_modify(|known| {
@@ -177,38 +201,6 @@ impl Lookup {
             });
         }
         Ok(located)
-    }
-
-    /// Looks in `zones` for those of `builds` that have not been `located` yet, and adds the zones
-    /// where they are to `hits`. Returns the children of `directory`.
-    async fn complete(
-        &self,
-        client: &Client,
-        directory: Option<&str>,
-        zones: &[String],
-        builds: &[BuildId],
-        located: &mut [Located],
-        hits: &mut Vec<String>,
-    ) -> Result<Vec<String>, LookupError> {
-        let missing = builds.iter().zip(located).filter(|(_, located)| !is_there(located));
-        let missing: Vec<_> = missing.collect();
-        let in_zones = |build| zones.iter().map(move |zone| request_in(zone, build));
-        let paths: Vec<_> = missing.iter().flat_map(|(build, _)| in_zones(build)).collect();
-        if directory.is_none() && paths.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (children, requests) = self.read(client, directory, &paths).await?;
-        // With no zones there is nothing to share out.
-        let found = each(&paths, requests, zones.len().max(1));
-        for ((_, located), elsewhere) in missing.into_iter().zip(found) {
-            if let Ok((path, Some(_))) = &elsewhere {
-                hits.extend(zones.iter().find(|zone| is_in(path, zone)).cloned());
-            }
-            if !matches!(elsewhere, Ok((_, None))) {
-                *located = elsewhere;
-            }
-        }
-        Ok(children)
     }
 
     /// Reads the children of `directory` and the data of `paths`, missing nodes as empty. A node
@@ -266,6 +258,35 @@ fn is_in(path: &str, zone: &str) -> bool {
 
 fn request_in(zone: &str, build: &BuildId) -> String {
     format!("{ZONES}/{zone}/requests/{build}")
+}
+
+/// Adds to `located` what `requests`, read from `paths` in `zones`, say of those that are not there
+/// yet. Returns the zones where they are.
+fn complete(
+    located: &mut [Located],
+    zones: &[String],
+    paths: &[String],
+    requests: Vec<Data>,
+) -> Vec<String> {
+    let mut hits = Vec::new();
+    for (located, elsewhere) in located.iter_mut().zip(each(paths, requests, zones.len())) {
+        if is_there(located) {
+            continue;
+        }
+        if let Ok((path, Some(_))) = &elsewhere {
+            hits.extend(zones.iter().find(|zone| is_in(path, zone)).cloned());
+        }
+        if !matches!(elsewhere, Ok((_, None))) {
+            *located = elsewhere;
+        }
+    }
+    hits
+}
+
+/// The requests of each of `builds` in each of `zones`.
+fn in_each(builds: &[BuildId], zones: &[String]) -> Vec<String> {
+    let of = |build| zones.iter().map(move |zone| request_in(zone, build));
+    builds.iter().flat_map(of).collect()
 }
 
 fn is_there(located: &Located) -> bool {
