@@ -15,7 +15,7 @@ use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::{Entry, System};
 use crate::support::within;
 use crate::upstream::Upstream;
-use crate::zuul_conf::{ZuulConf, tls_lines};
+use crate::zuul_conf::ZuulConf;
 
 const ZONES: [&str; 2] = ["west", "east"];
 
@@ -77,7 +77,7 @@ impl Zones {
                 *ours = Some(builder.ready().await);
             }
             Theirs => {
-                let conf = ZuulConf::gateway(system, name, &tls_lines(identity));
+                let conf = ZuulConf::gateway(system, name, &identity.zuul_conf());
                 *theirs = Some(Upstream::start(system, &conf).await);
                 confs.push(conf);
             }

@@ -7,7 +7,7 @@ use crate::support::client::{Client, Ending};
 use crate::support::gateway::Builder;
 use crate::support::system::System;
 use crate::upstream::Upstream;
-use crate::zuul_conf::{ZuulConf, tls_lines};
+use crate::zuul_conf::ZuulConf;
 
 #[tokio::test]
 async fn ours_to_theirs_plain() {
@@ -28,7 +28,7 @@ async fn ours_to_theirs_plain() {
 async fn ours_to_theirs_mutual_tls() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
-    let conf = ZuulConf::gateway(&system, "west", &tls_lines(&identity));
+    let conf = ZuulConf::gateway(&system, "west", &identity.zuul_conf());
     let mut theirs = Upstream::start(&system, &conf).await;
     let ours = Builder::new(&system).zone("east").tls(&identity).listeners(&["tls = true"]);
     let mut ours = ours.ready().await;
@@ -62,7 +62,7 @@ async fn theirs_to_ours_plain() {
 async fn theirs_to_ours_mutual_tls() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
-    let conf = ZuulConf::gateway(&system, "east", &tls_lines(&identity));
+    let conf = ZuulConf::gateway(&system, "east", &identity.zuul_conf());
     let mut theirs = Upstream::start(&system, &conf).await;
     let ours = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
     let mut ours = ours.ready().await;

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::executor::{Executor, new_build, pieces};
-use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::{Entry, System};
@@ -42,7 +41,7 @@ impl ZuulConf {
         let text = format!(
             "[zookeeper]\nhosts = {}\n{}session_timeout = 30\n{}",
             system.hosts(),
-            tls_lines(&system.zookeeper.identity),
+            system.zookeeper.identity.zuul_conf(),
             sections(directory.path()),
         );
         fs::write(&path, text).expect("zuul.conf");
@@ -60,17 +59,6 @@ impl ZuulConf {
         gateway.ready().await;
         gateway
     }
-}
-
-/// The three keys that name an identity's files.
-pub(crate) fn tls_lines(identity: &Identity) -> String {
-    let Identity { cert, key, ca, .. } = identity;
-    format!(
-        "tls_cert = {}\ntls_key = {}\ntls_ca = {}\n",
-        cert.display(),
-        key.display(),
-        ca.display()
-    )
 }
 
 /// What else is in the `zuul.conf` of a real site: sections of other services, keys that no gateway
@@ -97,7 +85,7 @@ password = 100%%
 async fn one_file_for_both_programs() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
-    let lines = format!("{}{REST}", tls_lines(&identity));
+    let lines = format!("{}{REST}", identity.zuul_conf());
     let conf = ZuulConf::gateway(&system, "west", &lines);
     let mut executor = Executor::start(&system, Some("west")).await;
     let theirs = Upstream::start(&system, &conf).await;
@@ -145,7 +133,7 @@ async fn one_file_for_both_programs() {
 async fn certificates_for_dialing_only() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
-    let lines = format!("{}tls_client_only = true\n", tls_lines(&identity));
+    let lines = format!("{}tls_client_only = true\n", identity.zuul_conf());
     let conf = ZuulConf::gateway(&system, "east", &lines);
     let theirs = Upstream::start(&system, &conf).await;
     let ours = conf.ours().await;

@@ -14,7 +14,7 @@ use crate::script::Script;
 use crate::support::executor;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
-use crate::zuul_conf::{ZuulConf, tls_lines};
+use crate::zuul_conf::ZuulConf;
 
 /// A zuul-web and its browsers, by `web.py`.
 struct Web {
@@ -28,7 +28,7 @@ impl Web {
     /// In no zone, with the certificates of its `zuul.conf`.
     async fn start(system: &System) -> Self {
         let identity = system.zookeeper.authority.identity("web");
-        let conf = ZuulConf::new(system, &format!("[fingergw]\n{}", tls_lines(&identity)));
+        let conf = ZuulConf::new(system, &format!("[fingergw]\n{}", identity.zuul_conf()));
         let mut script = Script::start("web.py", [conf.path()]);
         assert_eq!(script.next().await["manager"], "running");
         Self { script, texts: HashMap::new(), closed: HashMap::new() }

@@ -16,8 +16,9 @@ use tokio_rustls::client::TlsStream;
 use crate::admin::metric;
 use crate::service::{Outcome, nobody, program};
 use crate::support::certificates::{Authority, Identity};
-use crate::support::client::{Client, Ending};
-use crate::support::executor::{Executor, Stream, acceptor, refusing_port};
+use crate::support::client::Client;
+use crate::support::executor::{Executor, acceptor, refusing_port};
+use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, System, Worker};
@@ -106,39 +107,6 @@ fn renew(old: &Identity, new: &Identity) {
     fs::copy(&new.key, &old.key).expect("a key");
 }
 
-/// A log on its way through the gateway, over TLS.
-struct Flow {
-    client: Client<TlsStream<TcpStream>>,
-    stream: Stream<TcpStream>,
-}
-
-impl Flow {
-    async fn start(system: &System, gateway: SocketAddr, identity: &Identity) -> Self {
-        let executor = Executor::start().await;
-        let build = system.put_build(None, Some(&executor.worker(None))).await;
-        let client = Client::ask_tls(gateway, identity, &build).await;
-        let mut flow = Self { client, stream: executor.accept().await };
-        flow.goes_on("the first line\n").await;
-        flow
-    }
-
-    async fn goes_on(&mut self, log: &str) {
-        self.stream.write(log.as_bytes()).await;
-        self.client.expect(log.as_bytes()).await;
-    }
-
-    /// Half a megabyte more, byte for byte, and a clean end.
-    async fn ends(mut self) {
-        let log: Vec<u8> = (0..500_000u32).map(|index| (index % 251) as u8).collect();
-        let sent = async {
-            self.stream.write(&log).await;
-            self.stream.finish().await;
-        };
-        let ((), (received, ending)) = tokio::join!(sent, self.client.rest());
-        assert!(received == log && ending == Ending::Clean);
-    }
-}
-
 /// A gateway with one TLS listener, and its identity.
 async fn with_tls(system: &System, limits: &str) -> (Reloadable, Identity) {
     let identity = system.zookeeper.authority.identity("localhost");
@@ -153,7 +121,7 @@ async fn a_renewed_certificate() {
     let authority = &system.zookeeper.authority;
     let client = authority.identity("client");
     let old = certificate(&identity);
-    let mut flow = Flow::start(&system, served.address(), &client).await;
+    let mut flow = Flow::start_tls(&system, served.address(), &client).await;
     let entries = system.entries().await;
 
     let until = date_time_ymd(2099, 5, 6);
@@ -205,7 +173,7 @@ async fn half_a_renewal() {
         assert_eq!(served.metric(FAILED).await, failures);
         assert_eq!(served.metric(SUCCESSFUL).await, 0.0);
         assert_eq!(served.shows(&client).await, old, "{fault}");
-        Flow::start(&system, served.address(), &client).await.ends().await;
+        Flow::start_tls(&system, served.address(), &client).await.ends().await;
     };
     fs::write(&identity.cert, "").expect("a file");
     stays("holds no certificate").await;
@@ -295,7 +263,7 @@ async fn a_kubernetes_secret() {
     };
     builder = builder.tls(&mounted);
     let served = Reloadable::start(builder).await;
-    let flow = Flow::start(&system, served.address(), &client).await;
+    let flow = Flow::start_tls(&system, served.address(), &client).await;
     assert_eq!(served.shows(&client).await, certificate(&old));
 
     put("..2026_11_22_two", &new);
@@ -516,7 +484,7 @@ async fn no_certificate_any_more() {
         assert_eq!(served.reloads().await, expected);
         assert_eq!(served.shows(&identity).await, certificate(&identity));
     }
-    Flow::start(&system, served.address(), &identity).await.ends().await;
+    Flow::start_tls(&system, served.address(), &identity).await.ends().await;
 }
 
 /// The service manager hears when it begins and when it is over, whether it goes well or not.
@@ -586,7 +554,7 @@ async fn from_a_zuul_conf() {
     );
     let gateway = builder.ready_from_zuul_conf(&fingergw, |_| {}).await;
     let served = Reloadable { gateway, config };
-    let flow = Flow::start(&system, served.address(), &client).await;
+    let flow = Flow::start_tls(&system, served.address(), &client).await;
     renew(&identity, &new);
     served.edit("command_socket = ", "zone = west\ncommand_socket = ");
     let expected = [
@@ -676,7 +644,7 @@ async fn without_root() {
 async fn many_at_once() {
     let system = System::new().await;
     let (served, identity) = with_tls(&system, "grace = \"5s\"").await;
-    let flow = Flow::start(&system, served.address(), &identity).await;
+    let flow = Flow::start_tls(&system, served.address(), &identity).await;
     let mut commands = tokio::task::JoinSet::new();
     for _ in 0..20 {
         served.gateway.signal(Signal::HUP);
@@ -696,7 +664,7 @@ async fn many_at_once() {
 async fn not_while_it_stops() {
     let system = System::new().await;
     let (mut served, identity) = with_tls(&system, "").await;
-    let flow = Flow::start(&system, served.address(), &identity).await;
+    let flow = Flow::start_tls(&system, served.address(), &identity).await;
     served.gateway.signal(Signal::TERM);
     system.until("the entry to be gone", <[Entry]>::is_empty).await;
     let Outcome { code, stdout, stderr } = program(&["reload"], &served.config).await;

@@ -4,11 +4,11 @@
 use std::net::Ipv4Addr;
 
 use rustix::process::Signal;
-use tokio::net::TcpStream;
 
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
-use crate::support::executor::{Executor, Stream};
+use crate::support::executor::Executor;
+use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::{Answers, Proxy};
 use crate::support::system::{Entry, GATEWAYS, System};
@@ -32,37 +32,9 @@ async fn one(system: &System, what: &str, wanted: impl Fn(&Entry) -> bool) -> En
     system.until(what, is_it).await.swap_remove(0)
 }
 
-/// A log on its way through the gateway.
-struct Flow {
-    client: Client<TcpStream>,
-    stream: Stream<TcpStream>,
-}
-
-impl Flow {
-    async fn start(system: &System, gateway: &Gateway) -> Self {
-        let executor = Executor::start().await;
-        let build = system.put_build(None, Some(&executor.worker(None))).await;
-        let client = Client::ask(gateway.address(), &build).await;
-        let mut flow = Self { client, stream: executor.accept().await };
-        flow.goes_on("the first line\n").await;
-        flow
-    }
-
-    async fn goes_on(&mut self, log: &str) {
-        self.stream.write(log.as_bytes()).await;
-        self.client.expect(log.as_bytes()).await;
-    }
-
-    async fn ends(mut self) {
-        self.goes_on("the last line\n").await;
-        self.stream.finish().await;
-        assert_eq!(self.client.text().await, "");
-    }
-}
-
 /// A whole log through the gateway.
 async fn serves(system: &System, gateway: &Gateway) {
-    Flow::start(system, gateway).await.ends().await;
+    Flow::start(system, gateway.address()).await.ends().await;
 }
 
 /// What the gateway answers for a build that it cannot look up.
@@ -115,7 +87,7 @@ async fn zookeeper_restarted_while_streams_run() {
     let first = one(&system, "our entry", |_| true).await;
     let mut flows = Vec::new();
     for _ in 0..3 {
-        flows.push(Flow::start(&system, &gateway).await);
+        flows.push(Flow::start(&system, gateway.address()).await);
     }
 
     system.zookeeper.kill().await;
@@ -144,7 +116,7 @@ async fn a_session_that_expired_while_the_gateway_was_stopped() {
     let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
     let mut gateway = builder.ready().await;
     one(&system, "our entry", |_| true).await;
-    let mut flow = Flow::start(&system, &gateway).await;
+    let mut flow = Flow::start(&system, gateway.address()).await;
 
     gateway.signal(Signal::STOP);
     system.until("the entry to go with its session", <[Entry]>::is_empty).await;
@@ -166,7 +138,7 @@ async fn a_session_that_expired_while_zookeeper_hung() {
     let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
     let mut gateway = builder.ready().await;
     let first = one(&system, "our entry", |_| true).await;
-    let mut flow = Flow::start(&system, &gateway).await;
+    let mut flow = Flow::start(&system, gateway.address()).await;
 
     system.zookeeper.pause().await;
     gateway.status("the loss", |line| line.ends_with("ZooKeeper: session lost")).await;
@@ -190,7 +162,7 @@ async fn disconnections_within_a_session() {
     builder.hosts = system.hosts_by(&proxy);
     let mut gateway = builder.ready().await;
     let first = one(&system, "our entry", |_| true).await;
-    let mut flow = Flow::start(&system, &gateway).await;
+    let mut flow = Flow::start(&system, gateway.address()).await;
     for times in 1..=3 {
         proxy.cut();
         let back = |line: &str| line.contains("connection to ZooKeeper is back");
@@ -276,7 +248,7 @@ async fn requests_while_zookeeper_hangs() {
     let system = System::on(zookeeper).await;
     let mut gateway = Builder::new(&system).limits("lookup_timeout = \"200ms\"").ready().await;
     let first = one(&system, "our entry", |_| true).await;
-    let mut flow = Flow::start(&system, &gateway).await;
+    let mut flow = Flow::start(&system, gateway.address()).await;
 
     system.zookeeper.pause().await;
     for _ in 0..3 {

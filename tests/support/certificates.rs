@@ -24,6 +24,19 @@ pub(crate) struct Identity {
     pub(crate) both: PathBuf,
 }
 
+impl Identity {
+    /// The three lines of a `zuul.conf` that name its files.
+    pub(crate) fn zuul_conf(&self) -> String {
+        let Self { cert, key, ca, .. } = self;
+        format!(
+            "tls_cert = {}\ntls_key = {}\ntls_ca = {}\n",
+            cert.display(),
+            key.display(),
+            ca.display()
+        )
+    }
+}
+
 impl Authority {
     pub(crate) fn new() -> Self {
         Self::changed(|_| {})

@@ -4,6 +4,7 @@
 pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod executor;
+pub(crate) mod flow;
 pub(crate) mod gateway;
 pub(crate) mod proxy;
 pub(crate) mod system;

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result};
 use super::Running;
 use crate::lab::Lab;
 use crate::process::Process;
-use crate::support::certificates::Identity;
 
 impl Running {
     /// One gateway, in the zone of the executor.
@@ -22,7 +21,7 @@ impl Running {
 
     /// One for people, and one in the zone of the executor.
     pub(super) async fn upstream_pair(&mut self, lab: &Lab) -> Result<()> {
-        let tls = tls_lines(&lab.identity);
+        let tls = lab.identity.zuul_conf();
         let zone = &self.zuul()?.zone;
         let inner = format!("zone = {zone}\n{tls}");
         let outer = format!("{tls}tls_client_only = true\n");
@@ -39,7 +38,7 @@ impl Running {
              [fingergw]\nlisten_address = 127.0.0.1\nport = 0\nhostname = localhost\n\
              command_socket = {}\n{lines}",
             system.hosts(),
-            tls_lines(&system.zookeeper.identity),
+            system.zookeeper.identity.zuul_conf(),
             self.file(&format!("{name}.socket")).display(),
         );
         fs::write(&config, text)?;
@@ -61,15 +60,4 @@ impl Running {
         let port = entry.content["public_port"].as_u64().context("its port")?;
         Ok((Ipv4Addr::LOCALHOST, u16::try_from(port)?).into())
     }
-}
-
-/// The three keys that name an identity's files.
-fn tls_lines(identity: &Identity) -> String {
-    let Identity { cert, key, ca, .. } = identity;
-    format!(
-        "tls_cert = {}\ntls_key = {}\ntls_ca = {}\n",
-        cert.display(),
-        key.display(),
-        ca.display()
-    )
 }

@@ -1,0 +1,71 @@
+//! A log on its way through a gateway while something happens to that.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use super::Duplex;
+use super::certificates::Identity;
+use super::client::{Client, Ending};
+use super::executor::{Executor, Stream};
+use super::system::System;
+
+/// Both ends of it, its first line passed on.
+pub(crate) struct Flow<S> {
+    pub(crate) client: Client<S>,
+    stream: Stream<TcpStream>,
+}
+
+impl Flow<TcpStream> {
+    /// For a plain client.
+    pub(crate) async fn start(system: &System, gateway: SocketAddr) -> Self {
+        let (executor, build) = executor(system).await;
+        let client = Client::ask(gateway, &build).await;
+        Self::begin(client, &executor).await
+    }
+}
+
+impl Flow<TlsStream<TcpStream>> {
+    /// For a client that shows `identity`.
+    pub(crate) async fn start_tls(
+        system: &System,
+        gateway: SocketAddr,
+        identity: &Identity,
+    ) -> Self {
+        let (executor, build) = executor(system).await;
+        let client = Client::ask_tls(gateway, identity, &build).await;
+        Self::begin(client, &executor).await
+    }
+}
+
+async fn executor(system: &System) -> (Executor, String) {
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    (executor, build)
+}
+
+impl<S: Duplex> Flow<S> {
+    async fn begin(client: Client<S>, executor: &Executor) -> Self {
+        let mut flow = Self { client, stream: executor.accept().await };
+        flow.goes_on("the first line\n").await;
+        flow
+    }
+
+    /// Passes a piece more.
+    pub(crate) async fn goes_on(&mut self, log: &str) {
+        self.stream.write(log.as_bytes()).await;
+        self.client.expect(log.as_bytes()).await;
+    }
+
+    /// Half a megabyte more, byte for byte, and a clean end.
+    pub(crate) async fn ends(mut self) {
+        let log: Vec<u8> = (0..500_000u32).map(|index| (index % 251) as u8).collect();
+        let sent = async {
+            self.stream.write(&log).await;
+            self.stream.finish().await;
+        };
+        let ((), (received, ending)) = tokio::join!(sent, self.client.rest());
+        assert!(received == log && ending == Ending::Clean);
+    }
+}
