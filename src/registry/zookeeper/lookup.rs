@@ -1,7 +1,6 @@
-//! Where a build runs: all zones and the unzoned queue asked in one round trip, for all builds that
-//! are asked for at the moment.
+//! Where a build runs: all zones and the unzoned queue asked in one round trip, in systems of very
+//! many zones in two, for all builds that are asked for at the moment.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,8 +18,11 @@ use crate::registry::component::Gateway;
 const ZONES: &str = "/zuul/executor/zones";
 const UNZONED: &str = "/zuul/executor/unzoned";
 
-/// Zones asked first: those where builds were found last. In a system of very many zones the builds
-/// that people look at are mostly in a few.
+/// Zones asked in the first round trip; up to that many zones are asked in one. In a system of more
+/// the builds that people look at are mostly in a few: those where builds were found last come first,
+/// and the others cost a second round trip, but only those who are not found in the first. Each node
+/// that is not there costs ZooKeeper some 4 µs, so asking two hundred zones every time would cost
+/// everybody more than the second trip costs a few (docs/performance.md).
 const FIRST: usize = 16;
 
 /// Nodes asked for in one multi-read, and builds: what a server reads in well under a millisecond.
@@ -34,8 +36,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Lookup {
     client: watch::Sender<Option<Client>>,
     gateways: watch::Sender<Arc<[Gateway]>>,
-    /// The zones of the last look-up: what the next one asks. Each look-up lists the zones again
-    /// in the same round trip and asks those it did not know in a second one, so this may be old.
+    /// The zones of the last look-up that listed them, as each does that asks all of them, in the same
+    /// round trip. It asks those it did not know in one more, so this may be old.
     zones: watch::Sender<Arc<Zones>>,
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
@@ -146,11 +148,8 @@ impl Lookup {
         Ok(found)
     }
 
-    /// Where each of `builds` runs, in their order. All zones that are known are asked in one round
-    /// trip, and which there are; a build in a new one costs a second trip.
-    ///
-    /// Of very many zones, those where builds were found last have a request of their own, on its way
-    /// together with the one for all others: who is found by it need not wait for them.
+    /// Where each of `builds` runs, in their order: all zones that are known, and which there are. A
+    /// build in a new one costs one more trip.
     async fn locate(&self, builds: &[BuildId]) -> Result<Vec<Located>, LookupError> {
         let client = self.client().ok_or_else(|| LookupError::Away("no session".to_owned()))?;
         let known = self.zones.borrow().clone();
@@ -161,35 +160,23 @@ impl Lookup {
         };
         let first_paths: Vec<_> = builds.iter().flat_map(in_first).collect();
         let mut hits = Vec::new();
-        let (mut located, zones) = if later.is_empty() {
-            let (zones, requests) = self.read(&client, Some(ZONES), &first_paths).await?;
-            (each(&first_paths, requests, first.len() + 1), zones)
-        } else {
-            let later_paths = in_each(builds, later);
-            let mut now = pin!(self.read(&client, None, &first_paths));
-            let mut then = pin!(self.read(&client, Some(ZONES), &later_paths));
-            // The order in which they are sent.
-            let (now, earlier) = tokio::select! {
-                biased;
-                now = &mut now => (now, None),
-                then = &mut then => (now.await, Some(then)),
-            };
-            let mut located = each(&first_paths, now?.1, first.len() + 1);
+        let listing = later.is_empty().then_some(ZONES);
+        let (mut zones, requests) = self.read(&client, listing, &first_paths).await?;
+        let mut located = each(&first_paths, requests, first.len() + 1);
+        if !later.is_empty() {
             if located.iter().all(is_there) {
                 return Ok(located);
             }
-            let (zones, requests) = match earlier {
-                Some(then) => then?,
-                None => then.await?,
-            };
-            hits.extend(complete(&mut located, later, &later_paths, requests));
-            (located, zones)
-        };
-        if zones != known.listed {
+            let paths = in_each(missing(builds, &located), later);
+            let (listed, requests) = self.read(&client, Some(ZONES), &paths).await?;
+            hits.extend(complete(&mut located, later, &paths, requests));
+            zones = listed;
+        }
+        if zones != known.listed && !located.iter().all(is_there) {
             let fresh = zones.iter().filter(|zone| !known.order.contains(zone));
             let fresh: Vec<_> = fresh.cloned().collect();
-            if !fresh.is_empty() && !located.iter().all(is_there) {
-                let paths = in_each(builds, &fresh);
+            if !fresh.is_empty() {
+                let paths = in_each(missing(builds, &located), &fresh);
                 let (_, requests) = self.read(&client, None, &paths).await?;
                 hits.extend(complete(&mut located, &fresh, &paths, requests));
             }
@@ -260,8 +247,18 @@ fn request_in(zone: &str, build: &BuildId) -> String {
     format!("{ZONES}/{zone}/requests/{build}")
 }
 
-/// Adds to `located` what `requests`, read from `paths` in `zones`, say of those that are not there
-/// yet. Returns the zones where they are.
+/// Those of `builds` that have not been `located`.
+fn missing<'a>(builds: &'a [BuildId], located: &'a [Located]) -> impl Iterator<Item = &'a BuildId> {
+    builds.iter().zip(located).filter(|(_, located)| !is_there(located)).map(|(build, _)| build)
+}
+
+/// The requests of each of `builds` in each of `zones`.
+fn in_each<'a>(builds: impl Iterator<Item = &'a BuildId>, zones: &[String]) -> Vec<String> {
+    builds.flat_map(|build| zones.iter().map(move |zone| request_in(zone, build))).collect()
+}
+
+/// Adds to `located` what `requests`, read from `paths` in `zones`, say of those that are missing.
+/// Returns the zones where they are.
 fn complete(
     located: &mut [Located],
     zones: &[String],
@@ -269,10 +266,8 @@ fn complete(
     requests: Vec<Data>,
 ) -> Vec<String> {
     let mut hits = Vec::new();
-    for (located, elsewhere) in located.iter_mut().zip(each(paths, requests, zones.len())) {
-        if is_there(located) {
-            continue;
-        }
+    let missing = located.iter_mut().filter(|located| !is_there(located));
+    for (located, elsewhere) in missing.zip(each(paths, requests, zones.len())) {
         if let Ok((path, Some(_))) = &elsewhere {
             hits.extend(zones.iter().find(|zone| is_in(path, zone)).cloned());
         }
@@ -281,12 +276,6 @@ fn complete(
         }
     }
     hits
-}
-
-/// The requests of each of `builds` in each of `zones`.
-fn in_each(builds: &[BuildId], zones: &[String]) -> Vec<String> {
-    let of = |build| zones.iter().map(move |zone| request_in(zone, build));
-    builds.iter().flat_map(of).collect()
 }
 
 fn is_there(located: &Located) -> bool {
