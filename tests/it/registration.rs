@@ -275,18 +275,29 @@ async fn garbage_in_the_registry_is_said_once_and_harms_nobody() {
     assert_eq!(warnings.len(), garbage.len(), "{warnings:#?}");
 }
 
-/// A broken entry that is mended counts from then on.
+/// A broken entry that is mended counts from then on, also where the one that held the system back
+/// leaves in the same moment: a state in which there is neither never was.
 #[tokio::test]
 async fn a_mended_entry_counts() {
     let system = System::new().await;
-    let path = "/zuul/components/executor/ze0000000001";
-    system.put(path, b"{").await;
-    let older = system.put_component("scheduler", 30).await;
-    let _gateway = Builder::new(&system).ready().await;
-    announced(&system, 30).await;
-    system.put(path, b"{\"model_api\": 33}").await;
-    system.remove(&older).await;
-    announced(&system, 33).await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = Builder::new(&system);
+    builder.hosts = system.hosts_by(&proxy);
+    let mut oldest = system.put_component("scheduler", 20).await;
+    let mut gateway = builder.ready().await;
+    announced(&system, 20).await;
+    for model_api in 21..30 {
+        let path = format!("/zuul/components/executor/ze{model_api:010}");
+        system.put(&path, b"{").await;
+        gateway.logged(&path, |line| line.contains(&path)).await;
+        // Both changes come to the gateway at once.
+        proxy.hold();
+        system.put(&path, format!("{{\"model_api\": {model_api}}}").as_bytes()).await;
+        system.remove(&oldest).await;
+        proxy.release();
+        announced(&system, model_api).await;
+        oldest = path;
+    }
 }
 
 #[tokio::test]

@@ -163,9 +163,13 @@ async fn copy(
     answers: Option<mpsc::Sender<Answer>>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+    while let Ok(mut count @ 1..) = from.read(&mut buffer).await {
         if orders.wait_for(|orders| !orders.hold).await.is_err() {
             return;
+        }
+        // What came while it was held goes on in one piece with it.
+        while let Ok(more @ 1..) = from.try_read(&mut buffer[count..]) {
+            count += more;
         }
         if let Some(answers) = &answers {
             let (verdict, verdict_seen) = oneshot::channel();

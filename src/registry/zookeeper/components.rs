@@ -7,8 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tracing::{debug, warn};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, WatchedEvent};
 
@@ -37,17 +38,25 @@ pub(super) async fn follow(
     lookup: &Lookup,
 ) -> Error {
     lookup.learn_zones(client).await;
-    let mut view = View { client, kinds: BTreeMap::new(), watches: JoinSet::new() };
+    let mut view = View { client, kinds: BTreeMap::new(), watches: FuturesUnordered::new() };
     if let Err(error) = view.read_kinds().await {
         return error;
     }
     loop {
+        // ZooKeeper tells of a change before anybody can read what came after it. So once all that
+        // it told has been heeded, the view is the registry as it was at one moment. Before that it
+        // may lack what is older than something it has, and never was.
+        while let Some(Some(event)) = view.watches.next().now_or_never() {
+            if let Err(error) = view.heed(&event).await {
+                return error;
+            }
+        }
         let gateways = view.entries().filter_map(|(_, entry)| entry.gateway.clone()).collect();
         lookup.set_gateways(gateways);
         // Even if it is as before: an entry may have come and gone between two looks.
         snapshot.send_replace(Some(view.snapshot()));
-        // Always: the list of kinds is always watched, and a watch does not panic.
-        let Some(Ok(event)) = view.watches.join_next().await else {
+        // Always: the list of kinds is always watched.
+        let Some(event) = view.watches.next().await else {
             return Error::UnexpectedError("a watch ended".to_owned());
         };
         if let Err(error) = view.heed(&event).await {
@@ -61,7 +70,8 @@ pub(super) async fn follow(
 struct View<'a> {
     client: &'a Client,
     kinds: BTreeMap<String, BTreeMap<String, Option<Component>>>,
-    watches: JoinSet<WatchedEvent>,
+    /// No tasks of their own: a task runs when it pleases, and an event that has come must be there.
+    watches: FuturesUnordered<BoxFuture<'static, WatchedEvent>>,
 }
 
 impl View<'_> {
@@ -102,7 +112,7 @@ impl View<'_> {
         let (client, own) = (self.client, format!("{COMPONENTS}/{FINGERGW}"));
         persist(|| client.mkdir(&own, &DIRECTORY)).await?;
         let (kinds, _, watcher) = persist(|| client.get_and_watch_children(COMPONENTS)).await?;
-        self.watches.spawn(watcher.changed());
+        self.watches.push(watcher.changed().boxed());
         self.kinds.retain(|kind, _| kinds.contains(kind));
         for kind in kinds {
             if !self.kinds.contains_key(&kind) {
@@ -124,7 +134,7 @@ impl View<'_> {
                 return Ok(());
             }
             Ok((names, _, watcher)) => {
-                self.watches.spawn(watcher.changed());
+                self.watches.push(watcher.changed().boxed());
                 names
             }
         };
@@ -159,7 +169,7 @@ impl View<'_> {
                     }
                 }
                 Ok((json, _, watcher)) => {
-                    self.watches.spawn(watcher.changed());
+                    self.watches.push(watcher.changed().boxed());
                     let entry = Component::from_json(kind, name, &json)
                         .inspect_err(|fault| warn!(path, %fault, "component entry ignored"));
                     entries.insert(name.clone(), entry.ok());

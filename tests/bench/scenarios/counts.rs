@@ -1,5 +1,6 @@
-//! Counts that do not depend on the machine's mood: system calls by strace, instructions and
-//! allocations by valgrind (of our gateway; the difference of two runs, one twice as long).
+//! Counts that do not depend on the machine's mood: system calls by strace, instructions,
+//! allocations and what a quiet stream holds by valgrind (of our gateway; the difference of two runs,
+//! one twice as long).
 //!
 //! Everything is slower under these tools, so that work comes in smaller portions: system calls for
 //! each MiB are more than without.
@@ -28,6 +29,8 @@ pub(crate) const COLUMNS: &[&str] = &[
     "instructions/request",
     "allocations/request",
     "allocated KiB/request",
+    "allocations held/quiet stream",
+    "bytes held/quiet stream",
 ];
 
 /// Streams that get a line, and how often.
@@ -66,9 +69,7 @@ pub(crate) async fn measure(
         figures.insert("system calls/MiB", trace.calls().await? / mib);
 
         let builds = target.builds(Log::Quiet, STREAMS).await?;
-        let job = client::Job::Open { address: target.address, builds, at_once: 4 };
-        let opened: Opened = lab.client.ask(&job).await?;
-        ensure!(opened.open == STREAMS, "only {} of {STREAMS} streams", opened.open);
+        open(lab, &target, builds).await?;
         let trace = Trace::attach(&target, &file("line")).await?;
         for _ in 0..WAVES {
             quiet::lines(lab, 100).await?;
@@ -87,6 +88,12 @@ pub(crate) async fn measure(
         let [bytes, blocks] = difference(entry, lab, effort, tool, directory).await?;
         figures.insert("allocations/request", blocks);
         figures.insert("allocated KiB/request", bytes / 1024.0);
+        if !entry.cold {
+            let tool = Tool::DhatOfStreams;
+            let [bytes, blocks] = difference(entry, lab, effort, tool, directory).await?;
+            figures.insert("allocations held/quiet stream", blocks);
+            figures.insert("bytes held/quiet stream", bytes);
+        }
     }
     Ok(figures)
 }
@@ -101,6 +108,15 @@ async fn builds(target: &Running, entry: Entry, count: usize) -> Result<Vec<Stri
 async fn ask(lab: &mut Lab, target: &Running, builds: &[String], count: usize) -> Result<()> {
     let requests = lab.requests(target, builds, true, 1, 300_000).await?;
     ensure!(requests.served == count, "only {} of {count} requests served", requests.served);
+    Ok(())
+}
+
+/// Opens a stream of each of these quiet builds.
+async fn open(lab: &mut Lab, target: &Running, builds: Vec<String>) -> Result<()> {
+    let count = builds.len();
+    let job = client::Job::Open { address: target.address, builds, at_once: 4 };
+    let opened: Opened = lab.client.ask(&job).await?;
+    ensure!(opened.open == count, "only {} of {count} streams", opened.open);
     Ok(())
 }
 
@@ -143,11 +159,15 @@ impl Trace {
 
 #[derive(Clone, Copy)]
 enum Tool {
+    /// Instructions.
     Callgrind,
+    /// Allocations in all.
     Dhat,
+    /// Allocations held when there are most, which is while all streams are open.
+    DhatOfStreams,
 }
 
-/// What each request costs: runs with so many and with twice as many requests, subtracted, so that
+/// What each request or stream costs: runs with so many and with twice as many, subtracted, so that
 /// start and end do not count.
 async fn difference<const N: usize>(
     entry: Entry,
@@ -182,21 +202,29 @@ async fn run<const N: usize>(
             ],
             "Collected :",
         ),
-        Tool::Dhat => {
-            (vec!["--tool=dhat".to_owned(), format!("--dhat-out-file={}", out("dhat"))], "Total:")
-        }
+        Tool::Dhat | Tool::DhatOfStreams => (
+            vec!["--tool=dhat".to_owned(), format!("--dhat-out-file={}", out("dhat"))],
+            if matches!(tool, Tool::Dhat) { "Total:" } else { "At t-gmax:" },
+        ),
     };
     let wrapper = [vec!["valgrind".to_owned()], options].concat();
     let around = Around { wrapper, ..Around::default() };
     let target = Running::start(entry.kind, &around, lab).await?;
     target.warm_up(20, lab).await?;
-    let builds = builds(&target, entry, count).await?;
-    ask(lab, &target, &builds, count).await?;
+    if matches!(tool, Tool::DhatOfStreams) {
+        let builds = target.builds(Log::Quiet, count).await?;
+        open(lab, &target, builds).await?;
+        lab.end_quiet().await?;
+    } else {
+        let builds = builds(&target, entry, count).await?;
+        ask(lab, &target, &builds, count).await?;
+    }
     let mut sum = [0.0; N];
     for text in target.end().await? {
         let line = text.lines().find(|line| line.contains(marker));
         let line = line.with_context(|| format!("valgrind counted nothing:\n{text}"))?;
-        // "==123== Collected : 1234" and "==123== Total:     1,234 bytes in 56 blocks"
+        // "==123== Collected : 1234", "==123== Total:     1,234 bytes in 56 blocks" and the same
+        // behind "At t-gmax:"
         let (_, rest) = line.split_once(marker).context("the marker")?;
         let rest = rest.replace(',', "");
         let mut numbers = rest.split_whitespace().filter_map(|word| word.parse::<f64>().ok());
