@@ -90,7 +90,7 @@ impl Stream {
             Self::ClientStalls => "write_timeout = \"200ms\"",
             Self::GatewayStops => "grace = \"50ms\"",
             Self::IdleForTooLong => "stream_idle = \"100ms\"",
-            Self::RunsForTooLong => "stream_total = \"1s\"",
+            Self::RunsForTooLong => "stream_total = \"3s\"",
             _ => "",
         }
     }

@@ -81,7 +81,7 @@ async fn silence_counts_from_the_first_byte() {
 /// However much it has to say; and what it has said arrives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_stream_is_cut() {
-    let site = Site::start("stream_total = \"1s\"").await;
+    let site = Site::start("stream_total = \"3s\"").await;
     let mut client = Client::ask(site.gateway.address(), &site.build).await;
     let mut stream = site.executor.begin(&mut client).await;
     let piece: Vec<u8> = (0..65_521u32).map(|index| (index % 251) as u8).collect();

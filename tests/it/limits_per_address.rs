@@ -2,6 +2,7 @@
 //! may take of handshakes and look-ups.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use tokio::task::JoinSet;
 
@@ -14,13 +15,15 @@ use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
-const TOO_MANY: &str = "Internal streaming error: too many connections from this address\r\n";
+pub(crate) const TOO_MANY: &str =
+    "Internal streaming error: too many connections from this address\r\n";
+
 const TOO_MANY_LOOKUPS: &str = "Internal streaming error: too many requests at this moment\r\n";
 
 /// The first byte of every TLS client.
 const HANDSHAKE: &[u8] = &[0x16];
 
-async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
+pub(crate) async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
     let series = format!("zuul_fingergw_connections_rejected_total{{reason=\"{reason}\"}}");
     metric(gateway, &series).await
 }
@@ -167,7 +170,7 @@ async fn who_shows_a_certificate_no_longer_counts() {
 
 /// Begins `count` handshakes from `local` and ends none; returns those that are not closed, once
 /// only `kept` are left.
-async fn begin_handshakes(
+pub(crate) async fn begin_handshakes(
     local: &'static str,
     gateway: SocketAddr,
     count: usize,
@@ -226,6 +229,25 @@ async fn handshakes_of_one_address_and_of_all() {
     served().await;
 }
 
+/// Asks for builds with these numbers; returns those that wait, once only `kept` do and the others
+/// have been refused.
+pub(crate) async fn ask_while_it_hangs(
+    gateway: SocketAddr,
+    builds: Range<usize>,
+    kept: usize,
+) -> JoinSet<String> {
+    let mut asked = JoinSet::new();
+    for number in builds {
+        let mut client = Client::ask(gateway, &format!("{number:032x}")).await;
+        asked.spawn(async move { client.text().await });
+    }
+    while asked.len() > kept {
+        let answer = asked.join_next().await.expect("one more").expect("an answer");
+        assert_eq!(answer, TOO_MANY_LOOKUPS);
+    }
+    asked
+}
+
 /// ZooKeeper hangs: so many wait for it, and the others are told at once.
 #[tokio::test]
 async fn look_ups_of_all() {
@@ -237,15 +259,7 @@ async fn look_ups_of_all() {
     builder.admin = true;
     let gateway = builder.ready().await;
     zookeeper.pause().await;
-    let mut asked = JoinSet::new();
-    for number in 0..10 {
-        let mut client = Client::ask(gateway.address(), &format!("{number:032x}")).await;
-        asked.spawn(async move { client.text().await });
-    }
-    for _ in 3..10 {
-        let answer = asked.join_next().await.expect("one more").expect("an answer");
-        assert_eq!(answer, TOO_MANY_LOOKUPS);
-    }
+    let asked = ask_while_it_hangs(gateway.address(), 0..10, 3).await;
     assert_eq!(rejected(&gateway, "lookups").await, 7.0);
     assert_eq!(metric(&gateway, "zuul_fingergw_requests_total{result=\"rejected\"}").await, 7.0);
     assert_eq!(warnings(&gateway, "limits.lookups"), 1);
@@ -255,4 +269,31 @@ async fn look_ups_of_all() {
     }
     let mut client = Client::ask(gateway.address(), "abc").await;
     assert_eq!(client.text().await, "Build not found\r\n", "the places are back");
+}
+
+/// As many as come at one moment, each with a build of its own, however long ZooKeeper takes.
+#[tokio::test]
+async fn a_crowd_waits_and_none_is_refused() {
+    const CROWD: u32 = 2000;
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper.clone()).await;
+    let limits = "lookup_timeout = \"10m\"";
+    let mut builder = Builder::new(&system).zookeeper("session_timeout = \"60s\"").limits(limits);
+    builder.admin = true;
+    let gateway = builder.ready().await;
+    zookeeper.pause().await;
+    let mut clients = Vec::new();
+    for number in 0..CROWD {
+        let local = if number % 2 == 0 { "127.0.0.2" } else { "127.0.0.3" };
+        let build = format!("{number:032x}");
+        clients.push(Client::ask_from(local, gateway.address(), &build).await);
+    }
+    let open = "zuul_fingergw_connections_active{listener=\"plain\"}";
+    let all = async { while metric(&gateway, open).await < f64::from(CROWD) {} };
+    within("all of them", all).await;
+    zookeeper.resume().await;
+    for client in &mut clients {
+        assert_eq!(client.text().await, "Build not found\r\n");
+    }
+    assert_eq!(rejected(&gateway, "lookups").await, 0.0);
 }

@@ -8,6 +8,7 @@ mod hostile;
 mod limits;
 mod limits_of_streams;
 mod limits_per_address;
+mod limits_reloaded;
 mod log;
 mod places;
 mod pour;
