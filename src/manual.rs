@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn the_page_of_the_configuration() {
         let page = hold("zuul-fingergw.toml.5", &of_example(EXAMPLE));
-        assert_eq!(page.matches("\n.It Ic ").count(), 33, "keys");
+        assert_eq!(page.matches("\n.It Ic ").count(), 40, "keys");
     }
 
     /// What clients are told is on the page, word for word.
@@ -292,6 +292,8 @@ mod tests {
             Fault::TooLong,
             Fault::NoRequest,
             Fault::TooManyConnections,
+            Fault::TooManyFromAddress,
+            Fault::TooManyLookups,
             Fault::RegistryAway,
             Fault::UnreadableEntry,
             Fault::ExecutorUnreachable,
@@ -308,6 +310,8 @@ mod tests {
                     Fault::TooLong
                     | Fault::NoRequest
                     | Fault::TooManyConnections
+                    | Fault::TooManyFromAddress
+                    | Fault::TooManyLookups
                     | Fault::RegistryAway
                     | Fault::UnreadableEntry
                     | Fault::ExecutorUnreachable

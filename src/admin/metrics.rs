@@ -107,12 +107,34 @@ impl Role {
 }
 
 /// Why a connection was not served.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Rejection {
     /// `limits.connections` reached.
     Limit,
+    /// `limits.connections_per_address` reached.
+    Address,
+    /// `limits.handshakes` reached, or an address's share of them.
+    Handshakes,
+    /// `limits.lookups` reached.
+    Lookups,
     /// The kernel had none to give: descriptors or memory.
     Accept,
+}
+
+impl Rejection {
+    const ALL: [Self; 5] =
+        [Self::Limit, Self::Address, Self::Handshakes, Self::Lookups, Self::Accept];
+
+    /// The value of the metric label `reason`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Address => "address",
+            Self::Handshakes => "handshakes",
+            Self::Lookups => "lookups",
+            Self::Accept => "accept",
+        }
+    }
 }
 
 fn short() -> Histogram {
@@ -155,8 +177,8 @@ impl Default for Metrics {
             drop(metrics.accepted.get_or_create(&[("listener", listener)]));
             drop(metrics.active.get_or_create(&[("listener", listener)]));
         }
-        for reason in ["limit", "accept"] {
-            drop(metrics.rejected.get_or_create(&[("reason", reason)]));
+        for reason in Rejection::ALL {
+            drop(metrics.rejected.get_or_create(&[("reason", reason.as_str())]));
         }
         for side in ["client", "upstream"] {
             drop(metrics.resumed.get_or_create(&[("side", side)]));
@@ -262,11 +284,7 @@ impl Metrics {
     }
 
     pub(crate) fn rejected(&self, reason: Rejection) {
-        let reason = match reason {
-            Rejection::Limit => "limit",
-            Rejection::Accept => "accept",
-        };
-        self.rejected.get_or_create(&[("reason", reason)]).inc();
+        self.rejected.get_or_create(&[("reason", reason.as_str())]).inc();
     }
 
     /// Counts a TLS handshake.

@@ -162,18 +162,47 @@ fn change_zookeeper(running: &ZooKeeper, wanted: ZooKeeper, found: &mut Differen
 fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> Limits {
     let Limits {
         connections,
+        connections_per_address,
+        ipv6_prefix,
+        exempt_networks,
+        handshakes,
+        lookups,
         handshake_timeout,
         request_timeout,
         lookup_timeout,
         connect_timeout,
         first_byte_timeout,
         write_timeout,
+        stream_idle,
+        stream_total,
         keepalive,
         grace,
     } = wanted;
+    let mut count = |key, running, wanted| found.take((key, ""), running, wanted);
+    let connections = count("limits.connections", &running.connections, connections);
+    let connections_per_address = count(
+        "limits.connections_per_address",
+        &running.connections_per_address,
+        connections_per_address,
+    );
+    let handshakes = count("limits.handshakes", &running.handshakes, handshakes);
+    let lookups = count("limits.lookups", &running.lookups, lookups);
+    let ipv6_prefix = found.take(("limits.ipv6_prefix", ""), &running.ipv6_prefix, ipv6_prefix);
+    let exempt_networks =
+        found.take(("limits.exempt_networks", ""), &running.exempt_networks, exempt_networks);
+    let mut allowance = |key, running, wanted| found.take((key, ""), running, wanted);
+    let stream_idle = allowance("limits.stream_idle", &running.stream_idle, stream_idle);
+    let stream_total = allowance("limits.stream_total", &running.stream_total, stream_total);
     let mut time = |key, running, wanted| found.take((key, ""), running, wanted);
-    let limits = Limits {
+    Limits {
         connections,
+        connections_per_address,
+        ipv6_prefix,
+        exempt_networks,
+        handshakes,
+        lookups,
+        stream_idle,
+        stream_total,
         handshake_timeout: time(
             "limits.handshake_timeout",
             &running.handshake_timeout,
@@ -190,9 +219,7 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         write_timeout: time("limits.write_timeout", &running.write_timeout, write_timeout),
         keepalive: time("limits.keepalive", &running.keepalive, keepalive),
         grace: time("limits.grace", &running.grace, grace),
-    };
-    found.take(("limits.connections", ""), &running.connections, connections);
-    limits
+    }
 }
 
 fn change_log(running: &Log, wanted: Log, found: &mut Differences) -> Log {
@@ -249,7 +276,9 @@ mod tests {
 
     #[test]
     fn what_can_change_does() {
-        let text = "[limits]\nconnections = 5\nhandshake_timeout = \"1s\"\nrequest_timeout = \"1s\"
+        let text = "[limits]\nconnections = 5\nconnections_per_address = 5\nipv6_prefix = 56
+            exempt_networks = [\"192.0.2.0/24\"]\nhandshakes = 5\nlookups = 5
+            stream_idle = \"1h\"\nstream_total = \"1h\"\nhandshake_timeout = \"1s\"\nrequest_timeout = \"1s\"
             lookup_timeout = \"1s\"\nconnect_timeout = \"1s\"\nfirst_byte_timeout = \"1s\"
             write_timeout = \"1s\"\nkeepalive = \"1s\"\ngrace = \"1s\"\n[log]\nlevel = \"debug\"
             [tls]\ncert = \"/c\"\nkey = \"/k\"\nca = \"/a\"\nverify_hostnames = false\n";
@@ -259,6 +288,14 @@ mod tests {
         let taken = [
             "tls.cert, tls.key or tls.ca",
             "tls.verify_hostnames or tls.common_name_fallback",
+            "limits.connections",
+            "limits.connections_per_address",
+            "limits.handshakes",
+            "limits.lookups",
+            "limits.ipv6_prefix",
+            "limits.exempt_networks",
+            "limits.stream_idle",
+            "limits.stream_total",
             "limits.handshake_timeout",
             "limits.request_timeout",
             "limits.lookup_timeout",
@@ -267,7 +304,6 @@ mod tests {
             "limits.write_timeout",
             "limits.keepalive",
             "limits.grace",
-            "limits.connections",
             "log.level",
         ];
         assert_eq!(change.taken, taken);

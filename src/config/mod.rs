@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 
 pub(crate) use self::change::Change;
 pub(crate) use self::hostname::fully_qualified as own_hostname;
@@ -105,6 +106,16 @@ impl fmt::Display for Hosts {
 pub(crate) struct Limits {
     /// Connections at once, over all listeners.
     pub(crate) connections: usize,
+    /// Connections at once from one client address, over all listeners.
+    pub(crate) connections_per_address: usize,
+    /// The bits of an IPv6 address that tell one client address from another, 1 to 128.
+    pub(crate) ipv6_prefix: u8,
+    /// Whose connections do not count against their addresses.
+    pub(crate) exempt_networks: Vec<IpNet>,
+    /// Clients' TLS handshakes at once, over all listeners.
+    pub(crate) handshakes: usize,
+    /// Look-ups at once.
+    pub(crate) lookups: usize,
     /// For a client's TLS handshake.
     pub(crate) handshake_timeout: Duration,
     /// For a client's request, once connected.
@@ -117,6 +128,10 @@ pub(crate) struct Limits {
     pub(crate) first_byte_timeout: Duration,
     /// For a client to take one buffer of what it is sent.
     pub(crate) write_timeout: Duration,
+    /// Without a byte of the log, once there was one; `None` is for ever.
+    pub(crate) stream_idle: Option<Duration>,
+    /// From a request to the end of its stream; `None` is for ever.
+    pub(crate) stream_total: Option<Duration>,
     /// Silence before the first keepalive probe.
     pub(crate) keepalive: Duration,
     /// For running streams when the gateway stops.
@@ -127,12 +142,19 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_address: 1000,
+            ipv6_prefix: 64,
+            exempt_networks: Vec::new(),
+            handshakes: 2048,
+            lookups: 4096,
             handshake_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
             lookup_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
             first_byte_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(300),
+            stream_idle: None,
+            stream_total: None,
             keepalive: Duration::from_secs(60),
             grace: Duration::from_secs(30),
         }

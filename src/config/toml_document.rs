@@ -161,6 +161,40 @@ impl<'d> Table<'d> {
         self.text(key, |text| value::duration(text, range)).unwrap_or(default)
     }
 
+    /// A time of up to 30 days, or "never".
+    pub(super) fn duration_or_never(&mut self, key: &'static str) -> Option<Duration> {
+        let range = Duration::from_millis(1)..=Duration::from_secs(30 * 86_400);
+        let read = |text: &str| match text {
+            "never" => Ok(None),
+            _ => value::duration(text, &range)
+                .map(Some)
+                .map_err(|problem| format!("{problem}, or \"never\"")),
+        };
+        self.text(key, read).flatten()
+    }
+
+    /// A list of strings that `read` understands.
+    pub(super) fn texts<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Read<T>,
+    ) -> Option<Vec<T>> {
+        let found = self.find(key)?;
+        let Some(items) = found.get_ref().as_array() else {
+            self.refuse(key, Some(found), "must be a list of strings: [\"...\"]".to_owned());
+            return None;
+        };
+        let mut all = Vec::new();
+        for item in items.iter() {
+            let text = item.get_ref().as_str().ok_or("must be a string in quotes".to_owned());
+            match text.and_then(&read) {
+                Ok(value) => all.push(value),
+                Err(problem) => self.refuse(key, Some(item), problem),
+            }
+        }
+        Some(all)
+    }
+
     /// One of the names in `choices`.
     pub(super) fn choice<T: Copy>(
         &mut self,

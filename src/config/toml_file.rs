@@ -163,25 +163,39 @@ const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 fn limits(mut table: Table<'_>) -> Limits {
     let Limits {
         connections,
+        connections_per_address,
+        ipv6_prefix,
+        exempt_networks,
+        handshakes,
+        lookups,
         handshake_timeout,
         request_timeout,
         lookup_timeout,
         connect_timeout,
         first_byte_timeout,
         write_timeout,
+        stream_idle: _,
+        stream_total: _,
         keepalive,
         grace,
     } = Limits::default();
+    let mut number =
+        |key, default| table.integer(key, 1..=1_000_000).map_or(default, |number| number as usize);
     let limits = Limits {
-        connections: table
-            .integer("connections", 1..=1_000_000)
-            .map_or(connections, |number| number as usize),
+        connections: number("connections", connections),
+        connections_per_address: number("connections_per_address", connections_per_address),
+        handshakes: number("handshakes", handshakes),
+        lookups: number("lookups", lookups),
+        ipv6_prefix: table.integer("ipv6_prefix", 1..=128).map_or(ipv6_prefix, |bits| bits as u8),
+        exempt_networks: table.texts("exempt_networks", value::network).unwrap_or(exempt_networks),
         handshake_timeout: table.duration("handshake_timeout", handshake_timeout),
         request_timeout: table.duration("request_timeout", request_timeout),
         lookup_timeout: table.duration("lookup_timeout", lookup_timeout),
         connect_timeout: table.duration("connect_timeout", connect_timeout),
         first_byte_timeout: table.duration("first_byte_timeout", first_byte_timeout),
         write_timeout: table.duration("write_timeout", write_timeout),
+        stream_idle: table.duration_or_never("stream_idle"),
+        stream_total: table.duration_or_never("stream_total"),
         keepalive: table.duration_in("keepalive", keepalive, &KEEPALIVE),
         grace: table.duration("grace", grace),
     };
@@ -313,7 +327,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 40);
+        assert_eq!(keys, 47);
     }
 
     #[test]

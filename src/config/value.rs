@@ -1,8 +1,10 @@
 //! Single values, the same in both kinds of file: each parser says what it allows.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 
 use super::Hosts;
@@ -29,6 +31,24 @@ pub(super) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Read<Dur
     };
     let time = number.checked_mul(factor).map(Duration::from_millis);
     time.filter(|time| range.contains(time)).ok_or_else(allowed)
+}
+
+/// A network, `ADDRESS/BITS`, or one address.
+pub(super) fn network(text: &str) -> Read<IpNet> {
+    let allowed =
+        || "must be a network such as \"192.0.2.0/24\", \"2001:db8::/32\" or an address".to_owned();
+    let network = match text.contains('/') {
+        true => text.parse::<IpNet>().map_err(|_| allowed())?,
+        false => IpNet::from(text.parse::<IpAddr>().map_err(|_| allowed())?),
+    };
+    let address = network.addr();
+    if address.to_canonical() != address {
+        return Err(format!("must be written as IPv4, such as {}", address.to_canonical()));
+    }
+    if network != network.trunc() {
+        return Err(format!("has bits behind its prefix; the network is {}", network.trunc()));
+    }
+    Ok(network)
 }
 
 /// A host name or IP address that a certificate can be checked against.
@@ -130,6 +150,23 @@ mod tests {
             ["", "79", "[::]", "[::]79", "host", "host:port", "host:70000", "::1:79", "a b:1"]
         {
             assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        let network = |text| network(text).map(|network| network.to_string());
+        for good in ["192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0", "::/0", "192.0.2.1/32"] {
+            assert_eq!(network(good), Ok(good.to_owned()));
+        }
+        assert_eq!(network("192.0.2.1"), Ok("192.0.2.1/32".into()));
+        assert_eq!(network("2001:db8::1"), Ok("2001:db8::1/128".into()));
+        let hint = network("192.0.2.1/24").unwrap_err();
+        assert!(hint.ends_with("the network is 192.0.2.0/24"), "{hint}");
+        let hint = network("::ffff:192.0.2.0/120").unwrap_err();
+        assert!(hint.ends_with("such as 192.0.2.0"), "{hint}");
+        for text in ["", "/", "192.0.2.0/33", "192.0.2/24", "example.org", "192.0.2.0/24 "] {
+            assert!(network(text).is_err(), "{text}");
         }
     }
 

@@ -6,18 +6,18 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::bounds::{AddressPlace, Place};
 use super::connection::Connection;
 use super::finger::{Fault, Reply};
 use super::{Context, session};
@@ -33,9 +33,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long it must go well before trouble counts as over: at the edge each peer that leaves lets
 /// another one in, and must not write two lines with it.
 const CALM: Duration = Duration::from_secs(10);
-
-/// Refusals under way at once. What comes on top is closed without a word.
-const REFUSALS: usize = 64;
 
 /// Binds `address`.
 ///
@@ -75,37 +72,6 @@ fn open(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-/// Bounds on the connections of all listeners together.
-pub(crate) struct Bounds {
-    /// Those that are open. Counted and not held as permits: the limit may change.
-    connections: Arc<AtomicUsize>,
-    refusals: Arc<Semaphore>,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self { connections: Arc::default(), refusals: Arc::new(Semaphore::new(REFUSALS)) }
-    }
-}
-
-impl Bounds {
-    /// A place for one more connection, if fewer than `limit` are open.
-    fn place(&self, limit: usize) -> Option<Place> {
-        let more = |open: usize| (open < limit).then_some(open + 1);
-        let taken = self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.ok().map(|_| Place(Arc::clone(&self.connections)))
-    }
-}
-
-/// A place among the connections; free again when dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// One accept loop.
 pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
@@ -113,7 +79,6 @@ pub(crate) struct Listener {
     pub(crate) index: usize,
     /// For the next session.
     pub(crate) cx: watch::Receiver<Arc<Context>>,
-    pub(crate) bounds: Arc<Bounds>,
     /// Holds every session and refusal.
     pub(crate) sessions: TaskTracker,
 }
@@ -161,23 +126,25 @@ impl Listener {
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         let cx = Arc::clone(&self.cx.borrow());
         let acceptor = cx.acceptors.get(self.index).cloned().flatten();
-        if let Some(place) = self.bounds.place(cx.limits.connections) {
-            let open = cx.metrics.connection(acceptor.is_some());
-            self.spawn(place, async move {
-                let _open = open;
-                let outcome = session::run(stream, peer, acceptor.as_ref(), &cx).await;
-                cx.metrics.ended(&outcome);
-            });
-            return;
-        }
-        debug!(%peer, "too many connections");
-        cx.metrics.rejected(Rejection::Limit);
+        let (rejection, fault) = match places(peer, &cx) {
+            Ok((place, of_address)) => {
+                let open = cx.metrics.connection(acceptor.is_some());
+                self.spawn(place, async move {
+                    let _open = open;
+                    let session = session::run(stream, peer, of_address, acceptor.as_ref(), &cx);
+                    cx.metrics.ended(&session.await);
+                });
+                return;
+            }
+            Err(refused) => refused,
+        };
+        cx.turned_away(rejection, peer);
         // A refusal on TLS would need a handshake first: the costly part of what is too much.
-        let refusal = Arc::clone(&self.bounds.refusals).try_acquire_owned();
-        if let (Ok(permit), None) = (refusal, acceptor) {
+        if acceptor.is_none()
+            && let Some(permit) = cx.bounds.refusal()
+        {
             self.spawn(permit, async move {
-                let reply = Reply::Error(Fault::TooManyConnections);
-                session::refuse(Connection::Plain(stream), reply, &cx).await;
+                session::refuse(Connection::Plain(stream), Reply::Error(fault), &cx).await;
             });
         }
     }
@@ -189,6 +156,15 @@ impl Listener {
             work.await;
         });
     }
+}
+
+/// The places of a connection from `peer`: in total and of its address.
+fn places(peer: SocketAddr, cx: &Context) -> Result<(Place, AddressPlace), (Rejection, Fault)> {
+    let place = cx.bounds.connection(&cx.limits);
+    let place = place.ok_or((Rejection::Limit, Fault::TooManyConnections))?;
+    let of_address = cx.bounds.of_address(peer.ip(), &cx.limits);
+    let of_address = of_address.ok_or((Rejection::Address, Fault::TooManyFromAddress))?;
+    Ok((place, of_address))
 }
 
 /// Whether a failed accept concerns only the connection that was to be accepted: aborted, refused

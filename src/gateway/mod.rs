@@ -2,7 +2,9 @@
 //! through, [`finger`] reads the request, [`resolver`] says where to, [`upstream`] dials, [`relay`]
 //! copies; [`streams`] lists what runs.
 
+mod allowance;
 mod asking;
+mod bounds;
 mod buffer;
 pub(crate) mod connection;
 mod dial;
@@ -31,9 +33,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::asking::Asking;
+use self::bounds::Bounds;
 use self::dial::Dialer;
 use self::familiar::Familiar;
-use self::listener::{Bounds, Listener};
+use self::listener::Listener;
 use self::resolver::Resolver;
 use self::streams::Streams;
 use crate::admin::metrics::Metrics;
@@ -58,6 +61,7 @@ pub(crate) struct Context {
     acceptors: Vec<Option<Acceptor>>,
     pub(crate) connector: Option<TlsConnector>,
     pub(crate) limits: Limits,
+    bounds: Arc<Bounds>,
     asking: Asking,
     dialer: Arc<Dialer>,
     familiar: Arc<Familiar>,
@@ -136,13 +140,13 @@ impl Gateway {
     ) -> Result<Self> {
         let Settings { acceptors, connector, limits } = settings;
         let streams = Streams::default();
-        let bounds = Arc::new(Bounds::default());
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
         let cx = watch::Sender::new(Arc::new(Context {
             resolver: Arc::new(resolver),
             acceptors,
             connector,
             limits,
+            bounds: Arc::default(),
             asking: Asking::default(),
             dialer: Arc::default(),
             familiar: Arc::default(),
@@ -156,7 +160,6 @@ impl Gateway {
                 socket: TcpListener::from_std(socket)?,
                 index,
                 cx: cx.subscribe(),
-                bounds: Arc::clone(&bounds),
                 sessions: sessions.clone(),
             };
             loops.spawn(listener.serve(stop.clone()));

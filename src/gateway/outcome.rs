@@ -10,6 +10,8 @@ pub(crate) enum Outcome {
     Streamed(End),
     /// One line of ours stood for it.
     Refused(Reply),
+    /// Closed without a word: too many TLS handshakes under way.
+    Rejected,
     /// The TLS handshake failed, or took too long.
     NoHandshake,
     /// The peer left before it had asked: health checkers, port scans.
@@ -18,12 +20,14 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Every label there is.
-    pub(crate) const LABELS: [&str; 17] = [
+    pub(crate) const LABELS: [&str; 19] = [
         "ok",
         "upstream_cut",
         "client_left",
         "client_stalled",
         "stopped",
+        "stream_idle",
+        "stream_total",
         "not_found",
         "not_started",
         "bad_request",
@@ -46,12 +50,16 @@ impl Outcome {
             Self::Streamed(End::ClientLeft(_)) => "client_left",
             Self::Streamed(End::ClientStalled) => "client_stalled",
             Self::Streamed(End::Stopped) => "stopped",
+            Self::Streamed(End::Idle) => "stream_idle",
+            Self::Streamed(End::Overlong) => "stream_total",
             Self::Refused(Reply::NotFound) => "not_found",
             Self::Refused(Reply::NotStarted) => "not_started",
             Self::Refused(Reply::Error(fault)) => match fault {
                 Fault::TooLong => "bad_request",
                 Fault::NoRequest => "timeout",
-                Fault::TooManyConnections => "rejected",
+                Fault::TooManyConnections | Fault::TooManyFromAddress | Fault::TooManyLookups => {
+                    "rejected"
+                }
                 Fault::RegistryAway => "zookeeper",
                 Fault::UnreadableEntry => "unreadable",
                 Fault::ExecutorUnreachable => "upstream_unreachable",
@@ -59,6 +67,7 @@ impl Outcome {
                 Fault::ExecutorSilent => "upstream_silent",
             },
             Self::Streamed(End::UpstreamSilent) => "upstream_silent",
+            Self::Rejected => "rejected",
             Self::NoHandshake => "tls",
             Self::Probe => "probe",
         }

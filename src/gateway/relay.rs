@@ -19,10 +19,10 @@ use tokio::net::TcpStream;
 use tokio::task::consume_budget;
 use tokio::time::timeout;
 
-use super::Context;
 use super::buffer::Piece;
 use super::connection::Connection;
 use super::streams::Listed;
+use super::{Context, allowance};
 use super::{buffer, pipe};
 
 /// A read of this many bytes, between plain connections, shows a log that pours.
@@ -55,6 +55,10 @@ pub(crate) enum End {
     ClientStalled,
     /// This gateway stops and the grace period is over.
     Stopped,
+    /// Not one byte was handed on for `limits.stream_idle`.
+    Idle,
+    /// It took longer than `limits.stream_total`.
+    Overlong,
 }
 
 impl End {
@@ -74,6 +78,8 @@ impl fmt::Display for End {
             Self::ClientLeft(Some(error)) => write!(f, "client left: {error}"),
             Self::ClientStalled => f.write_str("client stopped reading"),
             Self::Stopped => f.write_str("stopped"),
+            Self::Idle => f.write_str("silent for limits.stream_idle"),
+            Self::Overlong => f.write_str("ran for limits.stream_total"),
         }
     }
 }
@@ -89,10 +95,13 @@ pub(crate) async fn run(
 ) -> Relayed {
     let mut relay =
         Relay { cx, listed, bytes: 0, discarded: 0, failure: None, pours: false, probed: false };
+    let mut allowance = allowance::of(listed, &cx.limits);
     let end = tokio::select! {
         biased;
         () = cx.cut.cancelled() => End::Stopped,
         end = relay.copy(upstream, client, first_byte) => end,
+        end = async { allowance.as_mut().expect("asked for only where there is one").await },
+            if allowance.is_some() => end,
     };
     Relayed { bytes: relay.bytes, end }
 }

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::Context;
+use super::bounds::AddressPlace;
 use super::connection::Connection;
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::outcome::Outcome;
@@ -16,7 +17,7 @@ use super::read_ahead::ReadAhead;
 use super::relay::{self, End, Relayed};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
-use crate::admin::metrics::{Route, Side};
+use crate::admin::metrics::{Rejection, Route, Side};
 use crate::registry::build::BuildId;
 use crate::tls::{Acceptor, Failure};
 
@@ -24,23 +25,24 @@ use crate::tls::{Acceptor, Failure};
 pub(crate) async fn run(
     stream: TcpStream,
     peer: SocketAddr,
+    of_address: AddressPlace,
     acceptor: Option<&Acceptor>,
     cx: &Context,
 ) -> Outcome {
+    let mut of_address = Some(of_address);
     let mut client = match acceptor {
         None => Connection::Plain(stream),
         // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
-        Some(acceptor) => match Box::pin(shake_hands(stream, peer, acceptor, cx)).await {
-            Ok(client) => client,
-            Err(error) => {
-                debug!(%peer, error, "no connection");
-                return Outcome::NoHandshake;
+        Some(acceptor) => {
+            match Box::pin(shake_hands(stream, peer, &mut of_address, acceptor, cx)).await {
+                Ok(client) => client,
+                Err(outcome) => return outcome,
             }
-        },
+        }
     };
     let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
     let (reply, reason) = match query {
-        Ok(Ok(build)) => match resolve(&build, cx).await {
+        Ok(Ok(build)) => match resolve(&build, peer, cx).await {
             Ok(hops) => return stream_from(&hops, client, peer, &build, cx).await,
             Err((reply, reason)) => (reply, format!("{build}: {reason}")),
         },
@@ -61,19 +63,33 @@ pub(crate) async fn run(
     Outcome::Refused(reply)
 }
 
-/// Shakes hands with a TLS client.
+/// Shakes hands with a TLS client. One that shows a certificate is known, and gives the place of
+/// its address back: other gateways and zuul-web bring many people through one.
 async fn shake_hands(
     stream: TcpStream,
     peer: SocketAddr,
+    of_address: &mut Option<AddressPlace>,
     acceptor: &Acceptor,
     cx: &Context,
-) -> Result<Connection, String> {
-    let accepting = acceptor.accept(ReadAhead::from_client(stream));
-    let shaken = timeout(cx.limits.handshake_timeout, accepting).await;
-    let (failure, error) = match shaken {
-        Ok(Ok(stream)) => {
+) -> Result<Connection, Outcome> {
+    let shaken = async {
+        // Until it says something it costs no more than any other connection.
+        stream.peek(&mut [0]).await?;
+        let place = of_address.as_ref().map(|place| cx.bounds.handshake(place, &cx.limits));
+        match place {
+            Some(None) => Ok(None),
+            _ => acceptor.accept(ReadAhead::from_client(stream)).await.map(Some),
+        }
+    };
+    let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
+        Ok(Ok(None)) => {
+            cx.turned_away(Rejection::Handshakes, peer);
+            return Err(Outcome::Rejected);
+        }
+        Ok(Ok(Some(stream))) => {
             cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
             cx.familiar.greeted(peer.ip());
+            of_address.take_if(|_| stream.get_ref().1.peer_certificates().is_some());
             return Ok(Connection::Tls(Box::new(stream.into())));
         }
         Ok(Err(error)) => (Failure::of(&error), format!("TLS: {error}")),
@@ -84,10 +100,19 @@ async fn shake_hands(
     if failure != Failure::Closed {
         cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways_elsewhere(), &error).await;
     }
-    Err(error)
+    debug!(%peer, error, "no connection");
+    Err(Outcome::NoHandshake)
 }
 
-async fn resolve(build: &BuildId, cx: &Context) -> Result<Vec<Upstream>, (Reply, String)> {
+async fn resolve(
+    build: &BuildId,
+    peer: SocketAddr,
+    cx: &Context,
+) -> Result<Vec<Upstream>, (Reply, String)> {
+    let Some(_place) = cx.bounds.lookup(&cx.limits) else {
+        cx.turned_away(Rejection::Lookups, peer);
+        return Err((Reply::Error(Fault::TooManyLookups), "too many look-ups".to_owned()));
+    };
     let began = Instant::now();
     let resolved = timeout(cx.limits.lookup_timeout, cx.resolver.resolve(build)).await;
     let resolved = resolved.unwrap_or_else(|_| {
@@ -137,7 +162,9 @@ async fn stream_from(
             Ok(Relayed { end, .. }) => {
                 match end {
                     End::Finished => client.finish(cx.limits.write_timeout).await,
-                    End::UpstreamFailed(_) => client.cut(cx.limits.write_timeout).await,
+                    End::UpstreamFailed(_) | End::Idle | End::Overlong => {
+                        client.cut(cx.limits.write_timeout).await;
+                    }
                     _ => client.cut(Duration::ZERO).await,
                 }
                 return Outcome::Streamed(end);
@@ -202,7 +229,7 @@ mod tests {
     /// What bounds the number of quiet streams is what each of their tasks holds.
     #[test]
     fn a_session_is_small() {
-        fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        fn size<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size(run);

@@ -76,6 +76,11 @@ impl Listed {
         self.stream.began.elapsed()
     }
 
+    /// Handed to the client's connection so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.stream.bytes()
+    }
+
     /// Notes that so many more bytes have been handed on.
     pub(crate) fn add(&self, bytes: u64) {
         self.stream.bytes.fetch_add(bytes, Ordering::Relaxed);

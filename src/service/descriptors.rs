@@ -6,8 +6,10 @@ use tracing::warn;
 /// Two for each stream: the client's and the next hop's.
 const PER_CONNECTION: u64 = 2;
 
-/// Kept free for listeners, ZooKeeper, logs and refusals.
-const RESERVE: u64 = 100;
+/// Kept free for all that is no stream: 64 refusals, 32 pipes of two ends, 32 connections for health
+/// and metrics, 8 for commands, ZooKeeper, listeners, logs, and the addresses of a next hop that are
+/// tried at once.
+const RESERVE: u64 = 256;
 
 /// Raises the limit of open files as far as it may be raised, and returns how many of the wanted
 /// `connections` fit below it.
@@ -40,10 +42,10 @@ mod tests {
 
     #[test]
     fn a_reserve_is_kept() {
-        assert_eq!(fitting(65_536), 32_718);
-        assert_eq!(fitting(1024), 462);
+        assert_eq!(fitting(65_536), 32_640);
+        assert_eq!(fitting(1024), 384);
         assert_eq!(fitting(100), 25, "half of very little");
         assert_eq!(fitting(0), 1);
-        assert_eq!(fitting(u64::MAX) as u64, (u64::MAX - 100) / 2);
+        assert_eq!(fitting(u64::MAX) as u64, (u64::MAX - 256) / 2);
     }
 }

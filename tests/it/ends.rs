@@ -62,10 +62,12 @@ enum Stream {
     TlsClientCloses,
     ClientStalls,
     GatewayStops,
+    IdleForTooLong,
+    RunsForTooLong,
 }
 
 impl Stream {
-    const ALL: [(Self, &str); 11] = [
+    const ALL: [(Self, &str); 13] = [
         (Self::Finishes, "finished"),
         (Self::ResetByExecutor, "cut by the next hop: ..."),
         (Self::ResetBeforeItsFirstByte, "cut by the next hop: ..."),
@@ -77,6 +79,8 @@ impl Stream {
         (Self::TlsClientCloses, "client left"),
         (Self::ClientStalls, "client stopped reading"),
         (Self::GatewayStops, "stopped"),
+        (Self::IdleForTooLong, "silent for limits.stream_idle"),
+        (Self::RunsForTooLong, "ran for limits.stream_total"),
     ];
 
     fn limits(self) -> &'static str {
@@ -85,6 +89,8 @@ impl Stream {
             Self::ExecutorNeverConnects => "connect_timeout = \"200ms\"",
             Self::ClientStalls => "write_timeout = \"200ms\"",
             Self::GatewayStops => "grace = \"50ms\"",
+            Self::IdleForTooLong => "stream_idle = \"100ms\"",
+            Self::RunsForTooLong => "stream_total = \"3s\"",
             _ => "",
         }
     }
@@ -153,6 +159,11 @@ impl Stream {
                 let mut client = site.ask(&worker).await;
                 let _stream = site.executor.begin(&mut client).await;
                 site.gateway.signal(Signal::TERM);
+                return site.end("stream ended").await;
+            }
+            Self::IdleForTooLong | Self::RunsForTooLong => {
+                let mut client = site.ask(&worker).await;
+                let _stream = site.executor.begin(&mut client).await;
                 return site.end("stream ended").await;
             }
         }

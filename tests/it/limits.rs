@@ -2,6 +2,9 @@
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 
+use crate::limits_per_address::rejected;
+use crate::reload::Reloadable;
+use crate::service::program;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
@@ -14,7 +17,9 @@ const TOO_MANY: &str = "Internal streaming error: too many connections\r\n";
 #[tokio::test]
 async fn one_connection_too_many_is_told_so() {
     let system = System::new().await;
-    let gateway = Builder::new(&system).limits("connections = 2").ready().await;
+    let mut builder = Builder::new(&system).limits("connections = 2");
+    builder.admin = true;
+    let gateway = builder.ready().await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut first = Client::ask(gateway.address(), &build).await;
@@ -22,8 +27,14 @@ async fn one_connection_too_many_is_told_so() {
     let second = Client::ask(gateway.address(), &build).await;
     let other = executor.accept().await;
 
-    let answer = Client::ask(gateway.address(), &build).await.text().await;
-    assert_eq!(answer, TOO_MANY);
+    for _ in 0..2 {
+        let answer = Client::ask(gateway.address(), &build).await.text().await;
+        assert_eq!(answer, TOO_MANY);
+    }
+    assert_eq!(rejected(&gateway, "limit").await, 2.0);
+    let log = gateway.log();
+    let warned = |line: &&String| line.contains("WARN") && line.contains("(limits.connections)");
+    assert_eq!(log.iter().filter(warned).count(), 1, "once");
 
     stream.write(b"log\n").await;
     first.expect(b"log\n").await;
@@ -116,7 +127,9 @@ fn limit_files(gateway: &Gateway, current: Option<u64>) {
 #[tokio::test]
 async fn out_of_descriptors_and_back() {
     let system = System::new().await;
-    let mut gateway = Builder::new(&system).log("level = \"debug\"").ready().await;
+    let mut builder = Builder::new(&system).log("level = \"debug\"");
+    builder.admin = true;
+    let mut gateway = builder.ready().await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     serves(&gateway, &executor, &build).await;
@@ -135,6 +148,7 @@ async fn out_of_descriptors_and_back() {
         let warnings = log.iter().filter(|line| trouble(line) && line.contains("WARN")).count();
         assert!((1..=episode).contains(&warnings), "one warning an episode");
     }
+    assert!(rejected(&gateway, "accept").await >= 10.0);
 }
 
 /// Sees one stream through.
@@ -211,4 +225,49 @@ async fn connections_fit_below_the_limit_of_open_files() {
     gateway
         .logged("it", |line| line.contains("limit of open files") && line.contains("WARN"))
         .await;
+}
+
+/// With as many streams as the limit of open files carries, everything else has descriptors left.
+#[tokio::test]
+async fn descriptors_are_kept_for_what_is_no_stream() {
+    /// As `src/service/descriptors.rs` has it: two each, and the reserve.
+    const FITTING: u64 = 200;
+    const FILES: u64 = 256 + 2 * FITTING;
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper.clone()).await;
+    let limits = "connections = 5000\nrequest_timeout = \"1h\"";
+    let mut served = Reloadable::start(Builder::new(&system).limits(limits)).await;
+    let limit = Rlimit { current: Some(FILES), maximum: Some(FILES) };
+    prlimit(Some(served.gateway.pid()), Resource::Nofile, limit).expect("a lower limit");
+    served.edit("connections = 5000", "connections = 5001");
+    served.reloads().await;
+    let fits = format!("allowed={FITTING}");
+    served.gateway.logged("what fits", |line| line.contains(&fits)).await;
+
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut streams = Vec::new();
+    for _ in 0..FITTING {
+        let client = Client::ask(served.address(), &build).await;
+        streams.push((client, executor.accept().await));
+    }
+    // They stay until all have come, so that all are refused at the same time.
+    let mut refused = Vec::new();
+    for _ in 0..20 {
+        refused.push(Client::ask(served.address(), &build).await);
+    }
+    for client in &mut refused {
+        assert_eq!(client.text().await, TOO_MANY);
+    }
+    zookeeper.kill().await;
+    served.gateway.status("the loss", |status| status.ends_with("connection lost")).await;
+    zookeeper.run().await;
+    served.gateway.status("the way back", |status| status.contains("registered as")).await;
+    let told = program(&["status"], &served.config).await;
+    assert_eq!(told.stdout.matches(&build).count() as u64, FITTING, "{}", told.stdout);
+    assert_eq!(rejected(&served.gateway, "accept").await, 0.0);
+    for (client, stream) in &mut streams {
+        stream.write(b"line\n").await;
+        client.expect(b"line\n").await;
+    }
 }

@@ -40,10 +40,34 @@ impl Client<TcpStream> {
 
     /// Connects with the smallest of receive buffers, and says nothing.
     pub(crate) async fn connect_narrow(address: SocketAddr) -> Self {
+        Self::connect_narrow_from("127.0.0.1", address).await
+    }
+
+    /// The same, from `local`.
+    pub(crate) async fn connect_narrow_from(local: &str, address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
+        let local = local.parse().expect("an address");
+        socket.bind(SocketAddr::new(local, 0)).expect("an address of this machine");
         socket.set_recv_buffer_size(1).expect("SO_RCVBUF");
         let stream = within("a connection", socket.connect(address)).await.expect("connected");
         Self { stream }
+    }
+
+    /// Connects from `local`, any address of this machine, and says nothing.
+    pub(crate) async fn connect_from(local: &str, address: SocketAddr) -> Self {
+        let local = SocketAddr::new(local.parse().expect("an address"), 0);
+        let socket = if local.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let socket = socket.expect("a socket");
+        socket.bind(local).expect("an address of this machine");
+        let stream = within("a connection", socket.connect(address)).await.expect("connected");
+        Self { stream }
+    }
+
+    /// Connects from `local` and asks for `build`.
+    pub(crate) async fn ask_from(local: &str, address: SocketAddr, build: &str) -> Self {
+        let mut client = Self::connect_from(local, address).await;
+        client.send(format!("{build}\r\n").as_bytes()).await;
+        client
     }
 
     /// Connects and asks for `build`.

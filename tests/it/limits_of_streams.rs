@@ -1,0 +1,110 @@
+//! Streams that may not be silent, or run, for ever.
+
+use std::cell::Cell;
+
+use crate::admin::metric;
+use crate::support::client::{Client, Ending};
+use crate::support::executor::Executor;
+use crate::support::flow::Flow;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+
+struct Site {
+    system: System,
+    gateway: Gateway,
+    executor: Executor,
+    build: String,
+}
+
+impl Site {
+    async fn start(limits: &str) -> Self {
+        let system = System::new().await;
+        let mut builder = Builder::new(&system).limits(limits);
+        builder.admin = true;
+        let gateway = builder.ready().await;
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        Self { system, gateway, executor, build }
+    }
+
+    async fn ended(&self, result: &str) -> f64 {
+        let series = format!("zuul_fingergw_requests_total{{result=\"{result}\"}}");
+        metric(&self.gateway, &series).await
+    }
+
+    /// Sees a stream cut that is silent behind its first line.
+    async fn silent_one_is_cut(&self) {
+        let mut client = Client::ask(self.gateway.address(), &self.build).await;
+        let mut stream = self.executor.begin(&mut client).await;
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Reset));
+        stream.closed().await;
+    }
+}
+
+/// The one that says nothing is cut while another one goes on, a line at a time and in pieces that
+/// go through a pipe.
+#[tokio::test]
+async fn a_silent_stream_is_cut_and_a_lively_one_is_not() {
+    let site = Site::start("stream_idle = \"3s\"").await;
+    let mut lively = Flow::start(&site.system, site.gateway.address()).await;
+    let piece = "a piece that is long enough for a pipe\n".repeat(1000);
+    let cut = Cell::new(false);
+    let silent = async {
+        site.silent_one_is_cut().await;
+        cut.set(true);
+    };
+    let goes_on = async {
+        while !cut.get() {
+            lively.goes_on("a line\n").await;
+            lively.goes_on(&piece).await;
+        }
+    };
+    tokio::join!(silent, goes_on);
+    lively.ends().await;
+    assert_eq!(site.ended("stream_idle").await, 1.0);
+}
+
+/// Up to its first byte a stream has another deadline.
+#[tokio::test]
+async fn silence_counts_from_the_first_byte() {
+    let site = Site::start("stream_idle = \"50ms\"").await;
+    let mut late = Client::ask(site.gateway.address(), &site.build).await;
+    let mut stream = site.executor.accept().await;
+    site.silent_one_is_cut().await;
+    site.silent_one_is_cut().await;
+    stream.write(b"at last\n").await;
+    stream.finish().await;
+    assert_eq!(late.text().await, "at last\n");
+    assert_eq!(site.ended("stream_idle").await, 2.0);
+}
+
+/// However much it has to say; and what it has said arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_stream_is_cut() {
+    let site = Site::start("stream_total = \"3s\"").await;
+    let mut client = Client::ask(site.gateway.address(), &site.build).await;
+    let mut stream = site.executor.begin(&mut client).await;
+    let piece: Vec<u8> = (0..65_521u32).map(|index| (index % 251) as u8).collect();
+    let pours = async { while stream.try_write(&piece).await {} };
+    let reads = async {
+        let (mut read, mut buffer) = (0, vec![0; 65_521]);
+        loop {
+            match client.read(&mut buffer).await {
+                Ok(count) => {
+                    for byte in &buffer[..count] {
+                        assert_eq!(*byte, piece[read % piece.len()]);
+                        read += 1;
+                    }
+                }
+                Err(ending) => break ending,
+            }
+        }
+    };
+    let ((), ending) = tokio::join!(pours, reads);
+    assert_eq!(ending, Ending::Reset);
+    assert_eq!(site.ended("stream_total").await, 1.0);
+    // The next one has its own time.
+    let mut client = Client::ask(site.gateway.address(), &site.build).await;
+    site.executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+}

@@ -1,0 +1,299 @@
+//! What one address may take: connections, and a share of the TLS handshakes; and what all together
+//! may take of handshakes and look-ups.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use tokio::task::JoinSet;
+
+use crate::admin::metric;
+use crate::support::certificates::Identity;
+use crate::support::client::Client;
+use crate::support::executor::Executor;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+use crate::support::within;
+use crate::support::zookeeper::ZooKeeper;
+
+pub(crate) const TOO_MANY: &str =
+    "Internal streaming error: too many connections from this address\r\n";
+
+const TOO_MANY_LOOKUPS: &str = "Internal streaming error: too many requests at this moment\r\n";
+
+/// The first byte of every TLS client.
+const HANDSHAKE: &[u8] = &[0x16];
+
+pub(crate) async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
+    let series = format!("zuul_fingergw_connections_rejected_total{{reason=\"{reason}\"}}");
+    metric(gateway, &series).await
+}
+
+fn warnings(gateway: &Gateway, key: &str) -> usize {
+    gateway.log().iter().filter(|line| line.contains("WARN") && line.contains(key)).count()
+}
+
+/// A build with an executor that has its log.
+struct Build {
+    executor: Executor,
+    id: String,
+}
+
+impl Build {
+    async fn of(system: &System) -> Self {
+        let executor = Executor::start().await;
+        let id = system.put_build(None, Some(&executor.worker(None))).await;
+        Self { executor, id }
+    }
+
+    /// Sees that a client from `local` is served.
+    async fn reaches(&self, local: &str, gateway: SocketAddr) {
+        let mut client = Client::ask_from(local, gateway, &self.id).await;
+        self.executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n", "{local}");
+    }
+
+    /// Sees that a client from `local` is refused.
+    async fn is_refused_to(&self, local: &str, gateway: SocketAddr) {
+        let mut client = Client::ask_from(local, gateway, &self.id).await;
+        assert_eq!(client.text().await, TOO_MANY, "{local}");
+    }
+
+    /// Asks again until there is a place: nothing tells when it is free.
+    async fn reaches_at_last(&self, local: &str, gateway: SocketAddr) {
+        let asking = within("a free place", async {
+            while Client::ask_from(local, gateway, &self.id).await.text().await != "log\n" {}
+        });
+        tokio::join!(self.executor.serve(b"log\n"), asking);
+    }
+}
+
+/// IPv4 is IPv4, whichever listener it comes to.
+#[tokio::test]
+async fn one_address_too_often_and_the_others_not() {
+    let system = System::new().await;
+    let mut builder = Builder::new(&system).limits("connections_per_address = 2");
+    builder.admin = true;
+    let gateway = builder.listeners(&["", "address = \"[::]:0\""]).ready().await;
+    let (ipv4, port) = (gateway.addresses[0], gateway.addresses[1].port());
+    let mapped = SocketAddr::from(([127, 0, 0, 1], port));
+    let build = Build::of(&system).await;
+    let mut held = Vec::new();
+    for address in [ipv4, mapped] {
+        let mut client = Client::ask_from("127.0.0.2", address, &build.id).await;
+        let stream = build.executor.begin(&mut client).await;
+        held.push((client, stream));
+    }
+    for address in [ipv4, mapped, ipv4, mapped] {
+        build.is_refused_to("127.0.0.2", address).await;
+        build.reaches("127.0.0.1", address).await;
+        build.reaches("127.0.0.3", address).await;
+    }
+    build.reaches("::1", SocketAddr::new("::1".parse().expect("an address"), port)).await;
+    assert_eq!(rejected(&gateway, "address").await, 4.0);
+    assert_eq!(rejected(&gateway, "limit").await, 0.0);
+    assert_eq!(warnings(&gateway, "limits.connections_per_address"), 1);
+    assert_eq!(warnings(&gateway, "peer=127.0.0.2:"), 1, "it says who");
+
+    let (mut client, mut stream) = held.pop().expect("the second");
+    stream.write(b"still here\n").await;
+    client.expect(b"still here\n").await;
+    stream.finish().await;
+    assert_eq!(client.text().await, "");
+    drop(client);
+    build.reaches_at_last("127.0.0.2", ipv4).await;
+}
+
+#[tokio::test]
+async fn exempt_networks() {
+    let system = System::new().await;
+    let limits = "connections_per_address = 1\nexempt_networks = [\"127.0.0.4/30\", \"::1\"]";
+    let gateway = Builder::new(&system).limits(limits).listeners(&["address = \"[::]:0\""]);
+    let gateway = gateway.ready().await;
+    let build = Build::of(&system).await;
+    let ipv4 = SocketAddr::from(([127, 0, 0, 1], gateway.port()));
+    let ipv6 = SocketAddr::new("::1".parse().expect("an address"), gateway.port());
+    let mut held = Vec::new();
+    for (local, address) in [("127.0.0.4", ipv4), ("127.0.0.7", ipv4), ("::1", ipv6)] {
+        for _ in 0..3 {
+            let mut client = Client::ask_from(local, address, &build.id).await;
+            let stream = build.executor.begin(&mut client).await;
+            held.push((client, stream));
+        }
+    }
+    let mut client = Client::ask_from("127.0.0.8", ipv4, &build.id).await;
+    let _stream = build.executor.begin(&mut client).await;
+    build.is_refused_to("127.0.0.8", ipv4).await;
+}
+
+/// A gateway with a TLS listener, and its identity.
+async fn with_tls(system: &System, limits: &str) -> (Gateway, Identity) {
+    let identity = system.zookeeper.authority.identity("gateway");
+    let mut builder = Builder::new(system).tls(&identity).limits(limits);
+    builder.admin = true;
+    let listener = "tls = true\nclient_certificate = \"optional\"";
+    (builder.listeners(&[listener]).ready().await, identity)
+}
+
+/// Other gateways and zuul-web bring many people through one address.
+#[tokio::test]
+async fn who_shows_a_certificate_no_longer_counts() {
+    let system = System::new().await;
+    let (gateway, identity) = with_tls(&system, "connections_per_address = 1").await;
+    let build = Build::of(&system).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut client = Client::ask_tls(gateway.address(), &identity, &build.id).await;
+        let stream = build.executor.begin(&mut client).await;
+        held.push((client, stream));
+    }
+    // Without a certificate it counts to its end.
+    let anonymous = Client::try_connect_tls(gateway.address(), "localhost", &identity, None).await;
+    let mut anonymous = anonymous.expect("a TLS connection");
+    anonymous.send(format!("{}\n", build.id).as_bytes()).await;
+    let stream = build.executor.begin(&mut anonymous).await;
+    let one_more = async || {
+        let stream = Client::connect(gateway.address()).await;
+        let name = "localhost".try_into().expect("a host name");
+        crate::support::client::connector(&identity, Some(&identity))
+            .connect(name, stream.stream)
+            .await
+    };
+    assert!(one_more().await.is_err(), "closed before the handshake");
+    assert_eq!(rejected(&gateway, "address").await, 1.0);
+    drop((anonymous, stream));
+    within("a free place", async { while one_more().await.is_err() {} }).await;
+    for (client, stream) in &mut held {
+        stream.write(b"still here\n").await;
+        client.expect(b"still here\n").await;
+    }
+}
+
+/// Begins `count` handshakes from `local` and ends none; returns those that are not closed, once
+/// only `kept` are left.
+pub(crate) async fn begin_handshakes(
+    local: &'static str,
+    gateway: SocketAddr,
+    count: usize,
+    kept: usize,
+) -> JoinSet<()> {
+    let mut begun = JoinSet::new();
+    for _ in 0..count {
+        let mut client = Client::connect_from(local, gateway).await;
+        client.send(HANDSHAKE).await;
+        begun.spawn(async move {
+            // Not closed: no end, however long somebody waits.
+            let _ = tokio::io::AsyncReadExt::read_u8(&mut client.stream).await;
+        });
+    }
+    for _ in kept..count {
+        within("the others to be closed", begun.join_next()).await.expect("one").expect("closed");
+    }
+    begun
+}
+
+#[tokio::test]
+async fn handshakes_of_one_address_and_of_all() {
+    let system = System::new().await;
+    let limits = "handshakes = 4\nhandshake_timeout = \"10m\"";
+    let (gateway, identity) = with_tls(&system, limits).await;
+    let build = Build::of(&system).await;
+    let served = async || {
+        let mut client = Client::ask_tls(gateway.address(), &identity, &build.id).await;
+        build.executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n");
+    };
+    // Those that say nothing take no place.
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(Client::connect_from("127.0.0.9", gateway.address()).await);
+    }
+    served().await;
+    let half = begin_handshakes("127.0.0.2", gateway.address(), 6, 2).await;
+    assert_eq!(rejected(&gateway, "handshakes").await, 4.0);
+    served().await;
+    let mut rest = begin_handshakes("127.0.0.3", gateway.address(), 6, 2).await;
+    assert_eq!(rejected(&gateway, "handshakes").await, 8.0);
+    let none = begin_handshakes("127.0.0.1", gateway.address(), 1, 0).await;
+    assert_eq!(rejected(&gateway, "handshakes").await, 9.0);
+    assert_eq!(metric(&gateway, "zuul_fingergw_requests_total{result=\"rejected\"}").await, 9.0);
+    assert_eq!(warnings(&gateway, "limits.handshakes"), 1);
+    assert_eq!((half.len(), rest.len(), none.len()), (2, 2, 0));
+
+    rest.shutdown().await;
+    let comes_in = async || {
+        Client::try_connect_tls(gateway.address(), "localhost", &identity, Some(&identity))
+            .await
+            .is_ok()
+    };
+    within("a free place", async { while !comes_in().await {} }).await;
+    served().await;
+}
+
+/// Asks for builds with these numbers; returns those that wait, once only `kept` do and the others
+/// have been refused.
+pub(crate) async fn ask_while_it_hangs(
+    gateway: SocketAddr,
+    builds: Range<usize>,
+    kept: usize,
+) -> JoinSet<String> {
+    let mut asked = JoinSet::new();
+    for number in builds {
+        let mut client = Client::ask(gateway, &format!("{number:032x}")).await;
+        asked.spawn(async move { client.text().await });
+    }
+    while asked.len() > kept {
+        let answer = asked.join_next().await.expect("one more").expect("an answer");
+        assert_eq!(answer, TOO_MANY_LOOKUPS);
+    }
+    asked
+}
+
+/// ZooKeeper hangs: so many wait for it, and the others are told at once.
+#[tokio::test]
+async fn look_ups_of_all() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper.clone()).await;
+    let limits = "lookups = 3\nlookup_timeout = \"10m\"";
+    let builder = Builder::new(&system).zookeeper("session_timeout = \"60s\"").limits(limits);
+    let mut builder = builder;
+    builder.admin = true;
+    let gateway = builder.ready().await;
+    zookeeper.pause().await;
+    let asked = ask_while_it_hangs(gateway.address(), 0..10, 3).await;
+    assert_eq!(rejected(&gateway, "lookups").await, 7.0);
+    assert_eq!(metric(&gateway, "zuul_fingergw_requests_total{result=\"rejected\"}").await, 7.0);
+    assert_eq!(warnings(&gateway, "limits.lookups"), 1);
+    zookeeper.resume().await;
+    for answer in asked.join_all().await {
+        assert_eq!(answer, "Build not found\r\n");
+    }
+    let mut client = Client::ask(gateway.address(), "abc").await;
+    assert_eq!(client.text().await, "Build not found\r\n", "the places are back");
+}
+
+/// As many as come at one moment, each with a build of its own, however long ZooKeeper takes.
+#[tokio::test]
+async fn a_crowd_waits_and_none_is_refused() {
+    const CROWD: u32 = 2000;
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper.clone()).await;
+    let limits = "lookup_timeout = \"10m\"";
+    let mut builder = Builder::new(&system).zookeeper("session_timeout = \"60s\"").limits(limits);
+    builder.admin = true;
+    let gateway = builder.ready().await;
+    zookeeper.pause().await;
+    let mut clients = Vec::new();
+    for number in 0..CROWD {
+        let local = if number % 2 == 0 { "127.0.0.2" } else { "127.0.0.3" };
+        let build = format!("{number:032x}");
+        clients.push(Client::ask_from(local, gateway.address(), &build).await);
+    }
+    let open = "zuul_fingergw_connections_active{listener=\"plain\"}";
+    let all = async { while metric(&gateway, open).await < f64::from(CROWD) {} };
+    within("all of them", all).await;
+    zookeeper.resume().await;
+    for client in &mut clients {
+        assert_eq!(client.text().await, "Build not found\r\n");
+    }
+    assert_eq!(rejected(&gateway, "lookups").await, 0.0);
+}
