@@ -22,6 +22,7 @@ use super::connection::Connection;
 use super::finger::{Fault, Reply};
 use super::{Context, session};
 use crate::admin::metrics::Rejection;
+use crate::tls::Acceptor;
 
 /// Connections the kernel keeps for us between two looks; it cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -129,11 +130,14 @@ impl Listener {
         let (rejection, fault) = match places(peer, &cx) {
             Ok((place, of_address)) => {
                 let open = cx.metrics.connection(acceptor.is_some());
-                self.spawn(place, async move {
-                    let _open = open;
-                    let session = session::run(stream, peer, of_address, acceptor.as_ref(), &cx);
-                    cx.metrics.ended(&session.await);
-                });
+                self.sessions.spawn(admitted(
+                    stream,
+                    peer,
+                    acceptor,
+                    cx,
+                    of_address,
+                    (place, open),
+                ));
                 return;
             }
             Err(refused) => refused,
@@ -143,19 +147,26 @@ impl Listener {
         if acceptor.is_none()
             && let Some(permit) = cx.bounds.refusal()
         {
-            self.spawn(permit, async move {
+            self.sessions.spawn(async move {
+                let _permit = permit;
                 session::refuse(Connection::Plain(stream), Reply::Error(fault), &cx).await;
             });
         }
     }
+}
 
-    /// Runs `work` with `place`, which is free again when it is done, whatever happens.
-    fn spawn(&self, place: impl Send + 'static, work: impl Future<Output = ()> + Send + 'static) {
-        self.sessions.spawn(async move {
-            let _place = place;
-            work.await;
-        });
-    }
+/// A session's task. Makes the session's future where it is waited for: one that were handed on would
+/// lie in the task twice, as what was given and as what is waited for.
+async fn admitted<Held>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: Option<Acceptor>,
+    cx: Arc<Context>,
+    of_address: AddressPlace,
+    _held: Held,
+) {
+    let outcome = session::run(stream, peer, of_address, acceptor.as_ref(), &cx).await;
+    cx.metrics.ended(&outcome);
 }
 
 /// The places of a connection from `peer`: in total and of its address.
@@ -189,4 +200,20 @@ fn is_the_peers(error: &io::Error) -> bool {
                 | Errno::TIMEDOUT
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What bounds the number of quiet streams is what each of their tasks holds.
+    #[test]
+    fn a_sessions_task_is_small() {
+        fn size<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E, Held) -> F) -> usize {
+            size_of::<F>()
+        }
+        type Held = [u64; 2];
+        let bytes = size(admitted::<Held>);
+        assert!(bytes <= 2304, "{bytes} bytes: is a future handed on, and lies in it twice?");
+    }
 }
