@@ -56,6 +56,14 @@ pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
     value.unwrap_or_else(|| panic!("no {series} in\n{body}")).parse().expect("a number")
 }
 
+/// Waits until so many connections have ended as `result`, which are all: an end is counted a moment
+/// after the client has seen it.
+pub(crate) async fn ended(gateway: &Gateway, result: &str, count: usize) {
+    let series = format!("zuul_fingergw_requests_total{{result=\"{result}\"}}");
+    within("the count", async { while (metric(gateway, &series).await as usize) < count {} }).await;
+    assert_eq!(metric(gateway, &series).await as usize, count, "{result}");
+}
+
 #[tokio::test]
 async fn upstreams_paths_codes_and_bodies() {
     let system = System::new().await;

@@ -2,11 +2,13 @@
 //! always stands for everybody else.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
-use crate::admin::metric;
+use crate::admin::{ended, metric};
 use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, Stream};
@@ -18,8 +20,15 @@ use crate::support::within;
 /// As many as one address may have.
 const MANY: usize = 1000;
 
-/// More than a gateway's and a narrow client's buffers hold together.
-const TOO_MUCH: usize = 256 * 1024;
+/// A log that the kernel holds for a client that does not read it.
+const MUCH: usize = 256 * 1024;
+
+/// One that all buffers on the way do not hold together: the loopback interface has large ones, so
+/// that there are few such clients.
+const TOO_MUCH: usize = 8 * 1024 * 1024;
+
+/// More than there are pipes for (`src/gateway/pipe.rs`).
+const FEW: usize = 50;
 
 /// A gateway with the limits that everybody has, but for deadlines that would end the siege.
 struct Besieged {
@@ -32,15 +41,21 @@ struct Besieged {
 }
 
 impl Besieged {
+    /// With deadlines that nothing here reaches.
     async fn new() -> Self {
+        Self::with_deadlines("1h").await
+    }
+
+    async fn with_deadlines(time: &str) -> Self {
         // Both ends of all connections are in this process.
         let files = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).expect("files");
         let system = System::new().await;
         let identity = system.zookeeper.authority.identity("gateway");
-        let deadlines =
-            "handshake_timeout = \"1h\"\nrequest_timeout = \"1h\"\nwrite_timeout = \"1h\"";
-        let mut builder = Builder::new(&system).tls(&identity).limits(deadlines);
+        let deadlines = format!(
+            "handshake_timeout = \"{time}\"\nrequest_timeout = \"{time}\"\nwrite_timeout = \"{time}\""
+        );
+        let mut builder = Builder::new(&system).tls(&identity).limits(&deadlines);
         builder.admin = true;
         let gateway = builder.listeners(&["", "tls = true"]).ready().await;
         let plain = Flow::start(&system, gateway.addresses[0]).await;
@@ -146,35 +161,40 @@ async fn slow_lorises() {
     besieged.ends(sockets).await;
 }
 
-/// They ask for logs, which pour, and never read a byte.
-#[tokio::test]
-async fn clients_that_never_read() {
-    let mut besieged = Besieged::new().await;
-    let sockets = besieged.gateway.sockets();
+/// Clients that have asked for a log and never read, and the executor's ends, which pour it.
+async fn never_read(
+    besieged: &Besieged,
+    count: usize,
+    length: usize,
+) -> (Vec<Client<TcpStream>>, JoinSet<Stream<TcpStream>>) {
     let executor = Executor::start().await;
     let build = besieged.system.put_build(None, Some(&executor.worker(None))).await;
-    let log = vec![b'x'; TOO_MUCH];
-    let mut clients: Vec<Client<TcpStream>> = Vec::new();
-    let mut streams: Vec<Stream<TcpStream>> = Vec::new();
-    for _ in 0..MANY {
+    let log: Arc<[u8]> = vec![b'x'; length].into();
+    let (mut clients, mut pouring) = (Vec::new(), JoinSet::new());
+    for _ in 0..count {
         let mut client = Client::connect_narrow_from("127.0.0.2", besieged.plain()).await;
         client.send(format!("{build}\n").as_bytes()).await;
         clients.push(client);
-        streams.push(executor.accept().await);
-    }
-    let mut pouring = tokio::task::JoinSet::new();
-    for mut stream in streams {
-        let log = log.clone();
+        let (mut stream, log) = (executor.accept().await, Arc::clone(&log));
         pouring.spawn(async move {
             stream.try_write(&log).await;
             stream
         });
     }
+    (clients, pouring)
+}
+
+/// They ask for logs, which pour, and never read a byte.
+#[tokio::test]
+async fn clients_that_never_read() {
+    let mut besieged = Besieged::new().await;
+    let sockets = besieged.gateway.sockets();
+    let (clients, pouring) = never_read(&besieged, MANY - FEW, MUCH).await;
+    let (stalled, stalling) = never_read(&besieged, FEW, TOO_MUCH).await;
     besieged.serves().await;
     besieged.until_open(MANY, 0).await;
     besieged.serves().await;
-    drop(clients);
-    drop(pouring);
+    drop((clients, pouring, stalled, stalling));
     besieged.ends(sockets).await;
 }
 
@@ -194,5 +214,36 @@ async fn they_connect_and_leave() {
     }
     let probes = "zuul_fingergw_requests_total{result=\"probe\"}";
     assert!(metric(&besieged.gateway, probes).await > 0.0);
+    besieged.ends(sockets).await;
+}
+
+/// All kinds together, none of which leaves: they are shown out one by one, and who is served does
+/// not notice.
+#[tokio::test]
+async fn deadlines_end_every_siege() {
+    let mut besieged = Besieged::with_deadlines("3s").await;
+    let sockets = besieged.gateway.sockets();
+    let (never_read, _pouring) = never_read(&besieged, FEW, TOO_MUCH).await;
+    let silent = connect_many("127.0.0.3", besieged.plain(), MANY).await;
+    let silent_tls = connect_many("127.0.0.4", besieged.secure(), MANY).await;
+    let mut loris = connect_many("127.0.0.5", besieged.plain(), MANY).await;
+    let mut loris_tls = connect_many("127.0.0.6", besieged.secure(), MANY).await;
+    for client in &mut loris {
+        client.send(b"a").await;
+    }
+    for client in &mut loris_tls {
+        client.send(&[0x16]).await;
+    }
+    within("them to be shown out", async {
+        while besieged.gateway.sockets() > sockets {
+            besieged.plain.goes_on("a line\n").await;
+            besieged.tls.goes_on("a line\n").await;
+        }
+    })
+    .await;
+    ended(&besieged.gateway, "client_stalled", FEW).await;
+    ended(&besieged.gateway, "timeout", 2 * MANY).await;
+    ended(&besieged.gateway, "tls", 2 * MANY).await;
+    drop((never_read, silent, silent_tls, loris, loris_tls));
     besieged.ends(sockets).await;
 }

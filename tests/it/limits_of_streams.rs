@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::admin::metric;
+use crate::admin::ended;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
 use crate::support::flow::Flow;
@@ -25,11 +25,6 @@ impl Site {
         let executor = Executor::start().await;
         let build = system.put_build(None, Some(&executor.worker(None))).await;
         Self { system, gateway, executor, build }
-    }
-
-    async fn ended(&self, result: &str) -> f64 {
-        let series = format!("zuul_fingergw_requests_total{{result=\"{result}\"}}");
-        metric(&self.gateway, &series).await
     }
 
     /// Sees a stream cut that is silent behind its first line.
@@ -61,7 +56,7 @@ async fn a_silent_stream_is_cut_and_a_lively_one_is_not() {
     };
     tokio::join!(silent, goes_on);
     lively.ends().await;
-    assert_eq!(site.ended("stream_idle").await, 1.0);
+    ended(&site.gateway, "stream_idle", 1).await;
 }
 
 /// Up to its first byte a stream has another deadline.
@@ -75,7 +70,7 @@ async fn silence_counts_from_the_first_byte() {
     stream.write(b"at last\n").await;
     stream.finish().await;
     assert_eq!(late.text().await, "at last\n");
-    assert_eq!(site.ended("stream_idle").await, 2.0);
+    ended(&site.gateway, "stream_idle", 2).await;
 }
 
 /// However much it has to say; and what it has said arrives.
@@ -102,7 +97,7 @@ async fn an_old_stream_is_cut() {
     };
     let ((), ending) = tokio::join!(pours, reads);
     assert_eq!(ending, Ending::Reset);
-    assert_eq!(site.ended("stream_total").await, 1.0);
+    ended(&site.gateway, "stream_total", 1).await;
     // The next one has its own time.
     let mut client = Client::ask(site.gateway.address(), &site.build).await;
     site.executor.serve(b"log\n").await;

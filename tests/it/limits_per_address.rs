@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use tokio::task::JoinSet;
 
-use crate::admin::metric;
+use crate::admin::{ended, metric};
 use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
@@ -215,7 +215,7 @@ async fn handshakes_of_one_address_and_of_all() {
     assert_eq!(rejected(&gateway, "handshakes").await, 8.0);
     let none = begin_handshakes("127.0.0.1", gateway.address(), 1, 0).await;
     assert_eq!(rejected(&gateway, "handshakes").await, 9.0);
-    assert_eq!(metric(&gateway, "zuul_fingergw_requests_total{result=\"rejected\"}").await, 9.0);
+    ended(&gateway, "rejected", 9).await;
     assert_eq!(warnings(&gateway, "limits.handshakes"), 1);
     assert_eq!((half.len(), rest.len(), none.len()), (2, 2, 0));
 
@@ -261,7 +261,7 @@ async fn look_ups_of_all() {
     zookeeper.pause().await;
     let asked = ask_while_it_hangs(gateway.address(), 0..10, 3).await;
     assert_eq!(rejected(&gateway, "lookups").await, 7.0);
-    assert_eq!(metric(&gateway, "zuul_fingergw_requests_total{result=\"rejected\"}").await, 7.0);
+    ended(&gateway, "rejected", 7).await;
     assert_eq!(warnings(&gateway, "limits.lookups"), 1);
     zookeeper.resume().await;
     for answer in asked.join_all().await {

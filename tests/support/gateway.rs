@@ -375,7 +375,8 @@ impl Gateway {
         let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("its descriptors");
         let is_socket = |file: &fs::DirEntry| {
             // One that is closed meanwhile has no name any more.
-            fs::read_link(file.path()).is_ok_and(|name| name.starts_with("socket:"))
+            let name = fs::read_link(file.path());
+            name.is_ok_and(|name| name.as_os_str().as_encoded_bytes().starts_with(b"socket:"))
         };
         descriptors.flatten().filter(is_socket).count()
     }
