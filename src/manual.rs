@@ -303,7 +303,7 @@ mod tests {
         for reply in replies {
             // A new one does not compile here before it is in the list above.
             match reply {
-                Reply::NotFound | Reply::NotStarted => {}
+                Reply::NotFound | Reply::NotStarted | Reply::Denied => {}
                 Reply::Error(fault) => match fault {
                     Fault::TooLong
                     | Fault::NoRequest

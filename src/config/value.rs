@@ -1,9 +1,11 @@
 //! Single values, the same in both kinds of file: each parser says what it allows.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
+use ipnet::IpNet;
+use rustls::pki_types::{DnsName, ServerName};
 
 use super::Hosts;
 
@@ -63,6 +65,59 @@ pub(super) fn address(text: &str) -> Read<(String, u16)> {
     split_address(text)
         .and_then(|(host, port)| Some((hostname(host).ok()?, port?.parse().ok()?)))
         .ok_or_else(|| "must be ADDRESS:PORT, such as \"[::]:79\" or \"192.0.2.1:7979\"".to_owned())
+}
+
+/// Networks, `ADDRESS/BITS` each, or a single address.
+pub(super) fn networks(texts: &[&str]) -> Read<Vec<IpNet>> {
+    let network = |text: &&str| {
+        let network = text.parse().or_else(|_| text.parse().map(|address: IpAddr| address.into()));
+        let network: IpNet = network.map_err(|_| {
+            format!(
+                "{text:?} is no network, which is written as \"192.0.2.0/24\" or \"2001:db8::/32\""
+            )
+        })?;
+        if network.trunc() != network {
+            return Err(format!(
+                "{text:?} has bits behind its prefix; \"{}\" is meant",
+                network.trunc()
+            ));
+        }
+        match network {
+            IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some() => {
+                Err(format!("{text:?} is IPv4 in IPv6's clothes; write it as IPv4"))
+            }
+            network => Ok(network),
+        }
+    };
+    texts.iter().map(network).collect()
+}
+
+/// Names of tenants, as Zuul writes them.
+pub(super) fn tenants(texts: &[&str]) -> Read<Vec<String>> {
+    let tenant = |text: &&str| match text.is_empty() || text.chars().any(char::is_control) {
+        true => Err(format!("{text:?} is no tenant's name")),
+        false => Ok((*text).to_owned()),
+    };
+    texts.iter().map(tenant).collect()
+}
+
+/// Names in certificates; `*.` may stand for one label in front of a domain.
+pub(super) fn clients(texts: &[&str]) -> Read<Vec<String>> {
+    let client = |text: &&str| {
+        let rest = text.strip_prefix("*.");
+        let good = match rest {
+            Some(domain) => domain.contains('.') && DnsName::try_from(domain).is_ok(),
+            None => !text.is_empty() && !text.contains('*') && !text.chars().any(char::is_control),
+        };
+        match good {
+            true => Ok((*text).to_owned()),
+            false => Err(format!(
+                "{text:?} is no name as in a certificate, such as \"gw.example.org\" or \
+                 \"*.example.org\""
+            )),
+        }
+    };
+    texts.iter().map(client).collect()
 }
 
 /// ZooKeeper's connect string: `HOST[:PORT],...[/CHROOT]`.
@@ -144,6 +199,39 @@ mod tests {
         assert_eq!(hosts("zk1/"), Ok("zk1:2181".into()));
         for text in ["", ",", "zk1:", "zk1:0", "zk1:x", "zk1,", "z k:1", "zk1//a", "zk1:1/a,zk2"] {
             assert!(hosts(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_of_networks() {
+        let networks = |text: &str| {
+            let texts: Vec<_> = text.split(' ').collect();
+            networks(&texts).map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            networks("10.0.0.0/8 0.0.0.0/0 192.0.2.1 2001:db8::/32 ::1"),
+            Ok(["10.0.0.0/8", "0.0.0.0/0", "192.0.2.1/32", "2001:db8::/32", "::1/128"]
+                .map(str::to_owned)
+                .to_vec())
+        );
+        for text in ["", "10.0.0.0/33", "10.0.0/8", "example.org", "10.0.0.0/ 8", "2001:db8::/129"]
+        {
+            assert!(networks(text).unwrap_err().contains("is no network"), "{text}");
+        }
+        let meant = networks("10.0.0.1/8").unwrap_err();
+        assert!(meant.contains("\"10.0.0.0/8\" is meant"), "{meant}");
+        assert!(networks("::ffff:10.0.0.0/104").unwrap_err().contains("as IPv4"));
+    }
+
+    #[test]
+    fn lists_of_tenants_and_clients() {
+        assert_eq!(tenants(&["a", "b c"]), Ok(vec!["a".to_owned(), "b c".to_owned()]));
+        assert!(tenants(&["a", ""]).is_err() && tenants(&["a\n"]).is_err());
+        for good in ["gw.example.org", "*.example.org", "zuul-web", "Zuul Web"] {
+            assert_eq!(clients(&[good]), Ok(vec![good.to_owned()]));
+        }
+        for bad in ["", "*", "*.", "*.org", "*.*.org", "gw*.example.org", "*.a b.org", "a\n"] {
+            assert!(clients(&[bad]).is_err(), "{bad:?}");
         }
     }
 

@@ -160,12 +160,12 @@ impl Listener {
     /// no part of the socket, which is to close with the loop, however long streams run.
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         let cx = Arc::clone(&self.cx.borrow());
-        let acceptor = cx.acceptors.get(self.index).cloned().flatten();
+        let (index, tls) = (self.index, cx.acceptors[self.index].is_some());
         if let Some(place) = self.bounds.place(cx.limits.connections) {
-            let open = cx.metrics.connection(acceptor.is_some());
+            let open = cx.metrics.connection(tls);
             self.spawn(place, async move {
                 let _open = open;
-                let outcome = session::run(stream, peer, acceptor.as_ref(), &cx).await;
+                let outcome = session::run(stream, peer, index, &cx).await;
                 cx.metrics.ended(&outcome);
             });
             return;
@@ -174,7 +174,7 @@ impl Listener {
         cx.metrics.rejected(Rejection::Limit);
         // A refusal on TLS would need a handshake first: the costly part of what is too much.
         let refusal = Arc::clone(&self.bounds.refusals).try_acquire_owned();
-        if let (Ok(permit), None) = (refusal, acceptor) {
+        if let (Ok(permit), false) = (refusal, tls) {
             self.spawn(permit, async move {
                 let reply = Reply::Error(Fault::TooManyConnections);
                 session::refuse(Connection::Plain(stream), reply, &cx).await;

@@ -10,6 +10,8 @@ pub(crate) enum Outcome {
     Streamed(End),
     /// One line of ours stood for it.
     Refused(Reply),
+    /// A balancer whose word counts did not say for whom it came.
+    NoHeader,
     /// The TLS handshake failed, or took too long.
     NoHandshake,
     /// The peer left before it had asked: health checkers, port scans.
@@ -18,7 +20,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Every label there is.
-    pub(crate) const LABELS: [&str; 17] = [
+    pub(crate) const LABELS: [&str; 19] = [
         "ok",
         "upstream_cut",
         "client_left",
@@ -26,6 +28,7 @@ impl Outcome {
         "stopped",
         "not_found",
         "not_started",
+        "denied",
         "bad_request",
         "timeout",
         "rejected",
@@ -34,6 +37,7 @@ impl Outcome {
         "upstream_unreachable",
         "upstream_silent",
         "zone_unreachable",
+        "proxy_header",
         "tls",
         "probe",
     ];
@@ -48,6 +52,7 @@ impl Outcome {
             Self::Streamed(End::Stopped) => "stopped",
             Self::Refused(Reply::NotFound) => "not_found",
             Self::Refused(Reply::NotStarted) => "not_started",
+            Self::Refused(Reply::Denied) => "denied",
             Self::Refused(Reply::Error(fault)) => match fault {
                 Fault::TooLong => "bad_request",
                 Fault::NoRequest => "timeout",
@@ -59,6 +64,7 @@ impl Outcome {
                 Fault::ExecutorSilent => "upstream_silent",
             },
             Self::Streamed(End::UpstreamSilent) => "upstream_silent",
+            Self::NoHeader => "proxy_header",
             Self::NoHandshake => "tls",
             Self::Probe => "probe",
         }

@@ -9,24 +9,36 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::Context;
+use super::access::{self, Access};
 use super::connection::Connection;
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::outcome::Outcome;
+use super::proxy_protocol::{NoHeader, read_header};
 use super::read_ahead::ReadAhead;
 use super::relay::{self, End, Relayed};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
 use crate::admin::metrics::{Route, Side};
+use crate::config::Limits;
 use crate::registry::build::BuildId;
 use crate::tls::{Acceptor, Failure};
 
-/// Serves one accepted connection to its end. Every wait on the peer has a deadline.
+/// Serves one connection that the listener with this `index` has accepted, to its end. Every wait on
+/// the peer has a deadline.
 pub(crate) async fn run(
-    stream: TcpStream,
-    peer: SocketAddr,
-    acceptor: Option<&Acceptor>,
+    mut stream: TcpStream,
+    mut peer: SocketAddr,
+    index: usize,
     cx: &Context,
 ) -> Outcome {
+    let (listener, acceptor) = (&cx.listeners[index], cx.acceptors[index].as_ref());
+    if access::contain(&listener.proxy_protocol, peer.ip()) {
+        match Box::pin(introduction(&mut stream, peer, acceptor, cx)).await {
+            Ok(client) => peer = client,
+            Err(outcome) => return outcome,
+        }
+    }
+    // From here on `peer` is the client, whoever has connected for it.
     let mut client = match acceptor {
         None => Connection::Plain(stream),
         // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
@@ -40,10 +52,16 @@ pub(crate) async fn run(
     };
     let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
     let (reply, reason) = match query {
-        Ok(Ok(build)) => match resolve(&build, cx).await {
-            Ok(hops) => return stream_from(&hops, client, peer, &build, cx).await,
-            Err((reply, reason)) => (reply, format!("{build}: {reason}")),
-        },
+        Ok(Ok(build)) => {
+            let names = || names(&client, acceptor);
+            let access = Access::new(&listener.allow, peer.ip(), names);
+            let resolved = resolve(&build, access.as_ref(), cx).await;
+            drop(access);
+            match resolved {
+                Ok(hops) => return stream_from(&hops, client, peer, &build, cx).await,
+                Err((reply, reason)) => (reply, format!("{build}: {reason}")),
+            }
+        }
         Ok(Err(QueryError::NotABuild(text))) => (Reply::NotFound, format!("no build id: {text}")),
         Ok(Err(QueryError::TooLong)) => (Reply::Error(Fault::TooLong), "too long".to_owned()),
         Ok(Err(QueryError::Closed)) => {
@@ -59,6 +77,45 @@ pub(crate) async fn run(
     debug!(%peer, %reason, "request refused");
     refuse(client, reply, cx).await;
     Outcome::Refused(reply)
+}
+
+/// Has a balancer at `peer` say for whom it comes: the client's address, or its own if that is
+/// nobody.
+async fn introduction(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    acceptor: Option<&Acceptor>,
+    cx: &Context,
+) -> Result<SocketAddr, Outcome> {
+    let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
+    let patience = if acceptor.is_some() { handshake_timeout } else { request_timeout };
+    match timeout(patience, read_header(stream)).await {
+        Ok(Ok(client)) => {
+            let client = client.unwrap_or(peer);
+            debug!(proxy = %peer, peer = %client, "PROXY header");
+            Ok(client)
+        }
+        Ok(Err(NoHeader::Closed)) => {
+            debug!(%peer, "closed without a PROXY header");
+            Err(Outcome::Probe)
+        }
+        Ok(Err(error)) => {
+            debug!(%peer, %error, "no connection");
+            Err(Outcome::NoHeader)
+        }
+        Err(_) => {
+            debug!(%peer, error = "no PROXY header in time", "no connection");
+            Err(Outcome::NoHeader)
+        }
+    }
+}
+
+/// The names in the certificate that a TLS client has shown.
+fn names(client: &Connection, acceptor: Option<&Acceptor>) -> Vec<String> {
+    match (client.peer_certificates(), acceptor) {
+        (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
+        _ => Vec::new(),
+    }
 }
 
 /// Shakes hands with a TLS client.
@@ -87,9 +144,13 @@ async fn shake_hands(
     Err(error)
 }
 
-async fn resolve(build: &BuildId, cx: &Context) -> Result<Vec<Upstream>, (Reply, String)> {
+async fn resolve(
+    build: &BuildId,
+    access: Option<&Access<'_>>,
+    cx: &Context,
+) -> Result<Vec<Upstream>, (Reply, String)> {
     let began = Instant::now();
-    let resolved = timeout(cx.limits.lookup_timeout, cx.resolver.resolve(build)).await;
+    let resolved = timeout(cx.limits.lookup_timeout, cx.resolver.resolve(build, access)).await;
     let resolved = resolved.unwrap_or_else(|_| {
         Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
     });
