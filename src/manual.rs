@@ -131,6 +131,7 @@ fn of_example(example: &str) -> Vec<(&'static str, String)> {
         }
         let setting = line.strip_prefix('#').unwrap_or(line);
         if setting.starts_with('[') {
+            let setting = setting.trim_end_matches("  # example");
             let _ = write!(text, "{}.Ss {setting}\n{}", end(&mut open), prose(&told.join(" ")));
             root = false;
         } else if let Some((key, value)) = setting.split_once(" = ") {

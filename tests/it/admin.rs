@@ -56,6 +56,18 @@ pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
     value.unwrap_or_else(|| panic!("no {series} in\n{body}")).parse().expect("a number")
 }
 
+/// Waits until a series has this value. A connection is counted when it is over, which is a little
+/// after its client has seen its end and told to nobody: this asks again.
+pub(crate) async fn until_metric(gateway: &Gateway, series: &str, value: f64) {
+    within(&format!("{series} {value}"), async {
+        while metric(gateway, series).await < value {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(metric(gateway, series).await, value, "{series}");
+}
+
 #[tokio::test]
 async fn upstreams_paths_codes_and_bodies() {
     let system = System::new().await;

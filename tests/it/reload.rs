@@ -30,13 +30,13 @@ const SUCCESSFUL: &str = "zuul_fingergw_config_last_reload_successful";
 const SUCCESS_TIME: &str = "zuul_fingergw_config_last_reload_success_timestamp_seconds";
 
 /// A gateway that can be commanded, and the file it was started with.
-struct Reloadable {
-    gateway: Gateway,
-    config: PathBuf,
+pub(crate) struct Reloadable {
+    pub(crate) gateway: Gateway,
+    pub(crate) config: PathBuf,
 }
 
 impl Reloadable {
-    async fn start(builder: Builder) -> Self {
+    pub(crate) async fn start(builder: Builder) -> Self {
         let mut builder = builder.control();
         builder.admin = true;
         let config = builder.write();
@@ -48,14 +48,14 @@ impl Reloadable {
     }
 
     /// Changes the configuration's text, and nothing else.
-    fn edit(&self, from: &str, to: &str) {
+    pub(crate) fn edit(&self, from: &str, to: &str) {
         let text = fs::read_to_string(&self.config).expect("the configuration");
         assert_eq!(text.matches(from).count(), 1, "{from} in {text}");
         replace(&self.config, &text.replace(from, to));
     }
 
     /// Has it reload, which is to be done. Returns what it says of it, line by line.
-    async fn reloads(&self) -> Vec<String> {
+    pub(crate) async fn reloads(&self) -> Vec<String> {
         let Outcome { code, stdout, stderr } = program(&["reload"], &self.config).await;
         assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
         let mut lines: Vec<_> = stdout.lines().map(str::to_owned).collect();
