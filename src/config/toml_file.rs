@@ -446,6 +446,21 @@ mod tests {
         }
     }
 
+    /// What the documentation shows can be used.
+    #[test]
+    fn the_examples_of_the_security_page() {
+        let page = include_str!("../../docs/security.md");
+        let examples =
+            page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+        let mut rules = 0;
+        for example in examples {
+            let config = read("f.toml", &format!("{example}{FILES}{LEAST}")).unwrap();
+            assert_eq!(config.warnings(), [""; 0]);
+            rules += config.listeners.iter().map(|listener| listener.allow.len()).sum::<usize>();
+        }
+        assert_eq!(rules, 5);
+    }
+
     #[test]
     fn likely_mistakes() {
         let warnings = |listeners: &str| {

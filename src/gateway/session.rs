@@ -31,15 +31,14 @@ pub(crate) async fn run(
     index: usize,
     cx: &Context,
 ) -> Outcome {
-    let (listener, acceptor) = (&cx.listeners[index], cx.acceptors[index].as_ref());
-    if access::contain(&listener.proxy_protocol, peer.ip()) {
-        match Box::pin(introduction(&mut stream, peer, acceptor, cx)).await {
+    if access::contain(&cx.listeners[index].proxy_protocol, peer.ip()) {
+        match Box::pin(introduction(&mut stream, peer, index, cx)).await {
             Ok(client) => peer = client,
             Err(outcome) => return outcome,
         }
     }
     // From here on `peer` is the client, whoever has connected for it.
-    let mut client = match acceptor {
+    let mut client = match &cx.acceptors[index] {
         None => Connection::Plain(stream),
         // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
         Some(acceptor) => match Box::pin(shake_hands(stream, peer, acceptor, cx)).await {
@@ -52,16 +51,10 @@ pub(crate) async fn run(
     };
     let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
     let (reply, reason) = match query {
-        Ok(Ok(build)) => {
-            let names = || names(&client, acceptor);
-            let access = Access::new(&listener.allow, peer.ip(), names);
-            let resolved = resolve(&build, access.as_ref(), cx).await;
-            drop(access);
-            match resolved {
-                Ok(hops) => return stream_from(&hops, client, peer, &build, cx).await,
-                Err((reply, reason)) => (reply, format!("{build}: {reason}")),
-            }
-        }
+        Ok(Ok(build)) => match resolve(&build, access(&client, peer, index, cx), cx).await {
+            Ok(hops) => return stream_from(&hops, client, peer, &build, cx).await,
+            Err((reply, reason)) => (reply, format!("{build}: {reason}")),
+        },
         Ok(Err(QueryError::NotABuild(text))) => (Reply::NotFound, format!("no build id: {text}")),
         Ok(Err(QueryError::TooLong)) => (Reply::Error(Fault::TooLong), "too long".to_owned()),
         Ok(Err(QueryError::Closed)) => {
@@ -84,11 +77,11 @@ pub(crate) async fn run(
 async fn introduction(
     stream: &mut TcpStream,
     peer: SocketAddr,
-    acceptor: Option<&Acceptor>,
+    index: usize,
     cx: &Context,
 ) -> Result<SocketAddr, Outcome> {
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
-    let patience = if acceptor.is_some() { handshake_timeout } else { request_timeout };
+    let patience = if cx.acceptors[index].is_some() { handshake_timeout } else { request_timeout };
     match timeout(patience, read_header(stream)).await {
         Ok(Ok(client)) => {
             let client = client.unwrap_or(peer);
@@ -110,12 +103,18 @@ async fn introduction(
     }
 }
 
-/// The names in the certificate that a TLS client has shown.
-fn names(client: &Connection, acceptor: Option<&Acceptor>) -> Vec<String> {
-    match (client.peer_certificates(), acceptor) {
+/// What the rules of the listener with this `index` give to `client`, if it has any.
+fn access<'c>(
+    client: &Connection,
+    peer: SocketAddr,
+    index: usize,
+    cx: &'c Context,
+) -> Option<Access<'c>> {
+    let names = || match (client.peer_certificates(), &cx.acceptors[index]) {
         (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
         _ => Vec::new(),
-    }
+    };
+    Access::new(&cx.listeners[index].allow, peer.ip(), names)
 }
 
 /// Shakes hands with a TLS client.
@@ -146,11 +145,12 @@ async fn shake_hands(
 
 async fn resolve(
     build: &BuildId,
-    access: Option<&Access<'_>>,
+    access: Option<Access<'_>>,
     cx: &Context,
 ) -> Result<Vec<Upstream>, (Reply, String)> {
     let began = Instant::now();
-    let resolved = timeout(cx.limits.lookup_timeout, cx.resolver.resolve(build, access)).await;
+    let resolved = cx.resolver.resolve(build, access.as_ref());
+    let resolved = timeout(cx.limits.lookup_timeout, resolved).await;
     let resolved = resolved.unwrap_or_else(|_| {
         Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
     });

@@ -81,13 +81,10 @@ async fn plain_and_tls_in_both_versions() {
     for send in ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options crc32c,unique-id"] {
         let plain = Haproxy::start(gateway.addresses[0], send).await;
         let mut client = Client::connect_from(CLIENT, plain.address).await;
-        let own = client.stream.local_addr().expect("an address");
+        let from_plain = client.stream.local_addr().expect("an address");
         client.send(format!("{build}\r\n").as_bytes()).await;
         executor.serve(b"log\n").await;
         assert_eq!(client.text().await, "log\n", "{send}");
-        let ended =
-            |line: &str| line.contains("stream ended") && line.contains(&format!("peer={own} "));
-        gateway.logged("the stream", ended).await;
         // Somebody else behind it.
         let mut other = Client::connect(plain.address).await;
         other.send(format!("{build}\r\n").as_bytes()).await;
@@ -95,13 +92,15 @@ async fn plain_and_tls_in_both_versions() {
 
         let tls = Haproxy::start(gateway.addresses[1], send).await;
         let client = Client::connect_from(CLIENT, tls.address).await;
-        let own = client.stream.local_addr().expect("an address");
+        let from_tls = client.stream.local_addr().expect("an address");
         let mut client = Client::shake(client, &identity).await;
         client.send(format!("{build}\r\n").as_bytes()).await;
         executor.serve(b"log\n").await;
-        assert_eq!(client.text().await, "log\n", "{send} TLS");
-        let ended =
-            |line: &str| line.contains("stream ended") && line.contains(&format!("peer={own} "));
-        gateway.logged("the stream", ended).await;
+        assert_eq!(client.text().await, "log\n", "{send}, TLS");
+        for client in [from_plain, from_tls] {
+            let peer = format!("peer={client} ");
+            let ended = |line: &str| line.contains("stream ended") && line.contains(&peer);
+            gateway.logged("the stream", ended).await;
+        }
     }
 }
