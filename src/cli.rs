@@ -113,6 +113,9 @@ fn check(path: Option<&Path>) -> ExitCode {
     });
     match checked {
         Ok(Usable { path, config, .. }) => {
+            for warning in config.warnings() {
+                eprintln!("{warning}");
+            }
             let log_config = config.log.log_config;
             if let Some(log_config) = log_config.filter(|given| !given.not_taken.is_empty()) {
                 eprintln!("{log_config}");

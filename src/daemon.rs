@@ -69,6 +69,9 @@ pub(crate) fn run(
     info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
     let Setup { source, config, identities } = setup;
     identities.tell();
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
     // Here, where a signal still ends the process: it may take as long as name servers take.
     let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
 

@@ -10,7 +10,8 @@ use tokio::io::AsyncReadExt;
 
 pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
 use crate::gateway::finger::{QUERY_MAX, QueryError, read_query};
-use crate::registry::build::{Build, BuildId, Executor};
+use crate::gateway::proxy_protocol::Header;
+use crate::registry::build::{Build, BuildId, Executor, Place};
 use crate::registry::component::{Announcement, Component, FINGERGW, Gateway, State};
 use crate::service::control::Request;
 
@@ -52,6 +53,37 @@ pub fn query(data: &[u8]) {
     }
 }
 
+/// A PROXY protocol header and what follows it: the first byte says where the rest is split in two.
+/// Nothing behind the header is taken, all before its end is, and it is understood the same.
+pub fn proxy_header(data: &[u8]) {
+    let Some((&split, bytes)) = data.split_first() else { return };
+    let read = |pieces: [&[u8]; 2]| {
+        let (mut header, mut taken) = (Header::default(), 0);
+        for piece in pieces {
+            let part = header.take(piece)?;
+            assert!(part.count <= piece.len() && (part.whole || part.count == piece.len()));
+            taken += part.count;
+            if part.whole {
+                return Ok(Some((taken, header.client())));
+            }
+        }
+        Ok(None)
+    };
+    let whole: Result<_, &str> = read([bytes, b""]);
+    let parts = read(bytes.split_at(usize::from(split).min(bytes.len())).into());
+    assert_eq!(whole, parts, "split at {split}");
+    match whole {
+        Err(why) | Ok(Some((_, Err(why)))) => presentable(why),
+        Ok(None) => assert!(bytes.len() < 2048, "a header has an end"),
+        Ok(Some((length, Ok(_)))) => {
+            assert!((15..=2048).contains(&length));
+            let alone = read([&bytes[..length], b""]);
+            assert_eq!(alone, whole, "what is behind it matters");
+            assert_eq!(read([&bytes[..length - 1], b""]), Ok(None), "its last byte does not");
+        }
+    }
+}
+
 /// What a future comes to that never waits.
 fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
@@ -83,10 +115,12 @@ pub fn build_request(data: &[u8]) {
         Err(fault) => return presentable(&fault),
     };
     assert_eq!(build.is_none(), data.is_empty());
-    let Some(Build::On(Executor { hostname, port, zone })) = &build else { return };
+    let Some(Build { tenant, place: Place::On(Executor { hostname, port, zone }) }) = &build else {
+        return;
+    };
     assert!(!hostname.is_empty() && *port != 0 && zone.as_deref() != Some(""));
     let worker = json!({"hostname": hostname, "log_port": port, "zone": zone});
-    let request = json!({"worker_info": worker}).to_string();
+    let request = json!({"worker_info": worker, "tenant_name": tenant.as_deref()}).to_string();
     reads_back(Build::from_json(request.as_bytes()), build);
 }
 
@@ -126,6 +160,7 @@ mod tests {
         replay("command", super::command);
         replay("component", super::component);
         replay("log_config", super::log_config);
+        replay("proxy_header", super::proxy_header);
         replay("query", super::query);
         replay("toml", super::toml);
         replay("zuul_conf", super::zuul_conf);

@@ -107,7 +107,7 @@ impl Config {
 }
 
 /// Sockets stay, and so does whether they speak TLS, which the registry entry tells. What a
-/// listener wants to see of its clients may change.
+/// listener wants of its clients may change.
 fn change_listeners(
     running: &[Listener],
     wanted: Vec<Listener>,
@@ -123,10 +123,29 @@ fn change_listeners(
             // Several may have the same address: port 0 is any.
             let same = wanted.get(index).filter(|other| is_same(listener, other));
             let same = same.or_else(|| wanted.iter().find(|other| is_same(listener, other)));
-            Listener { tls: same.map_or(listener.tls, |same| same.tls), ..listener.clone() }
+            let Listener { host: _, port: _, tls, advertised: _, proxy_protocol, allow } =
+                same.unwrap_or(listener).clone();
+            Listener { tls, proxy_protocol, allow, ..listener.clone() }
         })
         .collect();
-    found.take(("listener.client_certificate", ""), &running.to_vec(), changed.clone());
+    fn each<'l, T: 'l>(of: &'l [Listener], what: fn(&'l Listener) -> T) -> Vec<T> {
+        of.iter().map(what).collect()
+    }
+    found.take(
+        ("listener.client_certificate", ""),
+        &each(running, |listener| listener.tls),
+        each(&changed, |listener| listener.tls),
+    );
+    found.take(
+        ("listener.proxy_protocol", ""),
+        &each(running, |listener| &listener.proxy_protocol),
+        each(&changed, |listener| &listener.proxy_protocol),
+    );
+    found.take(
+        ("listener.allow", ""),
+        &each(running, |listener| &listener.allow),
+        each(&changed, |listener| &listener.allow),
+    );
     found.keep(
         ("listener", "[fingergw] listen_address, port or whether it speaks TLS"),
         &changed,
@@ -382,6 +401,27 @@ mod tests {
         let (policies_now, change) = policies(&one.replace("true", "false"));
         assert_eq!(policies_now, [Some(Required), Some(Required)]);
         assert_eq!((change.taken.len(), change.waiting.len()), (0, 1));
+    }
+
+    #[test]
+    fn who_may_see_what() {
+        let rule = |tenant: &str| format!("[[listener.allow]]\ntenants = [\"{tenant}\"]\n");
+        let one = "[[listener]]\naddress = \"[::]:1\"\n";
+        let two = "[[listener]]\naddress = \"[::]:2\"\nproxy_protocol = [\"10.0.0.0/8\"]\n";
+        let running = format!("{one}{}{two}", rule("a"));
+        let wanted = format!("{one}{}{}{two}", rule("a"), rule("b"));
+        let changed = change(&running, &wanted);
+        assert_eq!((changed.config, changed.taken), (toml(&wanted), vec!["listener.allow"]));
+        let wanted = two.replace("10", "11") + one;
+        let changed = change(&running, &wanted);
+        assert_eq!(changed.taken, ["listener.proxy_protocol", "listener.allow"]);
+        assert_eq!(changed.waiting, ["listener"], "another order");
+        let [first, second] = changed.config.listeners.as_slice() else { panic!("two") };
+        assert!(first.allow.is_empty() && first.port == 1);
+        assert_eq!(second.proxy_protocol, ["11.0.0.0/8".parse().unwrap()]);
+        // A listener that is gone from the file is there until the restart, and so are its rules.
+        let changed = change(&running, two);
+        assert_eq!((changed.config, changed.waiting), (toml(&running), vec!["listener"]));
     }
 
     #[test]

@@ -8,9 +8,11 @@ use serde_json::json;
 
 use super::fault::{Fault, Faults};
 use super::{
-    Config, Limits, Log, LogFormat, LogOutput, ZooKeeper, log_config, toml_file, zuul_conf,
+    Config, Limits, Listener, Log, LogFormat, LogOutput, ZooKeeper, log_config, toml_file,
+    zuul_conf,
 };
 use crate::fuzzing::presentable;
+use crate::gateway::access::Rule;
 use crate::tls::{ClientCertificate, Files, Names};
 
 /// Our TOML.
@@ -131,6 +133,7 @@ fn write_toml(config: &Config) -> String {
             listener.tls.is_some(),
             listener.advertised,
         );
+        write_access(listener, &mut toml);
     }
     let (verify, fallback) = match config.names {
         Names::Any => (false, true),
@@ -159,6 +162,28 @@ fn write_toml(config: &Config) -> String {
     write_limits(&config.limits, &mut toml);
     write_log(&config.log, &mut toml);
     toml
+}
+
+fn write_access(listener: &Listener, toml: &mut String) {
+    fn list<T: ToString>(items: &[T]) -> String {
+        let items: Vec<_> = items.iter().map(|item| text(&item.to_string())).collect();
+        format!("[{}]", items.join(", "))
+    }
+    if !listener.proxy_protocol.is_empty() {
+        let _ = writeln!(toml, "proxy_protocol = {}", list(&listener.proxy_protocol));
+    }
+    for Rule { networks, tenants, clients } in &listener.allow {
+        let _ = writeln!(toml, "[[listener.allow]]");
+        for (key, items) in [
+            ("networks", networks.as_deref().map(list)),
+            ("tenants", tenants.as_deref().map(list)),
+            ("clients", clients.as_deref().map(list)),
+        ] {
+            if let Some(items) = items {
+                let _ = writeln!(toml, "{key} = {items}");
+            }
+        }
+    }
 }
 
 fn write_limits(limits: &Limits, toml: &mut String) {

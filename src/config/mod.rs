@@ -25,6 +25,7 @@ use ipnet::IpNet;
 pub(crate) use self::change::Change;
 pub(crate) use self::hostname::fully_qualified as own_hostname;
 
+use crate::gateway::access::Rule;
 use crate::small_file;
 use crate::tls::{ClientCertificate, Files, Names};
 
@@ -67,6 +68,57 @@ pub(crate) struct Listener {
     pub(crate) tls: Option<ClientCertificate>,
     /// The one that the registry entry describes; exactly one is.
     pub(crate) advertised: bool,
+    /// Whose connections begin with a PROXY protocol header.
+    pub(crate) proxy_protocol: Vec<IpNet>,
+    /// Who may see what; without a rule everybody everything.
+    pub(crate) allow: Vec<Rule>,
+}
+
+impl Listener {
+    /// A plain one, open to everybody.
+    pub(crate) fn plain(host: &str, port: u16) -> Self {
+        Self {
+            host: host.to_owned(),
+            port,
+            tls: None,
+            advertised: false,
+            proxy_protocol: Vec::new(),
+            allow: Vec::new(),
+        }
+    }
+
+    /// The address as it is configured.
+    fn address(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+impl Config {
+    /// What is allowed and most likely a mistake.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let ruled = self.listeners.iter().find(|listener| !listener.allow.is_empty());
+        for listener in &self.listeners {
+            let address = listener.address();
+            // Who gets through TLS has a certificate of ours, as the gateways of other zones.
+            let anybody = listener.tls != Some(ClientCertificate::Required);
+            if let Some(ruled) = ruled.filter(|_| anybody && listener.allow.is_empty()) {
+                warnings.push(format!(
+                    "the listener on {} has rules and the one on {address} has none: whoever \
+                     reaches that sees every log (give it listener.allow tables as well)",
+                    ruled.address(),
+                ));
+            }
+            if listener.proxy_protocol.iter().any(|network| network.prefix_len() == 0) {
+                warnings.push(format!(
+                    "the listener on {address} believes everybody's PROXY header: any client can \
+                     say that it is another (name your balancers in listener.proxy_protocol)"
+                ));
+            }
+        }
+        warnings
+    }
 }
 
 /// Zuul's ZooKeeper, always over TLS, as Zuul demands.

@@ -118,6 +118,41 @@ impl<'d> Table<'d> {
         })
     }
 
+    /// A list of strings, of one at least, that `read` understands.
+    pub(super) fn some_texts<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Read<T>,
+    ) -> Option<Vec<T>> {
+        let found = self.find(key)?;
+        if found.get_ref().as_array().is_some_and(|items| items.is_empty()) {
+            self.refuse(key, Some(found), "must name one at least, or be left out".to_owned());
+        }
+        self.texts(key, read)
+    }
+
+    /// The tables of the array `key`, each where it was found and to be read as `name`; none if there
+    /// is no such array.
+    pub(super) fn tables(&mut self, key: &'static str, name: &'d str) -> Vec<(Found<'d>, Self)> {
+        let found = self.find(key);
+        let items = match found.map(Spanned::get_ref) {
+            None => return Vec::new(),
+            Some(DeValue::Array(array)) => array,
+            Some(_) => {
+                self.refuse(key, found, format!("must be an array of tables: [[{name}]]"));
+                return Vec::new();
+            }
+        };
+        let mut tables = Vec::new();
+        for item in items.iter() {
+            match item.get_ref().as_table() {
+                Some(table) => tables.push((item, self.inner(name, Some(table)))),
+                None => self.refuse(key, Some(item), format!("must be a table: [[{name}]]")),
+            }
+        }
+        tables
+    }
+
     /// An absolute path.
     pub(super) fn path_of_file(&mut self, key: &'static str) -> Option<PathBuf> {
         self.text(key, |text| match text.starts_with('/') {

@@ -4,7 +4,6 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use toml::de::DeValue;
 use tracing::Level;
 
 use super::fault::Faults;
@@ -14,6 +13,7 @@ use super::{
     Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, LogOutput,
     ZooKeeper, value,
 };
+use crate::gateway::access::Rule;
 use crate::tls::{ClientCertificate, Files, Names};
 
 /// Reads the document `text` of the file called `file`.
@@ -74,29 +74,11 @@ fn tls(mut table: Table<'_>) -> (Option<Files>, Names) {
 }
 
 fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
-    let found = root.find("listener");
-    let tables = match found.map(|found| found.get_ref()) {
-        None => Vec::new(),
-        Some(DeValue::Array(array)) => array.iter().collect(),
-        Some(_) => {
-            root.refuse("listener", found, "must be an array of tables: [[listener]]".to_owned());
-            Vec::new()
-        }
-    };
-    let mut listeners = Vec::new();
-    for found in tables {
-        match found.get_ref().as_table() {
-            Some(table) => {
-                listeners.push(listener(root.inner("listener", Some(table)), tls_files));
-            }
-            None => {
-                root.refuse("listener", Some(found), "must be a table: [[listener]]".to_owned())
-            }
-        }
-    }
+    let (found, tables) = (root.find("listener"), root.tables("listener", "listener"));
+    let read = |(_, table)| listener(table, tls_files);
+    let mut listeners: Vec<_> = tables.into_iter().map(read).collect();
     if listeners.is_empty() {
-        let host = DEFAULT_HOST.to_owned();
-        listeners.push(Listener { host, port: DEFAULT_PORT, tls: None, advertised: false });
+        listeners.push(Listener::plain(DEFAULT_HOST, DEFAULT_PORT));
     }
     match listeners.iter().filter(|listener| listener.advertised).count() {
         0 => {
@@ -126,13 +108,41 @@ fn listener(mut table: Table<'_>, tls_files: bool) -> Listener {
         ],
     );
     let advertised = table.boolean("advertised", false);
-    table.finish();
-    Listener {
-        host,
-        port,
-        tls: tls.then(|| client.unwrap_or(ClientCertificate::Required)),
-        advertised,
+    let tls = tls.then(|| client.unwrap_or(ClientCertificate::Required));
+    let proxy_protocol = table.texts("proxy_protocol", value::network).unwrap_or_default();
+    let mut allow = Vec::new();
+    for (found, inner) in table.tables("allow", "listener.allow") {
+        if found.get_ref().as_table().is_some_and(|table| table.is_empty()) {
+            let problem = "must have networks, tenants or clients; for a listener that is open to \
+                           everybody leave out all [[listener.allow]]";
+            table.refuse("allow", Some(found), problem.to_owned());
+        }
+        allow.push(rule(inner, tls));
     }
+    table.finish();
+    Listener { host, port, tls, advertised, proxy_protocol, allow }
+}
+
+/// A rule of a listener that wants to see `certificate` of its clients.
+fn rule(mut table: Table<'_>, certificate: Option<ClientCertificate>) -> Rule {
+    let rule = Rule {
+        networks: table.some_texts("networks", value::network),
+        tenants: table.some_texts("tenants", value::tenant),
+        clients: table.some_texts("clients", value::client),
+    };
+    let why = match certificate {
+        None => Some("this listener speaks no TLS: set tls = true, or leave it out"),
+        Some(ClientCertificate::None) => Some(
+            "this listener asks for no certificates: set client_certificate to \"required\" or \
+             \"optional\", or leave it out",
+        ),
+        Some(ClientCertificate::Required | ClientCertificate::Optional) => None,
+    };
+    if let (Some(found), Some(why)) = (table.find("clients"), why) {
+        table.refuse("clients", Some(found), why.to_owned());
+    }
+    table.finish();
+    rule
 }
 
 fn zookeeper(mut table: Table<'_>) -> ZooKeeper {
@@ -261,6 +271,11 @@ mod tests {
         for line in EXAMPLE.lines() {
             let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with([' ', '#']));
             let is_example = line.ends_with("# example");
+            // So that a rule may name clients.
+            let setting = match setting {
+                Some("tls = false") if examples => Some("tls = true"),
+                setting => setting,
+            };
             match setting {
                 Some(setting) if !setting.is_empty() && (examples || !is_example) => {
                     text.push_str(setting);
@@ -300,7 +315,7 @@ mod tests {
     #[test]
     fn a_spurious_key_in_any_table_is_refused() {
         let mutants = mutants(&uncommented(true));
-        assert_eq!(mutants.len(), 8, "tables");
+        assert_eq!(mutants.len(), 9, "tables");
         for (mutant, line) in mutants {
             let faults = faults(&mutant);
             assert_eq!(faults.len(), 1, "{faults:?}");
@@ -322,12 +337,13 @@ mod tests {
             for key in known.split(", ") {
                 let shown = table.iter().any(|line| line.starts_with(&format!("{key} = ")));
                 let header = text.contains(&format!("\n[{key}]\n"))
-                    || text.contains(&format!("\n[[{key}]]\n"));
+                    || text.contains(&format!("\n[[{key}]]\n"))
+                    || text.contains(&format!("\n[[listener.{key}]]"));
                 assert!(shown || header, "{key} of line {line}");
                 keys += 1;
             }
         }
-        assert_eq!(keys, 47);
+        assert_eq!(keys, 52);
     }
 
     #[test]
@@ -348,10 +364,7 @@ mod tests {
     #[test]
     fn what_is_not_said_has_its_default() {
         let config = read("f.toml", LEAST).unwrap();
-        assert_eq!(
-            config.listeners,
-            [Listener { host: "::".into(), port: 79, tls: None, advertised: true }]
-        );
+        assert_eq!(config.listeners, [Listener { advertised: true, ..Listener::plain("::", 79) }]);
         assert_eq!((config.limits, config.log), (Limits::default(), Log::default()));
         assert_eq!((config.tls, config.zone, config.hostname), (None, None, None));
         assert!(config.zookeeper.verify_hostnames);
@@ -366,11 +379,128 @@ mod tests {
         assert_eq!(names("verify_hostnames = false"), Names::Any);
     }
 
+    const FILES: &str = "[tls]\ncert = \"/c\"\nkey = \"/k\"\nca = \"/a\"\n";
+
+    #[test]
+    fn rules_of_listeners() {
+        let text = r#"
+            [[listener]]
+            proxy_protocol = ["192.0.2.1"]
+            [[listener.allow]]
+            networks = ["10.0.0.0/8"]
+            [[listener.allow]]
+            tenants = ["a", "b"]
+            [[listener]]
+            tls = true
+            [[listener.allow]]
+            clients = ["*.example.org"]
+            tenants = ["c"]
+        "#;
+        let listeners = read("f.toml", &format!("{text}{FILES}{LEAST}")).unwrap().listeners;
+        let names = |names: &[&str]| Some(names.iter().map(ToString::to_string).collect());
+        let [one, two] = listeners.as_slice() else { panic!("{listeners:?}") };
+        assert_eq!(one.proxy_protocol, ["192.0.2.1/32".parse().unwrap()]);
+        assert!(two.proxy_protocol.is_empty());
+        let networks = Some(vec!["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(
+            one.allow,
+            [
+                Rule { networks, tenants: None, clients: None },
+                Rule { networks: None, tenants: names(&["a", "b"]), clients: None },
+            ]
+        );
+        let clients = names(&["*.example.org"]);
+        assert_eq!(two.allow, [Rule { networks: None, tenants: names(&["c"]), clients }]);
+    }
+
+    #[test]
+    fn faults_of_rules() {
+        let fault = |listener: &str| {
+            let faults = faults(&format!("[[listener]]\n{listener}\n{FILES}{LEAST}"));
+            assert_eq!(faults.len(), 1, "{listener}: {faults:?}");
+            faults[0].to_string()
+        };
+        for (listener, expected) in [
+            (
+                "[[listener.allow]]",
+                "f.toml:2: listener.allow = [[listener.allow]]: must have networks, tenants or clients",
+            ),
+            (
+                "allow = 3",
+                "f.toml:2: listener.allow = 3: must be an array of tables: [[listener.allow]]",
+            ),
+            ("allow = [3]", "f.toml:2: listener.allow = 3: must be a table: [[listener.allow]]"),
+            (
+                "[[listener.allow]]\nnetworks = []",
+                "f.toml:3: listener.allow.networks = []: must be a list of strings",
+            ),
+            ("[[listener.allow]]\nnetworks = \"::/0\"", "must be a list of strings"),
+            ("[[listener.allow]]\ntenants = [\"a\", 3]", "must be a list of strings"),
+            ("[[listener.allow]]\nnetworks = [\"10.0.0.1/8\"]", "\"10.0.0.0/8\" is meant"),
+            (
+                "[[listener.allow]]\ntenant = [\"a\"]",
+                "f.toml:3: listener.allow.tenant: unknown key; known here: clients, networks, tenants",
+            ),
+            (
+                "[[listener.allow]]\nclients = [\"a\"]",
+                "listener.allow.clients = [\"a\"]: this listener speaks no TLS: set tls = true",
+            ),
+            (
+                "tls = true\nclient_certificate = \"none\"\n[[listener.allow]]\nclients = [\"a\"]",
+                "set client_certificate to \"required\" or \"optional\"",
+            ),
+            (
+                "proxy_protocol = true",
+                "f.toml:2: listener.proxy_protocol = true: must be a list of strings",
+            ),
+            ("proxy_protocol = [\"balancer\"]", "\"balancer\" is no network"),
+        ] {
+            let fault = fault(listener);
+            assert!(fault.contains(expected), "{listener}: {fault}");
+        }
+    }
+
+    /// What the documentation shows can be used.
+    #[test]
+    fn the_examples_of_the_security_page() {
+        let page = include_str!("../../docs/security.md");
+        let examples =
+            page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+        let mut rules = 0;
+        for example in examples {
+            let config = read("f.toml", &format!("{example}{FILES}{LEAST}")).unwrap();
+            assert_eq!(config.warnings(), [""; 0]);
+            rules += config.listeners.iter().map(|listener| listener.allow.len()).sum::<usize>();
+        }
+        assert_eq!(rules, 5);
+    }
+
+    #[test]
+    fn likely_mistakes() {
+        let warnings = |listeners: &str| {
+            read("f.toml", &format!("{listeners}{FILES}{LEAST}")).unwrap().warnings()
+        };
+        let rule = "[[listener.allow]]\ntenants = [\"a\"]\n";
+        let plain = "[[listener]]\naddress = \"[::]:79\"\n";
+        let tls = "[[listener]]\naddress = \"gw:7979\"\ntls = true\n";
+        assert_eq!(warnings(&format!("{plain}{tls}")), [""; 0]);
+        assert_eq!(warnings(&format!("{plain}{rule}{tls}")), [""; 0], "those have a certificate");
+        let open = warnings(&format!("{plain}{tls}{rule}"));
+        assert_eq!(open.len(), 1);
+        assert!(
+            open[0]
+                .starts_with("the listener on gw:7979 has rules and the one on [::]:79 has none")
+        );
+        let optional = format!("{tls}client_certificate = \"optional\"\n");
+        assert_eq!(warnings(&format!("{plain}{rule}{optional}")).len(), 1);
+        let all = warnings(&format!("{plain}proxy_protocol = [\"10.0.0.0/8\", \"::/0\"]\n"));
+        assert!(all.len() == 1 && all[0].contains("believes everybody's PROXY header"), "{all:?}");
+    }
+
     #[test]
     fn the_advertised_listener() {
         let advertised = |listeners: &str| {
-            let files = "[tls]\ncert = \"/c\"\nkey = \"/k\"\nca = \"/a\"\n";
-            let config = read("f.toml", &format!("{listeners}{files}{LEAST}")).unwrap();
+            let config = read("f.toml", &format!("{listeners}{FILES}{LEAST}")).unwrap();
             config.listeners.iter().position(|listener| listener.advertised).unwrap()
         };
         let plain = "[[listener]]\naddress = \"[::]:79\"\n";

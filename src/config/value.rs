@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{DnsName, ServerName};
 
 use super::Hosts;
 
@@ -83,6 +83,28 @@ pub(super) fn address(text: &str) -> Read<(String, u16)> {
     split_address(text)
         .and_then(|(host, port)| Some((hostname(host).ok()?, port?.parse().ok()?)))
         .ok_or_else(|| "must be ADDRESS:PORT, such as \"[::]:79\" or \"192.0.2.1:7979\"".to_owned())
+}
+
+/// The name of a tenant, as Zuul writes it.
+pub(super) fn tenant(text: &str) -> Read<String> {
+    match text.is_empty() || text.chars().any(char::is_control) {
+        true => Err("must be a tenant's name".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
+
+/// A name in a certificate; `*.` may stand for one label in front of a domain.
+pub(super) fn client(text: &str) -> Read<String> {
+    let good = match text.strip_prefix("*.") {
+        Some(domain) => domain.contains('.') && DnsName::try_from(domain).is_ok(),
+        None => !text.is_empty() && !text.contains('*') && !text.chars().any(char::is_control),
+    };
+    match good {
+        true => Ok(text.to_owned()),
+        false => Err("must be a name as in a certificate, such as \"gw.example.org\" or \
+                      \"*.example.org\""
+            .to_owned()),
+    }
 }
 
 /// ZooKeeper's connect string: `HOST[:PORT],...[/CHROOT]`.
@@ -181,6 +203,18 @@ mod tests {
         assert_eq!(hosts("zk1/"), Ok("zk1:2181".into()));
         for text in ["", ",", "zk1:", "zk1:0", "zk1:x", "zk1,", "z k:1", "zk1//a", "zk1:1/a,zk2"] {
             assert!(hosts(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn tenants_and_clients() {
+        assert_eq!(tenant("b c"), Ok("b c".to_owned()));
+        assert!(tenant("").is_err() && tenant("a\n").is_err());
+        for good in ["gw.example.org", "*.example.org", "zuul-web", "Zuul Web"] {
+            assert_eq!(client(good), Ok(good.to_owned()));
+        }
+        for bad in ["", "*", "*.", "*.org", "*.*.org", "gw*.example.org", "*.a b.org", "a\n"] {
+            assert!(client(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -83,6 +83,8 @@ impl Reader<'_> {
             port: listen_port,
             tls: (tls.is_some() && !client_only).then_some(ClientCertificate::Required),
             advertised: true,
+            proxy_protocol: Vec::new(),
+            allow: Vec::new(),
         };
         Config {
             hostname: self.read(FINGERGW, "hostname", value::hostname),
@@ -307,7 +309,7 @@ mod tests {
     #[test]
     fn upstreams_defaults() {
         let config = read("zuul.conf", LEAST, []).unwrap();
-        let listener = Listener { host: "::".into(), port: 79, tls: None, advertised: true };
+        let listener = Listener { advertised: true, ..Listener::plain("::", 79) };
         assert_eq!(config.listeners, [listener]);
         assert_eq!(config.zookeeper.session_timeout, Duration::from_secs(120));
         assert_eq!(config.zookeeper.hosts.to_string(), "zk:2281/zuul");
@@ -330,10 +332,9 @@ mod tests {
         assert_eq!(
             config.listeners,
             [Listener {
-                host: "127.0.0.1".into(),
-                port: 9079,
                 tls: Some(ClientCertificate::Required),
-                advertised: true
+                advertised: true,
+                ..Listener::plain("127.0.0.1", 9079)
             }]
         );
         assert_eq!(config.public_port, Some(79));

@@ -65,13 +65,16 @@ impl Live {
         let Identities { gateway, zookeeper } = identities;
         let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
             match (listener.tls, gateway) {
-                (Some(client), Some(identity)) => tls::acceptor(identity, client).map(Some),
+                (Some(client), Some(identity)) => {
+                    tls::acceptor(identity, client, config.names).map(Some)
+                }
                 (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
                 (None, _) => Ok(None),
             }
         });
         let connector = gateway.as_ref().map(|identity| tls::connector(identity, config.names));
         let settings = Settings {
+            listeners: config.listeners.clone().into(),
             acceptors: acceptors.collect::<Result<_>>()?,
             connector: connector.transpose()?,
             limits: config.limits.clone(),
@@ -217,6 +220,10 @@ impl Reloader {
         if let Some(log_config) = log.news(before) {
             warn!("{log_config}");
             let _ = writeln!(outcome, "{log_config}");
+        }
+        for warning in configured.config.warnings() {
+            warn!("{warning}");
+            let _ = writeln!(outcome, "{warning}");
         }
         configured.identities.tell();
         for finding in configured.identities.findings() {

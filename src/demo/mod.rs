@@ -27,12 +27,12 @@ use tracing::Level;
 use self::certificates::Authority;
 use self::job::Job;
 use crate::admin::metrics::Metrics;
-use crate::config::{Limits, Log, LogOutput};
+use crate::config::{Limits, Listener, Log, LogOutput};
 use crate::gateway::listener::bind;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Gateway, Settings};
 use crate::log;
-use crate::registry::build::{Build, BuildId, Executor};
+use crate::registry::build::{Build, BuildId, Executor, Place};
 use crate::registry::component::Announcement;
 use crate::registry::embedded::Embedded;
 use crate::registry::{Registration, Registry};
@@ -136,11 +136,14 @@ impl System {
         tokio::spawn(executor::serve(streamer, directory.join("builds")));
         registry.add_build(
             build.clone(),
-            Build::On(Executor {
-                hostname: executor.ip().to_string(),
-                port: executor.port(),
-                zone: Some("west".to_owned()),
-            }),
+            Build {
+                tenant: None,
+                place: Place::On(Executor {
+                    hostname: executor.ip().to_string(),
+                    port: executor.port(),
+                    zone: Some("west".to_owned()),
+                }),
+            },
         );
 
         let (west_identity, _) = authority.identity(WEST_HOST)?;
@@ -206,8 +209,12 @@ impl Zone {
         registry: &Arc<Embedded>,
     ) -> Result<Self> {
         let address = sockets.first().context("a gateway has a socket")?.local_addr()?;
-        let acceptor = use_ssl.then(|| tls::acceptor(identity, ClientCertificate::Required));
+        let acceptor = use_ssl
+            .then(|| tls::acceptor(identity, ClientCertificate::Required, Names::DialedStrictly));
+        // Open to everybody: of what else there is to say of a listener nothing counts here.
+        let listener = Listener::plain("127.0.0.1", address.port());
         let settings = Settings {
+            listeners: vec![listener; sockets.len()].into(),
             acceptors: vec![acceptor.transpose()?; sockets.len()],
             connector: Some(tls::connector(identity, Names::DialedStrictly)?),
             limits: Limits::default(),

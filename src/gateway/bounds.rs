@@ -60,7 +60,7 @@ impl Bounds {
     pub(crate) fn of_address(&self, ip: IpAddr, limits: &Limits) -> Option<AddressPlace> {
         let ip = ip.to_canonical();
         if limits.exempt_networks.iter().any(|network| network.contains(&ip)) {
-            return Some(AddressPlace { counted: None });
+            return Some(AddressPlace::of_nobody());
         }
         let network = network(ip, limits.ipv6_prefix);
         let mut addresses = self.addresses.lock();
@@ -191,6 +191,13 @@ impl Addresses {
 /// A place among the connections of an address; free again when dropped.
 pub(crate) struct AddressPlace {
     counted: Option<Counted>,
+}
+
+impl AddressPlace {
+    /// Of a connection that counts against no address.
+    pub(crate) fn of_nobody() -> Self {
+        Self { counted: None }
+    }
 }
 
 struct Counted {

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::ioctl::{Getter, Opcode, ioctl};
+use rustls::pki_types::CertificateDer;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -43,6 +44,14 @@ impl Connection {
         match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0.socket(),
+        }
+    }
+
+    /// The certificates that a TLS client has shown, its own first; they have been verified.
+    pub(crate) fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.peer_certificates(),
         }
     }
 

@@ -82,6 +82,8 @@ pub(crate) enum Reply {
     NotFound,
     /// The build is queued, no executor has taken it.
     NotStarted,
+    /// The listener's rules do not allow it: in the client's eyes the same as not found.
+    Denied,
     /// Everything else.
     Error(Fault),
 }
@@ -104,7 +106,7 @@ pub(crate) enum Fault {
 impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotFound => f.write_str("Build not found\r\n"),
+            Self::NotFound | Self::Denied => f.write_str("Build not found\r\n"),
             Self::NotStarted => f.write_str("Build did not start yet\r\n"),
             Self::Error(fault) => write!(f, "Internal streaming error: {fault}\r\n"),
         }
@@ -224,6 +226,7 @@ mod tests {
     fn replies_are_upstreams_words_ended_by_crlf() {
         assert_eq!(Reply::NotFound.to_string(), "Build not found\r\n");
         assert_eq!(Reply::NotStarted.to_string(), "Build did not start yet\r\n");
+        assert_eq!(Reply::Denied.to_string(), Reply::NotFound.to_string());
         assert_eq!(
             Reply::Error(Fault::ExecutorUnreachable).to_string(),
             "Internal streaming error: the executor cannot be reached\r\n"

@@ -20,9 +20,8 @@ use tracing::{debug, info, warn};
 use super::bounds::{AddressPlace, Place};
 use super::connection::Connection;
 use super::finger::{Fault, Reply};
-use super::{Context, session};
+use super::{Context, access, session};
 use crate::admin::metrics::Rejection;
-use crate::tls::Acceptor;
 
 /// Connections the kernel keeps for us between two looks; it cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -126,27 +125,18 @@ impl Listener {
     /// no part of the socket, which is to close with the loop, however long streams run.
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         let cx = Arc::clone(&self.cx.borrow());
-        let acceptor = cx.acceptors.get(self.index).cloned().flatten();
-        let (rejection, fault) = match places(peer, &cx) {
+        let (index, tls) = (self.index, cx.acceptors[self.index].is_some());
+        let (rejection, fault) = match places(peer, index, &cx) {
             Ok((place, of_address)) => {
-                let open = cx.metrics.connection(acceptor.is_some());
-                self.sessions.spawn(admitted(
-                    stream,
-                    peer,
-                    acceptor,
-                    cx,
-                    of_address,
-                    (place, open),
-                ));
+                let open = cx.metrics.connection(tls);
+                self.sessions.spawn(admitted(stream, peer, index, of_address, cx, (place, open)));
                 return;
             }
             Err(refused) => refused,
         };
         cx.turned_away(rejection, peer);
         // A refusal on TLS would need a handshake first: the costly part of what is too much.
-        if acceptor.is_none()
-            && let Some(permit) = cx.bounds.refusal()
-        {
+        if !tls && let Some(permit) = cx.bounds.refusal() {
             self.sessions.spawn(async move {
                 let _permit = permit;
                 session::refuse(Connection::Plain(stream), Reply::Error(fault), &cx).await;
@@ -160,19 +150,27 @@ impl Listener {
 async fn admitted<Held>(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: Option<Acceptor>,
-    cx: Arc<Context>,
+    index: usize,
     of_address: AddressPlace,
+    cx: Arc<Context>,
     _held: Held,
 ) {
-    let outcome = session::run(stream, peer, of_address, acceptor.as_ref(), &cx).await;
+    let outcome = session::run(stream, peer, index, of_address, &cx).await;
     cx.metrics.ended(&outcome);
 }
 
-/// The places of a connection from `peer`: in total and of its address.
-fn places(peer: SocketAddr, cx: &Context) -> Result<(Place, AddressPlace), (Rejection, Fault)> {
+/// The places of a connection that the listener with this `index` has accepted from `peer`: in total
+/// and of its address. A balancer's counts against nobody until it has said for whom it comes.
+fn places(
+    peer: SocketAddr,
+    index: usize,
+    cx: &Context,
+) -> Result<(Place, AddressPlace), (Rejection, Fault)> {
     let place = cx.bounds.connection(&cx.limits);
     let place = place.ok_or((Rejection::Limit, Fault::TooManyConnections))?;
+    if access::contain(&cx.listeners[index].proxy_protocol, peer.ip()) {
+        return Ok((place, AddressPlace::of_nobody()));
+    }
     let of_address = cx.bounds.of_address(peer.ip(), &cx.limits);
     let of_address = of_address.ok_or((Rejection::Address, Fault::TooManyFromAddress))?;
     Ok((place, of_address))

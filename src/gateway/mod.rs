@@ -2,6 +2,7 @@
 //! through, [`finger`] reads the request, [`resolver`] says where to, [`upstream`] dials, [`relay`]
 //! copies; [`streams`] lists what runs.
 
+pub(crate) mod access;
 mod allowance;
 mod asking;
 mod bounds;
@@ -13,6 +14,7 @@ pub(crate) mod finger;
 pub(crate) mod listener;
 pub(crate) mod outcome;
 mod pipe;
+pub(crate) mod proxy_protocol;
 pub(crate) mod read_ahead;
 pub(crate) mod relay;
 pub(crate) mod resolver;
@@ -40,12 +42,14 @@ use self::listener::Listener;
 use self::resolver::Resolver;
 use self::streams::Streams;
 use crate::admin::metrics::Metrics;
-use crate::config::Limits;
+use crate::config::{self, Limits};
 use crate::tls::Acceptor;
 
 /// What of a gateway can change while it runs.
 #[derive(Clone)]
 pub(crate) struct Settings {
+    /// What is said of each listener.
+    pub(crate) listeners: Arc<[config::Listener]>,
     /// Shakes hands, one for each listener; `None` where that speaks no TLS.
     pub(crate) acceptors: Vec<Option<Acceptor>>,
     /// Dials TLS gateways; `None` without TLS files.
@@ -58,6 +62,7 @@ pub(crate) struct Settings {
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) resolver: Arc<Resolver>,
+    listeners: Arc<[config::Listener]>,
     acceptors: Vec<Option<Acceptor>>,
     pub(crate) connector: Option<TlsConnector>,
     pub(crate) limits: Limits,
@@ -87,15 +92,17 @@ pub(crate) struct Adjuster(watch::Sender<Arc<Context>>);
 impl Adjuster {
     /// The settings that connections get now.
     pub(crate) fn settings(&self) -> Settings {
-        let Context { acceptors, connector, limits, .. } = Context::clone(&self.0.borrow());
-        Settings { acceptors, connector, limits }
+        let Context { listeners, acceptors, connector, limits, .. } =
+            Context::clone(&self.0.borrow());
+        Settings { listeners, acceptors, connector, limits }
     }
 
     /// Gives connections these settings from the next one on.
     pub(crate) fn adjust(&self, settings: Settings) {
-        let Settings { acceptors, connector, limits } = settings;
+        let Settings { listeners, acceptors, connector, limits } = settings;
         self.0.send_modify(|cx| {
-            *cx = Arc::new(Context { acceptors, connector, limits, ..Context::clone(cx) });
+            let cx_now = Context::clone(cx);
+            *cx = Arc::new(Context { listeners, acceptors, connector, limits, ..cx_now });
         });
     }
 }
@@ -138,11 +145,12 @@ impl Gateway {
         settings: Settings,
         metrics: Metrics,
     ) -> Result<Self> {
-        let Settings { acceptors, connector, limits } = settings;
+        let Settings { listeners, acceptors, connector, limits } = settings;
         let streams = Streams::default();
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
         let cx = watch::Sender::new(Arc::new(Context {
             resolver: Arc::new(resolver),
+            listeners,
             acceptors,
             connector,
             limits,

@@ -12,6 +12,8 @@ pub(crate) enum Outcome {
     Refused(Reply),
     /// Closed without a word: too many TLS handshakes under way.
     Rejected,
+    /// A balancer whose word counts did not say for whom it came.
+    NoHeader,
     /// The TLS handshake failed, or took too long.
     NoHandshake,
     /// The peer left before it had asked: health checkers, port scans.
@@ -20,7 +22,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Every label there is.
-    pub(crate) const LABELS: [&str; 19] = [
+    pub(crate) const LABELS: [&str; 21] = [
         "ok",
         "upstream_cut",
         "client_left",
@@ -30,6 +32,7 @@ impl Outcome {
         "stream_total",
         "not_found",
         "not_started",
+        "denied",
         "bad_request",
         "timeout",
         "rejected",
@@ -38,6 +41,7 @@ impl Outcome {
         "upstream_unreachable",
         "upstream_silent",
         "zone_unreachable",
+        "proxy_header",
         "tls",
         "probe",
     ];
@@ -54,6 +58,7 @@ impl Outcome {
             Self::Streamed(End::Overlong) => "stream_total",
             Self::Refused(Reply::NotFound) => "not_found",
             Self::Refused(Reply::NotStarted) => "not_started",
+            Self::Refused(Reply::Denied) => "denied",
             Self::Refused(Reply::Error(fault)) => match fault {
                 Fault::TooLong => "bad_request",
                 Fault::NoRequest => "timeout",
@@ -68,6 +73,7 @@ impl Outcome {
             },
             Self::Streamed(End::UpstreamSilent) => "upstream_silent",
             Self::Rejected => "rejected",
+            Self::NoHeader => "proxy_header",
             Self::NoHandshake => "tls",
             Self::Probe => "probe",
         }

@@ -5,9 +5,12 @@
 //! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
 //! count, and every one of them is tried before the executor is.
 
+use std::pin::pin;
+
+use super::access::Access;
 use super::finger::{Fault, Reply};
 use super::upstream::Upstream;
-use crate::registry::build::{Build, BuildId, Executor};
+use crate::registry::build::{Build, BuildId, Executor, Place};
 use crate::registry::component::{Announcement, Gateway};
 use crate::registry::{LookupError, Registry};
 
@@ -29,12 +32,22 @@ impl Resolver {
         all.iter().filter(|gateway| gateway.zone != self.own.zone).cloned().collect()
     }
 
-    /// The hops to try for `build`, at least one; or what the client is told instead, and why.
-    pub(crate) async fn resolve(&self, build: &BuildId) -> Result<Vec<Upstream>, (Reply, String)> {
-        match self.registry.find_build(build).await {
+    /// The hops to try for `build`, at least one; or what the client is told instead, and why. Where
+    /// there are rules, `access` is what they give to the client.
+    pub(crate) async fn resolve(
+        &self,
+        build: &BuildId,
+        access: Option<&Access<'_>>,
+    ) -> Result<Vec<Upstream>, (Reply, String)> {
+        let found = match access {
+            None => self.registry.find_build(build).await,
+            // Boxed: who has no rules is to pay nothing for those that have.
+            Some(access) => Box::pin(self.find_allowed(build, access)).await?,
+        };
+        match found.map(|found| found.map(|build| build.place)) {
             Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
-            Ok(Some(Build::Waiting)) => Err((Reply::NotStarted, "no executor yet".to_owned())),
-            Ok(Some(Build::On(executor))) => {
+            Ok(Some(Place::Waiting)) => Err((Reply::NotStarted, "no executor yet".to_owned())),
+            Ok(Some(Place::On(executor))) => {
                 let mut hops = route(executor, &self.own, &self.registry.gateways());
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
@@ -45,6 +58,49 @@ impl Resolver {
             Err(LookupError::Unreadable(fault)) => {
                 Err((Reply::Error(Fault::UnreadableEntry), fault))
             }
+        }
+    }
+
+    /// Finds `build`; an error if it is there but denied.
+    ///
+    /// Finding a build may be quicker than not finding it. So a build that nobody has is looked for at
+    /// the same time, and whoever is not to have this one hears no sooner and nothing else than
+    /// if it had asked for that.
+    async fn find_allowed(
+        &self,
+        build: &BuildId,
+        access: &Access<'_>,
+    ) -> Result<Result<Option<Build>, LookupError>, (Reply, String)> {
+        let nobodys = BuildId::nobodys();
+        let mut found = pin!(self.registry.find_build(build));
+        let mut nothing = pin!(self.registry.find_build(&nobodys));
+        let (found, earlier) = tokio::select! {
+            biased;
+            found = &mut found => (found, None),
+            nothing = &mut nothing => (found.await, Some(nothing)),
+        };
+        let denial = match &found {
+            Ok(Some(build)) => match access.allows(build.tenant.as_deref()) {
+                Ok(()) => return Ok(found),
+                Err(denial) => Some(denial),
+            },
+            // Whose it is cannot be read either.
+            Err(LookupError::Unreadable(_)) => match access.allows(None) {
+                Ok(()) => return Ok(found),
+                Err(denial) => Some(denial),
+            },
+            Err(LookupError::Away(_)) => return Ok(found),
+            Ok(None) => None,
+        };
+        let nothing = match earlier {
+            Some(nothing) => nothing,
+            None => nothing.await,
+        };
+        match denial {
+            Some(denial) if nothing == Ok(None) => {
+                Err((Reply::Denied, format!("denied: {denial}")))
+            }
+            _ => Ok(nothing),
         }
     }
 }

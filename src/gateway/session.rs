@@ -9,28 +9,39 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::Context;
+use super::access::{self, Access};
 use super::bounds::AddressPlace;
 use super::connection::Connection;
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::outcome::Outcome;
+use super::proxy_protocol::{NoHeader, read_header};
 use super::read_ahead::ReadAhead;
 use super::relay::{self, End, Relayed};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
 use crate::admin::metrics::{Rejection, Route, Side};
+use crate::config::Limits;
 use crate::registry::build::BuildId;
 use crate::tls::{Acceptor, Failure};
 
-/// Serves one accepted connection to its end. Every wait on the peer has a deadline.
+/// Serves one connection that the listener with this `index` has accepted, to its end. Every wait on
+/// the peer has a deadline.
 pub(crate) async fn run(
-    stream: TcpStream,
-    peer: SocketAddr,
-    of_address: AddressPlace,
-    acceptor: Option<&Acceptor>,
+    mut stream: TcpStream,
+    mut peer: SocketAddr,
+    index: usize,
+    mut of_address: AddressPlace,
     cx: &Context,
 ) -> Outcome {
+    if access::contain(&cx.listeners[index].proxy_protocol, peer.ip()) {
+        match Box::pin(introduction(stream, peer, index, cx)).await {
+            Ok(introduced) => (stream, peer, of_address) = introduced,
+            Err(outcome) => return outcome,
+        }
+    }
     let mut of_address = Some(of_address);
-    let mut client = match acceptor {
+    // From here on `peer` is the client, whoever has connected for it.
+    let mut client = match &cx.acceptors[index] {
         None => Connection::Plain(stream),
         // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
         Some(acceptor) => {
@@ -42,7 +53,7 @@ pub(crate) async fn run(
     };
     let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
     let (reply, reason) = match query {
-        Ok(Ok(build)) => match resolve(&build, peer, cx).await {
+        Ok(Ok(build)) => match resolve(&build, access(&client, peer, index, cx), peer, cx).await {
             Ok(hops) => return stream_from(&hops, client, peer, &build, cx).await,
             Err((reply, reason)) => (reply, format!("{build}: {reason}")),
         },
@@ -61,6 +72,59 @@ pub(crate) async fn run(
     debug!(%peer, %reason, "request refused");
     refuse(client, reply, cx).await;
     Outcome::Refused(reply)
+}
+
+/// Has a balancer at `peer` say for whom it comes: the client's address, or its own if that is
+/// nobody. From here on the connection counts against that address.
+async fn introduction(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    index: usize,
+    cx: &Context,
+) -> Result<(TcpStream, SocketAddr, AddressPlace), Outcome> {
+    let tls = cx.acceptors[index].is_some();
+    let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
+    let patience = if tls { handshake_timeout } else { request_timeout };
+    let client = match timeout(patience, read_header(&mut stream)).await {
+        Ok(Ok(client)) => client.unwrap_or(peer),
+        Ok(Err(NoHeader::Closed)) => {
+            debug!(%peer, "closed without a PROXY header");
+            return Err(Outcome::Probe);
+        }
+        Ok(Err(error)) => {
+            debug!(%peer, %error, "no connection");
+            return Err(Outcome::NoHeader);
+        }
+        Err(_) => {
+            debug!(%peer, error = "no PROXY header in time", "no connection");
+            return Err(Outcome::NoHeader);
+        }
+    };
+    debug!(proxy = %peer, peer = %client, "PROXY header");
+    if let Some(of_address) = cx.bounds.of_address(client.ip(), &cx.limits) {
+        return Ok((stream, client, of_address));
+    }
+    cx.turned_away(Rejection::Address, client);
+    // As the listener does with clients that come by themselves.
+    if !tls && let Some(_permit) = cx.bounds.refusal() {
+        let reply = Reply::Error(Fault::TooManyFromAddress);
+        refuse(Connection::Plain(stream), reply, cx).await;
+    }
+    Err(Outcome::Rejected)
+}
+
+/// What the rules of the listener with this `index` give to `client`, if it has any.
+fn access<'c>(
+    client: &Connection,
+    peer: SocketAddr,
+    index: usize,
+    cx: &'c Context,
+) -> Option<Access<'c>> {
+    let names = || match (client.peer_certificates(), &cx.acceptors[index]) {
+        (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
+        _ => Vec::new(),
+    };
+    Access::new(&cx.listeners[index].allow, peer.ip(), names)
 }
 
 /// Shakes hands with a TLS client. One that shows a certificate is known, and gives the place of
@@ -106,6 +170,7 @@ async fn shake_hands(
 
 async fn resolve(
     build: &BuildId,
+    access: Option<Access<'_>>,
     peer: SocketAddr,
     cx: &Context,
 ) -> Result<Vec<Upstream>, (Reply, String)> {
@@ -114,7 +179,8 @@ async fn resolve(
         return Err((Reply::Error(Fault::TooManyLookups), "too many look-ups".to_owned()));
     };
     let began = Instant::now();
-    let resolved = timeout(cx.limits.lookup_timeout, cx.resolver.resolve(build)).await;
+    let resolved = cx.resolver.resolve(build, access.as_ref());
+    let resolved = timeout(cx.limits.lookup_timeout, resolved).await;
     let resolved = resolved.unwrap_or_else(|_| {
         Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
     });

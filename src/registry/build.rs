@@ -3,9 +3,10 @@
 //!
 //! The scheduler writes the request, the executor that takes it adds `worker_info`
 //! (`zuul/model.py`, `zuul/executor/server.py`). Of a document with a dozen keys this reader needs
-//! one; builds of any state have a log as long as their executor keeps it.
+//! two; builds of any state have a log as long as their executor keeps it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -26,6 +27,11 @@ impl BuildId {
         let hex = (1..=Self::MAX).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         hex.then(|| Self(text.to_owned()))
+    }
+
+    /// One that no build has: as long as Zuul's, at random.
+    pub(crate) fn nobodys() -> Self {
+        Self(format!("{:032x}", fastrand::u128(..)))
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -51,7 +57,15 @@ pub(crate) struct Executor {
 
 /// What the queues know of one build.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Build {
+pub(crate) struct Build {
+    /// Whose it is; `None` if the request does not say, as no request of Zuul's does.
+    pub(crate) tenant: Option<Arc<str>>,
+    pub(crate) place: Place,
+}
+
+/// Where a build is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
     /// No executor has taken it yet.
     Waiting,
     /// This executor has it.
@@ -72,9 +86,11 @@ impl Build {
         if !request.is_object() {
             return Err("not a JSON object".to_owned());
         }
+        let tenant = request["tenant_name"].as_str().map(Arc::from);
+        let waiting = |tenant| Ok(Some(Self { tenant, place: Place::Waiting }));
         let worker = match &request["worker_info"] {
-            Value::Null => return Ok(Some(Self::Waiting)),
-            Value::Object(worker) if worker.is_empty() => return Ok(Some(Self::Waiting)),
+            Value::Null => return waiting(tenant),
+            Value::Object(worker) if worker.is_empty() => return waiting(tenant),
             Value::Object(worker) => worker,
             _ => return Err("worker_info is not an object".to_owned()),
         };
@@ -95,7 +111,8 @@ impl Build {
             Some(Value::String(zone)) => Some(zone.clone()),
             Some(_) => return Err("worker_info has a zone that is not a string".to_owned()),
         };
-        Ok(Some(Self::On(Executor { hostname: hostname.to_owned(), port, zone })))
+        let executor = Executor { hostname: hostname.to_owned(), port, zone };
+        Ok(Some(Self { tenant, place: Place::On(executor) }))
     }
 }
 
@@ -120,15 +137,20 @@ mod tests {
         Build::from_json(request(worker_info).as_bytes())
     }
 
+    fn build(tenant: Option<&str>, place: Place) -> Result<Option<Build>, String> {
+        Ok(Some(Build { tenant: tenant.map(Arc::from), place }))
+    }
+
     #[test]
     fn a_build_on_an_executor() {
-        let executor = |zone: Option<&str>| {
-            Ok(Some(Build::On(Executor {
+        let on = |zone: Option<&str>| {
+            Place::On(Executor {
                 hostname: "ze01".into(),
                 port: 7900,
                 zone: zone.map(str::to_owned),
-            })))
+            })
         };
+        let executor = |zone| build(Some("t"), on(zone));
         assert_eq!(
             read(r#"{"hostname": "ze01", "log_port": 7900, "zone": "west"}"#),
             executor(Some("west"))
@@ -141,14 +163,16 @@ mod tests {
             assert_eq!(read(unzoned), executor(None));
         }
         let least = br#"{"worker_info": {"hostname": "ze01", "log_port": 7900}}"#;
-        assert_eq!(Build::from_json(least), executor(None), "needs only what it uses");
+        assert_eq!(Build::from_json(least), build(None, on(None)), "needs only what it uses");
     }
 
     #[test]
     fn a_build_that_waits_or_is_not_there() {
-        assert_eq!(read("null"), Ok(Some(Build::Waiting)));
-        assert_eq!(read("{}"), Ok(Some(Build::Waiting)));
-        assert_eq!(Build::from_json(b"{}"), Ok(Some(Build::Waiting)));
+        assert_eq!(read("null"), build(Some("t"), Place::Waiting));
+        assert_eq!(read("{}"), build(Some("t"), Place::Waiting));
+        assert_eq!(Build::from_json(b"{}"), build(None, Place::Waiting));
+        let nobodys = Build::from_json(br#"{"tenant_name": ["t"]}"#);
+        assert_eq!(nobodys, build(None, Place::Waiting), "no name");
         assert_eq!(Build::from_json(b""), Ok(None));
     }
 
@@ -185,7 +209,7 @@ mod tests {
             let read = Build::from_json(request.to_string().as_bytes());
             let valid = !hostname.is_empty() && (1..=65535).contains(&port);
             prop_assert_eq!(read.is_ok(), valid);
-            if let Ok(Some(Build::On(executor))) = read {
+            if let Ok(Some(Build { place: Place::On(executor), .. })) = read {
                 prop_assert_eq!(executor.hostname, hostname);
                 prop_assert_eq!(executor.port as i64, port);
                 prop_assert_eq!(executor.zone.unwrap_or_default(), zone);

@@ -2,6 +2,7 @@
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
 use x509_parser::parse_x509_certificate;
 
@@ -16,6 +17,25 @@ pub(super) fn is_commonly_named(certificate: &CertificateDer<'_>, name: &ServerN
     }
     let name = name.to_str();
     common_name(&certificate).is_some_and(|common| matches(common, &name))
+}
+
+/// The DNS names in `certificate`: its alternative names; where it has none of any kind and
+/// `common` names count, its common name.
+pub(super) fn names(certificate: &CertificateDer<'_>, common: bool) -> Vec<String> {
+    let Ok((_, certificate)) = parse_x509_certificate(certificate) else { return Vec::new() };
+    match certificate.subject_alternative_name() {
+        Ok(Some(extension)) => {
+            let names = extension.value.general_names.iter();
+            names
+                .filter_map(|name| match name {
+                    GeneralName::DNSName(name) => Some((*name).to_owned()),
+                    _ => None,
+                })
+                .collect()
+        }
+        Ok(None) if common => common_name(&certificate).into_iter().map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// The common name; of several the last, the most specific.
@@ -68,6 +88,27 @@ mod tests {
             params.subject_alt_names = vec![rcgen::SanType::DnsName("x.org".try_into().unwrap())];
         });
         assert!(!named(&other, "gw.example.org"), "alternative names count alone");
+    }
+
+    #[test]
+    fn all_names() {
+        let plain = certificate(|_| {});
+        assert_eq!(names(&plain, true), ["gw.example.org"]);
+        assert_eq!(names(&plain, false), [""; 0]);
+        let dns = |name: &str| rcgen::SanType::DnsName(name.try_into().unwrap());
+        let others = certificate(|params| {
+            params.subject_alt_names = vec![
+                dns("a.org"),
+                rcgen::SanType::IpAddress([192, 0, 2, 1].into()),
+                dns("*.b.org"),
+            ];
+        });
+        assert_eq!(names(&others, true), ["a.org", "*.b.org"]);
+        let address = certificate(|params| {
+            params.subject_alt_names = vec![rcgen::SanType::IpAddress([192, 0, 2, 1].into())];
+        });
+        assert_eq!(names(&address, true), [""; 0], "alternative names count alone");
+        assert_eq!(names(&CertificateDer::from(vec![0x30]), true), [""; 0]);
     }
 
     #[test]

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::pki_types::CertificateDer;
 use rustls::server::{Acceptor as HelloReader, NoServerSessionStorage, WebPkiClientVerifier};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{GATEWAY_PROTOCOL, Identity, provider};
+use super::certificate::{self, is_constrained};
+use super::{GATEWAY_PROTOCOL, Identity, Names, provider};
 
 /// The most plaintext in one record, in bytes.
 ///
@@ -41,13 +43,20 @@ pub(crate) struct Acceptor {
     cautious: Arc<ServerConfig>,
     /// For gateways of our own kind, told by ALPN: full records, and resumption.
     own_kind: Arc<ServerConfig>,
+    /// Whether a client's common name counts.
+    common_names: bool,
 }
 
-/// A TLS server with `identity` that wants to see `client`.
+/// A TLS server with `identity` that wants to see `client`. As `names` has it for gateways that are
+/// dialed, a client's common name counts or not; never where an authority is bound to certain names.
 ///
 /// # Errors
 /// The identity cannot be used by a server.
-pub(crate) fn acceptor(identity: &Identity, client: ClientCertificate) -> Result<Acceptor> {
+pub(crate) fn acceptor(
+    identity: &Identity,
+    client: ClientCertificate,
+    names: Names,
+) -> Result<Acceptor> {
     let mut cautious = config(identity, client)?;
     cautious.max_fragment_size = Some(PLAINTEXT_MAX + RECORD_HEADER);
     cautious.send_tls13_tickets = 0;
@@ -55,7 +64,9 @@ pub(crate) fn acceptor(identity: &Identity, client: ClientCertificate) -> Result
     let mut own_kind = config(identity, client)?;
     own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
-    Ok(Acceptor { cautious: Arc::new(cautious), own_kind: Arc::new(own_kind) })
+    let constrained = identity.roots.roots.iter().any(|root| root.name_constraints.is_some());
+    let common_names = names != Names::DialedStrictly && !constrained;
+    Ok(Acceptor { cautious: Arc::new(cautious), own_kind: Arc::new(own_kind), common_names })
 }
 
 fn config(identity: &Identity, client: ClientCertificate) -> Result<ServerConfig> {
@@ -77,6 +88,13 @@ fn config(identity: &Identity, client: ClientCertificate) -> Result<ServerConfig
 }
 
 impl Acceptor {
+    /// The names of a client that has shown `chain`, which has been verified.
+    pub(crate) fn names_of(&self, chain: &[CertificateDer<'_>]) -> Vec<String> {
+        let Some((own, authorities)) = chain.split_first() else { return Vec::new() };
+        let common = self.common_names && !authorities.iter().any(is_constrained);
+        certificate::names(own, common)
+    }
+
     /// Shakes hands on `stream`. The caller sets the deadline.
     pub(crate) async fn accept<IO>(&self, stream: IO) -> io::Result<TlsStream<IO>>
     where

@@ -8,6 +8,7 @@ mod command_line;
 mod components;
 mod conversations;
 mod executor;
+mod haproxy;
 mod log_streamer;
 mod metrics;
 mod mixed_zones;

@@ -56,12 +56,22 @@ pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
     value.unwrap_or_else(|| panic!("no {series} in\n{body}")).parse().expect("a number")
 }
 
-/// Waits until so many connections have ended as `result`, which are all: an end is counted a moment
-/// after the client has seen it.
+/// Waits until so many connections have ended as `result`, which are all.
 pub(crate) async fn ended(gateway: &Gateway, result: &str, count: usize) {
     let series = format!("zuul_fingergw_requests_total{{result=\"{result}\"}}");
-    within("the count", async { while (metric(gateway, &series).await as usize) < count {} }).await;
-    assert_eq!(metric(gateway, &series).await as usize, count, "{result}");
+    until_metric(gateway, &series, count as f64).await;
+}
+
+/// Waits until a series has this value. A connection is counted when it is over, which is a little
+/// after its client has seen its end and told to nobody: this asks again.
+pub(crate) async fn until_metric(gateway: &Gateway, series: &str, value: f64) {
+    within(&format!("{series} {value}"), async {
+        while metric(gateway, series).await < value {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(metric(gateway, series).await, value, "{series}");
 }
 
 #[tokio::test]

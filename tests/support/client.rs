@@ -1,7 +1,7 @@
 //! Finger clients, plain and TLS, that tell how a stream ended.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
@@ -35,6 +35,14 @@ impl Client<TcpStream> {
     /// Connects and says nothing.
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(address)).await.expect("connected");
+        Self { stream }
+    }
+
+    /// Connects from another loopback address than the usual one, and says nothing.
+    pub(crate) async fn connect_from(from: Ipv4Addr, address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((from, 0).into()).expect("a loopback address");
+        let stream = within("a connection", socket.connect(address)).await.expect("connected");
         Self { stream }
     }
 
@@ -101,9 +109,17 @@ impl Client<TlsStream<TcpStream>> {
 
     /// Begins TLS with localhost on a connection that is there already.
     pub(crate) async fn shake(plain: Client<TcpStream>, identity: &Identity) -> Self {
+        Self::try_shake(plain, identity).await.expect("a TLS session")
+    }
+
+    /// The same, or fails as the handshake does.
+    pub(crate) async fn try_shake(
+        plain: Client<TcpStream>,
+        identity: &Identity,
+    ) -> std::io::Result<Self> {
         let name = ServerName::try_from("localhost").expect("a host name");
         let shaken = connector(identity, Some(identity)).connect(name, plain.stream);
-        Self { stream: within("a TLS handshake", shaken).await.expect("a TLS session") }
+        Ok(Self { stream: within("a TLS handshake", shaken).await? })
     }
 
     /// Resets the connection.

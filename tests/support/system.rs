@@ -11,6 +11,9 @@ use super::proxy::Proxy;
 use super::within;
 use super::zookeeper::{self, ZooKeeper};
 
+/// Whose builds are, where a test does not care.
+pub(crate) const TENANT: &str = "tenant-one";
+
 pub(crate) const GATEWAYS: &str = "/zuul/components/fingergw";
 
 pub(crate) struct System {
@@ -140,16 +143,30 @@ impl System {
         build: &str,
         worker: Option<&Worker>,
     ) {
+        self.place_build_of(Some(TENANT), queue_zone, build, worker).await;
+    }
+
+    /// The same for a build of another tenant, or of none.
+    pub(crate) async fn place_build_of(
+        &self,
+        tenant: Option<&str>,
+        queue_zone: Option<&str>,
+        build: &str,
+        worker: Option<&Worker>,
+    ) {
         let worker = worker.map(|worker| {
             json!({
                 "hostname": worker.hostname, "log_port": worker.port, "zone": worker.zone,
             })
         });
-        let request = json!({
+        let mut request = json!({
             "build_set_uuid": "a", "event_id": "b", "job_uuid": "c", "pipeline_name": "gate",
             "precedence": 200, "result_path": null, "span_context": null, "state": "running",
-            "tenant_name": "tenant-one", "uuid": build, "worker_info": worker, "zone": queue_zone,
+            "tenant_name": tenant, "uuid": build, "worker_info": worker, "zone": queue_zone,
         });
+        if tenant.is_none() {
+            request.as_object_mut().expect("an object").remove("tenant_name");
+        }
         self.put(&request_path(queue_zone, build), request.to_string().as_bytes()).await;
     }
 

@@ -11,7 +11,7 @@ use zookeeper_client::{Client, Error, MultiReadResult, SessionState};
 use super::batches::Batches;
 use super::places::{self, Places};
 use crate::registry::LookupError;
-use crate::registry::build::{Build, BuildId};
+use crate::registry::build::{Build, BuildId, Place};
 use crate::registry::component::Gateway;
 
 /// The parent of one node per zone (`zuul/zk/executor.py`).
@@ -126,8 +126,8 @@ impl Lookup {
     ) -> Result<Option<Build>, LookupError> {
         let client = self.client();
         let client = client.ok_or_else(|| LookupError::Away("no session".to_owned()))?;
-        if let Some(executor) = self.places.kept(&client, build) {
-            return Ok(Some(Build::On(executor)));
+        if let Some(kept) = self.places.kept(&client, build) {
+            return Ok(Some(kept));
         }
         connected(&client).await;
         let most = (NODES / (self.zones.borrow().order.len() + 1)).clamp(1, BUILDS);
@@ -142,7 +142,8 @@ impl Lookup {
         let located = self.batches.ask(build.clone(), most, trip).await;
         let too_many = || Err(LookupError::Away("too many look-ups wait".to_owned()));
         let (path, found) = located.unwrap_or_else(too_many)?;
-        if matches!(found, Some(Build::On(_))) && self.places.is_popular(build) {
+        let placed = matches!(found, Some(Build { place: Place::On(_), .. }));
+        if placed && self.places.is_popular(build) {
             tokio::spawn(places::keep(Arc::clone(self), client, build.clone(), path));
         }
         Ok(found)
@@ -367,6 +368,7 @@ mod tests {
     use super::*;
 
     const WAITING: &[u8] = br#"{"worker_info": null}"#;
+    const WAITS: Build = Build { tenant: None, place: Place::Waiting };
 
     fn paths(count: usize) -> Vec<String> {
         (0..count).map(|number| number.to_string()).collect()
@@ -380,7 +382,7 @@ mod tests {
     fn the_first_request_that_can_be_read_counts() {
         let first = |requests: Vec<Data>| first(&paths(requests.len()), &mut requests.into_iter());
         let nothing = || Ok((String::new(), None));
-        let second = || Ok(("1".to_owned(), Some(Build::Waiting)));
+        let second = || Ok(("1".to_owned(), Some(WAITS)));
         assert_eq!(first(data(&[])), nothing());
         assert_eq!(first(data(&[b"", b""])), nothing());
         assert_eq!(first(data(&[b"", WAITING, WAITING])), second());
@@ -408,9 +410,9 @@ mod tests {
     fn each_build_gets_its_own() {
         let requests = data(&[WAITING, WAITING, b"", b"garbage", b"", WAITING, b"", b""]);
         let located = each(&paths(8), requests, 2);
-        assert_eq!(located[0], Ok(("0".to_owned(), Some(Build::Waiting))));
+        assert_eq!(located[0], Ok(("0".to_owned(), Some(WAITS))));
         assert!(matches!(located[1], Err(LookupError::Unreadable(_))));
-        assert_eq!(located[2], Ok(("5".to_owned(), Some(Build::Waiting))));
+        assert_eq!(located[2], Ok(("5".to_owned(), Some(WAITS))));
         assert_eq!(located[3], Ok((String::new(), None)));
     }
 }

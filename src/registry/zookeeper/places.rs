@@ -14,7 +14,7 @@ use tracing::debug;
 use zookeeper_client::{Client, EventType, SessionId, SessionState};
 
 use super::Lookup;
-use crate::registry::build::{Build, BuildId, Executor};
+use crate::registry::build::{Build, BuildId, Place};
 
 /// Builds kept at once, each with a watch at the ZooKeeper server. The others are looked up.
 const KEPT_MAX: usize = 1024;
@@ -46,20 +46,20 @@ enum Popularity {
 /// A place that a watch vouches for.
 struct Kept {
     session: SessionId,
-    executor: Executor,
+    found: Build,
     asked_for: AtomicBool,
 }
 
 impl Places {
     /// Where `build` runs, if that is kept; only while `client` has a connection, since nobody
     /// would hear of a change without one.
-    pub(super) fn kept(&self, client: &Client, build: &BuildId) -> Option<Executor> {
+    pub(super) fn kept(&self, client: &Client, build: &BuildId) -> Option<Build> {
         let kept = self.lock().kept.get(build).cloned()?;
         if kept.session != client.session_id() || client.state() != SessionState::SyncConnected {
             return None;
         }
         kept.asked_for.store(true, Ordering::Relaxed);
-        Some(kept.executor.clone())
+        Some(kept.found.clone())
     }
 
     /// Notes that `build` has been found, and says whether the caller is to [`keep`] it: it has been
@@ -126,8 +126,10 @@ pub(super) async fn keep(lookup: Arc<Lookup>, client: Client, build: BuildId, pa
     while let Some(now) = client.take() {
         let Ok((request, _, watcher)) = now.get_and_watch_data(&path).await else { return };
         drop(now);
-        let Ok(Some(Build::On(executor))) = Build::from_json(&request) else { return };
-        let kept = Arc::new(Kept { session, executor, asked_for: AtomicBool::new(false) });
+        let Ok(Some(found @ Build { place: Place::On(_), .. })) = Build::from_json(&request) else {
+            return;
+        };
+        let kept = Arc::new(Kept { session, found, asked_for: AtomicBool::new(false) });
         lookup.places.keep(build, &kept);
         debug!(%build, "place kept");
         let mut changed = std::pin::pin!(watcher.changed());

@@ -1,0 +1,263 @@
+//! Connections that a balancer makes for clients: the PROXY protocol's header in front, taken from
+//! those who may say it and from nobody else.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use tokio::net::TcpStream;
+
+use crate::admin::{metric, until_metric};
+use crate::service::program;
+use crate::support::client::{Client, Ending};
+use crate::support::executor::Executor;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+
+const TRUSTED: &str = "proxy_protocol = [\"127.0.0.0/8\"]";
+const BROKEN: &str = "zuul_fingergw_requests_total{result=\"proxy_header\"}";
+const PROBES: &str = "zuul_fingergw_requests_total{result=\"probe\"}";
+
+/// A header of version 2 for a client at `ip`, port 12345, with what else there is to say.
+pub(crate) fn v2(ip: IpAddr, more: &[u8]) -> Vec<u8> {
+    let (family, mut rest) = match ip {
+        IpAddr::V4(ip) => (0x11, [ip.octets(), ip.octets()].concat()),
+        IpAddr::V6(ip) => (0x21, [ip.octets(), ip.octets()].concat()),
+    };
+    rest.extend([0x30, 0x39, 0, 79]);
+    rest.extend(more);
+    raw_v2(0x21, family, &rest)
+}
+
+/// A header of version 2 with any command, family and content.
+fn raw_v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(rest.len()).expect("not that long").to_be_bytes();
+    [b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &[command, family], &length, rest].concat()
+}
+
+async fn gateway(system: &System, listener: &str, limits: &str) -> Gateway {
+    let identity = system.zookeeper.authority.identity("gateway");
+    let builder = Builder::new(system).tls(&identity).listeners(&[listener]).limits(limits);
+    let mut builder = builder.log("level = \"debug\"");
+    builder.admin = true;
+    builder.ready().await
+}
+
+/// Waits for the line of a stream to `peer`.
+async fn streamed_to(gateway: &mut Gateway, peer: &str) {
+    let peer = format!("peer={peer} ");
+    let what = format!("a stream to {peer}");
+    gateway.logged(&what, |line| line.contains("stream ended") && line.contains(&peer)).await;
+}
+
+/// Sends `header` and a request in one piece, and sees the log come.
+async fn served(gateway: &Gateway, executor: &Executor, header: &[u8], build: &str) {
+    let mut client = Client::connect(gateway.address()).await;
+    client.send(&[header, build.as_bytes(), b"\r\n"].concat()).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n", "{}", header.escape_ascii());
+}
+
+#[tokio::test]
+async fn the_client_is_who_the_balancer_says() {
+    let system = System::new().await;
+    let mut gateway = gateway(&system, TRUSTED, "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let v1 = |line: &str| format!("PROXY {line}\r\n").into_bytes();
+    let ip = |text: &str| text.parse().expect("an address");
+    for (header, peer) in [
+        (v1("TCP4 192.0.2.1 198.51.100.1 12345 79"), "192.0.2.1:12345"),
+        (v1("TCP6 2001:db8::2 2001:db8::1 12345 79"), "[2001:db8::2]:12345"),
+        (v2(ip("192.0.2.3"), b""), "192.0.2.3:12345"),
+        (v2(ip("2001:db8::4"), b""), "[2001:db8::4]:12345"),
+        // What a TLS balancer adds: ALPN, authority, unique id.
+        (v2(ip("192.0.2.5"), b"\x01\0\x02h2\x02\0\x03a.b\x05\0\x04abcd"), "192.0.2.5:12345"),
+    ] {
+        served(&gateway, &executor, &header, &build).await;
+        streamed_to(&mut gateway, peer).await;
+    }
+    assert_eq!(metric(&gateway, BROKEN).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_balancer_that_speaks_for_itself_or_for_who_knows_whom() {
+    let system = System::new().await;
+    let mut gateway = gateway(&system, TRUSTED, "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    for header in [
+        b"PROXY UNKNOWN\r\n".to_vec(),
+        b"PROXY UNKNOWN 192.0.2.1 192.0.2.2 1 2\r\n".to_vec(),
+        raw_v2(0x20, 0x00, b""),
+        raw_v2(0x20, 0x11, &[192, 0, 2, 1, 192, 0, 2, 2, 0, 1, 0, 2]),
+        raw_v2(0x21, 0x00, b""),
+        raw_v2(0x21, 0x31, &[b'/'; 216]),
+    ] {
+        let mut client = Client::connect(gateway.address()).await;
+        let own = client.stream.local_addr().expect("an address").to_string();
+        client.send(&[&header, build.as_bytes(), b"\n"].concat()).await;
+        executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n", "{}", header.escape_ascii());
+        streamed_to(&mut gateway, &own).await;
+    }
+}
+
+/// However it comes, only the header is taken: what follows is the request.
+#[tokio::test]
+async fn a_header_in_pieces() {
+    let system = System::new().await;
+    let gateway = gateway(&system, TRUSTED, "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    for header in
+        [b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n".to_vec(), v2([192, 0, 2, 1].into(), b"")]
+    {
+        let mut client = Client::connect(gateway.address()).await;
+        client.stream.set_nodelay(true).expect("TCP_NODELAY");
+        let all = [&header, build.as_bytes(), b"\r\n"].concat();
+        for byte in all {
+            client.send(&[byte]).await;
+        }
+        executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n");
+    }
+}
+
+/// `status` and the list of streams know the client as well.
+#[tokio::test]
+async fn the_list_of_streams_has_the_client() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).listeners(&[TRUSTED]).control();
+    let config = builder.write();
+    let gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::connect(gateway.address()).await;
+    client.send(&[&v2([192, 0, 2, 9].into(), b""), build.as_bytes(), b"\n"].concat()).await;
+    let _stream = executor.begin(&mut client).await;
+    let status = program(&["status"], &config).await.stdout;
+    assert!(status.contains("192.0.2.9:12345") && !status.contains("from 127.0.0.1"), "{status}");
+}
+
+#[tokio::test]
+async fn before_tls() {
+    let system = System::new().await;
+    let mut gateway = gateway(&system, &format!("tls = true\n{TRUSTED}"), "").await;
+    let identity = system.zookeeper.authority.identity("client");
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut plain = Client::connect(gateway.address()).await;
+    plain.send(b"PROXY TCP4 192.0.2.7 192.0.2.8 12345 79\r\n").await;
+    let mut client = Client::shake(plain, &identity).await;
+    client.send(format!("{build}\r\n").as_bytes()).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+    streamed_to(&mut gateway, "192.0.2.7:12345").await;
+    // Without a header it is no client's hello that is waited for.
+    let plain = Client::connect(gateway.address()).await;
+    assert!(Client::try_shake(plain, &identity).await.is_err());
+    until_metric(&gateway, BROKEN, 1.0).await;
+}
+
+/// Closed without a word, counted, and nobody else's concern.
+#[tokio::test]
+async fn broken_and_missing_headers() {
+    let system = System::new().await;
+    let gateway = gateway(&system, TRUSTED, "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut broken = 0.0;
+    for bytes in [
+        format!("{build}\r\n").into_bytes(),
+        b"PROXY TCP4 192.0.2.1 198.51.100.1 12345\r\n".to_vec(),
+        [b"PROXY UNKNOWN ".as_slice(), &[b'x'; 200]].concat(),
+        raw_v2(0x21, 0x11, b"short"),
+        raw_v2(0x20, 0x00, &[0; 4000]),
+        raw_v2(0x31, 0x11, &[0; 12]),
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".to_vec(),
+    ] {
+        let mut client = Client::connect(gateway.address()).await;
+        client.send(&bytes).await;
+        let (answer, ending) = client.rest().await;
+        // A reset where bytes were left unread.
+        assert!(answer.is_empty(), "{} {ending:?}", answer.escape_ascii());
+        broken += 1.0;
+        until_metric(&gateway, BROKEN, broken).await;
+    }
+    // Cut short.
+    let mut client = Client::connect(gateway.address()).await;
+    client.send(b"PROXY TCP4 192.0.2.1").await;
+    client.half_close().await;
+    assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
+    until_metric(&gateway, BROKEN, broken + 1.0).await;
+    // A balancer that looks whether we are there.
+    let mut client = Client::connect(gateway.address()).await;
+    client.half_close().await;
+    assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
+    until_metric(&gateway, PROBES, 1.0).await;
+    assert_eq!(metric(&gateway, BROKEN).await, broken + 1.0);
+    served(&gateway, &executor, b"PROXY UNKNOWN\r\n", &build).await;
+}
+
+#[tokio::test]
+async fn a_header_has_a_deadline() {
+    let system = System::new().await;
+    for (listener, limits) in
+        [("", "request_timeout = \"100ms\""), ("tls = true", "handshake_timeout = \"100ms\"")]
+    {
+        let mut gateway = gateway(&system, &format!("{listener}\n{TRUSTED}"), limits).await;
+        let mut silent = Client::connect(gateway.address()).await;
+        let mut slow = Client::connect(gateway.address()).await;
+        slow.send(b"PROXY TCP4 ").await;
+        assert_eq!(silent.rest().await, (Vec::new(), Ending::Clean));
+        assert_eq!(slow.rest().await, (Vec::new(), Ending::Clean));
+        let late = |line: &str| line.contains("no PROXY header in time") && line.contains("DEBUG");
+        gateway.logged_times("both", 2, late).await;
+        until_metric(&gateway, BROKEN, 2.0).await;
+    }
+}
+
+/// From anybody else no header is looked for: one that comes is a bad request.
+#[tokio::test]
+async fn a_forged_header() {
+    let system = System::new().await;
+    let mut gateway = gateway(&system, "proxy_protocol = [\"127.0.0.2\"]", "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    for header in
+        [b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n".to_vec(), v2([192, 0, 2, 1].into(), b"")]
+    {
+        let mut client = Client::connect(gateway.address()).await;
+        client.send(&[&header, build.as_bytes(), b"\n"].concat()).await;
+        assert_eq!(client.text().await, "Build not found\r\n");
+    }
+    served(&gateway, &executor, b"", &build).await;
+    let mut trusted = Client::connect_from(Ipv4Addr::new(127, 0, 0, 2), gateway.address()).await;
+    trusted.send(&[&v2([192, 0, 2, 1].into(), b""), build.as_bytes(), b"\n"].concat()).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(trusted.text().await, "log\n");
+    streamed_to(&mut gateway, "192.0.2.1:12345").await;
+    assert_eq!(metric(&gateway, BROKEN).await, 0.0);
+}
+
+/// Which gateway it is whose handshakes fail is told by the client's address.
+#[tokio::test]
+async fn a_gateway_behind_a_balancer_whose_handshakes_fail() {
+    let system = System::new().await;
+    system.put_gateway(Some("west"), Some(7979), true, "running").await;
+    let mut gateway = gateway(&system, "tls = true\nproxy_protocol = [\"127.0.0.2\"]", "").await;
+    let fails = async |client: &str| {
+        let from = Ipv4Addr::new(127, 0, 0, 2);
+        let mut plain: Client<TcpStream> = Client::connect_from(from, gateway.address()).await;
+        plain.send(format!("PROXY TCP4 {client} 192.0.2.2 1 2\r\nno TLS\r\n").as_bytes()).await;
+        plain.rest().await;
+    };
+    for _ in 0..3 {
+        fails("192.0.2.77").await;
+    }
+    for _ in 0..3 {
+        fails("127.0.0.1").await;
+    }
+    let told = |line: &str| line.contains("gets no TLS session with us");
+    let line = gateway.logged("the gateway", told).await;
+    assert!(line.contains("zone=west") && line.contains("peer=127.0.0.1"), "{line}");
+}

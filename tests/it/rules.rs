@@ -1,0 +1,424 @@
+//! Who may see which logs: rules by network, tenant and certificate, on each listener. Denied is not
+//! to be told from not found.
+
+use std::net::Ipv4Addr;
+
+use rustix::process::Signal;
+
+use crate::admin::{metric, until_metric};
+use crate::proxy_protocol::v2;
+use crate::reload::Reloadable;
+use crate::service::program;
+use crate::support::certificates::{Authority, Identity};
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{Executor, serves};
+use crate::support::flow::Flow;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::{System, TENANT, request_path};
+use crate::support::zookeeper::ZooKeeper;
+use crate::support::{Duplex, within};
+
+const NOT_FOUND: &str = "Build not found\r\n";
+const NOT_STARTED: &str = "Build did not start yet\r\n";
+const LOG: &str = "log\n";
+const DENIED: &str = "zuul_fingergw_requests_total{result=\"denied\"}";
+const MISSING: &str = "zuul_fingergw_requests_total{result=\"not_found\"}";
+
+/// Addresses that clients come from.
+const HOME: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const AWAY: Ipv4Addr = Ipv4Addr::new(127, 9, 0, 1);
+
+/// Builds of some tenants on one executor, and what gateways say of them.
+struct Stage {
+    system: System,
+    executor: Executor,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        Self { system: System::new().await, executor: Executor::start().await }
+    }
+
+    /// A build of `tenant`, on the executor unless it waits.
+    async fn build(&self, tenant: Option<&str>, waiting: bool) -> String {
+        let build = format!("{:032x}", fastrand::u128(..));
+        let worker = self.executor.worker(None);
+        let worker = (!waiting).then_some(&worker);
+        self.system.place_build_of(tenant, None, &build, worker).await;
+        build
+    }
+
+    /// A gateway with these listeners.
+    async fn gateway(&self, listeners: &[&str]) -> Gateway {
+        self.gateway_of(&self.system.zookeeper.authority.identity("gateway"), listeners).await
+    }
+
+    async fn gateway_of(&self, identity: &Identity, listeners: &[&str]) -> Gateway {
+        let builder = Builder::new(&self.system).tls(identity).listeners(listeners);
+        let mut builder = builder.log("level = \"debug\"");
+        builder.admin = true;
+        builder.ready().await
+    }
+
+    /// What a client is told of `build`: the log, if the executor is asked for it.
+    async fn told<S: Duplex>(&self, mut client: Client<S>, build: &str) -> String {
+        client.send(format!("{build}\r\n").as_bytes()).await;
+        let serving = async {
+            self.executor.serve(LOG.as_bytes()).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            text = client.text() => text,
+            () = serving => unreachable!("pending"),
+        }
+    }
+
+    /// The same for a plain client from `from`, on one of the listeners.
+    async fn told_from(
+        &self,
+        gateway: &Gateway,
+        listener: usize,
+        from: Ipv4Addr,
+        build: &str,
+    ) -> String {
+        let client = Client::connect_from(from, gateway.addresses[listener]).await;
+        self.told(client, build).await
+    }
+
+    /// The same for a TLS client that shows `identity`.
+    async fn told_to(&self, gateway: &Gateway, identity: Option<&Identity>, build: &str) -> String {
+        let trusted = self.system.zookeeper.authority.identity("anybody");
+        let address = gateway.address();
+        let client = Client::try_connect_tls(address, "localhost", &trusted, identity).await;
+        self.told(client.expect("a TLS connection"), build).await
+    }
+}
+
+/// Waits for the line of a denial that gives this reason.
+async fn denied_because(gateway: &mut Gateway, build: &str, reason: &str) {
+    let wanted = format!("{build}: denied: {reason}");
+    let line = gateway.logged(&wanted, |line| line.contains(&wanted)).await;
+    assert!(line.contains("DEBUG"), "nothing that strangers make flood: {line}");
+}
+
+#[tokio::test]
+async fn by_network() {
+    let stage = Stage::new().await;
+    let rule = "[[listener.allow]]\nnetworks = [\"192.0.2.0/24\", \"127.0.0.1\"]";
+    let mut gateway = stage.gateway(&[rule]).await;
+    let build = stage.build(Some("a"), false).await;
+    assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
+    assert_eq!(stage.told_from(&gateway, 0, AWAY, &build).await, NOT_FOUND);
+    denied_because(&mut gateway, &build, "no rule allows this address").await;
+    until_metric(&gateway, DENIED, 1.0).await;
+    assert_eq!(metric(&gateway, MISSING).await, 0.0);
+    assert_eq!(stage.told_from(&gateway, 0, AWAY, "abcdef").await, NOT_FOUND);
+    until_metric(&gateway, MISSING, 1.0).await;
+    assert_eq!(metric(&gateway, DENIED).await, 1.0);
+}
+
+/// Also where the socket says IPv4 in IPv6's words.
+#[tokio::test]
+async fn by_network_on_a_listener_for_both() {
+    let stage = Stage::new().await;
+    let rule = "address = \"[::]:0\"\n[[listener.allow]]\nnetworks = [\"127.0.0.1\"]";
+    let gateway = stage.gateway(&[rule]).await;
+    let build = stage.build(Some("a"), false).await;
+    let address = (HOME, gateway.port()).into();
+    let client = Client::connect_from(HOME, address).await;
+    assert_eq!(stage.told(client, &build).await, LOG);
+    let client = Client::connect_from(AWAY, address).await;
+    assert_eq!(stage.told(client, &build).await, NOT_FOUND);
+}
+
+#[tokio::test]
+async fn by_tenant() {
+    let stage = Stage::new().await;
+    let rule = "[[listener.allow]]\ntenants = [\"open one\", \"open two\"]";
+    let mut gateway = stage.gateway(&[rule]).await;
+    for tenant in ["open one", "open two"] {
+        let build = stage.build(Some(tenant), false).await;
+        assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
+    }
+    for (tenant, reason) in [
+        (Some("secret"), "no rule allows tenant secret"),
+        (Some("open ONE"), "no rule allows tenant open ONE"),
+        (None, "no rule allows a build without a tenant"),
+    ] {
+        let build = stage.build(tenant, false).await;
+        assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, NOT_FOUND);
+        denied_because(&mut gateway, &build, reason).await;
+    }
+    // A build that waits is nobody else's affair either, nor is one that cannot be read.
+    let waiting = stage.build(Some("open one"), true).await;
+    assert_eq!(stage.told_from(&gateway, 0, HOME, &waiting).await, NOT_STARTED);
+    let waiting = stage.build(Some("secret"), true).await;
+    assert_eq!(stage.told_from(&gateway, 0, HOME, &waiting).await, NOT_FOUND);
+    stage.system.put(&request_path(None, "bad"), b"{").await;
+    assert_eq!(stage.told_from(&gateway, 0, HOME, "bad").await, NOT_FOUND);
+    until_metric(&gateway, DENIED, 5.0).await;
+}
+
+#[tokio::test]
+async fn by_certificate() {
+    let stage = Stage::new().await;
+    let rule = "tls = true\nclient_certificate = \"optional\"\n\
+                [[listener.allow]]\nclients = [\"gw.east.example.org\", \"*.west.example.org\"]";
+    let mut gateway = stage.gateway(&[rule]).await;
+    let build = stage.build(Some("a"), false).await;
+    let authority = &stage.system.zookeeper.authority;
+    for identity in [
+        authority.identity_only_for("gw.east.example.org"),
+        authority.identity("GW.east.example.org"),
+        authority.identity_only_for("gw1.west.example.org"),
+        authority.common_name_only("gw.east.example.org"),
+        authority.common_name_only("gw2.west.example.org"),
+    ] {
+        assert_eq!(stage.told_to(&gateway, Some(&identity), &build).await, LOG);
+    }
+    let other = authority.amiss("gw.east.example.org", |params| {
+        let name = "other.example.org".try_into().expect("a name");
+        params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
+    });
+    for (identity, reason) in [
+        (None, "no rule allows a client without a certificate's name"),
+        (Some(authority.identity_only_for("a.gw.west.example.org")), "no rule allows the client a"),
+        (Some(authority.common_name_only("stranger")), "no rule allows the client stranger"),
+        // Its common name is another's, and counts for nothing beside an alternative name.
+        (Some(other), "no rule allows the client other.example.org"),
+    ] {
+        assert_eq!(stage.told_to(&gateway, identity.as_ref(), &build).await, NOT_FOUND);
+        denied_because(&mut gateway, &build, reason).await;
+    }
+}
+
+/// The common name counts no more than it does for gateways that are dialed.
+#[tokio::test]
+async fn common_names_that_do_not_count() {
+    let stage = Stage::new().await;
+    let rule = "tls = true\n[[listener.allow]]\nclients = [\"gw.example.org\"]";
+    let build = stage.build(Some("a"), false).await;
+    let authority = &stage.system.zookeeper.authority;
+    let mut builder =
+        Builder::new(&stage.system).tls(&authority.identity("gateway")).listeners(&[rule]);
+    builder.common_name_fallback = false;
+    let gateway = builder.ready().await;
+    let (common, named) =
+        (authority.common_name_only("gw.example.org"), authority.identity("gw.example.org"));
+    assert_eq!(stage.told_to(&gateway, Some(&common), &build).await, NOT_FOUND);
+    assert_eq!(stage.told_to(&gateway, Some(&named), &build).await, LOG);
+
+    let bound = Authority::constrained("example.org");
+    let own = bound.identity_only_for("own.example.org");
+    let gateway = stage.gateway_of(&own, &[rule]).await;
+    for (identity, told) in [
+        (bound.common_name_only("gw.example.org"), NOT_FOUND),
+        (bound.identity_only_for("gw.example.org"), LOG),
+    ] {
+        let address = gateway.address();
+        let client = Client::try_connect_tls(address, "own.example.org", &own, Some(&identity));
+        let client = client.await.expect("a TLS connection");
+        assert_eq!(stage.told(client, &build).await, told);
+    }
+}
+
+/// The door between zones: the other gateways may ask for everything there, and who they are is known
+/// from a resumed session as well.
+#[tokio::test]
+async fn the_gateways_of_other_zones() {
+    let stage = Stage::new().await;
+    let authority = &stage.system.zookeeper.authority;
+    let rule = "tls = true\n[[listener.allow]]\nclients = [\"gw.east.example.org\"]";
+    let mut inner = Builder::new(&stage.system).zone("west").tls(&authority.identity("gateway"));
+    inner.admin = true;
+    let mut inner = inner.log("level = \"debug\"").listeners(&[rule]).ready().await;
+    inner.until_running(&stage.system).await;
+    let build = format!("{:032x}", fastrand::u128(..));
+    let worker = stage.executor.worker(Some("west"));
+    stage.system.place_build_of(Some("a"), Some("west"), &build, Some(&worker)).await;
+    // At the outer door the tenant decides.
+    let outer = async |name: &str, tenant: &str| {
+        let rule = format!("[[listener.allow]]\ntenants = [\"{tenant}\"]");
+        Builder::new(&stage.system)
+            .zone("east")
+            .tls(&authority.identity(name))
+            .listeners(&[&rule])
+            .ready()
+            .await
+    };
+    let east = outer("gw.east.example.org", "a").await;
+    for _ in 0..3 {
+        assert_eq!(stage.told_from(&east, 0, HOME, &build).await, LOG);
+    }
+    let resumed = "zuul_fingergw_tls_sessions_resumed_total{side=\"client\"}";
+    assert!(metric(&inner, resumed).await >= 1.0);
+
+    let north = outer("gw.north.example.org", "a").await;
+    assert_eq!(stage.told_from(&north, 0, HOME, &build).await, NOT_FOUND, "the inner one's word");
+    denied_because(&mut inner, &build, "no rule allows the client gw.north.example.org").await;
+    until_metric(&inner, DENIED, 1.0).await;
+    let closed = outer("gw.east.example.org", "b").await;
+    assert_eq!(stage.told_from(&closed, 0, HOME, &build).await, NOT_FOUND);
+    assert_eq!(metric(&inner, DENIED).await, 1.0, "not asked");
+}
+
+/// Each listener has its own; of one rule all must be true, of several one.
+#[tokio::test]
+async fn several_rules_and_listeners() {
+    let stage = Stage::new().await;
+    let strict = "[[listener.allow]]\nnetworks = [\"127.0.0.1\"]\ntenants = [\"a\"]\n\
+                  [[listener.allow]]\ntenants = [\"b\"]";
+    let gateway = stage.gateway(&[strict, "", "[[listener.allow]]\ntenants = [\"c\"]"]).await;
+    let builds = [
+        stage.build(Some("a"), false).await,
+        stage.build(Some("b"), false).await,
+        stage.build(Some("c"), false).await,
+    ];
+    for (listener, from, expected) in [
+        (0, HOME, [LOG, LOG, NOT_FOUND]),
+        (0, AWAY, [NOT_FOUND, LOG, NOT_FOUND]),
+        (1, HOME, [LOG, LOG, LOG]),
+        (1, AWAY, [LOG, LOG, LOG]),
+        (2, HOME, [NOT_FOUND, NOT_FOUND, LOG]),
+    ] {
+        for (build, expected) in builds.iter().zip(expected) {
+            let told = stage.told_from(&gateway, listener, from, build).await;
+            assert_eq!(told, expected, "listener {listener}, {from}");
+        }
+    }
+}
+
+/// Name, network and tenant in one rule.
+#[tokio::test]
+async fn all_three_together() {
+    let stage = Stage::new().await;
+    let rule = "tls = true\n[[listener.allow]]\nclients = [\"one\"]\ntenants = [\"a\"]\n";
+    let authority = &stage.system.zookeeper.authority;
+    let (one, two) = (authority.identity("one"), authority.identity("two"));
+    let (a, b) = (stage.build(Some("a"), false).await, stage.build(Some("b"), false).await);
+    let here = stage.gateway(&[&format!("{rule}networks = [\"127.0.0.1\"]")]).await;
+    assert_eq!(stage.told_to(&here, Some(&one), &a).await, LOG);
+    assert_eq!(stage.told_to(&here, Some(&two), &a).await, NOT_FOUND);
+    assert_eq!(stage.told_to(&here, Some(&one), &b).await, NOT_FOUND);
+    let elsewhere = stage.gateway(&[&format!("{rule}networks = [\"10.0.0.0/8\"]")]).await;
+    assert_eq!(stage.told_to(&elsewhere, Some(&one), &a).await, NOT_FOUND);
+}
+
+/// Bytes and end of the answer to a request for `build`.
+async fn answer<S: Duplex>(mut client: Client<S>, build: &str) -> (Vec<u8>, Ending) {
+    client.send(format!("{build}\r\n").as_bytes()).await;
+    client.rest().await
+}
+
+#[tokio::test]
+async fn denied_is_not_found_to_the_byte() {
+    let stage = Stage::new().await;
+    let rule = "[[listener.allow]]\ntenants = [\"a\"]";
+    let gateway = stage.gateway(&[rule, &format!("tls = true\n{rule}")]).await;
+    let identity = stage.system.zookeeper.authority.identity("client");
+    let denied = stage.build(Some("b"), false).await;
+    let (plain, tls) = (gateway.addresses[0], gateway.addresses[1]);
+    let expected = (NOT_FOUND.as_bytes().to_vec(), Ending::Clean);
+    for build in [denied.as_str(), "abcdef"] {
+        assert_eq!(answer(Client::connect(plain).await, build).await, expected);
+        assert_eq!(answer(Client::connect_tls(tls, &identity).await, build).await, expected);
+    }
+    until_metric(&gateway, DENIED, 2.0).await;
+    until_metric(&gateway, MISSING, 2.0).await;
+}
+
+/// A build that is kept needs no ZooKeeper. One that is denied is answered when one that nobody has
+/// would be, and in the same words: here, that ZooKeeper does not answer.
+#[tokio::test]
+async fn denied_takes_a_look_up_as_not_found_does() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper.clone()).await;
+    let stage = Stage { system, executor: Executor::start().await };
+    let rule = "[[listener.allow]]\nnetworks = [\"127.0.0.1\"]\ntenants = [\"a\"]";
+    let builder = Builder::new(&stage.system).listeners(&[rule]).log("level = \"debug\"");
+    let mut gateway = builder.limits("lookup_timeout = \"300ms\"").ready().await;
+    let build = stage.build(Some("a"), false).await;
+    for _ in 0..2 {
+        assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
+    }
+    gateway.logged("that it is kept", |line| line.contains("place kept")).await;
+    assert_eq!(stage.told_from(&gateway, 0, AWAY, &build).await, NOT_FOUND);
+    assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG, "kept with its tenant");
+
+    zookeeper.pause().await;
+    assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
+    let hangs = "Internal streaming error: ZooKeeper cannot be reached\r\n";
+    assert_eq!(stage.told_from(&gateway, 0, AWAY, &build).await, hangs);
+    assert_eq!(stage.told_from(&gateway, 0, AWAY, "abcdef").await, hangs);
+    zookeeper.resume().await;
+}
+
+/// Rules go by the client that the balancer names.
+#[tokio::test]
+async fn behind_a_balancer() {
+    let stage = Stage::new().await;
+    let listener = "proxy_protocol = [\"127.0.0.1\"]\n\
+                    [[listener.allow]]\nnetworks = [\"192.0.2.0/24\"]";
+    let gateway = stage.gateway(&[listener]).await;
+    let build = stage.build(Some("a"), false).await;
+    for (client, told) in [([192, 0, 2, 1], LOG), ([198, 51, 100, 1], NOT_FOUND)] {
+        let mut balancer = Client::connect(gateway.address()).await;
+        balancer.send(&v2(client.into(), b"")).await;
+        assert_eq!(stage.told(balancer, &build).await, told);
+    }
+    // For itself it may not ask, nor may anybody say that it is a balancer.
+    let mut balancer = Client::connect(gateway.address()).await;
+    balancer.send(b"PROXY UNKNOWN\r\n").await;
+    assert_eq!(stage.told(balancer, &build).await, NOT_FOUND);
+    let mut forger = Client::connect_from(AWAY, gateway.address()).await;
+    forger.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").await;
+    assert_eq!(stage.told(forger, &build).await, NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_reload_changes_them_for_those_that_come_then() {
+    let system = System::new().await;
+    let rule = "[[listener.allow]]\ntenants = [\"tenant-one\"]";
+    let served = Reloadable::start(Builder::new(&system).listeners(&[rule])).await;
+    let address = served.gateway.address();
+    let mut flow = Flow::start(&system, address).await;
+    serves(&system, address).await;
+
+    served.edit(&format!("\"{TENANT}\""), "\"other\"");
+    assert_eq!(served.reloads().await, ["changed: listener.allow"]);
+    let build = system.put_build(None, None).await;
+    assert_eq!(Client::ask(address, &build).await.text().await, NOT_FOUND);
+    flow.goes_on("for whom it was allowed\n").await;
+
+    served.edit("tenants = [\"other\"]", "clients = [\"gw\"]");
+    let refused = program(&["reload"], &served.config).await;
+    let why = "this listener speaks no TLS";
+    assert!(refused.code == Some(1) && refused.stderr.contains(why), "{}", refused.stderr);
+    assert_eq!(Client::ask(address, &build).await.text().await, NOT_FOUND);
+
+    served.edit("[[listener.allow]]\nclients = [\"gw\"]", "proxy_protocol = [\"127.0.0.2\"]");
+    assert_eq!(served.reloads().await, ["changed: listener.proxy_protocol; listener.allow"]);
+    assert_eq!(Client::ask(address, &build).await.text().await, NOT_STARTED);
+    let mut balancer = Client::connect_from(Ipv4Addr::new(127, 0, 0, 2), address).await;
+    balancer.send(format!("PROXY UNKNOWN\r\n{build}\r\n").as_bytes()).await;
+    assert_eq!(balancer.text().await, NOT_STARTED);
+    flow.ends().await;
+}
+
+/// A closed door beside an open one is most often a mistake.
+#[tokio::test]
+async fn an_open_listener_beside_rules_is_named() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).listeners(&["[[listener.allow]]\ntenants = [\"a\"]", ""]);
+    let config = builder.write();
+    let checked = program(&["check"], &config).await;
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+    let warning =
+        "has rules and the one on 127.0.0.1:0 has none: whoever reaches that sees every log";
+    assert!(checked.stderr.contains(warning), "{}", checked.stderr);
+    let mut gateway = builder.ready().await;
+    let line = gateway.logged("it", |line| line.contains(warning)).await;
+    assert!(line.contains("WARN"), "{line}");
+    gateway.signal(Signal::TERM);
+    within("its end", gateway.exit()).await;
+}
