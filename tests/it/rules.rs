@@ -336,7 +336,7 @@ async fn denied_takes_a_look_up_as_not_found_does() {
     let stage = Stage { system, executor: Executor::start().await };
     let rule = "[[listener.allow]]\nnetworks = [\"127.0.0.1\"]\ntenants = [\"a\"]";
     let builder = Builder::new(&stage.system).listeners(&[rule]).log("level = \"debug\"");
-    let mut gateway = builder.limits("lookup_timeout = \"300ms\"").ready().await;
+    let mut gateway = builder.limits("lookup_timeout = \"2s\"").ready().await;
     let build = stage.build(Some("a"), false).await;
     for _ in 0..2 {
         assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
