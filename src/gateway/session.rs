@@ -54,7 +54,7 @@ pub(crate) async fn run(
     let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
     let (reply, reason) = match query {
         Ok(Ok(build)) => match resolve(&build, access(&client, peer, index, cx), peer, cx).await {
-            Ok(hops) => return stream_from(&hops, client, peer, &build, cx).await,
+            Ok(hops) => return stream_from(&hops, client, &peer, &build, cx).await,
             Err((reply, reason)) => (reply, format!("{build}: {reason}")),
         },
         Ok(Err(QueryError::NotABuild(text))) => (Reply::NotFound, format!("no build id: {text}")),
@@ -192,7 +192,7 @@ async fn resolve(
 async fn stream_from(
     hops: &[Upstream],
     mut client: Connection,
-    peer: SocketAddr,
+    peer: &SocketAddr,
     build: &BuildId,
     cx: &Context,
 ) -> Outcome {
@@ -201,7 +201,7 @@ async fn stream_from(
     for (index, hop) in hops.iter().enumerate() {
         let last = index + 1 == hops.len();
         let route = Route::of(hop, hops.len());
-        let listed = cx.streams.begin(peer, build, hop.to_string(), began);
+        let listed = cx.streams.begin(*peer, build, hop.to_string(), began);
         let relayed = relay_from(hop, route, &mut client, build, &listed, cx).await;
         drop(listed);
         let (bytes, end): (u64, &(dyn std::fmt::Display + Sync)) = match &relayed {

@@ -80,7 +80,7 @@ async fn plain_and_tls_in_both_versions() {
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     for send in ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options crc32c,unique-id"] {
         let plain = Haproxy::start(gateway.addresses[0], send).await;
-        let mut client = Client::connect_from(CLIENT, plain.address).await;
+        let mut client = Client::connect_from(&CLIENT.to_string(), plain.address).await;
         let from_plain = client.stream.local_addr().expect("an address");
         client.send(format!("{build}\r\n").as_bytes()).await;
         executor.serve(b"log\n").await;
@@ -91,7 +91,7 @@ async fn plain_and_tls_in_both_versions() {
         assert_eq!(other.text().await, "Build not found\r\n", "{send}");
 
         let tls = Haproxy::start(gateway.addresses[1], send).await;
-        let client = Client::connect_from(CLIENT, tls.address).await;
+        let client = Client::connect_from(&CLIENT.to_string(), tls.address).await;
         let from_tls = client.stream.local_addr().expect("an address");
         let mut client = Client::shake(client, &identity).await;
         client.send(format!("{build}\r\n").as_bytes()).await;

@@ -81,7 +81,7 @@ impl Stage {
         from: Ipv4Addr,
         build: &str,
     ) -> String {
-        let client = Client::connect_from(from, gateway.addresses[listener]).await;
+        let client = Client::connect_from(&from.to_string(), gateway.addresses[listener]).await;
         self.told(client, build).await
     }
 
@@ -125,9 +125,9 @@ async fn by_network_on_a_listener_for_both() {
     let gateway = stage.gateway(&[rule]).await;
     let build = stage.build(Some("a"), false).await;
     let address = (HOME, gateway.port()).into();
-    let client = Client::connect_from(HOME, address).await;
+    let client = Client::connect_from(&HOME.to_string(), address).await;
     assert_eq!(stage.told(client, &build).await, LOG);
-    let client = Client::connect_from(AWAY, address).await;
+    let client = Client::connect_from(&AWAY.to_string(), address).await;
     assert_eq!(stage.told(client, &build).await, NOT_FOUND);
 }
 
@@ -336,7 +336,7 @@ async fn denied_takes_a_look_up_as_not_found_does() {
     let stage = Stage { system, executor: Executor::start().await };
     let rule = "[[listener.allow]]\nnetworks = [\"127.0.0.1\"]\ntenants = [\"a\"]";
     let builder = Builder::new(&stage.system).listeners(&[rule]).log("level = \"debug\"");
-    let mut gateway = builder.limits("lookup_timeout = \"300ms\"").ready().await;
+    let mut gateway = builder.limits("lookup_timeout = \"2s\"").ready().await;
     let build = stage.build(Some("a"), false).await;
     for _ in 0..2 {
         assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
@@ -370,7 +370,7 @@ async fn behind_a_balancer() {
     let mut balancer = Client::connect(gateway.address()).await;
     balancer.send(b"PROXY UNKNOWN\r\n").await;
     assert_eq!(stage.told(balancer, &build).await, NOT_FOUND);
-    let mut forger = Client::connect_from(AWAY, gateway.address()).await;
+    let mut forger = Client::connect_from(&AWAY.to_string(), gateway.address()).await;
     forger.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").await;
     assert_eq!(stage.told(forger, &build).await, NOT_FOUND);
 }
@@ -399,7 +399,7 @@ async fn a_reload_changes_them_for_those_that_come_then() {
     served.edit("[[listener.allow]]\nclients = [\"gw\"]", "proxy_protocol = [\"127.0.0.2\"]");
     assert_eq!(served.reloads().await, ["changed: listener.proxy_protocol; listener.allow"]);
     assert_eq!(Client::ask(address, &build).await.text().await, NOT_STARTED);
-    let mut balancer = Client::connect_from(Ipv4Addr::new(127, 0, 0, 2), address).await;
+    let mut balancer = Client::connect_from("127.0.0.2", address).await;
     balancer.send(format!("PROXY UNKNOWN\r\n{build}\r\n").as_bytes()).await;
     assert_eq!(balancer.text().await, NOT_STARTED);
     flow.ends().await;

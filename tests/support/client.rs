@@ -1,7 +1,7 @@
 //! Finger clients, plain and TLS, that tell how a stream ended.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
@@ -35,14 +35,6 @@ impl Client<TcpStream> {
     /// Connects and says nothing.
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(address)).await.expect("connected");
-        Self { stream }
-    }
-
-    /// Connects from another loopback address than the usual one, and says nothing.
-    pub(crate) async fn connect_from(from: Ipv4Addr, address: SocketAddr) -> Self {
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind((from, 0).into()).expect("a loopback address");
-        let stream = within("a connection", socket.connect(address)).await.expect("connected");
         Self { stream }
     }
 
