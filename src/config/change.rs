@@ -169,6 +169,7 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         first_byte_timeout,
         write_timeout,
         keepalive,
+        lame_duck,
         grace,
     } = wanted;
     let mut time = |key, running, wanted| found.take((key, ""), running, wanted);
@@ -189,6 +190,7 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         ),
         write_timeout: time("limits.write_timeout", &running.write_timeout, write_timeout),
         keepalive: time("limits.keepalive", &running.keepalive, keepalive),
+        lame_duck: time("limits.lame_duck", &running.lame_duck, lame_duck),
         grace: time("limits.grace", &running.grace, grace),
     };
     found.take(("limits.connections", ""), &running.connections, connections);
@@ -251,7 +253,7 @@ mod tests {
     fn what_can_change_does() {
         let text = "[limits]\nconnections = 5\nhandshake_timeout = \"1s\"\nrequest_timeout = \"1s\"
             lookup_timeout = \"1s\"\nconnect_timeout = \"1s\"\nfirst_byte_timeout = \"1s\"
-            write_timeout = \"1s\"\nkeepalive = \"1s\"\ngrace = \"1s\"\n[log]\nlevel = \"debug\"
+            write_timeout = \"1s\"\nkeepalive = \"1s\"\nlame_duck = \"0s\"\ngrace = \"1s\"\n[log]\nlevel = \"debug\"
             [tls]\ncert = \"/c\"\nkey = \"/k\"\nca = \"/a\"\nverify_hostnames = false\n";
         let change = change("", text);
         assert_eq!(change.config, toml(text));
@@ -266,6 +268,7 @@ mod tests {
             "limits.first_byte_timeout",
             "limits.write_timeout",
             "limits.keepalive",
+            "limits.lame_duck",
             "limits.grace",
             "limits.connections",
             "log.level",

@@ -119,6 +119,8 @@ pub(crate) struct Limits {
     pub(crate) write_timeout: Duration,
     /// Silence before the first keepalive probe.
     pub(crate) keepalive: Duration,
+    /// How long connections are taken on, once our entry is out, when the gateway stops; 0 is allowed.
+    pub(crate) lame_duck: Duration,
     /// For running streams when the gateway stops.
     pub(crate) grace: Duration,
 }
@@ -134,6 +136,7 @@ impl Default for Limits {
             first_byte_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(300),
             keepalive: Duration::from_secs(60),
+            lame_duck: Duration::from_secs(2),
             grace: Duration::from_secs(30),
         }
     }

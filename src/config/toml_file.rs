@@ -160,6 +160,9 @@ fn control(mut table: Table<'_>) -> Option<PathBuf> {
 /// What the kernel takes for TCP_KEEPIDLE (tcp(7); Linux, `MAX_TCP_KEEPIDLE`).
 const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(32_767);
 
+/// None at all, or as any other time.
+const LAME_DUCK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+
 fn limits(mut table: Table<'_>) -> Limits {
     let Limits {
         connections,
@@ -170,6 +173,7 @@ fn limits(mut table: Table<'_>) -> Limits {
         first_byte_timeout,
         write_timeout,
         keepalive,
+        lame_duck,
         grace,
     } = Limits::default();
     let limits = Limits {
@@ -183,6 +187,7 @@ fn limits(mut table: Table<'_>) -> Limits {
         first_byte_timeout: table.duration("first_byte_timeout", first_byte_timeout),
         write_timeout: table.duration("write_timeout", write_timeout),
         keepalive: table.duration_in("keepalive", keepalive, &KEEPALIVE),
+        lame_duck: table.duration_in("lame_duck", lame_duck, &LAME_DUCK),
         grace: table.duration("grace", grace),
     };
     table.finish();
@@ -313,7 +318,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 40);
+        assert_eq!(keys, 41);
     }
 
     #[test]

@@ -195,7 +195,7 @@ fn all_stopped(pid: Pid) -> bool {
 /// A port that stays ours while the server is started and started again: ZooKeeper cannot tell
 /// which one it got. Two sockets that both allow it may share a port as long as only one of them
 /// listens (socket(7), SO_REUSEADDR), and ZooKeeper's does; nobody else is given it.
-fn reserve_port() -> (u16, Socket) {
+pub(crate) fn reserve_port() -> (u16, Socket) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_address(true).expect("SO_REUSEADDR");
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");

@@ -33,6 +33,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// Answers from the current session, if there is one.
 pub(crate) struct Lookup {
     client: watch::Sender<Option<Client>>,
+    /// A session is on its way, and no try to get it has failed yet: worth waiting for.
+    hopeful: watch::Sender<bool>,
     gateways: watch::Sender<Arc<[Gateway]>>,
     /// The zones of the last look-up: what the next one asks. Each look-up lists the zones again
     /// in the same round trip and asks those it did not know in a second one, so this may be old.
@@ -59,6 +61,7 @@ impl Lookup {
     pub(super) fn new() -> Self {
         Self {
             client: watch::Sender::new(None),
+            hopeful: watch::Sender::new(true),
             gateways: watch::Sender::new(Arc::from([])),
             zones: watch::Sender::default(),
             multi_read: AtomicBool::new(true),
@@ -72,6 +75,7 @@ impl Lookup {
         // The server may be another one, and newer.
         self.multi_read.store(true, Ordering::Relaxed);
         self.client.send_replace(Some(client));
+        self.hopeful.send_replace(true);
     }
 
     /// Learns the zones, so that already the first look-up asks them all at once.
@@ -85,6 +89,26 @@ impl Lookup {
     /// The current session's client.
     pub(super) fn client(&self) -> Option<Client> {
         self.client.borrow().clone()
+    }
+
+    /// The current session's client, waiting for the session that may be there in a moment: at the
+    /// start, and when one was lost. Whoever had to wait for a restart is not to hear of it.
+    async fn session(&self) -> Result<Client, LookupError> {
+        if let Some(client) = self.client() {
+            return Ok(client);
+        }
+        let (mut clients, mut hopeful) = (self.client.subscribe(), self.hopeful.subscribe());
+        let client = tokio::select! {
+            biased;
+            Ok(client) = clients.wait_for(Option::is_some) => client.clone(),
+            _ = hopeful.wait_for(|hopeful| !hopeful) => None,
+        };
+        client.ok_or_else(|| LookupError::Away("no session".to_owned()))
+    }
+
+    /// A try to get a session has failed: look-ups are answered at once until there is one.
+    pub(super) fn give_up_hope(&self) {
+        self.hopeful.send_replace(false);
     }
 
     pub(super) fn has_session(&self) -> bool {
@@ -122,8 +146,7 @@ impl Lookup {
         self: &Arc<Self>,
         build: &BuildId,
     ) -> Result<Option<Build>, LookupError> {
-        let client = self.client();
-        let client = client.ok_or_else(|| LookupError::Away("no session".to_owned()))?;
+        let client = self.session().await?;
         if let Some(executor) = self.places.kept(&client, build) {
             return Ok(Some(Build::On(executor)));
         }

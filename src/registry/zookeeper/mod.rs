@@ -156,6 +156,9 @@ impl Keeper {
                 },
                 Err(error) => Some((error, true)),
             };
+            if trouble.is_some() {
+                self.lookup.give_up_hope();
+            }
             match trouble {
                 Some((error, sessionless)) if !std::mem::replace(&mut said, true) => {
                     let cause = match error {
