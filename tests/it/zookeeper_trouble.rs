@@ -382,8 +382,7 @@ async fn an_outage_that_makes_the_client_sleep() {
     proxy.refuse();
     // It doubles its pauses from 0.1 seconds on: the one behind its eighth try is several times as
     // long as the gateway needs to find that ZooKeeper is back, and that is at once.
-    let failed =
-        |line: &str| line.contains("zookeeper_client") && line.contains("fails in connecting");
+    let failed = |line: &str| line.contains(" serve{") && line.contains("fails in connecting");
     gateway.logged_times("the client's tries", 8, failed).await;
     proxy.release();
 
@@ -391,4 +390,53 @@ async fn an_outage_that_makes_the_client_sleep() {
     let second = one(&system, "another entry", |entry| entry.name != first.name).await;
     says_registered(&mut gateway, &second.name).await;
     serves(&system, &gateway).await;
+}
+
+/// Broken: the one way of a zone's gateway to ZooKeeper, its session still standing, so that others
+/// go on being sent there. Another gateway that asks it is cut, and tries the next; a client is told.
+#[tokio::test]
+async fn another_gateway_is_not_told_that_zookeeper_is_away_but_cut() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("localhost");
+    let west = |limits: &str| {
+        let builder = Builder::new(&system).zone("west").tls(&identity);
+        builder.listeners(&["tls = true", ""]).limits(limits)
+    };
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = west("lookup_timeout = \"200ms\"").zookeeper("session_timeout = \"60s\"");
+    builder.hosts = system.hosts_by(&proxy);
+    let blind = builder.ready().await;
+    let sighted = west("").ready().await;
+    let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
+    system
+        .until("three entries", |all| all.iter().filter(|one| is_running(one)).count() == 3)
+        .await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+
+    proxy.hold();
+    let to = format!("localhost:{} of zone west (TLS)", blind.port());
+    let cut = |line: &String| {
+        line.contains("trying the next hop")
+            && line.contains(&to)
+            && line.contains("cut by the next hop")
+    };
+    // In random order: go on until the blind one has had its turn.
+    while !east.log().iter().any(cut) {
+        let mut client = Client::ask(east.address(), &build).await;
+        executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n");
+    }
+    let client = &system.zookeeper.identity;
+    let told = Client::ask_tls(blind.address(), client, &build).await.text().await;
+    assert_eq!(told, AWAY, "a TLS client that is no gateway of ours");
+    let told = Client::ask(blind.addresses[1], &build).await.text().await;
+    assert_eq!(told, AWAY, "a plain client");
+
+    // Healed: it serves again, by itself.
+    proxy.release();
+    let mut client = Client::ask_tls(blind.address(), client, &build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+    drop(sighted);
 }

@@ -33,7 +33,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// Answers from the current session, if there is one.
 pub(crate) struct Lookup {
     client: watch::Sender<Option<Client>>,
-    /// A session is on its way, and no try to get it has failed yet: worth waiting for.
+    /// A session, or its connection, is on its way, and no try to get it has failed yet: worth
+    /// waiting for.
     hopeful: watch::Sender<bool>,
     gateways: watch::Sender<Arc<[Gateway]>>,
     /// The zones of the last look-up: what the next one asks. Each look-up lists the zones again
@@ -106,9 +107,32 @@ impl Lookup {
         client.ok_or_else(|| LookupError::Away("no session".to_owned()))
     }
 
-    /// A try to get a session has failed: look-ups are answered at once until there is one.
-    pub(super) fn give_up_hope(&self) {
-        self.hopeful.send_replace(false);
+    /// Whether look-ups wait for a session or a connection, or are told at once that there is none:
+    /// so while tries to get one fail.
+    pub(super) fn hope(&self, hopeful: bool) {
+        self.hopeful.send_replace(hopeful);
+    }
+
+    /// Waits for a connection; not for one that will never be, nor for one that is long overdue.
+    async fn connected(&self, client: &Client) -> Result<(), LookupError> {
+        if client.state() != SessionState::Disconnected {
+            return Ok(());
+        }
+        let mut states = client.state_watcher();
+        let mut hopeful = self.hopeful.subscribe();
+        let connected = async {
+            let mut state = client.state();
+            while state == SessionState::Disconnected {
+                state = states.changed().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = connected => Ok(()),
+            _ = hopeful.wait_for(|hopeful| !hopeful) => {
+                Err(LookupError::Away("no connection".to_owned()))
+            }
+        }
     }
 
     pub(super) fn has_session(&self) -> bool {
@@ -150,7 +174,7 @@ impl Lookup {
         if let Some(executor) = self.places.kept(&client, build) {
             return Ok(Some(Build::On(executor)));
         }
-        connected(&client).await;
+        self.connected(&client).await?;
         let most = (NODES / (self.zones.borrow().order.len() + 1)).clamp(1, BUILDS);
         let this = Arc::clone(self);
         let trip = move |builds: Vec<BuildId>| {
@@ -250,15 +274,6 @@ impl Lookup {
                 Err(error) => return Err(LookupError::Away(error.to_string())),
             }
         }
-    }
-}
-
-/// Waits for a connection; not for one that will never be.
-async fn connected(client: &Client) {
-    let mut states = client.state_watcher();
-    let mut state = client.state();
-    while state == SessionState::Disconnected {
-        state = states.changed().await;
     }
 }
 
