@@ -56,6 +56,11 @@ pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
     value.unwrap_or_else(|| panic!("no {series} in\n{body}")).parse().expect("a number")
 }
 
+/// What `/health/ready` answers.
+pub(crate) async fn readiness(gateway: &Gateway) -> String {
+    get(admin(gateway), "/health/ready").await.status
+}
+
 #[tokio::test]
 async fn upstreams_paths_codes_and_bodies() {
     let system = System::new().await;

@@ -3,24 +3,18 @@
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
+use crate::admin::readiness;
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, serves};
 use crate::support::flow::Flow;
-use crate::support::gateway::{Builder, Gateway};
+use crate::support::gateway::Builder;
 use crate::support::system::{Entry, System};
 
 const LAME: &str = "taking connections for a moment longer";
 
 async fn until_gone(system: &System) {
     system.until("the entry to be gone", <[Entry]>::is_empty).await;
-}
-
-/// What `/health/ready` answers.
-async fn readiness(gateway: &Gateway) -> String {
-    let mut client = Client::connect(*gateway.addresses.last().expect("the admin's")).await;
-    client.send(b"GET /health/ready HTTP/1.0\r\n\r\n").await;
-    client.text().await.lines().next().expect("a status line").to_owned()
 }
 
 /// Who asked for the gateway before it went, and comes behind that, is served; a balancer sees that
@@ -33,13 +27,13 @@ async fn who_comes_late_is_served() {
     let mut builder = builder.limits("lame_duck = \"1h\"\ngrace = \"1h\"");
     builder.admin = true;
     let mut gateway = builder.ready().await;
-    assert_eq!(readiness(&gateway).await, "HTTP/1.0 200 OK");
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
     let mut early = Flow::start(&system, gateway.address()).await;
 
     gateway.signal(Signal::TERM);
     until_gone(&system).await;
     gateway.logged("the lame duck", |line| line.contains(LAME)).await;
-    assert_eq!(readiness(&gateway).await, "HTTP/1.0 503 Service Unavailable");
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
     for _ in 0..3 {
         Flow::start(&system, gateway.address()).await.ends().await;
         let client: &Identity = &system.zookeeper.identity;

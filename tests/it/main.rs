@@ -4,6 +4,7 @@ mod admin;
 mod config;
 mod demo;
 mod ends;
+mod ensemble;
 mod lame_duck;
 mod limits;
 mod log;
