@@ -70,7 +70,7 @@ async fn a_leader_and_then_the_quorum_lost() {
     let leader = member(&members, "leader").await;
     let dead = members.swap_remove(leader);
     dead.kill().await;
-    gateway.status("the loss", |line| line.ends_with("ZooKeeper: connection lost")).await;
+    gateway.logged("the loss", |line| line.contains("connection to ZooKeeper lost")).await;
     flow.goes_on("while they choose\n").await;
     until_served(&gateway, &build).await;
     member(&members, "leader").await;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use zookeeper_client::{Client, Error, MultiReadResult, SessionState};
+use zookeeper_client::{Client, Error, MultiReadResult, SessionId, SessionState};
 
 use super::batches::Batches;
 use super::places::{self, Places};
@@ -93,15 +93,17 @@ impl Lookup {
     }
 
     /// The current session's client, waiting for the session that may be there in a moment: at the
-    /// start, and when one was lost. Whoever had to wait for a restart is not to hear of it.
-    async fn session(&self) -> Result<Client, LookupError> {
-        if let Some(client) = self.client() {
+    /// start, and when one was lost, which is `ended`. Whoever had to wait for a restart is not to
+    /// hear of it.
+    async fn session(&self, ended: Option<SessionId>) -> Result<Client, LookupError> {
+        let is_another = |client: &Client| Some(client.session_id()) != ended;
+        if let Some(client) = self.client().filter(is_another) {
             return Ok(client);
         }
         let (mut clients, mut hopeful) = (self.client.subscribe(), self.hopeful.subscribe());
         let client = tokio::select! {
             biased;
-            Ok(client) = clients.wait_for(Option::is_some) => client.clone(),
+            Ok(client) = clients.wait_for(|client| client.as_ref().is_some_and(is_another)) => client.clone(),
             _ = hopeful.wait_for(|hopeful| !hopeful) => None,
         };
         client.ok_or_else(|| LookupError::Away("no session".to_owned()))
@@ -170,11 +172,27 @@ impl Lookup {
         self: &Arc<Self>,
         build: &BuildId,
     ) -> Result<Option<Build>, LookupError> {
-        let client = self.session().await?;
-        if let Some(executor) = self.places.kept(&client, build) {
+        let mut client = self.session(None).await?;
+        loop {
+            match self.find_with(&client, build).await {
+                // It ended while it was asked: the next one may be there in a moment.
+                Err(LookupError::Away(_)) if client.state().is_terminated() => {
+                    client = self.session(Some(client.session_id())).await?;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    async fn find_with(
+        self: &Arc<Self>,
+        client: &Client,
+        build: &BuildId,
+    ) -> Result<Option<Build>, LookupError> {
+        if let Some(executor) = self.places.kept(client, build) {
             return Ok(Some(Build::On(executor)));
         }
-        self.connected(&client).await?;
+        self.connected(client).await?;
         let most = (NODES / (self.zones.borrow().order.len() + 1)).clamp(1, BUILDS);
         let this = Arc::clone(self);
         let trip = move |builds: Vec<BuildId>| {
@@ -188,7 +206,7 @@ impl Lookup {
         let too_many = || Err(LookupError::Away("too many look-ups wait".to_owned()));
         let (path, found) = located.unwrap_or_else(too_many)?;
         if matches!(found, Some(Build::On(_))) && self.places.is_popular(build) {
-            tokio::spawn(places::keep(Arc::clone(self), client, build.clone(), path));
+            tokio::spawn(places::keep(Arc::clone(self), client.clone(), build.clone(), path));
         }
         Ok(found)
     }
