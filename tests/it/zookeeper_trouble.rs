@@ -536,6 +536,7 @@ async fn gateways_whose_entries_are_garbage() {
         String::new(),
         "\u{0}".to_owned(),
         "null".to_owned(),
+        "[]".to_owned(),
         "[".repeat(100_000),
         format!("{{\"zone\": \"west\", \"hostname\": \"{}", "x".repeat(900_000)),
         entry("\"public_port\": 0, \"hostname\": \"localhost\""),
@@ -551,6 +552,7 @@ async fn gateways_whose_entries_are_garbage() {
     for (number, garbage) in garbage.iter().enumerate() {
         system.put(&format!("{GATEWAYS}/bad{number:010}"), garbage.as_bytes()).await;
     }
+    system.put(&format!("{GATEWAYS}/binary"), b"\xff\xfe").await;
     // Good as documents.
     let names = ["no name at all", "..", "-", "[::]"];
     for (number, name) in names.into_iter().enumerate() {
@@ -581,6 +583,6 @@ async fn gateways_whose_entries_are_garbage() {
     }
     let log = gateway.log();
     let warnings = log.iter().filter(|line| line.contains("component entry ignored"));
-    assert_eq!(warnings.count(), garbage.len());
+    assert_eq!(warnings.count(), garbage.len() + 1, "and the binary one");
     assert!(log.iter().all(|line| line.len() < 2000), "no line is as long as the garbage");
 }
