@@ -9,7 +9,7 @@ use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port, unreachable};
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::system::{GATEWAYS, System, request_path};
+use crate::support::system::{System, request_path};
 use crate::support::within;
 
 /// Asks for `build`, which `hop` has, and sees its log come through.
