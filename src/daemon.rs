@@ -29,6 +29,7 @@ use crate::log::{Logging, Volume};
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
 use crate::registry::{Registration, Standing};
+use crate::service::activation::Passed;
 use crate::service::control::{self, SocketFile};
 use crate::service::descriptors;
 use crate::service::detach::{Launch, detach};
@@ -76,14 +77,7 @@ pub(crate) fn run(
     let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
 
     // All sockets before anything else is promised to anybody.
-    let mut listeners = Vec::new();
-    for listener in &config.listeners {
-        listeners.push(bind(resolve(&listener.host, listener.port)?)?);
-    }
-    let admin = match &config.admin {
-        Some((host, port)) => Some(bind(resolve(host, *port)?)?),
-        None => None,
-    };
+    let (listeners, admin) = open(&config)?;
     // While this is the only thread there is.
     settle(&config, account)?;
     let (control, _socket_file) = command_socket(config.control.as_deref()).unzip();
@@ -146,6 +140,21 @@ fn command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
             warn!(path = %path.display(), %error, "no command socket: stop, reload and status are not heard");
         })
         .ok()
+}
+
+/// The sockets of all listeners, and that for health and metrics: those that the service manager
+/// passes, the rest bound here.
+fn open(config: &Config) -> Result<(Vec<TcpListener>, Option<TcpListener>)> {
+    let mut passed = Passed::from_environment()?;
+    let mut open = |host: &str, port| {
+        let address = resolve(host, port)?;
+        passed.take(address)?.map_or_else(|| bind(address), Ok)
+    };
+    let listeners = config.listeners.iter().map(|listener| open(&listener.host, listener.port));
+    let listeners = listeners.collect::<Result<_>>()?;
+    let admin = config.admin.as_ref().map(|(host, port)| open(host, *port)).transpose()?;
+    passed.none_left()?;
+    Ok((listeners, admin))
 }
 
 /// The address to listen on; of several an IPv6 one, as upstream chooses.
@@ -327,14 +336,19 @@ async fn follow(listening: &str, registration: &Registration, manager: &Manager)
     }
 }
 
-/// Out of the registry first, so that nobody new is sent here; then no more connections; then
-/// time for those that are open.
+/// Out of the registry first, so that nobody new is sent here; then a moment for those who were sent
+/// before; then no more connections; then time for those that are open.
 async fn stop(gateway: Gateway, mut registration: Registration, manager: &Manager) {
     manager.stopping();
-    let grace = gateway.grace();
+    let (lame_duck, grace) = (gateway.lame_duck(), gateway.grace());
     if !registration.withdraw(WITHDRAW_PATIENCE).await {
         warn!("ZooKeeper does not answer: our entry stays until the session times out");
     }
+    if !lame_duck.is_zero() {
+        info!(?lame_duck, "taking connections for a moment longer");
+        tokio::time::sleep(lame_duck).await;
+    }
+    info!(?grace, connections = gateway.connections(), "taking no more connections");
     match gateway.drain(grace).await {
         Drained::Whole => info!("all streams have ended"),
         Drained::Cut(streams) => warn!(streams, ?grace, "grace period over: streams cut"),

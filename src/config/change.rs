@@ -195,6 +195,7 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         stream_idle,
         stream_total,
         keepalive,
+        lame_duck,
         grace,
     } = wanted;
     let mut count = |key, running, wanted| found.take((key, ""), running, wanted);
@@ -237,6 +238,7 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         ),
         write_timeout: time("limits.write_timeout", &running.write_timeout, write_timeout),
         keepalive: time("limits.keepalive", &running.keepalive, keepalive),
+        lame_duck: time("limits.lame_duck", &running.lame_duck, lame_duck),
         grace: time("limits.grace", &running.grace, grace),
     }
 }
@@ -299,7 +301,7 @@ mod tests {
             exempt_networks = [\"192.0.2.0/24\"]\nhandshakes = 5\nlookups = 5
             stream_idle = \"1h\"\nstream_total = \"1h\"\nhandshake_timeout = \"1s\"\nrequest_timeout = \"1s\"
             lookup_timeout = \"1s\"\nconnect_timeout = \"1s\"\nfirst_byte_timeout = \"1s\"
-            write_timeout = \"1s\"\nkeepalive = \"1s\"\ngrace = \"1s\"\n[log]\nlevel = \"debug\"
+            write_timeout = \"1s\"\nkeepalive = \"1s\"\nlame_duck = \"0s\"\ngrace = \"1s\"\n[log]\nlevel = \"debug\"
             [tls]\ncert = \"/c\"\nkey = \"/k\"\nca = \"/a\"\nverify_hostnames = false\n";
         let change = change("", text);
         assert_eq!(change.config, toml(text));
@@ -322,6 +324,7 @@ mod tests {
             "limits.first_byte_timeout",
             "limits.write_timeout",
             "limits.keepalive",
+            "limits.lame_duck",
             "limits.grace",
             "log.level",
         ];

@@ -196,6 +196,7 @@ fn write_limits(limits: &Limits, toml: &mut String) {
         ("first_byte_timeout", limits.first_byte_timeout),
         ("write_timeout", limits.write_timeout),
         ("keepalive", limits.keepalive),
+        ("lame_duck", limits.lame_duck),
         ("grace", limits.grace),
     ] {
         let _ = writeln!(toml, "{key} = \"{}ms\"", time.as_millis());

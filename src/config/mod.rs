@@ -186,6 +186,8 @@ pub(crate) struct Limits {
     pub(crate) stream_total: Option<Duration>,
     /// Silence before the first keepalive probe.
     pub(crate) keepalive: Duration,
+    /// How long connections are taken on, once our entry is out, when the gateway stops; 0 is allowed.
+    pub(crate) lame_duck: Duration,
     /// For running streams when the gateway stops.
     pub(crate) grace: Duration,
 }
@@ -208,6 +210,7 @@ impl Default for Limits {
             stream_idle: None,
             stream_total: None,
             keepalive: Duration::from_secs(60),
+            lame_duck: Duration::from_secs(2),
             grace: Duration::from_secs(30),
         }
     }

@@ -170,6 +170,9 @@ fn control(mut table: Table<'_>) -> Option<PathBuf> {
 /// What the kernel takes for TCP_KEEPIDLE (tcp(7); Linux, `MAX_TCP_KEEPIDLE`).
 const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(32_767);
 
+/// None at all, or as any other time.
+const LAME_DUCK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+
 fn limits(mut table: Table<'_>) -> Limits {
     let Limits {
         connections,
@@ -187,6 +190,7 @@ fn limits(mut table: Table<'_>) -> Limits {
         stream_idle: _,
         stream_total: _,
         keepalive,
+        lame_duck,
         grace,
     } = Limits::default();
     let mut number =
@@ -207,6 +211,7 @@ fn limits(mut table: Table<'_>) -> Limits {
         stream_idle: table.duration_or_never("stream_idle"),
         stream_total: table.duration_or_never("stream_total"),
         keepalive: table.duration_in("keepalive", keepalive, &KEEPALIVE),
+        lame_duck: table.duration_in("lame_duck", lame_duck, &LAME_DUCK),
         grace: table.duration("grace", grace),
     };
     table.finish();
@@ -343,7 +348,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 52);
+        assert_eq!(keys, 53);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio_rustls::TlsStream;
 
 use super::buffer::{Lent, Piece};
 use super::read_ahead::ReadAhead;
+use crate::tls::GATEWAY_PROTOCOL;
 
 /// How long a client is given to close after we have. Closing with its bytes unread would send a
 /// reset, which may overtake the end of the log.
@@ -57,6 +58,17 @@ impl Connection {
 
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// Whether the peer is a gateway of our own kind.
+    pub(crate) fn is_to_own_kind(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => {
+                let (_, state) = stream.get_ref();
+                state.alpn_protocol() == Some(GATEWAY_PROTOCOL)
+            }
+        }
     }
 
     /// Has the kernel send probes that find a peer that vanished while nothing was sent, the first

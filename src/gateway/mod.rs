@@ -201,6 +201,11 @@ impl Gateway {
         Cutter { cut: self.cut.clone(), sessions: self.sessions.clone() }
     }
 
+    /// How long connections are taken on when the gateway is told to stop.
+    pub(crate) fn lame_duck(&self) -> Duration {
+        self.cx.borrow().limits.lame_duck
+    }
+
     /// How long running streams have when the gateway is told to stop.
     pub(crate) fn grace(&self) -> Duration {
         self.cx.borrow().limits.grace

@@ -279,7 +279,15 @@ async fn relay_from(
 }
 
 /// Sends the one line that stands for a log, and closes.
+///
+/// Another gateway would take it for the log. Where ZooKeeper is away from us alone, another one of
+/// our zone may do better, and the asking gateway tries that when it is cut; those of upstream's do
+/// not and get the line.
 pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
+    if reply == Reply::Error(Fault::RegistryAway) && client.is_to_own_kind() {
+        client.cut(Duration::ZERO).await;
+        return;
+    }
     let line = reply.to_string();
     // A client that does not take one line has no claim to be told anything.
     if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line.as_bytes())).await

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::is_dialable;
+
 /// A build's UUID as Zuul's executors accept it: hexadecimal digits; not more than
 /// [`BuildId::MAX`], where Zuul makes 32.
 ///
@@ -97,7 +99,7 @@ impl Build {
         let hostname = worker
             .get("hostname")
             .and_then(Value::as_str)
-            .filter(|hostname| !hostname.is_empty())
+            .filter(|hostname| is_dialable(hostname))
             .ok_or("worker_info has no hostname")?;
         let port = worker
             .get("log_port")

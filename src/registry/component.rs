@@ -7,6 +7,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::is_dialable;
 use crate::log::Excerpt;
 
 /// The data model this gateway announces where no other component says what the system speaks:
@@ -137,7 +138,7 @@ fn gateway(name: &str, entry: &Value) -> Result<Option<Gateway>, String> {
     };
     let hostname = match &entry["hostname"] {
         Value::Null => name,
-        Value::String(hostname) if !hostname.is_empty() => hostname,
+        Value::String(hostname) if is_dialable(hostname) => hostname,
         value => return Err(wrong("hostname", value)),
     };
     let zone = match &entry["zone"] {
@@ -255,6 +256,7 @@ mod tests {
             (r#"{"state": "running", "public_port": 70000}"#, "public_port"),
             (r#"{"state": "running", "public_port": 79, "hostname": 1}"#, "hostname"),
             (r#"{"state": "running", "public_port": 79, "hostname": ""}"#, "hostname"),
+            (r#"{"state": "running", "public_port": 79, "hostname": "a\u0000b"}"#, "hostname"),
             (r#"{"state": "running", "public_port": 79, "zone": 1}"#, "zone"),
             (r#"{"state": "running", "public_port": 79, "use_ssl": 1}"#, "use_ssl"),
         ] {

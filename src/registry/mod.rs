@@ -56,6 +56,12 @@ impl Registry {
     }
 }
 
+/// Whether `hostname`, as an entry names it, can be one: what is not is garbage, which no log line is
+/// to repeat. 255 bytes is the most that a name has (RFC 1035, section 2.3.4).
+fn is_dialable(hostname: &str) -> bool {
+    (1..=255).contains(&hostname.len()) && !hostname.chars().any(char::is_control)
+}
+
 /// Where this gateway's own entry stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {

@@ -1,6 +1,7 @@
 //! Being a good daemon: signals, the service manager, descriptors, whom to run as, the
 //! command socket, detaching.
 
+pub(crate) mod activation;
 pub(crate) mod control;
 pub(crate) mod descriptors;
 pub(crate) mod detach;

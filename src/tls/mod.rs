@@ -23,7 +23,7 @@ pub(crate) use self::zookeeper::{zookeeper_certs, zookeeper_options};
 
 /// The ALPN protocol by which gateways of our own kind know each other. Upstream's take no notice
 /// of it.
-const GATEWAY_PROTOCOL: &[u8] = b"zuul-fingergw";
+pub(crate) const GATEWAY_PROTOCOL: &[u8] = b"zuul-fingergw";
 
 /// The cryptography of every connection, ZooKeeper's included.
 ///

@@ -74,6 +74,11 @@ pub(crate) async fn until_metric(gateway: &Gateway, series: &str, value: f64) {
     assert_eq!(metric(gateway, series).await, value, "{series}");
 }
 
+/// What `/health/ready` answers.
+pub(crate) async fn readiness(gateway: &Gateway) -> String {
+    get(admin(gateway), "/health/ready").await.status
+}
+
 #[tokio::test]
 async fn upstreams_paths_codes_and_bodies() {
     let system = System::new().await;

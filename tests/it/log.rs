@@ -244,9 +244,9 @@ async fn a_stranger_writes_no_line() {
 
 /// The lines of an orderly life, which no stranger brings about.
 fn is_stopping(line: &str) -> bool {
-    ["registered as", "stopping", "stopped", "entry taken out", "all streams have ended"]
-        .iter()
-        .any(|part| line.contains(part))
+    let parts =
+        ["registered as", "stopping", "stopped", "entry taken out", "all streams have ended"];
+    parts.iter().chain(&["taking no more connections"]).any(|part| line.contains(part))
 }
 
 #[tokio::test]

@@ -1,10 +1,14 @@
 //! The built binary against a real ZooKeeper.
 
+#[allow(dead_code, reason = "shared with the other test binary")]
+#[path = "../support/mod.rs"]
 mod admin;
 mod config;
 mod demo;
 mod ends;
+mod ensemble;
 mod hostile;
+mod lame_duck;
 mod limits;
 mod limits_of_streams;
 mod limits_per_address;
@@ -19,11 +23,10 @@ mod reload;
 mod route;
 mod rules;
 mod service;
+mod socket_activation;
 mod stop;
 mod stream;
 mod stream_tls;
-#[allow(dead_code, reason = "shared with the other test binary")]
-#[path = "../support/mod.rs"]
 mod support;
 mod tls;
 mod zookeeper_trouble;

@@ -41,7 +41,22 @@ async fn garbage_in_a_build_request_harms_no_other() {
     let gateway = Builder::new(&system).ready().await;
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(None))).await;
-    for (number, garbage) in ["{", "[]", "{\"worker_info\":7}", "\u{0}"].iter().enumerate() {
+    let worker = |worker: &str| format!("{{\"worker_info\": {worker}}}");
+    let garbage = [
+        "{".to_owned(),
+        "[]".to_owned(),
+        "\u{0}".to_owned(),
+        " ".repeat(500_000),
+        format!("[{}", "[".repeat(100_000)),
+        worker("7"),
+        worker("{\"hostname\": null, \"log_port\": 79}"),
+        worker("{\"hostname\": \"localhost\"}"),
+        worker("{\"hostname\": \"localhost\", \"log_port\": 0}"),
+        worker("{\"hostname\": \"localhost\", \"log_port\": 70000}"),
+        worker("{\"hostname\": \"localhost\", \"log_port\": \"79\"}"),
+        worker("{\"hostname\": \"localhost\", \"log_port\": 79, \"zone\": []}"),
+    ];
+    for (number, garbage) in garbage.iter().enumerate() {
         let broken = format!("bad{number}");
         system.put(&request_path(Some("west"), &broken), garbage.as_bytes()).await;
         let text = answer(gateway.address(), format!("{broken}\n").as_bytes()).await;

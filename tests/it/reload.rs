@@ -5,6 +5,7 @@ use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rcgen::date_time_ymd;
 use rustix::process::Signal;
@@ -271,6 +272,96 @@ async fn a_kubernetes_secret() {
     assert_eq!(served.shows(&client).await, certificate(&old));
     served.reloads().await;
     assert_eq!(served.shows(&client).await, certificate(&new));
+    flow.ends().await;
+}
+
+/// A secret that is swapped all the time while it is read: each reload takes one version whole, or
+/// nothing, and says so. No stream is lost over it, and no client sees anything but a valid pair.
+#[tokio::test]
+async fn a_kubernetes_secret_swapped_under_us() {
+    let system = System::new().await;
+    let authority = &system.zookeeper.authority;
+    let client = authority.identity("client");
+    let versions = ["localhost"; 2].map(|name| authority.identity(name));
+    let mut builder = Builder::new(&system).listeners(&["tls = true"]);
+    let mount = builder.directory().join("secret");
+    for (version, identity) in versions.iter().enumerate() {
+        let directory = mount.join(version.to_string());
+        fs::create_dir_all(&directory).expect("a directory");
+        for (name, file) in
+            [("tls.crt", &identity.cert), ("tls.key", &identity.key), ("ca.crt", &identity.ca)]
+        {
+            fs::copy(file, directory.join(name)).expect("a copy");
+        }
+    }
+    let swap = |mount: &Path, version: usize| {
+        symlink(version.to_string(), mount.join("..data_tmp")).expect("a link");
+        fs::rename(mount.join("..data_tmp"), mount.join("..data")).expect("the swap");
+    };
+    swap(&mount, 0);
+    let file = |name: &str| mount.join("..data").join(name);
+    let (cert, key, ca) = (file("tls.crt"), file("tls.key"), file("ca.crt"));
+    builder = builder.tls(&Identity { cert, key, ca, both: PathBuf::new() });
+    let served = Reloadable::start(builder).await;
+    let mut flow = Flow::start_tls(&system, served.address(), &client).await;
+
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let swapping = std::thread::spawn({
+        let mount = mount.clone();
+        move || {
+            let mut swaps = 0;
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                swaps += 1;
+                swap(&mount, swaps % 2);
+                // Else there would be no moment in which anything can be read.
+                std::thread::sleep(Duration::from_micros(fastrand::u64(..3000)));
+            }
+            swaps
+        }
+    });
+    let valid = versions.each_ref().map(certificate);
+    let mut taken = 0;
+    for _ in 0..30 {
+        let Outcome { code, stdout, stderr } = program(&["reload"], &served.config).await;
+        match code {
+            Some(0) => taken += 1,
+            _ => assert!(stderr.contains("changes while it is read"), "{stdout}{stderr}"),
+        }
+        assert!(valid.contains(&served.shows(&client).await));
+        flow.goes_on("all the time\n").await;
+    }
+    drop(stop);
+    let swaps = swapping.join().expect("no panic");
+    assert!(taken > 0 && swaps > 30, "{taken} of 30 during {swaps} swaps");
+
+    // Healed by an end of it.
+    swap(&mount, 1);
+    served.reloads().await;
+    assert_eq!(served.shows(&client).await, valid[1]);
+    flow.ends().await;
+}
+
+/// A configuration that somebody is writing in place, cut wherever it leaves something out that must
+/// be there: nothing of it is taken.
+#[tokio::test]
+async fn half_a_configuration() {
+    let system = System::new().await;
+    let served = Reloadable::start(Builder::new(&system).limits("grace = \"5s\"")).await;
+    let whole = fs::read_to_string(&served.config).expect("the configuration");
+    let end = whole.find("tls_ca = ").expect("what must be there") + "tls_ca = ".len();
+    let mut flow = Flow::start(&system, served.address()).await;
+    for cut in (0..=end).step_by(9) {
+        fs::write(&served.config, &whole[..cut]).expect("a part of it");
+        served.gateway.signal(Signal::HUP);
+        flow.goes_on("all the time\n").await;
+    }
+    let refused =
+        |log: Vec<String>| log.iter().filter(|line| line.contains("not reloaded")).count();
+    replace(&served.config, &whole);
+    assert_eq!(served.reloads().await, ["nothing has changed"]);
+    assert!(refused(served.gateway.log()) > 0 && served.metric(OK).await >= 1.0);
+    let taken = |line: &String| line.contains("changed=") || line.contains("wait for a restart");
+    assert!(!served.gateway.log().iter().any(taken), "{:#?}", served.gateway.log());
     flow.ends().await;
 }
 

@@ -9,7 +9,7 @@ use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port, unreachable};
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::system::{GATEWAYS, System, request_path};
+use crate::support::system::{System, request_path};
 use crate::support::within;
 
 /// Asks for `build`, which `hop` has, and sees its log come through.
@@ -381,24 +381,6 @@ async fn zones_with_odd_names() {
     let zone = Some("Zone 1, \u{fc}ber");
     let build = system.put_build(zone, Some(&executor.worker(zone))).await;
     comes_from(&executor, gateway.address(), &build).await;
-}
-
-#[tokio::test]
-async fn garbage_among_the_gateways_harms_no_other() {
-    let system = System::new().await;
-    let good = Executor::start().await;
-    for (number, garbage) in
-        ["", "{", "[]", "\u{0}", "{\"public_port\":\"x\",\"state\":\"running\"}"].iter().enumerate()
-    {
-        system.put(&format!("{GATEWAYS}/garbage{number}"), garbage.as_bytes()).await;
-    }
-    system.put(&format!("{GATEWAYS}/binary"), b"\xff\xfe").await;
-    system.put_gateway(Some("west"), Some(good.address.port()), false, "running").await;
-    let gateway = Builder::new(&system).zone("east").ready().await;
-    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
-    comes_from(&good, gateway.address(), &build).await;
-    let warnings = gateway.log().iter().filter(|l| l.contains("component entry ignored")).count();
-    assert_eq!(warnings, 6, "one warning for each");
 }
 
 /// More zones than a look-up asks at first (`FIRST` in `src/registry/zookeeper/lookup.rs`): builds are

@@ -2,16 +2,18 @@
 //! says, what it goes on doing, and that its entry is there again, once.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::admin::readiness;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::{Answers, Proxy};
-use crate::support::system::{Entry, GATEWAYS, System};
+use crate::support::system::{Entry, GATEWAYS, System, request_path};
 use crate::support::zookeeper::ZooKeeper;
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
@@ -357,7 +359,7 @@ async fn queues_that_are_not_there() {
     stream.finish().await;
     assert_eq!(client.text().await, "found in a zone beside broken ones");
     // The zone's queue is taken away, and comes again.
-    let path = crate::support::system::request_path(Some("west"), &build);
+    let path = request_path(Some("west"), &build);
     system.remove(&path).await;
     system.remove("/zuul/executor/zones/west/requests").await;
     system.remove("/zuul/executor/zones/west").await;
@@ -382,8 +384,7 @@ async fn an_outage_that_makes_the_client_sleep() {
     proxy.refuse();
     // It doubles its pauses from 0.1 seconds on: the one behind its eighth try is several times as
     // long as the gateway needs to find that ZooKeeper is back, and that is at once.
-    let failed =
-        |line: &str| line.contains("zookeeper_client") && line.contains("fails in connecting");
+    let failed = |line: &str| line.contains(" serve{") && line.contains("fails in connecting");
     gateway.logged_times("the client's tries", 8, failed).await;
     proxy.release();
 
@@ -391,4 +392,197 @@ async fn an_outage_that_makes_the_client_sleep() {
     let second = one(&system, "another entry", |entry| entry.name != first.name).await;
     says_registered(&mut gateway, &second.name).await;
     serves(&system, &gateway).await;
+}
+
+/// Broken: the one way of a zone's gateway to ZooKeeper, its session still standing, so that others
+/// go on being sent there. Another gateway that asks it is cut, and tries the next; a client is told.
+#[tokio::test]
+async fn another_gateway_is_not_told_that_zookeeper_is_away_but_cut() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("localhost");
+    let west = |limits: &str| {
+        let builder = Builder::new(&system).zone("west").tls(&identity);
+        builder.listeners(&["tls = true", ""]).limits(limits)
+    };
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = west("lookup_timeout = \"200ms\"").zookeeper("session_timeout = \"60s\"");
+    builder.hosts = system.hosts_by(&proxy);
+    let blind = builder.ready().await;
+    let sighted = west("").ready().await;
+    let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
+    system
+        .until("three entries", |all| all.iter().filter(|one| is_running(one)).count() == 3)
+        .await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+
+    proxy.hold();
+    let to = format!("localhost:{} of zone west (TLS)", blind.port());
+    let cut = |line: &String| {
+        line.contains("trying the next hop")
+            && line.contains(&to)
+            && line.contains("cut by the next hop")
+    };
+    // In random order: go on until the blind one has had its turn.
+    while !east.log().iter().any(cut) {
+        let mut client = Client::ask(east.address(), &build).await;
+        executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n");
+    }
+    let client = &system.zookeeper.identity;
+    let told = Client::ask_tls(blind.address(), client, &build).await.text().await;
+    assert_eq!(told, AWAY, "a TLS client that is no gateway of ours");
+    let told = Client::ask(blind.addresses[1], &build).await.text().await;
+    assert_eq!(told, AWAY, "a plain client");
+
+    // Healed: it serves again, by itself.
+    proxy.release();
+    let mut client = Client::ask_tls(blind.address(), client, &build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+    drop(sighted);
+}
+
+/// Broken: the way to ZooKeeper, for longer than it keeps our session. Readiness says so all the
+/// time; a stream runs on; requests get their one line; one new entry is made when the way is back.
+#[tokio::test]
+async fn away_for_longer_than_the_session() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
+    builder.hosts = system.hosts_by(&proxy);
+    builder.admin = true;
+    let mut gateway = builder.ready().await;
+    let first = one(&system, "our entry", |_| true).await;
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
+    let mut flow = Flow::start(&system, gateway.address()).await;
+
+    proxy.refuse();
+    gateway.status("the loss", |line| line.ends_with(" lost")).await;
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
+    system.until("the entry to go with its session", <[Entry]>::is_empty).await;
+    gateway.logged("the loss", |line| line.contains("session with ZooKeeper lost")).await;
+    gateway.logged("the tries to fail", |line| line.contains(TROUBLE)).await;
+    for _ in 0..3 {
+        assert_eq!(answer(&gateway).await, AWAY);
+    }
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
+    flow.goes_on("while ZooKeeper is away\n").await;
+
+    proxy.release();
+    let second = one(&system, "a new entry", |_| true).await;
+    assert_ne!(second.name, first.name);
+    says_registered(&mut gateway, &second.name).await;
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
+    serves(&system, &gateway).await;
+    flow.ends().await;
+}
+
+/// Broken: a session is lost while nothing else is. A request that comes before there is another one
+/// waits for it, and is served.
+#[tokio::test]
+async fn requests_between_two_sessions() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper).await;
+    let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
+    let mut gateway = builder.limits("lookup_timeout = \"1h\"").ready().await;
+    one(&system, "our entry", |_| true).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    gateway.signal(Signal::STOP);
+    system.until("the entry to go with its session", <[Entry]>::is_empty).await;
+    let mut waiting = Client::ask(gateway.address(), &build).await;
+    gateway.signal(Signal::CONT);
+    executor.serve(b"worth waiting for\n").await;
+    assert_eq!(waiting.text().await, "worth waiting for\n");
+    gateway.logged("the loss", |line| line.contains("session with ZooKeeper lost")).await;
+}
+
+/// Broken: ZooKeeper takes its time, with everything. It is waited for; in bounds.
+#[tokio::test]
+async fn a_slow_zookeeper() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    proxy.delay(Duration::from_millis(100));
+    let patient = |limits: &str| {
+        let mut builder = Builder::new(&system).zookeeper("session_timeout = \"60s\"");
+        builder.hosts = system.hosts_by(&proxy);
+        builder.limits(limits)
+    };
+    let mut gateway = patient("lookup_timeout = \"1h\"").ready().await;
+    let entry = one(&system, "our entry", |_| true).await;
+    let mut flow = Flow::start(&system, gateway.address()).await;
+    for _ in 0..3 {
+        serves(&system, &gateway).await;
+    }
+    let hasty = patient("lookup_timeout = \"1ms\"").ready().await;
+    assert_eq!(answer(&hasty).await, AWAY);
+
+    proxy.delay(Duration::ZERO);
+    serves(&system, &gateway).await;
+    flow.goes_on("all the time\n").await;
+    flow.ends().await;
+    says_registered(&mut gateway, &entry.name).await;
+    assert!(!gateway.log().iter().any(|line| line.contains("lost")), "never lost");
+}
+
+/// Broken: entries of a zone's gateways, in every way. The one good one among them serves; each of
+/// the others is named once, or leads nowhere.
+#[tokio::test]
+async fn gateways_whose_entries_are_garbage() {
+    let system = System::new().await;
+    let entry = |keys: &str| format!("{{\"state\": \"running\", \"zone\": \"west\", {keys}}}");
+    let garbage = [
+        String::new(),
+        "\u{0}".to_owned(),
+        "null".to_owned(),
+        "[]".to_owned(),
+        "[".repeat(100_000),
+        format!("{{\"zone\": \"west\", \"hostname\": \"{}", "x".repeat(900_000)),
+        entry("\"public_port\": 0, \"hostname\": \"localhost\""),
+        entry("\"public_port\": 70000, \"hostname\": \"localhost\""),
+        entry("\"public_port\": -1, \"hostname\": \"localhost\""),
+        entry("\"public_port\": \"79\", \"hostname\": \"localhost\""),
+        entry("\"public_port\": 79, \"hostname\": \"\""),
+        entry("\"public_port\": 79, \"hostname\": \"a\u{7f}\""),
+        entry(&format!("\"public_port\": 79, \"hostname\": \"{}\"", "x".repeat(5000))),
+        entry("\"public_port\": 79, \"hostname\": [\"localhost\"]"),
+        entry("\"public_port\": 79, \"hostname\": \"localhost\", \"use_ssl\": \"yes\""),
+    ];
+    for (number, garbage) in garbage.iter().enumerate() {
+        system.put(&format!("{GATEWAYS}/bad{number:010}"), garbage.as_bytes()).await;
+    }
+    system.put(&format!("{GATEWAYS}/binary"), b"\xff\xfe").await;
+    // Good as documents.
+    let names = ["no name at all", "..", "-", "[::]"];
+    for (number, name) in names.into_iter().enumerate() {
+        let content = serde_json::json!({
+            "state": "running", "zone": "west", "public_port": 79, "hostname": name,
+        });
+        let path = format!("{GATEWAYS}/odd{number:010}");
+        system.put(&path, content.to_string().as_bytes()).await;
+    }
+    let good = Executor::start().await;
+    system.put_gateway(Some("west"), Some(good.address.port()), false, "running").await;
+    let mut gateway = Builder::new(&system).zone("east").ready().await;
+    let worker = crate::support::executor::unreachable(Some("west")).await;
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    // Garbage where zones and builds are.
+    system.put("/zuul/executor/zones/no requests", b"\xff").await;
+    system.put(&request_path(Some("other"), &build), b"[").await;
+    for _ in 0..10 {
+        let mut client = Client::ask(gateway.address(), &build).await;
+        good.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n");
+    }
+    for number in 0..garbage.len() {
+        let name = format!("bad{number:010}");
+        gateway
+            .logged(&name, |line| line.contains("component entry ignored") && line.contains(&name))
+            .await;
+    }
+    let log = gateway.log();
+    let warnings = log.iter().filter(|line| line.contains("component entry ignored"));
+    assert_eq!(warnings.count(), garbage.len() + 1, "and the binary one");
+    assert!(log.iter().all(|line| line.len() < 2000), "no line is as long as the garbage");
 }

@@ -164,7 +164,9 @@ impl Builder {
         if let Some(socket) = &self.control {
             let _ = writeln!(toml, "[control]\nsocket = {socket:?}");
         }
-        let _ = writeln!(toml, "[limits]\n{}\n[log]\n{}", self.limits, self.log);
+        // Most tests of an end are not about who comes late.
+        let lame_duck = if self.limits.contains("lame_duck") { "" } else { "lame_duck = \"0s\"\n" };
+        let _ = writeln!(toml, "[limits]\n{}{}\n[log]\n{}", lame_duck, self.limits, self.log);
         toml
     }
 
@@ -207,6 +209,12 @@ impl Builder {
     pub(crate) async fn start(self) -> Gateway {
         let config = self.write();
         Gateway::with_config(self.directory, &config).await
+    }
+
+    /// The same with its command changed by `change`.
+    pub(crate) async fn start_changed(self, change: impl FnOnce(&mut Command)) -> Gateway {
+        let config = self.write();
+        Gateway::with_command(self.directory, &config, change).await
     }
 
     /// Starts the gateway and waits until it is listening and registered as running.
@@ -273,15 +281,9 @@ impl Gateway {
             }
         });
         let mut command = Command::new(BINARY);
-        command
-            .args(["-f", "-c"])
-            .arg(config)
-            .env("NOTIFY_SOCKET", &socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        command.args(["-f", "-c"]).arg(config).env("NOTIFY_SOCKET", &socket).stdin(Stdio::null());
         change(&mut command);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("the built binary");
         let (log, log_seen) = watch::channel(Vec::new());
         collect(child.stdout.take().expect("stdout is piped"), log.clone());
@@ -421,6 +423,19 @@ impl Drop for Gateway {
             }
         }
     }
+}
+
+/// Has `wrapper` run the command, whose words come behind its own. It must run it in its own place.
+pub(crate) fn wrap(command: &mut Command, wrapper: &[&str]) {
+    let inner = command.as_std();
+    let mut outer = Command::new(wrapper[0]);
+    outer.args(&wrapper[1..]).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        if let Some(value) = value {
+            outer.env(name, value);
+        }
+    }
+    *command = outer;
 }
 
 /// Lets every user do everything with the file at `path`.

@@ -1,7 +1,8 @@
 //! A TCP proxy between one gateway and a ZooKeeper that others use as well: breaks their
-//! connection, holds it, loses an answer. TLS passes through it untouched.
+//! connection, holds it, delays it, loses an answer. TLS passes through it untouched.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -25,6 +26,8 @@ struct Orders {
     hold: bool,
     /// New connections are closed at once.
     refuse: bool,
+    /// How long each piece is on its way, in either direction.
+    delay: Duration,
     /// How often all connections have been cut.
     cuts: u64,
 }
@@ -120,6 +123,11 @@ impl Proxy {
         });
     }
 
+    /// Has each piece take so long from now on.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.orders.send_modify(|orders| orders.delay = delay);
+    }
+
     /// Lets nothing pass, as if the server hung.
     pub(crate) fn hold(&self) {
         self.orders.send_modify(|orders| orders.hold = true);
@@ -171,6 +179,8 @@ async fn copy(
         while let Ok(more @ 1..) = from.try_read(&mut buffer[count..]) {
             count += more;
         }
+        let delay = orders.borrow().delay;
+        tokio::time::sleep(delay).await;
         if let Some(answers) = &answers {
             let (verdict, verdict_seen) = oneshot::channel();
             if answers.send(Answer(verdict)).await.is_ok()

@@ -59,7 +59,7 @@ impl System {
 
     /// The connect string.
     pub(crate) fn hosts(&self) -> String {
-        format!("127.0.0.1:{}{}", self.zookeeper.port, self.chroot)
+        self.zookeeper.hosts(&self.chroot)
     }
 
     /// The connect string that leads through `proxy`.

@@ -3,7 +3,8 @@
 //! Most tests share one for the whole test process, each below a chroot of its own; those that
 //! break it start their own.
 
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -19,11 +20,14 @@ use tokio::sync::{Mutex, OnceCell};
 use zookeeper_client::{Client, TlsOptions};
 
 use super::certificates::{Authority, Identity};
-use super::within;
+use super::{client, within};
 
 /// Debian's packages libzookeeper-java, libnetty-java and libslf4j-java put them here.
 const CLASSES: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar:\
                        /usr/share/java/netty-all.jar:/usr/share/java/*";
+
+/// What makes a Java that is up soon and small.
+const SMALL: [&str; 3] = ["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 
 /// Ends the server when our end of its stdin is closed: when it is stopped, and when the test
 /// process dies, however it dies.
@@ -31,12 +35,16 @@ const SUPERVISOR: &str = r#""$@" & echo $!; read -r _; kill -9 $!; wait $! 2>/de
 
 pub(crate) struct ZooKeeper {
     pub(crate) port: u16,
-    pub(crate) authority: Authority,
+    pub(crate) authority: Arc<Authority>,
     /// The identity of clients.
     pub(crate) identity: Identity,
-    _reservation: Socket,
+    /// All of its ensemble, as in a connect string.
+    servers: String,
+    _reservations: Vec<Socket>,
     directory: TempDir,
     java: &'static [&'static str],
+    /// What a member of an ensemble has in its configuration beside the rest.
+    member: String,
     server: Mutex<Option<Server>>,
 }
 
@@ -56,20 +64,22 @@ pub(crate) async fn shared() -> Arc<ZooKeeper> {
 impl ZooKeeper {
     /// Starts a server of one's own, that is up soon and small.
     pub(crate) async fn start() -> Arc<Self> {
-        Self::start_with(&["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]).await
+        Self::start_with(&SMALL).await
     }
 
     /// Starts one whose Java has these options.
     pub(crate) async fn start_with(java: &'static [&'static str]) -> Arc<Self> {
-        let authority = Authority::new();
+        let authority = Arc::new(Authority::new());
         let identity = authority.identity("client");
         let (port, reservation) = reserve_port();
         let zookeeper = Self {
             port,
-            _reservation: reservation,
+            servers: format!("127.0.0.1:{port}"),
+            _reservations: vec![reservation],
             identity,
             directory: TempDir::new().expect("a directory for ZooKeeper"),
             java,
+            member: String::new(),
             server: Mutex::new(None),
             authority,
         };
@@ -77,8 +87,64 @@ impl ZooKeeper {
         Arc::new(zookeeper)
     }
 
+    /// Three servers with one authority, of which each gives read-only sessions to who wants them
+    /// when it is without a quorum. Waits until they give sessions.
+    pub(crate) async fn ensemble() -> [Arc<Self>; 3] {
+        const JAVA: &[&str] = &[SMALL[0], SMALL[1], SMALL[2], "-Dreadonlymode.enabled=true"];
+        let root = Arc::new(Authority::new());
+        let ports: [_; 3] =
+            std::array::from_fn(|_| [reserve_port(), reserve_port(), reserve_port()]);
+        let mut member = "initLimit=50\nsyncLimit=15\n4lw.commands.whitelist=srvr\n".to_owned();
+        for (id, [_, (quorum, _), (election, _)]) in ports.iter().enumerate() {
+            let _ = writeln!(member, "server.{id}=127.0.0.1:{quorum}:{election}");
+        }
+        let clients = ports.each_ref().map(|[(port, _), ..]| format!("127.0.0.1:{port}"));
+        let members = ports.map(|reserved| {
+            let directory = TempDir::new().expect("a directory for ZooKeeper");
+            let port = reserved[0].0;
+            let id = clients.iter().position(|client| client.ends_with(&format!(":{port}")));
+            let data = directory.path().join("data");
+            std::fs::create_dir(&data).expect("a directory");
+            std::fs::write(data.join("myid"), id.expect("its own").to_string()).expect("myid");
+            Arc::new(Self {
+                port,
+                servers: clients.join(","),
+                _reservations: reserved.into_iter().map(|(_, socket)| socket).collect(),
+                identity: root.identity("client"),
+                directory,
+                java: JAVA,
+                member: member.clone(),
+                server: Mutex::new(None),
+                authority: Arc::clone(&root),
+            })
+        });
+        for member in &members {
+            member.launch().await;
+        }
+        within("the ensemble to give a session", members[0].client("")).await;
+        members
+    }
+
+    /// What it says of itself, such as `leader`; nothing if it does not run.
+    pub(crate) async fn mode(&self) -> Option<String> {
+        let (address, identity) = ((Ipv4Addr::LOCALHOST, self.port).into(), &self.identity);
+        let connecting =
+            client::Client::try_connect_tls(address, "localhost", identity, Some(identity));
+        let mut connection = connecting.await.ok()?;
+        connection.send(b"srvr").await;
+        let (told, _) = connection.rest().await;
+        let told = String::from_utf8(told).expect("UTF-8");
+        told.lines().find_map(|line| line.strip_prefix("Mode: ")).map(str::to_owned)
+    }
+
     /// Starts the server, again with the data it had, and waits until it gives sessions.
     pub(crate) async fn run(&self) {
+        self.launch().await;
+        within("ZooKeeper to give a session", self.client("")).await;
+    }
+
+    /// Starts the server, again with the data it had.
+    pub(crate) async fn launch(&self) {
         let mut slot = self.server.lock().await;
         assert!(slot.is_none(), "ZooKeeper runs already");
         let config = self.write_config();
@@ -104,8 +170,6 @@ impl ZooKeeper {
         stdout.read_line(&mut pid).await.expect("the server's pid");
         let pid = pid.trim().parse().ok().and_then(Pid::from_raw).expect("a pid");
         *slot = Some(Server { supervisor, stdin, pid });
-        drop(slot);
-        within("ZooKeeper to give a session", self.client("")).await;
     }
 
     /// Kills the server at once.
@@ -152,9 +216,14 @@ impl ZooKeeper {
         Client::connector()
             .with_session_timeout(Duration::from_secs(30))
             .with_tls(tls)
-            .secure_connect(&format!("127.0.0.1:{}{chroot}", self.port))
+            .secure_connect(&self.hosts(chroot))
             .await
             .unwrap_or_else(|error| panic!("no session: {error}\n{}", self.log()))
+    }
+
+    /// The connect string for what is below `chroot`.
+    pub(crate) fn hosts(&self, chroot: &str) -> String {
+        format!("{}{chroot}", self.servers)
     }
 
     fn log(&self) -> String {
@@ -176,7 +245,8 @@ impl ZooKeeper {
              serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\n\
              ssl.keyStore.type=PEM\nssl.keyStore.location={key_store}\n\
              ssl.trustStore.type=PEM\nssl.trustStore.location={trust_store}\n\
-             ssl.clientAuth=need\nssl.hostnameVerification=false\n"
+             ssl.clientAuth=need\nssl.hostnameVerification=false\n{}",
+            self.member
         )
         .expect("zoo.cfg");
         path
@@ -195,7 +265,7 @@ fn all_stopped(pid: Pid) -> bool {
 /// A port that stays ours while the server is started and started again: ZooKeeper cannot tell
 /// which one it got. Two sockets that both allow it may share a port as long as only one of them
 /// listens (socket(7), SO_REUSEADDR), and ZooKeeper's does; nobody else is given it.
-fn reserve_port() -> (u16, Socket) {
+pub(crate) fn reserve_port() -> (u16, Socket) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_address(true).expect("SO_REUSEADDR");
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");

@@ -51,16 +51,6 @@ impl Diagnosis {
         causes.join("; ")
     }
 
-    /// Whether any server can be talked to.
-    pub(super) async fn anybody_answers(&self) -> bool {
-        for (host, port) in &self.servers {
-            if matches!(timeout(PATIENCE, self.look(host, *port)).await, Ok(Ok(()))) {
-                return true;
-            }
-        }
-        false
-    }
-
     async fn look(&self, host: &str, port: u16) -> Result<(), String> {
         let stream = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
         let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use zookeeper_client::{Client, Error, MultiReadResult, SessionState};
+use zookeeper_client::{Client, Error, MultiReadResult, SessionId, SessionState};
 
 use super::batches::Batches;
 use super::places::{self, Places};
@@ -35,6 +35,9 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// Answers from the current session, if there is one.
 pub(crate) struct Lookup {
     client: watch::Sender<Option<Client>>,
+    /// A session, or its connection, is on its way, and no try to get it has failed yet: worth
+    /// waiting for.
+    hopeful: watch::Sender<bool>,
     gateways: watch::Sender<Arc<[Gateway]>>,
     /// The zones of the last look-up that listed them, as each does that asks all of them, in the same
     /// round trip. It asks those it did not know in one more, so this may be old.
@@ -61,6 +64,7 @@ impl Lookup {
     pub(super) fn new() -> Self {
         Self {
             client: watch::Sender::new(None),
+            hopeful: watch::Sender::new(true),
             gateways: watch::Sender::new(Arc::from([])),
             zones: watch::Sender::default(),
             multi_read: AtomicBool::new(true),
@@ -74,6 +78,7 @@ impl Lookup {
         // The server may be another one, and newer.
         self.multi_read.store(true, Ordering::Relaxed);
         self.client.send_replace(Some(client));
+        self.hopeful.send_replace(true);
     }
 
     /// Learns the zones, so that already the first look-up asks them all at once.
@@ -87,6 +92,51 @@ impl Lookup {
     /// The current session's client.
     pub(super) fn client(&self) -> Option<Client> {
         self.client.borrow().clone()
+    }
+
+    /// The current session's client, waiting for the session that may be there in a moment: at the
+    /// start, and when one was lost, which is `ended`. Whoever had to wait for a restart is not to
+    /// hear of it.
+    async fn session(&self, ended: Option<SessionId>) -> Result<Client, LookupError> {
+        let is_another = |client: &Client| Some(client.session_id()) != ended;
+        if let Some(client) = self.client().filter(is_another) {
+            return Ok(client);
+        }
+        let (mut clients, mut hopeful) = (self.client.subscribe(), self.hopeful.subscribe());
+        let client = tokio::select! {
+            biased;
+            Ok(client) = clients.wait_for(|client| client.as_ref().is_some_and(is_another)) => client.clone(),
+            _ = hopeful.wait_for(|hopeful| !hopeful) => None,
+        };
+        client.ok_or_else(|| LookupError::Away("no session".to_owned()))
+    }
+
+    /// Whether look-ups wait for a session or a connection, or are told at once that there is none:
+    /// so while tries to get one fail.
+    pub(super) fn hope(&self, hopeful: bool) {
+        self.hopeful.send_replace(hopeful);
+    }
+
+    /// Waits for a connection; not for one that will never be, nor for one that is long overdue.
+    async fn connected(&self, client: &Client) -> Result<(), LookupError> {
+        if client.state() != SessionState::Disconnected {
+            return Ok(());
+        }
+        let mut states = client.state_watcher();
+        let mut hopeful = self.hopeful.subscribe();
+        let connected = async {
+            let mut state = client.state();
+            while state == SessionState::Disconnected {
+                state = states.changed().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = connected => Ok(()),
+            _ = hopeful.wait_for(|hopeful| !hopeful) => {
+                Err(LookupError::Away("no connection".to_owned()))
+            }
+        }
     }
 
     pub(super) fn has_session(&self) -> bool {
@@ -124,12 +174,27 @@ impl Lookup {
         self: &Arc<Self>,
         build: &BuildId,
     ) -> Result<Option<Build>, LookupError> {
-        let client = self.client();
-        let client = client.ok_or_else(|| LookupError::Away("no session".to_owned()))?;
-        if let Some(kept) = self.places.kept(&client, build) {
+        let mut client = self.session(None).await?;
+        loop {
+            match self.find_with(&client, build).await {
+                // It ended while it was asked: the next one may be there in a moment.
+                Err(LookupError::Away(_)) if client.state().is_terminated() => {
+                    client = self.session(Some(client.session_id())).await?;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    async fn find_with(
+        self: &Arc<Self>,
+        client: &Client,
+        build: &BuildId,
+    ) -> Result<Option<Build>, LookupError> {
+        if let Some(kept) = self.places.kept(client, build) {
             return Ok(Some(kept));
         }
-        connected(&client).await;
+        self.connected(client).await?;
         let most = (NODES / (self.zones.borrow().order.len() + 1)).clamp(1, BUILDS);
         let this = Arc::clone(self);
         let trip = move |builds: Vec<BuildId>| {
@@ -144,7 +209,7 @@ impl Lookup {
         let (path, found) = located.unwrap_or_else(too_many)?;
         let placed = matches!(found, Some(Build { place: Place::On(_), .. }));
         if placed && self.places.is_popular(build) {
-            tokio::spawn(places::keep(Arc::clone(self), client, build.clone(), path));
+            tokio::spawn(places::keep(Arc::clone(self), client.clone(), build.clone(), path));
         }
         Ok(found)
     }
@@ -215,15 +280,6 @@ impl Lookup {
                 Err(error) => return Err(LookupError::Away(error.to_string())),
             }
         }
-    }
-}
-
-/// Waits for a connection; not for one that will never be.
-async fn connected(client: &Client) {
-    let mut states = client.state_watcher();
-    let mut state = client.state();
-    while state == SessionState::Disconnected {
-        state = states.changed().await;
     }
 }
 

@@ -55,12 +55,17 @@ pub(crate) struct Tls {
     pub(crate) connector: TlsConnector,
 }
 
-/// The longest wait between two tries to get a session. With the jitter, fifty gateways that lost
-/// ZooKeeper in the same moment do not come back in one.
+/// The longest wait between two tries to get a session, and the shortest behind one that failed.
 const RETRY_MAX: Duration = Duration::from_secs(8);
+const RETRY_MIN: Duration = Duration::from_millis(250);
+
+/// Over how long gateways that lost their sessions in one moment come back: each makes an entry, of
+/// which all others read. Those that only lost their connections come back at once: that is a
+/// handshake each, and the client's to decide.
+const RETURN: Duration = Duration::from_secs(4);
+
 /// How long a server that has too much to do is left alone.
 const THROTTLED: Duration = Duration::from_secs(1);
-const RETRY_MIN: Duration = Duration::from_millis(250);
 
 /// How long the client is left to find its way back by itself, and how often it is looked whether
 /// it could have.
@@ -150,14 +155,16 @@ impl Keeper {
                 Ok(client) => match self.serve(client).await {
                     Served::Registered => {
                         (wait, said) = (RETRY_MIN, false);
-                        None
+                        tokio::time::sleep(spread(RETURN)).await;
+                        continue;
                     }
-                    Served::Refused(error) => Some((error, false)),
+                    Served::Refused(error) => (error, false),
                 },
-                Err(error) => Some((error, true)),
+                Err(error) => (error, true),
             };
+            self.lookup.hope(false);
             match trouble {
-                Some((error, sessionless)) if !std::mem::replace(&mut said, true) => {
+                (error, sessionless) if !std::mem::replace(&mut said, true) => {
                     let cause = match error {
                         _ if sessionless => self.diagnosis.why().await,
                         Error::NoNode => "the chroot does not exist; create that node".to_owned(),
@@ -166,8 +173,7 @@ impl Keeper {
                     let hosts = &self.settings.hosts;
                     warn!(%hosts, %error, %cause, "not registered in ZooKeeper; trying on");
                 }
-                Some((error, _)) => debug!(%error, "still not registered in ZooKeeper"),
-                None => {}
+                (error, _) => debug!(%error, "still not registered in ZooKeeper"),
             }
             tokio::select! {
                 () = tokio::time::sleep(jittered(wait)) => wait = (wait * 2).min(RETRY_MAX),
@@ -257,6 +263,7 @@ impl Keeper {
                 }
                 SessionState::SyncConnected | SessionState::ConnectedReadOnly => {
                     info!("connection to ZooKeeper is back within the session");
+                    self.lookup.hope(true);
                     if let Some(registered) = registered.take() {
                         standing.send_if_modified(|standing| {
                             let back = *standing == Standing::ConnectionLost;
@@ -275,14 +282,16 @@ impl Keeper {
         }
     }
 
-    /// Waits until a connection is overdue: a server has been answering for a while and the client
-    /// has not noticed.
+    /// Waits until a connection is overdue: a server gives sessions again and the client has not
+    /// noticed.
     ///
     /// The client doubles its pauses without a bound, so that after an outage it may sleep for as
-    /// long as that took. A new session is there at once.
+    /// long as that took. A server may take connections and have no quorum: only a session shows that
+    /// ours is given up for a better one.
     async fn overdue(&self) {
         tokio::time::sleep(PATIENCE).await;
-        while !self.diagnosis.anybody_answers().await {
+        self.lookup.hope(false);
+        while self.connect().await.is_err() {
             tokio::time::sleep(jittered(LOOK_EVERY)).await;
         }
         tokio::time::sleep(jittered(LOOK_EVERY)).await;
@@ -327,7 +336,49 @@ fn is_connection_loss(error: &Error) -> bool {
     matches!(error, Error::ConnectionLoss | Error::Custom(_) | Error::Timeout)
 }
 
+/// A wait of up to `whole`, any as likely as any other.
+fn spread(whole: Duration) -> Duration {
+    whole.mul_f64(fastrand::f64())
+}
+
 /// `wait` and up to as much again.
 fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(1.0 + fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many of fifty gateways come in the busiest second, on average, when each waits as `wait`
+    /// says.
+    fn busiest(wait: impl Fn() -> Duration) -> usize {
+        const ROUNDS: usize = 200;
+        let busiest = |_| {
+            let waits: Vec<_> = (0..50).map(|_| wait()).collect();
+            let in_second = |from: &Duration| {
+                let second = *from..*from + Duration::from_secs(1);
+                waits.iter().filter(|wait| second.contains(*wait)).count()
+            };
+            waits.iter().map(in_second).max().expect("fifty")
+        };
+        (0..ROUNDS).map(busiest).sum::<usize>() / ROUNDS
+    }
+
+    /// All that lost their sessions at once, and all whose tries have failed for a while.
+    #[test]
+    fn fifty_gateways_do_not_come_back_in_one_second() {
+        for busiest in [busiest(|| spread(RETURN)), busiest(|| jittered(RETRY_MAX))] {
+            assert!((6..25).contains(&busiest), "{busiest}");
+        }
+        assert_eq!(busiest(|| jittered(RETRY_MIN)), 50, "what the others are for");
+    }
+
+    #[test]
+    fn waits_are_in_their_bounds() {
+        for _ in 0..1000 {
+            assert!(spread(RETURN) < RETURN);
+            assert!((RETRY_MAX..2 * RETRY_MAX).contains(&jittered(RETRY_MAX)));
+        }
+    }
 }

@@ -1,0 +1,111 @@
+//! A ZooKeeper of three servers that loses its leader, then its quorum: streams run on, requests
+//! are answered, and one entry is there again.
+
+use std::sync::Arc;
+
+use crate::admin::readiness;
+use crate::support::client::Client;
+use crate::support::executor::Executor;
+use crate::support::flow::Flow;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::{Entry, System};
+use crate::support::within;
+use crate::support::zookeeper::ZooKeeper;
+
+const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
+const LOG: &str = "a line\nand another\n";
+
+/// Waits until one of `members` says that it is `mode`, and returns it. Nobody tells, so this asks.
+async fn member(members: &[Arc<ZooKeeper>], mode: &str) -> usize {
+    within(mode, async {
+        loop {
+            for (index, member) in members.iter().enumerate() {
+                if member.mode().await.as_deref() == Some(mode) {
+                    return index;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+}
+
+async fn one_entry(system: &System) -> Entry {
+    let is_it = |entries: &[Entry]| entries.len() == 1 && entries[0].content["state"] == "running";
+    system.until("one entry", is_it).await.swap_remove(0)
+}
+
+/// What a normal client sees, again and again until it is the log. Nothing but that and the one
+/// line ever comes.
+async fn until_served(gateway: &Gateway, build: &str) {
+    loop {
+        let text = Client::ask(gateway.address(), build).await.text().await;
+        match text.as_str() {
+            LOG => return,
+            AWAY => {}
+            _ => panic!("{text}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_leader_and_then_the_quorum_lost() {
+    let mut members: Vec<_> = ZooKeeper::ensemble().await.into();
+    let system = System::on(Arc::clone(&members[0])).await;
+    let mut builder = Builder::new(&system).zookeeper("session_timeout = \"60s\"");
+    builder.admin = true;
+    let mut gateway = builder.ready().await;
+    let first = one_entry(&system).await;
+    let mut flow = Flow::start(&system, gateway.address()).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let serving = tokio::spawn(async move {
+        loop {
+            executor.serve(LOG.as_bytes()).await;
+        }
+    });
+    until_served(&gateway, &build).await;
+
+    // Broken: the leader. The two others choose another one, and take the session over.
+    let leader = member(&members, "leader").await;
+    let dead = members.swap_remove(leader);
+    dead.kill().await;
+    gateway.logged("the loss", |line| line.contains("connection to ZooKeeper lost")).await;
+    flow.goes_on("while they choose\n").await;
+    until_served(&gateway, &build).await;
+    member(&members, "leader").await;
+    gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
+    assert_eq!(one_entry(&system).await.name, first.name, "the same session");
+
+    // Broken: the quorum. The one that is left gives read-only sessions, which are none for us:
+    // what it knows may be old, and nobody can register there.
+    let second = members.pop().expect("two");
+    second.kill().await;
+    member(&members, "read-only").await;
+    gateway.status("the loss", |line| line.ends_with("ZooKeeper: connection lost")).await;
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(Client::ask(gateway.address(), &build).await.text().await, AWAY);
+    flow.goes_on("without a quorum\n").await;
+    let mut late = Builder::new(&system).start().await;
+    let why = late.logged("why", |line| line.contains("not registered in ZooKeeper")).await;
+    let only_left =
+        format!("127.0.0.1:{}: answers, but gives no session (no quorum?", members[0].port);
+    assert!(why.contains(&only_left), "{why}");
+    assert_eq!(Client::ask(late.address(), &build).await.text().await, AWAY);
+
+    // Healed by the first one's return, without a hand on the gateways.
+    dead.launch().await;
+    gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
+    late.ready().await;
+    let both = |entries: &[Entry]| {
+        entries.len() == 2 && entries.iter().all(|entry| entry.content["state"] == "running")
+    };
+    system.until("an entry of each", both).await;
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
+    until_served(&gateway, &build).await;
+    until_served(&late, &build).await;
+    flow.ends().await;
+    serving.abort();
+    members.push(dead);
+}

@@ -1,0 +1,77 @@
+//! Between the entry's end and that of the listeners: who has just read the entry is still served.
+
+use rustix::process::Signal;
+use tokio::net::TcpStream;
+
+use crate::admin::readiness;
+use crate::support::certificates::Identity;
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{Executor, serves};
+use crate::support::flow::Flow;
+use crate::support::gateway::Builder;
+use crate::support::system::{Entry, System};
+
+const LAME: &str = "taking connections for a moment longer";
+
+async fn until_gone(system: &System) {
+    system.until("the entry to be gone", <[Entry]>::is_empty).await;
+}
+
+/// Who asked for the gateway before it went, and comes behind that, is served; a balancer sees that
+/// it goes.
+#[tokio::test]
+async fn who_comes_late_is_served() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("localhost");
+    let builder = Builder::new(&system).tls(&identity).listeners(&["", "tls = true"]);
+    let mut builder = builder.limits("lame_duck = \"1h\"\ngrace = \"1h\"");
+    builder.admin = true;
+    let mut gateway = builder.ready().await;
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
+    let mut early = Flow::start(&system, gateway.address()).await;
+
+    gateway.signal(Signal::TERM);
+    until_gone(&system).await;
+    gateway.logged("the lame duck", |line| line.contains(LAME)).await;
+    assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
+    for _ in 0..3 {
+        Flow::start(&system, gateway.address()).await.ends().await;
+        let client: &Identity = &system.zookeeper.identity;
+        Flow::start_tls(&system, gateway.addresses[1], client).await.ends().await;
+    }
+    early.goes_on("meanwhile\n").await;
+    assert!(!gateway.log().iter().any(|line| line.contains("taking no more connections")));
+
+    // A second signal does not wait for the rest of it.
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.exit().await.code(), Some(1));
+    assert_eq!(early.client.rest().await, (Vec::new(), Ending::Reset));
+}
+
+/// It is over by itself; the steps come in their order.
+#[tokio::test]
+async fn then_the_listeners_close() {
+    let system = System::new().await;
+    let limits = "lame_duck = \"200ms\"";
+    let mut gateway = Builder::new(&system).limits(limits).ready().await;
+    serves(&system, gateway.address()).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut log = executor.begin(&mut client).await;
+    gateway.signal(Signal::TERM);
+    gateway.logged("its end", |line| line.contains("taking no more connections")).await;
+    // The listener goes with its loop, which has been told by then.
+    let refused = async { while TcpStream::connect(gateway.address()).await.is_ok() {} };
+    crate::support::within("new connections to be refused", refused).await;
+    log.write(b"after\n").await;
+    log.finish().await;
+    assert_eq!(client.text().await, "after\n");
+    drop(client);
+    assert!(gateway.exit().await.success());
+    let log = gateway.log();
+    let steps = ["entry taken out", LAME, "taking no more", "all streams have ended", " stopped"];
+    let at = |step: &str| log.iter().position(|line| line.contains(step));
+    let order: Vec<_> = steps.into_iter().map(at).collect();
+    assert!(order.is_sorted() && order.iter().all(Option::is_some), "{order:?}");
+}

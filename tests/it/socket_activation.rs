@@ -1,0 +1,201 @@
+//! Sockets that somebody else holds, as systemd does: a restart refuses nobody.
+
+use std::net::{SocketAddr, TcpListener as StdListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
+
+use rustix::process::Signal;
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::support::client::Client;
+use crate::support::executor::{Executor, serves};
+use crate::support::flow::Flow;
+use crate::support::gateway::{BINARY, Builder, Gateway, wrap};
+use crate::support::system::System;
+use crate::support::within;
+use crate::support::zookeeper::reserve_port;
+
+/// Hands its standard input on as the one socket of sd_listen_fds(3), and runs its arguments in its
+/// place. A process cannot know its child's id before that runs, hence the shell.
+const PASSING: [&str; 4] = [
+    "sh",
+    "-c",
+    "exec 3<&0 </dev/null; export LISTEN_PID=${OTHER-$$} LISTEN_FDS=1 LISTEN_FDNAMES=finger; exec \"$@\"",
+    "sh",
+];
+
+fn passing(command: &mut Command, socket: impl Into<OwnedFd>) {
+    wrap(command, &PASSING);
+    command.stdin(Stdio::from(socket.into()));
+}
+
+/// A listening socket of this process, and its address.
+fn socket() -> (StdListener, SocketAddr) {
+    let socket = StdListener::bind(("127.0.0.1", 0)).expect("a socket");
+    let address = socket.local_addr().expect("its address");
+    (socket, address)
+}
+
+/// A gateway that is to listen on `address`.
+fn at(system: &System, address: SocketAddr) -> Builder {
+    let line = format!("address = \"{address}\"");
+    Builder::new(system).listeners(&[&line])
+}
+
+async fn with_socket(system: &System, socket: &StdListener) -> Gateway {
+    let builder = at(system, socket.local_addr().expect("its address"));
+    let socket = socket.try_clone().expect("a copy");
+    let mut gateway = builder.start_changed(|command| passing(command, socket)).await;
+    gateway.ready().await;
+    gateway
+}
+
+/// Broken: nothing but a gateway restarted. Clients that come all the time, and one that comes when
+/// there is none at all, are all served; a stream that runs has the time of the grace.
+#[tokio::test]
+async fn a_restart_refuses_nobody() {
+    const LOG: &str = "one line\nand another\n";
+    let system = System::new().await;
+    let (socket, address) = socket();
+    let mut first = with_socket(&system, &socket).await;
+    let flow = Flow::start(&system, address).await;
+
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let (served, mut served_seen) = watch::channel(0_usize);
+    let (enough, enough_seen) = watch::channel(false);
+    let mut clients = JoinSet::new();
+    for _ in 0..4 {
+        let (build, served, enough) = (build.clone(), served.clone(), enough_seen.clone());
+        clients.spawn(async move {
+            while !*enough.borrow() {
+                assert_eq!(Client::ask(address, &build).await.text().await, LOG);
+                served.send_modify(|served| *served += 1);
+            }
+        });
+    }
+    let serving = tokio::spawn(async move {
+        loop {
+            executor.serve(LOG.as_bytes()).await;
+        }
+    });
+    within("some", served_seen.wait_for(|served| *served >= 20)).await.expect("clients");
+
+    first.signal(Signal::TERM);
+    flow.ends().await;
+    assert!(first.exit().await.success());
+    // Nobody is there to take this one.
+    let mut between = Client::ask(address, &build).await;
+    let at_exit = *served_seen.borrow();
+    let mut second = with_socket(&system, &socket).await;
+    assert_eq!(between.text().await, LOG);
+    within("more", served_seen.wait_for(|served| *served >= at_exit + 20)).await.expect("clients");
+    enough.send_replace(true);
+    while let Some(client) = within("the clients to end", clients.join_next()).await {
+        client.expect("every single one is served");
+    }
+    serving.abort();
+    second.signal(Signal::TERM);
+    assert!(second.exit().await.success());
+    // What is left of it is ours alone.
+    TcpStream::connect(address).await.expect("the socket listens on");
+}
+
+/// The real tool: two sockets and that of health and metrics; the connection that has it start the
+/// gateway is served. A listener beside them that gets no socket is bound as usual.
+#[tokio::test]
+async fn from_systemd() {
+    let system = System::new().await;
+    let ports = [reserve_port(), reserve_port()];
+    let [plain, tls] = ports.each_ref().map(|(port, _)| format!("127.0.0.1:{port}"));
+    let identity = system.zookeeper.authority.identity("localhost");
+    let lines = [format!("address = \"{plain}\""), format!("address = \"{tls}\"\ntls = true")];
+    let builder = Builder::new(&system).tls(&identity);
+    let builder = builder.listeners(&[&lines[0], &lines[1], ""]);
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+
+    let wrapper = ["systemd-socket-activate", "-l", &plain, "-l", &tls, "-E", "NOTIFY_SOCKET"];
+    let wrapper = [&wrapper[..], &["--fdname=finger:finger-tls"]].concat();
+    let starting = builder.start_changed(|command| wrap(command, &wrapper));
+    let asking = within("a socket", async {
+        // Nothing tells when it listens.
+        while TcpStream::connect(&plain).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        Client::ask(plain.parse().expect("an address"), &build).await
+    });
+    let (mut gateway, mut first) = tokio::join!(starting, asking);
+    gateway.ready().await;
+    executor.serve(b"worth starting for\n").await;
+    assert_eq!(first.text().await, "worth starting for\n");
+    assert_eq!(gateway.addresses.len(), 3);
+    assert_eq!(gateway.addresses[0].to_string(), plain);
+    assert_eq!(gateway.addresses[1].to_string(), tls);
+    serves(&system, gateway.addresses[0]).await;
+    serves(&system, gateway.addresses[2]).await;
+    let client = &system.zookeeper.identity;
+    Flow::start_tls(&system, gateway.addresses[1], client).await.ends().await;
+    let passed = |line: &&String| line.contains("the service manager passes the socket");
+    let log = gateway.log();
+    let names: Vec<_> = log.iter().filter(passed).collect();
+    assert!(names.len() == 2 && names[1].contains("finger-tls"), "{names:?}");
+}
+
+/// Passed to somebody else, whose environment we have.
+#[tokio::test]
+async fn a_socket_for_another_process() {
+    let system = System::new().await;
+    let (socket, address) = socket();
+    let copy = socket.try_clone().expect("a copy");
+    let builder = Builder::new(&system);
+    let change = |command: &mut Command| {
+        passing(command, copy);
+        command.env("OTHER", "1");
+    };
+    let mut gateway = builder.start_changed(change).await;
+    gateway.ready().await;
+    assert_ne!(gateway.address(), address);
+    serves(&system, gateway.address()).await;
+}
+
+/// How it ends when it is passed `socket`, and what it says of it.
+async fn refuses(builder: Builder, socket: impl Into<OwnedFd>) -> String {
+    let config = builder.write();
+    let mut command = Command::new(BINARY);
+    command.args(["-f", "-c"]).arg(&config);
+    passing(&mut command, socket);
+    let output = within("it to end", command.output()).await.expect("its output");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[tokio::test]
+async fn sockets_that_cannot_be_used() {
+    let system = System::new().await;
+    let (elsewhere, address) = socket();
+    let said = refuses(Builder::new(&system), elsewhere).await;
+    let fault =
+        format!("passes a socket on {address} (finger), where the configuration has no listener");
+    assert!(said.contains(&fault) && said.contains("(configured: 127.0.0.1:0)"), "{said}");
+
+    let builder = Builder::new(&system);
+    let path = builder.directory().join("unix");
+    let unix = UnixListener::bind(path).expect("a unix socket");
+    let udp = UdpSocket::bind(("127.0.0.1", 0)).expect("a UDP socket");
+    let silent = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let file = std::fs::File::open("/dev/null").expect("a file");
+    let kinds: [OwnedFd; 4] = [unix.into(), udp.into(), silent.into(), file.into()];
+    for kind in kinds {
+        let said = refuses(Builder::new(&system), kind).await;
+        assert!(
+            said.contains("descriptor 3 (finger), passed by the service manager, is no"),
+            "{said}"
+        );
+    }
+}
