@@ -193,12 +193,12 @@ async fn serve(
 
     // The entry says `initializing` until there is somebody to serve.
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
+    let resolver = Resolver::new(registry.clone(), listening.announcement.clone());
     if let Some(socket) = admin {
         let (state, standing) = (registration.state(), registration.standing());
-        let admin = Admin::new(&metrics, state, standing, registry.clone());
+        let admin = Admin::new(&metrics, state, standing, registry, Arc::clone(resolver.memory()));
         tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
-    let resolver = Resolver::new(registry, listening.announcement.clone());
     let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
 
     let told_to_stop = CancellationToken::new();

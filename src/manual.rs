@@ -297,6 +297,7 @@ mod tests {
             Fault::ExecutorUnreachable,
             Fault::ZoneUnreachable,
             Fault::ExecutorSilent,
+            Fault::Circle,
         ];
         let replies =
             faults.map(Reply::Error).into_iter().chain([Reply::NotFound, Reply::NotStarted]);
@@ -312,7 +313,8 @@ mod tests {
                     | Fault::UnreadableEntry
                     | Fault::ExecutorUnreachable
                     | Fault::ZoneUnreachable
-                    | Fault::ExecutorSilent => {}
+                    | Fault::ExecutorSilent
+                    | Fault::Circle => {}
                 },
             }
             let item = format!(".It {}\n", reply.to_string().trim_end());

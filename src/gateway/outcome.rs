@@ -18,7 +18,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Every label there is.
-    pub(crate) const LABELS: [&str; 17] = [
+    pub(crate) const LABELS: [&str; 18] = [
         "ok",
         "upstream_cut",
         "client_left",
@@ -34,6 +34,7 @@ impl Outcome {
         "upstream_unreachable",
         "upstream_silent",
         "zone_unreachable",
+        "circle",
         "tls",
         "probe",
     ];
@@ -57,6 +58,7 @@ impl Outcome {
                 Fault::ExecutorUnreachable => "upstream_unreachable",
                 Fault::ZoneUnreachable => "zone_unreachable",
                 Fault::ExecutorSilent => "upstream_silent",
+                Fault::Circle => "circle",
             },
             Self::Streamed(End::UpstreamSilent) => "upstream_silent",
             Self::NoHandshake => "tls",

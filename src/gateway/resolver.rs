@@ -5,7 +5,10 @@
 //! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
 //! count, and every one of them is tried before the executor is.
 
+use std::sync::Arc;
+
 use super::finger::{Fault, Reply};
+use super::memory::Memory;
 use super::upstream::Upstream;
 use crate::registry::build::{Build, BuildId, Executor};
 use crate::registry::component::{Announcement, Gateway};
@@ -15,12 +18,31 @@ use crate::registry::{LookupError, Registry};
 pub(crate) struct Resolver {
     registry: Registry,
     own: Announcement,
+    memory: Arc<Memory>,
 }
 
 impl Resolver {
     /// For the gateway that announces `own`.
     pub(crate) fn new(registry: Registry, own: Announcement) -> Self {
-        Self { registry, own }
+        Self { registry, own, memory: Arc::default() }
+    }
+
+    /// Who we are, for people: host name, port and zone.
+    pub(crate) fn own(&self) -> String {
+        let Announcement { hostname, public_port, zone, .. } = &self.own;
+        let port = public_port.map(|port| format!(":{port}")).unwrap_or_default();
+        let zone = zone.as_deref().map(|zone| format!(" of zone {}", zone.escape_default()));
+        format!("{}{port}{}", hostname.escape_default(), zone.unwrap_or_default())
+    }
+
+    /// What became of asking gateways.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// `hops` in the order to try them, and whether each is avoided.
+    pub(crate) fn order(&self, hops: &[Upstream]) -> Vec<(Upstream, bool)> {
+        self.memory.order(hops, self.registry.gateways())
     }
 
     /// The gateways that can be dialed now, but those of our own zone: they have no reason to dial us.

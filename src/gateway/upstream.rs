@@ -54,6 +54,19 @@ pub(crate) enum DialError {
     Circle,
 }
 
+impl DialError {
+    /// The value of the metric label `reason`.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::TimedOut => "timeout",
+            Self::Tcp(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::NoCertificate => "no_certificate",
+            Self::Circle => "circle",
+        }
+    }
+}
+
 impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
