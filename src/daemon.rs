@@ -140,7 +140,7 @@ fn command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
     let path = path?;
     control::bind(path)
         .inspect_err(|error| {
-            warn!(path = %path.display(), %error, "no command socket: stop, reload and status are not heard");
+            warn!(path = %path.display(), %error, "no command socket: stop, reload, status and resolve are not heard");
         })
         .ok()
 }
@@ -205,7 +205,15 @@ async fn serve(
     let sources = Arc::new(listening.sources(&registration, &gateway));
     tokio::spawn(status::tell(status_signal, Arc::clone(&sources)));
     if let Some(socket) = control {
-        control::spawn(socket, control::Gateway { sources, stop: told_to_stop.clone(), reload })?;
+        control::spawn(
+            socket,
+            control::Gateway {
+                sources,
+                stop: told_to_stop.clone(),
+                reload,
+                decider: gateway.decider(),
+            },
+        )?;
     }
     let mut reloader = Reloader {
         source,

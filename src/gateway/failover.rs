@@ -26,6 +26,7 @@ use super::upstream::{DialError, Upstream};
 use super::wiring::{self, Foreign};
 use crate::admin::metrics::{Route, Side};
 use crate::config::Limits;
+use crate::log::Excerpt;
 use crate::registry::build::BuildId;
 use crate::tls::Failure;
 
@@ -99,8 +100,8 @@ impl fmt::Display for Miss {
                 write!(f, "nothing within {after:?}, when another hop had the log")
             }
             Self::Refused(answered) => {
-                let line = answered.first.0.trim_ascii_end();
-                write!(f, "the gateway answered: {}", line.escape_ascii())
+                let line = answered.first.0.split(|byte| b"\r\n".contains(byte)).next();
+                write!(f, "the gateway answered: {}", Excerpt::new(line.unwrap_or_default()))
             }
             Self::Foreign(foreign) => write!(f, "no gateway: {foreign}"),
         }

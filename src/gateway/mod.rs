@@ -5,6 +5,7 @@
 mod asking;
 mod buffer;
 pub(crate) mod connection;
+pub(crate) mod decision;
 mod dial;
 mod failover;
 mod familiar;
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::asking::Asking;
+use self::decision::Decider;
 use self::dial::Dialer;
 use self::familiar::Familiar;
 use self::listener::{Bounds, Listener};
@@ -170,6 +172,11 @@ impl Gateway {
     /// What changes the settings of this gateway.
     pub(crate) fn adjuster(&self) -> Adjuster {
         Adjuster(self.cx.clone())
+    }
+
+    /// What tells how builds are resolved.
+    pub(crate) fn decider(&self) -> Decider {
+        Decider(self.cx.subscribe())
     }
 
     /// Waits until an accept loop has ended by itself, which only a fault of this program can

@@ -51,13 +51,28 @@ impl Resolver {
         all.iter().filter(|gateway| gateway.zone != self.own.zone).cloned().collect()
     }
 
+    /// Where `build` runs. The caller sets the deadline.
+    pub(crate) async fn find(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
+        self.registry.find_build(build).await
+    }
+
+    /// The hops worth trying for a build of `executor`'s, which comes last.
+    pub(crate) fn hops(&self, executor: Executor) -> Vec<Upstream> {
+        route(executor, &self.own, &self.registry.gateways())
+    }
+
+    /// Our zone.
+    pub(crate) fn zone(&self) -> Option<&str> {
+        self.own.zone.as_deref()
+    }
+
     /// The hops to try for `build`, at least one; or what the client is told instead, and why.
     pub(crate) async fn resolve(&self, build: &BuildId) -> Result<Vec<Upstream>, (Reply, String)> {
         match self.registry.find_build(build).await {
             Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
             Ok(Some(Build::Waiting)) => Err((Reply::NotStarted, "no executor yet".to_owned())),
             Ok(Some(Build::On(executor))) => {
-                let mut hops = route(executor, &self.own, &self.registry.gateways());
+                let mut hops = self.hops(executor);
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);

@@ -2,18 +2,22 @@
 //! it heals.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
+use rustix::process::Signal;
+use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::admin::metric;
 use crate::route::{comes_from, east_of};
+use crate::service::{Outcome, program};
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
-use crate::support::system::System;
+use crate::support::system::{System, request_path};
 use crate::support::within;
 
 /// A gateway `east` that tells its metrics, in a system whose zone west has entries with these
@@ -216,4 +220,117 @@ async fn a_gateway_that_refuses_makes_way_for_the_next() {
     let mut client = Client::ask(gateway.address(), &build).await;
     serve(silent.as_bytes()).await;
     assert_eq!(client.text().await, silent);
+}
+
+/// What `zuul-fingergw resolve` answers.
+async fn resolve(config: &Path, build: &str) -> Value {
+    let Outcome { stdout, stderr, .. } = program(&["resolve", "--json", build], config).await;
+    assert_eq!(stderr, "");
+    serde_json::from_str(&stdout).expect("JSON")
+}
+
+/// The decision and its reasons, from never tried to failed to mended.
+#[tokio::test]
+async fn resolve_tells_the_decision() {
+    let system = System::new().await;
+    let west = Executor::start().await;
+    let forward = Proxy::start(west.address.port()).await;
+    let entry = system.put_gateway(Some("west"), Some(forward.address.port()), false, "running");
+    let entry = entry.await;
+    let builder = Builder::new(&system).zone("east").control();
+    let config = builder.write();
+    let gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let worker = executor.worker(Some("west"));
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let place = executor.address.to_string();
+    let hop = format!("gateway localhost:{} of zone west (plain)", forward.address.port());
+
+    let now = resolve(&config, &build).await;
+    let here = format!("localhost:{} of zone east", gateway.port());
+    let hops = json!([
+        {"hop": hop, "state": "never tried", "failures": 0, "avoided_seconds": null,
+         "last_failure": null},
+        {"hop": format!("executor {place}"), "state": "executor", "failures": 0,
+         "avoided_seconds": null, "last_failure": null},
+    ]);
+    let expected = json!({
+        "state": "running", "build": build, "error": null, "executor": place,
+        "executor_zone": "west", "own_zone": "east", "here": here, "hops": hops, "attempts": [],
+    });
+    assert_eq!(now, expected);
+
+    // The gateway is down, and the executor helps out.
+    forward.refuse();
+    comes_from(&executor, gateway.address(), &build).await;
+    let now = resolve(&config, &build).await;
+    let state = &now["hops"][0];
+    // Not any more avoided after a second.
+    assert!(state["state"] == "avoided" || state["state"] == "due", "{now}");
+    assert!(state["failures"] == 1 && state["last_failure"].is_string(), "{now}");
+    let [failed, brought] = &now["attempts"].as_array().expect("a list")[..] else {
+        panic!("{now}");
+    };
+    assert_eq!((&failed["hop"], &failed["build"]), (&json!(hop), &json!(build)));
+    assert_eq!(failed["failure"], state["last_failure"]);
+    assert_eq!((&brought["failure"], &brought["hop"]), (&Value::Null, &now["hops"][1]["hop"]));
+    let Outcome { code, stdout, .. } = program(&["resolve", &build], &config).await;
+    assert_eq!(code, Some(0));
+    let lines: Vec<_> = stdout.lines().collect();
+    assert_eq!(lines[0], format!("running: {build} on executor {place} of zone west"));
+    assert_eq!(lines[1], format!("asked here: {here}"));
+    assert!(
+        lines[2].starts_with(&format!("1. {hop}: ")) && lines[2].contains("failed once; last: ")
+    );
+    assert_eq!(lines[3..5], [format!("2. executor {place}"), "lately:".to_owned()]);
+    assert!(lines[6].ends_with(&format!("{build} from executor {place}: brought a log")));
+
+    forward.release();
+    comes_from(&west, gateway.address(), &build).await;
+    assert_eq!(resolve(&config, &build).await["hops"][0]["state"], "ok");
+    // Out of the registry and into it again, another one as far as anybody knows.
+    system.remove(&entry).await;
+    let hops = async |count: usize| {
+        within("the registry to be seen", async {
+            loop {
+                let now = resolve(&config, &build).await;
+                if now["hops"].as_array().is_some_and(|hops| hops.len() == count) {
+                    return now;
+                }
+            }
+        })
+        .await
+    };
+    hops(1).await;
+    system.put_gateway(Some("west"), Some(forward.address.port()), false, "running").await;
+    assert_eq!(hops(2).await["hops"][0]["state"], "never tried");
+}
+
+/// Builds that are nowhere, and no gateway to ask: exit status 1 and what to do.
+#[tokio::test]
+async fn resolve_without_a_decision() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).control();
+    let config = builder.write();
+    let mut gateway = builder.ready().await;
+    let waiting = system.put_build(Some("west"), None).await;
+    let broken = "0123456789abcdef0123456789abcdef";
+    system.put(&request_path(None, broken), b"{\"worker_info\": 1}").await;
+    for (build, state) in [("abc", "unknown"), (&waiting, "waiting"), (broken, "error")] {
+        let Outcome { code, stdout, stderr } = program(&["resolve", build], &config).await;
+        assert_eq!((code, stderr.as_str()), (Some(1), ""), "{stdout}");
+        assert!(stdout.starts_with(&format!("{state}: ")), "{stdout}");
+        let Outcome { code, .. } = program(&["resolve", "--json", build], &config).await;
+        assert_eq!(code, Some(1));
+    }
+    let Outcome { code, stderr, .. } = program(&["resolve", "no-build"], &config).await;
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("1 to 64 hexadecimal digits"), "{stderr}");
+    gateway.signal(Signal::TERM);
+    gateway.exit().await;
+    let Outcome { code, stderr, .. } = program(&["resolve", "abc"], &config).await;
+    assert!(code == Some(1) && stderr.contains("nobody listens"), "{stderr}");
+    let config = Builder::new(&system);
+    let Outcome { code, stderr, .. } = program(&["resolve", "abc"], &config.write()).await;
+    assert!(code == Some(1) && stderr.contains("set control.socket"), "{stderr}");
 }
