@@ -23,12 +23,13 @@ use crate::admin::Admin;
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Config};
 use crate::gateway::listener::bind;
+use crate::gateway::memory::Memory;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
 use crate::log::{Logging, Volume};
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
-use crate::registry::{Registration, Standing};
+use crate::registry::{Registration, Registry, Standing};
 use crate::service::control::{self, SocketFile};
 use crate::service::descriptors;
 use crate::service::detach::{Launch, detach};
@@ -195,9 +196,8 @@ async fn serve(
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
     let resolver = Resolver::new(registry.clone(), listening.announcement.clone());
     if let Some(socket) = admin {
-        let (state, standing) = (registration.state(), registration.standing());
-        let admin = Admin::new(&metrics, state, standing, registry, Arc::clone(resolver.memory()));
-        tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
+        let memory = Arc::clone(resolver.memory());
+        answer_admin(socket, &metrics, &registration, registry, memory)?;
     }
     let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
 
@@ -259,6 +259,20 @@ async fn serve(
         }
     }
     Ok(if failed { ExitCode::from(EXIT_SOFTWARE) } else { ExitCode::SUCCESS })
+}
+
+/// Tells health and metrics to whoever connects to `socket`, for as long as the process runs.
+fn answer_admin(
+    socket: TcpListener,
+    metrics: &Metrics,
+    registration: &Registration,
+    registry: Registry,
+    memory: Arc<Memory>,
+) -> Result<()> {
+    let (state, standing) = (registration.state(), registration.standing());
+    let admin = Admin::new(metrics, state, standing, registry, memory);
+    tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
+    Ok(())
 }
 
 /// What the listeners got, for others and for people.
