@@ -204,16 +204,9 @@ async fn serve(
     let told_to_stop = CancellationToken::new();
     let sources = Arc::new(listening.sources(&registration, &gateway));
     tokio::spawn(status::tell(status_signal, Arc::clone(&sources)));
+    let (told, decider) = (told_to_stop.clone(), gateway.decider());
     if let Some(socket) = control {
-        control::spawn(
-            socket,
-            control::Gateway {
-                sources,
-                stop: told_to_stop.clone(),
-                reload,
-                decider: gateway.decider(),
-            },
-        )?;
+        control::spawn(socket, control::Gateway { sources, stop: told, reload, decider })?;
     }
     let mut reloader = Reloader {
         source,

@@ -65,7 +65,9 @@ impl Live {
         let Identities { gateway, zookeeper } = identities;
         let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
             match (listener.tls, gateway) {
-                (Some(client), Some(identity)) => tls::acceptor(identity, client).map(Some),
+                (Some(client), Some(identity)) => {
+                    tls::acceptor(identity, client, config.zone.as_deref()).map(Some)
+                }
                 (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
                 (None, _) => Ok(None),
             }

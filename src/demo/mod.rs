@@ -206,7 +206,8 @@ impl Zone {
         registry: &Arc<Embedded>,
     ) -> Result<Self> {
         let address = sockets.first().context("a gateway has a socket")?.local_addr()?;
-        let acceptor = use_ssl.then(|| tls::acceptor(identity, ClientCertificate::Required));
+        let acceptor =
+            use_ssl.then(|| tls::acceptor(identity, ClientCertificate::Required, Some(zone)));
         let settings = Settings {
             acceptors: vec![acceptor.transpose()?; sockets.len()],
             connector: Some(tls::connector(identity, Names::DialedStrictly)?),

@@ -179,8 +179,7 @@ impl Hop {
                 format!("{hop}: avoided for {seconds} s more, failed {times}; last: {last}")
             }
             ("leads back", Some(seconds)) => format!(
-                "{hop}: seems to lead back here, behind the executor for {seconds} s more; \
-                 last: {last}"
+                "{hop}: seems to lead back here, not asked for {seconds} s more; last: {last}"
             ),
             ("due", _) => format!("{hop}: to be tried again, failed {times}; last: {last}"),
             (state, _) => format!("{hop}: {state}"),

@@ -190,7 +190,10 @@ struct Race<'a> {
 
 impl<'a> Race<'a> {
     fn new(hops: &[Upstream], tls_client: bool, asked: &'a Asked<'a>) -> Self {
-        let waiting: VecDeque<_> = asked.cx.resolver.order(hops).into();
+        let mut waiting: VecDeque<_> = asked.cx.resolver.order(hops).into();
+        // What comes behind the executor leads back to us.
+        let executor = waiting.iter().position(|(hop, _)| matches!(hop, Upstream::Executor(_)));
+        waiting.truncate(executor.map_or(waiting.len(), |index| index + 1));
         let mut gateways = waiting.iter().filter(|(hop, _)| matches!(hop, Upstream::Gateway(_)));
         let all_avoided = gateways.all(|(_, avoided)| *avoided);
         Self {
@@ -245,6 +248,9 @@ impl<'a> Race<'a> {
             cx.metrics.failed_over(miss.label());
             match miss {
                 Miss::Foreign(foreign) => wiring::found_foreign(gateway, *foreign, cx),
+                Miss::Dial(DialError::Elsewhere(found)) => {
+                    wiring::found_elsewhere(gateway, found, cx);
+                }
                 _ if miss.is_circle() => wiring::found_circle(gateway, build, cx),
                 _ => {}
             }
@@ -336,8 +342,8 @@ async fn ask(
     build: &BuildId,
     cx: &Context,
 ) -> Result<Answered, Miss> {
-    let wait = head_start(&cx.limits, false);
-    let place = cx.asking.place(build, &hop, wait).await;
+    let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
+    let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
     let place = place.ok_or(Miss::Dial(DialError::Circle))?;
     let dialed = Instant::now();
     let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;

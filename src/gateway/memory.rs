@@ -38,7 +38,7 @@ struct Record {
     reason: String,
     /// Avoided until then.
     until: Instant,
-    /// It leads back to us, so it comes even behind the executor while it is avoided.
+    /// It seems to lead back to us, so it is not asked at all while it is avoided.
     leads_back: bool,
     /// What has been said of its wiring.
     told: Option<&'static str>,
@@ -111,7 +111,7 @@ impl Memory {
     }
 
     /// `hops` in the order to try them, and whether each is avoided: gateways, those that are avoided
-    /// behind the good ones, the executor, and behind it gateways that lead back to us. `registered`
+    /// behind the good ones, the executor, and behind it those that are not asked: they lead back to us. `registered`
     /// are all there are: others are forgotten.
     pub(crate) fn order(
         &self,

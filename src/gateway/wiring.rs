@@ -90,6 +90,22 @@ pub(super) fn found_circle(gateway: &Gateway, build: &BuildId, cx: &Context) {
     }
 }
 
+/// Counts that `gateway` is one of another zone, known by the names in its certificate, and says so
+/// once.
+pub(super) fn found_elsewhere(gateway: &Gateway, names: &str, cx: &Context) {
+    cx.metrics.miswired("zone");
+    if cx.resolver.memory().is_news(gateway, "zone") {
+        let (zone, gateway) = ends(gateway);
+        warn!(
+            zone,
+            gateway,
+            found = names,
+            "what answers at this gateway's address is a gateway of another zone: compare its \
+             hostname and public_port with the port forwards"
+        );
+    }
+}
+
 /// Zone, and host and port, as the registry has them.
 fn ends(gateway: &Gateway) -> (String, String) {
     let Gateway { hostname, port, zone, .. } = gateway;

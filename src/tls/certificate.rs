@@ -2,8 +2,27 @@
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
 use x509_parser::parse_x509_certificate;
+
+/// The names in a certificate, for people: the alternative ones, else the common one.
+pub(super) fn names(certificate: &CertificateDer<'_>) -> String {
+    let Ok((_, parsed)) = parse_x509_certificate(certificate) else { return String::new() };
+    let mut names = Vec::new();
+    if let Ok(Some(alternatives)) = parsed.subject_alternative_name() {
+        for name in &alternatives.value.general_names {
+            if let GeneralName::DNSName(name) = name {
+                names.push((*name).to_owned());
+            }
+        }
+    }
+    if names.is_empty() {
+        let common = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+        names.extend(common.map(str::to_owned));
+    }
+    names.join(" ").escape_default().take(200).collect()
+}
 
 /// Whether `certificate` has no alternative names at all and its common name is `name`.
 ///

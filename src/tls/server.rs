@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{GATEWAY_PROTOCOL, Identity, provider};
+use super::{ELSEWHERE_PROTOCOL, GATEWAY_PROTOCOL, Identity, ZONE_PREFIX, provider};
 
 /// The most plaintext in one record, in bytes.
 ///
@@ -41,13 +41,20 @@ pub(crate) struct Acceptor {
     cautious: Arc<ServerConfig>,
     /// For gateways of our own kind, told by ALPN: full records, and resumption.
     own_kind: Arc<ServerConfig>,
+    /// For those of them that wanted a gateway of another zone.
+    elsewhere: Arc<ServerConfig>,
+    zone: Option<Arc<str>>,
 }
 
-/// A TLS server with `identity` that wants to see `client`.
+/// A TLS server with `identity`, in `zone`, that wants to see `client`.
 ///
 /// # Errors
 /// The identity cannot be used by a server.
-pub(crate) fn acceptor(identity: &Identity, client: ClientCertificate) -> Result<Acceptor> {
+pub(crate) fn acceptor(
+    identity: &Identity,
+    client: ClientCertificate,
+    zone: Option<&str>,
+) -> Result<Acceptor> {
     let mut cautious = config(identity, client)?;
     cautious.max_fragment_size = Some(PLAINTEXT_MAX + RECORD_HEADER);
     cautious.send_tls13_tickets = 0;
@@ -55,7 +62,15 @@ pub(crate) fn acceptor(identity: &Identity, client: ClientCertificate) -> Result
     let mut own_kind = config(identity, client)?;
     own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
-    Ok(Acceptor { cautious: Arc::new(cautious), own_kind: Arc::new(own_kind) })
+    let mut elsewhere = config(identity, client)?;
+    elsewhere.alpn_protocols = vec![ELSEWHERE_PROTOCOL.to_vec()];
+    elsewhere.send_tls13_tickets = 0;
+    Ok(Acceptor {
+        cautious: Arc::new(cautious),
+        own_kind: Arc::new(own_kind),
+        elsewhere: Arc::new(elsewhere),
+        zone: zone.map(Arc::from),
+    })
 }
 
 fn config(identity: &Identity, client: ClientCertificate) -> Result<ServerConfig> {
@@ -77,17 +92,27 @@ fn config(identity: &Identity, client: ClientCertificate) -> Result<ServerConfig
 }
 
 impl Acceptor {
+    fn zone_bytes(&self) -> Option<&[u8]> {
+        self.zone.as_deref().map(str::as_bytes)
+    }
+
     /// Shakes hands on `stream`. The caller sets the deadline.
     pub(crate) async fn accept<IO>(&self, stream: IO) -> io::Result<TlsStream<IO>>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let start = LazyConfigAcceptor::new(HelloReader::default(), stream).await?;
-        let own_kind = start
-            .client_hello()
-            .alpn()
-            .is_some_and(|mut offered| offered.any(|protocol| protocol == GATEWAY_PROTOCOL));
-        let config = if own_kind { &self.own_kind } else { &self.cautious };
+        let (mut own_kind, mut elsewhere) = (false, false);
+        for protocol in start.client_hello().alpn().into_iter().flatten() {
+            own_kind |= protocol == GATEWAY_PROTOCOL;
+            let wanted = protocol.strip_prefix(ZONE_PREFIX);
+            elsewhere |= wanted.is_some_and(|zone| self.zone_bytes() != Some(zone));
+        }
+        let config = match own_kind {
+            true if elsewhere => &self.elsewhere,
+            true => &self.own_kind,
+            false => &self.cautious,
+        };
         start.into_stream(Arc::clone(config)).await
     }
 }

@@ -21,4 +21,5 @@ mod stream_tls;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod wiring;
 mod zookeeper_trouble;
