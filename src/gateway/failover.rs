@@ -97,7 +97,7 @@ impl fmt::Display for Miss {
             Self::Silent => write!(f, "{}", End::UpstreamSilent),
             Self::Cut(error) => write!(f, "cut by the next hop: {error}"),
             Self::Overtaken(after) => {
-                write!(f, "nothing within {after:?}, when another hop had the log")
+                write!(f, "overtaken: nothing within {after:?}, when another hop had the log")
             }
             Self::Refused(answered) => {
                 let line = answered.first.0.split(|byte| b"\r\n".contains(byte)).next();

@@ -66,11 +66,10 @@ async fn many_silent_gateways_cost_a_client_little() {
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
     comes_from(&executor, gateway.address(), &build).await;
-    let overtaken = metric(&gateway, &failovers("overtaken")).await;
-    assert!((1.0..=5.0).contains(&overtaken), "{overtaken}");
+    assert!(metric(&gateway, &failovers("overtaken")).await >= 1.0);
 }
 
-/// Three gateways whose hosts swallow packets, each longer than this test may take.
+/// Three gateways whose hosts swallow packets, and a fourth that has the log: each client gets it.
 #[tokio::test]
 async fn many_blackholes_cost_a_client_little() {
     let (one, _one) = blackhole().await;
@@ -78,16 +77,10 @@ async fn many_blackholes_cost_a_client_little() {
     let (three, _three) = blackhole().await;
     let alive = Executor::start().await;
     let ports = [one, two, three, alive.address.port()];
-    let (system, mut gateway) = counted(&ports, "connect_timeout = \"5s\"").await;
+    let (system, gateway) = counted(&ports, "connect_timeout = \"5s\"").await;
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     for _ in 0..3 {
         comes_from(&alive, gateway.address(), &build).await;
-    }
-    // In random order; those that were overtaken come behind from then on.
-    let overtaken = metric(&gateway, &failovers("overtaken")).await;
-    assert!(overtaken <= 3.0, "{overtaken}");
-    if overtaken > 0.0 {
-        gateway.logged("why", |line| line.contains("when another hop had the log")).await;
     }
 }
 
