@@ -10,7 +10,9 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, Config, Log};
 use crate::daemon::{self, Identities, Setup, Source};
+use crate::gateway::decision::RUNNING;
 use crate::log::Logging;
+use crate::registry::build::BuildId;
 use crate::service::control::{self, RELOADED, Request};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::{Account, Unfit};
@@ -67,6 +69,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show which way the log of a build would take now, and why
+    ///
+    /// Asks the gateway that runs with this configuration, by its command socket: where the build
+    /// runs, which hops would be tried for it in which order, how each of them stands (never tried,
+    /// ok, avoided and for how long, what failed last), and what became of them lately. The exit
+    /// status is 0 if an executor has the build, else 1.
+    Resolve {
+        /// The UUID of the build
+        #[arg(value_name = "UUID", value_parser = build_id)]
+        build: BuildId,
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Show a log crossing two zones, all in this process: no ZooKeeper, no configuration
     ///
     /// Two gateways and an executor on loopback. The log of a made-up build goes to standard output
@@ -94,8 +110,16 @@ pub fn run() -> ExitCode {
         Some(Command::Stop) => send(config.as_deref(), Request::Stop),
         Some(Command::Reload) => send(config.as_deref(), Request::Reload),
         Some(Command::Status { json }) => send(config.as_deref(), Request::Status { json }),
+        Some(Command::Resolve { build, json }) => {
+            send(config.as_deref(), Request::Resolve { build, json })
+        }
         None => serve(config.as_deref(), foreground, debug),
     }
+}
+
+fn build_id(text: &str) -> Result<BuildId, String> {
+    let wanted = || format!("a build's UUID is 1 to {} hexadecimal digits", BuildId::MAX);
+    BuildId::new(text).ok_or_else(wanted)
 }
 
 fn check(path: Option<&Path>) -> ExitCode {
@@ -138,10 +162,19 @@ fn send(path: Option<&Path>, request: Request) -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let socket = config.control.as_deref().with_context(|| {
-        format!("{}: sets no command socket; use signals instead", path.display())
+        let key =
+            if config::is_toml(&path) { "control.socket" } else { "[fingergw] command_socket" };
+        let path = path.display();
+        match request {
+            Request::Resolve { .. } => format!(
+                "{path}: sets no command socket, by which the running gateway could be asked; \
+                 set {key} and restart it"
+            ),
+            _ => format!("{path}: sets no command socket ({key}); use signals instead"),
+        }
     });
     let answered = socket.and_then(|socket| {
-        let reply = control::ask(socket, request)?;
+        let reply = control::ask(socket, &request)?;
         // Stopping is answered by closing; nothing else is.
         if reply.is_empty() != (request == Request::Stop) {
             bail!("{}: not the answer to {request}: {reply:?}", socket.display());
@@ -152,10 +185,14 @@ fn send(path: Option<&Path>, request: Request) -> ExitCode {
         Ok(reply)
     });
     // A reader that has seen enough is no fault of ours, but no success either.
-    let printed = answered.map(|reply| io::stdout().write_all(reply.as_bytes()));
+    let printed = answered.map(|reply| {
+        let resolving = matches!(request, Request::Resolve { .. });
+        let found = !resolving || RUNNING.iter().any(|begin| reply.starts_with(begin));
+        io::stdout().write_all(reply.as_bytes()).map(|()| found)
+    });
     match printed {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(_)) => ExitCode::FAILURE,
+        Ok(Ok(found)) if found => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE

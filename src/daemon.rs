@@ -23,12 +23,13 @@ use crate::admin::Admin;
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Config};
 use crate::gateway::listener::bind;
+use crate::gateway::memory::Memory;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
 use crate::log::{Logging, Volume};
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
-use crate::registry::{Registration, Standing};
+use crate::registry::{Registration, Registry, Standing};
 use crate::service::activation::Passed;
 use crate::service::control::{self, SocketFile};
 use crate::service::descriptors;
@@ -137,7 +138,7 @@ fn command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
     let path = path?;
     control::bind(path)
         .inspect_err(|error| {
-            warn!(path = %path.display(), %error, "no command socket: stop, reload and status are not heard");
+            warn!(path = %path.display(), %error, "no command socket: stop, reload, status and resolve are not heard");
         })
         .ok()
 }
@@ -205,19 +206,19 @@ async fn serve(
 
     // The entry says `initializing` until there is somebody to serve.
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
+    let resolver = Resolver::new(registry.clone(), listening.announcement.clone());
     if let Some(socket) = admin {
-        let (state, standing) = (registration.state(), registration.standing());
-        let admin = Admin::new(&metrics, state, standing, registry.clone());
-        tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
+        let memory = Arc::clone(resolver.memory());
+        answer_admin(socket, &metrics, &registration, registry, memory)?;
     }
-    let resolver = Resolver::new(registry, listening.announcement.clone());
     let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
 
     let told_to_stop = CancellationToken::new();
     let sources = Arc::new(listening.sources(&registration, &gateway));
     tokio::spawn(status::tell(status_signal, Arc::clone(&sources)));
+    let (told, decider) = (told_to_stop.clone(), gateway.decider());
     if let Some(socket) = control {
-        control::spawn(socket, control::Gateway { sources, stop: told_to_stop.clone(), reload })?;
+        control::spawn(socket, control::Gateway { sources, stop: told, reload, decider })?;
     }
     let mut reloader = Reloader {
         source,
@@ -263,6 +264,20 @@ async fn serve(
         }
     }
     Ok(if failed { ExitCode::from(EXIT_SOFTWARE) } else { ExitCode::SUCCESS })
+}
+
+/// Tells health and metrics to whoever connects to `socket`, for as long as the process runs.
+fn answer_admin(
+    socket: TcpListener,
+    metrics: &Metrics,
+    registration: &Registration,
+    registry: Registry,
+    memory: Arc<Memory>,
+) -> Result<()> {
+    let (state, standing) = (registration.state(), registration.standing());
+    let admin = Admin::new(metrics, state, standing, registry, memory);
+    tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
+    Ok(())
 }
 
 /// What the listeners got, for others and for people.

@@ -61,7 +61,9 @@ fn optional(command: &Command) -> String {
         let _ = writeln!(text, ".Op Fl {letters}");
     }
     for arg in told_arguments(command).filter(|arg| takes_value(arg) || arg.get_short().is_none()) {
-        let _ = writeln!(text, ".Op {}", flag(arg, ""));
+        // What stands in a place of its own is wanted.
+        let may_be_left_out = if arg.is_positional() { "." } else { ".Op " };
+        let _ = writeln!(text, "{may_be_left_out}{}", flag(arg, ""));
     }
     text
 }
@@ -78,7 +80,8 @@ fn flag(arg: &Arg, between: &str) -> String {
     for value in
         arg.get_value_names().filter(|_| arg.get_action().takes_values()).into_iter().flatten()
     {
-        let _ = write!(text, " Ar {value}");
+        let blank = if text.is_empty() { "" } else { " " };
+        let _ = write!(text, "{blank}Ar {value}");
     }
     text
 }
@@ -300,6 +303,7 @@ mod tests {
             Fault::ExecutorUnreachable,
             Fault::ZoneUnreachable,
             Fault::ExecutorSilent,
+            Fault::Circle,
         ];
         let replies =
             faults.map(Reply::Error).into_iter().chain([Reply::NotFound, Reply::NotStarted]);
@@ -317,7 +321,8 @@ mod tests {
                     | Fault::UnreadableEntry
                     | Fault::ExecutorUnreachable
                     | Fault::ZoneUnreachable
-                    | Fault::ExecutorSilent => {}
+                    | Fault::ExecutorSilent
+                    | Fault::Circle => {}
                 },
             }
             let item = format!(".It {}\n", reply.to_string().trim_end());

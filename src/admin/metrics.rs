@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     rejected: Counters,
     handshakes: Family<[(&'static str, &'static str); 2], Counter>,
     resumed: Counters,
+    failovers: Counters,
+    miswired: Counters,
     requests: Counters,
     routes: Counters,
     lookup: Histogram,
@@ -42,6 +44,24 @@ pub(crate) struct Metrics {
     last_good_reload: Gauge,
     not_after: Family<Label, Gauge>,
 }
+
+/// Why a gateway is passed over.
+const FAILOVERS: [&str; 11] = [
+    "timeout",
+    "connect",
+    "tls",
+    "no_certificate",
+    "circle",
+    "zone",
+    "silent",
+    "cut",
+    "overtaken",
+    "refused",
+    "foreign",
+];
+
+/// What can be wrong with the wiring.
+const MISWIRED: [&str; 3] = ["circle", "zone", "foreign"];
 
 /// Which side of a relay.
 #[derive(Clone, Copy, Debug)]
@@ -155,6 +175,8 @@ impl Default for Metrics {
             rejected: Family::default(),
             handshakes: Family::default(),
             resumed: Family::default(),
+            failovers: Family::default(),
+            miswired: Family::default(),
             requests: Family::default(),
             routes: Family::default(),
             lookup: short(),
@@ -190,6 +212,12 @@ impl Default for Metrics {
         for result in Outcome::LABELS {
             drop(metrics.requests.get_or_create(&[("result", result)]));
         }
+        for reason in FAILOVERS {
+            drop(metrics.failovers.get_or_create(&[("reason", reason)]));
+        }
+        for kind in MISWIRED {
+            drop(metrics.miswired.get_or_create(&[("kind", kind)]));
+        }
         for route in [Route::Direct, Route::Zone, Route::Fallback] {
             drop(metrics.routes.get_or_create(&[("route", route.as_str())]));
             drop(metrics.connect.get_or_create(&[("route", route.as_str())]));
@@ -207,6 +235,8 @@ impl Metrics {
             rejected,
             handshakes,
             resumed,
+            failovers,
+            miswired,
             requests,
             routes,
             lookup,
@@ -234,6 +264,16 @@ impl Metrics {
             "tls_sessions_resumed",
             "TLS handshakes that were short because gateways of our kind resumed a session",
             resumed,
+        );
+        registry.register(
+            "failovers",
+            "Gateways of other zones passed over for another hop, by what was wrong with them",
+            failovers,
+        );
+        registry.register(
+            "wiring_faults",
+            "Mistakes in the wiring of zones met by requests, by kind",
+            miswired,
         );
         registry.register("requests", "Connections by how they ended", requests);
         registry.register("routes", "Streams by where they came from", routes);
@@ -300,6 +340,16 @@ impl Metrics {
         if kind == Some(HandshakeKind::Resumed) {
             self.resumed.get_or_create(&[("side", side.as_str())]).inc();
         }
+    }
+
+    /// Counts a gateway that had not what was asked of it, by one of [`FAILOVERS`].
+    pub(crate) fn failed_over(&self, reason: &'static str) {
+        self.failovers.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// Counts a request that met a mistake in the wiring, by one of [`MISWIRED`].
+    pub(crate) fn miswired(&self, kind: &'static str) {
+        self.miswired.get_or_create(&[("kind", kind)]).inc();
     }
 
     /// Counts the end of a connection.

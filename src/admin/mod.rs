@@ -35,6 +35,7 @@ use tracing::debug;
 use self::metrics::Metrics;
 use self::process::Process;
 use self::system::System;
+use crate::gateway::memory::Memory;
 use crate::registry::component::State;
 use crate::registry::{Registry as ComponentRegistry, Standing};
 
@@ -63,16 +64,18 @@ pub(crate) struct Admin {
 
 impl Admin {
     /// Tells of `metrics`, of a gateway in `state` whose entry stands as `standing` says, and of the
-    /// system as `components` know it.
+    /// system as `components` and `memory` know it.
     pub(crate) fn new(
         metrics: &Metrics,
         state: watch::Receiver<State>,
         standing: watch::Receiver<Standing>,
         components: ComponentRegistry,
+        memory: Arc<Memory>,
     ) -> Self {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
-        let system = System { state: state.clone(), standing: standing.clone(), components };
+        let (seen, stands) = (state.clone(), standing.clone());
+        let system = System { state: seen, standing: stands, components, memory };
         registry.register_collector(Box::new(system));
         registry.register_collector(Box::new(Process));
         Self { registry, standing, state }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -10,6 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
 
+use crate::gateway::memory::Memory;
 use crate::registry::component::State;
 use crate::registry::{Registry, Standing};
 
@@ -18,6 +20,7 @@ pub(super) struct System {
     pub(super) state: watch::Receiver<State>,
     pub(super) standing: watch::Receiver<Standing>,
     pub(super) components: Registry,
+    pub(super) memory: Arc<Memory>,
 }
 
 impl fmt::Debug for System {
@@ -51,19 +54,25 @@ impl Collector for System {
         ConstGauge::new(1i64).encode(info.encode_family(&version)?)?;
 
         // As many as the system has zones.
-        let mut zones: BTreeMap<String, i64> = BTreeMap::new();
+        let mut zones: BTreeMap<String, [i64; 2]> = BTreeMap::new();
         for gateway in self.components.gateways().iter() {
-            *zones.entry(gateway.zone.clone().unwrap_or_default()).or_default() += 1;
+            let [all, avoided] = zones.entry(gateway.zone.clone().unwrap_or_default()).or_default();
+            *all += 1;
+            *avoided += i64::from(self.memory.standing(gateway).is_avoided());
         }
-        let mut gateways = encoder.encode_descriptor(
-            "zuul_fingergw_zone_gateways",
-            "Gateways that can be dialed, by zone",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (zone, count) in zones {
-            let label = [("zone", zone.as_str())];
-            ConstGauge::new(count).encode(gateways.encode_family(&label)?)?;
+        for (index, name, help) in [
+            (0, "zuul_fingergw_zone_gateways", "Gateways that can be dialed, by zone"),
+            (
+                1,
+                "zuul_fingergw_zone_gateways_avoided",
+                "Gateways that come behind the others because they failed, by zone",
+            ),
+        ] {
+            let mut gateways = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (zone, counts) in &zones {
+                let label = [("zone", zone.as_str())];
+                ConstGauge::new(counts[index]).encode(gateways.encode_family(&label)?)?;
+            }
         }
         Ok(())
     }

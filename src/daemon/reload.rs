@@ -66,7 +66,8 @@ impl Live {
         let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
             match (listener.tls, gateway) {
                 (Some(client), Some(identity)) => {
-                    tls::acceptor(identity, client, config.names).map(Some)
+                    let zone = config.zone.as_deref();
+                    tls::acceptor(identity, client, config.names, zone).map(Some)
                 }
                 (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
                 (None, _) => Ok(None),

@@ -209,8 +209,10 @@ impl Zone {
         registry: &Arc<Embedded>,
     ) -> Result<Self> {
         let address = sockets.first().context("a gateway has a socket")?.local_addr()?;
-        let acceptor = use_ssl
-            .then(|| tls::acceptor(identity, ClientCertificate::Required, Names::DialedStrictly));
+        let acceptor = use_ssl.then(|| {
+            let (client, names) = (ClientCertificate::Required, Names::DialedStrictly);
+            tls::acceptor(identity, client, names, Some(zone))
+        });
         // Open to everybody: of what else there is to say of a listener nothing counts here.
         let listener = Listener::plain("127.0.0.1", address.port());
         let settings = Settings {

@@ -6,12 +6,13 @@
 //! the last request waits in vain, and its refusal travels back through all the others.
 
 use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use tracing::warn;
 
 use super::upstream::Upstream;
 use crate::registry::build::BuildId;
@@ -24,7 +25,17 @@ const PLACES: usize = 16;
 #[derive(Clone, Default)]
 pub(crate) struct Asking(Arc<Mutex<Builds>>);
 
-type Builds = HashMap<BuildId, Arc<Semaphore>>;
+/// By build and gateway.
+type Builds = HashMap<Asked, Arc<Places>>;
+
+type Asked = (BuildId, String, u16);
+
+/// The places for one build at one gateway.
+struct Places {
+    free: Arc<Semaphore>,
+    /// How often one became free.
+    freed: AtomicU64,
+}
 
 /// A place among those who wait for a first byte; free again when dropped.
 pub(crate) struct Place {
@@ -32,13 +43,14 @@ pub(crate) struct Place {
 }
 
 struct Taken {
-    build: BuildId,
+    asked: Asked,
     builds: Arc<Mutex<Builds>>,
+    places: Arc<Places>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Asking {
-    /// A place to ask `hop` for `build` from; `None` if none is free within `patience`. Executors
+    /// A place to ask `hop` for `build` from; `None` if none becomes free within `patience`. Executors
     /// ask nobody else, so they cannot be part of a circle and need none.
     pub(crate) async fn place(
         &self,
@@ -49,25 +61,27 @@ impl Asking {
         if matches!(hop, Upstream::Executor(_)) {
             return Some(Place { _taken: None });
         }
+        let (hostname, port) = hop.address();
+        let asked = (build.clone(), hostname.to_owned(), port);
         let places = {
             let mut builds = lock(&self.0);
-            let places = builds.entry(build.clone());
-            Arc::clone(places.or_insert_with(|| Arc::new(Semaphore::new(PLACES))))
+            Arc::clone(builds.entry(asked.clone()).or_insert_with(|| {
+                let free = Arc::new(Semaphore::new(PLACES));
+                Arc::new(Places { free, freed: AtomicU64::new(0) })
+            }))
         };
-        match timeout(patience, places.acquire_owned()).await {
-            Ok(permit) => {
-                let (build, builds) = (build.clone(), Arc::clone(&self.0));
-                Some(Place { _taken: Some(Taken { build, builds, permit: permit.ok() }) })
-            }
-            Err(_) => {
-                // A peer can bring this about only with a build that the system knows, and only
-                // once in `patience`.
-                warn!(
-                    %build, route = %hop,
-                    "{PLACES} requests for one build wait for this gateway: does its address \
-                     lead back to us, or to a gateway that leads here?"
-                );
-                None
+        // Whoever gives up leaves nothing behind, either.
+        let mut taken = Taken { asked, builds: Arc::clone(&self.0), places, permit: None };
+        let mut place = pin!(Arc::clone(&taken.places.free).acquire_owned());
+        loop {
+            let freed = taken.places.freed.load(Ordering::Relaxed);
+            match timeout(patience, &mut place).await {
+                Ok(permit) => {
+                    taken.permit = permit.ok();
+                    return Some(Place { _taken: Some(taken) });
+                }
+                Err(_) if taken.places.freed.load(Ordering::Relaxed) != freed => {}
+                Err(_) => return None,
             }
         }
     }
@@ -75,13 +89,13 @@ impl Asking {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        drop(self.permit.take());
         let mut builds = lock(&self.builds);
-        if let Some(places) = builds.get(&self.build) {
-            // Nobody else holds or awaits one: only the map knows it.
-            if Arc::strong_count(places) == 1 {
-                builds.remove(&self.build);
-            }
+        if self.permit.take().is_some() {
+            self.places.freed.fetch_add(1, Ordering::Relaxed);
+        }
+        // Nobody else holds or awaits one: only the map knows it.
+        if Arc::strong_count(&self.places) == 2 {
+            builds.remove(&self.asked);
         }
     }
 }

@@ -8,10 +8,13 @@ mod asking;
 mod bounds;
 mod buffer;
 pub(crate) mod connection;
+pub(crate) mod decision;
 mod dial;
+mod failover;
 mod familiar;
 pub(crate) mod finger;
 pub(crate) mod listener;
+pub(crate) mod memory;
 pub(crate) mod outcome;
 mod pipe;
 pub(crate) mod proxy_protocol;
@@ -21,6 +24,7 @@ pub(crate) mod resolver;
 pub(crate) mod session;
 pub(crate) mod streams;
 pub(crate) mod upstream;
+mod wiring;
 
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
@@ -36,6 +40,7 @@ use tokio_util::task::TaskTracker;
 
 use self::asking::Asking;
 use self::bounds::Bounds;
+use self::decision::Decider;
 use self::dial::Dialer;
 use self::familiar::Familiar;
 use self::listener::Listener;
@@ -178,6 +183,11 @@ impl Gateway {
     /// What changes the settings of this gateway.
     pub(crate) fn adjuster(&self) -> Adjuster {
         Adjuster(self.cx.clone())
+    }
+
+    /// What tells how builds are resolved.
+    pub(crate) fn decider(&self) -> Decider {
+        Decider(self.cx.subscribe())
     }
 
     /// Waits until an accept loop has ended by itself, which only a fault of this program can

@@ -84,22 +84,29 @@ impl fmt::Display for End {
     }
 }
 
-/// Copies until one side ends or the gateway cuts its streams. Closes neither. Calls `first_byte`
-/// when there is one; counts in the list what it has handed on.
+/// What is read at once between connections that speak TLS or do not, in bytes.
+pub(super) fn room(upstream_tls: bool, client_tls: bool) -> usize {
+    if upstream_tls || client_tls { buffer::LENGTH } else { POURS }
+}
+
+/// Copies until one side ends or the gateway cuts its streams. Closes neither. `begun` is what has
+/// been read already. Calls `first_byte` when there is one; counts in the list what it has handed on.
 pub(crate) async fn run(
     upstream: &mut Connection,
     client: &mut Connection,
     cx: &Context,
+    begun: Option<(Piece, Option<io::Error>)>,
     first_byte: impl FnOnce(),
     listed: &Listed,
 ) -> Relayed {
+    let (begun, failure) = begun.map_or((None, None), |(piece, failure)| (Some(piece), failure));
     let mut relay =
-        Relay { cx, listed, bytes: 0, discarded: 0, failure: None, pours: false, probed: false };
+        Relay { cx, listed, bytes: 0, discarded: 0, failure, pours: false, probed: false };
     let mut allowance = allowance::of(listed, &cx.limits);
     let end = tokio::select! {
         biased;
         () = cx.cut.cancelled() => End::Stopped,
-        end = relay.copy(upstream, client, first_byte) => end,
+        end = relay.copy(upstream, client, begun, first_byte) => end,
         end = async { allowance.as_mut().expect("asked for only where there is one").await },
             if allowance.is_some() => end,
     };
@@ -126,6 +133,7 @@ impl Relay<'_> {
         &mut self,
         upstream: &mut Connection,
         client: &mut Connection,
+        mut begun: Option<Piece>,
         first_byte: impl FnOnce(),
     ) -> End {
         let mut first_byte = Some(first_byte);
@@ -146,10 +154,11 @@ impl Relay<'_> {
                 }
             }
             let plain = !upstream.is_tls() && !client.is_tls();
-            let room = if plain { POURS } else { buffer::LENGTH };
+            let room = room(upstream.is_tls(), client.is_tls());
             let patience = (self.bytes == 0).then_some(self.cx.limits.first_byte_timeout);
             let read = tokio::select! {
                 biased;
+                piece = async { begun.take().expect("looked") }, if begun.is_some() => Some(Ok(piece)),
                 read = within(patience, upstream.read_log(room, &mut self.failure)) => read,
                 reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
                 // Neither has anything to say. Up to the first byte there is a deadline, and most

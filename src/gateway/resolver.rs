@@ -6,9 +6,11 @@
 //! count, and every one of them is tried before the executor is.
 
 use std::pin::pin;
+use std::sync::Arc;
 
 use super::access::Access;
 use super::finger::{Fault, Reply};
+use super::memory::Memory;
 use super::upstream::Upstream;
 use crate::registry::build::{Build, BuildId, Executor, Place};
 use crate::registry::component::{Announcement, Gateway};
@@ -18,18 +20,52 @@ use crate::registry::{LookupError, Registry};
 pub(crate) struct Resolver {
     registry: Registry,
     own: Announcement,
+    memory: Arc<Memory>,
 }
 
 impl Resolver {
     /// For the gateway that announces `own`.
     pub(crate) fn new(registry: Registry, own: Announcement) -> Self {
-        Self { registry, own }
+        Self { registry, own, memory: Arc::default() }
+    }
+
+    /// Who we are, for people: host name, port and zone.
+    pub(crate) fn own(&self) -> String {
+        let Announcement { hostname, public_port, zone, .. } = &self.own;
+        let port = public_port.map(|port| format!(":{port}")).unwrap_or_default();
+        let zone = zone.as_deref().map(|zone| format!(" of zone {}", zone.escape_default()));
+        format!("{}{port}{}", hostname.escape_default(), zone.unwrap_or_default())
+    }
+
+    /// What became of asking gateways.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// `hops` in the order to try them, and whether each is avoided.
+    pub(crate) fn order(&self, hops: &[Upstream]) -> Vec<(Upstream, bool)> {
+        self.memory.order(hops, self.registry.gateways())
     }
 
     /// The gateways that can be dialed now, but those of our own zone: they have no reason to dial us.
     pub(crate) fn gateways_elsewhere(&self) -> Vec<Gateway> {
         let all = self.registry.gateways();
         all.iter().filter(|gateway| gateway.zone != self.own.zone).cloned().collect()
+    }
+
+    /// Where `build` runs. The caller sets the deadline.
+    pub(crate) async fn find(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
+        self.registry.find_build(build).await
+    }
+
+    /// The hops worth trying for a build of `executor`'s, which comes last.
+    pub(crate) fn hops(&self, executor: Executor) -> Vec<Upstream> {
+        route(executor, &self.own, &self.registry.gateways())
+    }
+
+    /// Our zone.
+    pub(crate) fn zone(&self) -> Option<&str> {
+        self.own.zone.as_deref()
     }
 
     /// The hops to try for `build`, at least one; or what the client is told instead, and why. Where
@@ -40,7 +76,7 @@ impl Resolver {
         access: Option<&Access<'_>>,
     ) -> Result<Vec<Upstream>, (Reply, String)> {
         let found = match access {
-            None => self.registry.find_build(build).await,
+            None => self.find(build).await,
             // Boxed: who has no rules is to pay nothing for those that have.
             Some(access) => Box::pin(self.find_allowed(build, access)).await?,
         };
@@ -48,7 +84,7 @@ impl Resolver {
             Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
             Ok(Some(Place::Waiting)) => Err((Reply::NotStarted, "no executor yet".to_owned())),
             Ok(Some(Place::On(executor))) => {
-                let mut hops = route(executor, &self.own, &self.registry.gateways());
+                let mut hops = self.hops(executor);
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);

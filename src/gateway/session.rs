@@ -12,13 +12,13 @@ use super::Context;
 use super::access::{self, Access};
 use super::bounds::AddressPlace;
 use super::connection::Connection;
+use super::failover::{self, Answered, Asked, Raced};
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::outcome::Outcome;
 use super::proxy_protocol::{NoHeader, read_header};
 use super::read_ahead::ReadAhead;
 use super::relay::{self, End, Relayed};
-use super::streams::Listed;
-use super::upstream::{DialError, Upstream};
+use super::upstream::Upstream;
 use crate::admin::metrics::{Rejection, Route, Side};
 use crate::config::Limits;
 use crate::registry::build::BuildId;
@@ -188,7 +188,7 @@ async fn resolve(
     resolved
 }
 
-/// Tries `hops` in turn until one has sent something, and logs how the stream went.
+/// Relays the log from one of `hops`, and logs how the stream went.
 async fn stream_from(
     hops: &[Upstream],
     mut client: Connection,
@@ -197,85 +197,94 @@ async fn stream_from(
     cx: &Context,
 ) -> Outcome {
     let began = Instant::now();
-    let mut fault = Fault::ExecutorUnreachable;
-    for (index, hop) in hops.iter().enumerate() {
-        let last = index + 1 == hops.len();
-        let route = Route::of(hop, hops.len());
-        let listed = cx.streams.begin(*peer, build, hop.to_string(), began);
-        let relayed = relay_from(hop, route, &mut client, build, &listed, cx).await;
-        drop(listed);
-        let (bytes, end): (u64, &(dyn std::fmt::Display + Sync)) = match &relayed {
-            Ok(Relayed { bytes, end }) => (*bytes, end),
-            Err(error) => (0, error),
-        };
-        let nothing_came = match &relayed {
-            Ok(Relayed { bytes, end }) => *bytes == 0 && end.is_upstreams_fault(),
-            Err(_) => true,
-        };
-        if nothing_came && !last {
-            info!(%peer, %build, route = %hop, %end, "trying the next hop");
-            continue;
+    let streamed = match hops {
+        [hop] => relay_from(hop, &mut client, peer, build, cx).await,
+        _ => {
+            let asked = Asked { build, peer: *peer, began, cx };
+            match Box::pin(failover::race(hops, &mut client, &asked)).await {
+                Raced::Answered(answered) => Ok(go_on(*answered, &mut client, &asked).await),
+                Raced::Failed(fault) => Err(fault),
+                Raced::Over(end) => Ok(end),
+            }
         }
+    };
+    match streamed {
+        Ok(end) => {
+            match end {
+                End::Finished => client.finish(cx.limits.write_timeout).await,
+                End::UpstreamFailed(_) | End::Idle | End::Overlong => {
+                    client.cut(cx.limits.write_timeout).await;
+                }
+                _ => client.cut(Duration::ZERO).await,
+            }
+            Outcome::Streamed(end)
+        }
+        Err(fault) => {
+            // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
+            let reply = Reply::Error(fault);
+            refuse(client, reply, cx).await;
+            Outcome::Refused(reply)
+        }
+    }
+}
+
+/// Asks the only hop, an executor, for the log and relays it.
+async fn relay_from(
+    hop: &Upstream,
+    client: &mut Connection,
+    peer: &SocketAddr,
+    build: &BuildId,
+    cx: &Context,
+) -> Result<End, Fault> {
+    let began = Instant::now();
+    let route = Route::Direct;
+    let listed = cx.streams.begin(*peer, build, hop.to_string(), began);
+    let ended = |bytes: u64, end: &(dyn std::fmt::Display + Sync)| {
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         let seconds = seconds.as_secs_f64();
         info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
-        match relayed {
-            Ok(Relayed { end: End::UpstreamSilent, .. }) => fault = Fault::ExecutorSilent,
-            Ok(Relayed { end: End::UpstreamFailed(_), bytes: 0 }) => {}
-            Err(_) if hops.len() > 1 => fault = Fault::ZoneUnreachable,
-            Err(_) => {}
-            Ok(Relayed { end, .. }) => {
-                match end {
-                    End::Finished => client.finish(cx.limits.write_timeout).await,
-                    End::UpstreamFailed(_) | End::Idle | End::Overlong => {
-                        client.cut(cx.limits.write_timeout).await;
-                    }
-                    _ => client.cut(Duration::ZERO).await,
-                }
-                return Outcome::Streamed(end);
-            }
+    };
+    let memory = cx.resolver.memory();
+    let mut upstream = match Box::pin(hop.ask(build, cx)).await {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            memory.failed(build, hop, &error, false);
+            ended(0, &error);
+            return Err(Fault::ExecutorUnreachable);
         }
-    }
-    // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
-    let reply = Reply::Error(fault);
-    refuse(client, reply, cx).await;
-    Outcome::Refused(reply)
-}
-
-/// Asks one hop for the log and relays it.
-async fn relay_from(
-    hop: &Upstream,
-    route: Route,
-    client: &mut Connection,
-    build: &BuildId,
-    listed: &Listed,
-    cx: &Context,
-) -> Result<Relayed, DialError> {
-    let place = cx.asking.place(build, hop, cx.limits.connect_timeout).await;
-    let place = place.ok_or(DialError::Circle)?;
-    let dialed = Instant::now();
-    let mut upstream = Box::pin(hop.ask(build, cx)).await?;
-    cx.metrics.connected(route, dialed.elapsed());
+    };
+    cx.metrics.connected(route, began.elapsed());
     let _active = cx.metrics.stream();
     let first_byte = || {
-        drop(place);
+        memory.answered(build, hop);
         cx.metrics.first_byte(listed.age());
     };
-    let relayed = relay::run(&mut upstream, client, cx, first_byte, listed).await;
-    if let Upstream::Gateway(gateway) = hop {
-        match &relayed {
-            Relayed { bytes: 1.., .. } => cx.familiar.dialed(gateway),
-            Relayed { end: End::UpstreamFailed(error), .. } => {
-                if let Some(failure) = Failure::late(error) {
-                    cx.metrics.handshake(Side::Upstream, Err(failure));
-                    cx.familiar.dialing_failed(gateway, error);
-                }
-            }
-            Relayed { .. } => {}
-        }
+    let relayed = relay::run(&mut upstream, client, cx, None, first_byte, &listed).await;
+    let Relayed { bytes, end } = relayed;
+    ended(bytes, &end);
+    if bytes == 0 && end.is_upstreams_fault() {
+        memory.failed(build, hop, &end, false);
     }
-    Ok(relayed)
+    match end {
+        End::UpstreamSilent => Err(Fault::ExecutorSilent),
+        End::UpstreamFailed(_) if bytes == 0 => Err(Fault::ExecutorUnreachable),
+        end => Ok(end),
+    }
+}
+
+/// Relays the log of which one of several hops has sent the first bytes.
+async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> End {
+    let Asked { build, peer, began, cx } = asked;
+    let Answered { hop, route, mut connection, listed, first } = answered;
+    let _active = cx.metrics.stream();
+    let relayed = relay::run(&mut connection, client, cx, Some(first), || {}, &listed).await;
+    let Relayed { bytes, end } = relayed;
+    let seconds = began.elapsed();
+    cx.metrics.streamed(route, seconds);
+    let seconds = seconds.as_secs_f64();
+    info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
+    end
 }
 
 /// Sends the one line that stands for a log, and closes.

@@ -13,7 +13,7 @@ use super::read_ahead::ReadAhead;
 use crate::admin::metrics::Side;
 use crate::registry::build::{BuildId, Executor};
 use crate::registry::component::Gateway;
-use crate::tls::Failure;
+use crate::tls::{self, Failure};
 
 /// Somebody who may have the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,22 @@ pub(crate) enum DialError {
     NoCertificate,
     /// Too many requests for the build wait for it already.
     Circle,
+    /// It is a gateway of another zone than its entry says, with these names in its certificate.
+    Elsewhere(String),
+}
+
+impl DialError {
+    /// The value of the metric label `reason`.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::TimedOut => "timeout",
+            Self::Tcp(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::NoCertificate => "no_certificate",
+            Self::Circle => "circle",
+            Self::Elsewhere(_) => "zone",
+        }
+    }
 }
 
 impl fmt::Display for DialError {
@@ -61,6 +77,7 @@ impl fmt::Display for DialError {
             Self::Tcp(error) => write!(f, "{error}"),
             Self::Tls(error) => write!(f, "TLS: {error}"),
             Self::Circle => f.write_str("too many requests for this build wait for it"),
+            Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
         }
     }
@@ -104,12 +121,17 @@ impl Upstream {
         stream.set_nodelay(true).map_err(DialError::Tcp)?;
         let shaken = in_time(
             deadline,
-            connector.connect(server_name(host)?, ReadAhead::from_next_hop(stream)),
+            connector
+                .with_alpn(tls::protocols_for(gateway.zone.as_deref()))
+                .connect(server_name(host)?, ReadAhead::from_next_hop(stream)),
         )
         .await;
         let (failure, error) = match shaken {
             Ok(Ok(stream)) => {
                 cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
+                if let Some(found) = tls::found_elsewhere(stream.get_ref().1) {
+                    return Err(DialError::Elsewhere(found));
+                }
                 return Ok(Connection::Tls(Box::new(stream.into())));
             }
             Ok(Err(error)) => (Failure::of(&error), DialError::Tls(error)),

@@ -57,6 +57,13 @@ pub(crate) struct Executor {
     pub(crate) zone: Option<String>,
 }
 
+impl Executor {
+    /// Host and port, for people.
+    pub(crate) fn place(&self) -> String {
+        format!("{}:{}", self.hostname.escape_default(), self.port)
+    }
+}
+
 /// What the queues know of one build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Build {

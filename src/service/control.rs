@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::status::Sources;
+use crate::gateway::decision::Decider;
+use crate::registry::build::BuildId;
 
 /// The longest request, its newline included.
 const REQUEST_MAX: u64 = 1024;
@@ -44,7 +46,7 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     /// As SIGTERM does. No answer.
     Stop,
@@ -52,6 +54,8 @@ pub(crate) enum Request {
     Reload,
     /// How things stand.
     Status { json: bool },
+    /// Which way a build's log would take.
+    Resolve { build: BuildId, json: bool },
 }
 
 /// How the answer to a reload begins that was done.
@@ -59,12 +63,14 @@ pub(crate) const RELOADED: &str = "reloaded ";
 
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stop => "stop",
-            Self::Reload => "reload",
-            Self::Status { json: false } => "status",
-            Self::Status { json: true } => "status [\"json\"]",
-        })
+        match self {
+            Self::Stop => f.write_str("stop"),
+            Self::Reload => f.write_str("reload"),
+            Self::Status { json: false } => f.write_str("status"),
+            Self::Status { json: true } => f.write_str("status [\"json\"]"),
+            Self::Resolve { build, json: false } => write!(f, "resolve [\"{build}\"]"),
+            Self::Resolve { build, json: true } => write!(f, "resolve [\"{build}\", \"json\"]"),
+        }
     }
 }
 
@@ -85,11 +91,16 @@ impl Request {
             ("reload", []) => Ok(Self::Reload),
             ("status", []) => Ok(Self::Status { json: false }),
             ("status", ["json"]) => Ok(Self::Status { json: true }),
-            ("stop" | "reload" | "status", _) => Err(format!("{name}: arguments it does not know")),
-            _ => {
-                Err("unknown command; known are stop, reload, status and status [\"json\"]"
-                    .to_owned())
+            ("resolve", [build] | [build, "json"]) => {
+                let build = BuildId::new(build).ok_or("resolve: not the UUID of a build")?;
+                Ok(Self::Resolve { build, json: arguments.len() > 1 })
             }
+            ("stop" | "reload" | "status" | "resolve", _) => {
+                Err(format!("{name}: arguments it does not know"))
+            }
+            _ => Err("unknown command; known are stop, reload, status, status [\"json\"], \
+                     resolve [\"UUID\"] and resolve [\"UUID\", \"json\"]"
+                .to_owned()),
         }
     }
 }
@@ -147,6 +158,7 @@ pub(crate) struct Gateway {
     /// Cancelled when it is told to stop.
     pub(crate) stop: CancellationToken,
     pub(crate) reload: mpsc::Sender<Reload>,
+    pub(crate) decider: Decider,
 }
 
 /// Answers requests for as long as the process runs.
@@ -193,6 +205,10 @@ impl Gateway {
             Ok(Request::Reload) => self.reloaded().await,
             Ok(Request::Status { json: true }) => self.sources.now().json(),
             Ok(Request::Status { json: false }) => self.sources.now().text(),
+            Ok(Request::Resolve { build, json }) => {
+                let decision = self.decider.decide(&build).await;
+                if json { decision.json() } else { decision.text() }
+            }
             Err(fault) => {
                 debug!(fault, "not a command");
                 format!("{fault}\n")
@@ -220,7 +236,7 @@ impl Gateway {
 ///
 /// # Errors
 /// Nobody listens, or does not answer.
-pub(crate) fn ask(path: &Path, request: Request) -> Result<String> {
+pub(crate) fn ask(path: &Path, request: &Request) -> Result<String> {
     let place = path.display();
     let mut stream = StdStream::connect(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
@@ -248,7 +264,11 @@ mod tests {
 
     #[test]
     fn requests() {
-        let good: [(&[u8], _); 7] = [
+        let resolve =
+            |json| Request::Resolve { build: BuildId::new("ab").expect("a build id"), json };
+        let good: [(&[u8], _); 9] = [
+            (b"resolve [\"ab\"]\n", resolve(false)),
+            (b"resolve [\"ab\", \"json\"]\n", resolve(true)),
             (b"stop\n", Request::Stop),
             (b"stop\r\n", Request::Stop),
             (b"stop []\n", Request::Stop),
@@ -260,7 +280,10 @@ mod tests {
         for (line, request) in good {
             assert_eq!(Request::parse(line), Ok(request), "{}", line.escape_ascii());
         }
-        let bad: [&[u8]; 12] = [
+        let bad: [&[u8]; 15] = [
+            b"resolve\n",
+            b"resolve [\"x\"]\n",
+            b"resolve [\"ab\", \"text\"]\n",
             b"",
             b"\n",
             b"stop",
@@ -282,7 +305,10 @@ mod tests {
     #[test]
     fn what_is_sent_is_understood() {
         let statuses = [false, true].map(|json| Request::Status { json });
-        for request in statuses.into_iter().chain([Request::Stop, Request::Reload]) {
+        let build = BuildId::new("ab").expect("a build id");
+        let resolves = [false, true].map(|json| Request::Resolve { build: build.clone(), json });
+        let others = [Request::Stop, Request::Reload];
+        for request in statuses.into_iter().chain(resolves).chain(others) {
             assert_eq!(Request::parse(format!("{request}\n").as_bytes()), Ok(request));
         }
     }

@@ -6,6 +6,11 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
 use x509_parser::parse_x509_certificate;
 
+/// The names in a certificate, for people.
+pub(super) fn told_names(certificate: &CertificateDer<'_>) -> String {
+    names(certificate, true).join(" ").escape_default().take(200).collect()
+}
+
 /// Whether `certificate` has no alternative names at all and its common name is `name`.
 ///
 /// RFC 6125, section 6.4.4, allows it as a last resort, OpenSSL and with it Python do it, and the

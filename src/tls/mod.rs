@@ -25,6 +25,34 @@ pub(crate) use self::zookeeper::{zookeeper_certs, zookeeper_options};
 /// of it.
 pub(crate) const GATEWAY_PROTOCOL: &[u8] = b"zuul-fingergw";
 
+/// The protocol that such a gateway chooses which is in another zone than the one wanted: a mistake in
+/// the wiring. The request is not sent then.
+const ELSEWHERE_PROTOCOL: &[u8] = b"zuul-fingergw-elsewhere";
+
+/// How the zone that is wanted is offered, as a protocol that nobody chooses.
+const ZONE_PREFIX: &[u8] = b"zuul-fingergw-zone:";
+
+/// The longest name of a protocol (RFC 7301, section 3.1), in bytes.
+const PROTOCOL_MAX: usize = 255;
+
+/// What to offer to a gateway of `zone`. A zone with a name too long is not told.
+pub(crate) fn protocols_for(zone: Option<&str>) -> Vec<Vec<u8>> {
+    let mut protocols = vec![GATEWAY_PROTOCOL.to_vec()];
+    if let Some(zone) = zone.filter(|zone| ZONE_PREFIX.len() + zone.len() <= PROTOCOL_MAX) {
+        protocols.push(ELSEWHERE_PROTOCOL.to_vec());
+        protocols.push([ZONE_PREFIX, zone.as_bytes()].concat());
+    }
+    protocols
+}
+
+/// Who answered in another zone than the one wanted, by its certificate; `None` if that is the one.
+pub(crate) fn found_elsewhere(connection: &rustls::ClientConnection) -> Option<String> {
+    (connection.alpn_protocol() == Some(ELSEWHERE_PROTOCOL)).then(|| {
+        let shown = connection.peer_certificates().and_then(<[_]>::first);
+        shown.map(certificate::told_names).unwrap_or_default()
+    })
+}
+
 /// The cryptography of every connection, ZooKeeper's included.
 ///
 /// X25519 first and without a post-quantum share: such a ClientHello is longer than one TCP

@@ -13,7 +13,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::{self, is_constrained};
-use super::{GATEWAY_PROTOCOL, Identity, Names, provider};
+use super::{ELSEWHERE_PROTOCOL, GATEWAY_PROTOCOL, Identity, Names, ZONE_PREFIX, provider};
 
 /// The most plaintext in one record, in bytes.
 ///
@@ -43,12 +43,16 @@ pub(crate) struct Acceptor {
     cautious: Arc<ServerConfig>,
     /// For gateways of our own kind, told by ALPN: full records, and resumption.
     own_kind: Arc<ServerConfig>,
+    /// For those of them that wanted a gateway of another zone.
+    elsewhere: Arc<ServerConfig>,
+    zone: Option<Arc<str>>,
     /// Whether a client's common name counts.
     common_names: bool,
 }
 
-/// A TLS server with `identity` that wants to see `client`. As `names` has it for gateways that are
-/// dialed, a client's common name counts or not; never where an authority is bound to certain names.
+/// A TLS server with `identity`, in `zone`, that wants to see `client`. As `names` has it for gateways
+/// that are dialed, a client's common name counts or not; never where an authority is bound to
+/// certain names.
 ///
 /// # Errors
 /// The identity cannot be used by a server.
@@ -56,6 +60,7 @@ pub(crate) fn acceptor(
     identity: &Identity,
     client: ClientCertificate,
     names: Names,
+    zone: Option<&str>,
 ) -> Result<Acceptor> {
     let mut cautious = config(identity, client)?;
     cautious.max_fragment_size = Some(PLAINTEXT_MAX + RECORD_HEADER);
@@ -64,9 +69,18 @@ pub(crate) fn acceptor(
     let mut own_kind = config(identity, client)?;
     own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
+    let mut elsewhere = config(identity, client)?;
+    elsewhere.alpn_protocols = vec![ELSEWHERE_PROTOCOL.to_vec()];
+    elsewhere.send_tls13_tickets = 0;
     let constrained = identity.roots.roots.iter().any(|root| root.name_constraints.is_some());
     let common_names = names != Names::DialedStrictly && !constrained;
-    Ok(Acceptor { cautious: Arc::new(cautious), own_kind: Arc::new(own_kind), common_names })
+    Ok(Acceptor {
+        cautious: Arc::new(cautious),
+        own_kind: Arc::new(own_kind),
+        elsewhere: Arc::new(elsewhere),
+        zone: zone.map(Arc::from),
+        common_names,
+    })
 }
 
 fn config(identity: &Identity, client: ClientCertificate) -> Result<ServerConfig> {
@@ -95,17 +109,27 @@ impl Acceptor {
         certificate::names(own, common)
     }
 
+    fn zone_bytes(&self) -> Option<&[u8]> {
+        self.zone.as_deref().map(str::as_bytes)
+    }
+
     /// Shakes hands on `stream`. The caller sets the deadline.
     pub(crate) async fn accept<IO>(&self, stream: IO) -> io::Result<TlsStream<IO>>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let start = LazyConfigAcceptor::new(HelloReader::default(), stream).await?;
-        let own_kind = start
-            .client_hello()
-            .alpn()
-            .is_some_and(|mut offered| offered.any(|protocol| protocol == GATEWAY_PROTOCOL));
-        let config = if own_kind { &self.own_kind } else { &self.cautious };
+        let (mut own_kind, mut elsewhere) = (false, false);
+        for protocol in start.client_hello().alpn().into_iter().flatten() {
+            own_kind |= protocol == GATEWAY_PROTOCOL;
+            let wanted = protocol.strip_prefix(ZONE_PREFIX);
+            elsewhere |= wanted.is_some_and(|zone| self.zone_bytes() != Some(zone));
+        }
+        let config = match own_kind {
+            true if elsewhere => &self.elsewhere,
+            true => &self.own_kind,
+            false => &self.cautious,
+        };
         start.into_stream(Arc::clone(config)).await
     }
 }

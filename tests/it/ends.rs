@@ -182,10 +182,14 @@ enum Hop {
     Closes,
     Resets,
     IsAskedTooOften,
+    IsSlow,
+    CannotServe,
+    SpeaksHttp,
+    IsOfAnotherZone,
 }
 
 impl Hop {
-    const ALL: [(Self, &str); 8] = [
+    const ALL: [(Self, &str); 12] = [
         (Self::Refuses, REFUSED),
         (Self::NeverShakesHands, "no connection in time"),
         (Self::ClosesInTheHandshake, "TLS: ..."),
@@ -194,6 +198,10 @@ impl Hop {
         (Self::Closes, "the next hop said nothing"),
         (Self::Resets, "cut by the next hop: ..."),
         (Self::IsAskedTooOften, "too many requests for this build wait for it"),
+        (Self::IsSlow, "overtaken: ..."),
+        (Self::CannotServe, "the gateway answered: ..."),
+        (Self::SpeaksHttp, "no gateway: ..."),
+        (Self::IsOfAnotherZone, "a gateway of another zone answers: ..."),
     ];
 
     async fn end(self) -> String {
@@ -205,20 +213,30 @@ impl Hop {
                 | Self::ClosesInTheHandshake
                 | Self::ShowsAnothersCertificate
                 | Self::WantsACertificateThatWeHaveNot
+                | Self::IsOfAnotherZone
         );
+        let identity = system.zookeeper.authority.identity("gateway");
+        let north = Builder::new(&system).zone("north").tls(&identity).listeners(&["tls = true"]);
+        let north = match self {
+            Self::IsOfAnotherZone => Some(north.ready().await),
+            _ => None,
+        };
         let port = match self {
             Self::Refuses => unreachable(None).await.port,
+            Self::IsOfAnotherZone => north.as_ref().expect("just started").port(),
             _ => gateway.address.port(),
         };
         system.put_gateway(Some("west"), Some(port), tls, "running").await;
-        let identity = system.zookeeper.authority.identity("gateway");
         let mut builder = Builder::new(&system).zone("east");
         if !matches!(self, Self::WantsACertificateThatWeHaveNot) {
             builder = builder.tls(&identity);
         }
-        if matches!(self, Self::NeverShakesHands | Self::IsAskedTooOften) {
-            builder = builder.limits("connect_timeout = \"300ms\"");
-        }
+        builder = match self {
+            Self::NeverShakesHands | Self::IsSlow => builder.limits("connect_timeout = \"300ms\""),
+            // Those that wait already are to go on only when this is over.
+            Self::IsAskedTooOften => builder.limits("connect_timeout = \"4s\""),
+            _ => builder,
+        };
         let mut asked = builder.ready().await;
         let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
         let mut waiting = Vec::new();
@@ -242,6 +260,8 @@ impl Hop {
                     within("a connection", gateway.listener.accept()).await.expect("one");
                 assert!(within("a refusal", acceptor.accept(stream)).await.is_err());
             }
+            Self::CannotServe => gateway.serve(b"Internal streaming error\n").await,
+            Self::SpeaksHttp => gateway.serve(b"HTTP/1.1 400 Bad Request\r\n").await,
             Self::Closes => gateway.accept().await.finish().await,
             Self::Resets => gateway.accept().await.reset(),
             _ => {}

@@ -1,12 +1,11 @@
 //! The built binary against a real ZooKeeper.
 
-#[allow(dead_code, reason = "shared with the other test binary")]
-#[path = "../support/mod.rs"]
 mod admin;
 mod config;
 mod demo;
 mod ends;
 mod ensemble;
+mod failover;
 mod hostile;
 mod lame_duck;
 mod limits;
@@ -27,6 +26,9 @@ mod socket_activation;
 mod stop;
 mod stream;
 mod stream_tls;
+#[allow(dead_code, reason = "shared with the other test binary")]
+#[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod wiring;
 mod zookeeper_trouble;

@@ -341,7 +341,8 @@ async fn nonsense_to_the_command_socket() {
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
     let _gateway = builder.ready().await;
     assert_eq!(mode(&socket) & 0o777, 0o600);
-    let unknown = "unknown command; known are stop, reload, status and status [\"json\"]\n";
+    let unknown = "unknown command; known are stop, reload, status, status [\"json\"], \
+                   resolve [\"UUID\"] and resolve [\"UUID\", \"json\"]\n";
     let cut = "a request is one line of at most 1024 bytes\n";
     let long = [b'x'; 100_000];
     let cases: [(&[u8], &str); 8] = [

@@ -1,0 +1,255 @@
+//! What `zuul-fingergw resolve` tells: where a build runs, which hops would be tried for it now, in
+//! which order and why, and what became of them lately. Of logs it tells nothing.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::Context;
+use super::memory::{Attempt, Standing};
+use super::upstream::Upstream;
+use crate::registry::LookupError;
+use crate::registry::build::{BuildId, Place};
+
+/// How the decision on a build begins that runs somewhere: as text, and as JSON.
+pub(crate) const RUNNING: [&str; 2] = ["running: ", "{\"state\":\"running\","];
+
+/// Decides as sessions do, with what they know.
+pub(crate) struct Decider(pub(super) watch::Receiver<Arc<Context>>);
+
+/// The decision on one build. Its JSON is what programs read: keys are added, never changed.
+#[derive(Serialize)]
+pub(crate) struct Decision {
+    /// `running`, `waiting`, `unknown`, or `error`: nobody can tell.
+    state: &'static str,
+    build: String,
+    /// What is wrong, if something is.
+    error: Option<String>,
+    executor: Option<String>,
+    executor_zone: Option<String>,
+    own_zone: Option<String>,
+    /// This gateway.
+    here: String,
+    hops: Vec<Hop>,
+    attempts: Vec<Tried>,
+}
+
+#[derive(Serialize)]
+struct Hop {
+    hop: String,
+    /// `executor`, or of a gateway `ok`, `never tried`, `due`, `avoided` or `leads back`.
+    state: &'static str,
+    failures: u32,
+    /// How much longer it is avoided.
+    avoided_seconds: Option<f64>,
+    last_failure: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Tried {
+    seconds_ago: f64,
+    build: String,
+    hop: String,
+    /// `None`: it brought a log.
+    failure: Option<String>,
+}
+
+impl Decider {
+    /// Decides on `build` within the look-up deadline.
+    pub(crate) async fn decide(&self, build: &BuildId) -> Decision {
+        let cx = Arc::clone(&self.0.borrow());
+        let found = timeout(cx.limits.lookup_timeout, cx.resolver.find(build)).await;
+        let away = || Err(LookupError::Away("no answer in time".to_owned()));
+        let found = found.unwrap_or_else(|_| away());
+        let (state, executor, error) = match found.map(|found| found.map(|build| build.place)) {
+            Ok(Some(Place::On(executor))) => ("running", Some(executor), None),
+            Ok(Some(Place::Waiting)) => ("waiting", None, None),
+            Ok(None) => ("unknown", None, None),
+            Err(LookupError::Away(cause)) => {
+                ("error", None, Some(format!("ZooKeeper cannot be reached: {cause}")))
+            }
+            Err(LookupError::Unreadable(fault)) => {
+                ("error", None, Some(format!("the build's entry cannot be read: {fault}")))
+            }
+        };
+        let memory = cx.resolver.memory();
+        let hops = executor.clone().map(|executor| cx.resolver.hops(executor));
+        let hops = cx.resolver.order(&hops.unwrap_or_default());
+        let hops: Vec<_> = hops.into_iter().map(|(hop, _)| Hop::of(&hop, memory)).collect();
+        let names: Vec<_> = hops.iter().map(|hop| hop.hop.clone()).collect();
+        let attempts = memory.recent(build, &names);
+        let zone = executor.as_ref().and_then(|executor| executor.zone.clone());
+        Decision {
+            state,
+            build: build.to_string(),
+            error,
+            executor: executor.map(|executor| executor.place()),
+            executor_zone: zone,
+            own_zone: cx.resolver.zone().map(str::to_owned),
+            here: cx.resolver.own(),
+            hops,
+            attempts: attempts.into_iter().map(Tried::of).collect(),
+        }
+    }
+}
+
+impl Hop {
+    fn of(hop: &Upstream, memory: &super::memory::Memory) -> Self {
+        let name = hop.to_string();
+        let plain = |state| (state, 0, None, None);
+        let (state, failures, avoided_seconds, last_failure) = match hop {
+            Upstream::Executor(_) => plain("executor"),
+            Upstream::Gateway(gateway) => match memory.standing(gateway) {
+                Standing::NeverTried => plain("never tried"),
+                Standing::Good => plain("ok"),
+                Standing::Due { failures, reason } => ("due", failures, None, Some(reason)),
+                Standing::Avoided { remaining, failures, reason, leads_back } => {
+                    let state = if leads_back { "leads back" } else { "avoided" };
+                    (state, failures, Some(in_tenths(remaining)), Some(reason))
+                }
+            },
+        };
+        Self { hop: name, state, failures, avoided_seconds, last_failure }
+    }
+}
+
+impl Tried {
+    fn of(attempt: Attempt) -> Self {
+        let Attempt { at, build, hop, failure } = attempt;
+        // A clock that was set back meanwhile.
+        let ago = SystemTime::now().duration_since(at).unwrap_or_default();
+        Self { seconds_ago: in_tenths(ago), build: build.to_string(), hop, failure }
+    }
+}
+
+fn in_tenths(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10.0).round() / 10.0
+}
+
+impl Decision {
+    /// For programs: one line of JSON.
+    pub(crate) fn json(&self) -> String {
+        // Numbers, strings and lists: nothing in it can fail.
+        serde_json::to_string(self).unwrap_or_default() + "\n"
+    }
+
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let Self { state, build, error, executor, here, hops, attempts, .. } = self;
+        let mut text = match (executor, error) {
+            (Some(executor), _) => {
+                let zone = self.executor_zone.as_deref();
+                let zone = zone.map(|zone| format!(" of zone {}", zone.escape_default()));
+                format!("{state}: {build} on executor {executor}{}\n", zone.unwrap_or_default())
+            }
+            (None, Some(error)) => format!("{state}: {build}: {error}\n"),
+            (None, None) if *state == "waiting" => {
+                format!("{state}: {build} is queued and no executor has taken it\n")
+            }
+            (None, None) => {
+                format!("{state}: no queue has {build}; Zuul forgets builds when they have ended\n")
+            }
+        };
+        let _ = writeln!(text, "asked here: {here}");
+        for (number, hop) in (1..).zip(hops) {
+            let _ = writeln!(text, "{number}. {}", hop.text());
+        }
+        if !attempts.is_empty() {
+            text.push_str("lately:\n");
+        }
+        for Tried { seconds_ago, build, hop, failure } in attempts {
+            let end = failure.as_deref().unwrap_or("brought a log");
+            let _ = writeln!(text, "  {seconds_ago} s ago, {build} from {hop}: {end}");
+        }
+        text
+    }
+}
+
+impl Hop {
+    fn text(&self) -> String {
+        let Self { hop, state, failures, avoided_seconds, last_failure } = self;
+        let last = last_failure.as_deref().unwrap_or_default();
+        let times = if *failures == 1 { "once".to_owned() } else { format!("{failures} times") };
+        match (*state, avoided_seconds) {
+            ("executor", _) => hop.clone(),
+            ("avoided", Some(seconds)) => {
+                format!("{hop}: avoided for {seconds} s more, failed {times}; last: {last}")
+            }
+            ("leads back", Some(seconds)) => format!(
+                "{hop}: seems to lead back here, not asked for {seconds} s more; last: {last}"
+            ),
+            ("due", _) => format!("{hop}: to be tried again, failed {times}; last: {last}"),
+            (state, _) => format!("{hop}: {state}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decision(state: &'static str) -> Decision {
+        let running = state == "running";
+        let hop = |hop: &str, state, failures, avoided_seconds, last: Option<&str>| Hop {
+            hop: hop.to_owned(),
+            state,
+            failures,
+            avoided_seconds,
+            last_failure: last.map(str::to_owned),
+        };
+        let hops = vec![
+            hop("gateway a", "ok", 0, None, None),
+            hop("gateway b", "due", 2, None, Some("refused")),
+            hop("gateway c", "avoided", 1, Some(0.5), Some("refused")),
+            hop("executor d", "executor", 0, None, None),
+        ];
+        let tried = |failure: Option<&str>| Tried {
+            seconds_ago: 1.5,
+            build: "ab".to_owned(),
+            hop: "gateway c".to_owned(),
+            failure: failure.map(str::to_owned),
+        };
+        Decision {
+            state,
+            build: "ab".to_owned(),
+            error: (state == "error").then(|| "ZooKeeper is away".to_owned()),
+            executor: running.then(|| "d:7900".to_owned()),
+            executor_zone: running.then(|| "west".to_owned()),
+            own_zone: None,
+            here: "gw".to_owned(),
+            hops: if running { hops } else { Vec::new() },
+            attempts: if running { vec![tried(None), tried(Some("refused"))] } else { Vec::new() },
+        }
+    }
+
+    #[test]
+    fn for_people() {
+        assert_eq!(
+            decision("running").text(),
+            "running: ab on executor d:7900 of zone west\nasked here: gw\n1. gateway a: ok\n\
+             2. gateway b: to be tried again, failed 2 times; last: refused\n\
+             3. gateway c: avoided for 0.5 s more, failed once; last: refused\n4. executor d\n\
+             lately:\n  1.5 s ago, ab from gateway c: brought a log\n  \
+             1.5 s ago, ab from gateway c: refused\n"
+        );
+        let first = |state| decision(state).text().lines().next().map(str::to_owned);
+        assert_eq!(first("error").as_deref(), Some("error: ab: ZooKeeper is away"));
+        assert!(first("waiting").is_some_and(|line| line.starts_with("waiting: ab is queued")));
+        assert!(first("unknown").is_some_and(|line| line.starts_with("unknown: no queue has ab")));
+    }
+
+    /// The exit status goes by how an answer begins.
+    #[test]
+    fn only_what_runs_begins_so() {
+        for state in ["running", "waiting", "unknown", "error"] {
+            let decision = decision(state);
+            for (text, begin) in [decision.text(), decision.json()].iter().zip(RUNNING) {
+                assert_eq!(text.starts_with(begin), state == "running", "{text}");
+            }
+        }
+    }
+}

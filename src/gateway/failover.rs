@@ -1,0 +1,382 @@
+//! Several next hops for one log: the first that sends some of it is the one.
+//!
+//! Hops are asked in order. Each has a head start of [`head_start`], then the next one is asked
+//! beside it, and at once where one fails: so dead gateways cost a client little, whether they
+//! refuse, swallow packets, never end a handshake, or say nothing behind it. The executor is asked
+//! when all gateways before it have failed, or [`executor_after`] has passed. All together have
+//! [`patience`], however many there are. What of a gateway failed, [`super::memory`] remembers.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info};
+
+use super::Context;
+use super::buffer::Piece;
+use super::connection::Connection;
+use super::finger::Fault;
+use super::relay::{End, room};
+use super::streams::Listed;
+use super::upstream::{DialError, Upstream};
+use super::wiring::{self, Foreign};
+use crate::admin::metrics::{Route, Side};
+use crate::config::Limits;
+use crate::log::Excerpt;
+use crate::registry::build::BuildId;
+use crate::tls::Failure;
+
+/// How long a hop is asked alone: a fifth of the connect deadline; a quarter of that for one that is
+/// avoided, and is asked for want of a better one.
+fn head_start(limits: &Limits, avoided: bool) -> Duration {
+    limits.connect_timeout / if avoided { 20 } else { 5 }
+}
+
+/// How long gateways have before the executor is asked beside them.
+fn executor_after(limits: &Limits, all_avoided: bool) -> Duration {
+    if all_avoided { head_start(limits, false) } else { limits.connect_timeout }
+}
+
+/// For a first byte from whichever hop: longer than a gateway of our kind on the way takes to find
+/// the executor dead or silent, so that its words arrive.
+fn patience(limits: &Limits) -> Duration {
+    limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout
+}
+
+/// A request whose log several hops may have.
+pub(super) struct Asked<'a> {
+    pub(super) build: &'a BuildId,
+    pub(super) peer: SocketAddr,
+    /// When it came.
+    pub(super) began: std::time::Instant,
+    pub(super) cx: &'a Context,
+}
+
+/// The hop that has the log.
+pub(super) struct Answered {
+    pub(super) hop: Upstream,
+    pub(super) route: Route,
+    pub(super) connection: Connection,
+    pub(super) listed: Listed,
+    /// The first bytes, and what was met behind them.
+    pub(super) first: (Piece, Option<io::Error>),
+}
+
+/// How asking several hops ended.
+pub(super) enum Raced {
+    Answered(Box<Answered>),
+    /// Not one has it.
+    Failed(Fault),
+    /// The client left, or we stop.
+    Over(End),
+}
+
+/// Why a hop brought no log.
+enum Miss {
+    Dial(DialError),
+    /// It closed without a byte, or said nothing in time.
+    Silent,
+    /// The connection failed.
+    Cut(io::Error),
+    /// Another hop had sent something before it did.
+    Overtaken(Duration),
+    /// It has the line of a gateway that cannot serve the log.
+    Refused(Box<Answered>),
+    /// It is no gateway.
+    Foreign(Foreign),
+}
+
+impl fmt::Display for Miss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial(error) => write!(f, "{error}"),
+            Self::Silent => write!(f, "{}", End::UpstreamSilent),
+            Self::Cut(error) => write!(f, "cut by the next hop: {error}"),
+            Self::Overtaken(after) => {
+                write!(f, "overtaken: nothing within {after:?}, when another hop had the log")
+            }
+            Self::Refused(answered) => {
+                let line = answered.first.0.split(|byte| b"\r\n".contains(byte)).next();
+                write!(f, "the gateway answered: {}", Excerpt::new(line.unwrap_or_default()))
+            }
+            Self::Foreign(foreign) => write!(f, "no gateway: {foreign}"),
+        }
+    }
+}
+
+impl Miss {
+    /// The value of the metric label `reason`.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Dial(error) => error.label(),
+            Self::Silent => "silent",
+            Self::Cut(_) => "cut",
+            Self::Overtaken(_) => "overtaken",
+            Self::Refused(_) => "refused",
+            Self::Foreign(_) => "foreign",
+        }
+    }
+
+    fn is_circle(&self) -> bool {
+        match self {
+            Self::Dial(error) => matches!(error, DialError::Circle),
+            Self::Refused(answered) => wiring::is_circle(&answered.first.0),
+            _ => false,
+        }
+    }
+}
+
+/// A hop that is being asked.
+struct Runner {
+    hop: Upstream,
+    since: Instant,
+    head_start: Duration,
+    over: bool,
+}
+
+/// Asks `hops`, more than one, until one has sent something.
+pub(super) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Asked<'_>) -> Raced {
+    let Asked { cx, .. } = asked;
+    let began = Instant::now();
+    let mut race = Race::new(hops, client.is_tls(), asked);
+    let mut running = FuturesUnordered::new();
+    let mut discarded = 0;
+    running.extend(race.next());
+    loop {
+        let next = race.next_at(began);
+        let outcome = tokio::select! {
+            biased;
+            () = cx.cut.cancelled() => return race.over(End::Stopped),
+            Some((index, outcome)) = running.next() => {
+                race.runners[index].over = true;
+                Some((index, outcome))
+            }
+            reason = client.departed(&mut discarded) => return race.over(End::ClientLeft(reason)),
+            () = sleep_until(next.unwrap_or(began)), if next.is_some() => None,
+            () = sleep_until(began + patience(&cx.limits)) => return race.late(),
+        };
+        match outcome {
+            None => running.extend(race.next()),
+            Some((index, Ok(answered))) => return race.won(index, Box::new(answered)),
+            Some((index, Err(miss))) => {
+                let idle = running.is_empty();
+                if let Some(raced) = race.missed(index, miss, idle) {
+                    return raced;
+                }
+                if idle || !race.executor_is_next() {
+                    running.extend(race.next());
+                }
+            }
+        }
+    }
+}
+
+/// Who is asked, and who is to be asked.
+struct Race<'a> {
+    asked: &'a Asked<'a>,
+    tls_client: bool,
+    hops: usize,
+    waiting: VecDeque<(Upstream, bool)>,
+    all_avoided: bool,
+    runners: Vec<Runner>,
+    /// A gateway's own line, for when nobody has better.
+    refusal: Option<Box<Answered>>,
+    silent: bool,
+}
+
+impl<'a> Race<'a> {
+    fn new(hops: &[Upstream], tls_client: bool, asked: &'a Asked<'a>) -> Self {
+        let mut waiting: VecDeque<_> = asked.cx.resolver.order(hops).into();
+        // What comes behind the executor leads back to us.
+        let executor = waiting.iter().position(|(hop, _)| matches!(hop, Upstream::Executor(_)));
+        waiting.truncate(executor.map_or(waiting.len(), |index| index + 1));
+        let mut gateways = waiting.iter().filter(|(hop, _)| matches!(hop, Upstream::Gateway(_)));
+        let all_avoided = gateways.all(|(_, avoided)| *avoided);
+        Self {
+            asked,
+            tls_client,
+            hops: hops.len(),
+            waiting,
+            all_avoided,
+            runners: Vec::new(),
+            refusal: None,
+            silent: false,
+        }
+    }
+
+    /// Asks the next hop, if there is one.
+    fn next(&mut self) -> Option<impl Future<Output = (usize, Result<Answered, Miss>)> + use<'a>> {
+        let (hop, avoided) = self.waiting.pop_front()?;
+        let Asked { build, peer, began, cx } = *self.asked;
+        let index = self.runners.len();
+        self.runners.push(Runner {
+            hop: hop.clone(),
+            since: Instant::now(),
+            head_start: head_start(&cx.limits, avoided),
+            over: false,
+        });
+        let route = Route::of(&hop, self.hops);
+        let listed = cx.streams.begin(peer, build, hop.to_string(), began);
+        let room = |tls_hop| room(tls_hop, self.tls_client);
+        let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
+        Some(async move { (index, ask(hop, route, listed, room, build, cx).await) })
+    }
+
+    fn executor_is_next(&self) -> bool {
+        matches!(self.waiting.front(), Some((Upstream::Executor(_), _)))
+    }
+
+    /// When the next hop is to be asked, though nobody has failed.
+    fn next_at(&self, began: Instant) -> Option<Instant> {
+        let last = self.runners.last();
+        self.waiting.front()?;
+        if self.executor_is_next() {
+            return Some(began + executor_after(&self.asked.cx.limits, self.all_avoided));
+        }
+        last.map(|last| last.since + last.head_start)
+    }
+
+    /// Notes that a hop brought nothing.
+    fn note(&self, hop: &Upstream, miss: &Miss) {
+        let Asked { build, cx, .. } = self.asked;
+        cx.resolver.memory().failed(build, hop, miss, miss.is_circle());
+        if let Upstream::Gateway(gateway) = hop {
+            cx.metrics.failed_over(miss.label());
+            match miss {
+                Miss::Foreign(foreign) => wiring::found_foreign(gateway, *foreign, cx),
+                Miss::Dial(DialError::Elsewhere(found)) => {
+                    wiring::found_elsewhere(gateway, found, cx);
+                }
+                _ if miss.is_circle() => wiring::found_circle(gateway, build, cx),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes it that a hop has failed, and says how the race ended if it was the last one.
+    fn missed(&mut self, index: usize, miss: Miss, idle: bool) -> Option<Raced> {
+        let Asked { peer, build, began, cx } = self.asked;
+        let hop = self.runners[index].hop.clone();
+        self.note(&hop, &miss);
+        self.silent |= matches!(miss, Miss::Silent);
+        let last = idle && self.waiting.is_empty();
+        if !last || matches!(miss, Miss::Refused(_)) || self.refusal.is_some() {
+            info!(%peer, %build, route = %hop, end = %miss, "trying the next hop");
+        }
+        if !last {
+            if let Miss::Refused(answered) = miss {
+                self.refusal.get_or_insert(answered);
+            }
+            return None;
+        }
+        if let Miss::Refused(answered) = miss {
+            return Some(Raced::Answered(self.refusal.take().unwrap_or(answered)));
+        }
+        if let Some(refusal) = self.refusal.take() {
+            return Some(Raced::Answered(refusal));
+        }
+        let seconds = began.elapsed();
+        cx.metrics.streamed(Route::of(&hop, self.hops), seconds);
+        let (seconds, bytes) = (seconds.as_secs_f64(), 0);
+        info!(%peer, %build, route = %hop, bytes, seconds, end = %miss, "stream ended");
+        Some(self.failed())
+    }
+
+    fn failed(&self) -> Raced {
+        Raced::Failed(if self.silent { Fault::ExecutorSilent } else { Fault::ZoneUnreachable })
+    }
+
+    /// Takes it that nobody has said anything in time.
+    fn late(&mut self) -> Raced {
+        let Asked { peer, build, began, cx } = self.asked;
+        for runner in self.runners.iter().filter(|runner| !runner.over) {
+            self.note(&runner.hop, &Miss::Silent);
+            let (seconds, bytes, end) = (began.elapsed(), 0, End::UpstreamSilent);
+            cx.metrics.streamed(Route::of(&runner.hop, self.hops), seconds);
+            let seconds = seconds.as_secs_f64();
+            info!(%peer, %build, route = %runner.hop, bytes, seconds, %end, "stream ended");
+        }
+        self.silent = true;
+        self.refusal.take().map_or_else(|| self.failed(), Raced::Answered)
+    }
+
+    /// Takes it that a hop has the log.
+    fn won(&mut self, index: usize, answered: Box<Answered>) -> Raced {
+        let Asked { peer, build, cx, .. } = self.asked;
+        let before = self.runners[..index].iter().filter(|runner| !runner.over);
+        for runner in before.filter(|runner| runner.since.elapsed() >= runner.head_start) {
+            let miss = Miss::Overtaken(runner.head_start);
+            info!(%peer, %build, route = %runner.hop, end = %miss, "trying the next hop");
+            self.note(&runner.hop, &miss);
+        }
+        cx.resolver.memory().answered(build, &answered.hop);
+        if let Upstream::Gateway(gateway) = &answered.hop {
+            cx.familiar.dialed(gateway);
+        }
+        cx.metrics.first_byte(answered.listed.age());
+        Raced::Answered(answered)
+    }
+
+    fn over(&self, end: End) -> Raced {
+        let Asked { peer, build, began, cx } = self.asked;
+        let seconds = began.elapsed();
+        if let Some(Runner { hop, .. }) = self.runners.last() {
+            cx.metrics.streamed(Route::of(hop, self.hops), seconds);
+            let (seconds, bytes) = (seconds.as_secs_f64(), 0);
+            info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
+        }
+        Raced::Over(end)
+    }
+}
+
+/// Asks one hop and waits for the first bytes, at most `room`.
+async fn ask(
+    hop: Upstream,
+    route: Route,
+    listed: Listed,
+    room: usize,
+    build: &BuildId,
+    cx: &Context,
+) -> Result<Answered, Miss> {
+    let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
+    let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
+    let place = place.ok_or(Miss::Dial(DialError::Circle))?;
+    let dialed = Instant::now();
+    let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;
+    cx.metrics.connected(route, dialed.elapsed());
+    let mut failure = None;
+    let read = connection.read_log(room, &mut failure);
+    let read = match &hop {
+        // Bounded by the patience with all.
+        Upstream::Gateway(_) => read.await,
+        Upstream::Executor(_) => {
+            timeout(cx.limits.first_byte_timeout, read).await.map_err(|_| Miss::Silent)?
+        }
+    };
+    drop(place);
+    let piece = match read {
+        Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
+        Ok(piece) => piece,
+        Err(error) => {
+            if let (Upstream::Gateway(gateway), Some(late)) = (&hop, Failure::late(&error)) {
+                cx.metrics.handshake(Side::Upstream, Err(late));
+                cx.familiar.dialing_failed(gateway, &error);
+            }
+            return Err(Miss::Cut(error));
+        }
+    };
+    debug!(%build, route = %hop, bytes = piece.len(), "first bytes");
+    let from_gateway = matches!(hop, Upstream::Gateway(_));
+    let foreign = wiring::foreign(&piece, build).filter(|_| from_gateway);
+    let refused = from_gateway && wiring::is_refusal(&piece);
+    let answered = Answered { hop, route, connection, listed, first: (piece, failure) };
+    match foreign {
+        Some(foreign) => Err(Miss::Foreign(foreign)),
+        None if refused => Err(Miss::Refused(Box::new(answered))),
+        None => Ok(answered),
+    }
+}

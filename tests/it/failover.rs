@@ -1,0 +1,329 @@
+//! Gateways of a zone that are broken in one way or another: what a client sees meanwhile, and how
+//! it heals.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use crate::admin::metric;
+use crate::route::{comes_from, east_of};
+use crate::service::{Outcome, program};
+use crate::support::client::Client;
+use crate::support::executor::{Executor, acceptor, unreachable};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::proxy::Proxy;
+use crate::support::system::{System, request_path};
+use crate::support::within;
+
+/// A gateway `east` that tells its metrics, in a system whose zone west has entries with these
+/// ports.
+async fn counted(ports: &[u16], limits: &str) -> (System, Gateway) {
+    let system = System::new().await;
+    for port in ports {
+        system.put_gateway(Some("west"), Some(*port), false, "running").await;
+    }
+    let mut builder = Builder::new(&system).zone("east").limits(limits);
+    builder.admin = true;
+    (system, builder.ready().await)
+}
+
+fn failovers(reason: &str) -> String {
+    format!("zuul_fingergw_failovers_total{{reason=\"{reason}\"}}")
+}
+
+const AVOIDED: &str = "zuul_fingergw_zone_gateways_avoided{zone=\"west\"}";
+
+/// A port that swallows whatever is sent to it, with what makes it so: its queue is full, and nobody
+/// empties it.
+async fn blackhole() -> (u16, impl Sized) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+    let listener = socket.listen(1).expect("a listener");
+    let address: SocketAddr = listener.local_addr().expect("its address");
+    let mut queued = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+        queued.push(stream.expect("a place in the queue"));
+    }
+    (address.port(), (listener, queued))
+}
+
+/// Five gateways take connections and say nothing, one after the other longer than this test may take.
+/// The client gets its log from the executor, which comes last.
+#[tokio::test]
+async fn many_silent_gateways_cost_a_client_little() {
+    let mut silent = Vec::new();
+    for _ in 0..5 {
+        silent.push(Executor::start().await);
+    }
+    let ports: Vec<_> = silent.iter().map(|silent| silent.address.port()).collect();
+    let limits = "connect_timeout = \"1s\"\nfirst_byte_timeout = \"10m\"";
+    let (system, gateway) = counted(&ports, limits).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    comes_from(&executor, gateway.address(), &build).await;
+    assert!(metric(&gateway, &failovers("overtaken")).await >= 1.0);
+}
+
+/// Three gateways whose hosts swallow packets, and a fourth that has the log: each client gets it.
+#[tokio::test]
+async fn many_blackholes_cost_a_client_little() {
+    let (one, _one) = blackhole().await;
+    let (two, _two) = blackhole().await;
+    let (three, _three) = blackhole().await;
+    let alive = Executor::start().await;
+    let ports = [one, two, three, alive.address.port()];
+    let (system, gateway) = counted(&ports, "connect_timeout = \"5s\"").await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
+    for _ in 0..3 {
+        comes_from(&alive, gateway.address(), &build).await;
+    }
+}
+
+/// Nobody of the zone says anything, nor does the executor: one line, in a bounded time however many
+/// there are.
+#[tokio::test]
+async fn a_zone_in_which_all_are_silent_ends_in_one_line() {
+    let (one, two, executor) =
+        (Executor::start().await, Executor::start().await, Executor::start().await);
+    let ports = [one.address.port(), two.address.port()];
+    let limits =
+        "lookup_timeout = \"500ms\"\nconnect_timeout = \"200ms\"\nfirst_byte_timeout = \"500ms\"";
+    let (system, gateway) = counted(&ports, limits).await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let answer = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(answer, "Internal streaming error: the executor does not answer\r\n");
+    assert_eq!(metric(&gateway, &failovers("silent")).await, 2.0);
+}
+
+/// A gateway that was down for a while: passed over, avoided, tried again, used again.
+#[tokio::test]
+async fn a_gateway_that_failed_is_avoided_and_comes_back() {
+    let (steady, shaky) = (Executor::start().await, Executor::start().await);
+    let forward = Proxy::start(shaky.address.port()).await;
+    let ports = [steady.address.port(), forward.address.port()];
+    let (system, mut gateway) = counted(&ports, "").await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
+    forward.refuse();
+    // In random order: until it has had its turn.
+    let failed = |line: &String| line.contains("trying the next hop");
+    while !gateway.log().iter().any(failed) {
+        comes_from(&steady, gateway.address(), &build).await;
+    }
+    // Closed before its first byte. It is avoided now, unless a busy machine took a second for this.
+    let silent = metric(&gateway, &failovers("silent")).await;
+    let cut = metric(&gateway, &failovers("cut")).await;
+    assert!(silent + cut >= 1.0, "{silent} {cut}");
+    assert!(metric(&gateway, AVOIDED).await <= 1.0);
+
+    forward.release();
+    within("the other one to be used again", async {
+        loop {
+            let mut client = Client::ask(gateway.address(), &build).await;
+            let (mut stream, back) = tokio::select! {
+                stream = steady.accept() => (stream, false),
+                stream = shaky.accept() => (stream, true),
+            };
+            stream.write(b"log\n").await;
+            stream.finish().await;
+            assert_eq!(client.text().await, "log\n");
+            if back {
+                return;
+            }
+        }
+    })
+    .await;
+    assert_eq!(metric(&gateway, AVOIDED).await, 0.0, "a log clears it");
+    gateway.logged("the failure", |line| line.contains("trying the next hop")).await;
+}
+
+/// The only gateway of a zone has failed: the executor helps out; the gateway is tried first again,
+/// avoided or not.
+#[tokio::test]
+async fn avoided_gateways_come_before_the_executor() {
+    let west = Executor::start().await;
+    let forward = Proxy::start(west.address.port()).await;
+    let (system, gateway) = counted(&[forward.address.port()], "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    forward.refuse();
+    for _ in 0..3 {
+        comes_from(&executor, gateway.address(), &build).await;
+    }
+    forward.release();
+    comes_from(&west, gateway.address(), &build).await;
+    assert_eq!(metric(&gateway, AVOIDED).await, 0.0);
+}
+
+/// One gateway shows a certificate of another authority, the other a good one.
+#[tokio::test]
+async fn a_gateway_with_a_wrong_certificate_makes_way_for_the_next() {
+    let system = System::new().await;
+    let (good, bad) = (Executor::start().await, Executor::start().await);
+    for gateway in [&good, &bad] {
+        let port = Some(gateway.address.port());
+        system.put_gateway(Some("west"), port, true, "running").await;
+    }
+    let identity = system.zookeeper.authority.identity("gateway");
+    let foreign = crate::support::certificates::Authority::new();
+    let (ours, theirs) = (acceptor(&identity), acceptor(&foreign.identity("stranger")));
+    let mut builder = Builder::new(&system).zone("east").tls(&identity);
+    builder.admin = true;
+    let gateway = builder.ready().await;
+    let trouble = tokio::spawn(async move {
+        while let Ok((stream, _)) = bad.listener.accept().await {
+            let _ = theirs.accept(stream).await;
+        }
+    });
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
+    while metric(&gateway, &failovers("tls")).await < 1.0 {
+        let mut client = Client::ask(gateway.address(), &build).await;
+        let mut stream = good.accept_tls(&ours).await;
+        stream.write(b"log\n").await;
+        stream.finish().await;
+        assert_eq!(client.text().await, "log\n");
+    }
+    trouble.abort();
+}
+
+/// A gateway that says it cannot serve the log, because it has lost ZooKeeper, makes way for one that
+/// can; where nobody can, its words are the answer.
+#[tokio::test]
+async fn a_gateway_that_refuses_makes_way_for_the_next() {
+    let refusal = "Internal streaming error: ZooKeeper cannot be reached\r\n";
+    let (good, lost) = (Executor::start().await, Executor::start().await);
+    let (system, gateway) = east_of(&[lost.address.port()], "").await;
+    let build = system.put_build(Some("west"), Some(&good.worker(Some("west")))).await;
+    let serve = async |log: &[u8]| lost.serve(log).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    serve(refusal.as_bytes()).await;
+    good.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
+
+    let nowhere = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
+    let mut client = Client::ask(gateway.address(), &nowhere).await;
+    serve(refusal.as_bytes()).await;
+    assert_eq!(client.text().await, refusal);
+    // What it knows of the executor nobody else can mend.
+    let silent = "Internal streaming error: the executor does not answer\r\n";
+    let mut client = Client::ask(gateway.address(), &build).await;
+    serve(silent.as_bytes()).await;
+    assert_eq!(client.text().await, silent);
+}
+
+/// What `zuul-fingergw resolve` answers.
+async fn resolve(config: &Path, build: &str) -> Value {
+    let Outcome { stdout, stderr, .. } = program(&["resolve", "--json", build], config).await;
+    assert_eq!(stderr, "");
+    serde_json::from_str(&stdout).expect("JSON")
+}
+
+/// The decision and its reasons, from never tried to failed to mended.
+#[tokio::test]
+async fn resolve_tells_the_decision() {
+    let system = System::new().await;
+    let west = Executor::start().await;
+    let forward = Proxy::start(west.address.port()).await;
+    let entry = system.put_gateway(Some("west"), Some(forward.address.port()), false, "running");
+    let entry = entry.await;
+    let builder = Builder::new(&system).zone("east").control();
+    let config = builder.write();
+    let gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let worker = executor.worker(Some("west"));
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let place = executor.address.to_string();
+    let hop = format!("gateway localhost:{} of zone west (plain)", forward.address.port());
+
+    let now = resolve(&config, &build).await;
+    let here = format!("localhost:{} of zone east", gateway.port());
+    let hops = json!([
+        {"hop": hop, "state": "never tried", "failures": 0, "avoided_seconds": null,
+         "last_failure": null},
+        {"hop": format!("executor {place}"), "state": "executor", "failures": 0,
+         "avoided_seconds": null, "last_failure": null},
+    ]);
+    let expected = json!({
+        "state": "running", "build": build, "error": null, "executor": place,
+        "executor_zone": "west", "own_zone": "east", "here": here, "hops": hops, "attempts": [],
+    });
+    assert_eq!(now, expected);
+
+    // The gateway is down, and the executor helps out.
+    forward.refuse();
+    comes_from(&executor, gateway.address(), &build).await;
+    let now = resolve(&config, &build).await;
+    let state = &now["hops"][0];
+    // Not any more avoided after a second.
+    assert!(state["state"] == "avoided" || state["state"] == "due", "{now}");
+    assert!(state["failures"] == 1 && state["last_failure"].is_string(), "{now}");
+    let [failed, brought] = &now["attempts"].as_array().expect("a list")[..] else {
+        panic!("{now}");
+    };
+    assert_eq!((&failed["hop"], &failed["build"]), (&json!(hop), &json!(build)));
+    assert_eq!(failed["failure"], state["last_failure"]);
+    assert_eq!((&brought["failure"], &brought["hop"]), (&Value::Null, &now["hops"][1]["hop"]));
+    let Outcome { code, stdout, .. } = program(&["resolve", &build], &config).await;
+    assert_eq!(code, Some(0));
+    let lines: Vec<_> = stdout.lines().collect();
+    assert_eq!(lines[0], format!("running: {build} on executor {place} of zone west"));
+    assert_eq!(lines[1], format!("asked here: {here}"));
+    assert!(
+        lines[2].starts_with(&format!("1. {hop}: ")) && lines[2].contains("failed once; last: ")
+    );
+    assert_eq!(lines[3..5], [format!("2. executor {place}"), "lately:".to_owned()]);
+    assert!(lines[6].ends_with(&format!("{build} from executor {place}: brought a log")));
+
+    forward.release();
+    comes_from(&west, gateway.address(), &build).await;
+    assert_eq!(resolve(&config, &build).await["hops"][0]["state"], "ok");
+    // Out of the registry and into it again, another one as far as anybody knows.
+    system.remove(&entry).await;
+    let hops = async |count: usize| {
+        within("the registry to be seen", async {
+            loop {
+                let now = resolve(&config, &build).await;
+                if now["hops"].as_array().is_some_and(|hops| hops.len() == count) {
+                    return now;
+                }
+            }
+        })
+        .await
+    };
+    hops(1).await;
+    system.put_gateway(Some("west"), Some(forward.address.port()), false, "running").await;
+    assert_eq!(hops(2).await["hops"][0]["state"], "never tried");
+}
+
+/// Builds that are nowhere, and no gateway to ask: exit status 1 and what to do.
+#[tokio::test]
+async fn resolve_without_a_decision() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).control();
+    let config = builder.write();
+    let mut gateway = builder.ready().await;
+    let waiting = system.put_build(Some("west"), None).await;
+    let broken = "0123456789abcdef0123456789abcdef";
+    system.put(&request_path(None, broken), b"{\"worker_info\": 1}").await;
+    for (build, state) in [("abc", "unknown"), (&waiting, "waiting"), (broken, "error")] {
+        let Outcome { code, stdout, stderr } = program(&["resolve", build], &config).await;
+        assert_eq!((code, stderr.as_str()), (Some(1), ""), "{stdout}");
+        assert!(stdout.starts_with(&format!("{state}: ")), "{stdout}");
+        let Outcome { code, .. } = program(&["resolve", "--json", build], &config).await;
+        assert_eq!(code, Some(1));
+    }
+    let Outcome { code, stderr, .. } = program(&["resolve", "no-build"], &config).await;
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("1 to 64 hexadecimal digits"), "{stderr}");
+    gateway.signal(Signal::TERM);
+    gateway.exit().await;
+    let Outcome { code, stderr, .. } = program(&["resolve", "abc"], &config).await;
+    assert!(code == Some(1) && stderr.contains("nobody listens"), "{stderr}");
+    let config = Builder::new(&system);
+    let Outcome { code, stderr, .. } = program(&["resolve", "abc"], &config.write()).await;
+    assert!(code == Some(1) && stderr.contains("set control.socket"), "{stderr}");
+}
