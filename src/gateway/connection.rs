@@ -15,6 +15,7 @@ use tokio_rustls::TlsStream;
 
 use super::buffer::{Lent, Piece};
 use super::read_ahead::ReadAhead;
+use crate::tls;
 
 /// How long a client is given to close after we have. Closing with its bytes unread would send a
 /// reset, which may overtake the end of the log.
@@ -63,9 +64,17 @@ impl Connection {
         SockRef::from(self.tcp()).set_tcp_keepalive(&probes)
     }
 
+    /// Whether the peer is a gateway of our own kind, which ends no log without close_notify.
+    fn says_its_end(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => tls::is_own_kind(stream.get_ref().1),
+        }
+    }
+
     /// Reads the next bytes of a log, at most `room`; none at its end. A TLS peer that closes
-    /// without close_notify, as Python's does, has ended like any other. Holds no buffer while it
-    /// waits.
+    /// without close_notify, as Python's does, has ended like any other; one of our own kind has
+    /// died. Holds no buffer while it waits.
     ///
     /// From TLS it takes all that is there, record by record. A fault that it meets behind some
     /// bytes is kept in `failure` for the next call.
@@ -92,7 +101,9 @@ impl Connection {
                     Poll::Pending if length > 0 => break length,
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(error)) => {
-                        let ended = is_tls && error.kind() == io::ErrorKind::UnexpectedEof;
+                        let ended = is_tls
+                            && error.kind() == io::ErrorKind::UnexpectedEof
+                            && !self.says_its_end();
                         if !ended && length == 0 {
                             return Poll::Ready(Err(error));
                         }

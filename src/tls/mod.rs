@@ -12,6 +12,7 @@ mod zookeeper;
 
 use std::sync::Arc;
 
+use rustls::CommonState;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub(crate) use self::client::{Names, connector};
@@ -24,6 +25,11 @@ pub(crate) use self::zookeeper::{zookeeper_certs, zookeeper_options};
 /// The ALPN protocol by which gateways of our own kind know each other. Upstream's take no notice
 /// of it.
 const GATEWAY_PROTOCOL: &[u8] = b"zuul-fingergw";
+
+/// Whether the peer of this connection has shown that it is a gateway of our own kind.
+pub(crate) fn is_own_kind(connection: &CommonState) -> bool {
+    connection.alpn_protocol() == Some(GATEWAY_PROTOCOL)
+}
 
 /// The cryptography of every connection, ZooKeeper's included.
 ///

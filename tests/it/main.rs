@@ -4,6 +4,7 @@ mod admin;
 mod config;
 mod demo;
 mod ends;
+mod faults;
 mod limits;
 mod log;
 mod places;

@@ -59,6 +59,11 @@ impl System {
         format!("127.0.0.1:{}{}", self.zookeeper.port, self.chroot)
     }
 
+    /// The node below which it lies.
+    pub(crate) fn chroot(&self) -> &str {
+        &self.chroot
+    }
+
     /// The connect string that leads through `proxy`.
     pub(crate) fn hosts_by(&self, proxy: &Proxy) -> String {
         format!("{}{}", proxy.address, self.chroot)
@@ -140,17 +145,8 @@ impl System {
         build: &str,
         worker: Option<&Worker>,
     ) {
-        let worker = worker.map(|worker| {
-            json!({
-                "hostname": worker.hostname, "log_port": worker.port, "zone": worker.zone,
-            })
-        });
-        let request = json!({
-            "build_set_uuid": "a", "event_id": "b", "job_uuid": "c", "pipeline_name": "gate",
-            "precedence": 200, "result_path": null, "span_context": null, "state": "running",
-            "tenant_name": "tenant-one", "uuid": build, "worker_info": worker, "zone": queue_zone,
-        });
-        self.put(&request_path(queue_zone, build), request.to_string().as_bytes()).await;
+        let request = request(queue_zone, build, worker);
+        self.put(&request_path(queue_zone, build), request.as_bytes()).await;
     }
 
     /// All gateways' entries.
@@ -199,6 +195,21 @@ impl System {
         })
         .await
     }
+}
+
+/// A build request as Zuul writes it.
+pub(crate) fn request(queue_zone: Option<&str>, build: &str, worker: Option<&Worker>) -> String {
+    let worker = worker.map(|worker| {
+        json!({
+            "hostname": worker.hostname, "log_port": worker.port, "zone": worker.zone,
+        })
+    });
+    let request = json!({
+        "build_set_uuid": "a", "event_id": "b", "job_uuid": "c", "pipeline_name": "gate",
+        "precedence": 200, "result_path": null, "span_context": null, "state": "running",
+        "tenant_name": "tenant-one", "uuid": build, "worker_info": worker, "zone": queue_zone,
+    });
+    request.to_string()
 }
 
 /// Where the request of `build` lies.
