@@ -32,10 +32,30 @@ async fn gateway_of_west(system: &System) -> Gateway {
     Builder::new(system).zone("west").tls(&identity).listeners(&["tls = true"]).ready().await
 }
 
-/// Which gateway of west the last stream of `build` came through.
-async fn came_by(asked: &mut Gateway, gateway: &Gateway, build: &str) {
-    let hop = format!("build={build} route=gateway localhost:{} ", gateway.port());
-    asked.logged("the way", |line| line.contains(&hop)).await;
+/// Has logs of zone west served, which they have to be, until what `asked` says of one's way
+/// contains `wanted`.
+async fn until_it_says(system: &System, asked: &mut Gateway, executor: &Executor, wanted: &str) {
+    within(wanted, async {
+        loop {
+            let worker = executor.worker(Some("west"));
+            let build = system.put_build(Some("west"), Some(&worker)).await;
+            let mut client = Client::ask(asked.address(), &build).await;
+            executor.serve(b"log\n").await;
+            assert_eq!(client.text().await, "log\n");
+            let ended = |line: &str| line.contains("stream ended") && line.contains(&build);
+            asked.logged("its end", ended).await;
+            let log = asked.log();
+            if log.iter().any(|line| line.contains(&build) && line.contains(wanted)) {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+/// What is said of a way through `gateway`, of zone west.
+fn by(gateway: &Gateway) -> String {
+    format!("route=gateway localhost:{} ", gateway.port())
 }
 
 /// Broken: the process of a zone's gateway is killed while a log comes through it. Its kernel ends
@@ -59,21 +79,7 @@ async fn a_gateway_of_the_zone_is_killed() {
     assert_eq!(next.text().await, "log\n");
 
     let again = gateway_of_west(&system).await;
-    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    within("the new gateway to be found", async {
-        loop {
-            let mut next = Client::ask(east.address(), &build).await;
-            executor.serve(b"log\n").await;
-            assert_eq!(next.text().await, "log\n");
-            let hop = format!("route=gateway localhost:{} ", again.port());
-            let this = |line: &&String| line.contains("stream ended") && line.contains(&build);
-            east.logged("its end", |line| this(&&line.to_owned())).await;
-            if east.log().iter().filter(this).any(|line| line.contains(&hop)) {
-                break;
-            }
-        }
-    })
-    .await;
+    until_it_says(&system, &mut east, &executor, &by(&again)).await;
 }
 
 /// Broken: one of a zone's two gateways is stopped (SIGSTOP); its kernel takes connections all the
@@ -88,22 +94,11 @@ async fn a_gateway_of_the_zone_is_stopped() {
     let mut client = Client::ask(east.address(), &build).await;
     let mut stream = executor.begin(&mut client).await;
     let other = gateway_of_west(&system).await;
+    until_it_says(&system, &mut east, &executor, &by(&other)).await;
 
     west.signal(Signal::STOP);
     stream.write(b"meanwhile\n").await;
-    let next = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    within("a request that meets the stopped gateway first", async {
-        loop {
-            let mut client = Client::ask(east.address(), &next).await;
-            executor.serve(b"log\n").await;
-            assert_eq!(client.text().await, "log\n");
-            if east.log().iter().any(|line| line.contains("end=no connection in time")) {
-                break;
-            }
-        }
-    })
-    .await;
-    came_by(&mut east, &other, &next).await;
+    until_it_says(&system, &mut east, &executor, "end=no connection in time").await;
 
     west.signal(Signal::CONT);
     client.expect(b"meanwhile\n").await;

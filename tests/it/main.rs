@@ -3,6 +3,7 @@
 mod admin;
 mod config;
 mod demo;
+mod docs;
 mod ends;
 mod faults;
 mod limits;

@@ -323,20 +323,15 @@ impl<'a> Client<'a> {
                 }
             }
             (Read::Clean, Some(log)) if self.bytes > 0 => {
-                if log.end != End::Whole {
-                    let wrong = format!("a log that was cut ended as whole: {}", self.describe());
-                    self.lab.journal.violation(wrong);
+                if log.end == End::Whole && self.bytes == u64::from(log.length) {
+                    return Outcome::Whole;
                 }
-                if self.bytes == u64::from(log.length) {
-                    Outcome::Whole
-                } else if self.tls {
+                if self.tls {
                     // Nobody can make a close_notify but the gateway itself.
                     let wrong = format!("a log that is not whole ended so: {}", self.describe());
                     self.lab.journal.violation(wrong);
-                    Outcome::EndedShort
-                } else {
-                    Outcome::EndedShort
                 }
+                Outcome::EndedShort
             }
             (Read::Cut(_), Some(_)) if self.bytes > 0 => Outcome::Cut,
             // The reply, and then the reset that a client gets who sends more than is read.

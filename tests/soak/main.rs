@@ -56,6 +56,9 @@ struct Arguments {
     /// Where the report and the gateways' logs go.
     #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/soak"))]
     output: PathBuf,
+    /// `cargo bench` says so.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
 /// The load before the first measurement and behind the last fault, as a part of the whole: as much
