@@ -16,7 +16,7 @@ use tokio_rustls::TlsStream;
 
 use super::buffer::{Lent, Piece};
 use super::read_ahead::ReadAhead;
-use crate::tls::GATEWAY_PROTOCOL;
+use crate::tls;
 
 /// How long a client is given to close after we have. Closing with its bytes unread would send a
 /// reset, which may overtake the end of the log.
@@ -60,14 +60,11 @@ impl Connection {
         matches!(self, Self::Tls(_))
     }
 
-    /// Whether the peer is a gateway of our own kind.
+    /// Whether the peer is a gateway of our own kind, which ends no log without close_notify.
     pub(crate) fn is_to_own_kind(&self) -> bool {
         match self {
             Self::Plain(_) => false,
-            Self::Tls(stream) => {
-                let (_, state) = stream.get_ref();
-                state.alpn_protocol() == Some(GATEWAY_PROTOCOL)
-            }
+            Self::Tls(stream) => tls::is_own_kind(stream.get_ref().1),
         }
     }
 
@@ -85,8 +82,8 @@ impl Connection {
     }
 
     /// Reads the next bytes of a log, at most `room`; none at its end. A TLS peer that closes
-    /// without close_notify, as Python's does, has ended like any other. Holds no buffer while it
-    /// waits.
+    /// without close_notify, as Python's does, has ended like any other; one of our own kind has
+    /// died. Holds no buffer while it waits.
     ///
     /// From TLS it takes all that is there, record by record. A fault that it meets behind some
     /// bytes is kept in `failure` for the next call.
@@ -113,7 +110,9 @@ impl Connection {
                     Poll::Pending if length > 0 => break length,
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(error)) => {
-                        let ended = is_tls && error.kind() == io::ErrorKind::UnexpectedEof;
+                        let ended = is_tls
+                            && error.kind() == io::ErrorKind::UnexpectedEof
+                            && !self.is_to_own_kind();
                         if !ended && length == 0 {
                             return Poll::Ready(Err(error));
                         }

@@ -12,6 +12,7 @@ mod zookeeper;
 
 use std::sync::Arc;
 
+use rustls::CommonState;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub(crate) use self::client::{Names, connector};
@@ -51,6 +52,11 @@ pub(crate) fn found_elsewhere(connection: &rustls::ClientConnection) -> Option<S
         let shown = connection.peer_certificates().and_then(<[_]>::first);
         shown.map(certificate::told_names).unwrap_or_default()
     })
+}
+
+/// Whether the peer of this connection has shown that it is a gateway of our own kind.
+pub(crate) fn is_own_kind(connection: &CommonState) -> bool {
+    connection.alpn_protocol() == Some(GATEWAY_PROTOCOL)
 }
 
 /// The cryptography of every connection, ZooKeeper's included.

@@ -3,9 +3,11 @@
 mod admin;
 mod config;
 mod demo;
+mod docs;
 mod ends;
 mod ensemble;
 mod failover;
+mod faults;
 mod hostile;
 mod lame_duck;
 mod limits;

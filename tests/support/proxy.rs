@@ -1,4 +1,4 @@
-//! A TCP proxy between one gateway and a ZooKeeper that others use as well: breaks their
+//! A TCP proxy before ZooKeeper, an executor or a gateway that others use as well: breaks their
 //! connection, holds it, delays it, loses an answer. TLS passes through it untouched.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,8 +20,10 @@ pub(crate) struct Proxy {
     _tasks: JoinSet<()>,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Orders {
+    /// Where new connections lead.
+    port: u16,
     /// Nothing passes, in neither direction; new connections are taken and wait.
     hold: bool,
     /// New connections are closed at once.
@@ -30,6 +32,8 @@ struct Orders {
     delay: Duration,
     /// How often all connections have been cut.
     cuts: u64,
+    /// How often all connections have been reset.
+    resets: u64,
 }
 
 /// Some bytes of the server on their way to the gateway, held until somebody decides. Dropping it
@@ -99,12 +103,19 @@ impl Proxy {
     async fn listen(host: IpAddr, port: u16, answers: Option<mpsc::Sender<Answer>>) -> Self {
         let listener = TcpListener::bind((host, 0)).await.expect("a port");
         let address = listener.local_addr().expect("its address");
-        let (orders, orders_seen) = watch::channel(Orders::default());
+        let (orders, orders_seen) = watch::channel(Orders {
+            port,
+            hold: false,
+            refuse: false,
+            delay: Duration::ZERO,
+            cuts: 0,
+            resets: 0,
+        });
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(carry(client, port, orders_seen.clone(), answers.clone()));
+                connections.spawn(carry(client, orders_seen.clone(), answers.clone()));
             }
         });
         Self { address, orders, _tasks: tasks }
@@ -113,6 +124,16 @@ impl Proxy {
     /// Cuts all connections; new ones pass.
     pub(crate) fn cut(&self) {
         self.orders.send_modify(|orders| orders.cuts += 1);
+    }
+
+    /// Resets all connections; new ones pass.
+    pub(crate) fn reset(&self) {
+        self.orders.send_modify(|orders| orders.resets += 1);
+    }
+
+    /// Leads new connections to another port: the server has been started again.
+    pub(crate) fn lead_to(&self, port: u16) {
+        self.orders.send_modify(|orders| orders.port = port);
     }
 
     /// Cuts all connections and refuses new ones, as if the server were away.
@@ -142,38 +163,52 @@ impl Proxy {
     }
 }
 
-/// Carries one connection until a side closes it or it is cut.
+/// Carries one connection until a side closes it or it is cut. A reset is passed on as one.
 async fn carry(
     client: TcpStream,
-    port: u16,
     orders: watch::Receiver<Orders>,
     answers: Option<mpsc::Sender<Answer>>,
 ) {
-    if orders.borrow().refuse {
+    let Orders { port, refuse, cuts, resets, .. } = *orders.borrow();
+    if refuse {
         return;
     }
     let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { return };
-    let (from_client, to_client) = client.into_split();
-    let (from_server, to_server) = server.into_split();
-    let cuts = orders.borrow().cuts;
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
     let mut cut = orders.clone();
-    tokio::select! {
-        () = copy(from_client, to_server, orders.clone(), None) => {}
-        () = copy(from_server, to_client, orders, answers) => {}
-        _ = cut.wait_for(|orders| orders.cuts != cuts) => {}
+    let reset = tokio::select! {
+        reset = copy(&mut from_client, &mut to_server, orders.clone(), None) => reset,
+        reset = copy(&mut from_server, &mut to_client, orders, answers) => reset,
+        ordered = cut.wait_for(|now| now.cuts != cuts || now.resets != resets) => {
+            ordered.is_ok_and(|now| now.resets != resets)
+        }
+    };
+    if reset {
+        super::executor::reset(from_client.as_ref());
+        super::executor::reset(from_server.as_ref());
+        // Dropped, each would send a FIN ahead of the reset.
+        to_client.forget();
+        to_server.forget();
     }
 }
 
+/// Copies one direction; says whether a reset ended it.
 async fn copy(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
     mut orders: watch::Receiver<Orders>,
     answers: Option<mpsc::Sender<Answer>>,
-) {
+) -> bool {
     let mut buffer = vec![0; 64 * 1024];
-    while let Ok(mut count @ 1..) = from.read(&mut buffer).await {
+    loop {
+        let mut count = match from.read(&mut buffer).await {
+            Ok(0) => return false,
+            Ok(count) => count,
+            Err(_) => return true,
+        };
         if orders.wait_for(|orders| !orders.hold).await.is_err() {
-            return;
+            return false;
         }
         // What came while it was held goes on in one piece with it.
         while let Ok(more @ 1..) = from.try_read(&mut buffer[count..]) {
@@ -186,11 +221,11 @@ async fn copy(
             if answers.send(Answer(verdict)).await.is_ok()
                 && matches!(verdict_seen.await, Ok(Verdict::Lose))
             {
-                return;
+                return false;
             }
         }
         if to.write_all(&buffer[..count]).await.is_err() {
-            return;
+            return true;
         }
     }
 }

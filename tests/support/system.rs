@@ -62,6 +62,11 @@ impl System {
         self.zookeeper.hosts(&self.chroot)
     }
 
+    /// The node below which it lies.
+    pub(crate) fn chroot(&self) -> &str {
+        &self.chroot
+    }
+
     /// The connect string that leads through `proxy`.
     pub(crate) fn hosts_by(&self, proxy: &Proxy) -> String {
         format!("{}{}", proxy.address, self.chroot)
@@ -154,20 +159,8 @@ impl System {
         build: &str,
         worker: Option<&Worker>,
     ) {
-        let worker = worker.map(|worker| {
-            json!({
-                "hostname": worker.hostname, "log_port": worker.port, "zone": worker.zone,
-            })
-        });
-        let mut request = json!({
-            "build_set_uuid": "a", "event_id": "b", "job_uuid": "c", "pipeline_name": "gate",
-            "precedence": 200, "result_path": null, "span_context": null, "state": "running",
-            "tenant_name": tenant, "uuid": build, "worker_info": worker, "zone": queue_zone,
-        });
-        if tenant.is_none() {
-            request.as_object_mut().expect("an object").remove("tenant_name");
-        }
-        self.put(&request_path(queue_zone, build), request.to_string().as_bytes()).await;
+        let request = request(tenant, queue_zone, build, worker);
+        self.put(&request_path(queue_zone, build), request.as_bytes()).await;
     }
 
     /// All gateways' entries.
@@ -216,6 +209,29 @@ impl System {
         })
         .await
     }
+}
+
+/// A build request as Zuul writes it; without a `tenant` as nobody does.
+pub(crate) fn request(
+    tenant: Option<&str>,
+    queue_zone: Option<&str>,
+    build: &str,
+    worker: Option<&Worker>,
+) -> String {
+    let worker = worker.map(|worker| {
+        json!({
+            "hostname": worker.hostname, "log_port": worker.port, "zone": worker.zone,
+        })
+    });
+    let mut request = json!({
+        "build_set_uuid": "a", "event_id": "b", "job_uuid": "c", "pipeline_name": "gate",
+        "precedence": 200, "result_path": null, "span_context": null, "state": "running",
+        "tenant_name": tenant, "uuid": build, "worker_info": worker, "zone": queue_zone,
+    });
+    if tenant.is_none() {
+        request.as_object_mut().expect("an object").remove("tenant_name");
+    }
+    request.to_string()
 }
 
 /// Where the request of `build` lies.

@@ -1,0 +1,260 @@
+//! Real parts that fail: processes that are killed or stopped, a link that loses everything, a disk
+//! that is full. Each test says what is broken, what a normal client sees meanwhile, and how it
+//! heals. What needs no process or link of its own is with its subject: `limits` (descriptors),
+//! `stop`, `zookeeper_trouble`, `route` (hops that refuse, reset or are silent).
+
+use std::fs;
+use std::process::Stdio;
+
+use nix::sched::CloneFlags;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
+
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{Executor, serves};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::namespace::{Host, apart, command};
+use crate::support::system::{System, Worker};
+use crate::support::within;
+use crate::support::zookeeper::ZooKeeper;
+
+/// A gateway in front of zone west, and one of zone east that clients ask.
+async fn two_zones(system: &System, limits: &str) -> (Gateway, Gateway) {
+    let west = gateway_of_west(system).await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let east = Builder::new(system).zone("east").tls(&identity).limits(limits).ready().await;
+    (west, east)
+}
+
+async fn gateway_of_west(system: &System) -> Gateway {
+    let identity = system.zookeeper.authority.identity("gateway");
+    Builder::new(system).zone("west").tls(&identity).listeners(&["tls = true"]).ready().await
+}
+
+/// Has logs of zone west served, which they have to be, until what `asked` says of one's way
+/// contains `wanted`.
+async fn until_it_says(system: &System, asked: &mut Gateway, executor: &Executor, wanted: &str) {
+    within(wanted, async {
+        loop {
+            let worker = executor.worker(Some("west"));
+            let build = system.put_build(Some("west"), Some(&worker)).await;
+            let mut client = Client::ask(asked.address(), &build).await;
+            executor.serve(b"log\n").await;
+            assert_eq!(client.text().await, "log\n");
+            let ended = |line: &str| line.contains("stream ended") && line.contains(&build);
+            asked.logged("its end", ended).await;
+            let log = asked.log();
+            if log.iter().any(|line| line.contains(&build) && line.contains(wanted)) {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+/// What is said of a way through `gateway`, of zone west.
+fn by(gateway: &Gateway) -> String {
+    format!("route=gateway localhost:{} ", gateway.port())
+}
+
+/// Broken: the process of a zone's gateway is killed while a log comes through it. Its kernel ends
+/// the connection like any other, but for the close_notify that a gateway of our kind sends.
+/// Meanwhile: the log ends as a cut, not as if it were whole; the next request is served by the
+/// executor itself. Healed: a gateway that is started in the place of the other serves the zone.
+#[tokio::test]
+async fn a_gateway_of_the_zone_is_killed() {
+    let system = System::new().await;
+    let (mut west, mut east) = two_zones(&system, "").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let mut client = Client::ask(east.address(), &build).await;
+    let _stream = executor.begin(&mut client).await;
+    west.signal(Signal::KILL);
+    assert!(!west.exit().await.success());
+    assert_eq!(client.rest().await, (Vec::new(), Ending::Reset));
+
+    let mut next = Client::ask(east.address(), &build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(next.text().await, "log\n");
+
+    let again = gateway_of_west(&system).await;
+    until_it_says(&system, &mut east, &executor, &by(&again)).await;
+}
+
+/// Broken: one of a zone's two gateways is stopped (SIGSTOP); its kernel takes connections all the
+/// same. Meanwhile: a log on its way through it waits; requests are served through the other.
+/// Healed: it goes on, and the log with it, whole.
+#[tokio::test]
+async fn a_gateway_of_the_zone_is_stopped() {
+    let system = System::new().await;
+    let (west, mut east) = two_zones(&system, "connect_timeout = \"500ms\"").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let mut client = Client::ask(east.address(), &build).await;
+    let mut stream = executor.begin(&mut client).await;
+    let other = gateway_of_west(&system).await;
+    until_it_says(&system, &mut east, &executor, &by(&other)).await;
+
+    west.signal(Signal::STOP);
+    stream.write(b"meanwhile\n").await;
+    until_it_says(&system, &mut east, &executor, "end=no connection in time").await;
+
+    west.signal(Signal::CONT);
+    client.expect(b"meanwhile\n").await;
+    stream.write(b"after\n").await;
+    stream.finish().await;
+    assert_eq!(client.text().await, "after\n");
+}
+
+/// An executor's log streamer that is a process: netcat, which sends what it is given.
+struct Netcat {
+    child: Child,
+    stdin: ChildStdin,
+    told: Lines<BufReader<ChildStderr>>,
+    port: u16,
+}
+
+impl Netcat {
+    async fn start() -> Self {
+        let mut child = Command::new("nc")
+            .args(["-n", "-l", "-k", "-v", "127.0.0.1", "0"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("nc (tests/run installs it)");
+        let stdin = child.stdin.take().expect("stdin is piped");
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let mut netcat = Self { child, stdin, told: BufReader::new(stderr).lines(), port: 0 };
+        let listening = netcat.says("Listening on ").await;
+        let port = listening.rsplit(' ').next().and_then(|port| port.parse().ok());
+        netcat.port = port.expect("its port");
+        netcat
+    }
+
+    async fn says(&mut self, what: &str) -> String {
+        within(what, async {
+            loop {
+                let line = self.told.next_line().await.expect("its words").expect("it lives");
+                if line.starts_with(what) {
+                    return line;
+                }
+            }
+        })
+        .await
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        kill_process(pid.expect("it runs"), signal).expect("a signal");
+    }
+
+    fn worker(&self) -> Worker {
+        Worker { hostname: "127.0.0.1".to_owned(), port: self.port, zone: None }
+    }
+}
+
+/// Broken: an executor is stopped (SIGSTOP) while one log is under way; its kernel takes
+/// connections all the same. Meanwhile: the log waits, and so does its client, without a word;
+/// who asks now is told so in time. Healed: the executor goes on, and the log with it.
+#[tokio::test]
+async fn an_executor_is_stopped() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).limits("first_byte_timeout = \"500ms\"").ready().await;
+    let mut executor = Netcat::start().await;
+    let build = system.put_build(None, Some(&executor.worker())).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    executor.says("Connection received").await;
+    executor.stdin.write_all(b"before\n").await.expect("a log");
+    client.expect(b"before\n").await;
+
+    executor.signal(Signal::STOP);
+    executor.stdin.write_all(b"meanwhile\n").await.expect("a log");
+    let told = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(told, "Internal streaming error: the executor does not answer\r\n");
+
+    executor.signal(Signal::CONT);
+    client.expect(b"meanwhile\n").await;
+    executor.stdin.write_all(b"after\n").await.expect("a log");
+    client.expect(b"after\n").await;
+}
+
+/// Broken: the link to an executor loses everything for a while; no side is told. Meanwhile: a log
+/// on its way waits; who asks now is told in time that there is no way; builds elsewhere are served.
+/// Healed: the link is back, the kernels send again what was lost, and the log is whole.
+#[test]
+fn a_link_loses_everything_for_a_while() {
+    apart(CloneFlags::CLONE_NEWNET, async || {
+        let system = System::on(ZooKeeper::start().await).await;
+        let gateway = Builder::new(&system).limits("connect_timeout = \"500ms\"").ready().await;
+        let host = Host::new();
+        let (listener, address) = host.listen();
+        let executor = Executor { listener, address };
+        let worker = Worker { hostname: Host::THERE.to_string(), port: address.port(), zone: None };
+        let build = system.put_build(None, Some(&worker)).await;
+        let mut client = Client::ask(gateway.address(), &build).await;
+        let mut stream = executor.begin(&mut client).await;
+
+        host.cut();
+        let log: Vec<u8> = (0..500_000u32).map(|index| (index % 251) as u8).collect();
+        let told = Client::ask(gateway.address(), &build).await.text().await;
+        assert_eq!(told, "Internal streaming error: the executor cannot be reached\r\n");
+        serves(&system, gateway.address()).await;
+        let sent = async {
+            stream.write(&log).await;
+            stream.finish().await;
+        };
+        let mended = async {
+            host.mend();
+            client.rest().await
+        };
+        let ((), (received, ending)) = tokio::join!(sent, mended);
+        assert!(received == log && ending == Ending::Clean);
+
+        let mut next = Client::ask(gateway.address(), &build).await;
+        executor.serve(b"log\n").await;
+        assert_eq!(next.text().await, "log\n");
+    });
+}
+
+/// Broken: the disk of the log file is full. Meanwhile: clients notice nothing, and stderr is told
+/// once. Healed: there is room again, lines are written again, and the first says how many were
+/// lost.
+#[test]
+fn the_disk_of_the_log_is_full_for_a_while() {
+    apart(CloneFlags::CLONE_NEWNS, async || {
+        let system = System::on(ZooKeeper::start().await).await;
+        let builder = Builder::new(&system);
+        let disk = builder.directory().join("disk");
+        fs::create_dir(&disk).expect("a directory");
+        let mount = format!("-t tmpfs -o size=64k tmpfs {}", disk.display());
+        command("mount", &mount);
+        let log = disk.join("gateway.log");
+        let mut gateway = builder.log(&format!("output = {log:?}")).ready().await;
+        let ballast = disk.join("ballast");
+        // As much as there is room for, and none for the next line.
+        let filled = fs::write(&ballast, vec![0; 128 * 1024]);
+        assert_eq!(filled.expect_err("a full disk").kind(), std::io::ErrorKind::StorageFull);
+        within("the fault on stderr", async {
+            // The last page that the log has may have room for some lines.
+            while !gateway.log().iter().any(|line| line.contains("cannot be written: No space")) {
+                serves(&system, gateway.address()).await;
+            }
+        })
+        .await;
+        let told = gateway.log().len();
+        serves(&system, gateway.address()).await;
+
+        fs::remove_file(&ballast).expect("room");
+        serves(&system, gateway.address()).await;
+        gateway.signal(Signal::TERM);
+        assert!(gateway.exit().await.success());
+        assert_eq!(gateway.log().len(), told, "said once");
+        let log = fs::read_to_string(&log).expect("the log");
+        let lost = log.lines().filter(|line| line.contains("log lines were lost")).count();
+        assert!(lost >= 1 && log.ends_with('\n'), "{log}");
+        assert!(log.lines().last().is_some_and(|line| line.contains("stopped")), "{log}");
+    });
+}

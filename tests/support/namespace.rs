@@ -1,0 +1,113 @@
+//! Parts of this machine to break without breaking it: network namespaces with a link between them,
+//! and a mount namespace. Both need root, which the tests are run as.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// Runs an asynchronous test in a thread with namespaces of its own, and all that it starts with
+/// it: sockets and processes belong to the namespace of the thread that makes them.
+pub(crate) fn apart(flags: CloneFlags, test: impl AsyncFnOnce() + Send + 'static) {
+    let run = move || {
+        unshare(flags).expect("namespaces (the tests are run as root)");
+        if flags.contains(CloneFlags::CLONE_NEWNET) {
+            ip("link set lo up");
+        }
+        if flags.contains(CloneFlags::CLONE_NEWNS) {
+            command("mount", "--make-rprivate /");
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(test());
+    };
+    if let Err(panic) = thread::spawn(run).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Another host, at the other end of a link, as seen from a thread that lives [`apart`].
+pub(crate) struct Host {
+    /// Keeps the namespace, and with it the link.
+    holder: Child,
+    namespace: File,
+}
+
+impl Host {
+    const HERE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+    pub(crate) const THERE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+
+    pub(crate) fn new() -> Self {
+        let mut holder = Command::new("unshare")
+            .args(["--net", "cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare (util-linux)");
+        // What comes back says that the namespace is there.
+        let mut byte = [b'\n'];
+        let stdin = holder.stdin.as_mut().expect("stdin is piped");
+        std::io::Write::write_all(stdin, &byte).expect("a byte");
+        let stdout = holder.stdout.as_mut().expect("stdout is piped");
+        std::io::Read::read_exact(stdout, &mut byte).expect("the same byte");
+        let pid = holder.id();
+        let namespace = File::open(format!("/proc/{pid}/ns/net")).expect("its namespace");
+        ip(&format!("link add near0 type veth peer name far0 netns {pid}"));
+        ip(&format!("address add {}/30 dev near0", Self::HERE));
+        ip("link set near0 up");
+        let host = Self { holder, namespace };
+        host.on(|| {
+            ip("link set lo up");
+            ip(&format!("address add {}/30 dev far0", Self::THERE));
+            ip("link set far0 up");
+        });
+        host
+    }
+
+    /// Does something on that host.
+    pub(crate) fn on<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                setns(&self.namespace, CloneFlags::CLONE_NEWNET).expect("its namespace");
+                what()
+            });
+            there.join().expect("done there")
+        })
+    }
+
+    /// A listener on that host.
+    pub(crate) fn listen(&self) -> (tokio::net::TcpListener, SocketAddr) {
+        let listener = self.on(|| std::net::TcpListener::bind((Self::THERE, 0)).expect("a port"));
+        listener.set_nonblocking(true).expect("a socket");
+        let address = listener.local_addr().expect("its address");
+        (tokio::net::TcpListener::from_std(listener).expect("a socket"), address)
+    }
+
+    /// Takes the link down: what is sent is lost, and nobody is told.
+    pub(crate) fn cut(&self) {
+        self.on(|| ip("link set far0 down"));
+    }
+
+    pub(crate) fn mend(&self) {
+        self.on(|| ip("link set far0 up"));
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+fn ip(arguments: &str) {
+    command("ip", arguments);
+}
+
+/// Runs a command of the system, which has to succeed.
+pub(crate) fn command(program: &str, arguments: &str) {
+    let status = Command::new(program).args(arguments.split(' ')).status();
+    let status = status.unwrap_or_else(|error| panic!("{program}: {error} (see tests/run)"));
+    assert!(status.success(), "{program} {arguments}: {status}");
+}
