@@ -98,7 +98,7 @@ async fn a_gateway_of_the_zone_is_stopped() {
 
     west.signal(Signal::STOP);
     stream.write(b"meanwhile\n").await;
-    until_it_says(&system, &mut east, &executor, "end=no connection in time").await;
+    until_it_says(&system, &mut east, &executor, "end=overtaken").await;
 
     west.signal(Signal::CONT);
     client.expect(b"meanwhile\n").await;

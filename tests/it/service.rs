@@ -530,6 +530,18 @@ impl Machine {
         self.directory.path().join("lib/zuul/fingergw.socket")
     }
 
+    /// Waits until the log tells of so many starts, which are all: a thread of its own writes it.
+    async fn started(&self, times: usize) {
+        let starts = || self.log().matches(" starts").count();
+        within("the log", async {
+            while starts() < times {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(starts(), times, "{}", self.log());
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log/zuul/fingergw.log")).unwrap_or_default()
     }
@@ -613,7 +625,7 @@ async fn detached_and_stopped_by_command() {
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
     let holder = format!("process {} holds it", daemon.pid);
     assert!(stderr.contains("/var/run/zuul/fingergw.pid") && stderr.contains(&holder), "{stderr}");
-    assert_eq!(machine.log().matches(" starts").count(), 1, "{}", machine.log());
+    machine.started(1).await;
 
     let status = machine.run(&["status", "--json"]).await;
     let status: Value = serde_json::from_str(&status.stdout).expect("JSON");
@@ -626,7 +638,7 @@ async fn detached_and_stopped_by_command() {
 
     // The log is not begun anew.
     let daemon = machine.start().await;
-    assert_eq!(machine.log().matches(" starts").count(), 2, "{}", machine.log());
+    machine.started(2).await;
     daemon.signal(Signal::TERM);
     daemon.ends().await;
 }
