@@ -1,6 +1,7 @@
 //! A TCP proxy before ZooKeeper, an executor or a gateway that others use as well: breaks their
 //! connection, holds it, delays it, loses an answer. TLS passes through it untouched.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -210,10 +211,14 @@ async fn copy(
         if orders.wait_for(|orders| !orders.hold).await.is_err() {
             return false;
         }
-        // What came while it was held goes on in one piece with it.
-        while let Ok(more @ 1..) = from.try_read(&mut buffer[count..]) {
-            count += more;
-        }
+        // What came while it was held goes on in one piece with it. A reset is told but once.
+        let reset = loop {
+            match from.try_read(&mut buffer[count..]) {
+                Ok(0) => break false,
+                Ok(more) => count += more,
+                Err(error) => break error.kind() != ErrorKind::WouldBlock,
+            }
+        };
         let delay = orders.borrow().delay;
         tokio::time::sleep(delay).await;
         if let Some(answers) = &answers {
@@ -224,7 +229,7 @@ async fn copy(
                 return false;
             }
         }
-        if to.write_all(&buffer[..count]).await.is_err() {
+        if to.write_all(&buffer[..count]).await.is_err() || reset {
             return true;
         }
     }
