@@ -149,7 +149,8 @@ impl Relay<'_> {
                         Err(end) => return end,
                     },
                 }
-                if let Some(end) = self.pour(upstream, client).await {
+                // Boxed: no quiet stream is to have room for it.
+                if let Some(end) = Box::pin(self.pour(upstream, client)).await {
                     return end;
                 }
             }
@@ -187,7 +188,7 @@ impl Relay<'_> {
                 return end;
             }
             if self.pours
-                && let Some(end) = self.pour(upstream, client).await
+                && let Some(end) = Box::pin(self.pour(upstream, client)).await
             {
                 return end;
             }

@@ -30,16 +30,17 @@ pub(crate) async fn run(
     mut stream: TcpStream,
     mut peer: SocketAddr,
     index: usize,
-    mut of_address: AddressPlace,
+    mut of_address: Option<AddressPlace>,
     cx: &Context,
 ) -> Outcome {
     if access::contain(&cx.listeners[index].proxy_protocol, peer.ip()) {
         match Box::pin(introduction(stream, peer, index, cx)).await {
-            Ok(introduced) => (stream, peer, of_address) = introduced,
+            Ok((its_stream, client, place)) => {
+                (stream, peer, of_address) = (its_stream, client, Some(place));
+            }
             Err(outcome) => return outcome,
         }
     }
-    let mut of_address = Some(of_address);
     // From here on `peer` is the client, whoever has connected for it.
     let mut client = match &cx.acceptors[index] {
         None => Connection::Plain(stream),
@@ -51,27 +52,46 @@ pub(crate) async fn run(
             }
         }
     };
-    let query = timeout(cx.limits.request_timeout, read_query(&mut client)).await;
+    // What is bound here lives as long as the stream, and is part of it.
+    let (build, hops) = match asked_for(&mut client, peer, index, cx).await {
+        Ok(asked) => asked,
+        Err(None) => return Outcome::Probe,
+        Err(Some(reply)) => {
+            refuse(client, reply, cx).await;
+            return Outcome::Refused(reply);
+        }
+    };
+    stream_from(&hops, client, &peer, &build, cx).await
+}
+
+/// Reads what `client` asks for and finds out who may have it, in order. An error is what the client
+/// is told instead, if it has not left.
+async fn asked_for(
+    client: &mut Connection,
+    peer: SocketAddr,
+    index: usize,
+    cx: &Context,
+) -> Result<(BuildId, Vec<Upstream>), Option<Reply>> {
+    let query = timeout(cx.limits.request_timeout, read_query(client)).await;
     let (reply, reason) = match query {
-        Ok(Ok(build)) => match resolve(&build, access(&client, peer, index, cx), peer, cx).await {
-            Ok(hops) => return stream_from(&hops, client, &peer, &build, cx).await,
+        Ok(Ok(build)) => match resolve(&build, access(client, peer, index, cx), peer, cx).await {
+            Ok(hops) => return Ok((build, hops)),
             Err((reply, reason)) => (reply, format!("{build}: {reason}")),
         },
         Ok(Err(QueryError::NotABuild(text))) => (Reply::NotFound, format!("no build id: {text}")),
         Ok(Err(QueryError::TooLong)) => (Reply::Error(Fault::TooLong), "too long".to_owned()),
         Ok(Err(QueryError::Closed)) => {
             debug!(%peer, "closed without a request");
-            return Outcome::Probe;
+            return Err(None);
         }
         Ok(Err(QueryError::Io(error))) => {
             debug!(%peer, %error, "no request");
-            return Outcome::Probe;
+            return Err(None);
         }
         Err(_) => (Reply::Error(Fault::NoRequest), "nothing in time".to_owned()),
     };
     debug!(%peer, %reason, "request refused");
-    refuse(client, reply, cx).await;
-    Outcome::Refused(reply)
+    Err(Some(reply))
 }
 
 /// Has a balancer at `peer` say for whom it comes: the client's address, or its own if that is
@@ -316,6 +336,6 @@ mod tests {
             size_of::<F>()
         }
         let bytes = size(run);
-        assert!(bytes <= 2048, "{bytes} bytes: box what a quiet stream does not need");
+        assert!(bytes <= 1920, "{bytes} bytes: box what a quiet stream does not need");
     }
 }
