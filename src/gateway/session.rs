@@ -24,36 +24,35 @@ use crate::config::Limits;
 use crate::registry::build::BuildId;
 use crate::tls::{Acceptor, Failure};
 
-/// Serves one connection that the listener with this `index` has accepted, to its end. Every wait on
-/// the peer has a deadline.
-pub(crate) async fn run(
-    mut stream: TcpStream,
-    mut peer: SocketAddr,
-    index: usize,
-    mut of_address: Option<AddressPlace>,
-    cx: &Context,
-) -> Outcome {
-    if access::contain(&cx.listeners[index].proxy_protocol, peer.ip()) {
-        match Box::pin(introduction(stream, peer, index, cx)).await {
-            Ok((its_stream, client, place)) => {
-                (stream, peer, of_address) = (its_stream, client, Some(place));
-            }
+/// Who has connected.
+pub(crate) struct Caller {
+    /// The client, once a balancer has said for whom it comes.
+    pub(crate) peer: SocketAddr,
+    /// The place that it takes of those for its address; given back by who is known otherwise.
+    pub(crate) of_address: Option<AddressPlace>,
+    /// Which listener accepted the connection.
+    pub(crate) index: usize,
+}
+
+/// Serves one connection of `caller`'s to its end. Every wait on the peer has a deadline.
+pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context) -> Outcome {
+    let index = caller.index;
+    if access::contain(&cx.listeners[index].proxy_protocol, caller.peer.ip()) {
+        match Box::pin(introduction(stream, caller, cx)).await {
+            Ok(introduced) => stream = introduced,
             Err(outcome) => return outcome,
         }
     }
-    // From here on `peer` is the client, whoever has connected for it.
     let mut client = match &cx.acceptors[index] {
         None => Connection::Plain(stream),
         // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
-        Some(acceptor) => {
-            match Box::pin(shake_hands(stream, peer, &mut of_address, acceptor, cx)).await {
-                Ok(client) => client,
-                Err(outcome) => return outcome,
-            }
-        }
+        Some(acceptor) => match Box::pin(shake_hands(stream, caller, acceptor, cx)).await {
+            Ok(client) => client,
+            Err(outcome) => return outcome,
+        },
     };
     // What is bound here lives as long as the stream, and is part of it.
-    let (build, hops) = match asked_for(&mut client, peer, index, cx).await {
+    let (build, hops) = match asked_for(&mut client, caller, cx).await {
         Ok(asked) => asked,
         Err(None) => return Outcome::Probe,
         Err(Some(reply)) => {
@@ -61,20 +60,20 @@ pub(crate) async fn run(
             return Outcome::Refused(reply);
         }
     };
-    stream_from(&hops, client, &peer, &build, cx).await
+    stream_from(&hops, client, &caller.peer, &build, cx).await
 }
 
 /// Reads what `client` asks for and finds out who may have it, in order. An error is what the client
 /// is told instead, if it has not left.
 async fn asked_for(
     client: &mut Connection,
-    peer: SocketAddr,
-    index: usize,
+    caller: &Caller,
     cx: &Context,
 ) -> Result<(BuildId, Vec<Upstream>), Option<Reply>> {
+    let peer = caller.peer;
     let query = timeout(cx.limits.request_timeout, read_query(client)).await;
     let (reply, reason) = match query {
-        Ok(Ok(build)) => match resolve(&build, access(client, peer, index, cx), peer, cx).await {
+        Ok(Ok(build)) => match resolve(&build, access(client, caller, cx), peer, cx).await {
             Ok(hops) => return Ok((build, hops)),
             Err((reply, reason)) => (reply, format!("{build}: {reason}")),
         },
@@ -94,14 +93,14 @@ async fn asked_for(
     Err(Some(reply))
 }
 
-/// Has a balancer at `peer` say for whom it comes: the client's address, or its own if that is
-/// nobody. From here on the connection counts against that address.
+/// Has a balancer say for whom it comes: `caller` is from here on the client, or the balancer itself if
+/// it comes for nobody, and counts against that address.
 async fn introduction(
     mut stream: TcpStream,
-    peer: SocketAddr,
-    index: usize,
+    caller: &mut Caller,
     cx: &Context,
-) -> Result<(TcpStream, SocketAddr, AddressPlace), Outcome> {
+) -> Result<TcpStream, Outcome> {
+    let Caller { peer, index, .. } = *caller;
     let tls = cx.acceptors[index].is_some();
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
     let patience = if tls { handshake_timeout } else { request_timeout };
@@ -121,8 +120,10 @@ async fn introduction(
         }
     };
     debug!(proxy = %peer, peer = %client, "PROXY header");
-    if let Some(of_address) = cx.bounds.of_address(client.ip(), &cx.limits) {
-        return Ok((stream, client, of_address));
+    caller.of_address = cx.bounds.of_address(client.ip(), &cx.limits);
+    caller.peer = client;
+    if caller.of_address.is_some() {
+        return Ok(stream);
     }
     cx.turned_away(Rejection::Address, client);
     // As the listener does with clients that come by themselves.
@@ -133,29 +134,26 @@ async fn introduction(
     Err(Outcome::Rejected)
 }
 
-/// What the rules of the listener with this `index` give to `client`, if it has any.
-fn access<'c>(
-    client: &Connection,
-    peer: SocketAddr,
-    index: usize,
-    cx: &'c Context,
-) -> Option<Access<'c>> {
+/// What the rules of its listener give to `caller`, if there are any.
+fn access<'c>(client: &Connection, caller: &Caller, cx: &'c Context) -> Option<Access<'c>> {
+    let index = caller.index;
     let names = || match (client.peer_certificates(), &cx.acceptors[index]) {
         (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
         _ => Vec::new(),
     };
-    Access::new(&cx.listeners[index].allow, peer.ip(), names)
+    Access::new(&cx.listeners[index].allow, caller.peer.ip(), names)
 }
 
 /// Shakes hands with a TLS client. One that shows a certificate is known, and gives the place of
 /// its address back: other gateways and zuul-web bring many people through one.
 async fn shake_hands(
     stream: TcpStream,
-    peer: SocketAddr,
-    of_address: &mut Option<AddressPlace>,
+    caller: &mut Caller,
     acceptor: &Acceptor,
     cx: &Context,
 ) -> Result<Connection, Outcome> {
+    let Caller { peer, of_address, .. } = caller;
+    let peer = *peer;
     let shaken = async {
         // Until it says something it costs no more than any other connection.
         stream.peek(&mut [0]).await?;
@@ -332,10 +330,10 @@ mod tests {
     /// What bounds the number of quiet streams is what each of their tasks holds.
     #[test]
     fn a_session_is_small() {
-        fn size<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+        fn size<F>(_: impl Fn(TcpStream, &'static mut Caller, &'static Context) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size(run);
-        assert!(bytes <= 1920, "{bytes} bytes: box what a quiet stream does not need");
+        assert!(bytes <= 1792, "{bytes} bytes: box what a quiet stream does not need");
     }
 }
