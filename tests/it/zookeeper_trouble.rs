@@ -14,6 +14,7 @@ use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::{Answers, Proxy};
 use crate::support::system::{Entry, GATEWAYS, System, request_path};
+use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
@@ -459,11 +460,14 @@ async fn another_gateway_is_not_told_that_zookeeper_is_away_but_cut() {
             && line.contains("cut by the next hop")
     };
     // In random order: go on until the blind one has had its turn.
-    while !east.log().iter().any(cut) {
-        let mut client = Client::ask(east.address(), &build).await;
-        executor.serve(b"log\n").await;
-        assert_eq!(client.text().await, "log\n");
-    }
+    within("its turn", async {
+        while !east.log().iter().any(cut) {
+            let mut client = Client::ask(east.address(), &build).await;
+            executor.serve(b"log\n").await;
+            assert_eq!(client.text().await, "log\n");
+        }
+    })
+    .await;
     let client = &system.zookeeper.identity;
     let told = Client::ask_tls(blind.address(), client, &build).await.text().await;
     assert_eq!(told, AWAY, "a TLS client that is no gateway of ours");
