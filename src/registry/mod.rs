@@ -34,7 +34,7 @@ pub(crate) enum Registry {
 pub(crate) enum LookupError {
     /// ZooKeeper does not answer, or not in time: what it was instead.
     Away(String),
-    /// The build's entry is there, but it cannot be understood: what is wrong with it.
+    /// The build's entry is there, but it cannot be read or understood: what is wrong with it.
     Unreadable(String),
 }
 

@@ -38,14 +38,17 @@ async fn one_entry(system: &System) -> Entry {
 /// What a normal client sees, again and again until it is the log. Nothing but that and the one
 /// line ever comes.
 async fn until_served(gateway: &Gateway, build: &str) {
-    loop {
-        let text = Client::ask(gateway.address(), build).await.text().await;
-        match text.as_str() {
-            LOG => return,
-            AWAY => {}
-            _ => panic!("{text}"),
+    within("the log", async {
+        loop {
+            let text = Client::ask(gateway.address(), build).await.text().await;
+            match text.as_str() {
+                LOG => return,
+                AWAY => {}
+                _ => panic!("{text}"),
+            }
         }
-    }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -111,9 +111,12 @@ async fn a_gateway_that_failed_is_avoided_and_comes_back() {
     forward.refuse();
     // In random order: until it has had its turn.
     let failed = |line: &String| line.contains("trying the next hop");
-    while !gateway.log().iter().any(failed) {
-        comes_from(&steady, gateway.address(), &build).await;
-    }
+    within("its turn", async {
+        while !gateway.log().iter().any(failed) {
+            comes_from(&steady, gateway.address(), &build).await;
+        }
+    })
+    .await;
     // Closed before its first byte. It is avoided now, unless a busy machine took a second for this.
     let silent = metric(&gateway, &failovers("silent")).await;
     let cut = metric(&gateway, &failovers("cut")).await;

@@ -219,6 +219,39 @@ fn a_link_loses_everything_for_a_while() {
     });
 }
 
+/// Broken: the link to an executor delays everything, by a second and more when it has much to carry.
+/// Meanwhile: logs come late, and whole, also those that are asked for behind a large one; builds
+/// elsewhere come as ever. Healed: nothing is left to heal.
+#[test]
+fn a_link_delays_everything() {
+    apart(CloneFlags::CLONE_NEWNET, async || {
+        let system = System::on(ZooKeeper::start().await).await;
+        let gateway = Builder::new(&system).ready().await;
+        let host = Host::new();
+        host.slow("2mbit");
+        let (listener, address) = host.listen();
+        let executor = Executor { listener, address };
+        let worker = Worker { hostname: Host::THERE.to_string(), port: address.port(), zone: None };
+        let build = system.put_build(None, Some(&worker)).await;
+        let mut large = Client::ask(gateway.address(), &build).await;
+        let mut stream = executor.begin(&mut large).await;
+        let log: Vec<u8> = (0..500_000u32).map(|index| (index % 251) as u8).collect();
+        let sent = async {
+            stream.write(&log).await;
+            stream.finish().await;
+        };
+        let behind = async {
+            let mut small = Client::ask(gateway.address(), &build).await;
+            executor.serve(b"log\n").await;
+            small.text().await
+        };
+        let elsewhere = serves(&system, gateway.address());
+        let (whole, (), small, ()) = tokio::join!(large.rest(), sent, behind, elsewhere);
+        assert!(whole == (log, Ending::Clean));
+        assert_eq!(small, "log\n");
+    });
+}
+
 /// Broken: the disk of the log file is full. Meanwhile: clients notice nothing, and stderr is told
 /// once. Healed: there is room again, lines are written again, and the first says how many were
 /// lost.

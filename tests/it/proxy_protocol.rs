@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use tokio::net::TcpStream;
 
 use crate::admin::{metric, until_metric};
+use crate::limits_per_address::rejected;
 use crate::service::program;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
@@ -120,6 +121,35 @@ async fn a_header_in_pieces() {
         }
         executor.serve(b"log\n").await;
         assert_eq!(client.text().await, "log\n");
+    }
+}
+
+/// Limits count the client that the header names, not the balancer, however that says an address.
+#[tokio::test]
+async fn limits_by_address_are_the_clients() {
+    let system = System::new().await;
+    let gateway = gateway(&system, TRUSTED, "connections_per_address = 1").await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let ip = |text: &str| text.parse().expect("an address");
+    let mut streams = Vec::new();
+    for client in ["192.0.2.1", "192.0.2.2", "2001:db8:0:1::1", "2001:db8:0:2::1"] {
+        let mut balancer = Client::connect(gateway.address()).await;
+        balancer.send(&[&v2(ip(client), b""), build.as_bytes(), b"\r\n"].concat()).await;
+        let stream = executor.begin(&mut balancer).await;
+        streams.push((balancer, stream));
+    }
+    let refused = "Internal streaming error: too many connections from this address\r\n";
+    for client in ["192.0.2.1", "::ffff:192.0.2.2", "2001:db8:0:2::2"] {
+        let mut balancer = Client::connect(gateway.address()).await;
+        balancer.send(&[&v2(ip(client), b""), build.as_bytes(), b"\r\n"].concat()).await;
+        assert_eq!(balancer.text().await, refused, "{client}");
+    }
+    assert_eq!(rejected(&gateway, "address").await, 3.0);
+    served(&gateway, &executor, &v2(ip("192.0.2.3"), b""), &build).await;
+    for (client, stream) in &mut streams {
+        stream.write(b"meanwhile\n").await;
+        client.expect(b"meanwhile\n").await;
     }
 }
 

@@ -179,13 +179,16 @@ async fn a_gateway_that_never_shakes_hands_makes_way_for_the_next() {
             && line.contains("when another hop had the log")
     };
     // In random order: go on until the silent one has had its turn.
-    while !gateway.log().iter().any(late) {
-        let mut client = Client::ask(gateway.address(), &build).await;
-        let mut stream = alive.accept_tls(&acceptor).await;
-        stream.write(b"log\n").await;
-        stream.finish().await;
-        assert_eq!(client.text().await, "log\n");
-    }
+    within("its turn", async {
+        while !gateway.log().iter().any(late) {
+            let mut client = Client::ask(gateway.address(), &build).await;
+            let mut stream = alive.accept_tls(&acceptor).await;
+            stream.write(b"log\n").await;
+            stream.finish().await;
+            assert_eq!(client.text().await, "log\n");
+        }
+    })
+    .await;
 }
 
 /// Asks for `build` until its log comes from `hop` instead of from `other`: nothing tells when the

@@ -353,6 +353,29 @@ async fn denied_takes_a_look_up_as_not_found_does() {
     zookeeper.resume().await;
 }
 
+/// A node that is there and that ZooKeeper does not let us read is the build's affair, not ZooKeeper's:
+/// who is allowed hears of it, who is denied hears nothing of it.
+#[tokio::test]
+async fn a_node_that_zookeeper_does_not_let_us_read() {
+    let stage = Stage::new().await;
+    let by_tenant = "[[listener.allow]]\ntenants = [\"a\"]";
+    let by_network = "[[listener.allow]]\nnetworks = [\"127.0.0.1\"]";
+    let mut gateway = stage.gateway(&["", by_tenant, by_network]).await;
+    let build = stage.build(Some("a"), false).await;
+    stage.system.hide(&request_path(None, &build)).await;
+    let unreadable = "Internal streaming error: the build's entry cannot be read\r\n";
+    for (listener, from, told) in
+        [(0, HOME, unreadable), (1, HOME, NOT_FOUND), (2, HOME, unreadable), (2, AWAY, NOT_FOUND)]
+    {
+        let answer = stage.told_from(&gateway, listener, from, &build).await;
+        assert_eq!(answer, told, "listener {listener}, {from}");
+    }
+    denied_because(&mut gateway, &build, "no rule allows a build without a tenant").await;
+    // It is nobody else's affair either.
+    let other = stage.build(Some("a"), false).await;
+    assert_eq!(stage.told_from(&gateway, 1, HOME, &other).await, LOG);
+}
+
 /// Rules go by the client that the balancer names.
 #[tokio::test]
 async fn behind_a_balancer() {

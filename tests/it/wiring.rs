@@ -11,6 +11,7 @@ use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
 use crate::support::system::System;
+use crate::support::within;
 
 fn faults(kind: &str) -> String {
     format!("zuul_fingergw_wiring_faults_total{{kind=\"{kind}\"}}")
@@ -158,10 +159,13 @@ async fn circle(length: usize, tls: bool) {
     let address = gateways[0].addresses[1];
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     // Until it has seen the entries.
-    while !gateways[0].log().iter().any(|line| line.contains("trying the next hop")) {
-        let answer = Client::ask(address, &build).await.text().await;
-        assert!(answer.starts_with("Internal streaming error: "), "{answer}");
-    }
+    within("the entries to be seen", async {
+        while !gateways[0].log().iter().any(|line| line.contains("trying the next hop")) {
+            let answer = Client::ask(address, &build).await.text().await;
+            assert!(answer.starts_with("Internal streaming error: "), "{answer}");
+        }
+    })
+    .await;
     let executor = Executor::start().await;
     let other = system.put_build(None, Some(&executor.worker(None))).await;
     comes_from(&executor, address, &other).await;

@@ -14,6 +14,7 @@ use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::{Answers, Proxy};
 use crate::support::system::{Entry, GATEWAYS, System, request_path};
+use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
@@ -394,6 +395,41 @@ async fn an_outage_that_makes_the_client_sleep() {
     serves(&system, &gateway).await;
 }
 
+/// Broken: the way to ZooKeeper, with a look-up on it. Whoever waits for that is told when its session
+/// is given up, and does not hold up those who ask for the same build when there is another one.
+#[tokio::test]
+async fn a_look_up_on_its_way_when_the_session_is_given_up() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let mut builder = talkative(&system).zookeeper("session_timeout = \"60s\"");
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.limits("lookups = 1\nlookup_timeout = \"1h\"").ready().await;
+    one(&system, "our entry", |_| true).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+
+    // Two for one place: when the one is refused, the other has it.
+    proxy.hold();
+    let mut first = Client::ask(gateway.address(), &build).await;
+    let mut second = Client::ask(gateway.address(), &build).await;
+    let (told, waiting) = tokio::select! {
+        told = first.text() => (told, &mut second),
+        told = second.text() => (told, &mut first),
+    };
+    assert_eq!(told, "Internal streaming error: too many requests at this moment\r\n");
+    proxy.refuse();
+    let failed = |line: &str| line.contains(" serve{") && line.contains("fails in connecting");
+    gateway.logged_times("the client's tries", 8, failed).await;
+    proxy.release();
+
+    gateway.logged("the decision", |line| line.contains("starting a new one")).await;
+    assert_eq!(waiting.text().await, AWAY);
+    gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
+    let mut next = Client::ask(gateway.address(), &build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(next.text().await, "log\n");
+}
+
 /// Broken: the one way of a zone's gateway to ZooKeeper, its session still standing, so that others
 /// go on being sent there. Another gateway that asks it is cut, and tries the next; a client is told.
 #[tokio::test]
@@ -424,11 +460,14 @@ async fn another_gateway_is_not_told_that_zookeeper_is_away_but_cut() {
             && line.contains("cut by the next hop")
     };
     // In random order: go on until the blind one has had its turn.
-    while !east.log().iter().any(cut) {
-        let mut client = Client::ask(east.address(), &build).await;
-        executor.serve(b"log\n").await;
-        assert_eq!(client.text().await, "log\n");
-    }
+    within("its turn", async {
+        while !east.log().iter().any(cut) {
+            let mut client = Client::ask(east.address(), &build).await;
+            executor.serve(b"log\n").await;
+            assert_eq!(client.text().await, "log\n");
+        }
+    })
+    .await;
     let client = &system.zookeeper.identity;
     let told = Client::ask_tls(blind.address(), client, &build).await.text().await;
     assert_eq!(told, AWAY, "a TLS client that is no gateway of ours");

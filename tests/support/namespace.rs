@@ -92,6 +92,13 @@ impl Host {
     pub(crate) fn mend(&self) {
         self.on(|| ip("link set far0 up"));
     }
+
+    /// Delays what comes from there: no more than so many bits a second pass, the rest waits in a long
+    /// queue. (`netem`, which would delay by a given time, is not in every kernel.)
+    pub(crate) fn slow(&self, rate: &str) {
+        let arguments = format!("qdisc add dev far0 root tbf rate {rate} burst 16kb latency 60s");
+        self.on(|| command("tc", &arguments));
+    }
 }
 
 impl Drop for Host {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
-use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
+use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Error, Permission, Stat};
 
 use super::proxy::Proxy;
 use super::within;
@@ -86,6 +86,12 @@ impl System {
             }
             Err(error) => panic!("{path}: {error}"),
         }
+    }
+
+    /// Lets nobody read `path`, us included.
+    pub(crate) async fn hide(&self, path: &str) {
+        let acl = [Acl::new(Permission::ADMIN, AuthId::anyone())];
+        self.client.set_acl(path, &acl, None).await.expect("another ACL");
     }
 
     pub(crate) async fn remove(&self, path: &str) {

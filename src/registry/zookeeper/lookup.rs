@@ -111,6 +111,13 @@ impl Lookup {
         client.ok_or_else(|| LookupError::Away("no session".to_owned()))
     }
 
+    /// Whether answers of `client` still count: neither has its session ended, nor was it given up for
+    /// another one.
+    fn is_current(&self, client: &Client) -> bool {
+        let current = self.client.borrow().as_ref().map(Client::session_id);
+        current == Some(client.session_id()) && !client.state().is_terminated()
+    }
+
     /// Whether look-ups wait for a session or a connection, or are told at once that there is none:
     /// so while tries to get one fail.
     pub(super) fn hope(&self, hopeful: bool) {
@@ -178,7 +185,7 @@ impl Lookup {
         loop {
             match self.find_with(&client, build).await {
                 // It ended while it was asked: the next one may be there in a moment.
-                Err(LookupError::Away(_)) if client.state().is_terminated() => {
+                Err(LookupError::Away(_)) if !self.is_current(&client) => {
                     client = self.session(Some(client.session_id())).await?;
                 }
                 found => return found,
@@ -258,7 +265,27 @@ impl Lookup {
 
     /// Reads the children of `directory` and the data of `paths`, missing nodes as empty. A node
     /// that cannot be read concerns nobody else.
+    ///
+    /// Ends with the session, also with one that is given up: what its client has been asked may wait
+    /// there for long, and whoever asks for the same later would wait along.
     async fn read(
+        &self,
+        client: &Client,
+        directory: Option<&str>,
+        paths: &[String],
+    ) -> Result<(Vec<String>, Vec<Data>), LookupError> {
+        let is_over = |now: &Option<Client>| {
+            now.as_ref().map(Client::session_id) != Some(client.session_id())
+        };
+        let mut clients = self.client.subscribe();
+        tokio::select! {
+            biased;
+            answer = self.read_on(client, directory, paths) => answer,
+            _ = clients.wait_for(is_over) => Err(LookupError::Away("session given up".to_owned())),
+        }
+    }
+
+    async fn read_on(
         &self,
         client: &Client,
         directory: Option<&str>,
@@ -355,6 +382,11 @@ fn first(paths: &[String], requests: &mut impl Iterator<Item = Data>) -> Located
             Ok(Ok(Some(build))) => found = found.or_else(|| Some((path.clone(), Some(build)))),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => fault = fault.or(Some(LookupError::Unreadable(error))),
+            // This node's affair alone. Told as if ZooKeeper were away, it would be told from one that
+            // is not there by those whom rules deny it.
+            Err(error @ Error::NoAuth) => {
+                fault = fault.or(Some(LookupError::Unreadable(error.to_string())));
+            }
             Err(error) => fault = fault.or(Some(LookupError::Away(error.to_string()))),
         }
     }
@@ -444,8 +476,12 @@ mod tests {
         assert_eq!(first(data(&[b"", WAITING, WAITING])), second());
         assert_eq!(first(data(&[b"garbage", WAITING])), second(), "garbage elsewhere");
         assert!(matches!(first(data(&[b"", b"garbage"])), Err(LookupError::Unreadable(_))));
-        let denied = || vec![Err(Error::NoAuth), Ok(Vec::new())];
-        assert!(matches!(first(denied()), Err(LookupError::Away(_))));
+        let denied = vec![Err(Error::NoAuth), Ok(Vec::new())];
+        assert!(matches!(first(denied), Err(LookupError::Unreadable(_))));
+        let denied = vec![Err(Error::NoAuth), Ok(WAITING.to_vec())];
+        assert_eq!(first(denied), second(), "denied elsewhere");
+        let over = vec![Err(Error::SessionExpired), Ok(Vec::new())];
+        assert!(matches!(first(over), Err(LookupError::Away(_))));
     }
 
     #[test]
