@@ -14,6 +14,7 @@ use super::bounds::AddressPlace;
 use super::connection::Connection;
 use super::failover::{self, Answered, Asked, Raced};
 use super::finger::{Fault, QueryError, Reply, read_query};
+use super::memory::Trouble;
 use super::outcome::Outcome;
 use super::proxy_protocol::{NoHeader, read_header};
 use super::read_ahead::ReadAhead;
@@ -249,7 +250,7 @@ async fn relay_from(
     let mut upstream = match Box::pin(hop.ask(build, cx)).await {
         Ok(upstream) => upstream,
         Err(error) => {
-            memory.failed(build, hop, &error, false);
+            memory.failed(build, hop, &error, Trouble::Other);
             ended(0, &error);
             return Err(Fault::ExecutorUnreachable);
         }
@@ -264,7 +265,7 @@ async fn relay_from(
     let Relayed { bytes, end } = relayed;
     ended(bytes, &end);
     if bytes == 0 && end.is_upstreams_fault() {
-        memory.failed(build, hop, &end, false);
+        memory.failed(build, hop, &end, Trouble::Other);
     }
     match end {
         End::UpstreamSilent => Err(Fault::ExecutorSilent),

@@ -16,6 +16,10 @@ use crate::registry::component::Gateway;
 /// How every gateway begins to say that it cannot serve a log, upstream's among them.
 const REFUSAL: &[u8] = b"Internal streaming error";
 
+/// A hop that was mute so often in a row is taken to be no gateway. Each time was behind a longer
+/// while, so one that is busy for a moment is not.
+pub(super) const MUTE: u32 = 3;
+
 /// Something that speaks another protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Foreign {
@@ -59,11 +63,6 @@ pub(super) fn is_refusal(first: &[u8]) -> bool {
         && !executor.iter().any(|fault| first == Reply::Error(*fault).to_string().as_bytes())
 }
 
-/// Whether `first` is the word of a gateway that saw its own request come back.
-pub(super) fn is_circle(first: &[u8]) -> bool {
-    first == Reply::Error(Fault::Circle).to_string().as_bytes()
-}
-
 /// Counts that `gateway` is none, and says so once.
 pub(super) fn found_foreign(gateway: &Gateway, foreign: Foreign, cx: &Context) {
     cx.metrics.miswired("foreign");
@@ -102,6 +101,21 @@ pub(super) fn found_elsewhere(gateway: &Gateway, names: &str, cx: &Context) {
             found = names,
             "what answers at this gateway's address is a gateway of another zone: compare its \
              hostname and public_port with the port forwards"
+        );
+    }
+}
+
+/// Counts that `gateway` takes requests and never says anything, so often in a row, and says so once.
+pub(super) fn found_mute(gateway: &Gateway, times: u32, cx: &Context) {
+    cx.metrics.miswired("silent");
+    if cx.resolver.memory().is_news(gateway, "silent") {
+        let (zone, gateway) = ends(gateway);
+        warn!(
+            zone,
+            gateway,
+            times,
+            "what answers at this gateway's address takes requests and says nothing: does the gateway \
+             run, and do its hostname and public_port match the port forwards?"
         );
     }
 }

@@ -11,6 +11,7 @@ use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
 use crate::support::system::System;
+use crate::support::within;
 
 fn faults(kind: &str) -> String {
     format!("zuul_fingergw_wiring_faults_total{{kind=\"{kind}\"}}")
@@ -89,6 +90,48 @@ async fn what_is_no_gateway_is_not_shown_as_a_log() {
         assert!(warnings[0].contains(&format!("zone=\"west\" gateway=\"localhost:{port}\"")));
         // Mended: now a gateway is there.
         comes_from(&wrong, gateway.address(), &build).await;
+    }
+}
+
+/// A forward to something that takes everything and never says a word, and one to something that
+/// closes: the log comes from the executor each time, and one warning names the address once that has
+/// happened a few times. The gateway behind the mended forward is used again.
+#[tokio::test]
+async fn what_never_says_anything_is_named_once() {
+    for closes in [false, true] {
+        let system = System::new().await;
+        let (wrong, executor) = (Executor::start().await, Executor::start().await);
+        let port = wrong.address.port();
+        system.put_gateway(Some("west"), Some(port), false, "running").await;
+        let limits = "connect_timeout = \"500ms\"";
+        let mut builder = Builder::new(&system).zone("east").limits(limits);
+        builder.admin = true;
+        let mut gateway = builder.ready().await;
+        let worker = executor.worker(Some("west"));
+        let build = system.put_build(Some("west"), Some(&worker)).await;
+        let (address, build) = (gateway.address(), &build);
+        let served = async || {
+            let mut client = Client::ask(address, build).await;
+            let mute = wrong.accept().await;
+            let mute = (!closes).then_some(mute);
+            executor.serve(b"log\n").await;
+            assert_eq!(client.text().await, "log\n");
+            drop(mute);
+        };
+        served().await;
+        assert!(warnings(&gateway).is_empty(), "it may have been busy");
+        let met = async || metric(&gateway, &faults("silent")).await;
+        within("it to be found", async {
+            while met().await < 3.0 {
+                served().await;
+            }
+        })
+        .await;
+        gateway.logged("the warning", |line| line.contains("says nothing")).await;
+        let warnings = warnings(&gateway);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains(&format!("zone=\"west\" gateway=\"localhost:{port}\"")));
+        comes_from(&wrong, address, build).await;
     }
 }
 
