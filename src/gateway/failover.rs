@@ -9,7 +9,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,6 +23,7 @@ use super::connection::Connection;
 use super::finger::Fault;
 use super::memory::Trouble;
 use super::relay::{End, room};
+use super::session::Asked;
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
 use super::wiring::{self, Foreign};
@@ -52,15 +52,6 @@ fn executor_after(limits: &Limits, all_avoided: bool) -> Duration {
 /// on our way to it that takes connections for it; behind that a gateway may still do better.
 fn patience(limits: &Limits) -> Duration {
     limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout
-}
-
-/// A request whose log several hops may have.
-pub(super) struct Asked<'a> {
-    pub(super) build: &'a BuildId,
-    pub(super) peer: SocketAddr,
-    /// When it came.
-    pub(super) began: std::time::Instant,
-    pub(super) cx: &'a Context,
 }
 
 /// The hop that has the log.
@@ -227,7 +218,7 @@ impl<'a> Race<'a> {
             Some(executor) => (executor, false),
             None => self.waiting.pop_front()?,
         };
-        let Asked { build, peer, began, cx } = *self.asked;
+        let Asked { build, cx, .. } = *self.asked;
         let index = self.runners.len();
         self.runners.push(Runner {
             hop: hop.clone(),
@@ -238,7 +229,7 @@ impl<'a> Race<'a> {
         });
         let took = Arc::clone(&self.runners[index].took);
         let route = Route::of(&hop, self.hops);
-        let listed = cx.streams.begin(peer, build, hop.to_string(), began);
+        let listed = self.asked.listed(&hop);
         let room = |tls_hop| room(tls_hop, self.tls_client);
         let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
         Some(async move { (index, ask(hop, route, listed, room, build, &took, cx).await) })
@@ -276,7 +267,7 @@ impl<'a> Race<'a> {
 
     /// Takes it that a hop has failed, and says how the race ended if it was the last one.
     fn missed(&mut self, index: usize, miss: Miss, idle: bool) -> Option<Raced> {
-        let Asked { peer, build, began, cx } = self.asked;
+        let Asked { peer, build, .. } = self.asked;
         let hop = self.runners[index].hop.clone();
         let silent = matches!(miss, Miss::Silent);
         self.note(&hop, &miss, silent);
@@ -297,10 +288,7 @@ impl<'a> Race<'a> {
         if let Some(refusal) = self.refusal.take() {
             return Some(Raced::Answered(refusal));
         }
-        let seconds = began.elapsed();
-        cx.metrics.streamed(Route::of(&hop, self.hops), seconds);
-        let (seconds, bytes) = (seconds.as_secs_f64(), 0);
-        info!(%peer, %build, route = %hop, bytes, seconds, end = %miss, "stream ended");
+        self.asked.ended(&hop, Route::of(&hop, self.hops), 0, &miss);
         Some(self.failed())
     }
 
@@ -310,13 +298,10 @@ impl<'a> Race<'a> {
 
     /// Takes it that nobody has said anything in time.
     fn late(&mut self) -> Raced {
-        let Asked { peer, build, began, cx } = self.asked;
         for runner in self.runners.iter().filter(|runner| !runner.over) {
             self.note(&runner.hop, &Miss::Silent, runner.is_mute());
-            let (seconds, bytes, end) = (began.elapsed(), 0, End::UpstreamSilent);
-            cx.metrics.streamed(Route::of(&runner.hop, self.hops), seconds);
-            let seconds = seconds.as_secs_f64();
-            info!(%peer, %build, route = %runner.hop, bytes, seconds, %end, "stream ended");
+            let route = Route::of(&runner.hop, self.hops);
+            self.asked.ended(&runner.hop, route, 0, &End::UpstreamSilent);
         }
         self.silent = true;
         self.refusal.take().map_or_else(|| self.failed(), Raced::Answered)
@@ -340,12 +325,8 @@ impl<'a> Race<'a> {
     }
 
     fn over(&self, end: End) -> Raced {
-        let Asked { peer, build, began, cx } = self.asked;
-        let seconds = began.elapsed();
         if let Some(Runner { hop, .. }) = self.runners.last() {
-            cx.metrics.streamed(Route::of(hop, self.hops), seconds);
-            let (seconds, bytes) = (seconds.as_secs_f64(), 0);
-            info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
+            self.asked.ended(hop, Route::of(hop, self.hops), 0, &end);
         }
         Raced::Over(end)
     }
