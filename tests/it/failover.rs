@@ -130,9 +130,12 @@ async fn a_gateway_that_failed_is_avoided_and_comes_back() {
     forward.refuse();
     // In random order: until it has had its turn.
     let failed = |line: &String| line.contains("trying the next hop");
-    while !gateway.log().iter().any(failed) {
-        comes_from(&steady, gateway.address(), &build).await;
-    }
+    within("its turn", async {
+        while !gateway.log().iter().any(failed) {
+            comes_from(&steady, gateway.address(), &build).await;
+        }
+    })
+    .await;
     // Closed before its first byte. It is avoided now, unless a busy machine took a second for this.
     let silent = metric(&gateway, &failovers("silent")).await;
     let cut = metric(&gateway, &failovers("cut")).await;
@@ -199,13 +202,16 @@ async fn a_gateway_with_a_wrong_certificate_makes_way_for_the_next() {
         }
     });
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
-    while metric(&gateway, &failovers("tls")).await < 1.0 {
-        let mut client = Client::ask(gateway.address(), &build).await;
-        let mut stream = good.accept_tls(&ours).await;
-        stream.write(b"log\n").await;
-        stream.finish().await;
-        assert_eq!(client.text().await, "log\n");
-    }
+    within("its turn", async {
+        while metric(&gateway, &failovers("tls")).await < 1.0 {
+            let mut client = Client::ask(gateway.address(), &build).await;
+            let mut stream = good.accept_tls(&ours).await;
+            stream.write(b"log\n").await;
+            stream.finish().await;
+            assert_eq!(client.text().await, "log\n");
+        }
+    })
+    .await;
     trouble.abort();
 }
 
@@ -235,7 +241,7 @@ async fn a_gateway_that_refuses_makes_way_for_the_next() {
 }
 
 /// What `zuul-fingergw resolve` answers.
-async fn resolve(config: &Path, build: &str) -> Value {
+pub(crate) async fn resolve(config: &Path, build: &str) -> Value {
     let Outcome { stdout, stderr, .. } = program(&["resolve", "--json", build], config).await;
     assert_eq!(stderr, "");
     serde_json::from_str(&stdout).expect("JSON")

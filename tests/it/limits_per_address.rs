@@ -125,6 +125,11 @@ async fn an_ipv6_network_is_one_client() {
             client.send(&[&header, build.id.as_bytes(), b"\n"].concat()).await;
             client
         };
+        // Of the balancer's connections nobody knows yet for whom they are.
+        let mut unnamed = Vec::new();
+        for _ in 0..3 {
+            unnamed.push(Client::connect(gateway.address()).await);
+        }
         let mut held = Vec::new();
         for client in ["2001:db8::1", near, far, far] {
             let mut client = ask(client).await;

@@ -29,6 +29,7 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
 enum Stranger {
     Http,
     Ssh,
+    Mail,
     Echo,
     Tls,
 }
@@ -38,6 +39,7 @@ async fn talk(stranger: Stranger, mut stream: tokio::net::TcpStream) {
     let mut request = [0; 1024];
     let _ = match stranger {
         Stranger::Ssh => stream.write_all(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n").await,
+        Stranger::Mail => stream.write_all(b"220 mx.example.org ESMTP\r\n").await,
         Stranger::Http => {
             let _ = stream.read(&mut request).await;
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await
@@ -56,13 +58,14 @@ async fn talk(stranger: Stranger, mut stream: tokio::net::TcpStream) {
     while matches!(stream.read(&mut request).await, Ok(1..)) {}
 }
 
-/// Four servers of other kinds: none is shown to a client as a log, each is named once with both ends,
+/// Servers of other kinds: none is shown to a client as a log, each is named once with both ends,
 /// and counted for each request. The gateway behind the mended forward is used again.
 #[tokio::test]
 async fn what_is_no_gateway_is_not_shown_as_a_log() {
     for (stranger, found) in [
         (Stranger::Http, "found=an HTTP server"),
         (Stranger::Ssh, "found=an SSH server"),
+        (Stranger::Mail, "found=a mail or FTP server"),
         (Stranger::Echo, "found=it sends back what it is sent"),
         (Stranger::Tls, "found=a TLS server, and the registry says plain"),
     ] {
@@ -77,7 +80,8 @@ async fn what_is_no_gateway_is_not_shown_as_a_log() {
         let build = system.put_build(Some("west"), Some(&worker)).await;
         for _ in 0..3 {
             let mut client = Client::ask(gateway.address(), &build).await;
-            let (stream, _) = wrong.listener.accept().await.expect("a connection");
+            let connection = within("a connection", wrong.listener.accept()).await;
+            let (stream, _) = connection.expect("a connection");
             let talking = tokio::spawn(talk(stranger, stream));
             executor.serve(b"log\n").await;
             assert_eq!(client.text().await, "log\n", "{stranger:?}");
@@ -201,10 +205,14 @@ async fn circle(length: usize, tls: bool) {
     let address = gateways[0].addresses[1];
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     // Until it has seen the entries.
-    while !gateways[0].log().iter().any(|line| line.contains("trying the next hop")) {
-        let answer = Client::ask(address, &build).await.text().await;
-        assert!(answer.starts_with("Internal streaming error: "), "{answer}");
-    }
+    let went_round = |line: &String| line.contains("trying the next hop");
+    within("the entries to be seen", async {
+        while !gateways[0].log().iter().any(went_round) {
+            let answer = Client::ask(address, &build).await.text().await;
+            assert!(answer.starts_with("Internal streaming error: "), "{answer}");
+        }
+    })
+    .await;
     let executor = Executor::start().await;
     let other = system.put_build(None, Some(&executor.worker(None))).await;
     comes_from(&executor, address, &other).await;
