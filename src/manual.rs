@@ -303,7 +303,6 @@ mod tests {
             Fault::ExecutorUnreachable,
             Fault::ZoneUnreachable,
             Fault::ExecutorSilent,
-            Fault::Circle,
         ];
         let replies =
             faults.map(Reply::Error).into_iter().chain([Reply::NotFound, Reply::NotStarted]);
@@ -321,8 +320,7 @@ mod tests {
                     | Fault::UnreadableEntry
                     | Fault::ExecutorUnreachable
                     | Fault::ZoneUnreachable
-                    | Fault::ExecutorSilent
-                    | Fault::Circle => {}
+                    | Fault::ExecutorSilent => {}
                 },
             }
             let item = format!(".It {}\n", reply.to_string().trim_end());

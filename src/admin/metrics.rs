@@ -61,7 +61,7 @@ const FAILOVERS: [&str; 11] = [
 ];
 
 /// What can be wrong with the wiring.
-const MISWIRED: [&str; 3] = ["circle", "zone", "foreign"];
+const MISWIRED: [&str; 4] = ["circle", "zone", "foreign", "silent"];
 
 /// Which side of a relay.
 #[derive(Clone, Copy, Debug)]

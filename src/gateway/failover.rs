@@ -3,13 +3,14 @@
 //! Hops are asked in order. Each has a head start of [`head_start`], then the next one is asked
 //! beside it, and at once where one fails: so dead gateways cost a client little, whether they
 //! refuse, swallow packets, never end a handshake, or say nothing behind it. The executor is asked
-//! when all gateways before it have failed, or [`executor_after`] has passed. All together have
-//! [`patience`], however many there are. What of a gateway failed, [`super::memory`] remembers.
+//! when all gateways have failed, or [`executor_after`] has passed, however many are still to be
+//! asked. All together have [`patience`]. What of a gateway failed, [`super::memory`] remembers.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -20,7 +21,9 @@ use super::Context;
 use super::buffer::Piece;
 use super::connection::Connection;
 use super::finger::Fault;
+use super::memory::Trouble;
 use super::relay::{End, room};
+use super::session::Asked;
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
 use super::wiring::{self, Foreign};
@@ -43,17 +46,12 @@ fn executor_after(limits: &Limits, all_avoided: bool) -> Duration {
 
 /// For a first byte from whichever hop: longer than a gateway of our kind on the way takes to find
 /// the executor dead or silent, so that its words arrive.
+///
+/// No shorter where the executor has been silent for its `first_byte_timeout`. A log has a first line
+/// before anybody is told of it, so that is no young build but a host that hangs, or something
+/// on our way to it that takes connections for it; behind that a gateway may still do better.
 fn patience(limits: &Limits) -> Duration {
     limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout
-}
-
-/// A request whose log several hops may have.
-pub(super) struct Asked<'a> {
-    pub(super) build: &'a BuildId,
-    pub(super) peer: SocketAddr,
-    /// When it came.
-    pub(super) began: std::time::Instant,
-    pub(super) cx: &'a Context,
 }
 
 /// The hop that has the log.
@@ -120,14 +118,6 @@ impl Miss {
             Self::Foreign(_) => "foreign",
         }
     }
-
-    fn is_circle(&self) -> bool {
-        match self {
-            Self::Dial(error) => matches!(error, DialError::Circle),
-            Self::Refused(answered) => wiring::is_circle(&answered.first.0),
-            _ => false,
-        }
-    }
 }
 
 /// A hop that is being asked.
@@ -135,19 +125,28 @@ struct Runner {
     hop: Upstream,
     since: Instant,
     head_start: Duration,
+    /// It has taken the request.
+    took: Arc<AtomicBool>,
     over: bool,
+}
+
+impl Runner {
+    /// It has taken the request and said nothing, up to now.
+    fn is_mute(&self) -> bool {
+        !self.over && self.took.load(Ordering::Relaxed)
+    }
 }
 
 /// Asks `hops`, more than one, until one has sent something.
 pub(super) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Asked<'_>) -> Raced {
     let Asked { cx, .. } = asked;
     let began = Instant::now();
-    let mut race = Race::new(hops, client.is_tls(), asked);
+    let mut race = Race::new(hops, client.is_tls(), asked, began);
     let mut running = FuturesUnordered::new();
     let mut discarded = 0;
     running.extend(race.next());
     loop {
-        let next = race.next_at(began);
+        let next = race.next_at();
         let outcome = tokio::select! {
             biased;
             () = cx.cut.cancelled() => return race.over(End::Stopped),
@@ -167,7 +166,7 @@ pub(super) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Ask
                 if let Some(raced) = race.missed(index, miss, idle) {
                     return raced;
                 }
-                if idle || !race.executor_is_next() {
+                if idle || !race.waiting.is_empty() {
                     running.extend(race.next());
                 }
             }
@@ -180,8 +179,12 @@ struct Race<'a> {
     asked: &'a Asked<'a>,
     tls_client: bool,
     hops: usize,
+    /// Gateways that are to be asked, and whether each is avoided.
     waiting: VecDeque<(Upstream, bool)>,
-    all_avoided: bool,
+    /// The executor, until it is asked.
+    executor: Option<Upstream>,
+    /// When the executor is asked, whatever has become of the gateways by then.
+    executor_at: Instant,
     runners: Vec<Runner>,
     /// A gateway's own line, for when nobody has better.
     refusal: Option<Box<Answered>>,
@@ -189,19 +192,19 @@ struct Race<'a> {
 }
 
 impl<'a> Race<'a> {
-    fn new(hops: &[Upstream], tls_client: bool, asked: &'a Asked<'a>) -> Self {
+    fn new(hops: &[Upstream], tls_client: bool, asked: &'a Asked<'a>, began: Instant) -> Self {
         let mut waiting: VecDeque<_> = asked.cx.resolver.order(hops).into();
         // What comes behind the executor leads back to us.
         let executor = waiting.iter().position(|(hop, _)| matches!(hop, Upstream::Executor(_)));
-        waiting.truncate(executor.map_or(waiting.len(), |index| index + 1));
-        let mut gateways = waiting.iter().filter(|(hop, _)| matches!(hop, Upstream::Gateway(_)));
-        let all_avoided = gateways.all(|(_, avoided)| *avoided);
+        let executor = executor.and_then(|index| waiting.drain(index..).next());
+        let all_avoided = waiting.iter().all(|(_, avoided)| *avoided);
         Self {
             asked,
             tls_client,
             hops: hops.len(),
             waiting,
-            all_avoided,
+            executor: executor.map(|(hop, _)| hop),
+            executor_at: began + executor_after(&asked.cx.limits, all_avoided),
             runners: Vec::new(),
             refusal: None,
             silent: false,
@@ -210,40 +213,44 @@ impl<'a> Race<'a> {
 
     /// Asks the next hop, if there is one.
     fn next(&mut self) -> Option<impl Future<Output = (usize, Result<Answered, Miss>)> + use<'a>> {
-        let (hop, avoided) = self.waiting.pop_front()?;
-        let Asked { build, peer, began, cx } = *self.asked;
+        let late = self.waiting.is_empty() || self.executor_at <= Instant::now();
+        let (hop, avoided) = match self.executor.take_if(|_| late) {
+            Some(executor) => (executor, false),
+            None => self.waiting.pop_front()?,
+        };
+        let Asked { build, cx, .. } = *self.asked;
         let index = self.runners.len();
         self.runners.push(Runner {
             hop: hop.clone(),
             since: Instant::now(),
             head_start: head_start(&cx.limits, avoided),
+            took: Arc::default(),
             over: false,
         });
+        let took = Arc::clone(&self.runners[index].took);
         let route = Route::of(&hop, self.hops);
-        let listed = cx.streams.begin(peer, build, hop.to_string(), began);
+        let listed = self.asked.listed(&hop);
         let room = |tls_hop| room(tls_hop, self.tls_client);
         let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
-        Some(async move { (index, ask(hop, route, listed, room, build, cx).await) })
-    }
-
-    fn executor_is_next(&self) -> bool {
-        matches!(self.waiting.front(), Some((Upstream::Executor(_), _)))
+        Some(async move { (index, ask(hop, route, listed, room, build, &took, cx).await) })
     }
 
     /// When the next hop is to be asked, though nobody has failed.
-    fn next_at(&self, began: Instant) -> Option<Instant> {
-        let last = self.runners.last();
-        self.waiting.front()?;
-        if self.executor_is_next() {
-            return Some(began + executor_after(&self.asked.cx.limits, self.all_avoided));
-        }
-        last.map(|last| last.since + last.head_start)
+    fn next_at(&self) -> Option<Instant> {
+        let executor = self.executor.is_some().then_some(self.executor_at);
+        let last = self.runners.last().filter(|_| !self.waiting.is_empty());
+        executor.into_iter().chain(last.map(|last| last.since + last.head_start)).min()
     }
 
-    /// Notes that a hop brought nothing.
-    fn note(&self, hop: &Upstream, miss: &Miss) {
+    /// Notes that a hop brought nothing; `mute` if it had taken the request.
+    fn note(&self, hop: &Upstream, miss: &Miss, mute: bool) {
         let Asked { build, cx, .. } = self.asked;
-        cx.resolver.memory().failed(build, hop, miss, miss.is_circle());
+        let trouble = match miss {
+            Miss::Dial(DialError::Circle) => Trouble::LeadsBack,
+            _ if mute => Trouble::Mute,
+            _ => Trouble::Other,
+        };
+        let mutes = cx.resolver.memory().failed(build, hop, miss, trouble);
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
             match miss {
@@ -251,7 +258,8 @@ impl<'a> Race<'a> {
                 Miss::Dial(DialError::Elsewhere(found)) => {
                     wiring::found_elsewhere(gateway, found, cx);
                 }
-                _ if miss.is_circle() => wiring::found_circle(gateway, build, cx),
+                Miss::Dial(DialError::Circle) => wiring::found_circle(gateway, build, cx),
+                _ if mute && mutes >= wiring::MUTE => wiring::found_mute(gateway, mutes, cx),
                 _ => {}
             }
         }
@@ -259,11 +267,12 @@ impl<'a> Race<'a> {
 
     /// Takes it that a hop has failed, and says how the race ended if it was the last one.
     fn missed(&mut self, index: usize, miss: Miss, idle: bool) -> Option<Raced> {
-        let Asked { peer, build, began, cx } = self.asked;
+        let Asked { peer, build, .. } = self.asked;
         let hop = self.runners[index].hop.clone();
-        self.note(&hop, &miss);
-        self.silent |= matches!(miss, Miss::Silent);
-        let last = idle && self.waiting.is_empty();
+        let silent = matches!(miss, Miss::Silent);
+        self.note(&hop, &miss, silent);
+        self.silent |= silent;
+        let last = idle && self.waiting.is_empty() && self.executor.is_none();
         if !last || matches!(miss, Miss::Refused(_)) || self.refusal.is_some() {
             info!(%peer, %build, route = %hop, end = %miss, "trying the next hop");
         }
@@ -279,10 +288,7 @@ impl<'a> Race<'a> {
         if let Some(refusal) = self.refusal.take() {
             return Some(Raced::Answered(refusal));
         }
-        let seconds = began.elapsed();
-        cx.metrics.streamed(Route::of(&hop, self.hops), seconds);
-        let (seconds, bytes) = (seconds.as_secs_f64(), 0);
-        info!(%peer, %build, route = %hop, bytes, seconds, end = %miss, "stream ended");
+        self.asked.ended(&hop, Route::of(&hop, self.hops), 0, &miss);
         Some(self.failed())
     }
 
@@ -292,13 +298,10 @@ impl<'a> Race<'a> {
 
     /// Takes it that nobody has said anything in time.
     fn late(&mut self) -> Raced {
-        let Asked { peer, build, began, cx } = self.asked;
         for runner in self.runners.iter().filter(|runner| !runner.over) {
-            self.note(&runner.hop, &Miss::Silent);
-            let (seconds, bytes, end) = (began.elapsed(), 0, End::UpstreamSilent);
-            cx.metrics.streamed(Route::of(&runner.hop, self.hops), seconds);
-            let seconds = seconds.as_secs_f64();
-            info!(%peer, %build, route = %runner.hop, bytes, seconds, %end, "stream ended");
+            self.note(&runner.hop, &Miss::Silent, runner.is_mute());
+            let route = Route::of(&runner.hop, self.hops);
+            self.asked.ended(&runner.hop, route, 0, &End::UpstreamSilent);
         }
         self.silent = true;
         self.refusal.take().map_or_else(|| self.failed(), Raced::Answered)
@@ -311,7 +314,7 @@ impl<'a> Race<'a> {
         for runner in before.filter(|runner| runner.since.elapsed() >= runner.head_start) {
             let miss = Miss::Overtaken(runner.head_start);
             info!(%peer, %build, route = %runner.hop, end = %miss, "trying the next hop");
-            self.note(&runner.hop, &miss);
+            self.note(&runner.hop, &miss, runner.is_mute());
         }
         cx.resolver.memory().answered(build, &answered.hop);
         if let Upstream::Gateway(gateway) = &answered.hop {
@@ -322,12 +325,8 @@ impl<'a> Race<'a> {
     }
 
     fn over(&self, end: End) -> Raced {
-        let Asked { peer, build, began, cx } = self.asked;
-        let seconds = began.elapsed();
         if let Some(Runner { hop, .. }) = self.runners.last() {
-            cx.metrics.streamed(Route::of(hop, self.hops), seconds);
-            let (seconds, bytes) = (seconds.as_secs_f64(), 0);
-            info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
+            self.asked.ended(hop, Route::of(hop, self.hops), 0, &end);
         }
         Raced::Over(end)
     }
@@ -340,6 +339,7 @@ async fn ask(
     listed: Listed,
     room: usize,
     build: &BuildId,
+    took: &AtomicBool,
     cx: &Context,
 ) -> Result<Answered, Miss> {
     let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
@@ -347,6 +347,7 @@ async fn ask(
     let place = place.ok_or(Miss::Dial(DialError::Circle))?;
     let dialed = Instant::now();
     let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;
+    took.store(true, Ordering::Relaxed);
     cx.metrics.connected(route, dialed.elapsed());
     let mut failure = None;
     let read = connection.read_log(room, &mut failure);

@@ -101,7 +101,6 @@ pub(crate) enum Fault {
     ExecutorUnreachable,
     ZoneUnreachable,
     ExecutorSilent,
-    Circle,
 }
 
 impl fmt::Display for Reply {
@@ -127,7 +126,6 @@ impl fmt::Display for Fault {
             Self::ExecutorUnreachable => "the executor cannot be reached",
             Self::ZoneUnreachable => "the zone's gateways cannot be reached",
             Self::ExecutorSilent => "the executor does not answer",
-            Self::Circle => "the zone's gateways lead back here",
         })
     }
 }

@@ -28,6 +28,20 @@ const ATTEMPTS: usize = 256;
 /// The most of a reason that is remembered, in characters.
 const REASON: usize = 200;
 
+/// For how long nothing is said again of a gateway, though it brought a log meanwhile: an address that
+/// leads to several servers, not all of them right, is not to make a line for each request.
+const RETOLD: Duration = Duration::from_secs(600);
+
+/// What kind of failure it was, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Requests come back.
+    LeadsBack,
+    /// It took the request and said nothing.
+    Mute,
+    Other,
+}
+
 /// What is remembered of one gateway.
 struct Record {
     hostname: String,
@@ -40,8 +54,10 @@ struct Record {
     until: Instant,
     /// It seems to lead back to us, so it is not asked at all while it is avoided.
     leads_back: bool,
-    /// What has been said of its wiring.
-    told: Option<&'static str>,
+    /// Failures in a row at which it had taken the request and said nothing.
+    mute: u32,
+    /// What has been said of its wiring, and when.
+    told: Vec<(&'static str, Instant)>,
 }
 
 impl Record {
@@ -53,7 +69,8 @@ impl Record {
             reason: String::new(),
             until: now,
             leads_back: false,
-            told: None,
+            mute: 0,
+            told: Vec::new(),
         }
     }
 
@@ -150,40 +167,50 @@ impl Memory {
             let record = known.record(gateway, now);
             // What leads back to us brings the log that one of us had elsewhere.
             if !(record.leads_back && record.until > now) {
-                *record = Record::new(gateway, now);
+                let mut told = std::mem::take(&mut record.told);
+                told.retain(|(_, at)| now.saturating_duration_since(*at) < RETOLD);
+                *record = Record { told, ..Record::new(gateway, now) };
             }
         }
     }
 
-    /// Notes that `hop` did not bring the log of `build`, and why.
+    /// Notes that `hop` did not bring the log of `build`, and why. Returns how often in a row it has
+    /// taken a request and said nothing.
     pub(crate) fn failed(
         &self,
         build: &BuildId,
         hop: &Upstream,
         reason: &dyn Display,
-        leads_back: bool,
-    ) {
+        trouble: Trouble,
+    ) -> u32 {
         let reason = bounded(&reason.to_string());
         let attempt = Attempt::new(build, hop, Some(reason.clone()));
         let now = Instant::now();
         let mut known = self.lock();
         push(&mut known.failed, attempt);
-        if let Upstream::Gateway(gateway) = hop {
-            let record = known.record(gateway, now);
-            record.reason = reason;
-            record.leads_back |= leads_back;
-            if record.until <= now {
-                record.failures = record.failures.saturating_add(1);
-                record.until = now + delay(record.failures);
-            }
+        let Upstream::Gateway(gateway) = hop else { return 0 };
+        let record = known.record(gateway, now);
+        record.reason = reason;
+        record.leads_back |= trouble == Trouble::LeadsBack;
+        if record.until <= now {
+            record.failures = record.failures.saturating_add(1);
+            record.mute = if trouble == Trouble::Mute { record.mute.saturating_add(1) } else { 0 };
+            record.until = now + delay(record.failures);
         }
+        record.mute
     }
 
     /// Whether `kind` of mistake in the wiring has not been said of `gateway` yet. From now on it
-    /// has, until a log comes from it.
+    /// has, until a log comes from it, a while later.
     pub(crate) fn is_news(&self, gateway: &Gateway, kind: &'static str) -> bool {
+        let now = Instant::now();
         let mut known = self.lock();
-        known.record(gateway, Instant::now()).told.replace(kind) != Some(kind)
+        let told = &mut known.record(gateway, now).told;
+        let news = told.iter().all(|(before, _)| *before != kind);
+        if news {
+            told.push((kind, now));
+        }
+        news
     }
 
     /// The last attempts at `build` and at `hops`, the oldest first.
@@ -317,14 +344,14 @@ mod tests {
         let registered = [1, 2, 3];
         let order = |memory: &Memory| ports(memory, &hops, &registered);
         assert_eq!(order(&memory), [(1, false), (2, false), (3, false), (7900, false)]);
-        memory.failed(&build(), &hops[0], &"refused", false);
+        memory.failed(&build(), &hops[0], &"refused", Trouble::Other);
         assert_eq!(order(&memory), [(2, false), (3, false), (1, true), (7900, false)]);
-        memory.failed(&build(), &hops[1], &"leads back", true);
+        memory.failed(&build(), &hops[1], &"leads back", Trouble::LeadsBack);
         assert_eq!(order(&memory), [(3, false), (1, true), (7900, false), (2, true)]);
         memory.answered(&build(), &hops[0]);
         memory.answered(&build(), &hops[1]);
         assert_eq!(order(&memory), [(1, false), (3, false), (7900, false), (2, true)]);
-        memory.failed(&build(), &executor(), &"refused", false);
+        memory.failed(&build(), &executor(), &"refused", Trouble::Other);
         assert_eq!(order(&memory).len(), 4);
     }
 
@@ -333,7 +360,7 @@ mod tests {
         let memory = Memory::default();
         assert_eq!(memory.standing(&gateway(1)), Standing::NeverTried);
         for _ in 0..100 {
-            memory.failed(&build(), &hop(1), &"refused", false);
+            memory.failed(&build(), &hop(1), &"refused", Trouble::Other);
         }
         match memory.standing(&gateway(1)) {
             Standing::Avoided { remaining, failures: 1, reason, leads_back: false } => {
@@ -344,7 +371,7 @@ mod tests {
         memory.lock().records[0].until = Instant::now();
         let due = Standing::Due { failures: 1, reason: "refused".to_owned() };
         assert_eq!(memory.standing(&gateway(1)), due);
-        memory.failed(&build(), &hop(1), &"again", false);
+        memory.failed(&build(), &hop(1), &"again", Trouble::Other);
         assert!(matches!(memory.standing(&gateway(1)), Standing::Avoided { failures: 2, .. }));
         memory.answered(&build(), &hop(1));
         assert_eq!(memory.standing(&gateway(1)), Standing::Good);
@@ -353,8 +380,8 @@ mod tests {
     #[test]
     fn who_leaves_the_registry_is_forgotten() {
         let memory = Memory::default();
-        memory.failed(&build(), &hop(1), &"refused", false);
-        memory.failed(&build(), &hop(2), &"refused", false);
+        memory.failed(&build(), &hop(1), &"refused", Trouble::Other);
+        memory.failed(&build(), &hop(2), &"refused", Trouble::Other);
         ports(&memory, &[], &[2, 3]);
         assert_eq!(memory.standing(&gateway(1)), Standing::NeverTried);
         assert!(memory.standing(&gateway(2)).is_avoided());
@@ -367,14 +394,38 @@ mod tests {
         assert_eq!(told, [true, false, false]);
         assert!(memory.is_news(&gateway(2), "zone") && memory.is_news(&gateway(1), "circle"));
         memory.answered(&build(), &hop(1));
+        assert!(!memory.is_news(&gateway(1), "circle"), "a moment ago");
+        for record in &mut memory.lock().records {
+            record.told.iter_mut().for_each(|(_, at)| *at -= RETOLD);
+        }
+        assert!(!memory.is_news(&gateway(1), "circle"), "not mended");
+        memory.answered(&build(), &hop(1));
         assert!(memory.is_news(&gateway(1), "circle"));
+    }
+
+    #[test]
+    fn silences_are_counted_in_a_row() {
+        let memory = Memory::default();
+        let failed = |trouble| {
+            let mutes = memory.failed(&build(), &hop(1), &"why", trouble);
+            memory.lock().records[0].until = Instant::now();
+            mutes
+        };
+        assert_eq!([Trouble::Mute; 3].map(failed), [1, 2, 3]);
+        assert_eq!([Trouble::Other, Trouble::Mute, Trouble::LeadsBack].map(failed), [0, 1, 0]);
+        failed(Trouble::Mute);
+        memory.answered(&build(), &hop(1));
+        assert_eq!([Trouble::Mute; 2].map(failed), [1, 2]);
+        memory.failed(&build(), &hop(1), &"why", Trouble::Mute);
+        let together = memory.failed(&build(), &hop(1), &"why", Trouble::Mute);
+        assert_eq!(together, 3, "avoided anyway");
     }
 
     #[test]
     fn memory_is_bounded() {
         let memory = Memory::default();
         for port in 0..3000 {
-            memory.failed(&build(), &hop(port), &"x".repeat(5000), false);
+            memory.failed(&build(), &hop(port), &"x".repeat(5000), Trouble::Other);
             memory.answered(&build(), &executor());
         }
         let known = memory.lock();

@@ -22,7 +22,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Every label there is.
-    pub(crate) const LABELS: [&str; 22] = [
+    pub(crate) const LABELS: [&str; 21] = [
         "ok",
         "upstream_cut",
         "client_left",
@@ -42,7 +42,6 @@ impl Outcome {
         "upstream_silent",
         "zone_unreachable",
         "proxy_header",
-        "circle",
         "tls",
         "probe",
     ];
@@ -71,7 +70,6 @@ impl Outcome {
                 Fault::ExecutorUnreachable => "upstream_unreachable",
                 Fault::ZoneUnreachable => "zone_unreachable",
                 Fault::ExecutorSilent => "upstream_silent",
-                Fault::Circle => "circle",
             },
             Self::Streamed(End::UpstreamSilent) => "upstream_silent",
             Self::Rejected => "rejected",

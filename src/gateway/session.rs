@@ -1,5 +1,6 @@
 //! One connection from its first byte to its last.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,14 @@ use super::Context;
 use super::access::{self, Access};
 use super::bounds::AddressPlace;
 use super::connection::Connection;
-use super::failover::{self, Answered, Asked, Raced};
+use super::failover::{self, Answered, Raced};
 use super::finger::{Fault, QueryError, Reply, read_query};
+use super::memory::Trouble;
 use super::outcome::Outcome;
 use super::proxy_protocol::{NoHeader, read_header};
 use super::read_ahead::ReadAhead;
 use super::relay::{self, End, Relayed};
+use super::streams::Listed;
 use super::upstream::Upstream;
 use crate::admin::metrics::{Rejection, Route, Side};
 use crate::config::Limits;
@@ -32,6 +35,31 @@ pub(crate) struct Caller {
     pub(crate) of_address: Option<AddressPlace>,
     /// Which listener accepted the connection.
     pub(crate) index: usize,
+}
+
+/// What a client has asked for.
+pub(super) struct Asked<'a> {
+    pub(super) build: &'a BuildId,
+    pub(super) peer: &'a SocketAddr,
+    /// When it was known where the build runs.
+    began: Instant,
+    pub(super) cx: &'a Context,
+}
+
+impl Asked<'_> {
+    /// Its place in the list of streams, as long as `hop` is asked or relayed from.
+    pub(super) fn listed(&self, hop: &Upstream) -> Listed {
+        self.cx.streams.begin(*self.peer, self.build, hop.to_string(), self.began)
+    }
+
+    /// Counts and logs how the stream from `hop` ended, or the wait for it.
+    pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
+        let Self { build, peer, began, cx } = self;
+        let seconds = began.elapsed();
+        cx.metrics.streamed(route, seconds);
+        let seconds = seconds.as_secs_f64();
+        info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
+    }
 }
 
 /// Serves one connection of `caller`'s to its end. Every wait on the peer has a deadline.
@@ -214,17 +242,14 @@ async fn stream_from(
     build: &BuildId,
     cx: &Context,
 ) -> Outcome {
-    let began = Instant::now();
+    let asked = Asked { build, peer, began: Instant::now(), cx };
     let streamed = match hops {
-        [hop] => relay_from(hop, &mut client, peer, build, cx).await,
-        _ => {
-            let asked = Asked { build, peer: *peer, began, cx };
-            match Box::pin(failover::race(hops, &mut client, &asked)).await {
-                Raced::Answered(answered) => Ok(go_on(*answered, &mut client, &asked).await),
-                Raced::Failed(fault) => Err(fault),
-                Raced::Over(end) => Ok(end),
-            }
-        }
+        [hop] => relay_from(hop, &mut client, &asked).await,
+        _ => match Box::pin(failover::race(hops, &mut client, &asked)).await {
+            Raced::Answered(answered) => Ok(go_on(*answered, &mut client, &asked).await),
+            Raced::Failed(fault) => Err(fault),
+            Raced::Over(end) => Ok(end),
+        },
     };
     match streamed {
         Ok(end) => {
@@ -250,25 +275,17 @@ async fn stream_from(
 async fn relay_from(
     hop: &Upstream,
     client: &mut Connection,
-    peer: &SocketAddr,
-    build: &BuildId,
-    cx: &Context,
+    asked: &Asked<'_>,
 ) -> Result<End, Fault> {
-    let began = Instant::now();
+    let Asked { build, began, cx, .. } = asked;
     let route = Route::Direct;
-    let listed = cx.streams.begin(*peer, build, hop.to_string(), began);
-    let ended = |bytes: u64, end: &(dyn std::fmt::Display + Sync)| {
-        let seconds = began.elapsed();
-        cx.metrics.streamed(route, seconds);
-        let seconds = seconds.as_secs_f64();
-        info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
-    };
+    let listed = asked.listed(hop);
     let memory = cx.resolver.memory();
     let mut upstream = match Box::pin(hop.ask(build, cx)).await {
         Ok(upstream) => upstream,
         Err(error) => {
-            memory.failed(build, hop, &error, false);
-            ended(0, &error);
+            memory.failed(build, hop, &error, Trouble::Other);
+            asked.ended(hop, route, 0, &error);
             return Err(Fault::ExecutorUnreachable);
         }
     };
@@ -280,9 +297,9 @@ async fn relay_from(
     };
     let relayed = relay::run(&mut upstream, client, cx, None, first_byte, &listed).await;
     let Relayed { bytes, end } = relayed;
-    ended(bytes, &end);
+    asked.ended(hop, route, bytes, &end);
     if bytes == 0 && end.is_upstreams_fault() {
-        memory.failed(build, hop, &end, false);
+        memory.failed(build, hop, &end, Trouble::Other);
     }
     match end {
         End::UpstreamSilent => Err(Fault::ExecutorSilent),
@@ -293,15 +310,11 @@ async fn relay_from(
 
 /// Relays the log of which one of several hops has sent the first bytes.
 async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> End {
-    let Asked { build, peer, began, cx } = asked;
     let Answered { hop, route, mut connection, listed, first } = answered;
-    let _active = cx.metrics.stream();
-    let relayed = relay::run(&mut connection, client, cx, Some(first), || {}, &listed).await;
+    let _active = asked.cx.metrics.stream();
+    let relayed = relay::run(&mut connection, client, asked.cx, Some(first), || {}, &listed).await;
     let Relayed { bytes, end } = relayed;
-    let seconds = began.elapsed();
-    cx.metrics.streamed(route, seconds);
-    let seconds = seconds.as_secs_f64();
-    info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
+    asked.ended(&hop, route, bytes, &end);
     end
 }
 

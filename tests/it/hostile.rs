@@ -212,8 +212,8 @@ async fn they_connect_and_leave() {
         }
         besieged.serves().await;
     }
-    let probes = "zuul_fingergw_requests_total{result=\"probe\"}";
-    assert!(metric(&besieged.gateway, probes).await > 0.0);
+    ended(&besieged.gateway, "probe", 2 * MANY).await;
+    ended(&besieged.gateway, "tls", 2 * MANY).await;
     besieged.ends(sockets).await;
 }
 

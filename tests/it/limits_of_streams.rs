@@ -8,6 +8,7 @@ use crate::support::executor::Executor;
 use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
+use crate::support::within;
 
 struct Site {
     system: System,
@@ -95,7 +96,8 @@ async fn an_old_stream_is_cut() {
             }
         }
     };
-    let ((), ending) = tokio::join!(pours, reads);
+    let both = async { tokio::join!(pours, reads) };
+    let ((), ending) = within("the cut", both).await;
     assert_eq!(ending, Ending::Reset);
     ended(&site.gateway, "stream_total", 1).await;
     // The next one has its own time.

@@ -7,6 +7,7 @@ use std::ops::Range;
 use tokio::task::JoinSet;
 
 use crate::admin::{ended, metric};
+use crate::proxy_protocol::v2;
 use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
@@ -101,6 +102,54 @@ async fn one_address_too_often_and_the_others_not() {
     assert_eq!(client.text().await, "");
     drop(client);
     build.reaches_at_last("127.0.0.2", ipv4).await;
+}
+
+/// Clients behind a balancer, from all over their networks: an IPv6 network counts as one client, as
+/// large a one as the configuration says, and so does its neighbour. The balancer counts as none.
+#[tokio::test]
+async fn an_ipv6_network_is_one_client() {
+    for (prefix, near, far) in [
+        ("", "2001:db8::ffff:0:0:7", "2001:db8:0:1::1"),
+        ("ipv6_prefix = 48", "2001:db8:0:ffff::7", "2001:db8:1::1"),
+        ("ipv6_prefix = 128", "2001:db8::1", "2001:db8::2"),
+    ] {
+        let system = System::new().await;
+        let limits = format!("connections_per_address = 2\n{prefix}");
+        let mut builder = Builder::new(&system).limits(&limits);
+        builder.admin = true;
+        let gateway = builder.listeners(&["proxy_protocol = [\"127.0.0.1\"]"]).ready().await;
+        let build = Build::of(&system).await;
+        let ask = async |client: &str| {
+            let header = v2(client.parse().expect("an address"), b"");
+            let mut client = Client::connect(gateway.address()).await;
+            client.send(&[&header, build.id.as_bytes(), b"\n"].concat()).await;
+            client
+        };
+        // Of the balancer's connections nobody knows yet for whom they are.
+        let mut unnamed = Vec::new();
+        for _ in 0..3 {
+            unnamed.push(Client::connect(gateway.address()).await);
+        }
+        let mut held = Vec::new();
+        for client in ["2001:db8::1", near, far, far] {
+            let mut client = ask(client).await;
+            let stream = build.executor.begin(&mut client).await;
+            held.push((client, stream));
+        }
+        for client in ["2001:db8::1", near, far] {
+            assert_eq!(ask(client).await.text().await, TOO_MANY, "{client}, {prefix}");
+        }
+        assert_eq!(rejected(&gateway, "address").await, 3.0);
+        assert_eq!(warnings(&gateway, "peer=[2001:db8::1]:"), 1, "it says who");
+        // Any address of a network may have the place that another one gives back.
+        let (mut client, stream) = held.swap_remove(0);
+        stream.finish().await;
+        assert_eq!(client.text().await, "");
+        drop(client);
+        let asking =
+            within("a free place", async { while ask(near).await.text().await != "log\n" {} });
+        tokio::join!(build.executor.serve(b"log\n"), asking);
+    }
 }
 
 #[tokio::test]

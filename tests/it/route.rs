@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use rustix::process::Signal;
 
+use crate::failover::resolve;
 use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port, unreachable};
@@ -152,9 +153,12 @@ async fn a_gateway_that_says_nothing_makes_way_for_the_next() {
         });
         let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
         // In random order: go on until the bad one has had its turn.
-        while told.try_recv().is_err() {
-            comes_from(&alive, gateway.address(), &build).await;
-        }
+        within("its turn", async {
+            while told.try_recv().is_err() {
+                comes_from(&alive, gateway.address(), &build).await;
+            }
+        })
+        .await;
         trouble.abort();
     }
 }
@@ -251,9 +255,11 @@ async fn a_zone_without_a_gateway_is_dialed_directly() {
     comes_from(&executor, gateway.address(), &build).await;
 }
 
+/// Each at once when the one before it has failed: nobody's head start is waited for.
 #[tokio::test]
 async fn a_zone_with_dead_gateways_only_is_dialed_directly() {
-    let (system, gateway) = east_of(&[refusing_port().await, refusing_port().await], "").await;
+    let dead = [refusing_port().await, refusing_port().await];
+    let (system, gateway) = east_of(&dead, "connect_timeout = \"1h\"").await;
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
     comes_from(&executor, gateway.address(), &build).await;
@@ -310,7 +316,9 @@ async fn a_circle_ends() {
     let port = proxy.local_addr().expect("its address").port();
     system.put_gateway(Some("west"), Some(port), false, "running").await;
     let limits = "connections = 40\nconnect_timeout = \"500ms\"";
-    let mut gateway = Builder::new(&system).zone("east").limits(limits).ready().await;
+    let builder = Builder::new(&system).zone("east").limits(limits).control();
+    let config = builder.write();
+    let mut gateway = builder.ready().await;
     let address = gateway.address();
     tokio::spawn(async move {
         loop {
@@ -333,6 +341,11 @@ async fn a_circle_ends() {
     assert_eq!(answer, "Internal streaming error: the zone's gateways cannot be reached\r\n");
     let warnings = gateway.log().iter().filter(|line| line.contains("lead back to us")).count();
     assert_eq!(warnings, 1);
+    let now = resolve(&config, &build).await;
+    let mut hops = now["hops"].as_array().expect("a list").iter();
+    let hop = hops.find(|hop| hop["state"] != "executor").expect("the gateway");
+    // Not any more so after a while.
+    assert!(hop["state"] == "leads back" || hop["state"] == "due", "{now}");
 }
 
 /// An entry of another zone with our own address would lead back to us, and again.

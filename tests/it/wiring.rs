@@ -29,6 +29,7 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
 enum Stranger {
     Http,
     Ssh,
+    Mail,
     Echo,
     Tls,
 }
@@ -38,6 +39,7 @@ async fn talk(stranger: Stranger, mut stream: tokio::net::TcpStream) {
     let mut request = [0; 1024];
     let _ = match stranger {
         Stranger::Ssh => stream.write_all(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n").await,
+        Stranger::Mail => stream.write_all(b"220 mx.example.org ESMTP\r\n").await,
         Stranger::Http => {
             let _ = stream.read(&mut request).await;
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await
@@ -56,13 +58,14 @@ async fn talk(stranger: Stranger, mut stream: tokio::net::TcpStream) {
     while matches!(stream.read(&mut request).await, Ok(1..)) {}
 }
 
-/// Four servers of other kinds: none is shown to a client as a log, each is named once with both ends,
+/// Servers of other kinds: none is shown to a client as a log, each is named once with both ends,
 /// and counted for each request. The gateway behind the mended forward is used again.
 #[tokio::test]
 async fn what_is_no_gateway_is_not_shown_as_a_log() {
     for (stranger, found) in [
         (Stranger::Http, "found=an HTTP server"),
         (Stranger::Ssh, "found=an SSH server"),
+        (Stranger::Mail, "found=a mail or FTP server"),
         (Stranger::Echo, "found=it sends back what it is sent"),
         (Stranger::Tls, "found=a TLS server, and the registry says plain"),
     ] {
@@ -77,7 +80,8 @@ async fn what_is_no_gateway_is_not_shown_as_a_log() {
         let build = system.put_build(Some("west"), Some(&worker)).await;
         for _ in 0..3 {
             let mut client = Client::ask(gateway.address(), &build).await;
-            let (stream, _) = wrong.listener.accept().await.expect("a connection");
+            let connection = within("a connection", wrong.listener.accept()).await;
+            let (stream, _) = connection.expect("a connection");
             let talking = tokio::spawn(talk(stranger, stream));
             executor.serve(b"log\n").await;
             assert_eq!(client.text().await, "log\n", "{stranger:?}");
@@ -90,6 +94,48 @@ async fn what_is_no_gateway_is_not_shown_as_a_log() {
         assert!(warnings[0].contains(&format!("zone=\"west\" gateway=\"localhost:{port}\"")));
         // Mended: now a gateway is there.
         comes_from(&wrong, gateway.address(), &build).await;
+    }
+}
+
+/// A forward to something that takes everything and never says a word, and one to something that
+/// closes: the log comes from the executor each time, and one warning names the address once that has
+/// happened a few times. The gateway behind the mended forward is used again.
+#[tokio::test]
+async fn what_never_says_anything_is_named_once() {
+    for closes in [false, true] {
+        let system = System::new().await;
+        let (wrong, executor) = (Executor::start().await, Executor::start().await);
+        let port = wrong.address.port();
+        system.put_gateway(Some("west"), Some(port), false, "running").await;
+        let limits = "connect_timeout = \"500ms\"";
+        let mut builder = Builder::new(&system).zone("east").limits(limits);
+        builder.admin = true;
+        let mut gateway = builder.ready().await;
+        let worker = executor.worker(Some("west"));
+        let build = system.put_build(Some("west"), Some(&worker)).await;
+        let (address, build) = (gateway.address(), &build);
+        let served = async || {
+            let mut client = Client::ask(address, build).await;
+            let mute = wrong.accept().await;
+            let mute = (!closes).then_some(mute);
+            executor.serve(b"log\n").await;
+            assert_eq!(client.text().await, "log\n");
+            drop(mute);
+        };
+        served().await;
+        assert!(warnings(&gateway).is_empty(), "it may have been busy");
+        let met = async || metric(&gateway, &faults("silent")).await;
+        within("it to be found", async {
+            while met().await < 3.0 {
+                served().await;
+            }
+        })
+        .await;
+        gateway.logged("the warning", |line| line.contains("says nothing")).await;
+        let warnings = warnings(&gateway);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains(&format!("zone=\"west\" gateway=\"localhost:{port}\"")));
+        comes_from(&wrong, address, build).await;
     }
 }
 
@@ -159,8 +205,9 @@ async fn circle(length: usize, tls: bool) {
     let address = gateways[0].addresses[1];
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     // Until it has seen the entries.
+    let went_round = |line: &String| line.contains("trying the next hop");
     within("the entries to be seen", async {
-        while !gateways[0].log().iter().any(|line| line.contains("trying the next hop")) {
+        while !gateways[0].log().iter().any(went_round) {
             let answer = Client::ask(address, &build).await.text().await;
             assert!(answer.starts_with("Internal streaming error: "), "{answer}");
         }
