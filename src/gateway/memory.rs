@@ -128,8 +128,8 @@ impl Memory {
     }
 
     /// `hops` in the order to try them, and whether each is avoided: gateways, those that are avoided
-    /// behind the good ones, the executor, and behind it those that are not asked: they lead back to us. `registered`
-    /// are all there are: others are forgotten.
+    /// behind the good ones, the executor, and behind it those that are not asked: they lead back to
+    /// us. `registered` are all there are: others are forgotten.
     pub(crate) fn order(
         &self,
         hops: &[Upstream],
@@ -190,9 +190,14 @@ impl Memory {
         push(&mut known.failed, attempt);
         let Upstream::Gateway(gateway) = hop else { return 0 };
         let record = known.record(gateway, now);
-        record.reason = reason;
-        record.leads_back |= trouble == Trouble::LeadsBack;
-        if record.until <= now {
+        let fresh = record.until <= now;
+        let leads_back = trouble == Trouble::LeadsBack;
+        // In a circle the others fail of the one that found it: that is not why.
+        if fresh || leads_back || !record.leads_back {
+            record.reason = reason;
+        }
+        record.leads_back = leads_back || record.leads_back && !fresh;
+        if fresh {
             record.failures = record.failures.saturating_add(1);
             record.mute = if trouble == Trouble::Mute { record.mute.saturating_add(1) } else { 0 };
             record.until = now + delay(record.failures);
@@ -401,6 +406,23 @@ mod tests {
         assert!(!memory.is_news(&gateway(1), "circle"), "not mended");
         memory.answered(&build(), &hop(1));
         assert!(memory.is_news(&gateway(1), "circle"));
+    }
+
+    #[test]
+    fn what_led_back_may_fail_otherwise_later() {
+        let memory = Memory::default();
+        let failed = |reason: &str, trouble| {
+            memory.failed(&build(), &hop(1), &reason, trouble);
+            match memory.standing(&gateway(1)) {
+                Standing::Avoided { reason, leads_back, .. } => (reason, leads_back),
+                standing => panic!("{standing:?}"),
+            }
+        };
+        assert_eq!(failed("mute", Trouble::Mute), ("mute".to_owned(), false));
+        assert_eq!(failed("circle", Trouble::LeadsBack), ("circle".to_owned(), true));
+        assert_eq!(failed("refused", Trouble::Other), ("circle".to_owned(), true));
+        memory.lock().records[0].until = Instant::now();
+        assert_eq!(failed("refused", Trouble::Other), ("refused".to_owned(), false));
     }
 
     #[test]

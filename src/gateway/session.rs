@@ -187,15 +187,16 @@ async fn shake_hands(
         stream.peek(&mut [0]).await?;
         let place = of_address.as_ref().map(|place| cx.bounds.handshake(place, &cx.limits));
         match place {
-            Some(None) => Ok(None),
+            Some(None) => {
+                // Before it is closed: who sees that may look whether it was counted.
+                cx.turned_away(Rejection::Handshakes, peer);
+                Ok(None)
+            }
             _ => acceptor.accept(ReadAhead::from_client(stream)).await.map(Some),
         }
     };
     let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
-        Ok(Ok(None)) => {
-            cx.turned_away(Rejection::Handshakes, peer);
-            return Err(Outcome::Rejected);
-        }
+        Ok(Ok(None)) => return Err(Outcome::Rejected),
         Ok(Ok(Some(stream))) => {
             cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
             cx.familiar.greeted(peer.ip());
