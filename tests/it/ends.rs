@@ -266,11 +266,19 @@ impl Hop {
             Self::Resets => gateway.accept().await.reset(),
             _ => {}
         }
+        let event = "trying the next hop";
+        let mut line = None;
+        if !matches!(self, Self::IsSlow) {
+            // Before the executor is quicker.
+            line = Some(asked.logged(event, |line| line.contains(event)).await);
+        }
         // The executor itself has it, and the client gets it all the same.
         executor.serve(b"log\n").await;
         assert_eq!(client.text().await, "log\n", "{self:?}");
-        let event = "trying the next hop";
-        let line = asked.logged(event, |line| line.contains(event)).await;
+        let line = match line {
+            Some(line) => line,
+            None => asked.logged(event, |line| line.contains(event)).await,
+        };
         line.split_once(" end=").expect("why").1.to_owned()
     }
 }
