@@ -6,7 +6,7 @@
 //! is played first: its files are put in place and its gateways stay, for all other pages.
 //! docs/CONTRIBUTING.md tells the rules for those who write pages.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream, UnixDatagram};
 use tokio::process::{Child, Command};
 
 use crate::pages::{self, Block, Page};
-use crate::support::certificates::{Authority, Identity};
+use crate::support::certificates::Authority;
 use crate::support::executor::Executor;
 use crate::support::gateway::BINARY;
 use crate::support::namespace::{apart, command};
@@ -35,9 +35,10 @@ const LOG: &[u8] = b"2026-11-21 18:00:01.000001 | Job console starting\n\
                      2026-11-21 18:00:02.000002 | TASK [hello : say hello]\n";
 
 /// What a block may need that a test cannot give: the first line of a `console` block, as a comment.
-const NEEDS: [&str; 9] = [
+const NEEDS: [&str; 10] = [
     "# needs a cluster",
     "# needs a container engine",
+    "# needs a package of a release",
     "# needs another machine",
     "# needs systemd as init",
     "# needs the network",
@@ -58,6 +59,19 @@ const NAMES: &str = "127.0.0.1 localhost finger.example.org fingergw.west.exampl
 const ENTER: &str = r#"mount --bind "$1/zuul" /etc/zuul; mount --bind "$1/run" /run; cd "$1/work"
 shift; exec "$@""#;
 
+/// What a page need not repeat, as each host has it.
+const TLS: &str = "\n[tls]\ncert = \"/etc/zuul/ssl/fingergw.crt\"\n\
+                   key = \"/etc/zuul/ssl/fingergw.key\"\nca = \"/etc/zuul/ssl/ca.crt\"\n";
+const ZOOKEEPER: &str = "\n[zookeeper]\nhosts = \"zk1.example.org:2281\"\n\
+                         tls_cert = \"/etc/zuul/ssl/zookeeper.crt\"\n\
+                         tls_key = \"/etc/zuul/ssl/zookeeper.key\"\n\
+                         tls_ca = \"/etc/zuul/ssl/zookeeper-ca.crt\"\n";
+const ZOOKEEPER_INI: &str = "\n[zookeeper]\n\
+                             hosts = zk1.example.org:2281,zk2.example.org:2281,zk3.example.org:2281\n\
+                             tls_cert = /etc/zuul/ssl/zookeeper.crt\n\
+                             tls_key = /etc/zuul/ssl/zookeeper.key\n\
+                             tls_ca = /etc/zuul/ssl/zookeeper-ca.crt\n";
+
 /// Languages of blocks that are looked at here, or that nobody runs.
 const LANGUAGES: [&str; 14] = [
     "sh", "console", "text", "toml", "ini", "yaml", "json", "haproxy", "promql", "nginx", "rust",
@@ -66,8 +80,22 @@ const LANGUAGES: [&str; 14] = [
 
 /// How lines begin that somebody is meant to type.
 const PROGRAMS: [&str; 16] = [
-    "$ ", "zuul-fingergw ", "systemctl ", "kubectl ", "oc ", "curl ", "openssl ", "finger ",
-    "cargo ", "tests/", "apt", "dpkg ", "podman ", "sudo ", "journalctl ", "promtool ",
+    "$ ",
+    "zuul-fingergw ",
+    "systemctl ",
+    "kubectl ",
+    "oc ",
+    "curl ",
+    "openssl ",
+    "finger ",
+    "cargo ",
+    "tests/",
+    "apt",
+    "dpkg ",
+    "podman ",
+    "sudo ",
+    "journalctl ",
+    "promtool ",
 ];
 
 #[test]
@@ -98,7 +126,8 @@ fn every_command_is_run_or_says_what_it_needs() {
                     );
                     need += 1;
                 }
-                "text" => {
+                // Behind commands it is what they print.
+                "text" if !block.follows => {
                     let typed =
                         |line: &&str| PROGRAMS.iter().any(|program| line.starts_with(program));
                     let found = text.lines().find(typed);
@@ -137,7 +166,7 @@ struct World {
     zookeeper: Arc<ZooKeeper>,
     /// The blocks that are to be left running, with the processes they became.
     running: Vec<(Block, Child)>,
-    hosts: BTreeMap<String, Identity>,
+    hosts: BTreeSet<String>,
 }
 
 impl World {
@@ -176,7 +205,7 @@ impl World {
             }
         });
         let authority = Authority::new();
-        let hosts = BTreeMap::new();
+        let hosts = BTreeSet::new();
         let mut world = Self { directory, authority, zookeeper, running: Vec::new(), hosts };
         world.host(HERE);
         world.host(WEST);
@@ -185,7 +214,9 @@ impl World {
 
     /// Makes the directories of a host that is named for the first time.
     fn host(&mut self, name: &str) {
-        assert!([HERE, WEST].contains(&name), "{name} is no host of this world");
+        if !self.hosts.insert(name.to_owned()) {
+            return;
+        }
         let at = self.directory.path().join(name);
         for directory in ["zuul/ssl", "run/zuul-fingergw", "work"] {
             fs::create_dir_all(at.join(directory)).expect("a directory");
@@ -201,26 +232,25 @@ impl World {
         copy(&zookeeper.cert, "zookeeper.crt");
         copy(&zookeeper.key, "zookeeper.key");
         copy(&zookeeper.ca, "zookeeper-ca.crt");
-        let ssl = "/etc/zuul/ssl/zookeeper";
-        let zuul_conf = format!(
-            "[zookeeper]\nhosts = zk1.example.org:2281,zk2.example.org:2281,zk3.example.org:2281\n\
-             tls_cert = {ssl}.crt\ntls_key = {ssl}.key\ntls_ca = {ssl}-ca.crt\n\
-             [scheduler]\ntenant_config = /etc/zuul/main.yaml\n"
-        );
+        let zuul_conf =
+            format!("[scheduler]\ntenant_config = /etc/zuul/main.yaml\n{ZOOKEEPER_INI}");
         fs::write(at.join("zuul/zuul.conf"), zuul_conf).expect("zuul.conf");
-        self.hosts.insert(name.to_owned(), identity);
     }
 
     /// A command that runs a block on its host.
     fn command(&self, block: &Block) -> Command {
         let host = host_of(block);
-        assert!(self.hosts.contains_key(host), "{}: what host is {host}?", block.place);
+        assert!(self.hosts.contains(host), "{}: what host is {host}?", block.place);
+        self.command_on(host, &["bash", "-eu", "-o", "pipefail", "-c", &block.text])
+    }
+
+    fn command_on(&self, host: &str, arguments: &[&str]) -> Command {
         let path = std::env::var("PATH").expect("PATH");
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private", "sh", "-ec", ENTER, "sh"])
             .arg(self.directory.path().join(host))
-            .args(["bash", "-eu", "-o", "pipefail", "-c", &block.text])
+            .args(arguments)
             .env("PATH", format!("{}/bin:{path}", self.directory.path().display()))
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
@@ -229,13 +259,44 @@ impl World {
         command
     }
 
+    /// Has a configuration of a page checked, on the host that it names, with the files that each host
+    /// has where it leaves them out.
+    async fn check(&mut self, block: &Block, extension: &str) {
+        let mut text = block.text.clone();
+        let named = |line: &str| {
+            let (key, value) = line.split_once('=')?;
+            (key.trim() == "hostname").then(|| value.trim().trim_matches('"').to_owned())
+        };
+        let host = text.lines().find_map(named).unwrap_or_else(|| HERE.to_owned());
+        self.host(&host);
+        let speaks_tls = text.lines().any(|line| line.starts_with("tls = true"));
+        if extension == "toml" && speaks_tls && !text.contains("\n[tls]") {
+            text.push_str(TLS);
+        }
+        if !text.contains("[zookeeper]") {
+            text.push_str(if extension == "toml" { ZOOKEEPER } else { ZOOKEEPER_INI });
+        }
+        let path = self.directory.path().join(format!("{host}/work/page.{extension}"));
+        fs::write(&path, text).expect("a configuration");
+        let path = path.to_str().expect("UTF-8");
+        let mut command = self.command_on(&host, &["zuul-fingergw", "check", "-c", path]);
+        let told = within("a check", command.output()).await.expect("zuul-fingergw check");
+        let (said, faults) = (&told.stdout, String::from_utf8_lossy(&told.stderr));
+        let said = String::from_utf8_lossy(said);
+        assert!(told.status.success(), "{}: {said}{faults}", block.place);
+    }
+
     /// Does what `page` says, from its top to its end. How many blocks it has run.
     async fn play(&mut self, page: &Page) -> usize {
         let blocks = page.blocks();
         let mut count = 0;
         for (index, block) in blocks.iter().enumerate() {
             match &*block.info {
-                "toml" => self.put(block),
+                "toml" => {
+                    self.put(block);
+                    self.check(block, "toml").await;
+                }
+                "ini" if block.text.contains("[fingergw]") => self.check(block, "conf").await,
                 "sh background" => {
                     let child = self.start(block).await;
                     self.running.push((block.clone(), child));
@@ -275,8 +336,7 @@ impl World {
         let ready = async {
             loop {
                 let count = notices.recv(&mut buffer).await.expect("a datagram");
-                if String::from_utf8_lossy(&buffer[..count]).lines().any(|line| line == "READY=1")
-                {
+                if String::from_utf8_lossy(&buffer[..count]).lines().any(|line| line == "READY=1") {
                     return;
                 }
             }
@@ -300,8 +360,8 @@ impl World {
         let mut child = command.spawn().expect("unshare (util-linux)");
         // Its ends of the pipe.
         drop(command);
-        let mut output = tokio::net::unix::pipe::Receiver::from_owned_fd(output.into())
-            .expect("a pipe");
+        let mut output =
+            tokio::net::unix::pipe::Receiver::from_owned_fd(output.into()).expect("a pipe");
         let mut printed = Vec::new();
         let status = within(place, async {
             output.read_to_end(&mut printed).await.expect("its output");
@@ -400,7 +460,9 @@ fn shape(line: &str) -> String {
 
 #[test]
 fn output_is_compared() {
-    assert!(alike("1 of 20 B", "31 of 4 B  ") && alike("a ... b", "a 12 x b") && alike("a...", "abc"));
+    assert!(
+        alike("1 of 20 B", "31 of 4 B  ") && alike("a ... b", "a 12 x b") && alike("a...", "abc")
+    );
     assert!(alike("0.2 s, 127.0.0.1:79.", "12 s, 198.51.100.4:7979."));
     assert!(!alike("a", "ab") && !alike("a ... b", "a 12 x c") && !alike("x 1", "x one"));
     let block = |text: &str| Block {
