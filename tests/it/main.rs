@@ -5,6 +5,7 @@ mod config;
 mod demo;
 mod docs;
 mod documentation;
+mod drift;
 mod ends;
 mod ensemble;
 mod failover;
