@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use nix::sched::CloneFlags;
 use rustix::process::{Pid, Signal, kill_process_group};
+use saphyr::LoadableYamlNode;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UnixDatagram};
@@ -286,6 +287,17 @@ impl World {
         assert!(told.status.success(), "{}: {said}{faults}", block.place);
     }
 
+    /// Has haproxy say whether it would start with this.
+    async fn check_balancer(&self, block: &Block) {
+        let path = self.directory.path().join("haproxy.cfg");
+        fs::write(&path, &block.text).expect("a configuration");
+        let mut command = Command::new("haproxy");
+        let told = within("haproxy -c", command.args(["-c", "-f"]).arg(&path).output()).await;
+        let told = told.expect("haproxy (tests/run installs it)");
+        let said = String::from_utf8_lossy(&told.stderr);
+        assert!(told.status.success(), "{}: {said}", block.place);
+    }
+
     /// Does what `page` says, from its top to its end. How many blocks it has run.
     async fn play(&mut self, page: &Page) -> usize {
         let blocks = page.blocks();
@@ -297,6 +309,12 @@ impl World {
                     self.check(block, "toml").await;
                 }
                 "ini" if block.text.contains("[fingergw]") => self.check(block, "conf").await,
+                "haproxy" => self.check_balancer(block).await,
+                "yaml" => {
+                    let read = saphyr::Yaml::load_from_str(&block.text);
+                    let documents = read.unwrap_or_else(|fault| panic!("{}: {fault}", block.place));
+                    assert!(!documents.is_empty(), "{}: no document", block.place);
+                }
                 "sh background" => {
                     let child = self.start(block).await;
                     self.running.push((block.clone(), child));

@@ -242,8 +242,10 @@ fn the_changelog_begins_with_this_version() {
 /// Of the crates that are built here; cargo has them all, as this test is built of them.
 #[test]
 fn no_dependency_wants_a_younger_compiler() {
-    let version = |text: &str| -> Vec<u32> {
-        text.split('.').map(|part| part.parse().expect("a number")).collect()
+    // 1.88 is 1.88.0.
+    let version = |text: &str| -> [u32; 3] {
+        let mut parts = text.split('.').map(|part| part.parse().expect("a number"));
+        std::array::from_fn(|_| parts.next().unwrap_or_default())
     };
     let told = std::process::Command::new(env!("CARGO"))
         .args(["metadata", "--offline", "--locked", "--format-version", "1", "--all-features"])
@@ -259,10 +261,7 @@ fn no_dependency_wants_a_younger_compiler() {
     for package in packages {
         let Some(wanted) = package["rust_version"].as_str() else { continue };
         let (name, own) = (&package["name"], &package["version"]);
-        assert!(
-            version(wanted) <= ours || version(wanted)[..] == [ours[0], ours[1], 0],
-            "{name} {own} wants Rust {wanted}"
-        );
+        assert!(version(wanted) <= ours, "{name} {own} wants Rust {wanted}");
     }
 }
 
@@ -274,7 +273,8 @@ fn there_is_one_list_of_checks() {
     let names: Vec<_> = told.lines().collect();
     assert!(names.len() >= 6 && names.last() == Some(&"tests"), "{names:?}");
     let run = read(".ci/run");
-    assert!(run.contains("\n.ci/check\n") && !run.contains("cargo "), "{run}");
+    let mut lines = run.lines().filter(|line| !line.starts_with('#'));
+    assert!(run.contains("\n.ci/check\n") && !lines.any(|line| line.contains("cargo")), "{run}");
     let unknown = std::process::Command::new(top().join(".ci/check")).arg("nothing").output();
     assert_eq!(unknown.expect(".ci/check").status.code(), Some(2));
 }
