@@ -318,6 +318,7 @@ impl World {
                 "sh background" => {
                     let child = self.start(block).await;
                     self.running.push((block.clone(), child));
+                    self.acquainted().await;
                     count += 1;
                 }
                 "sh" => {
@@ -406,6 +407,26 @@ impl World {
         assert!(status.success(), "{}: {status}", block.place);
         let child = self.start(&block).await;
         self.running.push((block, child));
+        self.acquainted().await;
+    }
+
+    /// Waits until the gateway for people knows the zone's, if both run. It says nothing of its own when
+    /// it learns of one, so it is asked again.
+    async fn acquainted(&self) {
+        let runs = |host| self.running.iter().any(|(block, _)| host_of(block) == host);
+        if !runs(HERE) || !runs(WEST) {
+            return;
+        }
+        within("the gateways to know each other", async {
+            loop {
+                let mut command = self.command_on(HERE, &["zuul-fingergw", "resolve", BUILD]);
+                let told = command.output().await.expect("zuul-fingergw resolve");
+                if String::from_utf8_lossy(&told.stdout).contains(&format!("gateway {WEST}:")) {
+                    return;
+                }
+            }
+        })
+        .await;
     }
 }
 
