@@ -467,8 +467,8 @@ mod tests {
 
     /// What the documentation shows can be used.
     #[test]
-    fn the_examples_of_the_security_page() {
-        let page = include_str!("../../docs/security.md");
+    fn the_examples_of_the_access_page() {
+        let page = include_str!("../../docs/access.md");
         let examples =
             page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
         let mut rules = 0;

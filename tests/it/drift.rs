@@ -74,6 +74,15 @@ fn links_lead_somewhere() {
     assert!(count > 50, "{count} links");
 }
 
+/// Some file systems know one name for both.
+#[test]
+fn names_differ_by_more_than_case() {
+    let mut names = BTreeSet::new();
+    for page in pages::all() {
+        assert!(names.insert(page.name.to_lowercase()), "{} is there twice", page.name);
+    }
+}
+
 /// A string literal's text: escapes as they are shown, continued lines joined.
 fn literals(code: &str) -> Vec<String> {
     let mut literals = Vec::new();
