@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UnixDatagram};
 use tokio::process::{Child, Command};
 
-use crate::pages::{self, Block, Page};
+use crate::pages::{self, Block};
 use crate::support::certificates::Authority;
 use crate::support::executor::Executor;
 use crate::support::gateway::BINARY;
@@ -55,6 +56,9 @@ const WEST: &str = "fingergw.west.example.org";
 const NAMES: &str = "127.0.0.1 localhost finger.example.org fingergw.west.example.org \
                      executor1.west.example.org zk1.example.org zk2.example.org zk3.example.org\n\
                      ::1 localhost\n";
+
+/// Whom the pages' gateways may become.
+const USER: &str = "zuul:x:10001:0::/var/lib/zuul:/usr/sbin/nologin\n";
 
 /// Becomes a host: its directories in their places, and its name.
 const ENTER: &str = r#"mount --bind "$1/zuul" /etc/zuul; mount --bind "$1/run" /run; cd "$1/work"
@@ -179,6 +183,8 @@ impl World {
         command("cp", &format!("-a /etc {at}/etc"));
         fs::create_dir_all(directory.path().join("etc/zuul")).expect("/etc/zuul");
         fs::write(directory.path().join("etc/hosts"), NAMES).expect("/etc/hosts");
+        let users = fs::File::options().append(true).open(directory.path().join("etc/passwd"));
+        users.and_then(|mut users| users.write_all(USER.as_bytes())).expect("/etc/passwd");
         command("mount", &format!("--bind {at}/etc /etc"));
         fs::create_dir(directory.path().join("bin")).expect("a directory");
         std::os::unix::fs::symlink(BINARY, directory.path().join("bin/zuul-fingergw"))
@@ -298,9 +304,8 @@ impl World {
         assert!(told.status.success(), "{}: {said}", block.place);
     }
 
-    /// Does what `page` says, from its top to its end. How many blocks it has run.
-    async fn play(&mut self, page: &Page) -> usize {
-        let blocks = page.blocks();
+    /// Does what a page says, from its top to its end. How many blocks it has run.
+    async fn play(&mut self, blocks: &[Block]) -> usize {
         let mut count = 0;
         for (index, block) in blocks.iter().enumerate() {
             match &*block.info {
@@ -526,9 +531,17 @@ fn every_command_works() {
         pages.sort_by_key(|page| page.name != first);
         let mut count = 0;
         for page in &pages {
-            let blocks = world.play(page).await;
+            let blocks = world.play(&page.blocks()).await;
             let _ = writeln!(report, "{}: {blocks}", page.name);
             count += blocks;
+        }
+        for name in ["zuul-fingergw.8", "zuul-fingergw.toml.5"] {
+            let mut blocks = pages::manual(name);
+            assert!(blocks.len() >= 3, "{name}: {blocks:?}");
+            for block in &mut blocks {
+                block.text = block.text.replace("UUID", BUILD);
+            }
+            count += world.play(&blocks).await;
         }
         assert!(count >= 10, "blocks run:\n{report}");
     });

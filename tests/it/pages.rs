@@ -41,6 +41,47 @@ fn page(path: &Path) -> Page {
     Page { text: fs::read_to_string(path).expect(&name), name }
 }
 
+/// What the manual page of this name shows under EXAMPLES: the commands of each example as a block of
+/// `sh`, and all else that is shown literally as one of `toml`.
+pub(crate) fn manual(name: &str) -> Vec<Block> {
+    let text = fs::read_to_string(top().join("docs").join(name)).expect(name);
+    let (_, examples) = text.split_once(".Sh EXAMPLES\n").expect("the section");
+    let examples = examples.split(".Sh ").next().unwrap_or_default();
+    let examples = examples.replace(r"\-", "-").replace(r"\e", r"\");
+    let mut shown = Vec::new();
+    let mut literal = false;
+    for line in examples.lines() {
+        match line.split(' ').next() {
+            Some(".Dl") => shown.push(format!("{}\n", &line[4..])),
+            Some(".Bd") => {
+                literal = true;
+                shown.push(String::new());
+            }
+            Some(".Ed") => literal = false,
+            _ if literal => {
+                let example = shown.last_mut().expect("an open example");
+                example.push_str(line);
+                example.push('\n');
+            }
+            _ => {}
+        }
+    }
+    let block = |(number, text): (usize, String)| {
+        let is_command = text.starts_with("$ ") || text.starts_with("# ");
+        let typed = |line: &str| {
+            let typed = line.strip_prefix("$ ").or_else(|| line.strip_prefix("# "));
+            format!("{}\n", typed.unwrap_or(line))
+        };
+        Block {
+            place: format!("docs/{name}, example {number}"),
+            info: if is_command { "sh" } else { "toml" }.to_owned(),
+            text: if is_command { text.lines().map(typed).collect() } else { text },
+            follows: false,
+        }
+    };
+    (1..).zip(shown).map(block).collect()
+}
+
 impl Page {
     /// Its fenced blocks, and apart from them what stands outside: lines with their numbers.
     pub(crate) fn parts(&self) -> (Vec<Block>, Vec<(usize, &str)>) {
