@@ -78,6 +78,14 @@ impl Executor {
     }
 }
 
+/// Serves a whole log on a connection that has been taken, whoever asks for what.
+pub(crate) async fn answer(stream: TcpStream, log: &[u8]) {
+    let mut stream = Stream::greet(stream).await;
+    if stream.try_write(log).await {
+        stream.finish().await;
+    }
+}
+
 /// Sees a build's log come through the gateway at `address`.
 pub(crate) async fn serves(system: &System, address: SocketAddr) {
     let executor = Executor::start().await;

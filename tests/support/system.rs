@@ -57,6 +57,12 @@ impl System {
         Self { zookeeper, client, chroot }
     }
 
+    /// The system that has a ZooKeeper for itself, below no node.
+    pub(crate) async fn at_the_top(zookeeper: &Arc<ZooKeeper>) -> Self {
+        let client = zookeeper.client("").await;
+        Self { zookeeper: Arc::clone(zookeeper), client, chroot: String::new() }
+    }
+
     /// The connect string.
     pub(crate) fn hosts(&self) -> String {
         self.zookeeper.hosts(&self.chroot)

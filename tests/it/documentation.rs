@@ -1,0 +1,535 @@
+//! Runs every command of the documentation, in a place where it has to work.
+//!
+//! The place is a small world of its own: a network and a mount namespace, ZooKeeper at the address
+//! that the pages' configurations name, an executor in zone west with a build, and for each host that
+//! a page speaks of a directory that is its `/etc/zuul` and one that is its `/run`. docs/quick-start.md
+//! is played first: its files are put in place and its gateways stay, for all other pages.
+//! docs/CONTRIBUTING.md tells the rules for those who write pages.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use nix::sched::CloneFlags;
+use rustix::process::{Pid, Signal, kill_process_group};
+use saphyr::LoadableYamlNode;
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream, UnixDatagram};
+use tokio::process::{Child, Command};
+
+use crate::pages::{self, Block, Page};
+use crate::support::certificates::Authority;
+use crate::support::executor::Executor;
+use crate::support::gateway::BINARY;
+use crate::support::namespace::{apart, command};
+use crate::support::system::{System, Worker};
+use crate::support::within;
+use crate::support::zookeeper::ZooKeeper;
+
+/// The build that the pages ask for, and what its executor says.
+const BUILD: &str = "25f6e270b80e4331891413c0ca6dc9fc";
+const LOG: &[u8] = b"2026-11-21 18:00:01.000001 | Job console starting\n\
+                     2026-11-21 18:00:02.000002 | TASK [hello : say hello]\n";
+
+/// What a block may need that a test cannot give: the first line of a `console` block, as a comment.
+const NEEDS: [&str; 10] = [
+    "# needs a cluster",
+    "# needs a container engine",
+    "# needs a package of a release",
+    "# needs another machine",
+    "# needs systemd as init",
+    "# needs the network",
+    "# needs upstream's program",
+    "# takes half an hour",
+    "# takes hours",
+    "# builds",
+];
+
+/// The machine that blocks are for which name none.
+const HERE: &str = "finger.example.org";
+const WEST: &str = "fingergw.west.example.org";
+const NAMES: &str = "127.0.0.1 localhost finger.example.org fingergw.west.example.org \
+                     executor1.west.example.org zk1.example.org zk2.example.org zk3.example.org\n\
+                     ::1 localhost\n";
+
+/// Becomes a host: its directories in their places, and its name.
+const ENTER: &str = r#"mount --bind "$1/zuul" /etc/zuul; mount --bind "$1/run" /run; cd "$1/work"
+shift; exec "$@""#;
+
+/// What a page need not repeat, as each host has it.
+const TLS: &str = "\n[tls]\ncert = \"/etc/zuul/ssl/fingergw.crt\"\n\
+                   key = \"/etc/zuul/ssl/fingergw.key\"\nca = \"/etc/zuul/ssl/ca.crt\"\n";
+const ZOOKEEPER: &str = "\n[zookeeper]\nhosts = \"zk1.example.org:2281\"\n\
+                         tls_cert = \"/etc/zuul/ssl/zookeeper.crt\"\n\
+                         tls_key = \"/etc/zuul/ssl/zookeeper.key\"\n\
+                         tls_ca = \"/etc/zuul/ssl/zookeeper-ca.crt\"\n";
+const ZOOKEEPER_INI: &str = "\n[zookeeper]\n\
+                             hosts = zk1.example.org:2281,zk2.example.org:2281,zk3.example.org:2281\n\
+                             tls_cert = /etc/zuul/ssl/zookeeper.crt\n\
+                             tls_key = /etc/zuul/ssl/zookeeper.key\n\
+                             tls_ca = /etc/zuul/ssl/zookeeper-ca.crt\n";
+
+/// Languages of blocks that are looked at here, or that nobody runs.
+const LANGUAGES: [&str; 14] = [
+    "sh", "console", "text", "toml", "ini", "yaml", "json", "haproxy", "promql", "nginx", "rust",
+    "roff", "xml", "diff",
+];
+
+/// How lines begin that somebody is meant to type.
+const PROGRAMS: [&str; 16] = [
+    "$ ",
+    "zuul-fingergw ",
+    "systemctl ",
+    "kubectl ",
+    "oc ",
+    "curl ",
+    "openssl ",
+    "finger ",
+    "cargo ",
+    "tests/",
+    "apt",
+    "dpkg ",
+    "podman ",
+    "sudo ",
+    "journalctl ",
+    "promtool ",
+];
+
+#[test]
+fn every_command_is_run_or_says_what_it_needs() {
+    let (mut run, mut need) = (0, 0);
+    for page in pages::all() {
+        let (blocks, prose) = page.parts();
+        for block in &blocks {
+            let (Block { place, info, text, .. }, language) = (block, block.language());
+            assert!(
+                LANGUAGES.contains(&language),
+                "{place}: the block's language is {language:?}, none of {LANGUAGES:?}"
+            );
+            let first = text.lines().next().unwrap_or_default();
+            match language {
+                "sh" => {
+                    assert!(["sh", "sh background"].contains(&&**info), "{place}: {info}");
+                    assert!(
+                        !NEEDS.iter().any(|need| first.starts_with(need)),
+                        "{place}: make it `console`, as it is not to be run"
+                    );
+                    run += 1;
+                }
+                "console" => {
+                    assert!(
+                        NEEDS.iter().any(|need| first.starts_with(need)),
+                        "{place}: make it `sh`, so that it is run, or begin it with one of {NEEDS:?}"
+                    );
+                    need += 1;
+                }
+                // Behind commands it is what they print.
+                "text" if !block.follows => {
+                    let typed =
+                        |line: &&str| PROGRAMS.iter().any(|program| line.starts_with(program));
+                    let found = text.lines().find(typed);
+                    assert!(found.is_none(), "{place}: to be typed, so `sh`: {found:?}");
+                }
+                _ => {}
+            }
+        }
+        for pair in prose.windows(2) {
+            let [(_, before), (number, line)] = pair else { unreachable!() };
+            let indented = before.trim().is_empty() && line.starts_with("    ");
+            let name = &page.name;
+            assert!(!indented, "{name}:{number}: put it between fences: {line:?}");
+        }
+    }
+    assert!(run >= 10 && need >= 3, "{run} blocks to run, {need} that need something");
+}
+
+/// What a block of TOML says of itself in its first line: `# PATH` or `# PATH, on HOST`.
+fn file_of(block: &Block) -> Option<(&str, &str)> {
+    let first = block.text.lines().next()?.strip_prefix("# /")?;
+    let (path, host) = first.split_once(", on ").unwrap_or((first, HERE));
+    Some((path, host))
+}
+
+/// On which host a block is to be run: its first line may be `# on HOST`.
+fn host_of(block: &Block) -> &str {
+    let first = block.text.lines().next().unwrap_or_default();
+    first.strip_prefix("# on ").unwrap_or(HERE)
+}
+
+/// What the pages tell about, running.
+struct World {
+    directory: TempDir,
+    authority: Authority,
+    zookeeper: Arc<ZooKeeper>,
+    /// The blocks that are to be left running, with the processes they became.
+    running: Vec<(Block, Child)>,
+    hosts: BTreeSet<String>,
+}
+
+impl World {
+    /// ZooKeeper, the executor and its build, and no gateway.
+    async fn new() -> Self {
+        let directory = TempDir::new().expect("a directory");
+        let at = directory.path().display();
+        // A copy, so that there is an /etc/zuul, and names, and the machine's own stays as it is.
+        command("cp", &format!("-a /etc {at}/etc"));
+        fs::create_dir_all(directory.path().join("etc/zuul")).expect("/etc/zuul");
+        fs::write(directory.path().join("etc/hosts"), NAMES).expect("/etc/hosts");
+        command("mount", &format!("--bind {at}/etc /etc"));
+        fs::create_dir(directory.path().join("bin")).expect("a directory");
+        std::os::unix::fs::symlink(BINARY, directory.path().join("bin/zuul-fingergw"))
+            .expect("the binary");
+
+        let zookeeper = ZooKeeper::start().await;
+        relay(2281, zookeeper.port).await;
+        // What a NAT rule does in front of zone west.
+        relay(443, 7979).await;
+        let system = System::at_the_top(&zookeeper).await;
+        let listener = TcpListener::bind("127.0.0.1:7900").await.expect("port 7900");
+        let address = listener.local_addr().expect("its address");
+        let executor = Executor { listener, address };
+        let worker = Worker {
+            hostname: "executor1.west.example.org".to_owned(),
+            port: 7900,
+            zone: Some("west".to_owned()),
+        };
+        system.place_build(Some("west"), BUILD, Some(&worker)).await;
+        tokio::spawn(async move {
+            loop {
+                let accepted = executor.listener.accept().await;
+                let (stream, _) = accepted.expect("a connection to the executor");
+                tokio::spawn(crate::support::executor::answer(stream, LOG));
+            }
+        });
+        let authority = Authority::new();
+        let hosts = BTreeSet::new();
+        let mut world = Self { directory, authority, zookeeper, running: Vec::new(), hosts };
+        world.host(HERE);
+        world.host(WEST);
+        world
+    }
+
+    /// Makes the directories of a host that is named for the first time.
+    fn host(&mut self, name: &str) {
+        if !self.hosts.insert(name.to_owned()) {
+            return;
+        }
+        let at = self.directory.path().join(name);
+        for directory in ["zuul/ssl", "run/zuul-fingergw", "work"] {
+            fs::create_dir_all(at.join(directory)).expect("a directory");
+        }
+        let copy = |from: &Path, to: &str| {
+            fs::copy(from, at.join("zuul/ssl").join(to)).expect("a copy");
+        };
+        let identity = self.authority.identity_only_for(name);
+        copy(&identity.cert, "fingergw.crt");
+        copy(&identity.key, "fingergw.key");
+        copy(&identity.ca, "ca.crt");
+        let zookeeper = &self.zookeeper.identity;
+        copy(&zookeeper.cert, "zookeeper.crt");
+        copy(&zookeeper.key, "zookeeper.key");
+        copy(&zookeeper.ca, "zookeeper-ca.crt");
+        let zuul_conf =
+            format!("[scheduler]\ntenant_config = /etc/zuul/main.yaml\n{ZOOKEEPER_INI}");
+        fs::write(at.join("zuul/zuul.conf"), zuul_conf).expect("zuul.conf");
+    }
+
+    /// A command that runs a block on its host.
+    fn command(&self, block: &Block) -> Command {
+        let host = host_of(block);
+        assert!(self.hosts.contains(host), "{}: what host is {host}?", block.place);
+        self.command_on(host, &["bash", "-eu", "-o", "pipefail", "-c", &block.text])
+    }
+
+    fn command_on(&self, host: &str, arguments: &[&str]) -> Command {
+        let path = std::env::var("PATH").expect("PATH");
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-ec", ENTER, "sh"])
+            .arg(self.directory.path().join(host))
+            .args(arguments)
+            .env("PATH", format!("{}/bin:{path}", self.directory.path().display()))
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .process_group(0)
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Has a configuration of a page checked, on the host that it names, with the files that each host
+    /// has where it leaves them out.
+    async fn check(&mut self, block: &Block, extension: &str) {
+        let mut text = block.text.clone();
+        let named = |line: &str| {
+            let (key, value) = line.split_once('=')?;
+            (key.trim() == "hostname").then(|| value.trim().trim_matches('"').to_owned())
+        };
+        let host = text.lines().find_map(named).unwrap_or_else(|| HERE.to_owned());
+        self.host(&host);
+        let speaks_tls = text.lines().any(|line| line.starts_with("tls = true"));
+        if extension == "toml" && speaks_tls && !text.contains("\n[tls]") {
+            text.push_str(TLS);
+        }
+        if !text.contains("[zookeeper]") {
+            text.push_str(if extension == "toml" { ZOOKEEPER } else { ZOOKEEPER_INI });
+        }
+        let path = self.directory.path().join(format!("{host}/work/page.{extension}"));
+        fs::write(&path, text).expect("a configuration");
+        let path = path.to_str().expect("UTF-8");
+        let mut command = self.command_on(&host, &["zuul-fingergw", "check", "-c", path]);
+        let told = within("a check", command.output()).await.expect("zuul-fingergw check");
+        let (said, faults) = (&told.stdout, String::from_utf8_lossy(&told.stderr));
+        let said = String::from_utf8_lossy(said);
+        assert!(told.status.success(), "{}: {said}{faults}", block.place);
+    }
+
+    /// Has haproxy say whether it would start with this.
+    async fn check_balancer(&self, block: &Block) {
+        let path = self.directory.path().join("haproxy.cfg");
+        fs::write(&path, &block.text).expect("a configuration");
+        let mut command = Command::new("haproxy");
+        let told = within("haproxy -c", command.args(["-c", "-f"]).arg(&path).output()).await;
+        let told = told.expect("haproxy (tests/run installs it)");
+        let said = String::from_utf8_lossy(&told.stderr);
+        assert!(told.status.success(), "{}: {said}", block.place);
+    }
+
+    /// Does what `page` says, from its top to its end. How many blocks it has run.
+    async fn play(&mut self, page: &Page) -> usize {
+        let blocks = page.blocks();
+        let mut count = 0;
+        for (index, block) in blocks.iter().enumerate() {
+            match &*block.info {
+                "toml" => {
+                    self.put(block);
+                    self.check(block, "toml").await;
+                }
+                "ini" if block.text.contains("[fingergw]") => self.check(block, "conf").await,
+                "haproxy" => self.check_balancer(block).await,
+                "yaml" => {
+                    let read = saphyr::Yaml::load_from_str(&block.text);
+                    let documents = read.unwrap_or_else(|fault| panic!("{}: {fault}", block.place));
+                    assert!(!documents.is_empty(), "{}: no document", block.place);
+                }
+                "sh background" => {
+                    let child = self.start(block).await;
+                    self.running.push((block.clone(), child));
+                    self.acquainted().await;
+                    count += 1;
+                }
+                "sh" => {
+                    let shown = blocks.get(index + 1);
+                    let shown = shown.filter(|next| next.follows && next.info == "text");
+                    self.run(block, shown).await;
+                    count += 1;
+                }
+                _ => {}
+            }
+        }
+        count
+    }
+
+    /// Puts a configuration where its first line says.
+    fn put(&self, block: &Block) {
+        let Some((path, host)) = file_of(block) else { return };
+        let path = path.strip_prefix("etc/zuul/").unwrap_or_else(|| {
+            panic!("{}: configurations are in /etc/zuul", block.place);
+        });
+        let path = self.directory.path().join(host).join("zuul").join(path);
+        fs::write(path, &block.text).unwrap_or_else(|error| panic!("{}: {error}", block.place));
+    }
+
+    /// Starts what is to be left running, and waits until it says that it is ready.
+    async fn start(&self, block: &Block) -> Child {
+        let socket = self.directory.path().join(format!("notify-{}", fastrand::u64(..)));
+        let notices = UnixDatagram::bind(&socket).expect("a notification socket");
+        let output = fs::File::create(self.directory.path().join("output")).expect("a file");
+        let mut command = self.command(block);
+        command.env("NOTIFY_SOCKET", &socket).stdout(output.try_clone().expect("the file"));
+        let mut child = command.stderr(output).spawn().expect("unshare (util-linux)");
+        let mut buffer = vec![0; 4096];
+        let ready = async {
+            loop {
+                let count = notices.recv(&mut buffer).await.expect("a datagram");
+                if String::from_utf8_lossy(&buffer[..count]).lines().any(|line| line == "READY=1") {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = within("a gateway to be ready", ready) => child,
+            status = child.wait() => {
+                let output = self.directory.path().join("output");
+                let output = fs::read_to_string(output).expect("its output");
+                panic!("{}: ended, {status:?}:\n{output}", block.place)
+            }
+        }
+    }
+
+    /// Runs a block to its end, and compares what it prints with what the page shows behind it.
+    async fn run(&mut self, block: &Block, shown: Option<&Block>) {
+        let place = &block.place;
+        let (output, input) = std::io::pipe().expect("a pipe");
+        let mut command = self.command(block);
+        command.stdout(input.try_clone().expect("the pipe")).stderr(input);
+        let mut child = command.spawn().expect("unshare (util-linux)");
+        // Its ends of the pipe.
+        drop(command);
+        let mut output =
+            tokio::net::unix::pipe::Receiver::from_owned_fd(output.into()).expect("a pipe");
+        let mut printed = Vec::new();
+        let status = within(place, async {
+            output.read_to_end(&mut printed).await.expect("its output");
+            child.wait().await.expect("its status")
+        })
+        .await;
+        let printed = String::from_utf8_lossy(&printed);
+        // Seen with --nocapture, by who writes a page.
+        println!("--- {place}\n{}--->\n{printed}", block.text);
+        assert!(status.success(), "{place}: {status}\n{}\nprinted:\n{printed}", block.text);
+        if let Some(shown) = shown {
+            compare(shown, &printed);
+        }
+        if block.text.contains("zuul-fingergw stop") {
+            self.start_again(host_of(block)).await;
+        }
+    }
+
+    /// As a service manager does: what has been told to stop ends, and runs again.
+    async fn start_again(&mut self, host: &str) {
+        let index = self.running.iter().position(|(block, _)| host_of(block) == host);
+        let (block, mut child) = self.running.remove(index.expect("a gateway on that host"));
+        let status = within("a stopped gateway to end", child.wait()).await.expect("its status");
+        assert!(status.success(), "{}: {status}", block.place);
+        let child = self.start(&block).await;
+        self.running.push((block, child));
+        self.acquainted().await;
+    }
+
+    /// Waits until the gateway for people knows the zone's, if both run. It says nothing of its own when
+    /// it learns of one, so it is asked again.
+    async fn acquainted(&self) {
+        let runs = |host| self.running.iter().any(|(block, _)| host_of(block) == host);
+        if !runs(HERE) || !runs(WEST) {
+            return;
+        }
+        within("the gateways to know each other", async {
+            loop {
+                let mut command = self.command_on(HERE, &["zuul-fingergw", "resolve", BUILD]);
+                let told = command.output().await.expect("zuul-fingergw resolve");
+                if String::from_utf8_lossy(&told.stdout).contains(&format!("gateway {WEST}:")) {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for (_, child) in &self.running {
+            let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+            if let Some(pid) = pid {
+                let _ = kill_process_group(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+/// Leads from one port of this host to another one.
+async fn relay(from: u16, to: u16) {
+    let listener = TcpListener::bind(("127.0.0.1", from)).await.expect("a port");
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.expect("a connection");
+            tokio::spawn(async move {
+                let Ok(mut server) = TcpStream::connect(("127.0.0.1", to)).await else { return };
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+}
+
+/// Each line that is shown has to be printed, in this order: numbers may be others, `...` stands for
+/// anything, also for lines.
+fn compare(shown: &Block, printed: &str) {
+    let mut lines = printed.lines();
+    for line in shown.text.lines().filter(|line| line.trim() != "...") {
+        let found = lines.any(|actual| alike(line, actual));
+        assert!(found, "{}: not printed: {line}\nprinted:\n{printed}", shown.place);
+    }
+}
+
+/// Whether `actual` is like `shown` but for numbers and what `...` stands for.
+fn alike(shown: &str, actual: &str) -> bool {
+    let (shown, actual) = (shape(shown), shape(actual));
+    let mut pieces = shown.split("...");
+    let first = pieces.next().unwrap_or_default();
+    let Some(mut rest) = actual.strip_prefix(first) else { return false };
+    let mut last = first;
+    for piece in pieces {
+        let Some(at) = rest.find(piece) else { return false };
+        rest = &rest[at + piece.len()..];
+        last = piece;
+    }
+    // What `...` ends in takes the rest.
+    rest.is_empty() || shown.ends_with("...") || (last != first && actual.ends_with(last))
+}
+
+/// Each number, whatever its digits and with or without a point, as one `0`; no blanks at the end.
+fn shape(line: &str) -> String {
+    let mut shape = String::new();
+    let mut characters = line.trim_end().chars().peekable();
+    while let Some(character) = characters.next() {
+        let in_number = shape.ends_with('0');
+        match character {
+            '0'..='9' if in_number => {}
+            '0'..='9' => shape.push('0'),
+            '.' if in_number && characters.peek().is_some_and(char::is_ascii_digit) => {}
+            other => shape.push(other),
+        }
+    }
+    shape
+}
+
+#[test]
+fn output_is_compared() {
+    assert!(
+        alike("1 of 20 B", "31 of 4 B  ") && alike("a ... b", "a 12 x b") && alike("a...", "abc")
+    );
+    assert!(alike("0.2 s, 127.0.0.1:79.", "12 s, 198.51.100.4:7979."));
+    assert!(!alike("a", "ab") && !alike("a ... b", "a 12 x c") && !alike("x 1", "x one"));
+    let block = |text: &str| Block {
+        place: String::new(),
+        info: String::new(),
+        text: text.to_owned(),
+        follows: true,
+    };
+    compare(&block("a\n...\nc\n"), "a\nb\nc\n");
+    let other_order = std::panic::catch_unwind(|| compare(&block("c\na\n"), "a\nb\nc\n"));
+    assert!(other_order.is_err());
+}
+
+#[test]
+fn every_command_works() {
+    apart(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, async || {
+        let mut world = World::new().await;
+        let first = "docs/quick-start.md";
+        let mut report = String::new();
+        let mut pages = pages::all();
+        // It is what makes the gateways.
+        pages.sort_by_key(|page| page.name != first);
+        let mut count = 0;
+        for page in &pages {
+            let blocks = world.play(page).await;
+            let _ = writeln!(report, "{}: {blocks}", page.name);
+            count += blocks;
+        }
+        assert!(count >= 10, "blocks run:\n{report}");
+    });
+}

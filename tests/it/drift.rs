@@ -1,0 +1,323 @@
+//! What the pages say of the source, held against it: links, messages of the log, answers to clients,
+//! files, versions.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::pages::{self, top};
+
+/// All sources of the program, below `src`.
+fn sources() -> Vec<PathBuf> {
+    fn below(directory: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).expect("src") {
+            let path = entry.expect("a file").path();
+            if path.is_dir() {
+                below(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    below(&top().join("src"), &mut found);
+    assert!(found.len() > 50, "{found:?}");
+    found
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = top().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// How a platform for Markdown calls the place of this heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter_map(|character| match character {
+        ' ' => Some('-'),
+        '-' | '_' => Some(character),
+        other if other.is_alphanumeric() => Some(other.to_ascii_lowercase()),
+        _ => None,
+    });
+    kept.collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut count = 0;
+    for page in pages::all() {
+        let (_, prose) = page.parts();
+        for (number, line) in prose {
+            for target in line.split("](").skip(1) {
+                let target = target.split(')').next().unwrap_or_default();
+                if target.starts_with("https://") || target.starts_with("http://") {
+                    continue;
+                }
+                count += 1;
+                let place = format!("{}:{number}", page.name);
+                let (file, fragment) = target.split_once('#').unwrap_or((target, ""));
+                let directory = Path::new(&page.name).parent().expect("a directory");
+                let file =
+                    if file.is_empty() { page.name.clone().into() } else { directory.join(file) };
+                assert!(top().join(&file).exists(), "{place}: there is no {target}");
+                if fragment.is_empty() {
+                    continue;
+                }
+                let text = read(&file);
+                let headings = text.lines().filter(|line| line.starts_with('#'));
+                let found = headings
+                    .map(|heading| anchor(heading.trim_start_matches('#')))
+                    .any(|anchor| anchor == fragment);
+                assert!(found, "{place}: no heading in it is {target}");
+            }
+        }
+    }
+    assert!(count > 50, "{count} links");
+}
+
+/// A string literal's text: escapes as they are shown, continued lines joined.
+fn literals(code: &str) -> Vec<String> {
+    let mut literals = Vec::new();
+    let mut characters = code.chars().peekable();
+    while let Some(character) = characters.next() {
+        if character != '"' {
+            continue;
+        }
+        let mut text = String::new();
+        loop {
+            match characters.next() {
+                None | Some('"') => break,
+                Some('\\') => match characters.next() {
+                    Some('\n') => {
+                        while characters.next_if(|next| next.is_whitespace()).is_some() {}
+                    }
+                    Some(escaped) => text.push(escaped),
+                    None => break,
+                },
+                Some(other) => text.push(other),
+            }
+        }
+        literals.push(text);
+    }
+    literals
+}
+
+/// What is between the bracket that `code` begins behind and the one that closes it.
+fn arguments(code: &str) -> &str {
+    let (mut depth, mut quoted, mut escaped) = (1, false, false);
+    for (at, character) in code.char_indices() {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return &code[..at];
+        }
+    }
+    code
+}
+
+/// What somebody would look for who has seen this message: its first words as they are written, up
+/// to what differs or explains.
+fn head(message: &str) -> &str {
+    let pieces = message.split(['{', '}', ':', ';', '(', ',']).map(str::trim_end);
+    pieces.into_iter().find(|piece| piece.len() >= 8 && piece.contains(' ')).unwrap_or_default()
+}
+
+/// Every warning and error that the program writes to its log.
+fn messages() -> BTreeSet<String> {
+    let mut messages = BTreeSet::new();
+    for path in sources() {
+        let source = fs::read_to_string(&path).expect("a source");
+        let source = source.split("#[cfg(test)]\nmod tests").next().expect("a first piece");
+        for call in ["warn!(", "error!(", "warnings.push("] {
+            for (at, _) in source.match_indices(call) {
+                let literals = literals(arguments(&source[at + call.len()..]));
+                // What has none passes on what another line says.
+                messages.extend(literals.iter().map(|text| head(text).to_owned()));
+            }
+        }
+        if path.ends_with("tls/lint.rs") {
+            for found in source.split("let fault = ").skip(1) {
+                let found = literals(found.split(";\n").next().unwrap_or_default());
+                messages.extend(found.iter().map(|text| head(text).to_owned()));
+            }
+        }
+    }
+    messages.remove("");
+    messages
+}
+
+#[test]
+fn every_warning_is_told_of() {
+    let messages = messages();
+    assert!(messages.len() > 30, "{messages:#?}");
+    for known in ["no command socket", "too many", "not registered in ZooKeeper"] {
+        let found = messages.iter().any(|message| message.starts_with(known));
+        assert!(found, "{known} in {messages:#?}");
+    }
+    let page = read("docs/operating.md");
+    let missing: Vec<_> = messages.iter().filter(|message| !page.contains(&***message)).collect();
+    assert!(missing.is_empty(), "docs/operating.md says nothing of {missing:#?}");
+}
+
+/// What `zuul-fingergw(8)` lists is what the program says; the page has it all.
+#[test]
+fn every_answer_is_told_of() {
+    let manual = read("docs/zuul-fingergw.8");
+    let (_, replies) = manual.split_once(".Sh REPLIES").expect("the section");
+    let replies = replies.split(".Sh ").next().expect("its text");
+    let (page, mut count) = (read("docs/operating.md"), 0);
+    for reply in replies.lines().filter_map(|line| line.strip_prefix(".It ")) {
+        let words = reply.trim_start_matches("Internal streaming error: ");
+        assert!(page.contains(&format!("| `{words}` |")), "docs/operating.md lacks {words:?}");
+        count += 1;
+    }
+    assert!(count >= 10, "{count} answers");
+}
+
+#[test]
+fn every_source_has_its_place_in_the_house() {
+    let page = read("docs/architecture.md");
+    for path in sources() {
+        let path = path.strip_prefix(top().join("src")).expect("below src").display().to_string();
+        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let file = path.rsplit('/').next().expect("a name");
+        // The plan names a directory once, and its files behind it.
+        let mut files = page
+            .lines()
+            .skip_while(|line| {
+                line.trim_end_matches('/') != format!("src/{directory}").trim_end_matches('/')
+            })
+            .skip(1)
+            .take_while(|line| line.starts_with(' '));
+        let found = files.any(|line| line.split_whitespace().next() == Some(file));
+        assert!(found, "docs/architecture.md lacks {path} in its plan, below src/{directory}");
+    }
+}
+
+/// No file is in the plan that is not there.
+#[test]
+fn every_place_in_the_house_has_its_source() {
+    let page = read("docs/architecture.md");
+    let (mut directory, mut count) = (None, 0);
+    for line in page.lines() {
+        if !line.starts_with(' ') {
+            directory =
+                line.strip_prefix("src").filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        } else if let (Some(directory), Some(file)) = (directory, line.split_whitespace().next()) {
+            let path = format!("src/{}/{file}", directory.trim_matches('/'));
+            assert!(top().join(&path).exists(), "docs/architecture.md: there is no {path}");
+            count += 1;
+        }
+    }
+    assert!(count > 50, "{count} files");
+}
+
+/// A release has its section, so what is on top is either not released or this version.
+#[test]
+fn the_changelog_begins_with_this_version() {
+    let page = read("docs/CHANGELOG.md");
+    let top = page.lines().find_map(|line| line.strip_prefix("## ")).expect("a section");
+    let version = env!("CARGO_PKG_VERSION");
+    let date = top.strip_prefix(&format!("{version} - "));
+    let is_date = |date: &str| {
+        let shape: String =
+            date.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        shape == "0000-00-00"
+    };
+    assert!(
+        top == "Unreleased" || date.is_some_and(is_date),
+        "docs/CHANGELOG.md: {top:?} is neither Unreleased nor \"{version} - YYYY-MM-DD\""
+    );
+    let kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"];
+    for kind in page.lines().filter_map(|line| line.strip_prefix("### ")) {
+        assert!(kinds.contains(&kind), "docs/CHANGELOG.md: {kind} is none of {kinds:?}");
+    }
+}
+
+/// Of the crates that are built here; cargo has them all, as this test is built of them.
+#[test]
+fn no_dependency_wants_a_younger_compiler() {
+    // 1.88 is 1.88.0.
+    let version = |text: &str| -> [u32; 3] {
+        let mut parts = text.split('.').map(|part| part.parse().expect("a number"));
+        std::array::from_fn(|_| parts.next().unwrap_or_default())
+    };
+    let told = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--offline", "--locked", "--format-version", "1", "--all-features"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .current_dir(top())
+        .output()
+        .expect("cargo");
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    assert!(packages.len() > 100, "{} packages", packages.len());
+    let ours = version(env!("CARGO_PKG_RUST_VERSION"));
+    for package in packages {
+        let Some(wanted) = package["rust_version"].as_str() else { continue };
+        let (name, own) = (&package["name"], &package["version"]);
+        assert!(version(wanted) <= ours, "{name} {own} wants Rust {wanted}");
+    }
+}
+
+/// CI has no list of its own.
+#[test]
+fn there_is_one_list_of_checks() {
+    let told = std::process::Command::new(top().join(".ci/check")).arg("--list").output();
+    let told = String::from_utf8(told.expect(".ci/check").stdout).expect("UTF-8");
+    let names: Vec<_> = told.lines().collect();
+    assert!(names.len() >= 6 && names.last() == Some(&"tests"), "{names:?}");
+    let run = read(".ci/run");
+    let mut lines = run.lines().filter(|line| !line.starts_with('#'));
+    assert!(run.contains("\n.ci/check\n") && !lines.any(|line| line.contains("cargo")), "{run}");
+    let unknown = std::process::Command::new(top().join(".ci/check")).arg("nothing").output();
+    assert_eq!(unknown.expect(".ci/check").status.code(), Some(2));
+}
+
+/// The words of `zuul-fingergw WORD` between backquotes, in prose.
+#[test]
+fn commands_in_sentences_are_run_somewhere() {
+    let commands = |text: &str| -> BTreeSet<String> {
+        let words = text.split("zuul-fingergw ").skip(1);
+        let words = words.map(|rest| rest.split([' ', '\n', '`', '"']).next().unwrap_or_default());
+        let commands = words.filter(|word| word.chars().all(|c| c.is_ascii_lowercase()));
+        commands.filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    };
+    let (mut run, mut told) = (BTreeSet::new(), BTreeSet::new());
+    for page in pages::all() {
+        let (blocks, prose) = page.parts();
+        for block in blocks.iter().filter(|block| block.language() == "sh") {
+            run.extend(commands(&block.text));
+        }
+        for (_, line) in prose {
+            for span in line.split('`').skip(1).step_by(2) {
+                if span.starts_with("zuul-fingergw ") {
+                    told.extend(commands(span));
+                }
+            }
+        }
+    }
+    assert!(told.len() >= 5, "{told:?}");
+    let missing: Vec<_> = told.difference(&run).collect();
+    assert!(missing.is_empty(), "no `sh` block of any page runs {missing:?}");
+}
+
+#[test]
+fn messages_are_read_as_they_are_written() {
+    let code = r#"
+        %zone, gateway = %format_args!("{hostname}:{port}"), (a)(b),
+        "one \
+         two: three {} \" four"
+    ) rest"#;
+    assert_eq!(literals(arguments(code)), ["{hostname}:{port}", "one two: three {} \" four"]);
+    assert_eq!(head("one two three: four"), "one two three");
+    assert_eq!(head("{path} not reloaded: {}"), " not reloaded");
+    assert_eq!(head("{}"), "");
+    assert_eq!(anchor(" When a limit is reached"), "when-a-limit-is-reached");
+    assert_eq!(anchor("Somebody is told `Build not found`"), "somebody-is-told-build-not-found");
+}

@@ -1,0 +1,113 @@
+//! The pages of the documentation, and the fenced blocks in them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A page, by its path from the top of the repository.
+pub(crate) struct Page {
+    pub(crate) name: String,
+    pub(crate) text: String,
+}
+
+/// A fenced block.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    /// The page and the line of its opening fence.
+    pub(crate) place: String,
+    /// What stands behind the opening fence: a language, and a word to the test that runs it.
+    pub(crate) info: String,
+    pub(crate) text: String,
+    /// Whether nothing but blank lines is between it and the block before it.
+    pub(crate) follows: bool,
+}
+
+pub(crate) fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// README.md and all of docs/*.md, in the order of their names.
+pub(crate) fn all() -> Vec<Page> {
+    let listing = fs::read_dir(top().join("docs")).expect("docs");
+    let mut paths: Vec<PathBuf> = listing.map(|entry| entry.expect("a file").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    paths.push(top().join("README.md"));
+    paths.sort();
+    assert!(paths.len() >= 10, "{paths:?}");
+    paths.iter().map(|path| page(path)).collect()
+}
+
+fn page(path: &Path) -> Page {
+    let name = path.strip_prefix(top()).expect("below the top").display().to_string();
+    Page { text: fs::read_to_string(path).expect(&name), name }
+}
+
+impl Page {
+    /// Its fenced blocks, and apart from them what stands outside: lines with their numbers.
+    pub(crate) fn parts(&self) -> (Vec<Block>, Vec<(usize, &str)>) {
+        let (mut blocks, mut prose) = (Vec::new(), Vec::new());
+        // The open block and how far its fence is indented.
+        let mut open: Option<(Block, usize)> = None;
+        let mut follows = false;
+        for (number, line) in (1..).zip(self.text.lines()) {
+            let fence = line.trim_start().strip_prefix("```");
+            match (open.take(), fence) {
+                (None, Some(info)) => {
+                    let block = Block {
+                        place: format!("{}:{number}", self.name),
+                        info: info.trim().to_owned(),
+                        text: String::new(),
+                        follows,
+                    };
+                    open = Some((block, line.len() - line.trim_start().len()));
+                }
+                (Some((block, _)), Some(_)) => {
+                    blocks.push(block);
+                    follows = true;
+                }
+                (Some((mut block, indent)), None) => {
+                    let blanks = line.len() - line.trim_start().len();
+                    block.text.push_str(&line[indent.min(blanks)..]);
+                    block.text.push('\n');
+                    open = Some((block, indent));
+                }
+                (None, None) => {
+                    follows &= line.trim().is_empty();
+                    prose.push((number, line));
+                }
+            }
+        }
+        assert!(open.is_none(), "{}: a block has no end", self.name);
+        (blocks, prose)
+    }
+
+    pub(crate) fn blocks(&self) -> Vec<Block> {
+        self.parts().0
+    }
+}
+
+impl Block {
+    /// The language that it is written in.
+    pub(crate) fn language(&self) -> &str {
+        self.info.split(' ').next().unwrap_or_default()
+    }
+}
+
+#[test]
+fn blocks_are_found() {
+    let text = "a\n```sh\n# one\nx\n```\n\n```text\n  y\n```\n- b\n\n  ```sh background\n  z\n    zz\n  ```\n";
+    let page = Page { name: "page.md".to_owned(), text: text.to_owned() };
+    let (blocks, prose) = page.parts();
+    let told: Vec<_> = blocks
+        .iter()
+        .map(|Block { place, info, text, follows }| (&**place, &**info, &**text, *follows))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("page.md:2", "sh", "# one\nx\n", false),
+            ("page.md:7", "text", "  y\n", true),
+            ("page.md:12", "sh background", "z\n  zz\n", false),
+        ]
+    );
+    assert_eq!(prose, [(1, "a"), (6, ""), (10, "- b"), (11, "")]);
+}
