@@ -19,17 +19,16 @@ pub(crate) use self::identities::Identities;
 pub(crate) use self::reload::Source;
 
 use self::reload::{Configured, Live, Orders, Reloader};
-use crate::admin::Admin;
 use crate::admin::metrics::Metrics;
+use crate::admin::{Admin, System};
 use crate::config::{self, Config};
 use crate::gateway::listener::bind;
-use crate::gateway::memory::Memory;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
-use crate::log::{Logging, Volume};
+use crate::log::Logging;
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
-use crate::registry::{Registration, Registry, Standing};
+use crate::registry::{Registration, Standing};
 use crate::service::activation::Passed;
 use crate::service::control::{self, SocketFile};
 use crate::service::descriptors;
@@ -101,9 +100,8 @@ pub(crate) fn run(
         .build()
         .context("cannot start the runtime")?;
     let sockets = Sockets { listeners, admin, control };
-    let volume = logging.volume();
     let configured = Configured { config, identities };
-    let status = runtime.block_on(serve(source, configured, hostname, sockets, volume, launch));
+    let status = runtime.block_on(serve(source, configured, hostname, sockets, logging, launch));
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
     status
@@ -180,7 +178,7 @@ async fn serve(
     configured: Configured,
     hostname: String,
     sockets: Sockets,
-    volume: Volume,
+    logging: &Logging,
     launch: Option<Launch>,
 ) -> Result<ExitCode> {
     let Sockets { listeners, admin, control } = sockets;
@@ -208,8 +206,9 @@ async fn serve(
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
     let resolver = Resolver::new(registry.clone(), listening.announcement.clone());
     if let Some(socket) = admin {
-        let memory = Arc::clone(resolver.memory());
-        answer_admin(socket, &metrics, &registration, registry, memory)?;
+        let system = System::new(&registration, registry, &resolver, logging.lost_lines());
+        let admin = Admin::new(&metrics, system);
+        tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
     let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
 
@@ -225,7 +224,7 @@ async fn serve(
         running: Arc::new(configured),
         gateway: gateway.adjuster(),
         zookeeper: zookeeper_tls,
-        volume,
+        volume: logging.volume(),
         metrics,
     };
 
@@ -264,20 +263,6 @@ async fn serve(
         }
     }
     Ok(if failed { ExitCode::from(EXIT_SOFTWARE) } else { ExitCode::SUCCESS })
-}
-
-/// Tells health and metrics to whoever connects to `socket`, for as long as the process runs.
-fn answer_admin(
-    socket: TcpListener,
-    metrics: &Metrics,
-    registration: &Registration,
-    registry: Registry,
-    memory: Arc<Memory>,
-) -> Result<()> {
-    let (state, standing) = (registration.state(), registration.standing());
-    let admin = Admin::new(metrics, state, standing, registry, memory);
-    tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
-    Ok(())
 }
 
 /// What the listeners got, for others and for people.
