@@ -21,12 +21,13 @@ pub(crate) use self::reload::Source;
 use self::reload::{Configured, Live, Orders, Reloader};
 use crate::admin::Admin;
 use crate::admin::metrics::Metrics;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Tracing};
 use crate::gateway::listener::bind;
 use crate::gateway::memory::Memory;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
 use crate::log::{Logging, Volume};
+use crate::otlp::Tracer;
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
 use crate::registry::{Registration, Registry, Standing};
@@ -120,7 +121,8 @@ fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
     };
     account.assume()?;
     let files = config.tls.iter().chain([&config.zookeeper.tls]);
-    account.check_readable(files.flat_map(|files| files.paths()))?;
+    let collector = config.tracing.iter().flat_map(Tracing::files);
+    account.check_readable(files.flat_map(|files| files.paths()).chain(collector))?;
     Ok(())
 }
 
@@ -196,12 +198,18 @@ async fn serve(
     let mut live = Live::of(&configured, &[])?;
     live.settings.limits.connections = descriptors::budget(config.limits.connections);
     configured.identities.measure(&metrics);
+    let tracer = Tracer::start(
+        config.tracing.as_ref(),
+        &listening.announcement.hostname,
+        metrics.spans.clone(),
+    )?;
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
     let settings = zookeeper::Settings {
         hosts: config.zookeeper.hosts.clone(),
         tls,
         session_timeout: config.zookeeper.session_timeout,
         metrics: metrics.clone(),
+        origins: tracer.origins(),
     };
 
     // The entry says `initializing` until there is somebody to serve.
@@ -211,7 +219,8 @@ async fn serve(
         let memory = Arc::clone(resolver.memory());
         answer_admin(socket, &metrics, &registration, registry, memory)?;
     }
-    let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
+    let mut gateway =
+        Gateway::open(listeners, resolver, live.settings, metrics.clone(), tracer.clone())?;
 
     let told_to_stop = CancellationToken::new();
     let sources = Arc::new(listening.sources(&registration, &gateway));
@@ -255,7 +264,7 @@ async fn serve(
     };
     let cutter = gateway.cutter();
     tokio::select! {
-        () = stop(gateway, registration, &manager) => {}
+        () = stop(gateway, registration, tracer, &manager) => {}
         never = orders.refuse() => match never {},
         signal = signals.next() => {
             warn!(signal, "second signal: ending at once");
@@ -352,8 +361,9 @@ async fn follow(listening: &str, registration: &Registration, manager: &Manager)
 }
 
 /// Out of the registry first, so that nobody new is sent here; then a moment for those who were sent
-/// before; then no more connections; then time for those that are open.
-async fn stop(gateway: Gateway, mut registration: Registration, manager: &Manager) {
+/// before; then no more connections; then time for those that are open; then what there is to tell of
+/// them.
+async fn stop(gateway: Gateway, mut registration: Registration, tracer: Tracer, manager: &Manager) {
     manager.stopping();
     let (lame_duck, grace) = (gateway.lame_duck(), gateway.grace());
     if !registration.withdraw(WITHDRAW_PATIENCE).await {
@@ -368,6 +378,6 @@ async fn stop(gateway: Gateway, mut registration: Registration, manager: &Manage
         Drained::Whole => info!("all streams have ended"),
         Drained::Cut(streams) => warn!(streams, ?grace, "grace period over: streams cut"),
     }
-    registration.close(CLOSE_PATIENCE).await;
+    tokio::join!(registration.close(CLOSE_PATIENCE), tracer.stop());
     info!("stopped");
 }

@@ -12,6 +12,7 @@ use rustls::HandshakeKind;
 
 use crate::gateway::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
+use crate::otlp;
 use crate::tls::Failure;
 
 /// One label with one of a few values.
@@ -43,6 +44,7 @@ pub(crate) struct Metrics {
     last_reload_ok: Gauge,
     last_good_reload: Gauge,
     not_after: Family<Label, Gauge>,
+    pub(crate) spans: otlp::Counts,
 }
 
 /// Why a gateway is passed over.
@@ -100,7 +102,7 @@ impl Route {
         }
     }
 
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Zone => "zone",
@@ -190,6 +192,7 @@ impl Default for Metrics {
             last_reload_ok: Gauge::default(),
             last_good_reload: Gauge::default(),
             not_after: Family::default(),
+            spans: otlp::Counts::default(),
         };
         for result in ["ok", "failed"] {
             drop(metrics.reloads.get_or_create(&[("result", result)]));
@@ -250,6 +253,7 @@ impl Metrics {
             last_reload_ok,
             last_good_reload,
             not_after,
+            spans,
         } = self.clone();
         let registry = registry.sub_registry_with_prefix("zuul_fingergw");
         registry.register("connections_accepted", "Connections accepted", accepted);
@@ -308,6 +312,7 @@ impl Metrics {
             seconds(),
             not_after,
         );
+        spans.register(registry);
     }
 
     /// Counts a connection for as long as the guard lives.
