@@ -192,17 +192,13 @@ async fn serve(
     let status_signal = StatusSignal::new().context("cannot take signals")?;
     let metrics = Metrics::default();
     let config = &configured.config;
+    let tracer = Tracer::start(config.tracing.as_ref(), &hostname, metrics.spans.clone())?;
     let listening = Listening::of(config, hostname, &listeners, admin.as_ref())?;
     info!("{}", listening.text);
 
     let mut live = Live::of(&configured, &[])?;
     live.settings.limits.connections = descriptors::budget(config.limits.connections);
     configured.identities.measure(&metrics);
-    let tracer = Tracer::start(
-        config.tracing.as_ref(),
-        &listening.announcement.hostname,
-        metrics.spans.clone(),
-    )?;
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
     let settings = zookeeper::Settings {
         hosts: config.zookeeper.hosts.clone(),

@@ -253,7 +253,7 @@ impl Metrics {
             last_reload_ok,
             last_good_reload,
             not_after,
-            spans,
+            spans: _,
         } = self.clone();
         let registry = registry.sub_registry_with_prefix("zuul_fingergw");
         registry.register("connections_accepted", "Connections accepted", accepted);
@@ -312,7 +312,6 @@ impl Metrics {
             seconds(),
             not_after,
         );
-        spans.register(registry);
     }
 
     /// Counts a connection for as long as the guard lives.

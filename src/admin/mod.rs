@@ -74,6 +74,7 @@ impl Admin {
     ) -> Self {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
+        metrics.spans.register(&mut registry);
         let (seen, stands) = (state.clone(), standing.clone());
         let system = System { state: seen, standing: stands, components, memory };
         registry.register_collector(Box::new(system));

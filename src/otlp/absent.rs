@@ -15,26 +15,26 @@ use crate::registry::build::BuildId;
 
 /// Where a build's trace would be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Origin;
+pub(crate) struct Origin(());
 
 impl Origin {
     #[cfg(test)]
-    pub(crate) const NONE: Self = Self;
+    pub(crate) const NONE: Self = Self(());
 }
 
 /// Reads nothing.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Origins;
+pub(crate) struct Origins(());
 
 impl Origins {
     pub(crate) fn read(self, _request: &[u8]) -> Origin {
-        Origin
+        Origin(())
     }
 }
 
 /// Begins nothing.
 #[derive(Clone, Default)]
-pub(crate) struct Tracer;
+pub(crate) struct Tracer(());
 
 impl Tracer {
     pub(crate) fn start(
@@ -42,11 +42,11 @@ impl Tracer {
         _hostname: &str,
         _counts: Counts,
     ) -> Result<Self> {
-        Ok(Self)
+        Ok(Self(()))
     }
 
     pub(crate) fn origins(&self) -> Origins {
-        Origins
+        Origins(())
     }
 
     pub(crate) fn span(
@@ -89,7 +89,7 @@ impl Span {
 
 /// Counts nothing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Counts;
+pub(crate) struct Counts(());
 
 impl Counts {
     pub(crate) fn register(&self, _registry: &mut Registry) {}

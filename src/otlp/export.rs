@@ -30,12 +30,13 @@ use crate::config::{Protocol, Tracing};
 pub(crate) struct Counts(Family<[(&'static str, &'static str); 1], Counter>);
 
 impl Counts {
-    /// Names them in `registry`.
+    /// Names them in `registry`, below the prefix `zuul_fingergw`.
     pub(crate) fn register(&self, registry: &mut Registry) {
         for result in ["exported", "lost"] {
             drop(self.0.get_or_create(&[("result", result)]));
         }
         let help = "Spans of streams for the collector, by whether it has taken them";
+        let registry = registry.sub_registry_with_prefix("zuul_fingergw");
         registry.register("spans", help, self.0.clone());
     }
 

@@ -12,7 +12,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::export::{self, Counts};
 use super::origin::{Carried, Origin, Origins};
@@ -48,6 +48,7 @@ impl Tracer {
         let scope = InstrumentationScope::builder(env!("CARGO_PKG_NAME"))
             .with_version(env!("CARGO_PKG_VERSION"));
         let tracer = provider.tracer_with_scope(scope.build());
+        info!(endpoint = %config.endpoint, "tracing: spans of streams go to this collector");
         Ok(Self(Some(Arc::new(Running { tracer, provider: ManuallyDrop::new(provider) }))))
     }
 
