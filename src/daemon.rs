@@ -21,11 +21,12 @@ pub(crate) use self::reload::Source;
 use self::reload::{Configured, Live, Orders, Reloader};
 use crate::admin::metrics::Metrics;
 use crate::admin::{Admin, System};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Tracing};
 use crate::gateway::listener::bind;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
 use crate::log::Logging;
+use crate::otlp::Tracer;
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
 use crate::registry::{Registration, Standing};
@@ -118,7 +119,8 @@ fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
     };
     account.assume()?;
     let files = config.tls.iter().chain([&config.zookeeper.tls]);
-    account.check_readable(files.flat_map(|files| files.paths()))?;
+    let collector = config.tracing.iter().flat_map(Tracing::files);
+    account.check_readable(files.flat_map(|files| files.paths()).chain(collector))?;
     Ok(())
 }
 
@@ -188,6 +190,7 @@ async fn serve(
     let status_signal = StatusSignal::new().context("cannot take signals")?;
     let metrics = Metrics::default();
     let config = &configured.config;
+    let tracer = Tracer::start(config.tracing.as_ref(), &hostname, metrics.clone())?;
     let listening = Listening::of(config, hostname, &listeners, admin.as_ref())?;
     info!("{}", listening.text);
 
@@ -200,6 +203,7 @@ async fn serve(
         tls,
         session_timeout: config.zookeeper.session_timeout,
         metrics: metrics.clone(),
+        origins: tracer.origins(),
     };
 
     // The entry says `initializing` until there is somebody to serve.
@@ -210,7 +214,8 @@ async fn serve(
         let admin = Admin::new(&metrics, system);
         tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
-    let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
+    let mut gateway =
+        Gateway::open(listeners, resolver, live.settings, metrics.clone(), tracer.clone())?;
 
     let told_to_stop = CancellationToken::new();
     let sources = Arc::new(listening.sources(&registration, &gateway));
@@ -254,7 +259,7 @@ async fn serve(
     };
     let cutter = gateway.cutter();
     tokio::select! {
-        () = stop(gateway, registration, &manager) => {}
+        () = stop(gateway, registration, tracer, &manager) => {}
         never = orders.refuse() => match never {},
         signal = signals.next() => {
             warn!(signal, "second signal: ending at once");
@@ -337,8 +342,9 @@ async fn follow(listening: &str, registration: &Registration, manager: &Manager)
 }
 
 /// Out of the registry first, so that nobody new is sent here; then a moment for those who were sent
-/// before; then no more connections; then time for those that are open.
-async fn stop(gateway: Gateway, mut registration: Registration, manager: &Manager) {
+/// before; then no more connections; then time for those that are open; then what there is to tell of
+/// them.
+async fn stop(gateway: Gateway, mut registration: Registration, tracer: Tracer, manager: &Manager) {
     manager.stopping();
     let (lame_duck, grace) = (gateway.lame_duck(), gateway.grace());
     if !registration.withdraw(WITHDRAW_PATIENCE).await {
@@ -353,6 +359,6 @@ async fn stop(gateway: Gateway, mut registration: Registration, manager: &Manage
         Drained::Whole => info!("all streams have ended"),
         Drained::Cut(streams) => warn!(streams, ?grace, "grace period over: streams cut"),
     }
-    registration.close(CLOSE_PATIENCE).await;
+    tokio::join!(registration.close(CLOSE_PATIENCE), tracer.stop());
     info!("stopped");
 }

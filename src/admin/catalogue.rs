@@ -18,7 +18,10 @@ pub(crate) const PAGE: [(&str, &[&Descriptor]); 7] = [
         &[&ROUTES, &CONNECT, &FAILOVERS, &WIRING_FAULTS, &ZONE_GATEWAYS, &ZONE_GATEWAYS_AVOIDED],
     ),
     ("TLS and certificates", &[&HANDSHAKES, &RESUMED, &NOT_AFTER]),
-    ("Configuration and log", &[&RELOADS, &LAST_RELOAD_OK, &LAST_GOOD_RELOAD, &LOG_LINES_LOST]),
+    (
+        "Configuration, log and tracing",
+        &[&RELOADS, &LAST_RELOAD_OK, &LAST_GOOD_RELOAD, &LOG_LINES_LOST, &SPANS],
+    ),
     (
         "The process",
         &[&CPU_SECONDS, &RESIDENT_MEMORY, &VIRTUAL_MEMORY, &OPEN_FDS, &MAX_FDS, &START_TIME],
@@ -340,6 +343,22 @@ pub(super) const RESUMED: Descriptor = Descriptor {
            session",
     labels: &[Label { name: "side", values: Values::These(&SIDES) }],
     advice: "None between zones: the other side is upstream's gateway, or is restarted all the time.",
+};
+
+pub(super) const SPANS: Descriptor = Descriptor {
+    name: "zuul_fingergw_spans",
+    kind: Counter,
+    unit: Unit::Count("spans"),
+    help: "Spans of streams for the OpenTelemetry collector; none where `tracing.enabled` is not set",
+    labels: &[Label {
+        name: "result",
+        values: Values::These(&[
+            ("exported", "the collector has taken them"),
+            ("lost", "it could not be reached, refused them or was too slow"),
+        ]),
+    }],
+    advice: "`lost` rises: the last warning in the log names the collector and the reason. Streams do \
+             not notice.",
 };
 
 pub(super) const NOT_AFTER: Descriptor = Descriptor {

@@ -45,6 +45,7 @@ pub(crate) struct Metrics {
     last_reload_ok: Gauge,
     last_good_reload: Gauge,
     not_after: Family<Label, Gauge>,
+    spans: Counters,
 }
 
 /// Which side of a relay.
@@ -85,7 +86,7 @@ impl Route {
     }
 
     /// The value of the metric label `route`.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Zone => "zone",
@@ -172,6 +173,7 @@ impl Default for Metrics {
             last_reload_ok: Gauge::default(),
             last_good_reload: Gauge::default(),
             not_after: Family::default(),
+            spans: Family::default(),
         };
         metrics.configured(true);
         all_there(&metrics.reloads, &catalogue::RELOADS);
@@ -179,6 +181,7 @@ impl Default for Metrics {
         all_there(&metrics.active, &catalogue::ACTIVE);
         all_there(&metrics.rejected, &catalogue::REJECTED);
         all_there(&metrics.resumed, &catalogue::RESUMED);
+        all_there(&metrics.spans, &catalogue::SPANS);
         for side in catalogue::HANDSHAKES.values(0) {
             for result in catalogue::HANDSHAKES.values(1) {
                 drop(metrics.handshakes.get_or_create(&[("side", side), ("result", result)]));
@@ -227,6 +230,7 @@ impl Metrics {
             last_reload_ok,
             last_good_reload,
             not_after,
+            spans,
         } = self.clone();
         catalogue::ACCEPTED.register(registry, accepted);
         catalogue::ACTIVE.register(registry, active);
@@ -248,6 +252,7 @@ impl Metrics {
         catalogue::LAST_RELOAD_OK.register(registry, last_reload_ok);
         catalogue::LAST_GOOD_RELOAD.register(registry, last_good_reload);
         catalogue::NOT_AFTER.register(registry, not_after);
+        catalogue::SPANS.register(registry, spans);
     }
 
     /// Counts a connection for as long as the guard lives.
@@ -353,6 +358,12 @@ impl Metrics {
                 self.not_after.remove(&label);
             }
         }
+    }
+
+    /// Counts spans by what became of them: `exported` or `lost`.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn spans(&self, result: &'static str, spans: u64) {
+        self.spans.get_or_create(&[("result", result)]).inc_by(spans);
     }
 
     /// Counts a session with ZooKeeper.

@@ -30,6 +30,7 @@ use super::component::{Announcement, State};
 use super::{Orders, Registration, Registry, Standing, registration};
 use crate::admin::metrics::Metrics;
 use crate::config::Hosts;
+use crate::otlp::Origins;
 use crate::tls;
 
 /// How to reach ZooKeeper.
@@ -43,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) session_timeout: Duration,
     /// Counts sessions.
     pub(crate) metrics: Metrics,
+    /// Whether look-ups tell the traces of builds.
+    pub(crate) origins: Origins,
 }
 
 /// TLS towards ZooKeeper.
@@ -77,7 +80,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
 /// questions from it.
 pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Registry, Registration) {
-    let lookup = Arc::new(Lookup::new());
+    let lookup = Arc::new(Lookup::new(settings.origins));
     let registry = Registry::ZooKeeper(Arc::clone(&lookup));
     let registration = registration(|orders| {
         let Settings { hosts, tls, .. } = &settings;
