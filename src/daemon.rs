@@ -19,17 +19,17 @@ pub(crate) use self::identities::Identities;
 pub(crate) use self::reload::Source;
 
 use self::reload::{Configured, Live, Orders, Reloader};
-use crate::admin::Admin;
 use crate::admin::metrics::Metrics;
-use crate::config::{self, Config};
+use crate::admin::{Admin, System};
+use crate::config::{self, Config, Tracing};
 use crate::gateway::listener::bind;
-use crate::gateway::memory::Memory;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
-use crate::log::{Logging, Volume};
+use crate::log::Logging;
+use crate::otlp::Tracer;
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
-use crate::registry::{Registration, Registry, Standing};
+use crate::registry::{Registration, Standing};
 use crate::service::activation::Passed;
 use crate::service::control::{self, SocketFile};
 use crate::service::descriptors;
@@ -101,9 +101,8 @@ pub(crate) fn run(
         .build()
         .context("cannot start the runtime")?;
     let sockets = Sockets { listeners, admin, control };
-    let volume = logging.volume();
     let configured = Configured { config, identities };
-    let status = runtime.block_on(serve(source, configured, hostname, sockets, volume, launch));
+    let status = runtime.block_on(serve(source, configured, hostname, sockets, logging, launch));
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
     status
@@ -120,7 +119,8 @@ fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
     };
     account.assume()?;
     let files = config.tls.iter().chain([&config.zookeeper.tls]);
-    account.check_readable(files.flat_map(|files| files.paths()))?;
+    let collector = config.tracing.iter().flat_map(Tracing::files);
+    account.check_readable(files.flat_map(|files| files.paths()).chain(collector))?;
     Ok(())
 }
 
@@ -180,7 +180,7 @@ async fn serve(
     configured: Configured,
     hostname: String,
     sockets: Sockets,
-    volume: Volume,
+    logging: &Logging,
     launch: Option<Launch>,
 ) -> Result<ExitCode> {
     let Sockets { listeners, admin, control } = sockets;
@@ -190,6 +190,7 @@ async fn serve(
     let status_signal = StatusSignal::new().context("cannot take signals")?;
     let metrics = Metrics::default();
     let config = &configured.config;
+    let tracer = Tracer::start(config.tracing.as_ref(), &hostname, metrics.clone())?;
     let listening = Listening::of(config, hostname, &listeners, admin.as_ref())?;
     info!("{}", listening.text);
 
@@ -202,16 +203,19 @@ async fn serve(
         tls,
         session_timeout: config.zookeeper.session_timeout,
         metrics: metrics.clone(),
+        origins: tracer.origins(),
     };
 
     // The entry says `initializing` until there is somebody to serve.
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
     let resolver = Resolver::new(registry.clone(), listening.announcement.clone());
     if let Some(socket) = admin {
-        let memory = Arc::clone(resolver.memory());
-        answer_admin(socket, &metrics, &registration, registry, memory)?;
+        let system = System::new(&registration, registry, &resolver, logging.lost_lines());
+        let admin = Admin::new(&metrics, system);
+        tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
-    let mut gateway = Gateway::open(listeners, resolver, live.settings, metrics.clone())?;
+    let mut gateway =
+        Gateway::open(listeners, resolver, live.settings, metrics.clone(), tracer.clone())?;
 
     let told_to_stop = CancellationToken::new();
     let sources = Arc::new(listening.sources(&registration, &gateway));
@@ -225,7 +229,7 @@ async fn serve(
         running: Arc::new(configured),
         gateway: gateway.adjuster(),
         zookeeper: zookeeper_tls,
-        volume,
+        volume: logging.volume(),
         metrics,
     };
 
@@ -255,7 +259,7 @@ async fn serve(
     };
     let cutter = gateway.cutter();
     tokio::select! {
-        () = stop(gateway, registration, &manager) => {}
+        () = stop(gateway, registration, tracer, &manager) => {}
         never = orders.refuse() => match never {},
         signal = signals.next() => {
             warn!(signal, "second signal: ending at once");
@@ -264,20 +268,6 @@ async fn serve(
         }
     }
     Ok(if failed { ExitCode::from(EXIT_SOFTWARE) } else { ExitCode::SUCCESS })
-}
-
-/// Tells health and metrics to whoever connects to `socket`, for as long as the process runs.
-fn answer_admin(
-    socket: TcpListener,
-    metrics: &Metrics,
-    registration: &Registration,
-    registry: Registry,
-    memory: Arc<Memory>,
-) -> Result<()> {
-    let (state, standing) = (registration.state(), registration.standing());
-    let admin = Admin::new(metrics, state, standing, registry, memory);
-    tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
-    Ok(())
 }
 
 /// What the listeners got, for others and for people.
@@ -352,8 +342,9 @@ async fn follow(listening: &str, registration: &Registration, manager: &Manager)
 }
 
 /// Out of the registry first, so that nobody new is sent here; then a moment for those who were sent
-/// before; then no more connections; then time for those that are open.
-async fn stop(gateway: Gateway, mut registration: Registration, manager: &Manager) {
+/// before; then no more connections; then time for those that are open; then what there is to tell of
+/// them.
+async fn stop(gateway: Gateway, mut registration: Registration, tracer: Tracer, manager: &Manager) {
     manager.stopping();
     let (lame_duck, grace) = (gateway.lame_duck(), gateway.grace());
     if !registration.withdraw(WITHDRAW_PATIENCE).await {
@@ -368,6 +359,6 @@ async fn stop(gateway: Gateway, mut registration: Registration, manager: &Manage
         Drained::Whole => info!("all streams have ended"),
         Drained::Cut(streams) => warn!(streams, ?grace, "grace period over: streams cut"),
     }
-    registration.close(CLOSE_PATIENCE).await;
+    tokio::join!(registration.close(CLOSE_PATIENCE), tracer.stop());
     info!("stopped");
 }

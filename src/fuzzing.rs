@@ -115,7 +115,8 @@ pub fn build_request(data: &[u8]) {
         Err(fault) => return presentable(&fault),
     };
     assert_eq!(build.is_none(), data.is_empty());
-    let Some(Build { tenant, place: Place::On(Executor { hostname, port, zone }) }) = &build else {
+    let Some(Build { tenant, place: Place::On(Executor { hostname, port, zone }), .. }) = &build
+    else {
         return;
     };
     assert!(!hostname.is_empty() && *port != 0 && zone.as_deref() != Some(""));

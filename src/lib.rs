@@ -16,6 +16,7 @@
 //! - `registry` answers the gateway's questions and keeps its own entry.
 //! - `admin` tells health and metrics over HTTP.
 //! - `tls` makes server and client sides of certificates.
+//! - `otlp` tells a collector of streams, if it is compiled in.
 //! - `service` is about being a good daemon: signals, service manager, command socket, user.
 //! - `demo` is a whole small system on loopback.
 //! - `log` says what the levels mean, `small_file` reads what operators name.
@@ -37,6 +38,7 @@ mod gateway;
 mod log;
 #[cfg(test)]
 mod manual;
+mod otlp;
 mod registry;
 mod service;
 mod small_file;

@@ -1,4 +1,4 @@
-//! The manual pages in `docs/`: prose written there by hand, and between two marks each what the
+//! The manual pages in `docs/`, and `docs/metrics.md`: prose written there by hand, and between two marks each what the
 //! program knows itself. A test holds the pages against that; with `WRITE_MANUAL` set it writes it
 //! into them:
 //!
@@ -6,7 +6,10 @@
 //! WRITE_MANUAL=1 cargo test --lib manual
 //! ```
 //!
-//! The pages are in mdoc(7). A mark is a comment: `.\" BEGIN name` and `.\" END name`.
+//! The manual pages are in mdoc(7). A mark is a comment: `.\" BEGIN name` and `.\" END name`, in
+//! Markdown `<!-- BEGIN name -->`.
+
+mod metrics;
 
 use std::fmt::Write as _;
 
@@ -216,13 +219,20 @@ fn escaped(text: &str) -> String {
     page
 }
 
+/// What a mark's comment begins and ends with.
+type Mark = (&'static str, &'static str);
+
+const MDOC: Mark = (".\\\" ", "\n");
+const MARKDOWN: Mark = ("<!-- ", " -->\n");
+
 /// `page` with what stands between its marks replaced.
-fn renew(page: &str, parts: &[(&str, String)]) -> String {
+fn renew(page: &str, (opening, closing): Mark, parts: &[(&str, String)]) -> String {
     let mut page = page.to_owned();
     for (name, text) in parts {
-        let begin = format!(".\\\" BEGIN {name}\n");
+        let begin = format!("{opening}BEGIN {name}{closing}");
         let start = page.find(&begin).unwrap_or_else(|| panic!("no mark {begin}")) + begin.len();
-        let stop = page.find(&format!(".\\\" END {name}\n")).expect("the other mark");
+        let end = format!("{opening}END {name}{closing}");
+        let stop = page.find(&end).expect("the other mark");
         page.replace_range(start..stop, text);
     }
     page
@@ -234,6 +244,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process;
 
+    use super::metrics::{of_alerts, of_catalogue};
     use super::*;
     use crate::cli;
     use crate::gateway::finger::{Fault, Reply};
@@ -244,11 +255,18 @@ mod tests {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs").join(page)
     }
 
-    /// Holds a page against the program, or writes it.
+    /// Holds a manual page against the program, or writes it.
     fn hold(page: &str, parts: &[(&str, String)]) -> String {
+        let renewed = hold_text(page, MDOC, parts);
+        lint(page);
+        renewed
+    }
+
+    /// Holds a page of either kind.
+    fn hold_text(page: &str, mark: Mark, parts: &[(&str, String)]) -> String {
         let path = path(page);
         let text = fs::read_to_string(&path).expect("the page");
-        let renewed = renew(&text, parts);
+        let renewed = renew(&text, mark, parts);
         if std::env::var_os("WRITE_MANUAL").is_some() {
             fs::write(&path, &renewed).expect("the page");
         } else {
@@ -258,7 +276,6 @@ mod tests {
                  WRITE_MANUAL=1 cargo test --lib manual"
             );
         }
-        lint(page);
         renewed
     }
 
@@ -285,7 +302,17 @@ mod tests {
     #[test]
     fn the_page_of_the_configuration() {
         let page = hold("zuul-fingergw.toml.5", &of_example(EXAMPLE));
-        assert_eq!(page.matches("\n.It Ic ").count(), 45, "keys");
+        assert_eq!(page.matches("\n.It Ic ").count(), 56, "keys");
+    }
+
+    #[test]
+    fn the_page_of_the_metrics() {
+        let alerts = fs::read_to_string(path("../etc/prometheus/alerts.yaml")).expect("the alerts");
+        let parts = [("alerts", of_alerts(&alerts)), ("metrics", of_catalogue())];
+        let page = hold_text("metrics.md", MARKDOWN, &parts);
+        for told in ["### `process_open_fds`", "| `not_started` |", "| `ZuulFingergwNotReady` |"] {
+            assert!(page.contains(told), "{told}");
+        }
     }
 
     /// What clients are told is on the page, word for word.
@@ -340,7 +367,7 @@ mod tests {
     #[test]
     fn only_what_is_between_the_marks_is_written() {
         let page = "hand\n.\\\" BEGIN a\nold\n.\\\" END a\nwork\n";
-        let renewed = renew(page, &[("a", "new\n".to_owned())]);
+        let renewed = renew(page, MDOC, &[("a", "new\n".to_owned())]);
         assert_eq!(renewed, "hand\n.\\\" BEGIN a\nnew\n.\\\" END a\nwork\n");
     }
 }

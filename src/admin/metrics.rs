@@ -4,12 +4,14 @@
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 use rustls::HandshakeKind;
 
+use super::catalogue;
+use super::descriptor::Descriptor;
 use crate::gateway::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
 use crate::tls::Failure;
@@ -43,25 +45,8 @@ pub(crate) struct Metrics {
     last_reload_ok: Gauge,
     last_good_reload: Gauge,
     not_after: Family<Label, Gauge>,
+    spans: Counters,
 }
-
-/// Why a gateway is passed over.
-const FAILOVERS: [&str; 11] = [
-    "timeout",
-    "connect",
-    "tls",
-    "no_certificate",
-    "circle",
-    "zone",
-    "silent",
-    "cut",
-    "overtaken",
-    "refused",
-    "foreign",
-];
-
-/// What can be wrong with the wiring.
-const MISWIRED: [&str; 4] = ["circle", "zone", "foreign", "silent"];
 
 /// Which side of a relay.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +85,8 @@ impl Route {
         }
     }
 
-    fn as_str(self) -> &'static str {
+    /// The value of the metric label `route`.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Zone => "zone",
@@ -142,9 +128,6 @@ pub(crate) enum Rejection {
 }
 
 impl Rejection {
-    const ALL: [Self; 5] =
-        [Self::Limit, Self::Address, Self::Handshakes, Self::Lookups, Self::Accept];
-
     /// The value of the metric label `reason`.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -190,44 +173,41 @@ impl Default for Metrics {
             last_reload_ok: Gauge::default(),
             last_good_reload: Gauge::default(),
             not_after: Family::default(),
+            spans: Family::default(),
         };
-        for result in ["ok", "failed"] {
-            drop(metrics.reloads.get_or_create(&[("result", result)]));
-        }
         metrics.configured(true);
-        for listener in ["plain", "tls"] {
-            drop(metrics.accepted.get_or_create(&[("listener", listener)]));
-            drop(metrics.active.get_or_create(&[("listener", listener)]));
-        }
-        for reason in Rejection::ALL {
-            drop(metrics.rejected.get_or_create(&[("reason", reason.as_str())]));
-        }
-        for side in ["client", "upstream"] {
-            drop(metrics.resumed.get_or_create(&[("side", side)]));
-            let failures = Failure::ALL.iter().map(|failure| failure.label());
-            for result in failures.chain(["ok"]) {
+        all_there(&metrics.reloads, &catalogue::RELOADS);
+        all_there(&metrics.accepted, &catalogue::ACCEPTED);
+        all_there(&metrics.active, &catalogue::ACTIVE);
+        all_there(&metrics.rejected, &catalogue::REJECTED);
+        all_there(&metrics.resumed, &catalogue::RESUMED);
+        all_there(&metrics.spans, &catalogue::SPANS);
+        for side in catalogue::HANDSHAKES.values(0) {
+            for result in catalogue::HANDSHAKES.values(1) {
                 drop(metrics.handshakes.get_or_create(&[("side", side), ("result", result)]));
             }
         }
-        for result in Outcome::LABELS {
-            drop(metrics.requests.get_or_create(&[("result", result)]));
-        }
-        for reason in FAILOVERS {
-            drop(metrics.failovers.get_or_create(&[("reason", reason)]));
-        }
-        for kind in MISWIRED {
-            drop(metrics.miswired.get_or_create(&[("kind", kind)]));
-        }
-        for route in [Route::Direct, Route::Zone, Route::Fallback] {
-            drop(metrics.routes.get_or_create(&[("route", route.as_str())]));
-            drop(metrics.connect.get_or_create(&[("route", route.as_str())]));
-        }
+        all_there(&metrics.requests, &catalogue::REQUESTS);
+        all_there(&metrics.failovers, &catalogue::FAILOVERS);
+        all_there(&metrics.miswired, &catalogue::WIRING_FAULTS);
+        all_there(&metrics.routes, &catalogue::ROUTES);
+        all_there(&metrics.connect, &catalogue::CONNECT);
         metrics
     }
 }
 
+/// Has every value of the one label that `descriptor` names counted from zero.
+fn all_there<M: Clone, C: MetricConstructor<M>>(
+    family: &Family<Label, M, C>,
+    descriptor: &Descriptor,
+) {
+    for value in descriptor.values(0) {
+        drop(family.get_or_create(&[(descriptor.labels[0].name, value)]));
+    }
+}
+
 impl Metrics {
-    /// Names everything in `registry`, below the prefix `zuul_fingergw`.
+    /// Names everything in `registry`.
     pub(super) fn register(&self, registry: &mut Registry) {
         let Self {
             accepted,
@@ -250,64 +230,29 @@ impl Metrics {
             last_reload_ok,
             last_good_reload,
             not_after,
+            spans,
         } = self.clone();
-        let registry = registry.sub_registry_with_prefix("zuul_fingergw");
-        registry.register("connections_accepted", "Connections accepted", accepted);
-        registry.register("connections_active", "Connections open", active);
-        registry.register("connections_rejected", "Connections not served", rejected);
-        registry.register(
-            "tls_handshakes",
-            "TLS handshakes with clients and next hops",
-            handshakes,
-        );
-        registry.register(
-            "tls_sessions_resumed",
-            "TLS handshakes that were short because gateways of our kind resumed a session",
-            resumed,
-        );
-        registry.register(
-            "failovers",
-            "Gateways of other zones passed over for another hop, by what was wrong with them",
-            failovers,
-        );
-        registry.register(
-            "wiring_faults",
-            "Mistakes in the wiring of zones met by requests, by kind",
-            miswired,
-        );
-        registry.register("requests", "Connections by how they ended", requests);
-        registry.register("routes", "Streams by where they came from", routes);
-        let seconds = || Unit::Seconds;
-        registry.register_with_unit("lookup", "Finding out where a build runs", seconds(), lookup);
-        registry.register_with_unit("upstream_connect", "Reaching a next hop", seconds(), connect);
-        registry.register_with_unit(
-            "first_byte",
-            "From a request to its first byte",
-            seconds(),
-            first_byte,
-        );
-        registry.register_with_unit("stream", "From a request to its last byte", seconds(), stream);
-        registry.register_with_unit("streamed", "Log sent to clients", Unit::Bytes, streamed);
-        registry.register("streams_active", "Streams under way", streams);
-        registry.register("zookeeper_sessions", "Sessions with ZooKeeper", zookeeper_sessions);
-        registry.register("config_reloads", "Times the configuration was read again", reloads);
-        registry.register(
-            "config_last_reload_successful",
-            "Whether the configuration was good when last read",
-            last_reload_ok,
-        );
-        registry.register_with_unit(
-            "config_last_reload_success_timestamp",
-            "When the configuration was last read and good",
-            seconds(),
-            last_good_reload,
-        );
-        registry.register_with_unit(
-            "certificate_not_after_timestamp",
-            "Until when our certificates are good",
-            seconds(),
-            not_after,
-        );
+        catalogue::ACCEPTED.register(registry, accepted);
+        catalogue::ACTIVE.register(registry, active);
+        catalogue::REJECTED.register(registry, rejected);
+        catalogue::HANDSHAKES.register(registry, handshakes);
+        catalogue::RESUMED.register(registry, resumed);
+        catalogue::FAILOVERS.register(registry, failovers);
+        catalogue::WIRING_FAULTS.register(registry, miswired);
+        catalogue::REQUESTS.register(registry, requests);
+        catalogue::ROUTES.register(registry, routes);
+        catalogue::LOOKUP.register(registry, lookup);
+        catalogue::CONNECT.register(registry, connect);
+        catalogue::FIRST_BYTE.register(registry, first_byte);
+        catalogue::STREAM.register(registry, stream);
+        catalogue::STREAMED.register(registry, streamed);
+        catalogue::STREAMS.register(registry, streams);
+        catalogue::ZOOKEEPER_SESSIONS.register(registry, zookeeper_sessions);
+        catalogue::RELOADS.register(registry, reloads);
+        catalogue::LAST_RELOAD_OK.register(registry, last_reload_ok);
+        catalogue::LAST_GOOD_RELOAD.register(registry, last_good_reload);
+        catalogue::NOT_AFTER.register(registry, not_after);
+        catalogue::SPANS.register(registry, spans);
     }
 
     /// Counts a connection for as long as the guard lives.
@@ -342,19 +287,23 @@ impl Metrics {
         }
     }
 
-    /// Counts a gateway that had not what was asked of it, by one of [`FAILOVERS`].
+    /// Counts a gateway that had not what was asked of it, by one of its reasons.
     pub(crate) fn failed_over(&self, reason: &'static str) {
+        debug_assert!(catalogue::FAILOVERS.has(0, reason), "{reason}");
         self.failovers.get_or_create(&[("reason", reason)]).inc();
     }
 
-    /// Counts a request that met a mistake in the wiring, by one of [`MISWIRED`].
+    /// Counts a request that met a mistake in the wiring, by one of its kinds.
     pub(crate) fn miswired(&self, kind: &'static str) {
+        debug_assert!(catalogue::WIRING_FAULTS.has(0, kind), "{kind}");
         self.miswired.get_or_create(&[("kind", kind)]).inc();
     }
 
     /// Counts the end of a connection.
     pub(crate) fn ended(&self, outcome: &Outcome) {
-        self.requests.get_or_create(&[("result", outcome.label())]).inc();
+        let result = outcome.label();
+        debug_assert!(catalogue::REQUESTS.has(0, result), "{result}");
+        self.requests.get_or_create(&[("result", result)]).inc();
     }
 
     pub(crate) fn looked_up(&self, time: Duration) {
@@ -409,6 +358,12 @@ impl Metrics {
                 self.not_after.remove(&label);
             }
         }
+    }
+
+    /// Counts spans by what became of them: `exported` or `lost`.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn spans(&self, result: &'static str, spans: u64) {
+        self.spans.get_or_create(&[("result", result)]).inc_by(spans);
     }
 
     /// Counts a session with ZooKeeper.

@@ -9,6 +9,8 @@
 //!
 //! Bounded: a scraper that is slow, or many of them, cost nobody else anything.
 
+pub(crate) mod catalogue;
+pub(crate) mod descriptor;
 pub(crate) mod metrics;
 mod process;
 mod system;
@@ -34,10 +36,10 @@ use tracing::debug;
 
 use self::metrics::Metrics;
 use self::process::Process;
-use self::system::System;
-use crate::gateway::memory::Memory;
+pub(crate) use self::system::System;
+use self::system::is_ready;
+use crate::registry::Standing;
 use crate::registry::component::State;
-use crate::registry::{Registry as ComponentRegistry, Standing};
 
 /// Connections at once.
 const CONNECTIONS: usize = 32;
@@ -63,21 +65,13 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
-    /// Tells of `metrics`, of a gateway in `state` whose entry stands as `standing` says, and of the
-    /// system as `components` and `memory` know it.
-    pub(crate) fn new(
-        metrics: &Metrics,
-        state: watch::Receiver<State>,
-        standing: watch::Receiver<Standing>,
-        components: ComponentRegistry,
-        memory: Arc<Memory>,
-    ) -> Self {
+    /// Tells of `metrics` and of `system`.
+    pub(crate) fn new(metrics: &Metrics, system: System) -> Self {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
-        let (seen, stands) = (state.clone(), standing.clone());
-        let system = System { state: seen, standing: stands, components, memory };
+        let (state, standing) = (system.state.clone(), system.standing.clone());
         registry.register_collector(Box::new(system));
-        registry.register_collector(Box::new(Process));
+        registry.register_collector(Box::new(Process::new()));
         Self { registry, standing, state }
     }
 
@@ -148,10 +142,9 @@ impl Admin {
         }
     }
 
-    /// Whether new streams can be served: our entry stands, we serve, and ZooKeeper answers.
+    /// Whether new streams can be served.
     fn is_ready(&self) -> bool {
-        *self.state.borrow() == State::Running
-            && matches!(*self.standing.borrow(), Standing::Registered(_))
+        is_ready(*self.state.borrow(), &self.standing.borrow())
     }
 
     fn exposition(&self, openmetrics: bool) -> String {
@@ -199,4 +192,114 @@ fn prometheus_text(openmetrics: &str) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::catalogue::PAGE;
+    use super::descriptor::Values;
+    use super::*;
+    use crate::gateway::resolver::Resolver;
+    use crate::log::LostLines;
+    use crate::registry::Registry as Components;
+    use crate::registry::component::Announcement;
+    use crate::registry::embedded::Embedded;
+    use crate::tls::Failure;
+
+    /// What a gateway of zone west exports, that is registered in a registry of this process.
+    async fn exported() -> String {
+        let metrics = Metrics::default();
+        metrics.certificate(metrics::Role::Gateway, Some(1));
+        let embedded = Arc::new(Embedded::default());
+        let (hostname, zone) = ("localhost".to_owned(), Some("west".to_owned()));
+        let own = Announcement { hostname, public_port: Some(79), zone, use_ssl: false };
+        let registration = embedded.register(own.clone());
+        registration.running();
+        embedded.until_gateways(1).await;
+        let components = Components::Embedded(embedded);
+        let resolver = Resolver::new(components.clone(), own);
+        let system = System::new(&registration, components, &resolver, LostLines::default());
+        Admin::new(&metrics, system).exposition(true)
+    }
+
+    /// Everything that is exported is in the catalogue, with these words, this type and these values
+    /// of labels, and nothing else is there.
+    #[tokio::test]
+    async fn the_catalogue_is_what_is_exported() {
+        let text = exported().await;
+        let mut families: BTreeMap<&str, [String; 2]> = BTreeMap::new();
+        let mut series: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for line in text.lines() {
+            match line.splitn(4, ' ').collect::<Vec<_>>()[..] {
+                ["#", "HELP", name, help] => {
+                    families.insert(name, [help.to_owned(), String::new()]);
+                }
+                ["#", "TYPE", name, kind] => families.get_mut(name).unwrap()[1] = kind.to_owned(),
+                ["#", ..] => {}
+                _ => {
+                    let (name, rest) = line.split_at(line.find(['{', ' ']).unwrap());
+                    let labels = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+                    series.entry(name).or_default().push(labels.map_or("", |(labels, _)| labels));
+                }
+            }
+        }
+        for descriptor in PAGE.iter().flat_map(|(_, descriptors)| *descriptors) {
+            let [help, kind] = families.remove(descriptor.name).expect(descriptor.name);
+            let known = descriptor.kind.as_str();
+            assert_eq!((help.trim_end_matches('.'), kind.as_str()), (descriptor.help, known));
+            let suffix = match known {
+                "counter" => "_total",
+                "histogram" => "_count",
+                _ => "",
+            };
+            let name = format!("{}{suffix}", descriptor.name);
+            let found = series.get(name.as_str()).expect(&name);
+            let mut expected = vec![String::new()];
+            for label in descriptor.labels {
+                let extended = |values: &str| match label.values {
+                    Values::These(these) => these
+                        .iter()
+                        .map(|(value, _)| format!("{values},{}=\"{value}\"", label.name))
+                        .collect(),
+                    Values::Any(_) => vec![format!("{values},{}=", label.name)],
+                };
+                expected = expected.iter().flat_map(|values| extended(values)).collect();
+            }
+            assert_eq!(found.len(), expected.len(), "{name}: {found:?}");
+            for labels in expected {
+                let labels = labels.trim_start_matches(',');
+                let there = found.iter().any(|found| {
+                    found.starts_with(labels)
+                        && (found.len() == labels.len() || labels.ends_with('='))
+                });
+                assert!(there, "{name}: no {labels} in {found:?}");
+            }
+        }
+        assert!(families.is_empty(), "not in the catalogue: {families:?}");
+    }
+
+    /// What cannot be counted without being in the catalogue, because the types know its values.
+    #[test]
+    fn the_catalogue_has_the_values_of_the_types() {
+        use metrics::{Rejection, Route};
+        for failure in Failure::ALL {
+            assert!(catalogue::HANDSHAKES.has(1, failure.label()), "{failure:?}");
+        }
+        assert_eq!(catalogue::HANDSHAKES.values(1).count(), Failure::ALL.len() + 1);
+        for reason in [
+            Rejection::Limit,
+            Rejection::Address,
+            Rejection::Handshakes,
+            Rejection::Lookups,
+            Rejection::Accept,
+        ] {
+            assert!(catalogue::REJECTED.has(0, reason.as_str()), "{reason:?}");
+        }
+        for route in [Route::Direct, Route::Zone, Route::Fallback] {
+            assert!(catalogue::ROUTES.has(0, route.as_str()), "{route:?}");
+        }
+        assert!(!catalogue::ROUTES.has(0, "detour"));
+    }
 }

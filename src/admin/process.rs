@@ -11,9 +11,16 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 
+use super::catalogue;
+use super::descriptor::Descriptor;
+
 /// Reads `/proc/self` at every scrape. A figure that cannot be read is left out.
 #[derive(Debug)]
-pub(super) struct Process;
+pub(super) struct Process {
+    /// Read once: the kernel's idea of when it was booted changes with the clock, and each change
+    /// would look like a restart.
+    started: Option<f64>,
+}
 
 /// Fields of `/proc/self/stat` behind the command's name, counted from 0 (proc(5)).
 const UTIME: usize = 11;
@@ -22,48 +29,44 @@ const START_TIME: usize = 19;
 const VIRTUAL_BYTES: usize = 20;
 const RESIDENT_PAGES: usize = 21;
 
+impl Process {
+    pub(super) fn new() -> Self {
+        let ticks = stat().get(START_TIME).copied();
+        let since_boot = ticks.map(|ticks| ticks / clock_ticks_per_second() as f64);
+        Self { started: since_boot.zip(boot_time()).map(|(start, boot)| boot + start) }
+    }
+}
+
+/// The fields of `/proc/self/stat` behind the command's name; none if it cannot be read.
+fn stat() -> Vec<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The command's name may hold anything, even blanks and parentheses; it ends at the last.
+    let Some((_, fields)) = stat.rsplit_once(") ") else { return Vec::new() };
+    fields.split_whitespace().map(|field| field.parse().unwrap_or(f64::NAN)).collect()
+}
+
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        // The command's name may hold anything, even blanks and parentheses; it ends at the last.
-        let fields: Vec<f64> = stat
-            .rsplit_once(") ")
-            .map(|(_, rest)| rest.split_whitespace().map(|field| field.parse().unwrap_or(f64::NAN)))
-            .into_iter()
-            .flatten()
-            .collect();
+        let fields = stat();
         let field = |index: usize| fields.get(index).copied();
-        let ticks = clock_ticks_per_second() as f64;
-        let mut gauge = |name: &str, help: &str, value: Option<f64>| match value {
+        let mut gauge = |descriptor: &Descriptor, value: Option<f64>| match value {
             Some(value) => {
                 let gauge = ConstGauge::new(value);
-                gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+                descriptor.encode(&mut encoder, |encoder| gauge.encode(encoder))
             }
             None => Ok(()),
         };
-        gauge(
-            "process_virtual_memory_bytes",
-            "Virtual memory size in bytes",
-            field(VIRTUAL_BYTES),
-        )?;
+        gauge(&catalogue::VIRTUAL_MEMORY, field(VIRTUAL_BYTES))?;
         let resident = field(RESIDENT_PAGES).map(|pages| pages * page_size() as f64);
-        gauge("process_resident_memory_bytes", "Resident memory size in bytes", resident)?;
-        let start = field(START_TIME).zip(boot_time()).map(|(start, boot)| boot + start / ticks);
-        gauge("process_start_time_seconds", "Start time since the epoch in seconds", start)?;
+        gauge(&catalogue::RESIDENT_MEMORY, resident)?;
+        gauge(&catalogue::START_TIME, self.started)?;
         let open = fs::read_dir("/proc/self/fd").ok().map(|files| files.count() as f64);
-        gauge("process_open_fds", "Number of open file descriptors", open)?;
+        gauge(&catalogue::OPEN_FDS, open)?;
         let most = getrlimit(Resource::Nofile).current.map(|most| most as f64);
-        gauge("process_max_fds", "Maximum number of open file descriptors", most)?;
+        gauge(&catalogue::MAX_FDS, most)?;
         if let Some((user, system)) = field(UTIME).zip(field(STIME)) {
-            let seconds = ConstCounter::new((user + system) / ticks);
-            let help = "User and system CPU time spent in seconds";
-            let kind = seconds.metric_type();
-            seconds.encode(encoder.encode_descriptor(
-                "process_cpu_seconds",
-                help,
-                None,
-                kind,
-            )?)?;
+            let seconds = ConstCounter::new((user + system) / clock_ticks_per_second() as f64);
+            catalogue::CPU_SECONDS.encode(&mut encoder, |encoder| seconds.encode(encoder))?;
         }
         Ok(())
     }

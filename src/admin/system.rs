@@ -7,20 +7,50 @@ use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
 
+use super::catalogue;
 use crate::gateway::memory::Memory;
+use crate::gateway::resolver::Resolver;
+use crate::log::LostLines;
 use crate::registry::component::State;
-use crate::registry::{Registry, Standing};
+use crate::registry::{Registration, Registry, Standing};
 
 /// Looks at the live state.
-pub(super) struct System {
+pub(crate) struct System {
     pub(super) state: watch::Receiver<State>,
     pub(super) standing: watch::Receiver<Standing>,
     pub(super) components: Registry,
     pub(super) memory: Arc<Memory>,
+    pub(super) lost_lines: LostLines,
+    /// Our own.
+    pub(super) zone: Option<String>,
+}
+
+impl System {
+    /// Of the gateway that `registration` keeps and `resolver` resolves for.
+    pub(crate) fn new(
+        registration: &Registration,
+        components: Registry,
+        resolver: &Resolver,
+        lost_lines: LostLines,
+    ) -> Self {
+        Self {
+            state: registration.state(),
+            standing: registration.standing(),
+            components,
+            memory: Arc::clone(resolver.memory()),
+            lost_lines,
+            zone: resolver.zone().map(str::to_owned),
+        }
+    }
+}
+
+/// Whether new streams can be served: our entry stands, we serve, and ZooKeeper answers.
+pub(super) fn is_ready(state: State, standing: &Standing) -> bool {
+    state == State::Running && matches!(standing, Standing::Registered(_))
 }
 
 impl fmt::Debug for System {
@@ -31,27 +61,26 @@ impl fmt::Debug for System {
 
 impl Collector for System {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let registered = matches!(*self.standing.borrow(), Standing::Registered(_));
-        let draining = *self.state.borrow() == State::Stopped;
-        for (name, help, value) in [
-            (
-                "zuul_fingergw_zookeeper_connected",
-                "Whether our entry stands in ZooKeeper",
-                registered,
-            ),
-            ("zuul_fingergw_draining", "Whether the gateway is stopping", draining),
+        let (state, standing) = (*self.state.borrow(), self.standing.borrow().clone());
+        let registered = matches!(standing, Standing::Registered(_));
+        for (descriptor, value) in [
+            (&catalogue::READY, is_ready(state, &standing)),
+            (&catalogue::ZOOKEEPER_CONNECTED, registered),
+            (&catalogue::DRAINING, state == State::Stopped),
         ] {
             let gauge = ConstGauge::new(i64::from(value));
-            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+            descriptor.encode(&mut encoder, |encoder| gauge.encode(encoder))?;
         }
+        let lost = ConstCounter::new(self.lost_lines.count());
+        catalogue::LOG_LINES_LOST.encode(&mut encoder, |encoder| lost.encode(encoder))?;
         let version = [("version", env!("CARGO_PKG_VERSION"))];
-        let mut info = encoder.encode_descriptor(
-            "zuul_fingergw_build_info",
-            "The version of this program",
-            None,
-            MetricType::Gauge,
-        )?;
-        ConstGauge::new(1i64).encode(info.encode_family(&version)?)?;
+        catalogue::BUILD_INFO.encode(&mut encoder, |mut encoder| {
+            ConstGauge::new(1i64).encode(encoder.encode_family(&version)?)
+        })?;
+        let zone = [("zone", self.zone.as_deref().unwrap_or_default())];
+        catalogue::ZONE_INFO.encode(&mut encoder, |mut encoder| {
+            ConstGauge::new(1i64).encode(encoder.encode_family(&zone)?)
+        })?;
 
         // As many as the system has zones.
         let mut zones: BTreeMap<String, [i64; 2]> = BTreeMap::new();
@@ -60,19 +89,15 @@ impl Collector for System {
             *all += 1;
             *avoided += i64::from(self.memory.standing(gateway).is_avoided());
         }
-        for (index, name, help) in [
-            (0, "zuul_fingergw_zone_gateways", "Gateways that can be dialed, by zone"),
-            (
-                1,
-                "zuul_fingergw_zone_gateways_avoided",
-                "Gateways that come behind the others because they failed, by zone",
-            ),
-        ] {
-            let mut gateways = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (zone, counts) in &zones {
-                let label = [("zone", zone.as_str())];
-                ConstGauge::new(counts[index]).encode(gateways.encode_family(&label)?)?;
-            }
+        for (index, descriptor) in
+            [(0, &catalogue::ZONE_GATEWAYS), (1, &catalogue::ZONE_GATEWAYS_AVOIDED)]
+        {
+            descriptor.encode(&mut encoder, |mut encoder| {
+                zones.iter().try_for_each(|(zone, counts)| {
+                    let label = [("zone", zone.as_str())];
+                    ConstGauge::new(counts[index]).encode(encoder.encode_family(&label)?)
+                })
+            })?;
         }
         Ok(())
     }

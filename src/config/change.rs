@@ -61,6 +61,7 @@ impl Config {
             control,
             limits,
             log,
+            tracing,
         } = wanted;
         let found = &mut Differences { toml, taken: Vec::new(), waiting: Vec::new() };
         let config = Self {
@@ -100,6 +101,7 @@ impl Config {
             ),
             limits: change_limits(&self.limits, limits, found),
             log: change_log(&self.log, log, found),
+            tracing: found.keep(("tracing", "[tracing]"), &self.tracing, tracing),
         };
         let Differences { taken, waiting, .. } = found;
         Change { config, taken: std::mem::take(taken), waiting: std::mem::take(waiting) }
@@ -353,6 +355,18 @@ mod tests {
             "log.output",
         ];
         assert_eq!(change.waiting, waiting);
+    }
+
+    #[test]
+    fn tracing_waits() {
+        let conf = |lines: &str| {
+            let zookeeper = "[zookeeper]\nhosts = zk\ntls_cert = c\ntls_key = k\ntls_ca = a\n";
+            zuul_conf::read("f", &format!("{zookeeper}[tracing]\n{lines}"), []).unwrap()
+        };
+        let running = conf("enabled = true");
+        let Change { config, taken, waiting } =
+            running.change(conf("enabled = true\nendpoint = c:1"), false);
+        assert_eq!((config, taken, waiting), (running, vec![], vec!["[tracing]"]));
     }
 
     #[test]

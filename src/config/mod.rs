@@ -12,6 +12,7 @@ mod ini;
 mod log_config;
 mod toml_document;
 mod toml_file;
+mod tracing;
 mod value;
 mod zuul_conf;
 
@@ -24,8 +25,12 @@ use ipnet::IpNet;
 
 pub(crate) use self::change::Change;
 pub(crate) use self::hostname::fully_qualified as own_hostname;
+#[cfg(feature = "otlp")]
+pub(crate) use self::tracing::Protocol;
+pub(crate) use self::tracing::Tracing;
 
 use crate::gateway::access::Rule;
+use crate::otlp;
 use crate::small_file;
 use crate::tls::{ClientCertificate, Files, Names};
 
@@ -55,6 +60,8 @@ pub(crate) struct Config {
     pub(crate) control: Option<PathBuf>,
     pub(crate) limits: Limits,
     pub(crate) log: Log,
+    /// Where spans of streams go; nowhere if `None`.
+    pub(crate) tracing: Option<Tracing>,
 }
 
 /// One listening socket.
@@ -116,6 +123,20 @@ impl Config {
                      say that it is another (name your balancers in listener.proxy_protocol)"
                 ));
             }
+        }
+        match &self.tracing {
+            // Zuul's other services read the same section, so it is no fault of the file.
+            Some(_) if !otlp::COMPILED => warnings.push(
+                "[tracing] is enabled, but this program was built without it, so nothing is traced \
+                 (cargo build --features otlp makes one that can)"
+                    .to_owned(),
+            ),
+            Some(tracing) if tracing.wants_tls_in_vain() => warnings.push(format!(
+                "[tracing] names files of TLS, and {} is reached without it, as Zuul's services \
+                 do: say https:// in endpoint",
+                tracing.endpoint
+            )),
+            _ => {}
         }
         warnings
     }
@@ -219,7 +240,7 @@ impl Default for Limits {
 /// How much is logged, how, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Log {
-    pub(crate) level: tracing::Level,
+    pub(crate) level: ::tracing::Level,
     pub(crate) format: LogFormat,
     pub(crate) output: LogOutput,
     /// Where the above comes from, if not from the configuration itself.
@@ -263,7 +284,7 @@ impl Log {
     /// With `-d`, which counts only without a log_config, as with upstream.
     pub(crate) fn debugging(self, debug: bool) -> Self {
         match self.log_config {
-            None if debug => Self { level: self.level.max(tracing::Level::DEBUG), ..self },
+            None if debug => Self { level: self.level.max(::tracing::Level::DEBUG), ..self },
             _ => self,
         }
     }
@@ -287,7 +308,7 @@ impl Log {
 impl Default for Log {
     fn default() -> Self {
         Self {
-            level: tracing::Level::INFO,
+            level: ::tracing::Level::INFO,
             format: LogFormat::Text,
             output: LogOutput::Stdout,
             log_config: None,

@@ -163,8 +163,12 @@ impl<'d> Table<'d> {
 
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, key: &'static str, default: bool) -> bool {
-        let read = |value: &DeValue<'_>| value.as_bool().ok_or("must be true or false".to_owned());
-        self.read(key, read).unwrap_or(default)
+        self.some_boolean(key).unwrap_or(default)
+    }
+
+    /// `true` or `false`, if it is there.
+    pub(super) fn some_boolean(&mut self, key: &'static str) -> Option<bool> {
+        self.read(key, |value| value.as_bool().ok_or("must be true or false".to_owned()))
     }
 
     /// A whole number in `range`.

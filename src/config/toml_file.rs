@@ -8,12 +8,14 @@ use tracing::Level;
 
 use super::fault::Faults;
 use super::toml_document::{Document, Table};
+use super::tracing::{Given, PROTOCOLS, TIMEOUT, Tracing};
 use super::value::Read;
 use super::{
     Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, LogOutput,
     ZooKeeper, value,
 };
 use crate::gateway::access::Rule;
+use crate::otlp;
 use crate::tls::{ClientCertificate, Files, Names};
 
 /// Reads the document `text` of the file called `file`.
@@ -39,6 +41,7 @@ fn config(document: &Document<'_>) -> Config {
     let control = control(root.table("control"));
     let limits = limits(root.table("limits"));
     let log = log(root.table("log"));
+    let tracing = tracing(root.table("tracing"));
     let config = Config {
         hostname: root.text("hostname", value::hostname),
         zone: root.text("zone", value::zone),
@@ -53,6 +56,7 @@ fn config(document: &Document<'_>) -> Config {
         control,
         limits,
         log,
+        tracing,
     };
     root.finish();
     config
@@ -238,6 +242,49 @@ fn log(mut table: Table<'_>) -> Log {
     log
 }
 
+/// Zuul's options, under their own names.
+fn tracing(mut table: Table<'_>) -> Option<Tracing> {
+    let enabled = table.boolean("enabled", false);
+    let service = |text: &str| match text.is_empty() || text.chars().any(char::is_control) {
+        true => Err("must be a name".to_owned()),
+        false => Ok(text.to_owned()),
+    };
+    let given = Given {
+        protocol: table.choice("protocol", &PROTOCOLS),
+        endpoint: table.text("endpoint", |text| Ok(text.to_owned())),
+        service_name: table.text("service_name", service),
+        tls_key: table.path_of_file("tls_key"),
+        tls_cert: table.path_of_file("tls_cert"),
+        tls_ca: table.path_of_file("tls_ca"),
+        insecure: table.some_boolean("insecure"),
+        certificate_file: table.path_of_file("certificate_file"),
+        timeout: Some(table.duration_in("timeout", TIMEOUT, &TRACING_TIMEOUT)),
+        gzip: table.choice("compression", &[("none", false), ("gzip", true)]),
+    };
+    let found = table.find("enabled").filter(|_| enabled);
+    let tracing = found.and_then(|found| match given.together() {
+        // This file is for nobody else, so whoever wrote that wants it.
+        _ if !otlp::COMPILED => {
+            let problem = "this program was built without it: build it with cargo's feature otlp";
+            table.refuse("enabled", Some(found), problem.to_owned());
+            None
+        }
+        Ok(tracing) => Some(tracing),
+        Err(misfits) => {
+            for (key, problem) in misfits {
+                let found = table.find(key);
+                table.refuse(key, found, problem);
+            }
+            None
+        }
+    });
+    table.finish();
+    tracing
+}
+
+/// For one batch of spans.
+const TRACING_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+
 fn output(text: &str) -> Read<LogOutput> {
     match text {
         "stdout" => Ok(LogOutput::Stdout),
@@ -320,7 +367,7 @@ mod tests {
     #[test]
     fn a_spurious_key_in_any_table_is_refused() {
         let mutants = mutants(&uncommented(true));
-        assert_eq!(mutants.len(), 9, "tables");
+        assert_eq!(mutants.len(), 10, "tables");
         for (mutant, line) in mutants {
             let faults = faults(&mutant);
             assert_eq!(faults.len(), 1, "{faults:?}");
@@ -348,7 +395,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 53);
+        assert_eq!(keys, 65);
     }
 
     #[test]
@@ -373,6 +420,58 @@ mod tests {
         assert_eq!((config.limits, config.log), (Limits::default(), Log::default()));
         assert_eq!((config.tls, config.zone, config.hostname), (None, None, None));
         assert!(config.zookeeper.verify_hostnames);
+    }
+
+    /// A whole TOML file with these lines in `[tracing]`.
+    fn traced(lines: &str) -> Result<Option<Tracing>, Vec<String>> {
+        let read = read("f.toml", &format!("{LEAST}[tracing]\n{lines}"));
+        read.map(|config| config.tracing)
+            .map_err(|faults| faults.list().iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn tracing_that_is_off() {
+        assert_eq!(traced(""), Ok(None));
+        assert_eq!(traced("certificate_file = \"/f\"\ntls_ca = \"/f\""), Ok(None), "as upstream");
+        let typo = traced("protocol = \"http\"").unwrap_err();
+        assert!(typo[0].ends_with("must be one of \"grpc\", \"http/protobuf\""), "{typo:?}");
+    }
+
+    /// Whoever asks for it in a file of ours is to know that this program has it not.
+    #[cfg(not(feature = "otlp"))]
+    #[test]
+    fn tracing_that_is_not_there() {
+        let faults = traced("enabled = true\ninsecure = true\n").unwrap_err();
+        let expected = "f.toml:8: tracing.enabled = true: this program was built without it: build it \
+                        with cargo's feature otlp";
+        assert_eq!(faults, [expected]);
+    }
+
+    #[cfg(feature = "otlp")]
+    #[test]
+    fn tracing_that_is_on() {
+        let given = traced(
+            "enabled = true\nendpoint = \"https://c:1\"\ntls_ca = \"/a\"\ntls_cert = \"/c\"
+             tls_key = \"/k\"\nservice_name = \"zuul-two\"\ntimeout = \"3s\"
+             compression = \"gzip\"",
+        );
+        let given = given.unwrap().unwrap();
+        assert_eq!(given.endpoint.to_string(), "https://c:1/");
+        assert_eq!(given.authorities, Some(PathBuf::from("/a")));
+        assert_eq!(given.identity, Some((PathBuf::from("/c"), PathBuf::from("/k"))));
+        assert_eq!((given.service_name.as_str(), given.gzip), ("zuul-two", true));
+        assert_eq!(given.timeout, Duration::from_secs(3));
+        let http =
+            traced("enabled = true\nprotocol = \"http/protobuf\"\ncertificate_file = \"/a\"");
+        assert_eq!(http.unwrap().unwrap().authorities, Some(PathBuf::from("/a")));
+        let misfits = traced(
+            "enabled = true\nprotocol = \"http/protobuf\"\ntls_ca = \"/a\"\nendpoint = \"c:1\"",
+        );
+        let misfits = misfits.unwrap_err();
+        assert_eq!(misfits.len(), 2, "{misfits:?}");
+        let expected = "f.toml:10: tracing.tls_ca = \"/a\": is for protocol grpc alone; ";
+        assert!(misfits[0].starts_with(expected), "{misfits:?}");
+        assert!(misfits[1].contains("tracing.endpoint = \"c:1\": must be http://"), "{misfits:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Zuul's own `zuul.conf`: sections `[fingergw]` and `[zookeeper]`, with upstream's options and
-//! defaults (`zuul/lib/fingergw.py`, `zuul/cmd/fingergw.py`, `zuul/zk/__init__.py`).
+//! Zuul's own `zuul.conf`: sections `[fingergw]`, `[zookeeper]` and `[tracing]`, with upstream's
+//! options and defaults (`zuul/lib/fingergw.py`, `zuul/cmd/fingergw.py`, `zuul/zk/__init__.py`,
+//! `zuul/lib/tracing.py`).
 //!
 //! The file is shared with the other services of a system: sections and options that are not ours
 //! are none of our business.
@@ -14,6 +15,7 @@ use nix::unistd::User;
 use super::fault::{Fault, Faults, shown};
 use super::ini::{Ini, IniError, Value};
 use super::log_config::{self, Unusable};
+use super::tracing::{self, Given, PROTOCOLS, Tracing};
 use super::value::{self, Read};
 use super::{
     Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, ZooKeeper,
@@ -22,6 +24,7 @@ use crate::tls::{ClientCertificate, Files, Names};
 
 const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
+const TRACING: &str = "tracing";
 
 const PID_FILE: &str = "/var/run/zuul/fingergw.pid";
 const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
@@ -104,6 +107,7 @@ impl Reader<'_> {
             control: self.path("command_socket", COMMAND_SOCKET),
             limits: Limits::default(),
             log: self.log(),
+            tracing: self.tracing(),
         }
     }
 
@@ -155,6 +159,54 @@ impl Reader<'_> {
         }
     }
 
+    /// Upstream looks at nothing else while it is off; whatever it does not take for a yes is a no.
+    fn tracing(&mut self) -> Option<Tracing> {
+        let is_yes =
+            |text: String| ["1", "on", "yes", "true"].contains(&text.to_lowercase().as_str());
+        if !self.string(TRACING, "enabled").is_some_and(is_yes) {
+            return None;
+        }
+        let faults = self.faults.len();
+        let protocol = |text: &str| {
+            let known = PROTOCOLS.iter().find(|(name, _)| *name == text);
+            let known = known.map(|(_, protocol)| *protocol);
+            known.ok_or_else(|| "must be grpc or http/protobuf".to_owned())
+        };
+        let given = Given {
+            protocol: self.read(TRACING, "protocol", protocol),
+            endpoint: self.some(TRACING, "endpoint"),
+            service_name: self.string(TRACING, "service_name"),
+            tls_key: self.some(TRACING, "tls_key").map(PathBuf::from),
+            tls_cert: self.some(TRACING, "tls_cert").map(PathBuf::from),
+            tls_ca: self.some(TRACING, "tls_ca").map(PathBuf::from),
+            insecure: self.string(TRACING, "insecure").map(is_yes),
+            certificate_file: self.some(TRACING, "certificate_file").map(PathBuf::from),
+            timeout: self.read(TRACING, "timeout", tracing::timeout).flatten(),
+            gzip: self
+                .some(TRACING, "compression")
+                .and_then(|_| self.read(TRACING, "compression", tracing::compression)),
+        };
+        if self.faults.len() > faults {
+            return None;
+        }
+        let misfits = match given.together() {
+            Ok(tracing) => return Some(tracing),
+            Err(misfits) => misfits,
+        };
+        for (option, problem) in misfits {
+            match self.value(TRACING, option) {
+                Some(value) => self.refuse(TRACING, option, &value, problem),
+                None => self.missing(TRACING, option, &problem),
+            }
+        }
+        None
+    }
+
+    /// An option that is empty is none.
+    fn some(&mut self, section: &'static str, option: &'static str) -> Option<String> {
+        self.string(section, option).filter(|text| !text.is_empty())
+    }
+
     fn value(&mut self, section: &'static str, option: &'static str) -> Option<Value> {
         #[cfg(test)]
         self.asked.insert((section, option));
@@ -188,16 +240,20 @@ impl Reader<'_> {
         match read(&value.text) {
             Ok(read) => Some(read),
             Err(problem) => {
-                self.faults.push(Fault {
-                    file: self.file.to_owned(),
-                    line: (value.line > 0).then_some(value.line),
-                    key: format!("[{section}] {option}"),
-                    value: Some(shown(&value.text)),
-                    problem,
-                });
+                self.refuse(section, option, &value, problem);
                 None
             }
         }
+    }
+
+    fn refuse(&mut self, section: &str, option: &str, value: &Value, problem: String) {
+        self.faults.push(Fault {
+            file: self.file.to_owned(),
+            line: (value.line > 0).then_some(value.line),
+            key: format!("[{section}] {option}"),
+            value: Some(shown(&value.text)),
+            problem,
+        });
     }
 
     fn boolean(&mut self, section: &'static str, option: &'static str, default: bool) -> bool {
@@ -362,6 +418,8 @@ mod tests {
         }
         told.sort_unstable();
         let mut reader = Reader::new("zuul.conf");
+        // While it is off nothing else of it is read.
+        reader.ini = Ini::parse("[tracing]\nenabled = yes\n", []).unwrap();
         reader.config();
         assert_eq!(told, reader.asked.into_iter().collect::<Vec<_>>());
     }
@@ -429,6 +487,62 @@ mod tests {
                 (None, "[zookeeper] tls_ca"),
             ]
         );
+    }
+
+    #[test]
+    fn tracing_as_upstream_takes_it() {
+        let traced =
+            |lines: &str| conf(&format!("[tracing]\n{lines}")).map(|config| config.tracing);
+        for off in ["", "enabled =", "enabled = maybe\nprotocol = x", "enabled = no\nbad = 5%"] {
+            assert_eq!(traced(off), Ok(None), "{off}");
+        }
+        for on in ["1", "on", "Yes", "TRUE"] {
+            let config = traced(&format!("enabled = {on}")).unwrap().unwrap();
+            assert_eq!(config.endpoint.to_string(), "http://localhost:4317/");
+            assert_eq!((config.service_name.as_str(), config.timeout.as_secs()), ("zuul", 10));
+        }
+        let empty = "endpoint =\ntls_ca =\ncertificate_file =\ncompression =\ninsecure = off\n";
+        let http = traced(&format!("enabled = true\nprotocol = http/protobuf\n{empty}"));
+        assert_eq!(http.unwrap().unwrap().endpoint.to_string(), "http://localhost:4318/v1/traces");
+    }
+
+    #[test]
+    fn tracing_and_all_that_is_wrong_with_it() {
+        let faults = |lines: &str| -> Vec<_> {
+            let read = conf(&format!("[tracing]\nenabled = true\n{lines}")).unwrap_err();
+            read.list().iter().map(|fault| (fault.line, fault.key.clone())).collect()
+        };
+        let key = |line, key: &str| (line, format!("[tracing] {key}"));
+        assert_eq!(
+            faults("protocol = http\ntimeout = x\ncompression = br\nendpoint = 5%"),
+            [
+                key(Some(9), "protocol"),
+                key(Some(10), "timeout"),
+                key(Some(11), "compression"),
+                key(Some(12), "endpoint"),
+            ]
+        );
+        assert_eq!(
+            faults("protocol = http/protobuf\ninsecure = yes\ntls_key = /k\nendpoint = c:1"),
+            [key(Some(10), "insecure"), key(Some(11), "tls_key"), key(Some(12), "endpoint")]
+        );
+        assert_eq!(faults("certificate_file = /c"), [key(Some(9), "certificate_file")]);
+        assert_eq!(faults("tls_key = /c"), [key(None, "tls_cert")]);
+    }
+
+    /// The file is Zuul's other services' as well.
+    #[test]
+    fn tracing_is_warned_of_where_it_is_not_what_it_seems() {
+        let warnings =
+            |lines: &str| conf(&format!("[tracing]\nenabled = true\n{lines}")).unwrap().warnings();
+        let tls_in_vain = warnings("tls_ca = /a");
+        if crate::otlp::COMPILED {
+            assert!(warnings("").is_empty());
+            assert!(tls_in_vain[0].contains("http://localhost:4317/ is reached without it"));
+            assert!(warnings("tls_ca = /a\nendpoint = https://c:1").is_empty());
+        } else {
+            assert!(tls_in_vain.len() == 1 && tls_in_vain[0].contains("--features otlp"));
+        }
     }
 
     #[test]

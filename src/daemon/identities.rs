@@ -6,6 +6,7 @@ use tracing::{error, warn};
 
 use crate::admin::metrics::{Metrics, Role};
 use crate::config::Config;
+use crate::otlp;
 use crate::tls::{Finding, Identity, Use};
 
 /// All of them, read and found usable.
@@ -27,10 +28,15 @@ impl Identities {
         let gateway = config.tls.as_ref().map(|files| Identity::load(files, purpose, now));
         let gateway = gateway.transpose();
         let zookeeper = Identity::load(&config.zookeeper.tls, Use::ZooKeeper, now);
-        match (gateway, zookeeper) {
-            (Ok(gateway), Ok(zookeeper)) => Ok(Self { gateway, zookeeper }),
-            (Err(one), Err(other)) => Err(anyhow!("{one:#}\n{other:#}")),
-            (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
+        // Read again whenever the collector is dialed.
+        let collector = otlp::check(config.tracing.as_ref());
+        match (gateway, zookeeper, collector) {
+            (Ok(gateway), Ok(zookeeper), Ok(())) => Ok(Self { gateway, zookeeper }),
+            (gateway, zookeeper, collector) => {
+                let faults = [gateway.err(), zookeeper.err(), collector.err()];
+                let faults: Vec<_> = faults.iter().flatten().map(|e| format!("{e:#}")).collect();
+                Err(anyhow!(faults.join("\n")))
+            }
         }
     }
 

@@ -32,6 +32,7 @@ use crate::gateway::listener::bind;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Gateway, Settings};
 use crate::log;
+use crate::otlp::{Origin, Tracer};
 use crate::registry::build::{Build, BuildId, Executor, Place};
 use crate::registry::component::Announcement;
 use crate::registry::embedded::Embedded;
@@ -138,6 +139,7 @@ impl System {
             build.clone(),
             Build {
                 tenant: None,
+                origin: Origin::default(),
                 place: Place::On(Executor {
                     hostname: executor.ip().to_string(),
                     port: executor.port(),
@@ -230,7 +232,8 @@ impl Zone {
         let registration = registry.register(announcement.clone());
         registration.running();
         let resolver = Resolver::new(Registry::Embedded(Arc::clone(registry)), announcement);
-        let gateway = Gateway::open(sockets, resolver, settings, Metrics::default())?;
+        let gateway =
+            Gateway::open(sockets, resolver, settings, Metrics::default(), Tracer::default())?;
         Ok(Self { address, gateway, registration })
     }
 }

@@ -17,7 +17,6 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info};
 
-use super::Context;
 use super::buffer::Piece;
 use super::connection::Connection;
 use super::finger::Fault;
@@ -30,7 +29,6 @@ use super::wiring::{self, Foreign};
 use crate::admin::metrics::{Route, Side};
 use crate::config::Limits;
 use crate::log::Excerpt;
-use crate::registry::build::BuildId;
 use crate::tls::Failure;
 
 /// How long a hop is asked alone: a fifth of the connect deadline; a quarter of that for one that is
@@ -218,21 +216,21 @@ impl<'a> Race<'a> {
             Some(executor) => (executor, false),
             None => self.waiting.pop_front()?,
         };
-        let Asked { build, cx, .. } = *self.asked;
+        let asked = self.asked;
         let index = self.runners.len();
         self.runners.push(Runner {
             hop: hop.clone(),
             since: Instant::now(),
-            head_start: head_start(&cx.limits, avoided),
+            head_start: head_start(&asked.cx.limits, avoided),
             took: Arc::default(),
             over: false,
         });
         let took = Arc::clone(&self.runners[index].took);
         let route = Route::of(&hop, self.hops);
-        let listed = self.asked.listed(&hop);
+        let listed = asked.listed(&hop);
         let room = |tls_hop| room(tls_hop, self.tls_client);
         let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
-        Some(async move { (index, ask(hop, route, listed, room, build, &took, cx).await) })
+        Some(async move { (index, ask(hop, route, listed, room, asked, &took).await) })
     }
 
     /// When the next hop is to be asked, though nobody has failed.
@@ -244,7 +242,8 @@ impl<'a> Race<'a> {
 
     /// Notes that a hop brought nothing; `mute` if it had taken the request.
     fn note(&self, hop: &Upstream, miss: &Miss, mute: bool) {
-        let Asked { build, cx, .. } = self.asked;
+        let Asked { build, span, cx, .. } = self.asked;
+        span.passed_over(hop, miss);
         let trouble = match miss {
             Miss::Dial(DialError::Circle) => Trouble::LeadsBack,
             _ if mute => Trouble::Mute,
@@ -309,7 +308,7 @@ impl<'a> Race<'a> {
 
     /// Takes it that a hop has the log.
     fn won(&mut self, index: usize, answered: Box<Answered>) -> Raced {
-        let Asked { peer, build, cx, .. } = self.asked;
+        let Asked { peer, build, span, cx, .. } = self.asked;
         let before = self.runners[..index].iter().filter(|runner| !runner.over);
         for runner in before.filter(|runner| runner.since.elapsed() >= runner.head_start) {
             let miss = Miss::Overtaken(runner.head_start);
@@ -321,6 +320,7 @@ impl<'a> Race<'a> {
             cx.familiar.dialed(gateway);
         }
         cx.metrics.first_byte(answered.listed.age());
+        span.first_byte();
         Raced::Answered(answered)
     }
 
@@ -338,10 +338,10 @@ async fn ask(
     route: Route,
     listed: Listed,
     room: usize,
-    build: &BuildId,
+    asked: &Asked<'_>,
     took: &AtomicBool,
-    cx: &Context,
 ) -> Result<Answered, Miss> {
+    let Asked { build, span, cx, .. } = asked;
     let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
     let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
     let place = place.ok_or(Miss::Dial(DialError::Circle))?;
@@ -349,6 +349,7 @@ async fn ask(
     let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;
     took.store(true, Ordering::Relaxed);
     cx.metrics.connected(route, dialed.elapsed());
+    span.connected(&hop);
     let mut failure = None;
     let read = connection.read_log(room, &mut failure);
     let read = match &hop {

@@ -48,6 +48,7 @@ use self::resolver::Resolver;
 use self::streams::Streams;
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Limits};
+use crate::otlp::Tracer;
 use crate::tls::Acceptor;
 
 /// What of a gateway can change while it runs.
@@ -77,6 +78,7 @@ pub(crate) struct Context {
     familiar: Arc<Familiar>,
     pub(crate) metrics: Metrics,
     streams: Streams,
+    tracer: Tracer,
     /// Cancelled when the grace period is over: what still runs is cut.
     pub(crate) cut: CancellationToken,
 }
@@ -149,6 +151,7 @@ impl Gateway {
         resolver: Resolver,
         settings: Settings,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> Result<Self> {
         let Settings { listeners, acceptors, connector, limits } = settings;
         let streams = Streams::default();
@@ -165,6 +168,7 @@ impl Gateway {
             familiar: Arc::default(),
             metrics,
             streams: streams.clone(),
+            tracer,
             cut: cut.clone(),
         }));
         let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());

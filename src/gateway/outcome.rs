@@ -21,32 +21,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// Every label there is.
-    pub(crate) const LABELS: [&str; 21] = [
-        "ok",
-        "upstream_cut",
-        "client_left",
-        "client_stalled",
-        "stopped",
-        "stream_idle",
-        "stream_total",
-        "not_found",
-        "not_started",
-        "denied",
-        "bad_request",
-        "timeout",
-        "rejected",
-        "zookeeper",
-        "unreadable",
-        "upstream_unreachable",
-        "upstream_silent",
-        "zone_unreachable",
-        "proxy_header",
-        "tls",
-        "probe",
-    ];
-
-    /// The value of the metric label `result`, one of [`Self::LABELS`].
+    /// The value of the metric label `result`.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Streamed(End::Finished) => "ok",

@@ -12,6 +12,7 @@ use super::access::Access;
 use super::finger::{Fault, Reply};
 use super::memory::Memory;
 use super::upstream::Upstream;
+use crate::otlp::Origin;
 use crate::registry::build::{Build, BuildId, Executor, Place};
 use crate::registry::component::{Announcement, Gateway};
 use crate::registry::{LookupError, Registry};
@@ -68,27 +69,27 @@ impl Resolver {
         self.own.zone.as_deref()
     }
 
-    /// The hops to try for `build`, at least one; or what the client is told instead, and why. Where
+    /// The hops to try for `build`, at least one, and the trace it is part of; or what the client is told instead, and why. Where
     /// there are rules, `access` is what they give to the client.
     pub(crate) async fn resolve(
         &self,
         build: &BuildId,
         access: Option<&Access<'_>>,
-    ) -> Result<Vec<Upstream>, (Reply, String)> {
+    ) -> Result<(Vec<Upstream>, Origin), (Reply, String)> {
         let found = match access {
             None => self.find(build).await,
             // Boxed: who has no rules is to pay nothing for those that have.
             Some(access) => Box::pin(self.find_allowed(build, access)).await?,
         };
-        match found.map(|found| found.map(|build| build.place)) {
+        match found.map(|found| found.map(|Build { place, origin, .. }| (place, origin))) {
             Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
-            Ok(Some(Place::Waiting)) => Err((Reply::NotStarted, "no executor yet".to_owned())),
-            Ok(Some(Place::On(executor))) => {
+            Ok(Some((Place::Waiting, _))) => Err((Reply::NotStarted, "no executor yet".to_owned())),
+            Ok(Some((Place::On(executor), origin))) => {
                 let mut hops = self.hops(executor);
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);
-                Ok(hops)
+                Ok((hops, origin))
             }
             Err(LookupError::Away(cause)) => Err((Reply::Error(Fault::RegistryAway), cause)),
             Err(LookupError::Unreadable(fault)) => {

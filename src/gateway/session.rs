@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tracing::field::display;
 use tracing::{debug, info};
 
 use super::Context;
@@ -24,6 +25,7 @@ use super::streams::Listed;
 use super::upstream::Upstream;
 use crate::admin::metrics::{Rejection, Route, Side};
 use crate::config::Limits;
+use crate::otlp::Span;
 use crate::registry::build::BuildId;
 use crate::tls::{Acceptor, Failure};
 
@@ -43,6 +45,7 @@ pub(super) struct Asked<'a> {
     pub(super) peer: &'a SocketAddr,
     /// When it was known where the build runs.
     began: Instant,
+    pub(super) span: Span,
     pub(super) cx: &'a Context,
 }
 
@@ -54,11 +57,13 @@ impl Asked<'_> {
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, peer, began, cx } = self;
+        let Self { build, peer, began, span, cx } = self;
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
+        span.over(hop, route, bytes);
         let seconds = seconds.as_secs_f64();
-        info!(%peer, %build, route = %hop, bytes, seconds, %end, "stream ended");
+        let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
+        info!(%peer, %build, event_id, trace_id, route = %hop, bytes, seconds, %end, "stream ended");
     }
 }
 
@@ -80,7 +85,7 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
         },
     };
     // What is bound here lives as long as the stream, and is part of it.
-    let (build, hops) = match asked_for(&mut client, caller, cx).await {
+    let (build, hops, span) = match asked_for(&mut client, caller, cx).await {
         Ok(asked) => asked,
         Err(None) => return Outcome::Probe,
         Err(Some(reply)) => {
@@ -88,7 +93,8 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    stream_from(&hops, client, &caller.peer, &build, cx).await
+    let asked = Asked { build: &build, peer: &caller.peer, began: Instant::now(), span, cx };
+    stream_from(&hops, client, &asked).await
 }
 
 /// Reads what `client` asks for and finds out who may have it, in order. An error is what the client
@@ -97,12 +103,17 @@ async fn asked_for(
     client: &mut Connection,
     caller: &Caller,
     cx: &Context,
-) -> Result<(BuildId, Vec<Upstream>), Option<Reply>> {
+) -> Result<(BuildId, Vec<Upstream>, Span), Option<Reply>> {
     let peer = caller.peer;
     let query = timeout(cx.limits.request_timeout, read_query(client)).await;
     let (reply, reason) = match query {
         Ok(Ok(build)) => match resolve(&build, access(client, caller, cx), peer, cx).await {
-            Ok(hops) => return Ok((build, hops)),
+            Ok((hops, span)) => {
+                if client.peer_certificates().is_some() {
+                    span.asked_by(peer);
+                }
+                return Ok((build, hops, span));
+            }
             Err((reply, reason)) => (reply, format!("{build}: {reason}")),
         },
         Ok(Err(QueryError::NotABuild(text))) => (Reply::NotFound, format!("no build id: {text}")),
@@ -220,7 +231,7 @@ async fn resolve(
     access: Option<Access<'_>>,
     peer: SocketAddr,
     cx: &Context,
-) -> Result<Vec<Upstream>, (Reply, String)> {
+) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
     let Some(_place) = cx.bounds.lookup(&cx.limits) else {
         cx.turned_away(Rejection::Lookups, peer);
         return Err((Reply::Error(Fault::TooManyLookups), "too many look-ups".to_owned()));
@@ -232,44 +243,36 @@ async fn resolve(
         Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
     });
     cx.metrics.looked_up(began.elapsed());
-    resolved
+    let (hops, origin) = resolved?;
+    Ok((hops, cx.tracer.span(&origin, build, cx.resolver.zone(), began)))
 }
 
 /// Relays the log from one of `hops`, and logs how the stream went.
-async fn stream_from(
-    hops: &[Upstream],
-    mut client: Connection,
-    peer: &SocketAddr,
-    build: &BuildId,
-    cx: &Context,
-) -> Outcome {
-    let asked = Asked { build, peer, began: Instant::now(), cx };
+async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_>) -> Outcome {
+    let cx = asked.cx;
     let streamed = match hops {
-        [hop] => relay_from(hop, &mut client, &asked).await,
-        _ => match Box::pin(failover::race(hops, &mut client, &asked)).await {
-            Raced::Answered(answered) => Ok(go_on(*answered, &mut client, &asked).await),
+        [hop] => relay_from(hop, &mut client, asked).await,
+        _ => match Box::pin(failover::race(hops, &mut client, asked)).await {
+            Raced::Answered(answered) => Ok(go_on(*answered, &mut client, asked).await),
             Raced::Failed(fault) => Err(fault),
             Raced::Over(end) => Ok(end),
         },
     };
-    match streamed {
-        Ok(end) => {
-            match end {
-                End::Finished => client.finish(cx.limits.write_timeout).await,
-                End::UpstreamFailed(_) | End::Idle | End::Overlong => {
-                    client.cut(cx.limits.write_timeout).await;
-                }
-                _ => client.cut(Duration::ZERO).await,
-            }
-            Outcome::Streamed(end)
+    let outcome = match streamed {
+        Ok(end) => Outcome::Streamed(end),
+        Err(fault) => Outcome::Refused(Reply::Error(fault)),
+    };
+    asked.span.end(&outcome);
+    match &outcome {
+        Outcome::Streamed(End::Finished) => client.finish(cx.limits.write_timeout).await,
+        Outcome::Streamed(End::UpstreamFailed(_) | End::Idle | End::Overlong) => {
+            client.cut(cx.limits.write_timeout).await;
         }
-        Err(fault) => {
-            // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
-            let reply = Reply::Error(fault);
-            refuse(client, reply, cx).await;
-            Outcome::Refused(reply)
-        }
+        // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
+        Outcome::Refused(reply) => refuse(client, *reply, cx).await,
+        _ => client.cut(Duration::ZERO).await,
     }
+    outcome
 }
 
 /// Asks the only hop, an executor, for the log and relays it.
@@ -278,7 +281,7 @@ async fn relay_from(
     client: &mut Connection,
     asked: &Asked<'_>,
 ) -> Result<End, Fault> {
-    let Asked { build, began, cx, .. } = asked;
+    let Asked { build, began, span, cx, .. } = asked;
     let route = Route::Direct;
     let listed = asked.listed(hop);
     let memory = cx.resolver.memory();
@@ -291,10 +294,12 @@ async fn relay_from(
         }
     };
     cx.metrics.connected(route, began.elapsed());
+    span.connected(hop);
     let _active = cx.metrics.stream();
     let first_byte = || {
         memory.answered(build, hop);
         cx.metrics.first_byte(listed.age());
+        span.first_byte();
     };
     let relayed = relay::run(&mut upstream, client, cx, None, first_byte, &listed).await;
     let Relayed { bytes, end } = relayed;

@@ -85,7 +85,7 @@ impl fmt::Display for DialError {
 
 impl Upstream {
     /// Host and port.
-    pub(super) fn address(&self) -> (&str, u16) {
+    pub(crate) fn address(&self) -> (&str, u16) {
         match self {
             Self::Executor(executor) => (&executor.hostname, executor.port),
             Self::Gateway(gateway) => (&gateway.hostname, gateway.port),

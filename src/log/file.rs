@@ -11,6 +11,7 @@ use std::io::{self, Write};
 use std::mem;
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -53,7 +54,21 @@ pub(super) fn open(path: &Path, account: Option<&Account>) -> io::Result<(Lines,
     Ok((Lines(Arc::clone(&queue)), LogFile { queue, file: Some(file) }))
 }
 
+/// How many lines were lost since the start. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct LostLines(Arc<AtomicU64>);
+
+impl LostLines {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl LogFile {
+    pub(super) fn lost_lines(&self) -> LostLines {
+        self.queue.lost_lines.clone()
+    }
+
     /// Starts the thread that writes: after the last fork, which would leave it behind, and after
     /// the last change of user.
     ///
@@ -90,6 +105,7 @@ pub(super) fn check(path: &Path) -> io::Result<()> {
 struct Queue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
+    lost_lines: LostLines,
 }
 
 #[derive(Default)]
@@ -110,12 +126,18 @@ impl Queue {
     fn push(&self, line: &[u8]) {
         let mut waiting = self.lock();
         if waiting.bytes + line.len() > WAITING_MAX {
-            waiting.lost += 1;
+            self.lose(&mut waiting);
             return;
         }
         waiting.bytes += line.len();
         waiting.lines.push_back(line.to_vec());
         self.changed.notify_all();
+    }
+
+    /// Counts a line that is lost.
+    fn lose(&self, waiting: &mut Waiting) {
+        waiting.lost += 1;
+        self.lost_lines.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// All that waits, once something does. The lines of the last call are taken for dealt with.
@@ -182,7 +204,7 @@ fn write_all(file: &mut Followed, queue: &Queue, trouble: &mut bool) {
                 }
             }
             Err(error) => {
-                queue.lock().lost += 1;
+                queue.lose(&mut queue.lock());
                 if !mem::replace(trouble, true) {
                     say(&file.path, &error);
                 }

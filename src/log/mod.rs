@@ -9,6 +9,8 @@
 mod file;
 mod zuul_line;
 
+pub(crate) use self::file::LostLines;
+
 use std::fmt;
 use std::path::Path;
 
@@ -42,6 +44,11 @@ impl Logging {
     /// The kernel gives no thread.
     pub(crate) fn begin(&mut self) -> Result<()> {
         self.file.as_mut().map_or(Ok(()), LogFile::begin).context("cannot start the log's thread")
+    }
+
+    /// How many lines were lost.
+    pub(crate) fn lost_lines(&self) -> LostLines {
+        self.file.as_ref().map(LogFile::lost_lines).unwrap_or_default()
     }
 
     /// What changes how much is logged.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::is_dialable;
+use crate::otlp::{Origin, Origins};
 
 /// A build's UUID as Zuul's executors accept it: hexadecimal digits; not more than
 /// [`BuildId::MAX`], where Zuul makes 32.
@@ -70,6 +71,8 @@ pub(crate) struct Build {
     /// Whose it is; `None` if the request does not say, as no request of Zuul's does.
     pub(crate) tenant: Option<Arc<str>>,
     pub(crate) place: Place,
+    /// The trace it is part of; whoever reads the request says whether that is wanted.
+    pub(crate) origin: Origin,
 }
 
 /// Where a build is.
@@ -82,6 +85,18 @@ pub(crate) enum Place {
 }
 
 impl Build {
+    /// Reads a build request as [`Self::from_json`] does, and the origin of a build that has a log.
+    ///
+    /// # Errors
+    /// Those of [`Self::from_json`].
+    pub(crate) fn from_request(json: &[u8], origins: Origins) -> Result<Option<Self>, String> {
+        let mut build = Self::from_json(json)?;
+        if let Some(build @ Self { place: Place::On(_), .. }) = &mut build {
+            build.origin = origins.read(json);
+        }
+        Ok(build)
+    }
+
     /// Reads a build request. An empty znode is no build, as upstream reads it.
     ///
     /// # Errors
@@ -96,10 +111,10 @@ impl Build {
             return Err("not a JSON object".to_owned());
         }
         let tenant = request["tenant_name"].as_str().map(Arc::from);
-        let waiting = |tenant| Ok(Some(Self { tenant, place: Place::Waiting }));
+        let at = |place| Ok(Some(Self { tenant, place, origin: Origin::default() }));
         let worker = match &request["worker_info"] {
-            Value::Null => return waiting(tenant),
-            Value::Object(worker) if worker.is_empty() => return waiting(tenant),
+            Value::Null => return at(Place::Waiting),
+            Value::Object(worker) if worker.is_empty() => return at(Place::Waiting),
             Value::Object(worker) => worker,
             _ => return Err("worker_info is not an object".to_owned()),
         };
@@ -121,7 +136,7 @@ impl Build {
             Some(_) => return Err("worker_info has a zone that is not a string".to_owned()),
         };
         let executor = Executor { hostname: hostname.to_owned(), port, zone };
-        Ok(Some(Self { tenant, place: Place::On(executor) }))
+        at(Place::On(executor))
     }
 }
 
@@ -147,7 +162,7 @@ mod tests {
     }
 
     fn build(tenant: Option<&str>, place: Place) -> Result<Option<Build>, String> {
-        Ok(Some(Build { tenant: tenant.map(Arc::from), place }))
+        Ok(Some(Build { tenant: tenant.map(Arc::from), place, origin: Origin::default() }))
     }
 
     #[test]

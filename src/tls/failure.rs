@@ -31,6 +31,7 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// Every reason there is.
+    #[cfg(test)]
     pub(crate) const ALL: [Self; 10] = [
         Self::Timeout,
         Self::Closed,

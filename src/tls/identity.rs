@@ -216,7 +216,7 @@ fn parse<T>(text: &Result<String>, parse: impl FnOnce(&str) -> Result<T>) -> Res
     text.as_ref().map_err(|error| anyhow!("{error:#}")).and_then(|text| parse(text))
 }
 
-fn read(path: &Path) -> Result<String> {
+pub(super) fn read(path: &Path) -> Result<String> {
     let bytes = small_file::read(path).map_err(|error| unreadable(path, &error))?;
     String::from_utf8(bytes).map_err(|error| binary(path, error.as_bytes()))
 }
@@ -256,7 +256,7 @@ fn not(fault: &str, name: &str) -> Error {
 }
 
 /// The certificates in `text`, at least one.
-fn certificates(name: &str, text: &str) -> Result<Vec<CertificateDer<'static>>> {
+pub(super) fn certificates(name: &str, text: &str) -> Result<Vec<CertificateDer<'static>>> {
     let chain = rustls_pemfile::certs(&mut text.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| not(&format!("not valid PEM: {error}"), name))?;
@@ -267,7 +267,7 @@ fn certificates(name: &str, text: &str) -> Result<Vec<CertificateDer<'static>>> 
 }
 
 /// The first private key in `text`.
-fn private_key(name: &str, text: &str) -> Result<PrivateKeyDer<'static>> {
+pub(super) fn private_key(name: &str, text: &str) -> Result<PrivateKeyDer<'static>> {
     // PKCS #8, and what OpenSSL wrote before (RFC 1421, section 4.6.1.1).
     if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----")
         || text.contains("Proc-Type: 4,ENCRYPTED")
@@ -284,7 +284,7 @@ fn private_key(name: &str, text: &str) -> Result<PrivateKeyDer<'static>> {
 }
 
 /// The certificates in `text` as those to trust.
-fn authorities(name: &str, text: &str) -> Result<RootCertStore> {
+pub(super) fn authorities(name: &str, text: &str) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(name, text)? {
         let added = roots.add(certificate);

@@ -3,6 +3,8 @@
 
 mod certificate;
 mod client;
+#[cfg(feature = "otlp")]
+mod collector;
 mod failure;
 mod identity;
 mod lint;
@@ -16,6 +18,8 @@ use rustls::CommonState;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub(crate) use self::client::{Names, connector};
+#[cfg(feature = "otlp")]
+pub(crate) use self::collector::collector_connector;
 pub(crate) use self::failure::Failure;
 pub(crate) use self::identity::{Files, Identity};
 pub(crate) use self::lint::{Finding, Use};

@@ -10,12 +10,20 @@ It says {"port": N} when the streamer listens. ZONE is the executor's own zone. 
     pause UUID           the executor pauses it
     complete UUID        the executor is done with it; the request stays
     remove UUID          the scheduler removes the request
+    sampled yes|no       whether the traces of builds asked for from now on are sampled
+
+A build is asked for within a span, as the scheduler's client does it; what `submit` answers is its
+trace, its id and the event's.
 """
 
+import configparser
 import sys
 import uuid
 
+from opentelemetry import trace
+
 from zuul.lib.log_streamer import LogStreamer
+from zuul.lib.tracing import Tracing
 from zuul.model import BuildRequest
 from zuul.version import get_version_string
 from zuul.zk.components import COMPONENT_REGISTRY, ExecutorComponent
@@ -38,18 +46,34 @@ class Executor:
         self.component.state = self.component.RUNNING
         self.api = ExecutorApi(client, use_cache=False)
         self.taken = {}
+        # As in a system that exports none: there are spans all the same.
+        Tracing(configparser.ConfigParser())
+        self.is_sampled = True
 
     def submit(self, build, zone=None):
-        request = BuildRequest(
-            build, zone,
-            build_set_uuid=uuid.uuid4().hex,
-            job_uuid=uuid.uuid4().hex,
-            tenant_name='tenant-one',
-            pipeline_name='check',
-            event_id=uuid.uuid4().hex,
-            precedence=200)
+        span = trace.get_tracer('zuul').start_span('Build')
+        context = span.get_span_context()
+        if not self.is_sampled:
+            span = trace.NonRecordingSpan(trace.SpanContext(
+                context.trace_id, context.span_id, False, trace.TraceFlags(0)))
+        with trace.use_span(span):
+            request = BuildRequest(
+                build, zone,
+                build_set_uuid=uuid.uuid4().hex,
+                job_uuid=uuid.uuid4().hex,
+                tenant_name='tenant-one',
+                pipeline_name='check',
+                event_id=uuid.uuid4().hex,
+                precedence=200)
         self.api.submit(request, {'job': 'unit-tests', 'items': []})
-        return request.path
+        return {
+            'trace_id': trace.format_trace_id(context.trace_id),
+            'span_id': trace.format_span_id(context.span_id),
+            'event_id': request.event_id,
+        }
+
+    def sampled(self, wanted):
+        self.is_sampled = wanted == 'yes'
 
     def start(self, build):
         # The steps and the three keys are those of ExecutorServer when it takes a request.
@@ -95,6 +119,7 @@ def main():
         'pause': executor.pause,
         'complete': executor.complete,
         'remove': executor.remove,
+        'sampled': executor.sampled,
     })
 
 

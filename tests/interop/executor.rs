@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -35,9 +36,17 @@ impl Executor {
         format!("executor 127.0.0.1:{}", self.port)
     }
 
-    /// The scheduler asks for a build, in a zone's queue or the unzoned one.
-    pub(crate) async fn submit(&mut self, build: &str, queue: Option<&str>) {
-        self.script.ask(&format!("submit {build} {}", queue.unwrap_or_default())).await;
+    /// The scheduler asks for a build, in a zone's queue or the unzoned one. Returns its trace: the ids
+    /// of that, of its span and of the event behind it.
+    pub(crate) async fn submit(&mut self, build: &str, queue: Option<&str>) -> Value {
+        self.script.ask(&format!("submit {build} {}", queue.unwrap_or_default())).await
+    }
+
+    /// Whether the traces of builds asked for from now on are sampled.
+    #[cfg(feature = "otlp")]
+    pub(crate) async fn sampled(&mut self, wanted: bool) {
+        let wanted = if wanted { "yes" } else { "no" };
+        self.script.ask(&format!("sampled {wanted}")).await;
     }
 
     /// The executor takes a build. Its log should be there first, as with the real one.

@@ -16,6 +16,9 @@ mod script;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(feature = "otlp")]
+mod tracing;
+mod tracing_conf;
 mod upstream;
 mod upstream_gateway;
 mod zuul_conf;

@@ -39,19 +39,24 @@ async fn get(address: SocketAddr, path: &str) -> Answer {
 }
 
 /// A gateway with the admin listener, whose address is the last it tells.
-fn with_admin(system: &System) -> Builder {
+pub(crate) fn with_admin(system: &System) -> Builder {
     let mut builder = Builder::new(system).zone("west");
     builder.admin = true;
     builder
 }
 
-fn admin(gateway: &Gateway) -> SocketAddr {
+pub(crate) fn admin(gateway: &Gateway) -> SocketAddr {
     gateway.addresses[gateway.addresses.len() - 1]
+}
+
+/// All that `/metrics` tells.
+pub(crate) async fn exposition(gateway: &Gateway) -> String {
+    get(admin(gateway), "/metrics").await.body
 }
 
 /// The value of one series.
 pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
-    let body = get(admin(gateway), "/metrics").await.body;
+    let body = exposition(gateway).await;
     let value = body.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {series} in\n{body}")).parse().expect("a number")
 }

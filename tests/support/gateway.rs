@@ -44,6 +44,7 @@ pub(crate) struct Builder {
     pub(crate) control: Option<PathBuf>,
     pub(crate) limits: String,
     pub(crate) log: String,
+    pub(crate) tracing: String,
 }
 
 impl Builder {
@@ -65,6 +66,7 @@ impl Builder {
             control: None,
             limits: String::new(),
             log: String::new(),
+            tracing: String::new(),
         }
     }
 
@@ -94,6 +96,12 @@ impl Builder {
     /// With lines in `[log]`.
     pub(crate) fn log(mut self, lines: &str) -> Self {
         self.log = lines.to_owned();
+        self
+    }
+
+    /// With lines in `[tracing]`.
+    pub(crate) fn tracing(mut self, lines: &str) -> Self {
+        self.tracing = lines.to_owned();
         self
     }
 
@@ -167,6 +175,9 @@ impl Builder {
         // Most tests of an end are not about who comes late.
         let lame_duck = if self.limits.contains("lame_duck") { "" } else { "lame_duck = \"0s\"\n" };
         let _ = writeln!(toml, "[limits]\n{}{}\n[log]\n{}", lame_duck, self.limits, self.log);
+        if !self.tracing.is_empty() {
+            let _ = writeln!(toml, "[tracing]\n{}", self.tracing);
+        }
         toml
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod executor;
 pub(crate) mod flow;
 pub(crate) mod gateway;
 pub(crate) mod namespace;
+pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod system;
 pub(crate) mod zookeeper;

@@ -11,9 +11,9 @@ use tracing::{info, warn};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
 
 use super::components::{COMPONENTS, DIRECTORY, Snapshot};
+use super::presence::Presence;
 use super::{is_connection_loss, persist};
 use crate::registry::component::{Announcement, FINGERGW, State};
-use crate::registry::{Orders, Standing};
 
 const ENTRY: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
 
@@ -42,17 +42,17 @@ impl ModelApi {
     }
 }
 
-/// Keeps the entry as `orders` and the other components say, in place of the one that an earlier
-/// session may have `left_behind`. Ends only with the session.
+/// Keeps the entry as `wanted` and the other components say, in place of the one that an earlier
+/// session may have `left_behind`, and tells `presence`. Ends only with the session.
 pub(super) async fn keep(
     client: &Client,
     announcement: &Announcement,
-    orders: &Orders,
+    mut wanted: watch::Receiver<State>,
+    presence: &Presence<'_>,
     mut snapshot: watch::Receiver<Option<Snapshot>>,
     left_behind: &watch::Sender<Option<String>>,
     model_api: &ModelApi,
 ) -> Error {
-    let (mut wanted, standing) = (orders.wanted.clone(), &orders.standing);
     if let Err(error) = remove_left_behind(client, left_behind).await {
         return error;
     }
@@ -61,21 +61,17 @@ pub(super) async fn keep(
         let state = *wanted.borrow_and_update();
         let others = snapshot.borrow_and_update().clone();
         let step = match others {
-            _ if state == State::Stopped => {
-                withdraw(client, announcement, entry.take(), model_api).await.map(|()| {
-                    standing.send_replace(Standing::Withdrawn);
-                })
-            }
+            _ if state == State::Stopped => withdraw(client, announcement, entry.take(), model_api)
+                .await
+                .map(|()| presence.withdrawn()),
             // Not before it is known which data model the system speaks.
             None => Ok(()),
             Some(others) => {
                 let current = (state, model_api.raised_to(others.model_api));
                 renew(client, announcement, &mut entry, current, &others).await.map(|name| {
                     left_behind.send_replace(Some(name.clone()));
-                    let fresh = Standing::Registered(name);
-                    if *standing.borrow() != fresh {
-                        info!(session = %client.session_id(), "{fresh}");
-                        standing.send_replace(fresh);
+                    if presence.registered(&name) {
+                        info!(session = %client.session_id(), "registered as {name}");
                     }
                 })
             }

@@ -10,6 +10,7 @@ use zookeeper_client::{Client, Error, MultiReadResult, SessionId, SessionState};
 
 use super::batches::Batches;
 use super::places::{self, Places};
+use crate::otlp::Origins;
 use crate::registry::LookupError;
 use crate::registry::build::{Build, BuildId, Place};
 use crate::registry::component::Gateway;
@@ -44,6 +45,7 @@ pub(crate) struct Lookup {
     zones: watch::Sender<Arc<Zones>>,
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
+    pub(super) origins: Origins,
     pub(super) places: Places,
     batches: Arc<Batches<BuildId, Located>>,
 }
@@ -61,13 +63,14 @@ struct Zones {
 type Located = Result<(String, Option<Build>), LookupError>;
 
 impl Lookup {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(origins: Origins) -> Self {
         Self {
             client: watch::Sender::new(None),
             hopeful: watch::Sender::new(true),
             gateways: watch::Sender::new(Arc::from([])),
             zones: watch::Sender::default(),
             multi_read: AtomicBool::new(true),
+            origins,
             places: Places::default(),
             batches: Arc::default(),
         }
@@ -235,14 +238,14 @@ impl Lookup {
         let mut hits = Vec::new();
         let listing = later.is_empty().then_some(ZONES);
         let (mut zones, requests) = self.read(&client, listing, &first_paths).await?;
-        let mut located = each(&first_paths, requests, first.len() + 1);
+        let mut located = each(&first_paths, requests, first.len() + 1, self.origins);
         if !later.is_empty() {
             if located.iter().all(is_there) {
                 return Ok(located);
             }
             let paths = in_each(missing(builds, &located), later);
             let (listed, requests) = self.read(&client, Some(ZONES), &paths).await?;
-            hits.extend(complete(&mut located, later, &paths, requests));
+            hits.extend(complete(&mut located, later, &paths, requests, self.origins));
             zones = listed;
         }
         if zones != known.listed && !located.iter().all(is_there) {
@@ -251,7 +254,7 @@ impl Lookup {
             if !fresh.is_empty() {
                 let paths = in_each(missing(builds, &located), &fresh);
                 let (_, requests) = self.read(&client, None, &paths).await?;
-                hits.extend(complete(&mut located, &fresh, &paths, requests));
+                hits.extend(complete(&mut located, &fresh, &paths, requests, self.origins));
             }
         }
         if zones != known.listed || !hits.is_empty() {
@@ -348,10 +351,11 @@ fn complete(
     zones: &[String],
     paths: &[String],
     requests: Vec<Data>,
+    origins: Origins,
 ) -> Vec<String> {
     let mut hits = Vec::new();
     let missing = located.iter_mut().filter(|located| !is_there(located));
-    for (located, elsewhere) in missing.zip(each(paths, requests, zones.len())) {
+    for (located, elsewhere) in missing.zip(each(paths, requests, zones.len(), origins)) {
         if let Ok((path, Some(_))) = &elsewhere {
             hits.extend(zones.iter().find(|zone| is_in(path, zone)).cloned());
         }
@@ -367,18 +371,18 @@ fn is_there(located: &Located) -> bool {
 }
 
 /// What `requests`, read from `paths`, say of each build; so many of them belong to each.
-fn each(paths: &[String], requests: Vec<Data>, to_each: usize) -> Vec<Located> {
+fn each(paths: &[String], requests: Vec<Data>, to_each: usize, origins: Origins) -> Vec<Located> {
     let mut requests = requests.into_iter();
-    paths.chunks(to_each).map(|paths| first(paths, &mut requests)).collect()
+    paths.chunks(to_each).map(|paths| first(paths, &mut requests, origins)).collect()
 }
 
 /// The first build in the next `requests`, one for each of `paths`. A request that cannot be read
 /// matters only if there is no other one.
-fn first(paths: &[String], requests: &mut impl Iterator<Item = Data>) -> Located {
+fn first(paths: &[String], requests: &mut impl Iterator<Item = Data>, origins: Origins) -> Located {
     let (mut found, mut fault) = (None, None);
     // All of them, found or not: the next ones are others'.
     for (path, request) in paths.iter().zip(requests) {
-        match request.map(|request| Build::from_json(&request)) {
+        match request.map(|request| Build::from_request(&request, origins)) {
             Ok(Ok(Some(build))) => found = found.or_else(|| Some((path.clone(), Some(build)))),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => fault = fault.or(Some(LookupError::Unreadable(error))),
@@ -454,9 +458,10 @@ async fn read_pipelined(client: &Client, directory: Option<&str>, paths: &[Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::otlp::Origin;
 
     const WAITING: &[u8] = br#"{"worker_info": null}"#;
-    const WAITS: Build = Build { tenant: None, place: Place::Waiting };
+    const WAITS: Build = Build { tenant: None, place: Place::Waiting, origin: Origin::NONE };
 
     fn paths(count: usize) -> Vec<String> {
         (0..count).map(|number| number.to_string()).collect()
@@ -468,7 +473,9 @@ mod tests {
 
     #[test]
     fn the_first_request_that_can_be_read_counts() {
-        let first = |requests: Vec<Data>| first(&paths(requests.len()), &mut requests.into_iter());
+        let first = |requests: Vec<Data>| {
+            first(&paths(requests.len()), &mut requests.into_iter(), Origins::default())
+        };
         let nothing = || Ok((String::new(), None));
         let second = || Ok(("1".to_owned(), Some(WAITS)));
         assert_eq!(first(data(&[])), nothing());
@@ -501,7 +508,7 @@ mod tests {
     #[test]
     fn each_build_gets_its_own() {
         let requests = data(&[WAITING, WAITING, b"", b"garbage", b"", WAITING, b"", b""]);
-        let located = each(&paths(8), requests, 2);
+        let located = each(&paths(8), requests, 2, Origins::default());
         assert_eq!(located[0], Ok(("0".to_owned(), Some(WAITS))));
         assert!(matches!(located[1], Err(LookupError::Unreadable(_))));
         assert_eq!(located[2], Ok(("5".to_owned(), Some(WAITS))));

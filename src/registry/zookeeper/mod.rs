@@ -10,6 +10,7 @@ mod diagnosis;
 mod entry;
 mod lookup;
 mod places;
+mod presence;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -24,10 +25,12 @@ pub(crate) use self::lookup::Lookup;
 
 use self::diagnosis::Diagnosis;
 use self::entry::ModelApi;
+use self::presence::Presence;
 use super::component::{Announcement, State};
 use super::{Orders, Registration, Registry, Standing, registration};
 use crate::admin::metrics::Metrics;
 use crate::config::Hosts;
+use crate::otlp::Origins;
 use crate::tls;
 
 /// How to reach ZooKeeper.
@@ -41,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) session_timeout: Duration,
     /// Counts sessions.
     pub(crate) metrics: Metrics,
+    /// Whether look-ups tell the traces of builds.
+    pub(crate) origins: Origins,
 }
 
 /// TLS towards ZooKeeper.
@@ -75,7 +80,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
 /// questions from it.
 pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Registry, Registration) {
-    let lookup = Arc::new(Lookup::new());
+    let lookup = Arc::new(Lookup::new(settings.origins));
     let registry = Registry::ZooKeeper(Arc::clone(&lookup));
     let registration = registration(|orders| {
         let Settings { hosts, tls, .. } = &settings;
@@ -202,10 +207,11 @@ impl Keeper {
         self.lookup.begin_session(client.clone());
         let (snapshot, snapshot_seen) = watch::channel(None);
         let Orders { wanted, standing, .. } = &self.orders;
+        let presence = Presence::new(standing);
         let end = tokio::select! {
             error = components::follow(&client, &snapshot, &self.lookup) => error,
-            error = entry::keep(&client, &self.announcement, &self.orders, snapshot_seen, &self.left_behind, &self.model_api) => error,
-            error = self.follow_connection(&client) => error,
+            error = entry::keep(&client, &self.announcement, wanted.clone(), &presence, snapshot_seen, &self.left_behind, &self.model_api) => error,
+            error = self.follow_connection(&client, &presence) => error,
         };
         self.lookup.forget_session();
         if *wanted.borrow() == State::Stopped {
@@ -236,22 +242,13 @@ impl Keeper {
 
     /// Tells losses of the connection apart from those of the session. Ends with the session, or
     /// when it is given up.
-    async fn follow_connection(&self, client: &Client) -> Error {
-        let standing = &self.orders.standing;
+    async fn follow_connection(&self, client: &Client, presence: &Presence<'_>) -> Error {
         let mut states = client.state_watcher();
-        let mut registered = None;
         let mut state = states.changed().await;
         loop {
             match state {
                 SessionState::Disconnected => {
-                    standing.send_if_modified(|standing| {
-                        let lost = matches!(standing, Standing::Registered(_));
-                        if lost {
-                            registered =
-                                Some(std::mem::replace(standing, Standing::ConnectionLost));
-                        }
-                        lost
-                    });
+                    presence.connection(false);
                     warn!(
                         "connection to ZooKeeper lost; running streams go on, new ones may be refused"
                     );
@@ -264,15 +261,7 @@ impl Keeper {
                 SessionState::SyncConnected | SessionState::ConnectedReadOnly => {
                     info!("connection to ZooKeeper is back within the session");
                     self.lookup.hope(true);
-                    if let Some(registered) = registered.take() {
-                        standing.send_if_modified(|standing| {
-                            let back = *standing == Standing::ConnectionLost;
-                            if back {
-                                *standing = registered;
-                            }
-                            back
-                        });
-                    }
+                    presence.connection(true);
                 }
                 SessionState::Expired => return Error::SessionExpired,
                 SessionState::AuthFailed => return Error::AuthFailed,

@@ -126,7 +126,8 @@ pub(super) async fn keep(lookup: Arc<Lookup>, client: Client, build: BuildId, pa
     while let Some(now) = client.take() {
         let Ok((request, _, watcher)) = now.get_and_watch_data(&path).await else { return };
         drop(now);
-        let Ok(Some(found @ Build { place: Place::On(_), .. })) = Build::from_json(&request) else {
+        let read = Build::from_request(&request, lookup.origins);
+        let Ok(Some(found @ Build { place: Place::On(_), .. })) = read else {
             return;
         };
         let kept = Arc::new(Kept { session, found, asked_for: AtomicBool::new(false) });

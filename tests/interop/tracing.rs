@@ -1,0 +1,402 @@
+//! Spans of streams: traces that Zuul's own classes begin, and a collector made of OpenTelemetry's own
+//! messages (`collector.py`). Only in programs with the cargo feature `otlp`.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::process::Command;
+
+use crate::executor::{Executor, Log, new_build, pieces};
+use crate::script::Script;
+use crate::support::certificates::Authority;
+use crate::support::client::{Client, Ending};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::proxy::Proxy;
+use crate::support::system::System;
+use crate::support::within;
+use crate::zuul_conf::ZuulConf;
+
+/// A collector, ended when this is dropped.
+struct Collector {
+    script: Script,
+    port: u16,
+}
+
+impl Collector {
+    /// For `grpc` or `http`, with a certificate, a key and an authority of clients, as many as there are.
+    async fn start(protocol: &str, files: &[&Path]) -> Self {
+        let args = [Path::new(protocol)].into_iter().chain(files.iter().copied());
+        let mut script = Script::start("collector.py", args);
+        let port = script.next().await["port"].as_u64().expect("a port");
+        Self { script, port: u16::try_from(port).expect("a port") }
+    }
+
+    async fn grpc() -> Self {
+        Self::start("grpc", &[]).await
+    }
+
+    /// The lines of `[tracing]` that lead here, for our TOML.
+    fn toml(&self) -> String {
+        format!("enabled = true\nendpoint = \"http://127.0.0.1:{}\"\n", self.port)
+    }
+
+    /// The next span.
+    async fn span(&mut self) -> Value {
+        self.script.next().await["span"].take()
+    }
+}
+
+/// Ended spans are handed over at once, or not before the gateway stops.
+fn every(milliseconds: &str) -> impl FnOnce(&mut Command) {
+    move |command| {
+        command.env("OTEL_BSP_SCHEDULE_DELAY", milliseconds);
+    }
+}
+
+const AT_ONCE: &str = "10";
+const AT_THE_END: &str = "86400000";
+
+async fn started(builder: Builder, delay: &'static str) -> Gateway {
+    let mut gateway = builder.start_changed(every(delay)).await;
+    gateway.ready().await;
+    gateway
+}
+
+/// Stops it as a service manager does.
+async fn stop(mut gateway: Gateway) -> Vec<String> {
+    gateway.signal(Signal::TERM);
+    assert!(gateway.exit().await.success());
+    gateway.log()
+}
+
+/// A new build that runs at `executor`, and its trace.
+async fn run(executor: &mut Executor, queue: Option<&str>) -> (String, Value, Log) {
+    let build = new_build();
+    let log = executor.log(&build);
+    let trace = executor.submit(&build, queue).await;
+    executor.take(&build).await;
+    (build, trace, log)
+}
+
+/// Whether `span` is a child of the span that asked for the build.
+fn joins(span: &Value, trace: &Value) -> bool {
+    span["trace_id"] == trace["trace_id"] && span["parent_span_id"] == trace["span_id"]
+}
+
+fn names(span: &Value) -> Vec<&str> {
+    let events = span["events"].as_array().expect("events");
+    events.iter().filter_map(|event| event[0].as_str()).collect()
+}
+
+#[tokio::test]
+async fn gateways_of_both_zones_join_the_trace_of_the_build() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let mut collector = Collector::grpc().await;
+    let builder = |zone: &str, listener: &str| {
+        let builder = Builder::new(&system).zone(zone).tls(&identity).listeners(&[listener]);
+        started(builder.tracing(&collector.toml()), AT_ONCE)
+    };
+    let west = builder("west", "tls = true").await;
+    let mut east = builder("east", "").await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let (build, trace, log) = run(&mut executor, Some("west")).await;
+    let mut client = Client::ask(east.address(), &build).await;
+    assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
+
+    let spans = [collector.span().await, collector.span().await];
+    let of = |zone: &str| {
+        let span = spans.iter().find(|span| span["attributes"]["zuul.zone"] == zone);
+        span.expect("a span of each zone")
+    };
+    for span in &spans {
+        assert!(joins(span, &trace), "{span} {trace}");
+        assert_eq!(span["name"], "LogStream");
+        assert_eq!(span["kind"], "SPAN_KIND_SERVER");
+        assert_eq!(span["status"], "STATUS_CODE_UNSET");
+        assert_eq!(span["scope"], "zuul-fingergw");
+        assert_eq!(names(span), ["looked up", "connected", "first byte"]);
+        assert!(span["start"].as_u64() < span["end"].as_u64(), "{span}");
+        assert_eq!(span["resource"]["service.name"], "zuul");
+        assert_eq!(span["resource"]["host.name"], "localhost");
+    }
+    let bytes = pieces().iter().map(Vec::len).sum::<usize>();
+    let about = |zone: &str, route: &str| {
+        json!({
+            "zuul.build.uuid": build, "zuul.event.id": trace["event_id"], "zuul.zone": zone,
+            "zuul.route": route, "zuul.stream.bytes": bytes, "zuul.stream.result": "ok",
+        })
+    };
+    let (mut at_east, mut at_west) = (about("east", "zone"), about("west", "direct"));
+    at_east["server.address"] = "localhost".into();
+    at_east["server.port"] = west.port().into();
+    at_west["server.address"] = "127.0.0.1".into();
+    let (_, port) =
+        executor.route().rsplit_once(':').map(|(_, port)| ((), port.to_owned())).unwrap();
+    at_west["server.port"] = port.parse::<u16>().expect("a port").into();
+    // The other gateway is a machine of the system; who has asked at the first one may be a person.
+    at_west["network.peer.address"] = "127.0.0.1".into();
+    assert_eq!(of("east")["attributes"], at_east);
+    assert_eq!(of("west")["attributes"], at_west);
+
+    let id = |key: &str| trace[key].as_str().expect("an id").to_owned();
+    let ended = east.logged("the end", |line| line.contains("stream ended")).await;
+    assert!(
+        ended.contains(&format!(" event_id={} trace_id={}", id("event_id"), id("trace_id"))),
+        "{ended}"
+    );
+}
+
+/// What is left when the gateway stops; and that only traces that are sampled are told.
+#[tokio::test]
+async fn spans_are_handed_over_at_the_end() {
+    let system = System::new().await;
+    let mut collector = Collector::grpc().await;
+    let gateway = started(Builder::new(&system).tracing(&collector.toml()), AT_THE_END).await;
+    let mut executor = Executor::start(&system, None).await;
+    let mut traces = Vec::new();
+    for sampled in [true, false, true] {
+        executor.sampled(sampled).await;
+        let (build, trace, log) = run(&mut executor, None).await;
+        let mut client = Client::ask(gateway.address(), &build).await;
+        assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
+        traces.push(trace);
+    }
+    // Nobody's trace.
+    assert_eq!(
+        Client::ask(gateway.address(), &new_build()).await.text().await,
+        "Build not found\r\n"
+    );
+    let log = stop(gateway).await;
+    let told: Vec<_> = log.iter().filter(|line| line.contains("tracing: ")).collect();
+    assert!(told.len() == 1 && told[0].contains("spans of streams go to"), "{told:?}");
+    for trace in [&traces[0], &traces[2]] {
+        let span = collector.span().await;
+        assert!(joins(&span, trace), "{span} {trace}");
+    }
+}
+
+/// Every kind of end has its mark.
+#[tokio::test]
+async fn failures_are_marked() {
+    let system = System::new().await;
+    let mut collector = Collector::grpc().await;
+    let gateway = started(Builder::new(&system).tracing(&collector.toml()), AT_ONCE).await;
+    let mut executor = Executor::start(&system, None).await;
+
+    let (build, trace, mut log) = run(&mut executor, None).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    log.write(b"line\n");
+    client.expect(b"line\n").await;
+    client.reset();
+    let left = collector.span().await;
+    assert!(joins(&left, &trace), "{left}");
+    assert_eq!(left["attributes"]["zuul.stream.result"], "client_left");
+    assert_eq!(left["status"], "STATUS_CODE_UNSET", "its own affair");
+
+    let (build, trace, _log) = run(&mut executor, None).await;
+    executor.kill().await;
+    let told = Client::ask(gateway.address(), &build).await.text().await;
+    let span = collector.span().await;
+    assert!(joins(&span, &trace), "{span}");
+    assert_eq!(span["status"], "STATUS_CODE_ERROR");
+    assert_eq!(span["message"], told.trim_end());
+    assert_eq!(span["attributes"]["error.type"], "upstream_unreachable");
+    assert_eq!(span["attributes"]["zuul.stream.bytes"], 0);
+    assert_eq!(names(&span), ["looked up"]);
+}
+
+/// Hops that fail are told of as well.
+#[tokio::test]
+async fn gateways_that_are_passed_over() {
+    let system = System::new().await;
+    let mut collector = Collector::grpc().await;
+    let gateway = Builder::new(&system).zone("east").tracing(&collector.toml());
+    let gateway = started(gateway, AT_ONCE).await;
+    let dead = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = dead.local_addr().expect("its address").port();
+    drop(dead);
+    system.put_gateway(Some("west"), Some(port), false, "running").await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let (build, trace, log) = run(&mut executor, Some("west")).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
+    let span = collector.span().await;
+    assert!(joins(&span, &trace), "{span}");
+    assert_eq!(names(&span), ["looked up", "passed over", "connected", "first byte"]);
+    assert_eq!(span["events"][1][1]["server.port"], port);
+    assert_eq!(span["attributes"]["zuul.route"], "fallback");
+}
+
+/// A stream of a log whose span arrives.
+async fn traced_through(gateway: &Gateway, system: &System, collector: &mut Collector) -> Value {
+    let mut executor = Executor::start(system, None).await;
+    let (build, trace, log) = run(&mut executor, None).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
+    let span = collector.span().await;
+    assert!(joins(&span, &trace), "{span}");
+    span
+}
+
+/// The collector wants to see a certificate of ours, and has one of an authority of its own.
+#[tokio::test]
+async fn grpc_over_tls() {
+    let system = System::new().await;
+    let authority = Authority::new();
+    let (theirs, ours) = (authority.identity("collector"), authority.identity("gateway"));
+    let mut collector = Collector::start("grpc", &[&theirs.cert, &theirs.key, &theirs.ca]).await;
+    let tracing = format!(
+        "enabled = true\nendpoint = \"https://localhost:{}\"\ntls_cert = {:?}\ntls_key = {:?}\n\
+         tls_ca = {:?}\ncompression = \"gzip\"\nservice_name = \"zuul-two\"",
+        collector.port, ours.cert, ours.key, ours.ca
+    );
+    let gateway = started(Builder::new(&system).tracing(&tracing), AT_ONCE).await;
+    let span = traced_through(&gateway, &system, &mut collector).await;
+    assert_eq!(span["resource"]["service.name"], "zuul-two");
+    assert_ne!(span["wire"]["peer"], Value::Null, "our certificate was seen: {span}");
+}
+
+/// The same from a `zuul.conf`, over HTTP.
+#[tokio::test]
+async fn http_over_tls() {
+    let system = System::new().await;
+    let authority = Authority::new();
+    let theirs = authority.identity("collector");
+    let mut collector = Collector::start("http", &[&theirs.cert, &theirs.key]).await;
+    let lines = format!(
+        "[tracing]\nenabled = true\nprotocol = http/protobuf\ncertificate_file = {}\n\
+         endpoint = https://localhost:{}/v1/traces?a=b\ncompression = gzip\n",
+        theirs.ca.display(),
+        collector.port
+    );
+    let conf = ZuulConf::gateway(&system, "west", &lines);
+    let gateway = conf.ours().await;
+    let mut executor = Executor::start(&system, Some("west")).await;
+    let (build, trace, log) = run(&mut executor, Some("west")).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
+    stop(gateway).await;
+    let span = collector.span().await;
+    assert!(joins(&span, &trace), "{span}");
+    let host = format!("localhost:{}", collector.port);
+    let wire = json!({
+        "encoding": "gzip", "path": "/v1/traces?a=b", "host": host,
+        "type": "application/x-protobuf",
+    });
+    assert_eq!(span["wire"], wire);
+}
+
+/// A collector that is nobody's whom we trust gets nothing.
+#[tokio::test]
+async fn a_collector_of_another_authority() {
+    let system = System::new().await;
+    let (authority, other) = (Authority::new(), Authority::new());
+    let theirs = authority.identity("collector");
+    let collector = Collector::start("grpc", &[&theirs.cert, &theirs.key]).await;
+    let tracing = format!(
+        "enabled = true\nendpoint = \"https://localhost:{}\"\ntls_ca = {:?}",
+        collector.port,
+        other.ca()
+    );
+    let mut gateway = started(Builder::new(&system).tracing(&tracing), AT_ONCE).await;
+    let mut executor = Executor::start(&system, None).await;
+    let (build, _, log) = run(&mut executor, None).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
+    let warned = gateway.logged("a warning", |line| line.contains("spans are lost")).await;
+    assert!(warned.contains("WARN") && warned.contains("invalid peer certificate"), "{warned}");
+}
+
+/// Away, and back: one warning, what was lost meanwhile, and streams that know nothing of it.
+#[tokio::test]
+async fn a_collector_that_is_away_for_a_while() {
+    let system = System::new().await;
+    let mut collector = Collector::grpc().await;
+    let proxy = Proxy::start(collector.port).await;
+    proxy.refuse();
+    let mut builder = Builder::new(&system)
+        .tracing(&format!("enabled = true\nendpoint = \"http://{}\"\n", proxy.address));
+    builder.admin = true;
+    let mut gateway = started(builder, AT_ONCE).await;
+    let mut executor = Executor::start(&system, None).await;
+    let mut traces = Vec::new();
+    for round in 0..3 {
+        let (build, trace, log) = run(&mut executor, None).await;
+        let mut client = Client::ask(gateway.address(), &build).await;
+        assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
+        traces.push(trace);
+        if round == 0 {
+            gateway.logged("a warning", |line| line.contains("spans are lost")).await;
+        }
+        if round == 1 {
+            lost(&gateway, 2).await;
+            proxy.release();
+        }
+    }
+    let span = collector.span().await;
+    assert!(joins(&span, &traces[2]), "{span}");
+    let back = gateway.logged("the end of it", |line| line.contains("takes spans again")).await;
+    assert!(back.contains("lost=2"), "{back}");
+    let log = stop(gateway).await;
+    assert_eq!(log.iter().filter(|line| line.contains("spans are lost")).count(), 1, "{log:?}");
+}
+
+/// Waits until so many spans have been lost, as metrics tell. Nothing else does, so this asks again.
+async fn lost(gateway: &Gateway, spans: u64) {
+    let wanted = format!("zuul_fingergw_spans_total{{result=\"lost\"}} {spans}\n");
+    let admin = *gateway.addresses.last().expect("the admin address");
+    within("spans to be lost", async {
+        loop {
+            let mut client = Client::connect(admin).await;
+            client.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+            let (text, _) = client.rest().await;
+            if String::from_utf8_lossy(&text).contains(&wanted) {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+/// It takes connections and says nothing: streams and the end of the gateway do not wait for it.
+#[tokio::test]
+async fn a_collector_that_hangs() {
+    for protocol in ["grpc", "http/protobuf"] {
+        let system = System::new().await;
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = silent.local_addr().expect("its address");
+        let gateway = Builder::new(&system).tracing(&format!(
+            "enabled = true\nprotocol = \"{protocol}\"\nendpoint = \"http://{address}\"\ntimeout = \"600s\""
+        ));
+        let gateway = started(gateway, AT_ONCE).await;
+        let mut executor = Executor::start(&system, None).await;
+        for _ in 0..3 {
+            let (build, _, log) = run(&mut executor, None).await;
+            let mut client = Client::ask(gateway.address(), &build).await;
+            assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
+        }
+        let held = within("the gateway to come", silent.accept()).await.expect("a connection");
+        let log = stop(gateway).await;
+        let warned =
+            log.iter().filter(|line| line.contains("has not taken the last spans in time"));
+        assert_eq!(warned.count(), 1, "{log:?}");
+        drop(held);
+    }
+}
+
+/// Files are tried before anything runs.
+#[tokio::test]
+async fn files_that_cannot_be_used() {
+    let system = System::new().await;
+    let builder = Builder::new(&system)
+        .tracing("enabled = true\nendpoint = \"https://c:1\"\ntls_ca = \"/no/such/ca.pem\"");
+    let mut check = Command::new(crate::support::gateway::BINARY);
+    let check = check.args(["check", "-c"]).arg(builder.write()).output();
+    let output = within("the check", check).await.expect("the built binary");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(said.starts_with("/no/such/ca.pem: cannot be read: "), "{said}");
+}

@@ -1,0 +1,111 @@
+//! `[tracing]` of a `zuul.conf`: what Zuul's services start with, this gateway starts with, and what
+//! they refuse it refuses; but for differences that are listed here.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::script::Script;
+use crate::support::gateway::{BINARY, Builder};
+use crate::support::system::System;
+use crate::support::within;
+
+/// Whether both take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Both,
+    Neither,
+    /// Their manual names it, and they do not start with it.
+    Ours,
+    /// They start with it, and then every export fails.
+    Theirs,
+}
+
+use Verdict::{Both, Neither, Ours, Theirs};
+
+const HTTP: &str = "enabled = true\nprotocol = http/protobuf\n";
+const GRPC: &str = "enabled = true\nprotocol = grpc\n";
+
+/// `FILES` stands for a directory with `ca.pem`, `cert.pem` and `key.pem`.
+const CASES: [(&str, &str, Verdict); 38] = [
+    ("", "", Both),
+    ("", "enabled = no\nprotocol = no such", Both),
+    ("", "enabled = maybe\ntimeout = no such", Both),
+    ("", "enabled = ON", Both),
+    ("", "enabled = true\nprotocol = GRPC", Neither),
+    ("", "enabled = true\nprotocol =", Neither),
+    (GRPC, "", Both),
+    (GRPC, "endpoint =\nservice_name =\ntls_ca =\ncertificate_file =\ncompression =", Both),
+    (GRPC, "endpoint = collector:4317", Both),
+    (GRPC, "endpoint = http://collector", Both),
+    (GRPC, "endpoint = https://collector:4317\ninsecure = true", Both),
+    (GRPC, "endpoint = a b", Theirs),
+    (GRPC, "certificate_file = FILES/ca.pem", Neither),
+    (GRPC, "endpoint = https://c:1\ntls_ca = FILES/ca.pem", Both),
+    (GRPC, "endpoint = https://c:1\ntls_ca = FILES/none.pem", Neither),
+    (GRPC, "endpoint = https://c:1\ntls_cert = FILES/cert.pem", Neither),
+    (GRPC, "endpoint = https://c:1\ntls_key = FILES/key.pem", Neither),
+    (GRPC, "endpoint = https://c:1\ntls_cert = FILES/cert.pem\ntls_key = FILES/key.pem", Both),
+    (GRPC, "endpoint = https://c:1\ntls_ca = FILES/key.pem", Theirs),
+    (GRPC, "insecure = maybe", Both),
+    (GRPC, "timeout = 5", Both),
+    (GRPC, "timeout = 10000", Both),
+    (GRPC, "timeout = 0", Both),
+    (GRPC, "timeout = -1", Theirs),
+    (GRPC, "timeout =", Neither),
+    (GRPC, "timeout = 1.5", Neither),
+    (GRPC, "compression = gzip", Ours),
+    (GRPC, "compression = none", Ours),
+    (GRPC, "compression = 2", Both),
+    (GRPC, "compression = brotli", Neither),
+    (HTTP, "", Both),
+    (HTTP, "endpoint = http://collector:4318/v1/traces", Both),
+    (HTTP, "endpoint = collector:4318", Theirs),
+    (HTTP, "insecure = true", Neither),
+    (HTTP, "insecure = false\ntls_ca =", Both),
+    (HTTP, "tls_ca = FILES/ca.pem", Neither),
+    (HTTP, "endpoint = https://c:1\ncertificate_file = FILES/ca.pem", Both),
+    (HTTP, "compression = gzip", Ours),
+];
+
+#[tokio::test]
+async fn what_upstream_starts_with_we_start_with() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let files = identity.cert.parent().expect("a directory").to_owned();
+    std::fs::copy(&identity.ca, files.join("ca.pem")).expect("a copy");
+    let mut theirs = Script::start("tracing_conf.py", []);
+    for (start, lines, expected) in CASES {
+        // What no program reads that was built without it cannot be wrong there.
+        let only_read = lines.contains("/none.pem") || lines.contains("tls_ca = FILES/key.pem");
+        if only_read && !cfg!(feature = "otlp") {
+            continue;
+        }
+        let lines = format!("{start}{lines}").replace("FILES", &files.display().to_string());
+        let they_do =
+            theirs.ask(&format!("take {}", json!(lines).to_string().replace(' ', "\\u0020"))).await;
+        let conf = Builder::new(&system);
+        let path: PathBuf = conf.write_zuul_conf(&format!("[tracing]\n{lines}"));
+        let check = Command::new(BINARY).args(["check", "-c"]).arg(path).output();
+        let output = within("the check", check).await.expect("the built binary");
+        let verdict = match (they_do == true, output.status.success()) {
+            (true, true) => Both,
+            (false, false) => Neither,
+            (false, true) => Ours,
+            (true, false) => Theirs,
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(verdict, expected, "{lines}\n{said}");
+        assert!(
+            verdict == Both
+                || verdict == Ours
+                || said.contains("[tracing]")
+                || said.contains(".pem"),
+            "{said}"
+        );
+        let on = lines.to_lowercase().contains("enabled = true") || lines.contains("enabled = ON");
+        let warned = output.status.success() && said.contains("built without it");
+        assert_eq!(warned, on && output.status.success() && !cfg!(feature = "otlp"), "{said}");
+    }
+}
