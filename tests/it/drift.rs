@@ -132,7 +132,7 @@ fn arguments(code: &str) -> &str {
 /// What somebody would look for who has seen this message: its first words as they are written, up
 /// to what differs or explains.
 fn head(message: &str) -> &str {
-    let pieces = message.split(['{', '}', ':', ';', '(', ',']).map(str::trim_end);
+    let pieces = message.split(['{', '}', ':', ';', '(', ',']).map(str::trim);
     pieces.into_iter().find(|piece| piece.len() >= 8 && piece.contains(' ')).unwrap_or_default()
 }
 
@@ -325,7 +325,7 @@ fn messages_are_read_as_they_are_written() {
     ) rest"#;
     assert_eq!(literals(arguments(code)), ["{hostname}:{port}", "one two: three {} \" four"]);
     assert_eq!(head("one two three: four"), "one two three");
-    assert_eq!(head("{path} not reloaded: {}"), " not reloaded");
+    assert_eq!(head("{path} not reloaded: {}"), "not reloaded");
     assert_eq!(head("{}"), "");
     assert_eq!(anchor(" When a limit is reached"), "when-a-limit-is-reached");
     assert_eq!(anchor("Somebody is told `Build not found`"), "somebody-is-told-build-not-found");
