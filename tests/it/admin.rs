@@ -57,8 +57,12 @@ pub(crate) async fn exposition(gateway: &Gateway) -> String {
 /// The value of one series.
 pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
     let body = exposition(gateway).await;
-    let value = body.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {series} in\n{body}")).parse().expect("a number")
+    value(&body, series).unwrap_or_else(|| panic!("no {series} in\n{body}"))
+}
+
+fn value(exposition: &str, series: &str) -> Option<f64> {
+    let value = exposition.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map(|value| value.parse().expect("a number"))
 }
 
 /// Waits until so many connections have ended as `result`, which are all.
@@ -67,11 +71,11 @@ pub(crate) async fn ended(gateway: &Gateway, result: &str, count: usize) {
     until_metric(gateway, &series, count as f64).await;
 }
 
-/// Waits until a series has this value. A connection is counted when it is over, which is a little
-/// after its client has seen its end and told to nobody: this asks again.
+/// Waits until a series is there and has this value. A connection is counted when it is over, which is
+/// a little after its client has seen its end and told to nobody: this asks again.
 pub(crate) async fn until_metric(gateway: &Gateway, series: &str, value: f64) {
     within(&format!("{series} {value}"), async {
-        while metric(gateway, series).await < value {
+        while self::value(&exposition(gateway).await, series).is_none_or(|now| now < value) {
             tokio::task::yield_now().await;
         }
     })
@@ -124,13 +128,16 @@ async fn ready_tells_the_truth() {
     assert_eq!(get(address, "/health/live").await.status, "HTTP/1.1 200 OK");
     assert_eq!(get(address, "/health/status").await.body, "INITIALIZING");
     assert!(metric(&gateway, "zuul_fingergw_zookeeper_connected").await < 1.0);
+    assert_eq!(metric(&gateway, "zuul_fingergw_ready").await, 0.0);
 
     zookeeper.run().await;
     gateway.ready().await;
     gateway.until_running(&system).await;
     assert_eq!(get(address, "/health/ready").await.status, "HTTP/1.1 200 OK");
     assert!(metric(&gateway, "zuul_fingergw_zookeeper_connected").await > 0.0);
-    assert!(metric(&gateway, "zuul_fingergw_zone_gateways{zone=\"west\"}").await > 0.0);
+    assert_eq!(metric(&gateway, "zuul_fingergw_ready").await, 1.0);
+    until_metric(&gateway, "zuul_fingergw_zone_gateways{zone=\"west\"}", 1.0).await;
+    assert_eq!(metric(&gateway, "zuul_fingergw_zone_info{zone=\"west\"}").await, 1.0);
 
     zookeeper.kill().await;
     gateway.status("the loss", |status| status.ends_with("lost")).await;

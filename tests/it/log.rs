@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::admin::{metric, with_admin};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
@@ -119,11 +120,13 @@ async fn a_log_file_that_is_rotated() {
 #[tokio::test]
 async fn a_log_file_whose_directory_goes_and_comes() {
     let system = System::new().await;
-    let builder = Builder::new(&system);
+    let builder = with_admin(&system);
     let directory = builder.directory().join("zuul");
     fs::create_dir(&directory).expect("a directory");
     let path = directory.join("gateway.log");
     let mut gateway = builder.log(&format!("output = {path:?}")).ready().await;
+    let lines_lost = "zuul_fingergw_log_lines_lost_total";
+    assert_eq!(metric(&gateway, lines_lost).await, 0.0);
     // Renamed first, so that no file is made in it while it goes.
     let going = directory.with_extension("going");
     fs::rename(&directory, &going).expect("no directory");
@@ -132,6 +135,7 @@ async fn a_log_file_whose_directory_goes_and_comes() {
     let lost = stream(&system, &gateway, b"log").await;
     let fault = format!("{}: cannot be written: ", path.display());
     gateway.logged("the fault on stderr", |line| line.starts_with(&fault)).await;
+    assert!(metric(&gateway, lines_lost).await >= 1.0);
     fs::create_dir(&directory).expect("a directory");
     let kept = stream(&system, &gateway, b"log").await;
     stop(&mut gateway).await;

@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
-use crate::admin::{admin, exposition, with_admin};
+use crate::admin::{admin, exposition, until_metric, with_admin};
 use crate::support::prometheus::{Prometheus, promtool};
 use crate::support::system::System;
 use crate::support::within;
@@ -186,16 +186,9 @@ async fn what_is_asked_for_is_exported() {
     let system = System::new().await;
     let mut gateway = with_admin(&system).ready().await;
     gateway.until_running(&system).await;
-    // It hears of its own entry a little later than this test, and tells nobody: this asks again.
-    let text = within("its zone", async {
-        loop {
-            let text = exposition(&gateway).await;
-            if text.contains("zuul_fingergw_zone_gateways{") {
-                return text;
-            }
-        }
-    });
-    let text = text.await;
+    // It hears of its own entry a little later than this test, and tells nobody.
+    until_metric(&gateway, "zuul_fingergw_zone_gateways{zone=\"west\"}", 1.0).await;
+    let text = exposition(&gateway).await;
     promtool(gateway.directory(), &["check", "metrics"], &text).await;
     let exported = exported(&text);
     let rules: Vec<_> = alerts().into_iter().map(|alert| alert.expression).collect();
