@@ -359,13 +359,11 @@ mod tests {
 
     #[test]
     fn tracing_waits() {
-        let conf = |lines: &str| {
-            let zookeeper = "[zookeeper]\nhosts = zk\ntls_cert = c\ntls_key = k\ntls_ca = a\n";
-            zuul_conf::read("f", &format!("{zookeeper}[tracing]\n{lines}"), []).unwrap()
-        };
-        let running = conf("enabled = true");
-        let Change { config, taken, waiting } =
-            running.change(conf("enabled = true\nendpoint = c:1"), false);
+        let text = "[zookeeper]\nhosts = zk\ntls_cert = c\ntls_key = k\ntls_ca = a\n";
+        let running = zuul_conf::read("f", text, []).unwrap();
+        let wanted = zuul_conf::read("f", &format!("{text}[tracing]\nenabled = on\n"), []).unwrap();
+        assert!(wanted.tracing.is_some());
+        let Change { config, taken, waiting } = running.change(wanted, false);
         assert_eq!((config, taken, waiting), (running, vec![], vec!["[tracing]"]));
     }
 

@@ -1,11 +1,11 @@
 //! Spans of streams for an OpenTelemetry collector: a stream joins the trace that the request of its
 //! build carries, as the executor's part of the build does (`zuul/lib/tracing.py`).
 //!
-//! The cargo feature `otlp` brings it. Without it the types of [`absent`] stand here: they have no size
-//! and do nothing, and this is the only place that knows of two kinds of programs.
+//! The cargo feature `otlp` brings it. Without it the types of `absent` stand here, which have no size and
+//! do nothing, so that nobody else has to know of two kinds of programs.
 //!
-//! With it: [`origin`] reads of a build request whose trace it belongs to, [`span`] is what a session
-//! tells, [`export`] hands ended spans on and [`collector`] dials.
+//! With it: `origin` reads of a build request whose trace it belongs to, `span` is what a session tells,
+//! `export` hands ended spans on and `collector` dials.
 
 #[cfg(not(feature = "otlp"))]
 mod absent;

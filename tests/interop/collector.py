@@ -56,9 +56,9 @@ def tell(request, wire):
 
 class Service(TraceServiceServicer):
     def Export(self, request, context):
-        encoding = dict(context.invocation_metadata()).get('grpc-encoding')
-        # gRPC takes the header out where it has taken the compression out.
-        tell(request, {'encoding': encoding, 'peer': context.peer_identity_key()})
+        metadata = dict(context.invocation_metadata())
+        tell(request, {'authorization': metadata.get('authorization'),
+                       'peer': context.peer_identity_key()})
         return ExportTraceServiceResponse()
 
 

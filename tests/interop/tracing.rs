@@ -253,8 +253,16 @@ async fn grpc_over_tls() {
          tls_ca = {:?}\ncompression = \"gzip\"\nservice_name = \"zuul-two\"",
         collector.port, ours.cert, ours.key, ours.ca
     );
-    let gateway = started(Builder::new(&system).tracing(&tracing), AT_ONCE).await;
+    let builder = Builder::new(&system).tracing(&tracing);
+    let mut gateway = builder
+        .start_changed(|command| {
+            every(AT_ONCE)(command);
+            command.env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20secret");
+        })
+        .await;
+    gateway.ready().await;
     let span = traced_through(&gateway, &system, &mut collector).await;
+    assert_eq!(span["wire"]["authorization"], "Bearer secret");
     assert_eq!(span["resource"]["service.name"], "zuul-two");
     assert_ne!(span["wire"]["peer"], Value::Null, "our certificate was seen: {span}");
 }
