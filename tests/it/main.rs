@@ -1,6 +1,7 @@
 //! The built binary against a real ZooKeeper.
 
 mod admin;
+mod boot;
 mod config;
 mod demo;
 mod docs;
