@@ -17,6 +17,7 @@ mod limits_of_streams;
 mod limits_per_address;
 mod limits_reloaded;
 mod log;
+mod packages;
 mod places;
 mod pour;
 mod proxy_protocol;
