@@ -179,6 +179,63 @@ fn third_parties_have_their_licences_told() {
     }
 }
 
+/// What is released has been committed, and is told of under its own version.
+#[test]
+fn releases_are_refused() {
+    let directory = TempDir::new().expect("a directory");
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        let who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"];
+        tool(command.current_dir(directory.path()).args(who).args(arguments));
+    };
+    let write = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        fs::write(path, text).expect("a file");
+    };
+    let release = || {
+        let mut command = Command::new(directory.path().join("etc/release"));
+        let Output { status, stderr, .. } = command.output().expect("the script");
+        assert_eq!(status.code(), Some(1));
+        String::from_utf8_lossy(&stderr).into_owned()
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/release");
+    fs::create_dir(directory.path().join("etc")).expect("a directory");
+    fs::copy(script, directory.path().join("etc/release")).expect("a copy");
+    write("Cargo.toml", "[package]\nversion = \"1.2.3\"\n[dependencies]\nversion = \"9\"\n");
+    write(".gitignore", "/target\n");
+    write("docs/CHANGELOG.md", "# Changelog\n\n## Unreleased\n\n## 1.2.3 - 2026-01-02\n");
+    git(&["init", "--quiet"]);
+    assert!(release().contains("not clean"));
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "--message", "one"]);
+    assert!(release().contains("begins with \"Unreleased\", Cargo.toml says 1.2.3"));
+    for entry in ["1.2.4 - 2026-01-02", "1.2.3", "1.2.3-rc.1 - 2026-01-02", "11.2.3 - 2026-01-02"] {
+        write("docs/CHANGELOG.md", &format!("# Changelog\n\n## {entry}\n"));
+        git(&["commit", "--quiet", "--all", "--message", entry]);
+        let said = release();
+        assert!(said.contains(&format!("begins with \"{entry}\"")), "{said}");
+    }
+    // This one would be made, but is already.
+    write("docs/CHANGELOG.md", "# Changelog\n\n## 1.2.3 - 2026-01-02\n\n## 1.2.2 - 2026-01-01\n");
+    git(&["commit", "--quiet", "--all", "--message", "good"]);
+    write("target/release-1.2.3/SHA256SUMS", "");
+    let said = release();
+    assert!(said.contains("target/release-1.2.3 is there already"), "{said}");
+}
+
+#[test]
+fn shellcheck_finds_nothing() {
+    let scripts = [
+        "etc/release",
+        "etc/packages/build",
+        "etc/packages/debian/zuul-fingergw-rs.postrm",
+        "etc/packages/debian/zuul-fingergw-rs.prerm",
+    ];
+    let mut command = Command::new("shellcheck");
+    tool(command.current_dir(env!("CARGO_MANIFEST_DIR")).args(scripts));
+}
+
 /// Each shell completes a command with what the program prints for it.
 #[test]
 fn shells_complete_the_command_line() {
