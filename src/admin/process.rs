@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::fs;
+use std::sync::LazyLock;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -10,6 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Reads `/proc/self` at every scrape. A figure that cannot be read is left out.
 #[derive(Debug)]
@@ -48,7 +50,7 @@ impl Collector for Process {
         )?;
         let resident = field(RESIDENT_PAGES).map(|pages| pages * page_size() as f64);
         gauge("process_resident_memory_bytes", "Resident memory size in bytes", resident)?;
-        let start = field(START_TIME).zip(boot_time()).map(|(start, boot)| boot + start / ticks);
+        let start = field(START_TIME).map(|start| *BOOT_TIME + start / ticks);
         gauge("process_start_time_seconds", "Start time since the epoch in seconds", start)?;
         let open = fs::read_dir("/proc/self/fd").ok().map(|files| files.count() as f64);
         gauge("process_open_fds", "Number of open file descriptors", open)?;
@@ -69,8 +71,12 @@ impl Collector for Process {
     }
 }
 
-/// When the machine was started, in seconds since the epoch.
-fn boot_time() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
-}
+/// When the machine was started, in seconds since the epoch. The kernel says so in `/proc/stat`, which
+/// a service may not see (`ProcSubset=pid`); and asked once, as the clock may be set.
+static BOOT_TIME: LazyLock<f64> = LazyLock::new(|| {
+    let seconds = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    };
+    seconds(ClockId::Realtime) - seconds(ClockId::Boottime)
+});

@@ -35,5 +35,6 @@ mod stream_tls;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod watchdog;
 mod wiring;
 mod zookeeper_trouble;
