@@ -39,6 +39,7 @@ use crate::service::privileges::Account;
 use crate::service::signals::{StatusSignal, StopSignals};
 use crate::service::status::{self, Door, Sources};
 use crate::service::systemd::Manager;
+use crate::service::watchdog;
 
 /// `EX_SOFTWARE` of sysexits(3): a task that must not end has ended.
 const EXIT_SOFTWARE: u8 = 70;
@@ -184,7 +185,7 @@ async fn serve(
     launch: Option<Launch>,
 ) -> Result<ExitCode> {
     let Sockets { listeners, admin, control } = sockets;
-    let manager = Manager::from_environment();
+    let manager = Arc::new(Manager::from_environment());
     let mut signals = StopSignals::new().context("cannot take signals")?;
     let (reload, mut orders) = Orders::new().context("cannot take signals")?;
     let status_signal = StatusSignal::new().context("cannot take signals")?;
@@ -216,6 +217,9 @@ async fn serve(
     }
     let mut gateway =
         Gateway::open(listeners, resolver, live.settings, metrics.clone(), tracer.clone())?;
+
+    let (watched, probes) = (Arc::clone(&manager), gateway.probes());
+    tokio::spawn(async move { watchdog::feed(&watched, probes).await });
 
     let told_to_stop = CancellationToken::new();
     let sources = Arc::new(listening.sources(&registration, &gateway));

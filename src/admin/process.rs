@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::catalogue;
 use super::descriptor::Descriptor;
@@ -33,7 +34,7 @@ impl Process {
     pub(super) fn new() -> Self {
         let ticks = stat().get(START_TIME).copied();
         let since_boot = ticks.map(|ticks| ticks / clock_ticks_per_second() as f64);
-        Self { started: since_boot.zip(boot_time()).map(|(start, boot)| boot + start) }
+        Self { started: since_boot.map(|start| boot_time() + start) }
     }
 }
 
@@ -72,8 +73,12 @@ impl Collector for Process {
     }
 }
 
-/// When the machine was started, in seconds since the epoch.
-fn boot_time() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+/// When the machine was started, in seconds since the epoch. The kernel says so in `/proc/stat` as well,
+/// which a service may not see (`ProcSubset=pid`).
+fn boot_time() -> f64 {
+    let seconds = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    };
+    seconds(ClockId::Realtime) - seconds(ClockId::Boottime)
 }

@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use super::bounds::{AddressPlace, Place};
 use super::connection::Connection;
 use super::finger::{Fault, Reply};
+use super::pulse::Pulse;
 use super::session::{self, Caller};
 use super::{Context, access};
 use crate::admin::metrics::Rejection;
@@ -82,11 +83,13 @@ pub(crate) struct Listener {
     pub(crate) cx: watch::Receiver<Arc<Context>>,
     /// Holds every session and refusal.
     pub(crate) sessions: TaskTracker,
+    /// Says that it moves.
+    pub(crate) pulse: Pulse,
 }
 
 impl Listener {
     /// Accepts until `stop` is cancelled, then closes the socket.
-    pub(crate) async fn serve(self, stop: CancellationToken) {
+    pub(crate) async fn serve(mut self, stop: CancellationToken) {
         let mut pause = PAUSE_MIN;
         let mut last_failure: Option<Instant> = None;
         let over = |failure: &mut Instant| failure.elapsed() > CALM;
@@ -94,7 +97,7 @@ impl Listener {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                accepted = self.socket.accept() => accepted,
+                accepted = self.pulse.during(self.socket.accept()) => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
@@ -115,7 +118,7 @@ impl Listener {
                     }
                     tokio::select! {
                         () = stop.cancelled() => return,
-                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+                        () = self.pulse.during(tokio::time::sleep(pause)) => pause = (pause * 2).min(PAUSE_MAX),
                     }
                 }
             }

@@ -18,6 +18,7 @@ pub(crate) mod memory;
 pub(crate) mod outcome;
 mod pipe;
 pub(crate) mod proxy_protocol;
+pub(crate) mod pulse;
 pub(crate) mod read_ahead;
 pub(crate) mod relay;
 pub(crate) mod resolver;
@@ -44,6 +45,7 @@ use self::decision::Decider;
 use self::dial::Dialer;
 use self::familiar::Familiar;
 use self::listener::Listener;
+use self::pulse::{Probe, pulse};
 use self::resolver::Resolver;
 use self::streams::Streams;
 use crate::admin::metrics::Metrics;
@@ -91,6 +93,7 @@ pub(crate) struct Gateway {
     streams: Streams,
     sessions: TaskTracker,
     loops: JoinSet<()>,
+    probes: Vec<Probe>,
 }
 
 /// Changes the settings of a running gateway.
@@ -171,17 +174,20 @@ impl Gateway {
             tracer,
             cut: cut.clone(),
         }));
-        let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());
+        let (sessions, mut loops, mut probes) = (TaskTracker::new(), JoinSet::new(), Vec::new());
         for (index, socket) in sockets.into_iter().enumerate() {
+            let (probe, pulse) = pulse(socket.local_addr()?);
+            probes.push(probe);
             let listener = Listener {
                 socket: TcpListener::from_std(socket)?,
                 index,
                 cx: cx.subscribe(),
                 sessions: sessions.clone(),
+                pulse,
             };
             loops.spawn(listener.serve(stop.clone()));
         }
-        Ok(Self { cx, cut, stop, streams, sessions, loops })
+        Ok(Self { cx, cut, stop, streams, sessions, loops, probes })
     }
 
     /// What changes the settings of this gateway.
@@ -198,6 +204,11 @@ impl Gateway {
     /// bring about.
     pub(crate) async fn failed(&mut self) {
         self.loops.join_next().await;
+    }
+
+    /// What asks the accept loops whether they move, for who wants to know. Once.
+    pub(crate) fn probes(&mut self) -> Vec<Probe> {
+        std::mem::take(&mut self.probes)
     }
 
     /// The connections open now.

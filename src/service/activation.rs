@@ -1,7 +1,7 @@
 //! Listening sockets that the service manager has opened and keeps while we come and go
 //! (sd_listen_fds(3), systemd.socket(5)): who connects meanwhile waits, and is not refused.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use anyhow::{Context, Result, bail};
 use listenfd::ListenFd;
@@ -52,17 +52,23 @@ impl Passed {
         Ok(Self { sockets, wanted: Vec::new() })
     }
 
-    /// The socket that listens on `address`, if one was passed. How many connections wait in it is
+    /// The socket that listens on `address`, if one was passed; for `[::]` else one on `0.0.0.0`. How many connections wait in it is
     /// up to its unit.
     ///
     /// # Errors
     /// It cannot be made ready.
     pub(crate) fn take(&mut self, address: SocketAddr) -> Result<Option<TcpListener>> {
         self.wanted.push(address);
-        let same = |socket: &Socket| {
-            (socket.address.ip(), socket.address.port()) == (address.ip(), address.port())
+        let at = |ip: IpAddr| {
+            let same = |socket: &Socket| {
+                (socket.address.ip(), socket.address.port()) == (ip, address.port())
+            };
+            self.sockets.iter().position(same)
         };
-        let Some(index) = self.sockets.iter().position(same) else { return Ok(None) };
+        // A unit that says no more than a port means IPv4 where IPv6 is switched off, as we do.
+        let stands_for = (address.ip() == Ipv6Addr::UNSPECIFIED).then_some(Ipv4Addr::UNSPECIFIED);
+        let found = at(address.ip()).or_else(|| at(stands_for?.into()));
+        let Some(index) = found else { return Ok(None) };
         let Socket { listener, name, .. } = self.sockets.remove(index);
         listener.set_nonblocking(true)?;
         // As with those we open ourselves; each accepted socket takes it over.

@@ -1,4 +1,4 @@
-//! Being a good daemon: signals, the service manager, descriptors, whom to run as, the
+//! Being a good daemon: signals, the service manager and its watchdog, descriptors, whom to run as, the
 //! command socket, detaching.
 
 pub(crate) mod activation;
@@ -10,3 +10,4 @@ pub(crate) mod privileges;
 pub(crate) mod signals;
 pub(crate) mod status;
 pub(crate) mod systemd;
+pub(crate) mod watchdog;

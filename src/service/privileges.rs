@@ -6,6 +6,7 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::unistd::{
     Gid, Uid, User, geteuid, getgroups, getresgid, getresuid, setgid, setgroups, setuid,
 };
@@ -43,7 +44,8 @@ impl Account {
         let Some(name) = name.filter(|_| geteuid().is_root()) else { return Ok(None) };
         match User::from_name(name) {
             Ok(Some(User { uid, gid, .. })) => Ok(Some(Self { name: name.to_owned(), uid, gid })),
-            Ok(None) => Err(Unfit(format!(
+            // The latter without a list of users, as in an empty root.
+            Ok(None) | Err(Errno::ENOENT) => Err(Unfit(format!(
                 "user = {name}: there is no such user; create it or name another"
             ))),
             Err(error) => Err(Unfit(format!("user = {name}: cannot be looked up: {error}"))),

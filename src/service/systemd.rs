@@ -8,6 +8,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tracing::{debug, warn};
@@ -20,6 +21,8 @@ pub(crate) struct Manager {
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// It has been told that we are.
     ready: AtomicBool,
+    /// Behind which silence it takes us for hung.
+    watchdog: Option<Duration>,
 }
 
 impl Manager {
@@ -32,7 +35,26 @@ impl Manager {
                 )
                 .ok()
         });
-        Self { socket, ready: AtomicBool::new(false) }
+        // 0 is no time to be in.
+        let watchdog = sd_notify::watchdog_enabled().filter(|time| !time.is_zero());
+        Self { socket, ready: AtomicBool::new(false), watchdog }
+    }
+
+    /// One that listens at `name`, and has a watchdog or none.
+    #[cfg(test)]
+    pub(crate) fn at(name: &str, watchdog: Option<Duration>) -> Self {
+        Self { socket: open(name.as_bytes()).ok(), ready: AtomicBool::new(false), watchdog }
+    }
+
+    /// How long it waits for [`Self::alive`] before it takes us for hung (`WATCHDOG_USEC`), if it
+    /// watches this process at all.
+    pub(crate) fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
+    /// A sign of life.
+    pub(crate) fn alive(&self) {
+        self.notify(&[NotifyState::Watchdog]);
     }
 
     /// One line on how things stand, as `systemctl status` shows it.
@@ -96,7 +118,7 @@ mod tests {
         let name = format!("@zuul-fingergw-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name[1..]).expect("an abstract name");
         let socket = UnixDatagram::bind_addr(&address).expect("a socket");
-        let manager = Manager { socket: open(name.as_bytes()).ok(), ready: AtomicBool::new(false) };
+        let manager = Manager::at(&name, None);
         let told = || {
             let mut buffer = [0; 64];
             let length = socket.recv(&mut buffer).expect("a datagram");

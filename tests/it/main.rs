@@ -1,11 +1,13 @@
 //! The built binary against a real ZooKeeper.
 
 mod admin;
+mod boot;
 mod config;
 mod demo;
 mod docs;
 mod documentation;
 mod drift;
+mod empty_root;
 mod ends;
 mod ensemble;
 mod failover;
@@ -17,6 +19,7 @@ mod limits_of_streams;
 mod limits_per_address;
 mod limits_reloaded;
 mod log;
+mod packages;
 mod pages;
 mod places;
 mod pour;
@@ -35,6 +38,7 @@ mod stream_tls;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod watchdog;
 mod watching;
 mod wiring;
 mod zookeeper_trouble;

@@ -1,6 +1,6 @@
 //! Sockets that somebody else holds, as systemd does: a restart refuses nobody.
 
-use std::net::{SocketAddr, TcpListener as StdListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
@@ -145,6 +145,20 @@ async fn from_systemd() {
     let log = gateway.log();
     let names: Vec<_> = log.iter().filter(passed).collect();
     assert!(names.len() == 2 && names[1].contains("finger-tls"), "{names:?}");
+}
+
+/// `ListenStream=` with no more than a port is 0.0.0.0 where IPv6 is switched off, and the listener
+/// `[::]` all the same.
+#[tokio::test]
+async fn without_ipv6() {
+    let system = System::new().await;
+    let socket = StdListener::bind(("0.0.0.0", 0)).expect("a socket");
+    let port = socket.local_addr().expect("its address").port();
+    let builder = at(&system, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+    let mut gateway = builder.start_changed(|command| passing(command, socket)).await;
+    gateway.ready().await;
+    assert_eq!(gateway.addresses[0].to_string(), format!("0.0.0.0:{port}"));
+    serves(&system, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await;
 }
 
 /// Passed to somebody else, whose environment we have.

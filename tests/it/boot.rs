@@ -1,0 +1,351 @@
+//! The shipped units and the shipped configuration in a machine that systemd has booted.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::support::certificates::Identity;
+use crate::support::client::Client;
+use crate::support::debian_root::{Machine, Root, beside_debian};
+use crate::support::executor::{Executor, serves};
+use crate::support::flow::Flow;
+use crate::support::gateway::BINARY;
+use crate::support::system::{Entry, System};
+use crate::support::within;
+use crate::support::zookeeper::ZooKeeper;
+
+const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
+const CONFIG: &str = "/etc/zuul/zuul-fingergw.toml";
+const UNITS: &str = "/usr/local/lib/systemd/system";
+const DROP_INS: &str = "/etc/systemd/system/zuul-fingergw.service.d";
+
+/// A root in which the units lie where an administrator puts them.
+fn with_units() -> Root {
+    let root = Root::new();
+    let etc = Path::new(ETC).join("systemd");
+    for unit in ["zuul-fingergw.service", "zuul-fingergw.socket"] {
+        root.copy(&etc.join(unit), &format!("{UNITS}/{unit}"));
+    }
+    let users = "sysusers.d/zuul-fingergw.conf";
+    root.copy(&etc.join(users), &format!("/usr/local/lib/{users}"));
+    root
+}
+
+fn drop_in(root: &Root, name: &str) {
+    let from = Path::new(ETC).join("systemd/drop-ins").join(name);
+    root.copy(&from, &format!("{DROP_INS}/{name}"));
+}
+
+/// Boots it, with the built binary where packages put it.
+async fn boot(root: Root) -> Machine {
+    let program = format!("--bind-ro={BINARY}:/usr/bin/zuul-fingergw");
+    let machine = root.boot(&[&program]).await;
+    machine.succeeds("systemd-sysusers").await;
+    machine
+}
+
+/// A Zuul system in a ZooKeeper of its own, as no other network reaches this one.
+async fn system() -> System {
+    System::on(ZooKeeper::start().await).await
+}
+
+/// Puts ZooKeeper's client certificate where the example configuration looks for it.
+fn with_certificates(root: &Root, system: &System) {
+    let Identity { cert, key, ca, .. } = &system.zookeeper.identity;
+    for (from, name) in [(cert, "zookeeper.crt"), (key, "zookeeper.key"), (ca, "zookeeper-ca.crt")]
+    {
+        root.copy(from, &format!("/etc/zuul/ssl/{name}"));
+    }
+}
+
+/// The example configuration with ZooKeeper's address in it, and `changes`: lines as they stand there
+/// for an example, or of a key that is there once.
+fn example(system: &System, changes: &[&str]) -> String {
+    let mut text = std::fs::read_to_string(Path::new(ETC).join("zuul-fingergw.toml")).expect("it");
+    let hosts = format!("hosts = \"{}\"", system.hosts());
+    for change in [&[hosts.as_str()], changes].concat() {
+        let (key, _) = change.split_once(" = ").expect("a key");
+        let example = format!("#{change}  # example");
+        let there = text.lines().filter(|line| {
+            let setting = line.strip_prefix('#').unwrap_or(line);
+            setting.split_once(" = ").is_some_and(|(found, _)| found == key)
+        });
+        let lines: Vec<_> = there.collect();
+        let old = lines.iter().find(|line| **line == example).or(lines.first()).expect(key);
+        text = text.replacen(&format!("\n{old}\n"), &format!("\n{change}\n"), 1);
+    }
+    text
+}
+
+async fn main_pid(machine: &Machine) -> String {
+    machine
+        .succeeds("systemctl show --property MainPID --value zuul-fingergw")
+        .await
+        .trim()
+        .to_owned()
+}
+
+fn port_79(host: &str) -> SocketAddr {
+    format!("{host}:79").parse().expect("an address")
+}
+
+/// Clients that come all the time, and what they have got of a log.
+struct Crowd {
+    clients: JoinSet<()>,
+    serving: tokio::task::JoinHandle<()>,
+    served: watch::Receiver<usize>,
+    enough: watch::Sender<bool>,
+}
+
+impl Crowd {
+    const LOG: &str = "one line\nand another\n";
+
+    async fn come(system: &System) -> Self {
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        let (served_now, served) = watch::channel(0_usize);
+        let served_now = Arc::new(served_now);
+        let (enough, enough_seen) = watch::channel(false);
+        let mut clients = JoinSet::new();
+        for _ in 0..4 {
+            let (build, served, enough) = (build.clone(), served_now.clone(), enough_seen.clone());
+            clients.spawn(async move {
+                while !*enough.borrow() {
+                    let log = Client::ask(port_79("127.0.0.1"), &build).await.text().await;
+                    assert_eq!(log, Self::LOG);
+                    served.send_modify(|served| *served += 1);
+                }
+            });
+        }
+        let serving = tokio::spawn(async move {
+            loop {
+                executor.serve(Self::LOG.as_bytes()).await;
+            }
+        });
+        let mut crowd = Self { clients, serving, served, enough };
+        crowd.more().await;
+        crowd
+    }
+
+    /// Waits until some more have been served.
+    async fn more(&mut self) {
+        let wanted = *self.served.borrow() + 20;
+        within("more", self.served.wait_for(|served| *served >= wanted)).await.expect("clients");
+    }
+
+    /// Every single one has been served.
+    async fn go(mut self) {
+        self.enough.send_replace(true);
+        while let Some(client) = within("the clients to end", self.clients.join_next()).await {
+            client.expect("every single one is served");
+        }
+        self.serving.abort();
+    }
+}
+
+/// What the kernel says of the process: who it is, and no capabilities but these.
+async fn assert_confined(machine: &Machine, capabilities: u64) {
+    let pid = main_pid(machine).await;
+    let of = async |file| machine.succeeds(&format!("cat /proc/{pid}/{file}")).await;
+    let status = of("status").await;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+        line.split_whitespace().next().expect("a value").to_owned()
+    };
+    let uid = machine.succeeds("id -u zuul-fingergw").await;
+    assert_eq!(field("Uid:"), uid.trim());
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(set), format!("{capabilities:016x}"), "{set}");
+    }
+    assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".to_owned(), "2".to_owned()));
+}
+
+/// systemd finds nothing to complain of, and no more than so much that the service may do.
+#[test]
+fn the_units_are_sound_and_tight() {
+    beside_debian(async || {
+        let machine = boot(with_units()).await;
+        let verify = format!(
+            "systemd-analyze verify --man=no {UNITS}/zuul-fingergw.service {UNITS}/zuul-fingergw.socket 2>&1"
+        );
+        let threshold = |tenths: u32| {
+            format!(
+                "systemd-analyze security --offline=true --threshold={tenths} {UNITS}/zuul-fingergw.service"
+            )
+        };
+        assert_eq!(machine.succeeds(&verify).await, "");
+        machine.succeeds(&threshold(11)).await;
+        // A capability more than nothing, and no user namespace.
+        for (name, tenths) in
+            [("without-socket.conf", 14), ("group-zuul.conf", 15), ("credentials.conf", 15)]
+        {
+            drop_in(&machine.root, name);
+            machine.succeeds("systemctl daemon-reload").await;
+            assert_eq!(machine.succeeds(&verify).await, "", "{name}");
+            machine.succeeds(&threshold(tenths)).await;
+            let tighter = machine.run(&threshold(11)).await;
+            assert!(!tighter.status.success(), "{name}: is it read at all? {tighter:?}");
+        }
+    });
+}
+
+/// On a host with other services of Zuul: their zuul.conf, which they alone may read, and a key that
+/// only root may.
+#[test]
+fn without_the_socket_unit() {
+    beside_debian(async || {
+        let system = system().await;
+        let root = with_units();
+        with_certificates(&root, &system);
+        for name in ["without-socket.conf", "group-zuul.conf", "credentials.conf"] {
+            drop_in(&root, name);
+        }
+        root.copy(&system.zookeeper.identity.key, "/etc/zuul/ssl/fingergw.key");
+        root.write(
+            "/etc/zuul/zuul.conf",
+            &format!(
+                "[zookeeper]\nhosts={}\ntls_cert=/etc/zuul/ssl/zookeeper.crt\n\
+                 tls_key=/run/credentials/zuul-fingergw.service/zookeeper.key\n\
+                 tls_ca=/etc/zuul/ssl/zookeeper-ca.crt\n[fingergw]\nhostname=localhost\n\
+                 command_socket=/run/zuul-fingergw/control.socket\n",
+                system.hosts()
+            ),
+        );
+        root.write("/etc/sysusers.d/zuul.conf", "u zuul - Zuul\n");
+        let machine = boot(root).await;
+        machine
+            .succeeds(
+                "chown -R zuul:zuul /etc/zuul && chmod 640 /etc/zuul/zuul.conf /etc/zuul/ssl/* \
+                 && chown root:root /etc/zuul/ssl/*.key && chmod 600 /etc/zuul/ssl/*.key",
+            )
+            .await;
+        machine.succeeds("systemctl mask --now zuul-fingergw.socket").await;
+        machine.succeeds("systemctl enable --now zuul-fingergw").await;
+        // CAP_NET_BIND_SERVICE.
+        assert_confined(&machine, 1 << 10).await;
+        serves(&system, port_79("[::1]")).await;
+        machine.succeeds("systemctl reload zuul-fingergw").await;
+        let answer = machine.succeeds("zuul-fingergw reload").await;
+        assert!(answer.starts_with("reloaded"), "{answer}");
+        machine.succeeds("systemctl stop zuul-fingergw").await;
+        assert!(system.entries().await.is_empty(), "nothing is left in the registry");
+    });
+}
+
+/// Port 79 from start to stop: with the socket unit, as nobody of importance, in the whole sandbox.
+#[test]
+fn a_service_on_port_79() {
+    beside_debian(async || {
+        let system = system().await;
+        let root = with_units();
+        with_certificates(&root, &system);
+        let changes = [
+            "hostname = \"localhost\"",
+            "address = \"127.0.0.1:9090\"",
+            "socket = \"/run/zuul-fingergw/control.socket\"",
+            "output = \"/var/log/zuul-fingergw/log\"",
+            "session_timeout = \"4s\"",
+            "grace = \"5s\"",
+        ];
+        let config = example(&system, &changes);
+        root.write(CONFIG, &config);
+        let machine = boot(root).await;
+        machine.succeeds("chgrp -R zuul-fingergw /etc/zuul && chmod 640 /etc/zuul/ssl/*").await;
+        // It comes back behind that, which says that it is registered.
+        machine.succeeds("systemctl enable --now zuul-fingergw").await;
+        assert_eq!(system.entries().await.len(), 1);
+        let running = |entries: &[Entry]| entries[0].content["state"] == "running";
+        let entries = system.until("it to say that it runs", running).await;
+        let status = machine.succeeds("systemctl status zuul-fingergw zuul-fingergw.socket").await;
+        let told = format!(
+            "Status: \"no zone; plain [::]:79; health and metrics on 127.0.0.1:9090; ZooKeeper: registered as {}\"",
+            entries[0].name
+        );
+        assert!(status.contains(&told), "{told}\n{status}");
+        assert_confined(&machine, 0).await;
+
+        for host in ["127.0.0.1", "[::1]"] {
+            serves(&system, port_79(host)).await;
+        }
+        // What pours goes through pipes; they are kept for the next one.
+        Flow::start(&system, port_79("127.0.0.1")).await.ends().await;
+        let pid = main_pid(&machine).await;
+        let pipes = format!("readlink /proc/{pid}/fd/* | grep -q ^pipe:");
+        machine.succeeds(&pipes).await;
+        let answer = machine.succeeds("zuul-fingergw status").await;
+        assert!(answer.contains("plain [::]:79"), "{answer}");
+        let log = machine.root.read("/var/log/zuul-fingergw/log");
+        assert!(log.contains("the service manager passes the socket"), "{log}");
+        // Even what proc(5) has no file for any more.
+        let mut scrape = Client::connect("127.0.0.1:9090".parse().expect("an address")).await;
+        scrape.send(b"GET /metrics HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n").await;
+        let metrics = scrape.text().await;
+        for series in ["process_start_time_seconds 1", "process_open_fds ", "process_cpu_seconds"] {
+            assert!(metrics.contains(series), "{series}\n{metrics}");
+        }
+        reloads(&machine, &config).await;
+        restarts(&machine, &system).await;
+        hangs(&machine, &system).await;
+
+        machine.succeeds("systemctl stop zuul-fingergw.socket zuul-fingergw").await;
+        assert!(system.entries().await.is_empty(), "nothing is left in the registry");
+        let refused = TcpStream::connect(port_79("127.0.0.1")).await.expect_err("nobody listens");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let result = "systemctl show --property Result --value zuul-fingergw";
+        assert_eq!(machine.succeeds(result).await, "success\n");
+        assert!(!machine.root.path("/run/zuul-fingergw").exists());
+    });
+}
+
+/// A good configuration is taken, a faulty one fails where the operator sees it and changes nothing.
+async fn reloads(machine: &Machine, config: &str) {
+    let pid = main_pid(machine).await;
+    machine.root.write(CONFIG, &config.replace("grace = \"5s\"", "grace = \"6s\""));
+    machine.succeeds("systemctl reload zuul-fingergw").await;
+    within("the reload", async {
+        while !machine.root.read("/var/log/zuul-fingergw/log").contains("limits.grace") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    machine.root.write(CONFIG, &config.replace("grace = \"5s\"", "grace = \"5 parsecs\""));
+    let outcome = machine.run("systemctl reload zuul-fingergw").await;
+    assert!(!outcome.status.success(), "{outcome:?}");
+    let journal = machine.succeeds("journalctl --sync; journalctl --unit zuul-fingergw").await;
+    assert!(journal.contains("5 parsecs"), "{journal}");
+    machine.root.write(CONFIG, config);
+    machine.succeeds("systemctl is-active zuul-fingergw").await;
+    assert_eq!(main_pid(machine).await, pid);
+}
+
+/// While clients come all the time.
+async fn restarts(machine: &Machine, system: &System) {
+    let pid = main_pid(machine).await;
+    let mut crowd = Crowd::come(system).await;
+    machine.succeeds("systemctl restart zuul-fingergw").await;
+    assert_ne!(main_pid(machine).await, pid);
+    crowd.more().await;
+    crowd.go().await;
+}
+
+/// Stopped like a program that hangs, it is killed for its silence and started again.
+async fn hangs(machine: &Machine, system: &System) {
+    machine.root.write(&format!("{DROP_INS}/impatient.conf"), "[Service]\nWatchdogSec=3s\n");
+    machine.succeeds("systemctl daemon-reload && systemctl restart zuul-fingergw").await;
+    let before = system.entries().await;
+    let name = &before[0].name;
+    machine.succeeds("systemctl kill --kill-whom=main --signal=STOP zuul-fingergw").await;
+    let another = |entries: &[Entry]| {
+        entries.iter().any(|entry| entry.name != *name && entry.content["state"] == "running")
+    };
+    system.until("the next one", another).await;
+    serves(system, port_79("127.0.0.1")).await;
+    let journal = machine.succeeds("journalctl --sync; journalctl --unit zuul-fingergw").await;
+    assert!(journal.contains("Watchdog timeout"), "{journal}");
+    // The hung one's session is still there, for as long as ZooKeeper keeps it.
+    system.until("the hung one to be gone", |entries| entries.len() == 1).await;
+}

@@ -1,0 +1,435 @@
+//! The packages of `etc/packages`, made of the program under test: that they are made the same twice,
+//! what is in them, and what becomes of a machine on which they are installed, upgraded and removed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::support::certificates::Identity;
+use crate::support::client::Client;
+use crate::support::debian_root::{Machine, Root, beside_debian};
+use crate::support::executor::Executor;
+use crate::support::flow::Flow;
+use crate::support::gateway::{BINARY, Builder};
+use crate::support::system::System;
+use crate::support::within;
+use crate::support::zookeeper::ZooKeeper;
+
+/// One build's .deb and .rpm.
+struct Packages {
+    deb: PathBuf,
+    rpm: PathBuf,
+    _directory: TempDir,
+}
+
+/// Runs a tool that has to succeed, and returns what it prints.
+fn tool(command: &mut Command) -> String {
+    let output = command.output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error} (see tests/run)"));
+    let Output { status, stdout, stderr } = output;
+    let [stdout, stderr] = [stdout, stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(status.success(), "{command:?}: {status}\n{stdout}{stderr}");
+    stdout
+}
+
+/// Makes packages of the program under test, with this revision.
+fn make(revision: &str) -> Packages {
+    make_with(revision, |_| {})
+}
+
+fn make_with(revision: &str, change: impl FnOnce(&mut Command)) -> Packages {
+    let directory = TempDir::new().expect("a directory");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/packages/build");
+    let mut command = Command::new(script);
+    command.arg(BINARY).arg(directory.path()).arg(revision);
+    // Which compression is not what is tested.
+    command.env("LEVEL", "0").env("CARGO", env!("CARGO")).env("SOURCE_DATE_EPOCH", "1700000000");
+    change(&mut command);
+    tool(&mut command);
+    let made = |kind: &str| {
+        let files = fs::read_dir(directory.path()).expect("the directory").flatten();
+        let found =
+            files.map(|file| file.path()).find(|path| path.extension().is_some_and(|e| e == kind));
+        found.unwrap_or_else(|| panic!("no .{kind}"))
+    };
+    Packages { deb: made("deb"), rpm: made("rpm"), _directory: directory }
+}
+
+/// Those of revision 1.
+fn first() -> &'static Packages {
+    static FIRST: OnceLock<Packages> = OnceLock::new();
+    FIRST.get_or_init(|| make("1"))
+}
+
+/// Those that come behind them.
+fn second() -> &'static Packages {
+    static SECOND: OnceLock<Packages> = OnceLock::new();
+    SECOND.get_or_init(|| make("2"))
+}
+
+/// By somebody else, elsewhere, in another time zone.
+#[test]
+fn are_the_same_when_made_again() {
+    let elsewhere = TempDir::with_prefix("elsewhere-and-a-longer-path-").expect("a directory");
+    let again = make_with("1", |command| {
+        command.env("TMPDIR", elsewhere.path()).env("TZ", "Asia/Tokyo").env("LC_ALL", "C");
+        command.env("DEBEMAIL", "else@example.org").env("HOME", elsewhere.path());
+        // cargo's own is found by HOME.
+        let home = std::env::var("CARGO_HOME").map(PathBuf::from);
+        let home = home.unwrap_or_else(|_| std::env::home_dir().expect("a home").join(".cargo"));
+        command.env("CARGO_HOME", home);
+    });
+    for (one, other) in [(&first().deb, &again.deb), (&first().rpm, &again.rpm)] {
+        let [one_bytes, other_bytes] = [one, other].map(|path| fs::read(path).expect("a package"));
+        assert!(one_bytes == other_bytes, "{} and {} differ", one.display(), other.display());
+        assert_eq!(one.file_name(), other.file_name());
+    }
+}
+
+#[test]
+fn lintian_finds_nothing() {
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--fail-on", "error,warning", "--tag-display-limit", "0"]);
+    let said = tool(lintian.arg(&first().deb));
+    assert_eq!(said, "");
+}
+
+/// What an operator looks for. Both packages have the same, by their own rules of where it lies.
+#[test]
+fn have_all_in_them() {
+    let Packages { deb, rpm, .. } = first();
+    let listed = tool(Command::new("dpkg-deb").arg("--contents").arg(deb));
+    let debian: BTreeSet<_> = listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5)?.strip_prefix('.'))
+        .filter(|path| !path.ends_with('/'))
+        .collect();
+    let listed = tool(Command::new("rpm").args(["--query", "--list", "--package"]).arg(rpm));
+    let others: BTreeSet<_> = listed.lines().collect();
+    let doc = "/usr/share/doc/zuul-fingergw-rs";
+    let licenses = "/usr/share/licenses/zuul-fingergw-rs";
+    for (debian_path, other_path) in [
+        ("/usr/bin/zuul-fingergw".to_owned(), "/usr/bin/zuul-fingergw".to_owned()),
+        same("/usr/lib/sysusers.d/zuul-fingergw.conf"),
+        same("/usr/share/man/man8/zuul-fingergw.8.gz"),
+        same("/usr/share/man/man5/zuul-fingergw.toml.5.gz"),
+        same("/usr/share/bash-completion/completions/zuul-fingergw"),
+        same("/usr/share/fish/vendor_completions.d/zuul-fingergw.fish"),
+        same(&format!("{doc}/examples/zuul-fingergw.toml")),
+        same(&format!("{doc}/examples/credentials.conf")),
+        (
+            "/usr/share/zsh/vendor-completions/_zuul-fingergw".to_owned(),
+            "/usr/share/zsh/site-functions/_zuul-fingergw".to_owned(),
+        ),
+        (format!("{doc}/changelog.gz"), format!("{doc}/CHANGELOG.md")),
+        (format!("{doc}/copyright"), format!("{licenses}/LICENSE")),
+        (format!("{doc}/THIRD-PARTY.gz"), format!("{licenses}/THIRD-PARTY")),
+    ] {
+        assert!(debian.contains(&*debian_path), "{debian_path}: {debian:#?}");
+        assert!(others.contains(&*other_path), "{other_path}: {others:#?}");
+    }
+    for unit in ["/systemd/system/zuul-fingergw.service", "/systemd/system/zuul-fingergw.socket"] {
+        assert!(debian.iter().any(|path| path.ends_with(unit)), "{unit}: {debian:#?}");
+        assert!(others.contains(&*format!("/usr/lib{unit}")), "{unit}: {others:#?}");
+    }
+    // It would be taken instead of a zuul.conf that is there.
+    assert!(!debian.iter().chain(&others).any(|path| path.starts_with("/etc/zuul/")));
+
+    // Beside Zuul's own there is no place.
+    let relations = ["Conflicts", "Replaces", "Provides"];
+    let fields = tool(Command::new("dpkg-deb").arg("--field").arg(deb).args(relations));
+    assert_eq!(fields.matches(": zuul-fingergw\n").count(), 3, "{fields}");
+    let relations = ["--conflicts", "--provides"];
+    let told = tool(Command::new("rpm").args(["--query", "--package"]).args(relations).arg(rpm));
+    assert_eq!(told.lines().filter(|line| *line == "zuul-fingergw").count(), 2, "{told}");
+}
+
+fn same(path: &str) -> (String, String) {
+    (path.to_owned(), path.to_owned())
+}
+
+/// Every crate that is linked in has its licence told. Which texts there are, the crates decide.
+#[test]
+fn third_parties_have_their_licences_told() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/packages/third-party");
+    let told = tool(Command::new(script).env("CARGO", env!("CARGO")));
+    let (list, texts) = told.split_once("\n====").expect("texts behind the list");
+    for line in ["rustls ", "tokio ", "zookeeper-client ", "aws-lc-sys "] {
+        let line =
+            list.lines().find(|found| found.starts_with(line)).unwrap_or_else(|| panic!("{line}"));
+        let (name, license) = line.split_once(": ").expect("its licence");
+        assert!(!license.is_empty() && texts.contains(name), "{line}");
+    }
+    // It makes code and is not in it; and that is for tests.
+    assert!(!list.contains("serde_derive ") && !list.contains("proptest "), "{list}");
+    for text in [
+        "Apache License",
+        "GNU LESSER GENERAL PUBLIC LICENSE",
+        "Permission to use, copy, modify, and/or distribute",
+    ] {
+        assert!(texts.contains(text), "{text}");
+    }
+}
+
+/// What is released has been committed, and is told of under its own version.
+#[test]
+fn releases_are_refused() {
+    let directory = TempDir::new().expect("a directory");
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        let who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"];
+        tool(command.current_dir(directory.path()).args(who).args(arguments));
+    };
+    let write = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        fs::write(path, text).expect("a file");
+    };
+    let release = || {
+        let mut command = Command::new(directory.path().join("etc/release"));
+        let Output { status, stderr, .. } = command.output().expect("the script");
+        assert_eq!(status.code(), Some(1));
+        String::from_utf8_lossy(&stderr).into_owned()
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/release");
+    fs::create_dir(directory.path().join("etc")).expect("a directory");
+    fs::copy(script, directory.path().join("etc/release")).expect("a copy");
+    write("Cargo.toml", "[package]\nversion = \"1.2.3\"\n[dependencies]\nversion = \"9\"\n");
+    write(".gitignore", "/target\n");
+    write("docs/CHANGELOG.md", "# Changelog\n\n## Unreleased\n\n## 1.2.3 - 2026-01-02\n");
+    git(&["init", "--quiet"]);
+    assert!(release().contains("not clean"));
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "--message", "one"]);
+    assert!(release().contains("begins with \"Unreleased\", Cargo.toml says 1.2.3"));
+    for entry in ["1.2.4 - 2026-01-02", "1.2.3", "1.2.3-rc.1 - 2026-01-02", "11.2.3 - 2026-01-02"] {
+        write("docs/CHANGELOG.md", &format!("# Changelog\n\n## {entry}\n"));
+        git(&["commit", "--quiet", "--all", "--message", entry]);
+        let said = release();
+        assert!(said.contains(&format!("begins with \"{entry}\"")), "{said}");
+    }
+    // This one would be made, but is already.
+    write("docs/CHANGELOG.md", "# Changelog\n\n## 1.2.3 - 2026-01-02\n\n## 1.2.2 - 2026-01-01\n");
+    git(&["commit", "--quiet", "--all", "--message", "good"]);
+    write("target/release-1.2.3/SHA256SUMS", "");
+    let said = release();
+    assert!(said.contains("target/release-1.2.3 is there already"), "{said}");
+}
+
+#[test]
+fn shellcheck_finds_nothing() {
+    let scripts = [
+        "etc/release",
+        "etc/packages/build",
+        "etc/packages/debian/zuul-fingergw-rs.postrm",
+        "etc/packages/debian/zuul-fingergw-rs.prerm",
+    ];
+    let mut command = Command::new("shellcheck");
+    tool(command.current_dir(env!("CARGO_MANIFEST_DIR")).args(scripts));
+}
+
+/// Each shell completes a command with what the program prints for it.
+#[test]
+fn shells_complete_the_command_line() {
+    let directory = TempDir::new().expect("a directory");
+    let file = |shell: &str, name: &str| {
+        let script = tool(Command::new(BINARY).args(["completions", shell]));
+        let path = directory.path().join(name);
+        fs::write(&path, script).expect("a file");
+        path
+    };
+    let bash = r#"
+        . "$0"
+        COMP_WORDS=(zuul-fingergw st) COMP_CWORD=1
+        f=$(complete -p zuul-fingergw) && f=${f##*-F } && ${f%% *} zuul-fingergw st zuul-fingergw
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    let completed = tool(Command::new("bash").args(["-c", bash]).arg(file("bash", "bash")));
+    assert_eq!(completed, "stop\nstatus\n");
+    let fish = r#"source $argv[1]; complete --do-complete "zuul-fingergw st""#;
+    let mut command = Command::new("fish");
+    command.args(["--no-config", "--command", fish]).arg(file("fish", "fish"));
+    let completed = tool(command.env("HOME", directory.path()));
+    let words: Vec<_> = completed.lines().filter_map(|line| line.split('\t').next()).collect();
+    assert_eq!(words, ["status", "stop"], "{completed}");
+    // Where zsh finds it by itself, and what it makes of it.
+    file("zsh", "_zuul-fingergw");
+    let zsh = r#"
+        fpath=("$1" $fpath)
+        autoload -U compinit && compinit -u -D && print $_comps[zuul-fingergw] &&
+            autoload +X _zuul-fingergw && print $functions[_zuul-fingergw]"#;
+    let mut command = Command::new("zsh");
+    command.args(["-f", "-c", zsh, "zsh"]).arg(directory.path());
+    let taken = tool(command.env("HOME", directory.path()));
+    assert!(taken.starts_with("_zuul-fingergw\n") && taken.contains("status"), "{taken}");
+}
+
+/// How one kind of package is handled, by the tools themselves: who fetches packages calls these.
+struct Kind {
+    file: fn(&Packages) -> &Path,
+    install: &'static str,
+    upgrade: &'static str,
+    version: &'static str,
+    remove: &'static str,
+    /// What stays behind what cannot be removed any further.
+    left: &'static [&'static str],
+}
+
+const DEBIAN: Kind = Kind {
+    file: |packages| &packages.deb,
+    install: "dpkg --install",
+    upgrade: "dpkg --install",
+    version: "dpkg-query --show --showformat='${Version}' zuul-fingergw-rs",
+    remove: "dpkg --remove zuul-fingergw-rs && dpkg --purge zuul-fingergw-rs",
+    left: &[],
+};
+
+// Debian's rpm knows no packages that the others could depend on, and wants to be asked twice.
+const RPM: Kind = Kind {
+    file: |packages| &packages.rpm,
+    install: "rpm --force-debian --nodeps --install",
+    upgrade: "rpm --force-debian --nodeps --upgrade",
+    version: "rpm --query --queryformat '%{VERSION}-%{RELEASE}' zuul-fingergw-rs",
+    remove: "rpm --erase zuul-fingergw-rs",
+    // There is no purge.
+    left: &["/var/log/zuul-fingergw"],
+};
+
+#[test]
+fn a_machine_with_the_deb() {
+    a_life(&DEBIAN);
+}
+
+#[test]
+fn a_machine_with_the_rpm() {
+    a_life(&RPM);
+}
+
+const FINGER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 79);
+
+/// From installing to the last of removing.
+fn a_life(kind: &'static Kind) {
+    // Made before: a session with ZooKeeper does not wait for so long.
+    let packages = [(first(), "/first"), (second(), "/second")];
+    beside_debian(async move || live(kind, packages).await);
+}
+
+async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
+    let system = System::on(ZooKeeper::start().await).await;
+    let root = Root::new();
+    for (packages, inside) in packages {
+        root.copy((kind.file)(packages), inside);
+    }
+    let machine = root.boot(&[]).await;
+    // These every system of rpm's has.
+    machine.succeeds("mkdir -p /usr/share/licenses /usr/share/man/man5 /usr/share/man/man8").await;
+    let before = files(&machine).await;
+
+    machine.succeeds(&format!("{} /first", kind.install)).await;
+    // Nobody has configured it.
+    for unit in ["zuul-fingergw.service", "zuul-fingergw.socket"] {
+        let asked = format!("systemctl is-enabled {unit}; systemctl is-active {unit}; true");
+        assert_eq!(machine.succeeds(&asked).await, "disabled\ninactive\n", "{unit}");
+    }
+    machine.succeeds("id zuul-fingergw && zuul-fingergw --version").await;
+
+    configure(&system, &machine).await;
+    machine.succeeds("systemctl enable --now zuul-fingergw").await;
+    let begin = machine.succeeds("systemctl show --value --property=MainPID zuul-fingergw").await;
+    assert_ne!(begin, "0\n");
+    upgrade(kind, &system, &machine).await;
+    let now = machine.succeeds("systemctl show --value --property=MainPID zuul-fingergw").await;
+    assert!(now != "0\n" && now != begin, "{begin}{now}");
+
+    machine.succeeds(kind.remove).await;
+    system.until("the entry to be gone", <[_]>::is_empty).await;
+    assert!(TcpStream::connect(FINGER).await.is_err(), "the port is still held");
+    machine.succeeds("! systemctl cat zuul-fingergw.service zuul-fingergw.socket").await;
+    // Configuration and certificates are the operator's, and users stay, as whose files may.
+    let owned = ["/etc/zuul", "/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-"];
+    let after = files(&machine).await;
+    let left =
+        after.difference(&before).filter(|path| !owned.iter().any(|own| path.starts_with(own)));
+    assert_eq!(left.collect::<Vec<_>>(), kind.left);
+}
+
+/// All there is but the tools' own books, the kernel's files and what comes and goes.
+async fn files(machine: &Machine) -> BTreeSet<String> {
+    let outside = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/cache"];
+    let books = ["/var/lib/dpkg", "/var/lib/rpm", "/var/log/journal", "/var/log/dpkg.log"];
+    let timers = ["/root", "/var/lib/systemd/timers", "/var/lib/systemd/random-seed"];
+    let left_out = [&outside[..], &books, &timers].concat().join(" -o -path ");
+    let found =
+        machine.succeeds(&format!("find / \\( -path {left_out} \\) -prune -o -print")).await;
+    found.lines().map(str::to_owned).collect()
+}
+
+/// As docs/operating.md says: a configuration, and keys that only the gateway may read.
+async fn configure(system: &System, machine: &Machine) {
+    let mut builder = Builder::new(system).listeners(&["address = \"[::]:79\""]);
+    let identity = &system.zookeeper.identity;
+    let inside = |name: &str| PathBuf::from(format!("/etc/zuul/ssl/{name}.pem"));
+    let installed =
+        Identity { cert: inside("cert"), key: inside("key"), ca: inside("ca"), ..identity.clone() };
+    for (from, to) in [
+        (&identity.cert, &installed.cert),
+        (&identity.key, &installed.key),
+        (&identity.ca, &installed.ca),
+    ] {
+        machine.root.copy(from, to.to_str().expect("UTF-8"));
+    }
+    builder.zookeeper_identity = installed;
+    machine.root.copy(&builder.write(), "/etc/zuul/zuul-fingergw.toml");
+    let key = "chown root:zuul-fingergw /etc/zuul/ssl/key.pem && chmod 640 /etc/zuul/ssl/key.pem";
+    machine.succeeds(key).await;
+}
+
+/// A stream that runs has the time of the grace, and nobody who comes is refused.
+async fn upgrade(kind: &Kind, system: &System, machine: &Machine) {
+    const LOG: &str = "one line\nand another\n";
+    assert!(machine.succeeds(kind.version).await.ends_with("-1"));
+    let mut flow = Flow::start(system, FINGER).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let serving = tokio::spawn(async move {
+        loop {
+            executor.serve(LOG.as_bytes()).await;
+        }
+    });
+    let (enough, enough_seen) = watch::channel(false);
+    let mut clients = JoinSet::new();
+    for _ in 0..2 {
+        let (build, enough) = (build.clone(), enough_seen.clone());
+        clients.spawn(async move {
+            let mut served = 0_usize;
+            while !*enough.borrow() {
+                assert_eq!(Client::ask(FINGER, &build).await.text().await, LOG);
+                served += 1;
+            }
+            served
+        });
+    }
+    let words = format!("{} /second", kind.upgrade);
+    let upgrading = async {
+        machine.succeeds(&words).await;
+        enough.send_replace(true);
+    };
+    let streaming = async {
+        system.until("the old one to go", <[_]>::is_empty).await;
+        flow.goes_on("while it is replaced\n").await;
+        flow.ends().await;
+    };
+    tokio::join!(upgrading, streaming);
+    while let Some(served) = within("the clients to end", clients.join_next()).await {
+        assert!(served.expect("every single one is served") > 0);
+    }
+    serving.abort();
+    assert!(machine.succeeds(kind.version).await.ends_with("-2"));
+}

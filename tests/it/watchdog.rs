@@ -1,0 +1,76 @@
+//! The service manager's watchdog: fed while we live, whatever becomes of ZooKeeper. (What happens to
+//! a gateway that does not live any more, systemd itself shows in `boot`.)
+
+use rustix::process::Signal;
+
+use crate::support::flow::Flow;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+use crate::support::zookeeper::ZooKeeper;
+
+/// How often the watchdog has been fed.
+fn fed(told: &[String]) -> usize {
+    told.iter().filter(|line| *line == "WATCHDOG=1").count()
+}
+
+/// Waits until it has been fed so many times more.
+async fn fed_more(gateway: &mut Gateway, times: usize) {
+    let before = fed(&gateway.notice("anything", |_| true).await.told);
+    gateway.notice("the watchdog fed", |notices| fed(&notices.told) >= before + times).await;
+}
+
+#[tokio::test]
+async fn fed_whatever_zookeeper_does() {
+    let zookeeper = ZooKeeper::start().await;
+    let system = System::on(zookeeper.clone()).await;
+    let builder = Builder::new(&system).zookeeper("session_timeout = \"2s\"");
+    let mut gateway = builder
+        .start_changed(|command| {
+            command.env("WATCHDOG_USEC", "400000");
+        })
+        .await;
+    gateway.ready().await;
+    fed_more(&mut gateway, 3).await;
+    zookeeper.kill().await;
+    gateway.status("trouble", |status| !status.contains("registered as")).await;
+    fed_more(&mut gateway, 5).await;
+}
+
+/// There is no accept loop any more, and still it lives: a log may go on for hours.
+#[tokio::test]
+async fn fed_while_streams_have_their_grace() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).limits("grace = \"1h\"");
+    let mut gateway = builder
+        .start_changed(|command| {
+            command.env("WATCHDOG_USEC", "400000");
+        })
+        .await;
+    gateway.ready().await;
+    let flow = Flow::start(&system, gateway.address()).await;
+    gateway.signal(Signal::TERM);
+    gateway.logged("the loops' end", |line| line.contains("taking no more connections")).await;
+    fed_more(&mut gateway, 5).await;
+    flow.ends().await;
+    assert!(gateway.exit().await.success());
+}
+
+/// A watchdog of somebody else, whose environment we have, and one that is off.
+#[tokio::test]
+async fn nobody_asked_for_it() {
+    let system = System::new().await;
+    for (time, pid) in [("1000", "1"), ("0", "")] {
+        let change = |command: &mut tokio::process::Command| {
+            command.env("WATCHDOG_USEC", time);
+            if !pid.is_empty() {
+                command.env("WATCHDOG_PID", pid);
+            }
+        };
+        let mut gateway = Builder::new(&system).start_changed(change).await;
+        gateway.ready().await;
+        gateway.signal(Signal::TERM);
+        assert!(gateway.exit().await.success());
+        let notices = gateway.notice("its stop", |notices| notices.stopping).await;
+        assert_eq!(fed(&notices.told), 0, "{time}: {:?}", notices.told);
+    }
+}
