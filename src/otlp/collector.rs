@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -13,7 +14,7 @@ use hyper::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use opentelemetry_http::{HttpClient, HttpError};
 use rustls::pki_types::ServerName;
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -25,6 +26,9 @@ use crate::tls;
 
 /// More of an answer is not read, in bytes: it says nothing but which spans were refused.
 const ANSWER_MAX: usize = 64 * 1024;
+
+/// Silence on a connection before it is probed: no build may end for hours, and firewalls forget.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Tries the files of TLS that `config` names.
 ///
@@ -81,8 +85,11 @@ impl Collector {
         let connector = self.connector().map_err(|error| io::Error::other(format!("{error:#}")))?;
         let stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
         stream.set_nodelay(true)?;
-        // One that has vanished is found by what it does not acknowledge, and dialed anew.
-        SockRef::from(&stream).set_tcp_user_timeout(Some(self.0.timeout))?;
+        // One that has vanished is found by what it does not acknowledge, or by silence before that, and
+        // dialed anew.
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_user_timeout(Some(self.0.timeout))?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
         let Some(connector) = connector else { return Ok(Box::new(stream)) };
         let name = ServerName::try_from(endpoint.host.clone()).map_err(io::Error::other)?;
         Ok(Box::new(connector.connect(name, stream).await?))
