@@ -233,6 +233,14 @@ fn without_the_socket_unit() {
         assert!(answer.starts_with("reloaded"), "{answer}");
         machine.succeeds("systemctl stop zuul-fingergw").await;
         assert!(system.entries().await.is_empty(), "nothing is left in the registry");
+
+        // What trying again does not mend is not tried again.
+        machine.root.write("/etc/zuul/zuul.conf", "[fingergw]\n");
+        let outcome = machine.run("systemctl start zuul-fingergw").await;
+        assert!(!outcome.status.success(), "{outcome:?}");
+        let shown = "systemctl show --property ActiveState,ExecMainStatus,NRestarts zuul-fingergw";
+        let shown = machine.succeeds(shown).await;
+        assert_eq!(shown, "NRestarts=0\nExecMainStatus=78\nActiveState=failed\n");
     });
 }
 
