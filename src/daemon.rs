@@ -261,17 +261,40 @@ async fn serve(
         // What is under way when another arm ends is dropped before it has changed anything.
         never = reloader.serve(&mut orders, &manager) => match never {},
     };
+    let ended = end(gateway, registration, tracer, &manager, &mut signals, &mut orders).await;
+    Ok(match ended {
+        Ended::AtOnce => ExitCode::from(EXIT_IMPATIENT),
+        Ended::InOrder if failed => ExitCode::from(EXIT_SOFTWARE),
+        Ended::InOrder => ExitCode::SUCCESS,
+    })
+}
+
+/// How it all ended.
+enum Ended {
+    InOrder,
+    /// A second signal came meanwhile.
+    AtOnce,
+}
+
+/// Ends it all in order, or at once where that takes too long for somebody.
+async fn end(
+    gateway: Gateway,
+    registration: Registration,
+    tracer: Tracer,
+    manager: &Manager,
+    signals: &mut StopSignals,
+    orders: &mut Orders,
+) -> Ended {
     let cutter = gateway.cutter();
     tokio::select! {
-        () = stop(gateway, registration, tracer, &manager) => {}
+        () = stop(gateway, registration, tracer, manager) => Ended::InOrder,
         never = orders.refuse() => match never {},
         signal = signals.next() => {
             warn!(signal, "second signal: ending at once");
             cutter.cut().await;
-            return Ok(ExitCode::from(EXIT_IMPATIENT));
+            Ended::AtOnce
         }
     }
-    Ok(if failed { ExitCode::from(EXIT_SOFTWARE) } else { ExitCode::SUCCESS })
 }
 
 /// What the listeners got, for others and for people.
