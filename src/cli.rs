@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::config::{self, Config, Log};
 use crate::daemon::{self, Identities, Setup, Source};
@@ -88,12 +89,21 @@ enum Command {
     /// Two gateways and an executor on loopback. The log of a made-up build goes to standard output
     /// by way of all three; standard error tells how to ask for it from another terminal.
     Demo(demo::Options),
+    /// Print what completes this command line in a shell
+    ///
+    /// Packages install it. By hand, for bash: zuul-fingergw completions bash
+    /// >/etc/bash_completion.d/zuul-fingergw
+    Completions {
+        /// The shell: bash, elvish, fish, powershell or zsh
+        #[arg(value_name = "SHELL", hide_possible_values = true)]
+        shell: Shell,
+    },
 }
 
 /// What the manual page tells of.
 #[cfg(test)]
 pub(crate) fn command_line() -> clap::Command {
-    <Cli as clap::CommandFactory>::command()
+    Cli::command()
 }
 
 /// Runs what the command line asks for and returns the program's exit status: 0 for a clean end, 1
@@ -106,6 +116,7 @@ pub fn run() -> ExitCode {
     tls::install_provider();
     match command {
         Some(Command::Demo(options)) => demo::run(&options, debug),
+        Some(Command::Completions { shell }) => complete(shell),
         Some(Command::Check) => check(config.as_deref()),
         Some(Command::Stop) => send(config.as_deref(), Request::Stop),
         Some(Command::Reload) => send(config.as_deref(), Request::Reload),
@@ -120,6 +131,19 @@ pub fn run() -> ExitCode {
 fn build_id(text: &str) -> Result<BuildId, String> {
     let wanted = || format!("a build's UUID is 1 to {} hexadecimal digits", BuildId::MAX);
     BuildId::new(text).ok_or_else(wanted)
+}
+
+fn complete(shell: Shell) -> ExitCode {
+    // Aside, because the generator panics where it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "zuul-fingergw", &mut script);
+    match io::stdout().write_all(&script) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn check(path: Option<&Path>) -> ExitCode {

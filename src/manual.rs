@@ -42,8 +42,8 @@ fn synopsis(command: &Command) -> String {
     };
     let mut text = format!(".Nm\n{}{}", optional(command), global(""));
     for command in told(command) {
-        // The one command that wants no configuration.
-        let global = if command.get_name() == "demo" { String::new() } else { global("") };
+        let wants_none = ["demo", "completions"].contains(&command.get_name());
+        let global = if wants_none { String::new() } else { global("") };
         let _ = write!(text, ".Nm\n{global}.Cm {}\n{}", command.get_name(), optional(command));
     }
     text

@@ -4,6 +4,7 @@ mod admin;
 mod config;
 mod demo;
 mod docs;
+mod empty_root;
 mod ends;
 mod ensemble;
 mod failover;
