@@ -2,6 +2,7 @@
 
 mod admin;
 mod config;
+mod container;
 mod demo;
 mod docs;
 mod empty_root;
@@ -10,6 +11,7 @@ mod ensemble;
 mod failover;
 mod faults;
 mod hostile;
+mod kubernetes;
 mod lame_duck;
 mod limits;
 mod limits_of_streams;

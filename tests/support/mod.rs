@@ -3,6 +3,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod client;
+pub(crate) mod container;
 pub(crate) mod executor;
 pub(crate) mod flow;
 pub(crate) mod gateway;

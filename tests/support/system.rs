@@ -57,6 +57,12 @@ impl System {
         Self { zookeeper, client, chroot }
     }
 
+    /// The whole of a ZooKeeper of one's own.
+    pub(crate) async fn whole(zookeeper: Arc<ZooKeeper>) -> Self {
+        let client = zookeeper.client("").await;
+        Self { zookeeper, client, chroot: String::new() }
+    }
+
     /// The connect string.
     pub(crate) fn hosts(&self) -> String {
         self.zookeeper.hosts(&self.chroot)

