@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::empty_root::{ANYBODY, field, static_program};
+use crate::kubernetes::installed;
 use crate::support::client::Client;
 use crate::support::container::Image;
 use crate::support::executor::Executor;
@@ -57,6 +60,44 @@ fn tree(root: &Path) -> BTreeMap<String, (u32, u32, u32)> {
         }
     }
     found
+}
+
+/// What hadolint says of a Containerfile.
+fn linted(text: &str) -> String {
+    let mut hadolint = Command::new(installed("validators/bin/hadolint"))
+        // Debian's packages are as new as the image.
+        .args(["--no-color", "--ignore", "DL3008", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("hadolint (tests/run)");
+    let mut stdin = hadolint.stdin.take().expect("stdin is piped");
+    stdin.write_all(text.as_bytes()).expect("the Containerfile");
+    drop(stdin);
+    let Output { status, stdout, .. } = hadolint.wait_with_output().expect("its end");
+    assert_eq!(status.success(), stdout.is_empty());
+    String::from_utf8(stdout).expect("UTF-8")
+}
+
+/// Both images run the same, which one of them alone is built here to show.
+#[test]
+fn containerfile_is_without_fault() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/container/Containerfile");
+    let text = fs::read_to_string(path).expect("the Containerfile");
+    assert_eq!(linted(&text), "");
+    let told = linted(&text.replace("STOPSIGNAL", "STOPSINGAL"));
+    assert!(told.contains("STOPSINGAL") || told.contains("unexpected"), "{told}");
+
+    let mut stages = text.split("\nFROM ").filter(|stage| stage.contains("\nCMD "));
+    let [shell, scratch] = [stages.next(), stages.next()].map(|stage| stage.expect("two stages"));
+    assert_eq!(stages.next(), None);
+    for word in ["USER ", "EXPOSE ", "STOPSIGNAL ", "CMD "] {
+        let line = |stage: &'_ str| {
+            let found = stage.lines().find(|line| line.starts_with(word));
+            found.unwrap_or_else(|| panic!("no {word}")).to_owned()
+        };
+        assert_eq!(line(shell), line(scratch));
+    }
 }
 
 #[tokio::test]

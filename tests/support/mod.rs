@@ -7,6 +7,7 @@ pub(crate) mod container;
 pub(crate) mod executor;
 pub(crate) mod flow;
 pub(crate) mod gateway;
+pub(crate) mod haproxy;
 pub(crate) mod namespace;
 pub(crate) mod proxy;
 pub(crate) mod system;

@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 /// Where `tests/run` puts things.
-fn installed(path: &str) -> PathBuf {
+pub(crate) fn installed(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(path)
 }
 
