@@ -13,13 +13,17 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use super::gateway::open_to_all;
 use super::within;
 
 /// Debian's package busybox-static.
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the stages on Debian's image run.
-const COMMANDS: [&str; 5] = ["sh", "mkdir", "chown", "chmod", "echo"];
+const COMMANDS: [&str; 6] = ["sh", "mkdir", "chown", "chmod", "echo", "rm"];
+
+/// What they run that busybox cannot: it is done to nothing.
+const IDLE: [&str; 2] = ["apt-get", "useradd"];
 
 const IMAGE: &str = "localhost/zuul-fingergw";
 
@@ -45,8 +49,17 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Builds it around `program`.
+    /// Builds the one that holds `program` and nothing else.
     pub(crate) async fn build(program: &Path) -> Self {
+        Self::build_with(program, &[]).await
+    }
+
+    /// Builds the one with a shell.
+    pub(crate) async fn build_shell(program: &Path) -> Self {
+        Self::build_with(program, &["--target=shell"]).await
+    }
+
+    async fn build_with(program: &Path, options: &[&str]) -> Self {
         let image = Self { storage: TempDir::new().expect("a directory for images") };
         let debian = image.debian().await;
         let context = image.storage.path().join("program");
@@ -59,7 +72,7 @@ impl Image {
         build.arg(format!("--build-context=program={}", context.display()));
         build.arg(format!("--build-arg=DEBIAN_IMAGE={debian}"));
         build.args(["--build-arg=VERSION=1.2.3", "--build-arg=REVISION=abcdef"]);
-        build.args(["-f", "etc/container/Containerfile", "."]);
+        build.args(options).args(["-f", "etc/container/Containerfile", "."]);
         run(&mut build).await;
         image
     }
@@ -73,6 +86,11 @@ impl Image {
         fs::copy(BUSYBOX, root.join("bin/busybox")).expect("busybox (tests/run installs it)");
         for command in COMMANDS {
             symlink("busybox", root.join("bin").join(command)).expect("a link");
+        }
+        for command in IDLE {
+            let path = root.join("bin").join(command);
+            fs::write(&path, "#!/bin/sh\n").expect("a script");
+            open_to_all(&path);
         }
         run(self.buildah("config").args(["--env", "PATH=/bin", &container])).await;
         run(self.buildah("commit").args(["--rm", &container, NAME])).await;

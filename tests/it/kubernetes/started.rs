@@ -100,7 +100,7 @@ async fn serve(directory: &str, image: &Image, system: &System, own: &Identity) 
         [("zookeeper-client-tls", &system.zookeeper.identity), ("zuul-fingergw-tls", own)];
     let files = TempDir::new().expect("a directory");
     open_to_all(files.path());
-    let options = options(&rendered, files.path(), &identities);
+    let options = options(rendered, files.path(), &identities);
     let check = ["/usr/local/bin/zuul-fingergw", "check"];
     let told = run(&mut image.container(&options, &check)).await;
     assert_eq!(told, "/etc/zuul/zuul-fingergw.toml: OK", "{directory}");
@@ -109,7 +109,7 @@ async fn serve(directory: &str, image: &Image, system: &System, own: &Identity) 
     let mut gateway = Gateway::with_command(files, Path::new("unused"), change).await;
     gateway.ready().await;
     for name in ["startupProbe", "readinessProbe", "livenessProbe"] {
-        assert_eq!(probe(&rendered, name).await, "HTTP/1.1 200 OK", "{directory}, {name}");
+        assert_eq!(probe(rendered, name).await, "HTTP/1.1 200 OK", "{directory}, {name}");
     }
     let entries = system.entries().await;
     let [entry] = &entries[..] else { panic!("{directory}: {entries:?}") };
@@ -142,8 +142,8 @@ async fn serve(directory: &str, image: &Image, system: &System, own: &Identity) 
     // Not ready as soon as it has left the registry, and alive for those who come late.
     kill_process(process_of(&gateway), Signal::TERM).expect("a signal");
     system.until("it to leave", <[_]>::is_empty).await;
-    assert_eq!(probe(&rendered, "readinessProbe").await, "HTTP/1.1 503 Service Unavailable");
-    assert_eq!(probe(&rendered, "livenessProbe").await, "HTTP/1.1 200 OK");
+    assert_eq!(probe(rendered, "readinessProbe").await, "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(probe(rendered, "livenessProbe").await, "HTTP/1.1 200 OK");
     // The lame-duck time is not what is tested here.
     kill_process(process_of(&gateway), Signal::KILL).expect("a signal");
     gateway.exit().await;

@@ -5,12 +5,15 @@ mod facts;
 mod started;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// Where `tests/run` puts things.
 pub(crate) fn installed(path: &str) -> PathBuf {
@@ -54,7 +57,10 @@ fn text(value: &Value) -> &str {
 
 /// What kustomize makes of a directory below `etc/kubernetes`.
 fn yaml(directory: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/kubernetes").join(directory);
+    built(&Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/kubernetes").join(directory))
+}
+
+fn built(path: &Path) -> String {
     let kustomize = installed("debian/usr/bin/kustomize");
     let Output { status, stdout, stderr } =
         Command::new(kustomize).arg("build").arg(path).output().expect("kustomize (tests/run)");
@@ -102,7 +108,7 @@ fn rendered(directory: &str) -> &'static Rendered {
 /// All that there is, so that what comes is not forgotten.
 fn directories() -> Vec<String> {
     let overlays = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/kubernetes/overlays");
-    let overlays = std::fs::read_dir(overlays).expect("overlays").flatten();
+    let overlays = fs::read_dir(overlays).expect("overlays").flatten();
     let overlays = overlays.map(|entry| format!("overlays/{}", entry.file_name().display()));
     ["base".to_owned()].into_iter().chain(overlays).collect()
 }
@@ -153,5 +159,31 @@ fn misspelt_keys_are_found() {
     let Err(faults) = validated(all.trim_end_matches("---\n")) else { panic!("all is valid") };
     for (directory, _, wrong, named) in wrong {
         assert!(faults.contains(named), "{directory}: {wrong} is valid\n{faults}");
+    }
+}
+
+/// The overlay of one's own that docs/kubernetes.md begins with, and what it says to leave out.
+#[test]
+fn the_documentations_own_overlay_is_valid() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/kubernetes.md")).expect("the page");
+    let blocks = page.split("```yaml\n").skip(1);
+    let blocks: Vec<_> = blocks.filter_map(|block| Some(block.split_once("```")?.0)).collect();
+    let [overlay, certificate, leave_out] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
+    let directory = TempDir::new().expect("a directory");
+    symlink(root, directory.path().join("zuul-fingergw")).expect("a link");
+    let own = directory.path().join("own");
+    fs::create_dir(&own).expect("a directory");
+    let of_overlay = root.join("etc/kubernetes/overlays/zone-openshift/zuul-fingergw.toml");
+    fs::copy(of_overlay, own.join("zuul-fingergw.toml")).expect("a copy");
+    for (more, monitored) in [("", true), (*leave_out, false)] {
+        fs::write(own.join("kustomization.yaml"), format!("{overlay}{more}")).expect("a file");
+        let rendered = validated(&built(&own)).unwrap_or_else(|faults| panic!("{faults}"));
+        assert_eq!(rendered.any("PodMonitor").is_some(), monitored);
+        let image = text(&rendered.container()["image"]);
+        assert_eq!(image, "registry.site.example/zuul-fingergw:0.1.0");
+        assert_eq!(rendered.one("Service")["metadata"]["namespace"], "zuul");
+        let hostname = text(&rendered.toml["hostname"]);
+        assert!(certificate.contains(&format!("dnsNames:\n  - {hostname}\n")), "{certificate}");
     }
 }
