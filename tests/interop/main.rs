@@ -12,6 +12,7 @@ mod haproxy;
 mod log_streamer;
 mod metrics;
 mod mixed_zones;
+mod passthrough;
 mod script;
 #[allow(dead_code, reason = "shared with the other test binary")]
 #[path = "../support/mod.rs"]

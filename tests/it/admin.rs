@@ -14,8 +14,8 @@ use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
 /// The answer to one request: status line, header lines, body.
-struct Answer {
-    status: String,
+pub(crate) struct Answer {
+    pub(crate) status: String,
     headers: String,
     body: String,
 }
@@ -34,7 +34,7 @@ async fn ask(address: SocketAddr, request: &str) -> Answer {
     Answer { status: status.to_owned(), headers: headers.to_lowercase(), body: body.to_owned() }
 }
 
-async fn get(address: SocketAddr, path: &str) -> Answer {
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
     ask(address, &format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n")).await
 }
 

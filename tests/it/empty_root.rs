@@ -18,7 +18,7 @@ use crate::support::system::{System, Worker};
 use crate::support::within;
 
 /// As OpenShift picks them, with the group it gives.
-const ANYBODY: &str = "1000660000:0";
+pub(crate) const ANYBODY: &str = "1000660000:0";
 const ROOT: &str = "0:0";
 
 /// Root directory, directory of the gateway's files, user, and the arguments of the program that is
@@ -31,7 +31,7 @@ const INTO_ROOT: &str = r#"
         exec chroot --userspec="$user" --groups= "$root" /zuul-fingergw "$@""#;
 
 /// The static program, linked from what the tests' own is linked from: so it takes a second.
-fn static_program() -> &'static Path {
+pub(crate) fn static_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         // target/PROFILE
@@ -100,7 +100,7 @@ async fn serves_by_name(system: &System, gateway: &Gateway) {
 }
 
 /// The value of a field of /proc/PID/status.
-fn field(pid: Pid, name: &str) -> String {
+pub(crate) fn field(pid: Pid, name: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
     let status = status.expect("the process is there");
     let line = status.lines().find_map(|line| line.strip_prefix(name));

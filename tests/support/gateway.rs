@@ -262,7 +262,8 @@ impl Gateway {
         Self::with_command(directory, config, |_| {}).await
     }
 
-    async fn with_command(
+    /// The same with its command changed by `change`.
+    pub(crate) async fn with_command(
         directory: TempDir,
         config: &Path,
         change: impl FnOnce(&mut Command),

@@ -3,10 +3,12 @@
 
 pub(crate) mod certificates;
 pub(crate) mod client;
+pub(crate) mod container;
 pub(crate) mod debian_root;
 pub(crate) mod executor;
 pub(crate) mod flow;
 pub(crate) mod gateway;
+pub(crate) mod haproxy;
 pub(crate) mod namespace;
 pub(crate) mod prometheus;
 pub(crate) mod proxy;

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use tempfile::NamedTempFile;
 
 /// Runs an asynchronous test in a thread with namespaces of its own, and all that it starts with
 /// it: sockets and processes belong to the namespace of the thread that makes them.
@@ -25,6 +26,16 @@ pub(crate) fn apart(flags: CloneFlags, test: impl AsyncFnOnce() + Send + 'static
     if let Err(panic) = thread::spawn(run).join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Has this machine know `names` as its own, as seen from a thread that lives [`apart`] in a mount
+/// namespace. What is returned has to stay.
+pub(crate) fn known_here(names: &[&str]) -> NamedTempFile {
+    let file = NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), format!("127.0.0.1 localhost {}\n", names.join(" ")))
+        .expect("a file");
+    command("mount", &format!("--bind {} /etc/hosts", file.path().display()));
+    file
 }
 
 /// Another host, at the other end of a link, as seen from a thread that lives [`apart`].

@@ -1,0 +1,178 @@
+//! The container image: what is in it, and that it runs as any user, with a root that is read-only and
+//! no capability. It is built from the real Containerfile (`support::container`).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::empty_root::{ANYBODY, field, static_program};
+use crate::kubernetes::installed;
+use crate::support::client::Client;
+use crate::support::container::Image;
+use crate::support::executor::Executor;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+
+/// As a cluster runs it that trusts nobody.
+pub(crate) fn confined() -> Vec<String> {
+    ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain([format!("--user={ANYBODY}")])
+        .collect()
+}
+
+/// The gateway in its container: below the first process that is called so.
+pub(crate) fn process_of(gateway: &Gateway) -> Pid {
+    let mut todo = vec![gateway.pid().as_raw_nonzero().get()];
+    while let Some(pid) = todo.pop() {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if name.trim() == "zuul-fingergw" {
+            return Pid::from_raw(pid).expect("a pid");
+        }
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            todo.extend(children.split_whitespace().flat_map(str::parse::<i32>));
+        }
+    }
+    panic!("no zuul-fingergw among what the test has started")
+}
+
+/// All that is below `root`: owner, group and mode of each.
+fn tree(root: &Path) -> BTreeMap<String, (u32, u32, u32)> {
+    let (mut found, mut todo) = (BTreeMap::new(), vec![root.to_owned()]);
+    while let Some(directory) = todo.pop() {
+        for entry in fs::read_dir(directory).expect("a directory").flatten() {
+            let metadata = entry.metadata().expect("its metadata");
+            let path = entry.path();
+            let name = path.strip_prefix(root).expect("below it").display().to_string();
+            let mode = metadata.permissions().mode() & 0o7777;
+            found.insert(name, (metadata.uid(), metadata.gid(), mode));
+            if metadata.is_dir() {
+                todo.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// What hadolint says of a Containerfile.
+fn linted(text: &str) -> String {
+    let mut hadolint = Command::new(installed("validators/bin/hadolint"))
+        // Debian's packages are as new as the image.
+        .args(["--no-color", "--ignore", "DL3008", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("hadolint (tests/run)");
+    let mut stdin = hadolint.stdin.take().expect("stdin is piped");
+    stdin.write_all(text.as_bytes()).expect("the Containerfile");
+    drop(stdin);
+    let Output { status, stdout, .. } = hadolint.wait_with_output().expect("its end");
+    assert_eq!(status.success(), stdout.is_empty());
+    String::from_utf8(stdout).expect("UTF-8")
+}
+
+#[test]
+fn containerfile_is_without_fault() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/container/Containerfile");
+    let text = fs::read_to_string(path).expect("the Containerfile");
+    assert_eq!(linted(&text), "");
+    let told = linted(&text.replace("STOPSIGNAL", "STOPSINGAL"));
+    assert!(told.contains("STOPSINGAL") || told.contains("unexpected"), "{told}");
+}
+
+#[tokio::test]
+async fn holds_the_program_and_what_any_user_needs() {
+    let image = Image::build(static_program()).await;
+    let mut config = image.config().await;
+    let labels = config["Labels"].as_object_mut().expect("labels");
+    labels.remove("io.buildah.version");
+    let expected = json!({
+        "User": "10001:0",
+        "ExposedPorts": {"9079/tcp": {}, "9090/tcp": {}},
+        "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        // No entry point: what an operator gives as arguments is the whole command line.
+        "Cmd": ["/usr/local/bin/zuul-fingergw", "-f"],
+        "Labels": {
+            "org.opencontainers.image.title": "zuul-fingergw",
+            "org.opencontainers.image.description": "Finger gateway for Zuul CI",
+            "org.opencontainers.image.licenses": "Apache-2.0",
+            "org.opencontainers.image.version": "1.2.3",
+            "org.opencontainers.image.revision": "abcdef",
+        },
+        "StopSignal": "SIGTERM",
+    });
+    assert_eq!(config, expected);
+
+    let root = image.root().await;
+    let (shared, own) = ((0, 0, 0o755), (10001, 0, 0o775));
+    let mut expected: BTreeMap<_, _> =
+        ["etc", "usr", "usr/local", "usr/local/bin", "var", "var/lib", "var/run"]
+            .into_iter()
+            .map(|directory| (directory.to_owned(), shared))
+            .collect();
+    expected.extend([
+        ("usr/local/bin/zuul-fingergw".to_owned(), shared),
+        ("etc/passwd".to_owned(), (0, 0, 0o644)),
+        ("var/lib/zuul".to_owned(), own),
+        ("var/run/zuul".to_owned(), own),
+    ]);
+    assert_eq!(tree(&root), expected);
+    let passwd = fs::read_to_string(root.join("etc/passwd")).expect("passwd");
+    assert_eq!(passwd, "zuul:x:10001:0:Zuul:/var/lib/zuul:/bin/false\n");
+}
+
+/// The other image runs just the same, and has the same for its user to write.
+#[tokio::test]
+async fn with_a_shell_it_is_the_same() {
+    let image = Image::build_shell(static_program()).await;
+    let config = image.config().await;
+    assert_eq!(config["User"], "10001:0");
+    assert_eq!(config["ExposedPorts"], json!({"9079/tcp": {}, "9090/tcp": {}}));
+    assert_eq!(config["Cmd"], json!(["/usr/local/bin/zuul-fingergw", "-f"]));
+    assert_eq!(config["StopSignal"], "SIGTERM");
+    assert!(config["Entrypoint"].is_null() && config["Volumes"].is_null());
+    let tree = tree(&image.root().await);
+    // Debian's /var/run is its /run.
+    for directory in ["var/lib/zuul", "run/zuul"] {
+        assert_eq!(tree.get(directory), Some(&(10001, 0, 0o775)), "{directory}");
+    }
+    assert_eq!(tree.get("usr/local/bin/zuul-fingergw"), Some(&(0, 0, 0o755)));
+}
+
+/// With a `zuul.conf` where zuul-operator mounts one, and nothing else.
+#[tokio::test]
+async fn serves_as_anybody_with_nothing_to_write() {
+    let system = System::new().await;
+    let image = Image::build(static_program()).await;
+    let builder = Builder::new(&system).readable_by_all();
+    let directory = builder.directory().display().to_string();
+    let mut options = confined();
+    options.push(format!("--volume={directory}/zuul.conf:/etc/zuul/zuul.conf:ro"));
+    let change = |command: &mut _| image.instead_of(command, &options);
+    let mut gateway = builder.ready_from_zuul_conf("", change).await;
+    let pid = process_of(&gateway);
+    assert_eq!(field(pid, "Uid:"), "1000660000 1000660000 1000660000 1000660000");
+    assert_eq!(field(pid, "Gid:"), "0 0 0 0");
+    assert_eq!(field(pid, "NoNewPrivs:"), "1");
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(u64::from_str_radix(&field(pid, set), 16), Ok(0), "{set}");
+    }
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    executor.serve(b"from a container\n").await;
+    assert_eq!(client.text().await, "from a container\n");
+
+    kill_process(pid, Signal::TERM).expect("a signal");
+    let status = gateway.exit().await;
+    assert!(status.success(), "{status}");
+    assert!(system.entries().await.is_empty());
+}

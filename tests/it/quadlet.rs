@@ -1,0 +1,130 @@
+//! The Quadlet file: what podman's generator makes of it, and a container run as it says.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use rustix::process::{Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::container::process_of;
+use crate::empty_root::{field, static_program};
+use crate::kubernetes::installed;
+use crate::support::container::Image;
+use crate::support::executor::serves;
+use crate::support::gateway::Builder;
+use crate::support::system::System;
+
+const NAME: &str = "zuul-fingergw.container";
+
+/// The unit that the generator makes of `text`, or what it says is wrong.
+fn generated(text: &str) -> Result<String, String> {
+    let directory = TempDir::new().expect("a directory");
+    fs::write(directory.path().join(NAME), text).expect("a file");
+    let Output { stdout, stderr, .. } =
+        Command::new(installed("debian/usr/libexec/podman/quadlet"))
+            .args(["-dryrun", "-no-kmsg-log"])
+            .env("QUADLET_UNIT_DIRS", directory.path())
+            .output()
+            .expect("quadlet (tests/run)");
+    let unit = String::from_utf8(stdout).expect("UTF-8");
+    match unit.split_once("---zuul-fingergw.service---\n") {
+        Some((_, unit)) => Ok(unit.to_owned()),
+        None => Err(String::from_utf8_lossy(&stderr).into_owned()),
+    }
+}
+
+fn quadlet() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/quadlet").join(NAME);
+    fs::read_to_string(path).expect("the Quadlet file")
+}
+
+/// The value of a key that is there once.
+fn value<'a>(unit: &'a str, key: &str) -> &'a str {
+    let mut values = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let first = values.next().unwrap_or_else(|| panic!("no {key}"));
+    assert_eq!(values.next(), None, "{key} twice");
+    first
+}
+
+/// Seconds of a time such as `60s`.
+fn seconds(time: &str) -> u64 {
+    time.trim_end_matches('s').parse().expect("seconds")
+}
+
+#[test]
+fn becomes_a_unit_that_waits_for_streams() {
+    let unit = generated(&quadlet()).unwrap_or_else(|told| panic!("{told}"));
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("zuul-fingergw.service");
+    fs::write(&path, &unit).expect("a file");
+    let Output { status, stderr, .. } = Command::new("systemd-analyze")
+        .args(["verify", "--man=no", "--recursive-errors=no"])
+        .arg(&path)
+        .output()
+        .expect("systemd-analyze");
+    let told = String::from_utf8_lossy(&stderr);
+    assert!(status.success() && !told.contains("zuul-fingergw"), "{told}");
+
+    assert_eq!((value(&unit, "Type"), value(&unit, "NotifyAccess")), ("notify", "all"));
+    let run = value(&unit, "ExecStart");
+    assert!(run.contains(" --sdnotify=container "), "{run}");
+    // The defaults: lame_duck 2 s, grace 30 s.
+    let (_, wait) = run.split_once("--stop-timeout=").expect("a time to stop in");
+    let wait = seconds(wait.split(' ').next().expect("a number"));
+    assert!(wait >= 2 + 30 + 5 && seconds(value(&unit, "TimeoutStopSec")) > wait);
+
+    let told = generated(&quadlet().replace("ReadOnly=", "ReadOnley=")).expect_err("a fault");
+    assert!(told.contains("unsupported key 'ReadOnley'"), "{told}");
+}
+
+/// All that the unit gives podman counts here too, but for what is systemd's, the bridge's and a name.
+#[tokio::test]
+async fn serves_as_the_unit_runs_it() {
+    const ELSEWHERE: [&str; 6] = [
+        "--cidfile=%t/%N.cid",
+        "--replace",
+        "--rm",
+        "--cgroups=split",
+        "--sdnotify=container",
+        "-d",
+    ];
+    let system = System::new().await;
+    let image = Image::build(static_program()).await;
+    let mut builder = Builder::new(&system).readable_by_all();
+    builder.control = Some("/run/zuul-fingergw/control.socket".into());
+    builder.write();
+    let directory = builder.directory().display().to_string();
+    let unit = generated(&quadlet()).unwrap_or_else(|told| panic!("{told}"));
+    let mut words = value(&unit, "ExecStart").split(' ').skip(2);
+    let (mut options, mut left_out) = (Vec::new(), Vec::new());
+    while let Some(word) = words.next() {
+        match word {
+            "--name" | "--publish" => drop(words.next()),
+            "-v" => {
+                assert_eq!(words.next(), Some("/etc/zuul:/etc/zuul:ro"));
+                let to = "/etc/zuul/zuul-fingergw.toml";
+                options.push(format!("--volume={directory}/gateway.toml:{to}:ro"));
+            }
+            word if ELSEWHERE.contains(&word) => left_out.push(word),
+            word => options.push(word.to_owned()),
+        }
+    }
+    assert_eq!(left_out.len(), ELSEWHERE.len());
+    let image_of_unit = options.pop().expect("an image");
+    assert!(image_of_unit.contains("/zuul-fingergw:"), "{image_of_unit}");
+
+    let mut gateway = builder.start_changed(|command| image.instead_of(command, &options)).await;
+    gateway.ready().await;
+    let pid = process_of(&gateway);
+    assert_eq!(field(pid, "Uid:"), "10001 10001 10001 10001");
+    assert_eq!(field(pid, "CapBnd:"), "0000000000000000");
+    assert_eq!(field(pid, "NoNewPrivs:"), "1");
+    let root = format!("/proc/{}/root", pid.as_raw_nonzero());
+    assert!(fs::exists(format!("{root}/run/zuul-fingergw/control.socket")).expect("its root"));
+    let written = fs::write(format!("{root}/var/lib/zuul/file"), "");
+    assert_eq!(written.expect_err("read-only").kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    serves(&system, gateway.address()).await;
+    kill_process(pid, Signal::TERM).expect("a signal");
+    assert!(gateway.exit().await.success());
+}

@@ -1,0 +1,163 @@
+//! The container image, built by buildah from `etc/container/Containerfile`, and containers of it, run
+//! by podman. Both are Debian's.
+//!
+//! What a test need not repeat, or cannot, is put in the place of two things: the stage that compiles,
+//! which gets a program that is there, and Debian's image, which gets a busybox.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::gateway::open_to_all;
+use super::within;
+
+/// Debian's package busybox-static.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// What the stages on Debian's image run.
+const COMMANDS: [&str; 6] = ["sh", "mkdir", "chown", "chmod", "echo", "rm"];
+
+/// What they run that busybox cannot: it is done to nothing.
+const IDLE: [&str; 2] = ["apt-get", "useradd"];
+
+const IMAGE: &str = "localhost/zuul-fingergw";
+
+/// The engine gets a view of control groups of its own: it refuses those of two kinds at once, which
+/// some machines have. And a tree of processes of its own, which dies with the first.
+const APART: &str = "mountpoint -q /sys || mount -t sysfs none /sys
+                     umount -R /sys/fs/cgroup 2>/dev/null
+                     mount -t cgroup2 none /sys/fs/cgroup && exec \"$@\"";
+
+/// What of a service manager's or a cluster's promises this machine can keep without either.
+const HERE: [&str; 6] = [
+    "--network=host",
+    "--cgroups=disabled",
+    "--ulimit=host",
+    "--pull=never",
+    "--rm",
+    "--log-driver=none",
+];
+
+/// Where images and containers are kept, and the one image.
+pub(crate) struct Image {
+    storage: TempDir,
+}
+
+impl Image {
+    /// Builds the one that holds `program` and nothing else.
+    pub(crate) async fn build(program: &Path) -> Self {
+        Self::build_with(program, &[]).await
+    }
+
+    /// Builds the one with a shell.
+    pub(crate) async fn build_shell(program: &Path) -> Self {
+        Self::build_with(program, &["--target=shell"]).await
+    }
+
+    async fn build_with(program: &Path, options: &[&str]) -> Self {
+        let image = Self { storage: TempDir::new().expect("a directory for images") };
+        let debian = image.debian().await;
+        let context = image.storage.path().join("program");
+        fs::create_dir(&context).expect("a directory");
+        let program = program.to_str().expect("UTF-8");
+        let to = context.join("zuul-fingergw");
+        run(Command::new("strip").args(["-o", to.to_str().expect("UTF-8"), program])).await;
+        let mut build = image.buildah("bud");
+        build.args(["--isolation=chroot", "--layers=false", "--pull-never", "--tag", IMAGE]);
+        build.arg(format!("--build-context=program={}", context.display()));
+        build.arg(format!("--build-arg=DEBIAN_IMAGE={debian}"));
+        build.args(["--build-arg=VERSION=1.2.3", "--build-arg=REVISION=abcdef"]);
+        build.args(options).args(["-f", "etc/container/Containerfile", "."]);
+        run(&mut build).await;
+        image
+    }
+
+    /// What stands for Debian's image.
+    async fn debian(&self) -> &'static str {
+        const NAME: &str = "localhost/debian";
+        let container = run(self.buildah("from").arg("scratch")).await;
+        let root = PathBuf::from(run(self.buildah("mount").arg(&container)).await);
+        fs::create_dir(root.join("bin")).expect("a directory");
+        fs::copy(BUSYBOX, root.join("bin/busybox")).expect("busybox (tests/run installs it)");
+        for command in COMMANDS {
+            symlink("busybox", root.join("bin").join(command)).expect("a link");
+        }
+        for command in IDLE {
+            let path = root.join("bin").join(command);
+            fs::write(&path, "#!/bin/sh\n").expect("a script");
+            open_to_all(&path);
+        }
+        run(self.buildah("config").args(["--env", "PATH=/bin", &container])).await;
+        run(self.buildah("commit").args(["--rm", &container, NAME])).await;
+        NAME
+    }
+
+    fn buildah(&self, command: &str) -> Command {
+        let mut buildah = Command::new("buildah");
+        buildah.args(self.storage_arguments()).arg(command);
+        buildah.current_dir(env!("CARGO_MANIFEST_DIR"));
+        buildah
+    }
+
+    fn storage_arguments(&self) -> [String; 3] {
+        let storage = self.storage.path();
+        [
+            format!("--root={}", storage.join("storage").display()),
+            format!("--runroot={}", storage.join("run").display()),
+            "--storage-driver=vfs".to_owned(),
+        ]
+    }
+
+    /// How a container of it is run, in the image format's own words.
+    pub(crate) async fn config(&self) -> Value {
+        let told = run(self.buildah("inspect").args(["--type=image", IMAGE])).await;
+        let mut told: Value = serde_json::from_str(&told).expect("JSON");
+        told["OCIv1"]["config"].take()
+    }
+
+    /// Its root directory.
+    pub(crate) async fn root(&self) -> PathBuf {
+        let container = run(self.buildah("from").args(["--pull-never", IMAGE])).await;
+        PathBuf::from(run(self.buildah("mount").arg(container)).await)
+    }
+
+    /// A container of it with these options, and the command it is to run, if not its own.
+    pub(crate) fn container(&self, options: &[String], command: &[&str]) -> Command {
+        let mut podman = Command::new("unshare");
+        podman.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+        podman.args(["sh", "-c", APART, "sh", "podman"]).args(self.storage_arguments());
+        podman.args(["--cgroup-manager=cgroupfs", "--events-backend=none", "run"]);
+        podman.args(HERE).args(options).arg(IMAGE).args(command);
+        podman
+    }
+
+    /// Has `command`, which is to start a gateway, start it in a container with these options and the
+    /// image's own command. It notifies through the directory that its socket is in.
+    pub(crate) fn instead_of(&self, command: &mut Command, options: &[String]) {
+        let inner = command.as_std();
+        let socket = inner.get_envs().find(|(name, _)| *name == "NOTIFY_SOCKET");
+        let socket = socket.and_then(|(_, socket)| socket).expect("a socket to notify");
+        let directory = Path::new(socket).parent().expect("a directory").display();
+        let mut all = options.to_vec();
+        all.push("--sdnotify=ignore".to_owned());
+        all.push(format!("--env=NOTIFY_SOCKET={}", socket.to_string_lossy()));
+        all.push(format!("--volume={directory}:{directory}"));
+        *command = self.container(&all, &[]);
+        command.stdin(std::process::Stdio::null());
+    }
+}
+
+/// The standard output of a command that succeeds.
+pub(crate) async fn run(command: &mut Command) -> String {
+    let what = format!("{:?}", command.as_std());
+    let Output { status, stdout, stderr } = within(&what, command.output())
+        .await
+        .unwrap_or_else(|error| panic!("{what}: {error} (see tests/run)"));
+    assert!(status.success(), "{what}: {}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).expect("UTF-8").trim_end().to_owned()
+}
