@@ -233,7 +233,8 @@ impl ZooKeeper {
     /// Ticks are short, so that a session may be as short as a test wants it.
     fn write_config(&self) -> PathBuf {
         let path = self.directory.path().join("zoo.cfg");
-        let server = self.authority.identity("zookeeper.example.org");
+        // The documentation's configurations have servers of these names.
+        let server = self.authority.identity("*.example.org");
         let mut file = std::fs::File::create(&path).expect("zoo.cfg");
         let (port, directory) = (self.port, self.directory.path().display());
         let (key_store, trust_store) = (server.both.display(), server.ca.display());
