@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::gateway::open_to_all;
-use super::within;
+use super::{left_out, within};
 
 /// Debian's package busybox-static.
 const BUSYBOX: &str = "/bin/busybox";
@@ -42,6 +42,26 @@ const HERE: [&str; 6] = [
     "--rm",
     "--log-driver=none",
 ];
+
+/// Whether this process may give an engine what it wants. Where it may not, as in most containers, the
+/// calling test is to be left out; that is said here.
+pub(crate) async fn may_run() -> bool {
+    let Output { status, stderr, .. } =
+        apart().arg("true").output().await.expect("unshare (util-linux)");
+    if !status.success() {
+        let told = String::from_utf8_lossy(&stderr);
+        left_out(&format!("no container can be run here: {}", told.trim()));
+    }
+    status.success()
+}
+
+/// Runs the command that is put behind it.
+fn apart() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    command.args(["sh", "-c", APART, "sh"]);
+    command
+}
 
 /// Where images and containers are kept, and the one image.
 pub(crate) struct Image {
@@ -128,9 +148,8 @@ impl Image {
 
     /// A container of it with these options, and the command it is to run, if not its own.
     pub(crate) fn container(&self, options: &[String], command: &[&str]) -> Command {
-        let mut podman = Command::new("unshare");
-        podman.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
-        podman.args(["sh", "-c", APART, "sh", "podman"]).args(self.storage_arguments());
+        let mut podman = apart();
+        podman.arg("podman").args(self.storage_arguments());
         podman.args(["--cgroup-manager=cgroupfs", "--events-backend=none", "run"]);
         podman.args(HERE).args(options).arg(IMAGE).args(command);
         podman

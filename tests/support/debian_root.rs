@@ -18,7 +18,6 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -31,7 +30,7 @@ use tempfile::TempDir;
 use tokio::net::UnixDatagram;
 
 use super::namespace::apart;
-use super::within;
+use super::{left_out, within};
 
 /// Beside what Debian calls essential.
 const PACKAGES: &str = "systemd-sysv,rpm";
@@ -42,13 +41,10 @@ const LEFT_OUT: [&str; 3] = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/sh
 /// Runs a test that makes [`Root`]s. The shared one is made before, where there is a network.
 ///
 /// Where this process may make no cgroups, as in most containers, nothing can be booted: the test is
-/// left out, and says so past the harness, which shows nothing of tests that pass.
+/// left out, and says so.
 pub(crate) fn beside_debian(test: impl AsyncFnOnce() + Send + 'static) {
     if let Err(why) = may_boot() {
-        let name = std::thread::current().name().unwrap_or_default().to_owned();
-        let _ =
-            writeln!(std::io::stderr(), "SKIPPED: {name}: no machine can be booted here: {why}");
-        return;
+        return left_out(&format!("no machine can be booted here: {why}"));
     }
     make_shared();
     apart(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, test);

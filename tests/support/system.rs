@@ -57,10 +57,10 @@ impl System {
         Self { zookeeper, client, chroot }
     }
 
-    /// The whole of a ZooKeeper of one's own.
-    pub(crate) async fn whole(zookeeper: Arc<ZooKeeper>) -> Self {
+    /// The system that has a ZooKeeper for itself, below no node.
+    pub(crate) async fn at_the_top(zookeeper: &Arc<ZooKeeper>) -> Self {
         let client = zookeeper.client("").await;
-        Self { zookeeper, client, chroot: String::new() }
+        Self { zookeeper: Arc::clone(zookeeper), client, chroot: String::new() }
     }
 
     /// The connect string.

@@ -5,7 +5,6 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use nix::sched::CloneFlags;
 use rustix::process::{Signal, kill_process};
@@ -155,7 +154,7 @@ fn every_configuration_serves_in_its_pod() {
         let image = Image::build(static_program()).await;
         let zookeeper = ZooKeeper::start().await;
         lead_to(&zookeeper).await;
-        let system = System::whole(Arc::clone(&zookeeper)).await;
+        let system = System::at_the_top(&zookeeper).await;
         let authority = Authority::new();
         let own = authority.identity_only_for("fingergw.west.example.org");
         for directory in DEPLOYED {
