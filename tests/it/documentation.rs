@@ -194,7 +194,7 @@ impl World {
         relay(2281, zookeeper.port).await;
         // What a NAT rule does in front of zone west.
         relay(443, 7979).await;
-        let system = System::whole(Arc::clone(&zookeeper)).await;
+        let system = System::at_the_top(&zookeeper).await;
         let listener = TcpListener::bind("127.0.0.1:7900").await.expect("port 7900");
         let address = listener.local_addr().expect("its address");
         let executor = Executor { listener, address };
