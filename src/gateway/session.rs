@@ -195,20 +195,23 @@ async fn shake_hands(
     let peer = *peer;
     let shaken = async {
         // Until it says something it costs no more than any other connection.
-        stream.peek(&mut [0]).await?;
+        if !matches!(stream.peek(&mut [0]).await, Ok(1..)) {
+            debug!(%peer, "closed without a word");
+            return Ok(Err(Outcome::Probe));
+        }
         let place = of_address.as_ref().map(|place| cx.bounds.handshake(place, &cx.limits));
         match place {
             Some(None) => {
                 // Before it is closed: who sees that may look whether it was counted.
                 cx.turned_away(Rejection::Handshakes, peer);
-                Ok(None)
+                Ok(Err(Outcome::Rejected))
             }
-            _ => acceptor.accept(ReadAhead::from_client(stream)).await.map(Some),
+            _ => acceptor.accept(ReadAhead::from_client(stream)).await.map(Ok),
         }
     };
     let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
-        Ok(Ok(None)) => return Err(Outcome::Rejected),
-        Ok(Ok(Some(stream))) => {
+        Ok(Ok(Err(outcome))) => return Err(outcome),
+        Ok(Ok(Ok(stream))) => {
             cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
             cx.familiar.greeted(peer.ip());
             of_address.take_if(|_| stream.get_ref().1.peer_certificates().is_some());
@@ -218,7 +221,7 @@ async fn shake_hands(
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
     cx.metrics.handshake(Side::Client, Err(failure));
-    // Who only connects and leaves looks whether we are there.
+    // Who leaves in the middle of it looks whether we speak TLS.
     if failure != Failure::Closed {
         cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways_elsewhere(), &error).await;
     }

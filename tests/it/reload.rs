@@ -346,7 +346,7 @@ async fn a_kubernetes_secret_swapped_under_us() {
 #[tokio::test]
 async fn half_a_configuration() {
     let system = System::new().await;
-    let served = Reloadable::start(Builder::new(&system).limits("grace = \"5s\"")).await;
+    let mut served = Reloadable::start(Builder::new(&system).limits("grace = \"5s\"")).await;
     let whole = fs::read_to_string(&served.config).expect("the configuration");
     let end = whole.find("tls_ca = ").expect("what must be there") + "tls_ca = ".len();
     let mut flow = Flow::start(&system, served.address()).await;
@@ -355,11 +355,11 @@ async fn half_a_configuration() {
         served.gateway.signal(Signal::HUP);
         flow.goes_on("all the time\n").await;
     }
-    let refused =
-        |log: Vec<String>| log.iter().filter(|line| line.contains("not reloaded")).count();
+    // Signals that come while one is heeded are one: the last may be the only one that counts.
+    served.gateway.logged("a refusal", |line| line.contains("not reloaded")).await;
     replace(&served.config, &whole);
     assert_eq!(served.reloads().await, ["nothing has changed"]);
-    assert!(refused(served.gateway.log()) > 0 && served.metric(OK).await >= 1.0);
+    assert!(served.metric(OK).await >= 1.0);
     let taken = |line: &String| line.contains("changed=") || line.contains("wait for a restart");
     assert!(!served.gateway.log().iter().any(taken), "{:#?}", served.gateway.log());
     flow.ends().await;
