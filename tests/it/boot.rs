@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::support::admin::get;
 use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::debian_root::{Machine, Root, beside_debian};
@@ -289,9 +290,7 @@ fn a_service_on_port_79() {
         let log = machine.root.read("/var/log/zuul-fingergw/log");
         assert!(log.contains("the service manager passes the socket"), "{log}");
         // Even what proc(5) has no file for any more.
-        let mut scrape = Client::connect("127.0.0.1:9090".parse().expect("an address")).await;
-        scrape.send(b"GET /metrics HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n").await;
-        let metrics = scrape.text().await;
+        let metrics = get("127.0.0.1:9090".parse().expect("an address"), "/metrics").await.body;
         for series in ["process_start_time_seconds 1", "process_open_fds ", "process_cpu_seconds"] {
             assert!(metrics.contains(series), "{series}\n{metrics}");
         }

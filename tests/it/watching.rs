@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
-use crate::admin::{admin, exposition, until_metric, with_admin};
+use crate::support::admin::{admin, exposition, until_metric, with_admin};
 use crate::support::prometheus::{Prometheus, promtool};
 use crate::support::system::System;
 use crate::support::within;

@@ -1,6 +1,7 @@
 //! What both test binaries share: a real ZooKeeper over TLS, certificates made at run time, the
 //! gateway as a process, Zuul's data, an executor and clients that do as they are told.
 
+pub(crate) mod admin;
 pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod container;

@@ -13,9 +13,9 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{DEPLOYED, Rendered, list, rendered, text};
-use crate::admin;
 use crate::container::{confined, process_of};
 use crate::empty_root::static_program;
+use crate::support::admin;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::container::{Image, may_run, run};
