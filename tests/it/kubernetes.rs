@@ -6,19 +6,17 @@ mod started;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Where `tests/run` puts things.
-pub(crate) fn installed(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(path)
-}
+use crate::pages;
+use crate::support::checkout::{installed, top};
+use crate::support::fed;
 
 /// What an overlay says, or the base.
 struct Rendered {
@@ -57,7 +55,7 @@ fn text(value: &Value) -> &str {
 
 /// What kustomize makes of a directory below `etc/kubernetes`.
 fn yaml(directory: &str) -> String {
-    built(&Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/kubernetes").join(directory))
+    built(&top().join("etc/kubernetes").join(directory))
 }
 
 fn built(path: &Path) -> String {
@@ -71,19 +69,10 @@ fn built(path: &Path) -> String {
 
 /// What it says if it is valid, or what is wrong.
 fn validated(yaml: &str) -> Result<Rendered, String> {
-    let mut python = Command::new(installed("validators/bin/python"))
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/kubernetes/validate.py"))
-        .arg(installed("debian/usr/share/gocode/src/github.com/openshift/api"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("Python (tests/run)");
-    // It reads all before it writes.
-    let mut stdin = python.stdin.take().expect("stdin is piped");
-    stdin.write_all(yaml.as_bytes()).expect("the manifests");
-    drop(stdin);
-    let Output { status, stdout, stderr } = python.wait_with_output().expect("its end");
+    let mut python = Command::new(installed("validators/bin/python"));
+    python.arg(top().join("tests/it/kubernetes/validate.py"));
+    python.arg(installed("debian/usr/share/gocode/src/github.com/openshift/api"));
+    let Output { status, stdout, stderr } = fed(&mut python, yaml);
     if !status.success() {
         return Err(String::from_utf8_lossy(&stderr).into_owned());
     }
@@ -107,7 +96,7 @@ fn rendered(directory: &str) -> &'static Rendered {
 
 /// All that there is, so that what comes is not forgotten.
 fn directories() -> Vec<String> {
-    let overlays = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/kubernetes/overlays");
+    let overlays = top().join("etc/kubernetes/overlays");
     let overlays = fs::read_dir(overlays).expect("overlays").flatten();
     let overlays = overlays.map(|entry| format!("overlays/{}", entry.file_name().display()));
     ["base".to_owned()].into_iter().chain(overlays).collect()
@@ -165,18 +154,19 @@ fn misspelt_keys_are_found() {
 /// The overlay of one's own that docs/kubernetes.md begins with, and what it says to leave out.
 #[test]
 fn the_documentations_own_overlay_is_valid() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = fs::read_to_string(root.join("docs/kubernetes.md")).expect("the page");
-    let blocks = page.split("```yaml\n").skip(1);
-    let blocks: Vec<_> = blocks.filter_map(|block| Some(block.split_once("```")?.0)).collect();
-    let [overlay, certificate, leave_out] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
+    let pages = pages::all();
+    let page = pages.iter().find(|page| page.name == "docs/kubernetes.md").expect("the page");
+    let mut blocks = page.blocks();
+    blocks.retain(|block| block.language() == "yaml");
+    let blocks: Vec<_> = blocks.iter().map(|block| block.text.as_str()).collect();
+    let [overlay, certificate, leave_out] = blocks[..] else { panic!("{} blocks", blocks.len()) };
     let directory = TempDir::new().expect("a directory");
-    symlink(root, directory.path().join("zuul-fingergw")).expect("a link");
+    symlink(top(), directory.path().join("zuul-fingergw")).expect("a link");
     let own = directory.path().join("own");
     fs::create_dir(&own).expect("a directory");
-    let of_overlay = root.join("etc/kubernetes/overlays/zone-openshift/zuul-fingergw.toml");
+    let of_overlay = top().join("etc/kubernetes/overlays/zone-openshift/zuul-fingergw.toml");
     fs::copy(of_overlay, own.join("zuul-fingergw.toml")).expect("a copy");
-    for (more, monitored) in [("", true), (*leave_out, false)] {
+    for (more, monitored) in [("", true), (leave_out, false)] {
         fs::write(own.join("kustomization.yaml"), format!("{overlay}{more}")).expect("a file");
         let rendered = validated(&built(&own)).unwrap_or_else(|faults| panic!("{faults}"));
         assert_eq!(rendered.any("PodMonitor").is_some(), monitored);
