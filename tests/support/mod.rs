@@ -6,6 +6,7 @@ pub(crate) mod certificates;
 pub(crate) mod checkout;
 pub(crate) mod client;
 pub(crate) mod container;
+pub(crate) mod crowd;
 pub(crate) mod debian_root;
 pub(crate) mod executor;
 pub(crate) mod flow;
