@@ -355,7 +355,7 @@ pub(super) const SPANS: Descriptor = Descriptor {
         name: "result",
         values: Values::These(&[
             ("exported", "the collector has taken them"),
-            ("lost", "it could not be reached, refused them or was too slow"),
+            ("lost", "it could not be reached, refused them or was too slow, and too many waited"),
         ]),
     }],
     advice: "`lost` rises: the last warning in the log names the collector and the reason. Streams do \

@@ -369,10 +369,16 @@ async fn a_collector_that_hangs() {
         let system = System::new().await;
         let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = silent.local_addr().expect("its address");
-        let gateway = Builder::new(&system).tracing(&format!(
+        let builder = with_admin(&system).tracing(&format!(
             "enabled = true\nprotocol = \"{protocol}\"\nendpoint = \"http://{address}\"\ntimeout = \"600s\""
         ));
-        let gateway = started(gateway, AT_ONCE).await;
+        let mut gateway = builder
+            .start_changed(|command| {
+                every(AT_ONCE)(command);
+                command.env("OTEL_BSP_MAX_QUEUE_SIZE", "2");
+            })
+            .await;
+        gateway.ready().await;
         let mut executor = Executor::start(&system, None).await;
         for _ in 0..3 {
             let (build, _, log) = run(&mut executor, None).await;
@@ -380,6 +386,8 @@ async fn a_collector_that_hangs() {
             assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
         }
         let held = within("the gateway to come", silent.accept()).await.expect("a connection");
+        // Two wait, on their way or for it; for the third there is no room.
+        until_metric(&gateway, "zuul_fingergw_spans_total{result=\"lost\"}", 1.0).await;
         let log = stop(gateway).await;
         let warned =
             log.iter().filter(|line| line.contains("has not taken the last spans in time"));
