@@ -193,7 +193,8 @@ pub(super) const FIRST_BYTE: Descriptor = Descriptor {
     help: "From the end of the look-up to the log's first byte, from 0.0005 to 10 s",
     labels: &[],
     advice: "What people feel. Compare with `upstream_connect_seconds`: if that is short, executors \
-             are slow to read their logs.",
+             are slow to read their logs. Where streams are traced, each bucket names a trace of late \
+             ([tracing.md](tracing.md#from-a-slow-stream-to-its-trace)).",
 };
 
 pub(super) const STREAM: Descriptor = Descriptor {
@@ -354,7 +355,7 @@ pub(super) const SPANS: Descriptor = Descriptor {
         name: "result",
         values: Values::These(&[
             ("exported", "the collector has taken them"),
-            ("lost", "it could not be reached, refused them or was too slow"),
+            ("lost", "it could not be reached, refused them or was too slow, and too many waited"),
         ]),
     }],
     advice: "`lost` rises: the last warning in the log names the collector and the reason. Streams do \

@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -22,6 +23,9 @@ type Label = [(&'static str, &'static str); 1];
 type Counters = Family<Label, Counter>;
 type Histograms = Family<Label, Histogram, fn() -> Histogram>;
 
+/// Where to look closer at what was observed last in a bucket.
+type TraceId = [(&'static str, String); 1];
+
 /// Everything this process measures about itself. Cheap to clone: all share the same numbers.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -36,7 +40,7 @@ pub(crate) struct Metrics {
     routes: Counters,
     lookup: Histogram,
     connect: Histograms,
-    first_byte: Histogram,
+    first_byte: HistogramWithExemplars<TraceId>,
     stream: Histogram,
     streamed: Counter,
     streams: Gauge,
@@ -140,10 +144,11 @@ impl Rejection {
     }
 }
 
+const SHORT: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
 fn short() -> Histogram {
-    Histogram::new([
-        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-    ])
+    Histogram::new(SHORT)
 }
 
 fn long() -> Histogram {
@@ -164,7 +169,7 @@ impl Default for Metrics {
             routes: Family::default(),
             lookup: short(),
             connect: Family::new_with_constructor(short as fn() -> Histogram),
-            first_byte: short(),
+            first_byte: HistogramWithExemplars::new(SHORT.into_iter()),
             stream: long(),
             streamed: Counter::default(),
             streams: Gauge::default(),
@@ -314,8 +319,11 @@ impl Metrics {
         self.connect.get_or_create(&[("route", route.as_str())]).observe(time.as_secs_f64());
     }
 
-    pub(crate) fn first_byte(&self, time: Duration) {
-        self.first_byte.observe(time.as_secs_f64());
+    /// Times the first byte of a stream, which is in the trace `trace_id`, if in any.
+    pub(crate) fn first_byte(&self, time: Duration, trace_id: Option<&str>) {
+        let exemplar = trace_id.map(|id| [("trace_id", id.to_owned())]);
+        let now = exemplar.is_some().then(SystemTime::now);
+        self.first_byte.observe(time.as_secs_f64(), exemplar, now);
     }
 
     /// Counts the end of a stream that took `time`.

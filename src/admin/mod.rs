@@ -169,7 +169,7 @@ fn respond(
 }
 
 /// OpenMetrics as Prometheus' older text format: there a counter's type is told of the name with
-/// its `_total`, units are part of names only, and nothing marks the end.
+/// its `_total`, units are part of names only, there are no exemplars, and nothing marks the end.
 fn prometheus_text(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len());
     let mut help = None;
@@ -186,12 +186,21 @@ fn prometheus_text(openmetrics: &str) -> String {
             }
             ["#", ..] => {}
             _ => {
-                text.push_str(line);
+                text.push_str(without_exemplar(line));
                 text.push('\n');
             }
         }
     }
     text
+}
+
+/// Only buckets have them, and nobody else chooses the values of a bucket's labels.
+fn without_exemplar(sample: &str) -> &str {
+    let name = sample.split('{').next().unwrap_or_default();
+    match sample.split_once(" # {") {
+        Some((bare, _)) if name.ends_with("_bucket") => bare,
+        _ => sample,
+    }
 }
 
 #[cfg(test)]
@@ -278,6 +287,24 @@ mod tests {
             }
         }
         assert!(families.is_empty(), "not in the catalogue: {families:?}");
+    }
+
+    /// Streams that are traced tell where, in the one format that has room for it.
+    #[test]
+    fn exemplars_are_in_openmetrics_alone() {
+        let (metrics, mut registry) = (Metrics::default(), Registry::default());
+        metrics.register(&mut registry);
+        metrics.first_byte(Duration::from_millis(20), Some("abc"));
+        metrics.first_byte(Duration::from_millis(20), None);
+        let mut openmetrics = String::new();
+        encode(&mut openmetrics, &registry).unwrap();
+        let bucket = "zuul_fingergw_first_byte_seconds_bucket{le=\"0.025\"} 2";
+        let exemplar = format!("{bucket} # {{trace_id=\"abc\"}} 0.02 ");
+        assert!(openmetrics.contains(&exemplar), "{openmetrics}");
+        let text = prometheus_text(&openmetrics);
+        assert!(text.contains(&format!("{bucket}\n")) && !text.contains("trace_id"), "{text}");
+        let zone = "zone_info{zone=\"a # {b\"} 1";
+        assert_eq!(without_exemplar(zone), zone);
     }
 
     /// What cannot be counted without being in the catalogue, because the types know its values.

@@ -319,7 +319,7 @@ impl<'a> Race<'a> {
         if let Upstream::Gateway(gateway) = &answered.hop {
             cx.familiar.dialed(gateway);
         }
-        cx.metrics.first_byte(answered.listed.age());
+        cx.metrics.first_byte(answered.listed.age(), span.trace_id());
         span.first_byte();
         Raced::Answered(answered)
     }

@@ -301,7 +301,7 @@ async fn relay_from(
     let _active = cx.metrics.stream();
     let first_byte = || {
         memory.answered(build, hop);
-        cx.metrics.first_byte(listed.age());
+        cx.metrics.first_byte(listed.age(), span.trace_id());
         span.first_byte();
     };
     let relayed = relay::run(&mut upstream, client, cx, None, first_byte, &listed).await;

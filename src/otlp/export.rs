@@ -2,9 +2,10 @@
 //!
 //! The SDK's processor keeps up to 2048 spans and gives away at most 512 at once, every 5 s and
 //! sooner if there are so many (`OTEL_BSP_*` in the environment, as with Zuul's services). What comes
-//! while it is full is lost: a stream waits for no collector.
+//! while it is full is lost (`backlog`): a stream waits for no collector.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use opentelemetry::KeyValue;
@@ -14,11 +15,12 @@ use opentelemetry_otlp::{
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracerProvider, SpanData, SpanExporter};
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::backlog::{Backlog, Processor};
 use super::collector::Collector;
 use crate::admin::metrics::Metrics;
 use crate::config::{Protocol, Tracing};
@@ -41,13 +43,13 @@ pub(super) fn start(
         let _inside = runtime.enter();
         exporter(config)?
     };
+    let backlog = Arc::new(Backlog::new(metrics));
     let exporter = Exporter {
         runtime: Some(runtime),
         exporter,
         config: config.clone(),
-        metrics,
+        backlog: Arc::clone(&backlog),
         failing: AtomicBool::new(false),
-        lost: AtomicU64::new(0),
     };
     let resource = Resource::builder_empty()
         .with_service_name(config.service_name.clone())
@@ -56,7 +58,7 @@ pub(super) fn start(
             KeyValue::new("host.name", hostname.to_owned()),
         ])
         .build();
-    let processor = BatchSpanProcessor::builder(exporter).build();
+    let processor = Processor::new(exporter, backlog);
     Ok(SdkTracerProvider::builder().with_resource(resource).with_span_processor(processor).build())
 }
 
@@ -98,16 +100,14 @@ struct Exporter {
     runtime: Option<Runtime>,
     exporter: OtlpExporter,
     config: Tracing,
-    metrics: Metrics,
+    backlog: Arc<Backlog>,
     failing: AtomicBool,
-    /// Since the collector failed.
-    lost: AtomicU64,
 }
 
 impl SpanExporter for Exporter {
     /// Called by the thread of the SDK, and by nothing else.
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let spans = batch.len() as u64;
+        let spans = batch.len();
         let runtime = self.runtime.as_ref().expect("there until the drop");
         let patience = self.config.timeout;
         // With its tries again, which it makes within the same time.
@@ -129,19 +129,18 @@ impl SpanExporter for Exporter {
 
 impl Exporter {
     /// Counts, and says once that the collector fails and once that it does no more.
-    fn tell(&self, spans: u64, outcome: &OTelSdkResult) {
+    fn tell(&self, spans: usize, outcome: &OTelSdkResult) {
         let endpoint = &self.config.endpoint;
         match outcome {
             Ok(()) => {
-                self.metrics.spans("exported", spans);
+                self.backlog.exported(spans);
                 if self.failing.swap(false, Ordering::Relaxed) {
-                    let lost = self.lost.swap(0, Ordering::Relaxed);
+                    let lost = self.backlog.lost();
                     info!(%endpoint, lost, "tracing: the collector takes spans again");
                 }
             }
             Err(error) => {
-                self.metrics.spans("lost", spans);
-                self.lost.fetch_add(spans, Ordering::Relaxed);
+                self.backlog.failed(spans);
                 if !self.failing.swap(true, Ordering::Relaxed) {
                     warn!(%endpoint, %error, "tracing: spans are lost until the collector takes them");
                 }

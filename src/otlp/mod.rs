@@ -5,10 +5,12 @@
 //! do nothing, so that nobody else has to know of two kinds of programs.
 //!
 //! With it: `origin` reads of a build request whose trace it belongs to, `span` is what a session tells,
-//! `export` hands ended spans on and `collector` dials.
+//! `export` hands ended spans on, `backlog` counts those that wait, and `collector` dials.
 
 #[cfg(not(feature = "otlp"))]
 mod absent;
+#[cfg(feature = "otlp")]
+mod backlog;
 #[cfg(feature = "otlp")]
 mod collector;
 #[cfg(feature = "otlp")]

@@ -11,6 +11,7 @@ use tempfile::NamedTempFile;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::support::checkout::{installed, top};
 use crate::support::within;
 
 pub(crate) struct Script {
@@ -28,7 +29,7 @@ impl Script {
     pub(crate) fn start<'a>(name: &str, args: impl IntoIterator<Item = &'a Path>) -> Self {
         let stderr = NamedTempFile::new().expect("a file for the script's stderr");
         let mut child = python()
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(name))
+            .arg(top().join("tests/interop").join(name))
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -104,5 +105,5 @@ pub(crate) fn python() -> Command {
 
 /// Where the programs of real Zuul are.
 pub(crate) fn venv() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin")
+    installed("venv/bin")
 }

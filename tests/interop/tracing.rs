@@ -9,7 +9,9 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use crate::executor::{Executor, Log, new_build, pieces};
+use crate::metrics::understood;
 use crate::script::Script;
+use crate::support::admin::{exposition, openmetrics, until_metric, with_admin};
 use crate::support::certificates::Authority;
 use crate::support::client::{Client, Ending};
 use crate::support::gateway::{Builder, Gateway};
@@ -96,7 +98,7 @@ async fn gateways_of_both_zones_join_the_trace_of_the_build() {
     let identity = system.zookeeper.authority.identity("gateway");
     let mut collector = Collector::grpc().await;
     let builder = |zone: &str, listener: &str| {
-        let builder = Builder::new(&system).zone(zone).tls(&identity).listeners(&[listener]);
+        let builder = with_admin(&system).zone(zone).tls(&identity).listeners(&[listener]);
         started(builder.tracing(&collector.toml()), AT_ONCE)
     };
     let west = builder("west", "tls = true").await;
@@ -133,8 +135,8 @@ async fn gateways_of_both_zones_join_the_trace_of_the_build() {
     at_east["server.address"] = "localhost".into();
     at_east["server.port"] = west.port().into();
     at_west["server.address"] = "127.0.0.1".into();
-    let (_, port) =
-        executor.route().rsplit_once(':').map(|(_, port)| ((), port.to_owned())).unwrap();
+    let route = executor.route();
+    let (_, port) = route.rsplit_once(':').expect("an address");
     at_west["server.port"] = port.parse::<u16>().expect("a port").into();
     // The other gateway is a machine of the system; who has asked at the first one may be a person.
     at_west["network.peer.address"] = "127.0.0.1".into();
@@ -147,6 +149,15 @@ async fn gateways_of_both_zones_join_the_trace_of_the_build() {
         ended.contains(&format!(" event_id={} trace_id={}", id("event_id"), id("trace_id"))),
         "{ended}"
     );
+
+    // From a slow stream to its trace.
+    let exemplar = format!("_bucket {{'trace_id': '{}'}}", id("trace_id"));
+    for gateway in [&east, &west] {
+        let told = understood("openmetrics", &openmetrics(gateway).await.body).await;
+        let found: Vec<_> = told.lines().filter(|line| line.ends_with(&exemplar)).collect();
+        assert_eq!(found.len(), 1, "{told}");
+        assert!(!exposition(gateway).await.contains("trace_id"));
+    }
 }
 
 /// What is left when the gateway stops; and that only traces that are sampled are told.
@@ -325,9 +336,8 @@ async fn a_collector_that_is_away_for_a_while() {
     let mut collector = Collector::grpc().await;
     let proxy = Proxy::start(collector.port).await;
     proxy.refuse();
-    let mut builder = Builder::new(&system)
+    let builder = with_admin(&system)
         .tracing(&format!("enabled = true\nendpoint = \"http://{}\"\n", proxy.address));
-    builder.admin = true;
     let mut gateway = started(builder, AT_ONCE).await;
     let mut executor = Executor::start(&system, None).await;
     let mut traces = Vec::new();
@@ -340,7 +350,7 @@ async fn a_collector_that_is_away_for_a_while() {
             gateway.logged("a warning", |line| line.contains("spans are lost")).await;
         }
         if round == 1 {
-            lost(&gateway, 2).await;
+            until_metric(&gateway, "zuul_fingergw_spans_total{result=\"lost\"}", 2.0).await;
             proxy.release();
         }
     }
@@ -352,23 +362,6 @@ async fn a_collector_that_is_away_for_a_while() {
     assert_eq!(log.iter().filter(|line| line.contains("spans are lost")).count(), 1, "{log:?}");
 }
 
-/// Waits until so many spans have been lost, as metrics tell. Nothing else does, so this asks again.
-async fn lost(gateway: &Gateway, spans: u64) {
-    let wanted = format!("zuul_fingergw_spans_total{{result=\"lost\"}} {spans}\n");
-    let admin = *gateway.addresses.last().expect("the admin address");
-    within("spans to be lost", async {
-        loop {
-            let mut client = Client::connect(admin).await;
-            client.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
-            let (text, _) = client.rest().await;
-            if String::from_utf8_lossy(&text).contains(&wanted) {
-                return;
-            }
-        }
-    })
-    .await;
-}
-
 /// It takes connections and says nothing: streams and the end of the gateway do not wait for it.
 #[tokio::test]
 async fn a_collector_that_hangs() {
@@ -376,10 +369,16 @@ async fn a_collector_that_hangs() {
         let system = System::new().await;
         let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = silent.local_addr().expect("its address");
-        let gateway = Builder::new(&system).tracing(&format!(
+        let builder = with_admin(&system).tracing(&format!(
             "enabled = true\nprotocol = \"{protocol}\"\nendpoint = \"http://{address}\"\ntimeout = \"600s\""
         ));
-        let gateway = started(gateway, AT_ONCE).await;
+        let mut gateway = builder
+            .start_changed(|command| {
+                every(AT_ONCE)(command);
+                command.env("OTEL_BSP_MAX_QUEUE_SIZE", "2");
+            })
+            .await;
+        gateway.ready().await;
         let mut executor = Executor::start(&system, None).await;
         for _ in 0..3 {
             let (build, _, log) = run(&mut executor, None).await;
@@ -387,6 +386,8 @@ async fn a_collector_that_hangs() {
             assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
         }
         let held = within("the gateway to come", silent.accept()).await.expect("a connection");
+        // Two wait, on their way or for it; for the third there is no room.
+        until_metric(&gateway, "zuul_fingergw_spans_total{result=\"lost\"}", 1.0).await;
         let log = stop(gateway).await;
         let warned =
             log.iter().filter(|line| line.contains("has not taken the last spans in time"));

@@ -1,92 +1,17 @@
 //! Health and metrics over HTTP.
 
-use std::net::SocketAddr;
-
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::admin::{
+    admin, ask, exposition, get, metric, openmetrics, until_metric, with_admin,
+};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
-use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
-
-/// The answer to one request: status line, header lines, body.
-pub(crate) struct Answer {
-    pub(crate) status: String,
-    headers: String,
-    body: String,
-}
-
-async fn ask(address: SocketAddr, request: &str) -> Answer {
-    let answer = within("an HTTP answer", async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        std::io::Result::Ok(answer)
-    });
-    let answer = answer.await.expect("an HTTP answer");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    let (status, headers) = head.split_once("\r\n").unwrap_or((head, ""));
-    Answer { status: status.to_owned(), headers: headers.to_lowercase(), body: body.to_owned() }
-}
-
-pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
-    ask(address, &format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n")).await
-}
-
-/// A gateway with the admin listener, whose address is the last it tells.
-pub(crate) fn with_admin(system: &System) -> Builder {
-    let mut builder = Builder::new(system).zone("west");
-    builder.admin = true;
-    builder
-}
-
-pub(crate) fn admin(gateway: &Gateway) -> SocketAddr {
-    gateway.addresses[gateway.addresses.len() - 1]
-}
-
-/// All that `/metrics` tells.
-pub(crate) async fn exposition(gateway: &Gateway) -> String {
-    get(admin(gateway), "/metrics").await.body
-}
-
-/// The value of one series.
-pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
-    let body = exposition(gateway).await;
-    value(&body, series).unwrap_or_else(|| panic!("no {series} in\n{body}"))
-}
-
-fn value(exposition: &str, series: &str) -> Option<f64> {
-    let value = exposition.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    value.map(|value| value.parse().expect("a number"))
-}
-
-/// Waits until so many connections have ended as `result`, which are all.
-pub(crate) async fn ended(gateway: &Gateway, result: &str, count: usize) {
-    let series = format!("zuul_fingergw_requests_total{{result=\"{result}\"}}");
-    until_metric(gateway, &series, count as f64).await;
-}
-
-/// Waits until a series is there and has this value. A connection is counted when it is over, which is
-/// a little after its client has seen its end and told to nobody: this asks again.
-pub(crate) async fn until_metric(gateway: &Gateway, series: &str, value: f64) {
-    within(&format!("{series} {value}"), async {
-        while self::value(&exposition(gateway).await, series).is_none_or(|now| now < value) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    assert_eq!(metric(gateway, series).await, value, "{series}");
-}
-
-/// What `/health/ready` answers.
-pub(crate) async fn readiness(gateway: &Gateway) -> String {
-    get(admin(gateway), "/health/ready").await.status
-}
 
 #[tokio::test]
 async fn upstreams_paths_codes_and_bodies() {
@@ -232,12 +157,10 @@ async fn the_process_as_zuul_documents_it() {
 async fn openmetrics_for_those_who_ask() {
     let system = System::new().await;
     let gateway = with_admin(&system).ready().await;
-    let request = "GET /metrics HTTP/1.1\r\nHost: g\r\n\
-                   Accept: application/openmetrics-text; version=1.0.0, text/plain; q=0.5\r\n\r\n";
-    let answer = ask(admin(&gateway), request).await;
+    let answer = openmetrics(&gateway).await;
     assert!(answer.headers.contains("content-type: application/openmetrics-text; version=1.0.0"));
     assert!(answer.body.ends_with("# EOF\n"));
-    let plain = get(admin(&gateway), "/metrics").await.body;
+    let plain = exposition(&gateway).await;
     assert!(!plain.contains("# EOF") && !plain.contains("# UNIT"));
     assert!(plain.contains("# TYPE zuul_fingergw_requests_total counter"), "{plain}");
 }

@@ -2,16 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 
+use crate::support::admin::get;
 use crate::support::certificates::Identity;
-use crate::support::client::Client;
+use crate::support::crowd::Crowd;
 use crate::support::debian_root::{Machine, Root, beside_debian};
-use crate::support::executor::{Executor, serves};
+use crate::support::executor::serves;
 use crate::support::flow::Flow;
 use crate::support::gateway::BINARY;
 use crate::support::system::{Entry, System};
@@ -91,60 +89,6 @@ async fn main_pid(machine: &Machine) -> String {
 
 fn port_79(host: &str) -> SocketAddr {
     format!("{host}:79").parse().expect("an address")
-}
-
-/// Clients that come all the time, and what they have got of a log.
-struct Crowd {
-    clients: JoinSet<()>,
-    serving: tokio::task::JoinHandle<()>,
-    served: watch::Receiver<usize>,
-    enough: watch::Sender<bool>,
-}
-
-impl Crowd {
-    const LOG: &str = "one line\nand another\n";
-
-    async fn come(system: &System) -> Self {
-        let executor = Executor::start().await;
-        let build = system.put_build(None, Some(&executor.worker(None))).await;
-        let (served_now, served) = watch::channel(0_usize);
-        let served_now = Arc::new(served_now);
-        let (enough, enough_seen) = watch::channel(false);
-        let mut clients = JoinSet::new();
-        for _ in 0..4 {
-            let (build, served, enough) = (build.clone(), served_now.clone(), enough_seen.clone());
-            clients.spawn(async move {
-                while !*enough.borrow() {
-                    let log = Client::ask(port_79("127.0.0.1"), &build).await.text().await;
-                    assert_eq!(log, Self::LOG);
-                    served.send_modify(|served| *served += 1);
-                }
-            });
-        }
-        let serving = tokio::spawn(async move {
-            loop {
-                executor.serve(Self::LOG.as_bytes()).await;
-            }
-        });
-        let mut crowd = Self { clients, serving, served, enough };
-        crowd.more().await;
-        crowd
-    }
-
-    /// Waits until some more have been served.
-    async fn more(&mut self) {
-        let wanted = *self.served.borrow() + 20;
-        within("more", self.served.wait_for(|served| *served >= wanted)).await.expect("clients");
-    }
-
-    /// Every single one has been served.
-    async fn go(mut self) {
-        self.enough.send_replace(true);
-        while let Some(client) = within("the clients to end", self.clients.join_next()).await {
-            client.expect("every single one is served");
-        }
-        self.serving.abort();
-    }
 }
 
 /// What the kernel says of the process: who it is, and no capabilities but these.
@@ -289,9 +233,7 @@ fn a_service_on_port_79() {
         let log = machine.root.read("/var/log/zuul-fingergw/log");
         assert!(log.contains("the service manager passes the socket"), "{log}");
         // Even what proc(5) has no file for any more.
-        let mut scrape = Client::connect("127.0.0.1:9090".parse().expect("an address")).await;
-        scrape.send(b"GET /metrics HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n").await;
-        let metrics = scrape.text().await;
+        let metrics = get("127.0.0.1:9090".parse().expect("an address"), "/metrics").await.body;
         for series in ["process_start_time_seconds 1", "process_open_fds ", "process_cpu_seconds"] {
             assert!(metrics.contains(series), "{series}\n{metrics}");
         }
@@ -333,7 +275,7 @@ async fn reloads(machine: &Machine, config: &str) {
 /// While clients come all the time.
 async fn restarts(machine: &Machine, system: &System) {
     let pid = main_pid(machine).await;
-    let mut crowd = Crowd::come(system).await;
+    let mut crowd = Crowd::come(system, port_79("127.0.0.1")).await;
     machine.succeeds("systemctl restart zuul-fingergw").await;
     assert_ne!(main_pid(machine).await, pid);
     crowd.more().await;

@@ -3,19 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::empty_root::{ANYBODY, field, static_program};
-use crate::kubernetes::installed;
+use crate::support::checkout::{installed, read};
 use crate::support::client::Client;
 use crate::support::container::{Image, may_run};
 use crate::support::executor::Executor;
+use crate::support::fed;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
 
@@ -64,25 +64,17 @@ fn tree(root: &Path) -> BTreeMap<String, (u32, u32, u32)> {
 
 /// What hadolint says of a Containerfile.
 fn linted(text: &str) -> String {
-    let mut hadolint = Command::new(installed("validators/bin/hadolint"))
-        // Debian's packages are as new as the image.
-        .args(["--no-color", "--ignore", "DL3008", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("hadolint (tests/run)");
-    let mut stdin = hadolint.stdin.take().expect("stdin is piped");
-    stdin.write_all(text.as_bytes()).expect("the Containerfile");
-    drop(stdin);
-    let Output { status, stdout, .. } = hadolint.wait_with_output().expect("its end");
+    // Debian's packages are as new as the image.
+    let mut hadolint = Command::new(installed("validators/bin/hadolint"));
+    hadolint.args(["--no-color", "--ignore", "DL3008", "-"]);
+    let Output { status, stdout, .. } = fed(&mut hadolint, text);
     assert_eq!(status.success(), stdout.is_empty());
     String::from_utf8(stdout).expect("UTF-8")
 }
 
 #[test]
 fn containerfile_is_without_fault() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/container/Containerfile");
-    let text = fs::read_to_string(path).expect("the Containerfile");
+    let text = read("etc/container/Containerfile");
     assert_eq!(linted(&text), "");
     let told = linted(&text.replace("STOPSIGNAL", "STOPSINGAL"));
     assert!(told.contains("STOPSINGAL") || told.contains("unexpected"), "{told}");

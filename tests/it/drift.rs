@@ -1,11 +1,12 @@
 //! What the pages say of the source, held against it: links, messages of the log, answers to clients,
-//! files, versions.
+//! tests, files, versions.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::pages::{self, top};
+use crate::pages;
+use crate::support::checkout::{read, top};
 
 /// All sources of the program, below `src`.
 fn sources() -> Vec<PathBuf> {
@@ -23,11 +24,6 @@ fn sources() -> Vec<PathBuf> {
     below(&top().join("src"), &mut found);
     assert!(found.len() > 50, "{found:?}");
     found
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    let path = top().join(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// How a platform for Markdown calls the place of this heading.
@@ -314,6 +310,46 @@ fn commands_in_sentences_are_run_somewhere() {
     assert!(told.len() >= 5, "{told:?}");
     let missing: Vec<_> = told.difference(&run).collect();
     assert!(missing.is_empty(), "no `sh` block of any page runs {missing:?}");
+}
+
+/// The pages that say which test shows what, and how many tests each names at least, so that none is read past.
+const PROVEN: [(&str, usize); 3] =
+    [("threat-model.md", 40), ("reliability.md", 20), ("kubernetes.md", 5)];
+
+/// What stands in `page` between backquotes and has a `::` in it.
+fn named(page: &str) -> Vec<&str> {
+    page.split('`').skip(1).step_by(2).filter(|word| word.contains("::")).collect()
+}
+
+/// Whether there is a test of this name, such as `faults::a_test`, `interop::web::a_test` or
+/// `src::gateway::finger::a_test`.
+fn exists(name: &str) -> bool {
+    let (path, test) = name.rsplit_once("::").expect("a path");
+    let path = path.replace("::", "/");
+    let directory = match path.split_once('/') {
+        Some(("src", _)) => "",
+        Some(("interop", _)) => "tests",
+        _ => "tests/it",
+    };
+    let file = top().join(directory).join(path);
+    let Ok(source) = fs::read_to_string(file.with_extension("rs")) else { return false };
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let head = format!("fn {test}(");
+    // Its attribute stands right above it, some with arguments.
+    let is_attribute = |line: &str| line.starts_with("#[") && line.contains("test");
+    lines.windows(2).any(|pair| is_attribute(pair[0]) && pair[1].contains(&head))
+}
+
+#[test]
+fn named_tests_exist() {
+    for (page, least) in PROVEN {
+        let text = read(Path::new("docs").join(page));
+        let names = named(&text);
+        assert!(names.len() >= least, "{} names in {page}", names.len());
+        let missing: Vec<_> = names.iter().filter(|name| !exists(name)).collect();
+        assert!(missing.is_empty(), "{page} names tests that are not there: {missing:?}");
+    }
+    assert!(!exists("faults::no_such_test") && !exists("nowhere::named_tests_exist"));
 }
 
 #[test]

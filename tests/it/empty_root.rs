@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::support::checkout::top;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{BINARY, Builder, Gateway, open_to_all};
@@ -41,7 +42,7 @@ pub(crate) fn static_program() -> &'static Path {
         let profile = if profile == "debug" { "dev" } else { &profile };
         let mut cargo = StdCommand::new(env!("CARGO"));
         cargo.args(["rustc", "--locked", "--example", "static", "--profile", profile]);
-        cargo.arg("--target-dir").arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.arg("--target-dir").arg(target).current_dir(top());
         let Output { status, stderr, .. } =
             cargo.args(["--", "-C", "target-feature=+crt-static"]).output().expect("cargo");
         assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
@@ -89,7 +90,7 @@ fn process_1(gateway: &Gateway) -> Pid {
     Pid::from_raw(child).expect("a pid")
 }
 
-/// Broken: a build of an executor that only /etc/hosts knows.
+/// A log from an executor that only /etc/hosts knows.
 async fn serves_by_name(system: &System, gateway: &Gateway) {
     let executor = Executor::start().await;
     let worker = Worker { hostname: "executor.example".to_owned(), ..executor.worker(None) };

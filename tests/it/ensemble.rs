@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::admin::readiness;
+use crate::support::admin::readiness;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::flow::Flow;

@@ -11,9 +11,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::admin::metric;
 use crate::route::{comes_from, east_of};
 use crate::service::{Outcome, program};
+use crate::support::admin::metric;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, unreachable};
 use crate::support::gateway::{Builder, Gateway};

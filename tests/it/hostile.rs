@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::admin::{ended, metric};
+use crate::support::admin::{ended, metric};
 use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, Stream};

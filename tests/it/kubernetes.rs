@@ -6,19 +6,16 @@ mod started;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Where `tests/run` puts things.
-pub(crate) fn installed(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(path)
-}
+use crate::support::checkout::{installed, top};
+use crate::support::fed;
 
 /// What an overlay says, or the base.
 struct Rendered {
@@ -57,7 +54,7 @@ fn text(value: &Value) -> &str {
 
 /// What kustomize makes of a directory below `etc/kubernetes`.
 fn yaml(directory: &str) -> String {
-    built(&Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/kubernetes").join(directory))
+    built(&top().join("etc/kubernetes").join(directory))
 }
 
 fn built(path: &Path) -> String {
@@ -71,19 +68,10 @@ fn built(path: &Path) -> String {
 
 /// What it says if it is valid, or what is wrong.
 fn validated(yaml: &str) -> Result<Rendered, String> {
-    let mut python = Command::new(installed("validators/bin/python"))
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/kubernetes/validate.py"))
-        .arg(installed("debian/usr/share/gocode/src/github.com/openshift/api"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("Python (tests/run)");
-    // It reads all before it writes.
-    let mut stdin = python.stdin.take().expect("stdin is piped");
-    stdin.write_all(yaml.as_bytes()).expect("the manifests");
-    drop(stdin);
-    let Output { status, stdout, stderr } = python.wait_with_output().expect("its end");
+    let mut python = Command::new(installed("validators/bin/python"));
+    python.arg(top().join("tests/it/kubernetes/validate.py"));
+    python.arg(installed("debian/usr/share/gocode/src/github.com/openshift/api"));
+    let Output { status, stdout, stderr } = fed(&mut python, yaml);
     if !status.success() {
         return Err(String::from_utf8_lossy(&stderr).into_owned());
     }
@@ -107,7 +95,7 @@ fn rendered(directory: &str) -> &'static Rendered {
 
 /// All that there is, so that what comes is not forgotten.
 fn directories() -> Vec<String> {
-    let overlays = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/kubernetes/overlays");
+    let overlays = top().join("etc/kubernetes/overlays");
     let overlays = fs::read_dir(overlays).expect("overlays").flatten();
     let overlays = overlays.map(|entry| format!("overlays/{}", entry.file_name().display()));
     ["base".to_owned()].into_iter().chain(overlays).collect()

@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
-use crate::admin::readiness;
+use crate::support::admin::readiness;
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, serves};

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::admin::ended;
+use crate::support::admin::ended;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
 use crate::support::flow::Flow;

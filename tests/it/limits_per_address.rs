@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use tokio::task::JoinSet;
 
-use crate::admin::{ended, metric};
 use crate::proxy_protocol::v2;
+use crate::support::admin::{ended, metric};
 use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::Executor;

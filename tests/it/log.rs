@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::admin::{metric, with_admin};
+use crate::support::admin::{metric, with_admin};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};

@@ -5,7 +5,6 @@ mod boot;
 mod config;
 mod container;
 mod demo;
-mod docs;
 mod documentation;
 mod drift;
 mod empty_root;

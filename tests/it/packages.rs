@@ -14,30 +14,21 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::support::certificates::Identity;
+use crate::support::checkout::top;
 use crate::support::client::Client;
 use crate::support::debian_root::{Machine, Root, beside_debian};
 use crate::support::executor::Executor;
 use crate::support::flow::Flow;
 use crate::support::gateway::{BINARY, Builder};
 use crate::support::system::System;
-use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
+use crate::support::{tool, within};
 
 /// One build's .deb and .rpm.
 struct Packages {
     deb: PathBuf,
     rpm: PathBuf,
     _directory: TempDir,
-}
-
-/// Runs a tool that has to succeed, and returns what it prints.
-fn tool(command: &mut Command) -> String {
-    let output = command.output();
-    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error} (see tests/run)"));
-    let Output { status, stdout, stderr } = output;
-    let [stdout, stderr] = [stdout, stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    assert!(status.success(), "{command:?}: {status}\n{stdout}{stderr}");
-    stdout
 }
 
 /// Makes packages of the program under test, with this revision.
@@ -47,7 +38,7 @@ fn make(revision: &str) -> Packages {
 
 fn make_with(revision: &str, change: impl FnOnce(&mut Command)) -> Packages {
     let directory = TempDir::new().expect("a directory");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/packages/build");
+    let script = top().join("etc/packages/build");
     let mut command = Command::new(script);
     command.arg(BINARY).arg(directory.path()).arg(revision);
     // Which compression is not what is tested.
@@ -159,7 +150,7 @@ fn same(path: &str) -> (String, String) {
 /// Every crate that is linked in has its licence told. Which texts there are, the crates decide.
 #[test]
 fn third_parties_have_their_licences_told() {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/packages/third-party");
+    let script = top().join("etc/packages/third-party");
     let told = tool(Command::new(script).env("CARGO", env!("CARGO")));
     let (list, texts) = told.split_once("\n====").expect("texts behind the list");
     for line in ["rustls ", "tokio ", "zookeeper-client ", "aws-lc-sys "] {
@@ -199,7 +190,7 @@ fn releases_are_refused() {
         assert_eq!(status.code(), Some(1));
         String::from_utf8_lossy(&stderr).into_owned()
     };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/release");
+    let script = top().join("etc/release");
     fs::create_dir(directory.path().join("etc")).expect("a directory");
     fs::copy(script, directory.path().join("etc/release")).expect("a copy");
     write("Cargo.toml", "[package]\nversion = \"1.2.3\"\n[dependencies]\nversion = \"9\"\n");
@@ -233,7 +224,7 @@ fn shellcheck_finds_nothing() {
         "etc/packages/debian/zuul-fingergw-rs.prerm",
     ];
     let mut command = Command::new("shellcheck");
-    tool(command.current_dir(env!("CARGO_MANIFEST_DIR")).args(scripts));
+    tool(command.current_dir(top()).args(scripts));
 }
 
 /// Each shell completes a command with what the program prints for it.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::checkout::{read, top};
+
 /// A page, by its path from the top of the repository.
 pub(crate) struct Page {
     pub(crate) name: String,
@@ -21,10 +23,6 @@ pub(crate) struct Block {
     pub(crate) follows: bool,
 }
 
-pub(crate) fn top() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 /// README.md and all of docs/*.md, in the order of their names.
 pub(crate) fn all() -> Vec<Page> {
     let listing = fs::read_dir(top().join("docs")).expect("docs");
@@ -38,13 +36,13 @@ pub(crate) fn all() -> Vec<Page> {
 
 fn page(path: &Path) -> Page {
     let name = path.strip_prefix(top()).expect("below the top").display().to_string();
-    Page { text: fs::read_to_string(path).expect(&name), name }
+    Page { text: read(path), name }
 }
 
 /// What the manual page of this name shows under EXAMPLES: the commands of each example as a block of
 /// `sh`, and all else that is shown literally as one of `toml`.
 pub(crate) fn manual(name: &str) -> Vec<Block> {
-    let text = fs::read_to_string(top().join("docs").join(name)).expect(name);
+    let text = read(Path::new("docs").join(name));
     let (_, examples) = text.split_once(".Sh EXAMPLES\n").expect("the section");
     let examples = examples.split(".Sh ").next().unwrap_or_default();
     let examples = examples.replace(r"\-", "-").replace(r"\e", r"\");

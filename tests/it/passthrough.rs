@@ -13,7 +13,7 @@ use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::admin;
+use crate::support::admin;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending, connector};
 use crate::support::executor::{Executor, unreachable};

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use tokio::net::TcpStream;
 
-use crate::admin::{metric, until_metric};
 use crate::limits_per_address::rejected;
 use crate::service::program;
+use crate::support::admin::{metric, until_metric};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};

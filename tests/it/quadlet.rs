@@ -1,7 +1,6 @@
 //! The Quadlet file: what podman's generator makes of it, and a container run as it says.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Output};
 
 use rustix::process::{Signal, kill_process};
@@ -9,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::container::process_of;
 use crate::empty_root::{field, static_program};
-use crate::kubernetes::installed;
+use crate::support::checkout::{installed, read};
 use crate::support::container::{Image, may_run};
 use crate::support::executor::serves;
 use crate::support::gateway::Builder;
@@ -35,8 +34,7 @@ fn generated(text: &str) -> Result<String, String> {
 }
 
 fn quadlet() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/quadlet").join(NAME);
-    fs::read_to_string(path).expect("the Quadlet file")
+    read(format!("etc/quadlet/{NAME}"))
 }
 
 /// The value of a key that is there once.

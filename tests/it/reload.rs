@@ -14,8 +14,8 @@ use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::admin::metric;
 use crate::service::{Outcome, nobody, program};
+use crate::support::admin::metric;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port};

@@ -5,10 +5,10 @@ use std::net::Ipv4Addr;
 
 use rustix::process::Signal;
 
-use crate::admin::{metric, until_metric};
 use crate::proxy_protocol::v2;
 use crate::reload::Reloadable;
 use crate::service::program;
+use crate::support::admin::{metric, until_metric};
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, serves};

@@ -9,10 +9,9 @@ use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::process::Command;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::support::client::Client;
+use crate::support::crowd::Crowd;
 use crate::support::executor::{Executor, serves};
 use crate::support::flow::Flow;
 use crate::support::gateway::{BINARY, Builder, Gateway, wrap};
@@ -59,47 +58,22 @@ async fn with_socket(system: &System, socket: &StdListener) -> Gateway {
 /// there is none at all, are all served; a stream that runs has the time of the grace.
 #[tokio::test]
 async fn a_restart_refuses_nobody() {
-    const LOG: &str = "one line\nand another\n";
     let system = System::new().await;
     let (socket, address) = socket();
     let mut first = with_socket(&system, &socket).await;
     let flow = Flow::start(&system, address).await;
 
-    let executor = Executor::start().await;
-    let build = system.put_build(None, Some(&executor.worker(None))).await;
-    let (served, mut served_seen) = watch::channel(0_usize);
-    let (enough, enough_seen) = watch::channel(false);
-    let mut clients = JoinSet::new();
-    for _ in 0..4 {
-        let (build, served, enough) = (build.clone(), served.clone(), enough_seen.clone());
-        clients.spawn(async move {
-            while !*enough.borrow() {
-                assert_eq!(Client::ask(address, &build).await.text().await, LOG);
-                served.send_modify(|served| *served += 1);
-            }
-        });
-    }
-    let serving = tokio::spawn(async move {
-        loop {
-            executor.serve(LOG.as_bytes()).await;
-        }
-    });
-    within("some", served_seen.wait_for(|served| *served >= 20)).await.expect("clients");
+    let mut crowd = Crowd::come(&system, address).await;
 
     first.signal(Signal::TERM);
     flow.ends().await;
     assert!(first.exit().await.success());
     // Nobody is there to take this one.
-    let mut between = Client::ask(address, &build).await;
-    let at_exit = *served_seen.borrow();
+    let mut between = Client::ask(address, &crowd.build).await;
     let mut second = with_socket(&system, &socket).await;
-    assert_eq!(between.text().await, LOG);
-    within("more", served_seen.wait_for(|served| *served >= at_exit + 20)).await.expect("clients");
-    enough.send_replace(true);
-    while let Some(client) = within("the clients to end", clients.join_next()).await {
-        client.expect("every single one is served");
-    }
-    serving.abort();
+    assert_eq!(between.text().await, Crowd::LOG);
+    crowd.more().await;
+    crowd.go().await;
     second.signal(Signal::TERM);
     assert!(second.exit().await.success());
     // What is left of it is ours alone.

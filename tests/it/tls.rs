@@ -10,7 +10,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::admin::metric;
+use crate::support::admin::metric;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, acceptor, unreachable};

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use http_body_util::{BodyExt, Full};
@@ -21,19 +20,12 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
-use crate::admin::{admin, exposition, until_metric, with_admin};
+use crate::support::admin::{admin, exposition, until_metric, with_admin};
+use crate::support::checkout::{installed, read, top};
 use crate::support::prometheus::{Prometheus, promtool};
 use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
-
-fn root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(root(path)).expect(path)
-}
 
 /// An alert's name, expression, severity, and the words of its summary and description.
 struct Alert {
@@ -136,7 +128,7 @@ fn exported(exposition: &str) -> BTreeMap<&str, BTreeMap<&str, BTreeSet<&str>>> 
 /// Prometheus takes the files, and each alert fires when it should and not when it should not.
 #[tokio::test]
 async fn alerts_fire_when_they_should() {
-    let directory = root("etc/prometheus");
+    let directory = top().join("etc/prometheus");
     promtool(&directory, &["check", "config", "scrape.yaml"], "").await;
     promtool(&directory, &["check", "rules", "alerts.yaml"], "").await;
     promtool(&directory, &["test", "rules", "alerts.test.yaml"], "").await;
@@ -219,10 +211,10 @@ async fn what_is_asked_for_is_exported() {
 /// Grafana takes the dashboard, and people can read it.
 #[tokio::test]
 async fn the_dashboard_is_one() {
-    let python = root("target/grafana/bin/python");
+    let python = installed("grafana/bin/python");
     let mut check = Command::new(python);
     check.args(["-B", "tests/it/dashboard.py", "etc/grafana/zuul-fingergw.json"]);
-    check.current_dir(root("")).stdin(Stdio::null()).kill_on_drop(true);
+    check.current_dir(top()).stdin(Stdio::null()).kill_on_drop(true);
     let checked = within("Grafana's SDK", check.output()).await;
     let checked = checked.expect("Grafana's SDK in target/grafana (tests/run puts it there)");
     let said = [checked.stdout, checked.stderr].concat();

@@ -4,8 +4,8 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
-use crate::admin::metric;
 use crate::route::comes_from;
+use crate::support::admin::metric;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::{Builder, Gateway};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::admin::readiness;
+use crate::support::admin::readiness;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::Executor;

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use super::checkout::top;
 use super::gateway::open_to_all;
 use super::{left_out, within};
 
@@ -120,7 +121,7 @@ impl Image {
     fn buildah(&self, command: &str) -> Command {
         let mut buildah = Command::new("buildah");
         buildah.args(self.storage_arguments()).arg(command);
-        buildah.current_dir(env!("CARGO_MANIFEST_DIR"));
+        buildah.current_dir(top());
         buildah
     }
 

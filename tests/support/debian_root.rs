@@ -30,7 +30,7 @@ use tempfile::TempDir;
 use tokio::net::UnixDatagram;
 
 use super::namespace::apart;
-use super::{left_out, within};
+use super::{left_out, tool, within};
 
 /// Beside what Debian calls essential.
 const PACKAGES: &str = "systemd-sysv,rpm";
@@ -103,18 +103,6 @@ fn make_shared() {
     tool(make.arg(suite).arg(&root));
     rustix::fs::sync();
     fs::write(&stamp, wanted).expect("a stamp");
-}
-
-/// Runs a tool that has to succeed; what it says is shown only if it does not.
-fn tool(command: &mut Command) {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error} (see tests/run)"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 /// A root directory of one's own, not booted.

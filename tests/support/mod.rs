@@ -1,9 +1,12 @@
 //! What both test binaries share: a real ZooKeeper over TLS, certificates made at run time, the
 //! gateway as a process, Zuul's data, an executor and clients that do as they are told.
 
+pub(crate) mod admin;
 pub(crate) mod certificates;
+pub(crate) mod checkout;
 pub(crate) mod client;
 pub(crate) mod container;
+pub(crate) mod crowd;
 pub(crate) mod debian_root;
 pub(crate) mod executor;
 pub(crate) mod flow;
@@ -16,6 +19,7 @@ pub(crate) mod system;
 pub(crate) mod zookeeper;
 
 use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 /// Longer than anything here ever takes; what is over it is a hang.
@@ -32,6 +36,27 @@ pub(crate) async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_) => panic!("waited {DEADLINE:?} for {what}"),
     }
+}
+
+/// Runs a tool that has to succeed, and returns what it prints.
+pub(crate) fn tool(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error} (see tests/run)"));
+    let Output { status, stdout, stderr } = output;
+    let [stdout, stderr] = [stdout, stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(status.success(), "{command:?}: {status}\n{stdout}{stderr}");
+    stdout
+}
+
+/// Gives a tool all of `input`, and waits for its end. It has to read all before it writes much.
+pub(crate) fn fed(command: &mut Command, input: &str) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn();
+    let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error} (see tests/run)"));
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    stdin.write_all(input.as_bytes()).expect("it reads everything");
+    drop(stdin);
+    child.wait_with_output().expect("its end")
 }
 
 /// Says that this test is left out, past the harness, which shows nothing of tests that pass.

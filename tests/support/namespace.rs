@@ -9,6 +9,8 @@ use std::thread;
 use nix::sched::{CloneFlags, setns, unshare};
 use tempfile::NamedTempFile;
 
+use super::tool;
+
 /// Runs an asynchronous test in a thread with namespaces of its own, and all that it starts with
 /// it: sockets and processes belong to the namespace of the thread that makes them.
 pub(crate) fn apart(flags: CloneFlags, test: impl AsyncFnOnce() + Send + 'static) {
@@ -125,7 +127,5 @@ fn ip(arguments: &str) {
 
 /// Runs a command of the system, which has to succeed.
 pub(crate) fn command(program: &str, arguments: &str) {
-    let status = Command::new(program).args(arguments.split(' ')).status();
-    let status = status.unwrap_or_else(|error| panic!("{program}: {error} (see tests/run)"));
-    assert!(status.success(), "{program} {arguments}: {status}");
+    tool(Command::new(program).args(arguments.split(' ')));
 }

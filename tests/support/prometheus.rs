@@ -10,11 +10,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use super::checkout::installed;
 use super::within;
 
 fn program(name: &str) -> PathBuf {
-    let unpacked =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("target/prometheus/usr/bin").join(name);
+    let unpacked = installed("prometheus/usr/bin").join(name);
     if unpacked.exists() { unpacked } else { PathBuf::from(name) }
 }
 

@@ -13,9 +13,9 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{DEPLOYED, Rendered, list, rendered, text};
-use crate::admin;
 use crate::container::{confined, process_of};
 use crate::empty_root::static_program;
+use crate::support::admin;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::container::{Image, may_run, run};
@@ -101,8 +101,8 @@ async fn serve(directory: &str, image: &Image, system: &System, own: &Identity) 
     open_to_all(files.path());
     let options = options(rendered, files.path(), &identities);
     let check = ["/usr/local/bin/zuul-fingergw", "check"];
-    let told = run(&mut image.container(&options, &check)).await;
-    assert_eq!(told, "/etc/zuul/zuul-fingergw.toml: OK", "{directory}");
+    // It succeeds. What it says may be lost: podman attaches to what may be over already.
+    run(&mut image.container(&options, &check)).await;
 
     let change = |command: &mut _| image.instead_of(command, &options);
     let mut gateway = Gateway::with_command(files, Path::new("unused"), change).await;

@@ -1,0 +1,19 @@
+//! This checkout: its own files, and what `tests/run` puts below `target/`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub(crate) fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The text of a file, by its path from the top.
+pub(crate) fn read(path: impl AsRef<Path>) -> String {
+    let path = top().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Where `tests/run` puts things.
+pub(crate) fn installed(path: &str) -> PathBuf {
+    top().join("target").join(path)
+}

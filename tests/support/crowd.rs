@@ -1,0 +1,69 @@
+//! Clients that come all the time, so that a moment in which nobody is served shows.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::client::Client;
+use super::executor::Executor;
+use super::system::System;
+use super::within;
+
+/// Several at once, each of whom wants the whole log of one build and then comes again.
+pub(crate) struct Crowd {
+    pub(crate) build: String,
+    clients: JoinSet<()>,
+    serving: JoinHandle<()>,
+    served: watch::Receiver<usize>,
+    enough: watch::Sender<bool>,
+}
+
+impl Crowd {
+    /// What everybody who asks for the build gets.
+    pub(crate) const LOG: &str = "one line\nand another\n";
+
+    /// They are served already when this returns.
+    pub(crate) async fn come(system: &System, gateway: SocketAddr) -> Self {
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        let (served_now, served) = watch::channel(0_usize);
+        let served_now = Arc::new(served_now);
+        let (enough, enough_seen) = watch::channel(false);
+        let mut clients = JoinSet::new();
+        for _ in 0..4 {
+            let (build, served, enough) = (build.clone(), served_now.clone(), enough_seen.clone());
+            clients.spawn(async move {
+                while !*enough.borrow() {
+                    let log = Client::ask(gateway, &build).await.text().await;
+                    assert_eq!(log, Self::LOG);
+                    served.send_modify(|served| *served += 1);
+                }
+            });
+        }
+        let serving = tokio::spawn(async move {
+            loop {
+                executor.serve(Self::LOG.as_bytes()).await;
+            }
+        });
+        let mut crowd = Self { build, clients, serving, served, enough };
+        crowd.more().await;
+        crowd
+    }
+
+    /// Waits until some more have been served.
+    pub(crate) async fn more(&mut self) {
+        let wanted = *self.served.borrow() + 20;
+        within("more", self.served.wait_for(|served| *served >= wanted)).await.expect("clients");
+    }
+
+    /// Sends them away. Every single one has been served.
+    pub(crate) async fn go(mut self) {
+        self.enough.send_replace(true);
+        while let Some(client) = within("the clients to end", self.clients.join_next()).await {
+            client.expect("every single one is served");
+        }
+        self.serving.abort();
+    }
+}
