@@ -88,6 +88,23 @@ fn containerfile_is_without_fault() {
     assert!(told.contains("STOPSINGAL") || told.contains("unexpected"), "{told}");
 }
 
+/// An image has what the packages of a release have.
+#[test]
+fn has_the_features_of_a_release() {
+    let read = |path| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        fs::read_to_string(path).expect("a file")
+    };
+    let release = read("etc/release");
+    let features = release.split_once("FEATURES=${FEATURES-").and_then(|(_, rest)| {
+        let (features, _) = rest.split_once("}\n")?;
+        Some(features)
+    });
+    let features = features.expect("what a release is built with");
+    let argument = format!("\nARG FEATURES=\"{features}\"\n");
+    assert!(read("etc/container/Containerfile").contains(&argument), "no {argument}");
+}
+
 #[tokio::test]
 async fn holds_the_program_and_what_any_user_needs() {
     let image = Image::build(static_program()).await;

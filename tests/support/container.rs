@@ -112,6 +112,9 @@ impl Image {
             fs::write(&path, "#!/bin/sh\n").expect("a script");
             open_to_all(&path);
         }
+        // As Debian's has: nothing of it belongs into an image.
+        fs::create_dir(root.join("root")).expect("a directory");
+        fs::write(root.join("root/.profile"), "").expect("a file");
         run(self.buildah("config").args(["--env", "PATH=/bin", &container])).await;
         run(self.buildah("commit").args(["--rm", &container, NAME])).await;
         NAME
