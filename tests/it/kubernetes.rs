@@ -212,24 +212,33 @@ fn the_documentations_own_overlay_is_valid() {
     let toml = fs::read_to_string(toml).expect("a configuration");
     let toml = toml.replace("fingergw.west.example.org", HOST);
     fs::write(own.join("zuul-fingergw.toml"), toml).expect("a configuration");
-    let validated = |kustomization: &str| {
+    let render = |kustomization: &str| {
         fs::write(own.join("kustomization.yaml"), kustomization).expect("a file");
         let rendered = validated(&built(&own)).unwrap_or_else(|faults| panic!("{faults}"));
         let image = text(&rendered.container()["image"]);
         assert_eq!(image, "registry.site.example/zuul-fingergw:0.1.0");
         assert_eq!(rendered.one("Service")["metadata"]["namespace"], "zuul");
+        rendered
+    };
+    let zone = |kustomization: &str| {
+        let rendered = render(kustomization);
         assert_eq!(rendered.toml["hostname"], HOST);
         // Nothing is left of the name that the overlay has, nor of its class.
         let all = format!("{:?}", rendered.objects);
         assert!(!all.contains("example.org\"") && !all.contains("\"example\""), "{all}");
         rendered
     };
-    let rendered = validated(overlay);
+    let rendered = zone(overlay);
     assert_eq!(rendered.one("Route")["spec"]["host"], HOST);
     assert!(rendered.any("PodMonitor").is_some());
-    assert!(validated(&format!("{overlay}{leave_out}")).any("PodMonitor").is_none());
+    assert!(zone(&format!("{overlay}{leave_out}")).any("PodMonitor").is_none());
 
-    let rendered = validated(&of_gateway);
+    let rendered = zone(&of_gateway);
     assert_eq!(rendered.one("Gateway")["spec"]["listeners"][0]["hostname"], HOST);
     assert_eq!(rendered.one("TLSRoute")["spec"]["hostnames"][0], HOST);
+
+    // Beside zuul-operator it is as the page says: namespace and image are enough.
+    let (beside, _) = overlay.split_at(overlay.find("configMapGenerator").expect("a generator"));
+    let rendered = render(&beside.replace("overlays/zone-openshift", "overlays/zuul-operator"));
+    assert_eq!(rendered.one("Deployment")["metadata"]["name"], "zuul-fingergw-native");
 }
