@@ -123,6 +123,7 @@ async fn holds_the_program_and_what_any_user_needs() {
             "org.opencontainers.image.licenses": "Apache-2.0",
             "org.opencontainers.image.version": "1.2.3",
             "org.opencontainers.image.revision": "abcdef",
+            "org.opencontainers.image.source": "https://source.example.org/",
         },
         "StopSignal": "SIGTERM",
     });

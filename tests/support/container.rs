@@ -92,6 +92,7 @@ impl Image {
         build.arg(format!("--build-context=program={}", context.display()));
         build.arg(format!("--build-arg=DEBIAN_IMAGE={debian}"));
         build.args(["--build-arg=VERSION=1.2.3", "--build-arg=REVISION=abcdef"]);
+        build.arg("--build-arg=SOURCE=https://source.example.org/");
         build.args(options).args(["-f", "etc/container/Containerfile", "."]);
         run(&mut build).await;
         image
