@@ -435,7 +435,7 @@ pub(super) const RESIDENT_MEMORY: Descriptor = Descriptor {
     unit: Unit::Bytes,
     help: "Memory in use",
     labels: &[],
-    advice: "About 10 MiB, and for each open stream 3 KiB, over TLS 40 KiB.",
+    advice: "About 10 MiB, and for each quiet stream 3 KiB, over TLS 12 KiB.",
 };
 
 pub(super) const VIRTUAL_MEMORY: Descriptor = Descriptor {

@@ -80,6 +80,23 @@ fn containerfile_is_without_fault() {
     assert!(told.contains("STOPSINGAL") || told.contains("unexpected"), "{told}");
 }
 
+/// An image has what the packages of a release have.
+#[test]
+fn has_the_features_of_a_release() {
+    let read = |path| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        fs::read_to_string(path).expect("a file")
+    };
+    let release = read("etc/release");
+    let features = release.split_once("FEATURES=${FEATURES-").and_then(|(_, rest)| {
+        let (features, _) = rest.split_once("}\n")?;
+        Some(features)
+    });
+    let features = features.expect("what a release is built with");
+    let argument = format!("\nARG FEATURES=\"{features}\"\n");
+    assert!(read("etc/container/Containerfile").contains(&argument), "no {argument}");
+}
+
 #[tokio::test]
 async fn holds_the_program_and_what_any_user_needs() {
     let image = Image::build(static_program()).await;
@@ -98,6 +115,7 @@ async fn holds_the_program_and_what_any_user_needs() {
             "org.opencontainers.image.licenses": "Apache-2.0",
             "org.opencontainers.image.version": "1.2.3",
             "org.opencontainers.image.revision": "abcdef",
+            "org.opencontainers.image.source": "https://source.example.org/",
         },
         "StopSignal": "SIGTERM",
     });

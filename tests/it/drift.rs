@@ -70,6 +70,25 @@ fn links_lead_somewhere() {
     assert!(count > 50, "{count} links");
 }
 
+/// Whoever reads one page alone learns of all the others, and of all that is in `etc`.
+#[test]
+fn the_readme_leads_to_everything() {
+    let readme = read("README.md");
+    for page in pages::all().iter().filter(|page| page.name != "README.md") {
+        assert!(
+            readme.contains(&format!("]({}", page.name)),
+            "README.md leads to no {}",
+            page.name
+        );
+    }
+    let (_, table) = readme.split_once("| in `etc/` |").expect("the table");
+    for entry in fs::read_dir(top().join("etc")).expect("etc").flatten() {
+        let slash = if entry.path().is_dir() { "/" } else { "" };
+        let name = format!("`{}{slash}`", entry.file_name().display());
+        assert!(table.contains(&name), "README.md says nothing of {name}");
+    }
+}
+
 /// Some file systems know one name for both.
 #[test]
 fn names_differ_by_more_than_case() {

@@ -14,6 +14,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::pages;
 use crate::support::checkout::{installed, top};
 use crate::support::fed;
 
@@ -150,28 +151,81 @@ fn misspelt_keys_are_found() {
     }
 }
 
-/// The overlay of one's own that docs/kubernetes.md begins with, and what it says to leave out.
+/// A page's blocks in this language, in order.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let page = pages::all().into_iter().find(|found| found.name == page).expect("the page");
+    let blocks = page.blocks().into_iter().filter(|block| block.language() == language);
+    blocks.map(|block| block.text).collect()
+}
+
+/// Below the Route docs/zones.md shows what makes a zone of a configuration. Both overlays begin so.
+#[test]
+fn the_documentations_zone_is_the_overlays() {
+    let shown = blocks("docs/zones.md", "toml");
+    let shown = shown.iter().find(|text| text.contains("[::]:9079")).expect("a zone of pods");
+    let stated = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines.map(str::to_owned).collect()
+    };
+    for overlay in ["zone-openshift", "zone-gateway-api"] {
+        let path = format!("etc/kubernetes/overlays/{overlay}/zuul-fingergw.toml");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let whole = stated(&fs::read_to_string(path).expect("a configuration"));
+        assert!(whole.starts_with(&stated(shown)), "{overlay}: {whole:?}");
+    }
+}
+
+/// The overlay of one's own that docs/kubernetes.md begins with: its name is everywhere, with either
+/// kind of route, and what the page says to leave out is gone.
 #[test]
 fn the_documentations_own_overlay_is_valid() {
+    const HOST: &str = "fingergw.west.site.example";
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = fs::read_to_string(root.join("docs/kubernetes.md")).expect("the page");
-    let blocks = page.split("```yaml\n").skip(1);
-    let blocks: Vec<_> = blocks.filter_map(|block| Some(block.split_once("```")?.0)).collect();
-    let [overlay, certificate, leave_out] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
+    let blocks = blocks("docs/kubernetes.md", "yaml");
+    let [overlay, gateway_api, certificate, leave_out] = &blocks[..] else {
+        panic!("{} blocks", blocks.len())
+    };
+    let (for_all, of_route) = overlay.split_at(overlay.find("- target:").expect("a patch"));
+    let of_gateway = format!("{for_all}{gateway_api}");
+    let of_gateway = of_gateway.replace("overlays/zone-openshift", "overlays/zone-gateway-api");
+    assert!(of_route.contains("kind: Route") && of_gateway != *overlay);
+    assert!(certificate.contains(&format!("dnsNames:\n  - {HOST}\n")), "{certificate}");
+
     let directory = TempDir::new().expect("a directory");
     symlink(root, directory.path().join("zuul-fingergw")).expect("a link");
     let own = directory.path().join("own");
     fs::create_dir(&own).expect("a directory");
-    let of_overlay = root.join("etc/kubernetes/overlays/zone-openshift/zuul-fingergw.toml");
-    fs::copy(of_overlay, own.join("zuul-fingergw.toml")).expect("a copy");
-    for (more, monitored) in [("", true), (*leave_out, false)] {
-        fs::write(own.join("kustomization.yaml"), format!("{overlay}{more}")).expect("a file");
+    let toml = root.join("etc/kubernetes/overlays/zone-openshift/zuul-fingergw.toml");
+    let toml = fs::read_to_string(toml).expect("a configuration");
+    let toml = toml.replace("fingergw.west.example.org", HOST);
+    fs::write(own.join("zuul-fingergw.toml"), toml).expect("a configuration");
+    let render = |kustomization: &str| {
+        fs::write(own.join("kustomization.yaml"), kustomization).expect("a file");
         let rendered = validated(&built(&own)).unwrap_or_else(|faults| panic!("{faults}"));
-        assert_eq!(rendered.any("PodMonitor").is_some(), monitored);
         let image = text(&rendered.container()["image"]);
         assert_eq!(image, "registry.site.example/zuul-fingergw:0.1.0");
         assert_eq!(rendered.one("Service")["metadata"]["namespace"], "zuul");
-        let hostname = text(&rendered.toml["hostname"]);
-        assert!(certificate.contains(&format!("dnsNames:\n  - {hostname}\n")), "{certificate}");
-    }
+        rendered
+    };
+    let zone = |kustomization: &str| {
+        let rendered = render(kustomization);
+        assert_eq!(rendered.toml["hostname"], HOST);
+        // Nothing is left of the name that the overlay has, nor of its class.
+        let all = format!("{:?}", rendered.objects);
+        assert!(!all.contains("example.org\"") && !all.contains("\"example\""), "{all}");
+        rendered
+    };
+    let rendered = zone(overlay);
+    assert_eq!(rendered.one("Route")["spec"]["host"], HOST);
+    assert!(rendered.any("PodMonitor").is_some());
+    assert!(zone(&format!("{overlay}{leave_out}")).any("PodMonitor").is_none());
+
+    let rendered = zone(&of_gateway);
+    assert_eq!(rendered.one("Gateway")["spec"]["listeners"][0]["hostname"], HOST);
+    assert_eq!(rendered.one("TLSRoute")["spec"]["hostnames"][0], HOST);
+
+    // Beside zuul-operator it is as the page says: namespace and image are enough.
+    let (beside, _) = overlay.split_at(overlay.find("configMapGenerator").expect("a generator"));
+    let rendered = render(&beside.replace("overlays/zone-openshift", "overlays/zuul-operator"));
+    assert_eq!(rendered.one("Deployment")["metadata"]["name"], "zuul-fingergw-native");
 }

@@ -93,6 +93,7 @@ impl Image {
         build.arg(format!("--build-context=program={}", context.display()));
         build.arg(format!("--build-arg=DEBIAN_IMAGE={debian}"));
         build.args(["--build-arg=VERSION=1.2.3", "--build-arg=REVISION=abcdef"]);
+        build.arg("--build-arg=SOURCE=https://source.example.org/");
         build.args(options).args(["-f", "etc/container/Containerfile", "."]);
         run(&mut build).await;
         image
@@ -113,6 +114,9 @@ impl Image {
             fs::write(&path, "#!/bin/sh\n").expect("a script");
             open_to_all(&path);
         }
+        // As Debian's has: nothing of it belongs into an image.
+        fs::create_dir(root.join("root")).expect("a directory");
+        fs::write(root.join("root/.profile"), "").expect("a file");
         run(self.buildah("config").args(["--env", "PATH=/bin", &container])).await;
         run(self.buildah("commit").args(["--rm", &container, NAME])).await;
         NAME
