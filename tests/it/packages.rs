@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -22,6 +23,7 @@ use crate::support::gateway::{BINARY, Builder};
 use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
+use crate::typed::Typed;
 
 /// One build's .deb and .rpm.
 struct Packages {
@@ -271,11 +273,12 @@ fn shells_complete_the_command_line() {
     assert!(taken.starts_with("_zuul-fingergw\n") && taken.contains("status"), "{taken}");
 }
 
-/// How one kind of package is handled, by the tools themselves: who fetches packages calls these.
+/// How one kind of package is handled. Installing and upgrading is what the pages say.
 struct Kind {
     file: fn(&Packages) -> &Path,
-    install: &'static str,
-    upgrade: &'static str,
+    typed: fn() -> Typed,
+    /// How many blocks docs/upgrading.md has for it.
+    upgrade: usize,
     version: &'static str,
     remove: &'static str,
     /// What stays behind what cannot be removed any further.
@@ -284,23 +287,27 @@ struct Kind {
 
 const DEBIAN: Kind = Kind {
     file: |packages| &packages.deb,
-    install: "dpkg --install",
-    upgrade: "dpkg --install",
+    typed: || Typed::on("deb"),
+    upgrade: 2,
     version: "dpkg-query --show --showformat='${Version}' zuul-fingergw-rs",
     remove: "dpkg --remove zuul-fingergw-rs && dpkg --purge zuul-fingergw-rs",
     left: &[],
 };
 
-// Debian's rpm knows no packages that the others could depend on, and wants to be asked twice.
 const RPM: Kind = Kind {
     file: |packages| &packages.rpm,
-    install: "rpm --force-debian --nodeps --install",
-    upgrade: "rpm --force-debian --nodeps --upgrade",
+    typed: || Typed::on("rpm"),
+    upgrade: 1,
     version: "rpm --query --queryformat '%{VERSION}-%{RELEASE}' zuul-fingergw-rs",
     remove: "rpm --erase zuul-fingergw-rs",
     // There is no purge.
     left: &["/var/log/zuul-fingergw"],
 };
+
+/// What dnf does with a file, whether it is new or newer: rpm's part of it. Debian's rpm knows no
+/// packages that this one could depend on, and wants to be asked twice.
+const DNF: &str =
+    "#!/bin/sh\n[ \"$1\" = install ] && exec rpm --force-debian --nodeps --upgrade \"$2\"\n";
 
 #[test]
 fn a_machine_with_the_deb() {
@@ -317,22 +324,30 @@ const FINGER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 /// From installing to the last of removing.
 fn a_life(kind: &'static Kind) {
     // Made before: a session with ZooKeeper does not wait for so long.
-    let packages = [(first(), "/first"), (second(), "/second")];
+    let packages = [(first(), "/root/first"), (second(), "/root/second")];
     beside_debian(async move || live(kind, packages).await);
 }
 
 async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     let system = System::on(ZooKeeper::start().await).await;
     let root = Root::new();
-    for (packages, inside) in packages {
-        root.copy((kind.file)(packages), inside);
+    for (packages, directory) in packages {
+        let file = (kind.file)(packages);
+        let name = file.file_name().expect("a name").to_str().expect("UTF-8");
+        root.copy(file, &format!("{directory}/{name}"));
     }
+    root.write("/usr/bin/dnf", DNF);
+    // The machine is made without what lies there, and the pages speak of it.
+    let all = "path-include=/usr/share/doc/zuul-fingergw-rs/*\n";
+    root.write("/etc/dpkg/dpkg.cfg.d/zuul-fingergw", all);
     let machine = root.boot(&[]).await;
     // These every system of rpm's has.
-    machine.succeeds("mkdir -p /usr/share/licenses /usr/share/man/man5 /usr/share/man/man8").await;
+    let others = "mkdir -p /usr/share/licenses /usr/share/man/man5 /usr/share/man/man8";
+    machine.succeeds(&format!("chmod +x /usr/bin/dnf && {others}")).await;
     let before = files(&machine).await;
 
-    machine.succeeds(&format!("{} /first", kind.install)).await;
+    let mut typed = (kind.typed)();
+    typed.next(("README.md", "Install"), &machine, packages[0].1).await;
     // Nobody has configured it.
     for unit in ["zuul-fingergw.service", "zuul-fingergw.socket"] {
         let asked = format!("systemctl is-enabled {unit}; systemctl is-active {unit}; true");
@@ -340,11 +355,18 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     }
     machine.succeeds("id zuul-fingergw && zuul-fingergw --version").await;
 
-    configure(&system, &machine).await;
-    machine.succeeds("systemctl enable --now zuul-fingergw").await;
+    typed.next(("docs/packages.md", "The packages"), &machine, "/").await;
+    configure(&system, &machine);
+    typed.next(("docs/operating.md", "Who may read what"), &machine, "/").await;
+    typed.next(("docs/packages.md", "The packages"), &machine, "/").await;
+    typed.next(("docs/operating.md", "Upgrade"), &machine, "/").await;
+    assert!(system.entries().await.is_empty() && TcpStream::connect(FINGER).await.is_err());
+    typed
+        .next(("docs/quick-start.md", "Two minutes: beside the Zuul you have"), &machine, "/")
+        .await;
     let begin = machine.succeeds("systemctl show --value --property=MainPID zuul-fingergw").await;
     assert_ne!(begin, "0\n");
-    upgrade(kind, &system, &machine).await;
+    upgrade(kind, &system, &machine, &mut typed).await;
     let now = machine.succeeds("systemctl show --value --property=MainPID zuul-fingergw").await;
     assert!(now != "0\n" && now != begin, "{begin}{now}");
 
@@ -364,20 +386,21 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
 async fn files(machine: &Machine) -> BTreeSet<String> {
     let outside = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/cache"];
     let books = ["/var/lib/dpkg", "/var/lib/rpm", "/var/log/journal", "/var/log/dpkg.log"];
+    let more_books = ["/var/lib/apt", "/var/log/apt"];
     let timers = ["/root", "/var/lib/systemd/timers", "/var/lib/systemd/random-seed"];
-    let left_out = [&outside[..], &books, &timers].concat().join(" -o -path ");
+    let left_out = [&outside[..], &books, &more_books, &timers].concat().join(" -o -path ");
     let found =
         machine.succeeds(&format!("find / \\( -path {left_out} \\) -prune -o -print")).await;
     found.lines().map(str::to_owned).collect()
 }
 
-/// As docs/operating.md says: a configuration, and keys that only the gateway may read.
-async fn configure(system: &System, machine: &Machine) {
+/// A configuration of ours in the place of the example, and keys that nobody but root may read yet.
+fn configure(system: &System, machine: &Machine) {
     let mut builder = Builder::new(system).listeners(&["address = \"[::]:79\""]);
     let identity = &system.zookeeper.identity;
-    let inside = |name: &str| PathBuf::from(format!("/etc/zuul/ssl/{name}.pem"));
-    let installed =
-        Identity { cert: inside("cert"), key: inside("key"), ca: inside("ca"), ..identity.clone() };
+    let inside = |name: &str| PathBuf::from(format!("/etc/zuul/ssl/zookeeper{name}"));
+    let [cert, key, ca] = [".crt", ".key", "-ca.crt"].map(inside);
+    let installed = Identity { cert, key, ca, ..identity.clone() };
     for (from, to) in [
         (&identity.cert, &installed.cert),
         (&identity.key, &installed.key),
@@ -387,12 +410,12 @@ async fn configure(system: &System, machine: &Machine) {
     }
     builder.zookeeper_identity = installed;
     machine.root.copy(&builder.write(), "/etc/zuul/zuul-fingergw.toml");
-    let key = "chown root:zuul-fingergw /etc/zuul/ssl/key.pem && chmod 640 /etc/zuul/ssl/key.pem";
-    machine.succeeds(key).await;
+    let private = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(machine.root.path("/etc/zuul/ssl/zookeeper.key"), private).expect("a key");
 }
 
 /// A stream that runs has the time of the grace, and nobody who comes is refused.
-async fn upgrade(kind: &Kind, system: &System, machine: &Machine) {
+async fn upgrade(kind: &Kind, system: &System, machine: &Machine, typed: &mut Typed) {
     const LOG: &str = "one line\nand another\n";
     assert!(machine.succeeds(kind.version).await.ends_with("-1"));
     let mut flow = Flow::start(system, FINGER).await;
@@ -416,9 +439,11 @@ async fn upgrade(kind: &Kind, system: &System, machine: &Machine) {
             served
         });
     }
-    let words = format!("{} /second", kind.upgrade);
+    let page = ("docs/upgrading.md", "This program, to a newer version");
     let upgrading = async {
-        machine.succeeds(&words).await;
+        for _ in 0..kind.upgrade {
+            typed.next(page, machine, "/root/second").await;
+        }
         enough.send_replace(true);
     };
     let streaming = async {
