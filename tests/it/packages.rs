@@ -231,6 +231,7 @@ fn shellcheck_finds_nothing() {
     let scripts = [
         "etc/release",
         "etc/packages/build",
+        "etc/packages/debian/zuul-fingergw-rs.postinst",
         "etc/packages/debian/zuul-fingergw-rs.postrm",
         "etc/packages/debian/zuul-fingergw-rs.prerm",
     ];
@@ -279,6 +280,8 @@ struct Kind {
     typed: fn() -> Typed,
     /// How many blocks docs/upgrading.md has for it.
     upgrade: usize,
+    /// The same version once more.
+    again: &'static str,
     version: &'static str,
     remove: &'static str,
     /// What stays behind what cannot be removed any further.
@@ -289,6 +292,7 @@ const DEBIAN: Kind = Kind {
     file: |packages| &packages.deb,
     typed: || Typed::on("deb"),
     upgrade: 2,
+    again: "dpkg --install",
     version: "dpkg-query --show --showformat='${Version}' zuul-fingergw-rs",
     remove: "dpkg --remove zuul-fingergw-rs && dpkg --purge zuul-fingergw-rs",
     left: &[],
@@ -298,6 +302,7 @@ const RPM: Kind = Kind {
     file: |packages| &packages.rpm,
     typed: || Typed::on("rpm"),
     upgrade: 1,
+    again: "rpm --force-debian --nodeps --upgrade --replacepkgs",
     version: "rpm --query --queryformat '%{VERSION}-%{RELEASE}' zuul-fingergw-rs",
     remove: "rpm --erase zuul-fingergw-rs",
     // There is no purge.
@@ -370,6 +375,7 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     let now = machine.succeeds("systemctl show --value --property=MainPID zuul-fingergw").await;
     assert!(now != "0\n" && now != begin, "{begin}{now}");
 
+    without_zookeeper(kind, &machine).await;
     machine.succeeds(kind.remove).await;
     system.until("the entry to be gone", <[_]>::is_empty).await;
     assert!(TcpStream::connect(FINGER).await.is_err(), "the port is still held");
@@ -380,6 +386,23 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     let left =
         after.difference(&before).filter(|path| !owned.iter().any(|own| path.starts_with(own)));
     assert_eq!(left.collect::<Vec<_>>(), kind.left);
+}
+
+/// Nothing answers where ZooKeeper should be: a package manager does not wait for it for ever.
+async fn without_zookeeper(kind: &Kind, machine: &Machine) {
+    let config = machine.root.read("/etc/zuul/zuul-fingergw.toml");
+    let hosts = config.lines().find(|line| line.starts_with("hosts = ")).expect("ZooKeeper");
+    let config = config.replace(hosts, "hosts = \"127.0.0.1:1\"");
+    machine.root.write("/etc/zuul/zuul-fingergw.toml", &config);
+    // However long it would wait, it is no longer than it takes to see that it does.
+    machine.root.write("/root/timeout", "#!/bin/sh\nshift\nexec /root/real 5 \"$@\"\n");
+    let replace = "cp -a /usr/bin/timeout /root/real && install /root/timeout /usr/bin/timeout";
+    machine.succeeds(replace).await;
+    let said = machine.succeeds(&format!("{} /root/second/zuul* 2>&1", kind.again)).await;
+    assert!(said.contains("zuul-fingergw is not back yet"), "{said}");
+    let state = "systemctl show --value --property=ActiveState zuul-fingergw";
+    assert_eq!(machine.succeeds(state).await, "activating\n");
+    assert!(TcpStream::connect(FINGER).await.is_ok(), "who comes meanwhile waits");
 }
 
 /// All there is but the tools' own books, the kernel's files and what comes and goes.
