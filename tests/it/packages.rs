@@ -324,6 +324,11 @@ fn a_machine_with_the_rpm() {
     a_life(&RPM);
 }
 
+/// A unit such as hosts have that run Zuul's own.
+const UPSTREAMS: &str = "/etc/systemd/system/zuul-fingergw.service";
+const UPSTREAM: &str = "[Service]\nExecStart=/bin/sleep infinity\n\
+                        [Install]\nWantedBy=multi-user.target\n";
+
 const FINGER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 79);
 
 /// From installing to the last of removing.
@@ -352,7 +357,13 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     let before = files(&machine).await;
 
     let mut typed = (kind.typed)();
-    typed.next(("README.md", "Install"), &machine, packages[0].1).await;
+    machine.root.write(UPSTREAMS, UPSTREAM);
+    machine.succeeds("systemctl daemon-reload && systemctl enable --now zuul-fingergw").await;
+    let said = typed.next(("README.md", "Install"), &machine, packages[0].1).await;
+    assert!(said.contains(&format!("{UPSTREAMS} comes before")), "{said}");
+    // What runs is nothing of ours.
+    machine.succeeds("systemctl is-active zuul-fingergw").await;
+    typed.next(("docs/upgrading.md", "From upstream's program"), &machine, "/").await;
     // Nobody has configured it.
     for unit in ["zuul-fingergw.service", "zuul-fingergw.socket"] {
         let asked = format!("systemctl is-enabled {unit}; systemctl is-active {unit}; true");

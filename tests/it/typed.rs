@@ -45,13 +45,13 @@ impl Typed {
     }
 
     /// Does what the next block below this heading says, as root, where `directory` is the current
-    /// one: types it, or writes the file that its first line names.
+    /// one: types it and returns what is printed, or writes the file that its first line names.
     pub(crate) async fn next(
         &mut self,
         (page, heading): (&str, &str),
         machine: &Machine,
         directory: &str,
-    ) {
+    ) -> String {
         let here = |(block, _): &(Block, Option<Block>)| {
             block.heading == heading && block.place.starts_with(&format!("{page}:"))
         };
@@ -62,7 +62,8 @@ impl Typed {
         if block.language() != "sh" {
             let path = text.lines().next().and_then(|line| line.strip_prefix("# /"));
             let path = path.unwrap_or_else(|| panic!("{place}: the first line names no file"));
-            return machine.root.write(path, text);
+            machine.root.write(path, text);
+            return String::new();
         }
         let quoted = text.replace('\'', r"'\''");
         let words = format!("cd {directory} && bash -eu -o pipefail -c '{quoted}' 2>&1");
@@ -71,6 +72,7 @@ impl Typed {
         if let Some(shown) = shown {
             compare(&shown, &printed);
         }
+        printed
     }
 }
 
