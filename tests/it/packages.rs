@@ -71,10 +71,29 @@ fn first() -> &'static Packages {
     FIRST.get_or_init(|| make("1"))
 }
 
+/// Who hands out the second ones.
+const MAINTAINER: &str = "Those who run & mend it <zuul@example.org>";
+
 /// Those that come behind them.
 fn second() -> &'static Packages {
     static SECOND: OnceLock<Packages> = OnceLock::new();
-    SECOND.get_or_init(|| make("2"))
+    let from = |command: &mut Command| {
+        command.env("MAINTAINER", MAINTAINER);
+    };
+    SECOND.get_or_init(|| make_with("2", from))
+}
+
+/// Faults go to whoever hands them out.
+#[test]
+fn say_whom_they_are_from() {
+    let Packages { deb, rpm, .. } = second();
+    let debian = tool(Command::new("dpkg-deb").arg("--field").arg(deb).arg("Maintainer"));
+    let mut query = Command::new("rpm");
+    query.args(["--query", "--package", "--queryformat", "%{PACKAGER}\n"]).arg(rpm);
+    assert_eq!(
+        [debian, tool(&mut query)],
+        [MAINTAINER, MAINTAINER].map(|line| format!("{line}\n"))
+    );
 }
 
 /// By somebody else, elsewhere, in another time zone.
