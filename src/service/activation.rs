@@ -52,8 +52,8 @@ impl Passed {
         Ok(Self { sockets, wanted: Vec::new() })
     }
 
-    /// The socket that listens on `address`, if one was passed; for `[::]` else one on `0.0.0.0`. How many connections wait in it is
-    /// up to its unit.
+    /// The socket that listens on `address`, if one was passed; for `[::]` else one on `0.0.0.0`. How
+    /// many connections wait in it is up to its unit.
     ///
     /// # Errors
     /// It cannot be made ready.

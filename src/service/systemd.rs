@@ -13,6 +13,10 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tracing::{debug, warn};
 
+/// How long one that reads nothing is waited for: it is told by those who serve. sd_notify(3) would
+/// wait for ever.
+const TELLING_MAX: Duration = Duration::from_secs(2);
+
 /// The service manager that started us, if one did.
 ///
 /// Its socket is opened once, at the start: what is to be told when no descriptor is left is what
@@ -105,12 +109,31 @@ fn open(name: &[u8]) -> io::Result<(UnixDatagram, SocketAddr)> {
         Some(name) => SocketAddr::from_abstract_name(name),
         None => SocketAddr::from_pathname(OsStr::from_bytes(name)),
     }?;
-    Ok((UnixDatagram::unbound()?, address))
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(TELLING_MAX))?;
+    Ok((socket, address))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Its queue is full, and stays so.
+    #[test]
+    fn a_manager_that_reads_nothing_is_not_waited_for() {
+        let name = format!("@zuul-fingergw-full-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name[1..]).expect("an abstract name");
+        let _deaf = UnixDatagram::bind_addr(&address).expect("a socket");
+        let sender = UnixDatagram::unbound().expect("a socket");
+        sender.set_nonblocking(true).expect("a socket");
+        while sender.send_to_addr(b"x", &address).is_ok() {}
+        let (end, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            Manager::at(&name, None).status("well");
+            end.send(())
+        });
+        ended.recv_timeout(Duration::from_secs(60)).expect("it goes on");
+    }
 
     /// systemd gives a path, containers often an abstract name.
     #[test]

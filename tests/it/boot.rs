@@ -15,10 +15,13 @@ use crate::support::gateway::BINARY;
 use crate::support::system::{Entry, System};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
+use crate::typed::Typed;
 
 const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
 const CONFIG: &str = "/etc/zuul/zuul-fingergw.toml";
 const UNITS: &str = "/usr/local/lib/systemd/system";
+/// Where a checkout lies in the machine.
+const CHECKOUT: &str = "/checkout";
 const DROP_INS: &str = "/etc/systemd/system/zuul-fingergw.service.d";
 
 /// A root in which the units lie where an administrator puts them.
@@ -41,9 +44,19 @@ fn drop_in(root: &Root, name: &str) {
 /// Boots it, with the built binary where packages put it.
 async fn boot(root: Root) -> Machine {
     let program = format!("--bind-ro={BINARY}:/usr/bin/zuul-fingergw");
-    let machine = root.boot(&[&program]).await;
+    let machine = root.boot(&[&program, &shipped()]).await;
     machine.succeeds("systemd-sysusers").await;
     machine
+}
+
+/// A checkout's `etc`, for systemd-nspawn.
+fn shipped() -> String {
+    format!("--bind-ro={ETC}:{CHECKOUT}/etc")
+}
+
+/// A section of docs/operating.md.
+const fn operating(heading: &str) -> (&str, &str) {
+    ("docs/operating.md", heading)
 }
 
 /// A Zuul system in a ZooKeeper of its own, as no other network reaches this one.
@@ -145,7 +158,7 @@ fn without_the_socket_unit() {
         let system = system().await;
         let root = with_units();
         with_certificates(&root, &system);
-        for name in ["without-socket.conf", "group-zuul.conf", "credentials.conf"] {
+        for name in ["group-zuul.conf", "credentials.conf"] {
             drop_in(&root, name);
         }
         root.copy(&system.zookeeper.identity.key, "/etc/zuul/ssl/fingergw.key");
@@ -167,8 +180,8 @@ fn without_the_socket_unit() {
                  && chown root:root /etc/zuul/ssl/*.key && chmod 600 /etc/zuul/ssl/*.key",
             )
             .await;
-        machine.succeeds("systemctl mask --now zuul-fingergw.socket").await;
-        machine.succeeds("systemctl enable --now zuul-fingergw").await;
+        let mut typed = Typed::on("without-socket");
+        typed.next(operating("The port"), &machine, CHECKOUT).await;
         // CAP_NET_BIND_SERVICE.
         assert_confined(&machine, 1 << 10).await;
         serves(&system, port_79("[::1]")).await;
@@ -193,7 +206,7 @@ fn without_the_socket_unit() {
 fn a_service_on_port_79() {
     beside_debian(async || {
         let system = system().await;
-        let root = with_units();
+        let root = Root::new();
         with_certificates(&root, &system);
         let changes = [
             "hostname = \"localhost\"",
@@ -205,10 +218,14 @@ fn a_service_on_port_79() {
         ];
         let config = example(&system, &changes);
         root.write(CONFIG, &config);
-        let machine = boot(root).await;
-        machine.succeeds("chgrp -R zuul-fingergw /etc/zuul && chmod 640 /etc/zuul/ssl/*").await;
+        let built = format!("--bind-ro={BINARY}:{CHECKOUT}/target/release/zuul-fingergw");
+        let machine = root.boot(&[&built, &shipped()]).await;
+        let mut typed = Typed::on("checkout");
+        typed.next(operating("systemd"), &machine, CHECKOUT).await;
+        typed.next(operating("Who may read what"), &machine, CHECKOUT).await;
+        typed.next(operating("Logs"), &machine, CHECKOUT).await;
         // It comes back behind that, which says that it is registered.
-        machine.succeeds("systemctl enable --now zuul-fingergw").await;
+        typed.next(operating("systemd"), &machine, CHECKOUT).await;
         assert_eq!(system.entries().await.len(), 1);
         let running = |entries: &[Entry]| entries[0].content["state"] == "running";
         let entries = system.until("it to say that it runs", running).await;
@@ -238,10 +255,11 @@ fn a_service_on_port_79() {
             assert!(metrics.contains(series), "{series}\n{metrics}");
         }
         reloads(&machine, &config).await;
-        restarts(&machine, &system).await;
+        restarts(&machine, &system, &mut typed).await;
         hangs(&machine, &system).await;
+        moves(&machine, &system, &mut typed).await;
 
-        machine.succeeds("systemctl stop zuul-fingergw.socket zuul-fingergw").await;
+        typed.next(operating("Upgrade"), &machine, CHECKOUT).await;
         assert!(system.entries().await.is_empty(), "nothing is left in the registry");
         let refused = TcpStream::connect(port_79("127.0.0.1")).await.expect_err("nobody listens");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
@@ -273,10 +291,10 @@ async fn reloads(machine: &Machine, config: &str) {
 }
 
 /// While clients come all the time.
-async fn restarts(machine: &Machine, system: &System) {
+async fn restarts(machine: &Machine, system: &System, typed: &mut Typed) {
     let pid = main_pid(machine).await;
     let mut crowd = Crowd::come(system, port_79("127.0.0.1")).await;
-    machine.succeeds("systemctl restart zuul-fingergw").await;
+    typed.next(operating("Upgrade"), machine, CHECKOUT).await;
     assert_ne!(main_pid(machine).await, pid);
     crowd.more().await;
     crowd.go().await;
@@ -298,4 +316,16 @@ async fn hangs(machine: &Machine, system: &System) {
     assert!(journal.contains("Watchdog timeout"), "{journal}");
     // The hung one's session is still there, for as long as ZooKeeper keeps it.
     system.until("the hung one to be gone", |entries| entries.len() == 1).await;
+}
+
+/// One more port, for a listener that the configuration has as well.
+async fn moves(machine: &Machine, system: &System, typed: &mut Typed) {
+    let config = machine.root.read(CONFIG);
+    let listeners = [79, 9079].map(|port| format!("\n[[listener]]\naddress = \"[::]:{port}\"\n"));
+    machine.root.write(CONFIG, &[config, listeners.concat()].concat());
+    for _ in ["the drop-in", "the commands"] {
+        typed.next(operating("The port"), machine, CHECKOUT).await;
+    }
+    serves(system, "127.0.0.1:9079".parse().expect("an address")).await;
+    serves(system, port_79("127.0.0.1")).await;
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -23,6 +24,7 @@ use crate::support::gateway::{BINARY, Builder};
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 use crate::support::{tool, within};
+use crate::typed::Typed;
 
 /// One build's .deb and .rpm.
 struct Packages {
@@ -60,10 +62,29 @@ fn first() -> &'static Packages {
     FIRST.get_or_init(|| make("1"))
 }
 
+/// Who hands out the second ones.
+const MAINTAINER: &str = "Those who run & mend it <zuul@example.org>";
+
 /// Those that come behind them.
 fn second() -> &'static Packages {
     static SECOND: OnceLock<Packages> = OnceLock::new();
-    SECOND.get_or_init(|| make("2"))
+    let from = |command: &mut Command| {
+        command.env("MAINTAINER", MAINTAINER);
+    };
+    SECOND.get_or_init(|| make_with("2", from))
+}
+
+/// Faults go to whoever hands them out.
+#[test]
+fn say_whom_they_are_from() {
+    let Packages { deb, rpm, .. } = second();
+    let debian = tool(Command::new("dpkg-deb").arg("--field").arg(deb).arg("Maintainer"));
+    let mut query = Command::new("rpm");
+    query.args(["--query", "--package", "--queryformat", "%{PACKAGER}\n"]).arg(rpm);
+    assert_eq!(
+        [debian, tool(&mut query)],
+        [MAINTAINER, MAINTAINER].map(|line| format!("{line}\n"))
+    );
 }
 
 /// By somebody else, elsewhere, in another time zone.
@@ -220,6 +241,7 @@ fn shellcheck_finds_nothing() {
     let scripts = [
         "etc/release",
         "etc/packages/build",
+        "etc/packages/debian/zuul-fingergw-rs.postinst",
         "etc/packages/debian/zuul-fingergw-rs.postrm",
         "etc/packages/debian/zuul-fingergw-rs.prerm",
     ];
@@ -262,11 +284,14 @@ fn shells_complete_the_command_line() {
     assert!(taken.starts_with("_zuul-fingergw\n") && taken.contains("status"), "{taken}");
 }
 
-/// How one kind of package is handled, by the tools themselves: who fetches packages calls these.
+/// How one kind of package is handled. Installing and upgrading is what the pages say.
 struct Kind {
     file: fn(&Packages) -> &Path,
-    install: &'static str,
-    upgrade: &'static str,
+    typed: fn() -> Typed,
+    /// How many blocks docs/upgrading.md has for it.
+    upgrade: usize,
+    /// The same version once more.
+    again: &'static str,
     version: &'static str,
     remove: &'static str,
     /// What stays behind what cannot be removed any further.
@@ -275,23 +300,29 @@ struct Kind {
 
 const DEBIAN: Kind = Kind {
     file: |packages| &packages.deb,
-    install: "dpkg --install",
-    upgrade: "dpkg --install",
+    typed: || Typed::on("deb"),
+    upgrade: 2,
+    again: "dpkg --install",
     version: "dpkg-query --show --showformat='${Version}' zuul-fingergw-rs",
     remove: "dpkg --remove zuul-fingergw-rs && dpkg --purge zuul-fingergw-rs",
     left: &[],
 };
 
-// Debian's rpm knows no packages that the others could depend on, and wants to be asked twice.
 const RPM: Kind = Kind {
     file: |packages| &packages.rpm,
-    install: "rpm --force-debian --nodeps --install",
-    upgrade: "rpm --force-debian --nodeps --upgrade",
+    typed: || Typed::on("rpm"),
+    upgrade: 1,
+    again: "rpm --force-debian --nodeps --upgrade --replacepkgs",
     version: "rpm --query --queryformat '%{VERSION}-%{RELEASE}' zuul-fingergw-rs",
     remove: "rpm --erase zuul-fingergw-rs",
     // There is no purge.
     left: &["/var/log/zuul-fingergw"],
 };
+
+/// What dnf does with a file, whether it is new or newer: rpm's part of it. Debian's rpm knows no
+/// packages that this one could depend on, and wants to be asked twice.
+const DNF: &str =
+    "#!/bin/sh\n[ \"$1\" = install ] && exec rpm --force-debian --nodeps --upgrade \"$2\"\n";
 
 #[test]
 fn a_machine_with_the_deb() {
@@ -303,27 +334,46 @@ fn a_machine_with_the_rpm() {
     a_life(&RPM);
 }
 
+/// A unit such as hosts have that run Zuul's own.
+const UPSTREAMS: &str = "/etc/systemd/system/zuul-fingergw.service";
+const UPSTREAM: &str = "[Service]\nExecStart=/bin/sleep infinity\n\
+                        [Install]\nWantedBy=multi-user.target\n";
+
 const FINGER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 79);
 
 /// From installing to the last of removing.
 fn a_life(kind: &'static Kind) {
     // Made before: a session with ZooKeeper does not wait for so long.
-    let packages = [(first(), "/first"), (second(), "/second")];
+    let packages = [(first(), "/root/first"), (second(), "/root/second")];
     beside_debian(async move || live(kind, packages).await);
 }
 
 async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     let system = System::on(ZooKeeper::start().await).await;
     let root = Root::new();
-    for (packages, inside) in packages {
-        root.copy((kind.file)(packages), inside);
+    for (packages, directory) in packages {
+        let file = (kind.file)(packages);
+        let name = file.file_name().expect("a name").to_str().expect("UTF-8");
+        root.copy(file, &format!("{directory}/{name}"));
     }
+    root.write("/usr/bin/dnf", DNF);
+    // The machine is made without what lies there, and the pages speak of it.
+    let all = "path-include=/usr/share/doc/zuul-fingergw-rs/*\n";
+    root.write("/etc/dpkg/dpkg.cfg.d/zuul-fingergw", all);
     let machine = root.boot(&[]).await;
     // These every system of rpm's has.
-    machine.succeeds("mkdir -p /usr/share/licenses /usr/share/man/man5 /usr/share/man/man8").await;
+    let others = "mkdir -p /usr/share/licenses /usr/share/man/man5 /usr/share/man/man8";
+    machine.succeeds(&format!("chmod +x /usr/bin/dnf && {others}")).await;
     let before = files(&machine).await;
 
-    machine.succeeds(&format!("{} /first", kind.install)).await;
+    let mut typed = (kind.typed)();
+    machine.root.write(UPSTREAMS, UPSTREAM);
+    machine.succeeds("systemctl daemon-reload && systemctl enable --now zuul-fingergw").await;
+    let said = typed.next(("README.md", "Install"), &machine, packages[0].1).await;
+    assert!(said.contains(&format!("{UPSTREAMS} comes before")), "{said}");
+    // What runs is nothing of ours.
+    machine.succeeds("systemctl is-active zuul-fingergw").await;
+    typed.next(("docs/upgrading.md", "From upstream's program"), &machine, "/").await;
     // Nobody has configured it.
     for unit in ["zuul-fingergw.service", "zuul-fingergw.socket"] {
         let asked = format!("systemctl is-enabled {unit}; systemctl is-active {unit}; true");
@@ -331,14 +381,22 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     }
     machine.succeeds("id zuul-fingergw && zuul-fingergw --version").await;
 
-    configure(&system, &machine).await;
-    machine.succeeds("systemctl enable --now zuul-fingergw").await;
+    typed.next(("docs/packages.md", "The packages"), &machine, "/").await;
+    configure(&system, &machine);
+    typed.next(("docs/operating.md", "Who may read what"), &machine, "/").await;
+    typed.next(("docs/packages.md", "The packages"), &machine, "/").await;
+    typed.next(("docs/operating.md", "Upgrade"), &machine, "/").await;
+    assert!(system.entries().await.is_empty() && TcpStream::connect(FINGER).await.is_err());
+    typed
+        .next(("docs/quick-start.md", "Two minutes: beside the Zuul you have"), &machine, "/")
+        .await;
     let begin = machine.succeeds("systemctl show --value --property=MainPID zuul-fingergw").await;
     assert_ne!(begin, "0\n");
-    upgrade(kind, &system, &machine).await;
+    upgrade(kind, &system, &machine, &mut typed).await;
     let now = machine.succeeds("systemctl show --value --property=MainPID zuul-fingergw").await;
     assert!(now != "0\n" && now != begin, "{begin}{now}");
 
+    without_zookeeper(kind, &machine).await;
     machine.succeeds(kind.remove).await;
     system.until("the entry to be gone", <[_]>::is_empty).await;
     assert!(TcpStream::connect(FINGER).await.is_err(), "the port is still held");
@@ -351,24 +409,42 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     assert_eq!(left.collect::<Vec<_>>(), kind.left);
 }
 
+/// Nothing answers where ZooKeeper should be: a package manager does not wait for it for ever.
+async fn without_zookeeper(kind: &Kind, machine: &Machine) {
+    let config = machine.root.read("/etc/zuul/zuul-fingergw.toml");
+    let hosts = config.lines().find(|line| line.starts_with("hosts = ")).expect("ZooKeeper");
+    let config = config.replace(hosts, "hosts = \"127.0.0.1:1\"");
+    machine.root.write("/etc/zuul/zuul-fingergw.toml", &config);
+    // However long it would wait, it is no longer than it takes to see that it does.
+    machine.root.write("/root/timeout", "#!/bin/sh\nshift\nexec /root/real 5 \"$@\"\n");
+    let replace = "cp -a /usr/bin/timeout /root/real && install /root/timeout /usr/bin/timeout";
+    machine.succeeds(replace).await;
+    let said = machine.succeeds(&format!("{} /root/second/zuul* 2>&1", kind.again)).await;
+    assert!(said.contains("zuul-fingergw is not back yet"), "{said}");
+    let state = "systemctl show --value --property=ActiveState zuul-fingergw";
+    assert_eq!(machine.succeeds(state).await, "activating\n");
+    assert!(TcpStream::connect(FINGER).await.is_ok(), "who comes meanwhile waits");
+}
+
 /// All there is but the tools' own books, the kernel's files and what comes and goes.
 async fn files(machine: &Machine) -> BTreeSet<String> {
     let outside = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/cache"];
     let books = ["/var/lib/dpkg", "/var/lib/rpm", "/var/log/journal", "/var/log/dpkg.log"];
+    let more_books = ["/var/lib/apt", "/var/log/apt"];
     let timers = ["/root", "/var/lib/systemd/timers", "/var/lib/systemd/random-seed"];
-    let left_out = [&outside[..], &books, &timers].concat().join(" -o -path ");
+    let left_out = [&outside[..], &books, &more_books, &timers].concat().join(" -o -path ");
     let found =
         machine.succeeds(&format!("find / \\( -path {left_out} \\) -prune -o -print")).await;
     found.lines().map(str::to_owned).collect()
 }
 
-/// As docs/operating.md says: a configuration, and keys that only the gateway may read.
-async fn configure(system: &System, machine: &Machine) {
+/// A configuration of ours in the place of the example, and keys that nobody but root may read yet.
+fn configure(system: &System, machine: &Machine) {
     let mut builder = Builder::new(system).listeners(&["address = \"[::]:79\""]);
     let identity = &system.zookeeper.identity;
-    let inside = |name: &str| PathBuf::from(format!("/etc/zuul/ssl/{name}.pem"));
-    let installed =
-        Identity { cert: inside("cert"), key: inside("key"), ca: inside("ca"), ..identity.clone() };
+    let inside = |name: &str| PathBuf::from(format!("/etc/zuul/ssl/zookeeper{name}"));
+    let [cert, key, ca] = [".crt", ".key", "-ca.crt"].map(inside);
+    let installed = Identity { cert, key, ca, ..identity.clone() };
     for (from, to) in [
         (&identity.cert, &installed.cert),
         (&identity.key, &installed.key),
@@ -378,12 +454,12 @@ async fn configure(system: &System, machine: &Machine) {
     }
     builder.zookeeper_identity = installed;
     machine.root.copy(&builder.write(), "/etc/zuul/zuul-fingergw.toml");
-    let key = "chown root:zuul-fingergw /etc/zuul/ssl/key.pem && chmod 640 /etc/zuul/ssl/key.pem";
-    machine.succeeds(key).await;
+    let private = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(machine.root.path("/etc/zuul/ssl/zookeeper.key"), private).expect("a key");
 }
 
 /// A stream that runs has the time of the grace, and nobody who comes is refused.
-async fn upgrade(kind: &Kind, system: &System, machine: &Machine) {
+async fn upgrade(kind: &Kind, system: &System, machine: &Machine, typed: &mut Typed) {
     const LOG: &str = "one line\nand another\n";
     assert!(machine.succeeds(kind.version).await.ends_with("-1"));
     let mut flow = Flow::start(system, FINGER).await;
@@ -407,9 +483,11 @@ async fn upgrade(kind: &Kind, system: &System, machine: &Machine) {
             served
         });
     }
-    let words = format!("{} /second", kind.upgrade);
+    let page = ("docs/upgrading.md", "This program, to a newer version");
     let upgrading = async {
-        machine.succeeds(&words).await;
+        for _ in 0..kind.upgrade {
+            typed.next(page, machine, "/root/second").await;
+        }
         enough.send_replace(true);
     };
     let streaming = async {

@@ -16,7 +16,9 @@ pub(crate) struct Page {
 pub(crate) struct Block {
     /// The page and the line of its opening fence.
     pub(crate) place: String,
-    /// What stands behind the opening fence: a language, and a word to the test that runs it.
+    /// The heading that it lies below.
+    pub(crate) heading: String,
+    /// What stands behind the opening fence: a language, and words to the tests that run it.
     pub(crate) info: String,
     pub(crate) text: String,
     /// Whether nothing but blank lines is between it and the block before it.
@@ -72,6 +74,7 @@ pub(crate) fn manual(name: &str) -> Vec<Block> {
         };
         Block {
             place: format!("docs/{name}, example {number}"),
+            heading: "EXAMPLES".to_owned(),
             info: if is_command { "sh" } else { "toml" }.to_owned(),
             text: if is_command { text.lines().map(typed).collect() } else { text },
             follows: false,
@@ -86,13 +89,14 @@ impl Page {
         let (mut blocks, mut prose) = (Vec::new(), Vec::new());
         // The open block and how far its fence is indented.
         let mut open: Option<(Block, usize)> = None;
-        let mut follows = false;
+        let (mut follows, mut heading) = (false, String::new());
         for (number, line) in (1..).zip(self.text.lines()) {
             let fence = line.trim_start().strip_prefix("```");
             match (open.take(), fence) {
                 (None, Some(info)) => {
                     let block = Block {
                         place: format!("{}:{number}", self.name),
+                        heading: heading.clone(),
                         info: info.trim().to_owned(),
                         text: String::new(),
                         follows,
@@ -111,6 +115,9 @@ impl Page {
                 }
                 (None, None) => {
                     follows &= line.trim().is_empty();
+                    if line.starts_with('#') {
+                        line.trim_start_matches('#').trim().clone_into(&mut heading);
+                    }
                     prose.push((number, line));
                 }
             }
@@ -133,20 +140,22 @@ impl Block {
 
 #[test]
 fn blocks_are_found() {
-    let text = "a\n```sh\n# one\nx\n```\n\n```text\n  y\n```\n- b\n\n  ```sh background\n  z\n    zz\n  ```\n";
+    let text = "a\n```sh\n# one\nx\n```\n\n```text\n  y\n```\n## b\n\n  ```sh background\n  z\n    zz\n  ```\n";
     let page = Page { name: "page.md".to_owned(), text: text.to_owned() };
     let (blocks, prose) = page.parts();
     let told: Vec<_> = blocks
         .iter()
-        .map(|Block { place, info, text, follows }| (&**place, &**info, &**text, *follows))
+        .map(|Block { place, heading, info, text, follows }| {
+            (&**place, &**heading, &**info, &**text, *follows)
+        })
         .collect();
     assert_eq!(
         told,
         [
-            ("page.md:2", "sh", "# one\nx\n", false),
-            ("page.md:7", "text", "  y\n", true),
-            ("page.md:12", "sh background", "z\n  zz\n", false),
+            ("page.md:2", "", "sh", "# one\nx\n", false),
+            ("page.md:7", "", "text", "  y\n", true),
+            ("page.md:12", "b", "sh background", "z\n  zz\n", false),
         ]
     );
-    assert_eq!(prose, [(1, "a"), (6, ""), (10, "- b"), (11, "")]);
+    assert_eq!(prose, [(1, "a"), (6, ""), (10, "## b"), (11, "")]);
 }

@@ -33,7 +33,7 @@ use super::namespace::apart;
 use super::{left_out, tool, within};
 
 /// Beside what Debian calls essential.
-const PACKAGES: &str = "systemd-sysv,rpm";
+const PACKAGES: &str = "systemd-sysv,apt,rpm";
 
 /// What nobody reads there makes a third of it.
 const LEFT_OUT: [&str; 3] = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*"];

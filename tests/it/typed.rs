@@ -1,0 +1,94 @@
+//! What the pages have an operator type on a machine with systemd: blocks with the name of a machine
+//! behind `sh`, which the tests that boot machines take from the pages and run there, each of them.
+//! docs/CONTRIBUTING.md tells the rules for those who write pages.
+
+use crate::documentation::compare;
+use crate::pages::{self, Block};
+use crate::support::debian_root::Machine;
+
+/// The machines, and the source of the tests that boot them.
+const MACHINES: [(&str, &str); 4] = [
+    // The units, from a checkout.
+    ("checkout", include_str!("boot.rs")),
+    ("without-socket", include_str!("boot.rs")),
+    // The packages.
+    ("deb", include_str!("packages.rs")),
+    ("rpm", include_str!("packages.rs")),
+];
+
+/// Whether `word` behind a block's language names a machine.
+pub(crate) fn is_machine(word: &str) -> bool {
+    MACHINES.iter().any(|(name, _)| *name == word)
+}
+
+/// All that is to be typed on one machine. Dropping it fails where something was not.
+pub(crate) struct Typed {
+    /// Each with what the page shows behind it.
+    blocks: Vec<(Block, Option<Block>)>,
+}
+
+impl Typed {
+    pub(crate) fn on(machine: &str) -> Self {
+        let mut found = Vec::new();
+        for page in pages::all() {
+            let blocks = page.blocks();
+            for (index, block) in blocks.iter().enumerate() {
+                if block.info.split(' ').skip(1).any(|word| word == machine) {
+                    let shown = blocks.get(index + 1);
+                    let shown = shown.filter(|next| next.follows && next.info == "text");
+                    found.push((block.clone(), shown.cloned()));
+                }
+            }
+        }
+        assert!(!found.is_empty(), "no page has anything for {machine}");
+        Self { blocks: found }
+    }
+
+    /// Does what the next block below this heading says, as root, where `directory` is the current
+    /// one: types it and returns what is printed, or writes the file that its first line names.
+    pub(crate) async fn next(
+        &mut self,
+        (page, heading): (&str, &str),
+        machine: &Machine,
+        directory: &str,
+    ) -> String {
+        let here = |(block, _): &(Block, Option<Block>)| {
+            block.heading == heading && block.place.starts_with(&format!("{page}:"))
+        };
+        let index = self.blocks.iter().position(here);
+        let index = index.unwrap_or_else(|| panic!("{page}: no more blocks below {heading:?}"));
+        let (block, shown) = self.blocks.remove(index);
+        let Block { place, text, .. } = &block;
+        if block.language() != "sh" {
+            let path = text.lines().next().and_then(|line| line.strip_prefix("# /"));
+            let path = path.unwrap_or_else(|| panic!("{place}: the first line names no file"));
+            machine.root.write(path, text);
+            return String::new();
+        }
+        let quoted = text.replace('\'', r"'\''");
+        let words = format!("cd {directory} && bash -eu -o pipefail -c '{quoted}' 2>&1");
+        let printed = machine.succeeds(&words).await;
+        println!("--- {place}\n{text}--->\n{printed}");
+        if let Some(shown) = shown {
+            compare(&shown, &printed);
+        }
+        printed
+    }
+}
+
+impl Drop for Typed {
+    fn drop(&mut self) {
+        let left: Vec<_> = self.blocks.iter().map(|(block, _)| &block.place).collect();
+        assert!(left.is_empty() || std::thread::panicking(), "nobody has typed {left:?}");
+    }
+}
+
+/// A machine that no test boots would have its blocks run by nobody.
+#[test]
+fn every_machine_is_booted() {
+    for (machine, source) in MACHINES {
+        assert!(source.contains(&format!("Typed::on({machine:?})")), "{machine}");
+        // And has something to type.
+        std::mem::forget(Typed::on(machine));
+    }
+}
