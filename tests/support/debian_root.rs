@@ -259,7 +259,10 @@ impl Machine {
     fn command(&self, words: &str) -> Command {
         let leader = self.leader.expect("its first process");
         let mut command = Command::new("nsenter");
-        command.args(["--target", &leader.to_string(), "--all", "--", "sh", "-c", words]);
+        // Its root as well: where this process lives below a changed root (chroot(2)), that of the mount
+        // namespace is another one, the machine's own.
+        command.args(["--target", &leader.to_string(), "--all", "--root", "--wd"]);
+        command.args(["--", "sh", "-c", words]);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
         command.stdin(Stdio::null());
         command
