@@ -40,8 +40,8 @@ const LEFT_OUT: [&str; 3] = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/sh
 
 /// Runs a test that makes [`Root`]s. The shared one is made before, where there is a network.
 ///
-/// Where this process may make no cgroups, as in most containers, nothing can be booted: the test is
-/// left out, and says so.
+/// Where this process may make no cgroups, as in most containers, or lives below a changed root, nothing
+/// can be booted: the test is left out, and says so.
 pub(crate) fn beside_debian(test: impl AsyncFnOnce() + Send + 'static) {
     if let Err(why) = may_boot() {
         return left_out(&format!("no machine can be booted here: {why}"));
@@ -50,8 +50,17 @@ pub(crate) fn beside_debian(test: impl AsyncFnOnce() + Send + 'static) {
     apart(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, test);
 }
 
-/// Whether cgroups can be made where this process is in the hierarchies.
+/// Whether cgroups can be made where this process is in the hierarchies, and its root is that of its
+/// mount namespace: below another one (chroot(2)) systemd cannot give services namespaces of their own.
 fn may_boot() -> Result<(), String> {
+    let root = |command: &mut Command| {
+        let told = command.args(["stat", "--format=%d:%i", "/"]).output();
+        told.ok().filter(|told| told.status.success()).map(|told| told.stdout)
+    };
+    let namespaces = root(Command::new("nsenter").args(["--mount=/proc/self/ns/mnt", "--"]));
+    if namespaces.is_none() || namespaces != root(&mut Command::new("env")) {
+        return Err("this process lives below a changed root".to_owned());
+    }
     let groups = hierarchies();
     if groups.is_empty() {
         return Err("no cgroups are mounted that a systemd could use".to_owned());
