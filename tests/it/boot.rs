@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::{Command, Output};
 
 use tokio::net::TcpStream;
 
 use crate::support::admin::get;
 use crate::support::certificates::Identity;
+use crate::support::checkout::top;
 use crate::support::crowd::Crowd;
 use crate::support::debian_root::{Machine, Root, beside_debian};
 use crate::support::executor::serves;
@@ -119,6 +121,21 @@ async fn assert_confined(machine: &Machine, capabilities: u64) {
         assert_eq!(field(set), format!("{capabilities:016x}"), "{set}");
     }
     assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".to_owned(), "2".to_owned()));
+}
+
+/// Without a machine, and so wherever tests run: what the service may do, in systemd's own tenths.
+#[test]
+fn the_service_is_exposed_to_next_to_nothing() {
+    let unit = top().join("etc/systemd/zuul-fingergw.service");
+    let looked = |tenths: u32| {
+        let mut analyze = Command::new("systemd-analyze");
+        analyze.args(["security", "--offline=true", "--no-pager"]).arg(&unit);
+        analyze.arg(format!("--threshold={tenths}")).output().expect("systemd-analyze (systemd)")
+    };
+    let Output { status, stdout, stderr } = looked(11);
+    let told = [stdout, stderr].concat();
+    assert!(status.success(), "{}", String::from_utf8_lossy(&told));
+    assert!(!looked(5).status.success(), "a threshold that counts");
 }
 
 /// systemd finds nothing to complain of, and no more than so much that the service may do.
