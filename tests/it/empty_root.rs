@@ -153,6 +153,10 @@ async fn becomes_a_user_of_the_file() {
     assert_eq!(field(pid, "Uid:"), "10001 10001 10001 10001");
     assert_eq!(field(pid, "Gid:"), "0 0 0 0");
     serves_by_name(&system, &gateway).await;
+    // By hand: who has become another user outlives the process that made its namespaces (prctl(2),
+    // PR_SET_PDEATHSIG).
+    kill_process(pid, Signal::TERM).expect("a signal");
+    assert!(gateway.exit().await.success());
 
     let root = empty_root(&[hosts]);
     let builder = builder().readable_by_all();
