@@ -99,6 +99,7 @@ impl Identity {
     }
 
     /// An identity made in this process.
+    #[cfg(any(feature = "demo", test))]
     pub(crate) fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self> {
         let identity = Self::of(
             ("certificate", certificates("certificate", cert)),
