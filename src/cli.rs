@@ -87,7 +87,9 @@ enum Command {
     /// Show a log crossing two zones, all in this process: no ZooKeeper, no configuration
     ///
     /// Two gateways and an executor on loopback. The log of a made-up build goes to standard output
-    /// by way of all three; standard error tells how to ask for it from another terminal.
+    /// by way of all three; standard error shows that way and, without --once, the commands that ask
+    /// for it from another terminal. Where the process may, port 79 of 127.0.0.1 is bound as well,
+    /// which is what finger asks.
     Demo(demo::Options),
     /// Print what completes this command line in a shell
     ///
