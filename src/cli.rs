@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -22,6 +23,9 @@ use crate::{demo, log, tls};
 /// A configuration that cannot be used: `EX_CONFIG` of sysexits(3), by which service managers know
 /// that trying again does not help.
 const EXIT_CONFIG: u8 = 78;
+
+/// How long an error message waits for a reader of standard error that stalls.
+const STDERR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Finger gateway for Zuul CI: streams the logs of running builds across zones.
 // Options may be repeated, the last one counts, and long ones be cut short, as with upstream's.
@@ -150,7 +154,7 @@ fn complete(shell: Shell) -> ExitCode {
 
 fn check(path: Option<&Path>) -> ExitCode {
     let checked = load(path).and_then(Loaded::usable).and_then(|usable| {
-        log::check(&usable.config.log)?;
+        log::check(&usable.config.log, usable.account.as_ref())?;
         let findings: Vec<_> = usable.identities.findings().collect();
         let lines: Vec<_> = findings.iter().map(ToString::to_string).collect();
         if findings.iter().any(|finding| finding.is_error()) {
@@ -242,7 +246,7 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
     let pid_file = match pid_file {
         Ok(pid_file) => pid_file,
         Err(error) => {
-            eprintln!("{error:#}");
+            print_error(&error);
             return ExitCode::FAILURE;
         }
     };
@@ -250,15 +254,13 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return refuse(&error),
     };
-    let detaching = pid_file.is_some();
     let setup = Setup { source, config, identities };
     match daemon::run(setup, account.as_ref(), pid_file, &mut logging) {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
-            if detaching {
-                // Whoever started it still listens.
-                eprintln!("{error:#}");
+            if !logging.is_stderr() {
+                print_error(&error);
             }
             if error.is::<Unfit>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
@@ -310,6 +312,12 @@ impl Loaded {
 }
 
 fn refuse(error: &anyhow::Error) -> ExitCode {
-    eprintln!("{error:#}");
+    print_error(error);
     ExitCode::from(EXIT_CONFIG)
+}
+
+/// Writes `error` to standard error, which the operator or the service manager sees wherever the log
+/// goes. Does not wait long for a reader that stalls.
+fn print_error(error: &anyhow::Error) {
+    log::stderr::write(&format!("{error:#}"), STDERR_TIMEOUT);
 }

@@ -22,6 +22,7 @@ use clap::Args;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tracing::Level;
 
 use self::certificates::Authority;
@@ -59,12 +60,17 @@ const WEST_HOST: &str = "localhost";
 pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
     let level = if debug { Level::DEBUG } else { Level::INFO };
     let shown = || {
-        log::start(&Log { level, output: LogOutput::Stderr, ..Log::default() }, None)?;
+        let log = Log { level, output: LogOutput::Stderr, ..Log::default() };
+        let mut logging = log::start(&log, None)?;
+        logging.begin()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        runtime.block_on(show(options))
+        let shown = runtime.block_on(show(options));
+        // A write to a reader that has stalled is not waited for.
+        runtime.shutdown_background();
+        shown
     };
     match shown() {
         Ok(()) => ExitCode::SUCCESS,
@@ -302,7 +308,8 @@ async fn receive(gateway: SocketAddr, build: &BuildId, job: &mut Job) -> Result<
         if received.compared && !job.contains(&buffer[..count], received.bytes)? {
             bail!("within {count} bytes at {} the log differs from the executor's", received.bytes);
         }
-        match print(&buffer[..count]) {
+        let piece = buffer[..count].to_vec();
+        match spawn_blocking(move || print(&piece)).await? {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 received.enough = true;
                 return Ok(received);

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::unistd::{
-    Gid, Uid, User, geteuid, getgroups, getresgid, getresuid, setgid, setgroups, setuid,
+    Gid, Uid, User, getegid, geteuid, getgroups, getresgid, getresuid, setegid, seteuid, setgid,
+    setgroups, setuid,
 };
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -55,6 +56,32 @@ impl Account {
     /// The user's and the group's number.
     pub(crate) fn ids(&self) -> (u32, u32) {
         (self.uid.as_raw(), self.gid.as_raw())
+    }
+
+    /// Runs `action` with the user's effective ids, so that the kernel checks its permissions instead
+    /// of root's: files in directories of the user may be links to anywhere. Call while there is one
+    /// thread.
+    ///
+    /// # Errors
+    /// The kernel refuses a change of ids.
+    pub(crate) fn impersonate<T>(&self, action: impl FnOnce() -> T) -> Result<T, Unfit> {
+        let refused = |error| {
+            Unfit(format!(
+                "user = {}: cannot act as that user: {error} (needs CAP_SETUID and CAP_SETGID; or \
+                 start it as that user)",
+                self.name
+            ))
+        };
+        let (user, group) = (geteuid(), getegid());
+        let groups = getgroups().map_err(refused)?;
+        setgroups(&[]).map_err(refused)?;
+        setegid(self.gid).map_err(refused)?;
+        seteuid(self.uid).map_err(refused)?;
+        let result = action();
+        seteuid(user).map_err(refused)?;
+        setegid(group).map_err(refused)?;
+        setgroups(&groups).map_err(refused)?;
+        Ok(result)
     }
 
     /// Makes this process the user's, for good, and looks whether it is. Call while there is one

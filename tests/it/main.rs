@@ -20,6 +20,7 @@ mod limits_of_streams;
 mod limits_per_address;
 mod limits_reloaded;
 mod log;
+mod log_output;
 mod packages;
 mod pages;
 mod passthrough;
