@@ -42,6 +42,7 @@ mod stream_tls;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod tls_trust;
 mod typed;
 mod watchdog;
 mod watching;
