@@ -102,6 +102,13 @@ impl Listener {
 }
 
 impl Config {
+    /// The command socket, unless it is where a `zuul.conf` has it that says nothing of one: such a
+    /// configuration also runs where that directory does not exist.
+    pub(crate) fn explicit_command_socket(&self) -> Option<&Path> {
+        let path = self.control.as_deref();
+        path.filter(|path| *path != Path::new(zuul_conf::COMMAND_SOCKET))
+    }
+
     /// What is allowed and most likely a mistake.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();

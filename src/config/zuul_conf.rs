@@ -28,7 +28,7 @@ const ZOOKEEPER: &str = "zookeeper";
 const TRACING: &str = "tracing";
 
 const PID_FILE: &str = "/var/run/zuul/fingergw.pid";
-const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
+pub(super) const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
 
 /// Reads the file called `file` with content `text`; the variables of `environment` are options of
 /// every section.
