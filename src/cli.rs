@@ -18,6 +18,7 @@ use crate::registry::build::BuildId;
 use crate::service::control::{self, RELOADED, Request};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::{Account, Unfit};
+use crate::service::socket_file;
 use crate::{demo, log, tls};
 
 /// A configuration that cannot be used: `EX_CONFIG` of sysexits(3), by which service managers know
@@ -155,6 +156,9 @@ fn complete(shell: Shell) -> ExitCode {
 fn check(path: Option<&Path>) -> ExitCode {
     let checked = load(path).and_then(Loaded::usable).and_then(|usable| {
         log::check(&usable.config.log, usable.account.as_ref())?;
+        if let Some(socket) = usable.config.explicit_command_socket() {
+            socket_file::check_directory(socket)?;
+        }
         let findings: Vec<_> = usable.identities.findings().collect();
         let lines: Vec<_> = findings.iter().map(ToString::to_string).collect();
         if findings.iter().any(|finding| finding.is_error()) {

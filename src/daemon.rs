@@ -31,12 +31,13 @@ use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
 use crate::registry::{Registration, Standing};
 use crate::service::activation::Passed;
-use crate::service::control::{self, SocketFile};
+use crate::service::control;
 use crate::service::descriptors;
 use crate::service::detach::{Launch, detach};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::Account;
 use crate::service::signals::{StatusSignal, StopSignals};
+use crate::service::socket_file::{self, SocketFile};
 use crate::service::status::{self, Door, Sources};
 use crate::service::systemd::Manager;
 use crate::service::watchdog;
@@ -90,6 +91,9 @@ pub(crate) fn run(
 
     // All sockets before anything else is promised to anybody.
     let (listeners, admin) = open(&config)?;
+    if let Some(path) = config.explicit_command_socket() {
+        socket_file::create_directory(path, account)?;
+    }
     // While this is the only thread there is.
     settle(&config, account)?;
     let (control, _socket_file) = command_socket(config.control.as_deref()).unzip();
@@ -158,9 +162,12 @@ fn tell_whether_it_can_be_reloaded(source: &Source) {
 /// The command socket, if one is wanted and can be had: signals do without it.
 fn command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
     let path = path?;
-    control::bind(path)
+    socket_file::bind(path)
         .inspect_err(|error| {
-            warn!(path = %path.display(), %error, "no command socket: stop, reload, status and resolve are not heard");
+            warn!(
+                path = %path.display(), %error,
+                "no command socket: stop, reload, status and resolve do not reach this gateway"
+            );
         })
         .ok()
 }

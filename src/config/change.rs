@@ -62,6 +62,7 @@ impl Config {
             limits,
             log,
             tracing,
+            file_warnings,
         } = wanted;
         let found = &mut Differences { toml, taken: Vec::new(), waiting: Vec::new() };
         let config = Self {
@@ -102,6 +103,7 @@ impl Config {
             limits: change_limits(&self.limits, limits, found),
             log: change_log(&self.log, log, found),
             tracing: found.keep(("tracing", "[tracing]"), &self.tracing, tracing),
+            file_warnings,
         };
         let Differences { taken, waiting, .. } = found;
         Change { config, taken: std::mem::take(taken), waiting: std::mem::take(waiting) }

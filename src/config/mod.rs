@@ -17,10 +17,11 @@ mod value;
 mod zuul_conf;
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
 pub(crate) use self::change::Change;
@@ -62,6 +63,8 @@ pub(crate) struct Config {
     pub(crate) log: Log,
     /// Where spans of streams go; nowhere if `None`.
     pub(crate) tracing: Option<Tracing>,
+    /// What the file has that is ignored and most likely a mistake, each with its line.
+    pub(crate) file_warnings: Vec<String>,
 }
 
 /// One listening socket.
@@ -102,9 +105,28 @@ impl Listener {
 }
 
 impl Config {
+    /// The command socket, unless it is where a `zuul.conf` has it that says nothing of one: such a
+    /// configuration also runs where that directory does not exist.
+    pub(crate) fn explicit_command_socket(&self) -> Option<&Path> {
+        let path = self.control.as_deref();
+        path.filter(|path| *path != Path::new(zuul_conf::COMMAND_SOCKET))
+    }
+
     /// What is allowed and most likely a mistake.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.file_warnings.clone();
+        if let (Some(zone), Some(_)) = (&self.zone, &self.tls)
+            && let Some(plain) = self.listeners.iter().find(|listener| listener.advertised)
+            && plain.tls.is_none()
+        {
+            warnings.push(format!(
+                "the listener on {}, at which other gateways ask for the logs of zone {}, is without \
+                 TLS although there are certificates for it: logs cross the network in clear text \
+                 (set tls = true, or tls_client_only = false in a zuul.conf)",
+                plain.address(),
+                zone.escape_default(),
+            ));
+        }
         let ruled = self.listeners.iter().find(|listener| !listener.allow.is_empty());
         for listener in &self.listeners {
             let address = listener.address();
@@ -346,7 +368,7 @@ pub(crate) fn locate(named: Option<&Path>) -> Result<PathBuf> {
 
 /// Whether `path` holds our TOML; anything else is a `zuul.conf`.
 pub(crate) fn is_toml(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "toml")
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml"))
 }
 
 /// Reads and checks the configuration in `path`.
@@ -354,19 +376,42 @@ pub(crate) fn is_toml(path: &Path) -> bool {
 /// # Errors
 /// All [`fault::Faults`] of the file, or why it cannot be read.
 pub(crate) fn load(path: &Path) -> Result<Config> {
-    let bytes =
-        small_file::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let bytes = small_file::read(path).map_err(|error| unreadable(path, &error))?;
     let Ok(text) = String::from_utf8(bytes) else {
         bail!("{}: is not UTF-8 text", path.display());
     };
+    // Some editors put a byte order mark there.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let name = path.display().to_string();
     if is_toml(path) {
-        Ok(toml_file::read(&name, &text)?)
+        Ok(toml_file::read(&name, text)?)
     } else {
         // Others need not be UTF-8, and are no business of ours.
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| name.starts_with("ZUUL_"));
-        Ok(zuul_conf::read(&name, &text, environment)?)
+        let read = zuul_conf::read(&name, text, environment);
+        read.map_err(|faults| match toml_file::is_likely(text) {
+            true => anyhow!(
+                "{name}: is TOML, and was read as a zuul.conf, because its name does not end in \
+                 .toml; rename it"
+            ),
+            false => faults.into(),
+        })
+    }
+}
+
+/// Why the configuration in `path` cannot be read, and what to do.
+fn unreadable(path: &Path, error: &io::Error) -> anyhow::Error {
+    let name = path.display();
+    match error.kind() {
+        ErrorKind::PermissionDenied => {
+            let user = rustix::process::geteuid().as_raw();
+            anyhow!(
+                "{name}: cannot be read by user id {user}: {error}; run this as root or as the \
+                 gateway's user, or change its owner or mode"
+            )
+        }
+        _ => anyhow!("{name}: cannot be read: {error}"),
     }
 }

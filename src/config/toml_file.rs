@@ -4,10 +4,11 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use toml::de::DeTable;
 use tracing::Level;
 
 use super::fault::Faults;
-use super::toml_document::{Document, Table};
+use super::toml_document::{Document, Found, Table};
 use super::tracing::{Given, PROTOCOLS, TIMEOUT, Tracing};
 use super::value::Read;
 use super::{
@@ -28,6 +29,18 @@ pub(super) fn read(file: &str, text: &str) -> Result<Config, Faults> {
     Faults::none_or(config, document.into_faults())
 }
 
+/// Whether `text`, under another kind of name, is most likely our TOML: as a `zuul.conf` it would have
+/// no quotes.
+pub(super) fn is_likely(text: &str) -> bool {
+    if text.lines().any(|line| line.starts_with("[[")) {
+        return true;
+    }
+    let Ok(tree) = DeTable::parse(text) else { return false };
+    let zookeeper = tree.get_ref().get("zookeeper").and_then(|table| table.get_ref().as_table());
+    let hosts = zookeeper.and_then(|table| table.get("hosts"));
+    hosts.is_some_and(|hosts| hosts.get_ref().as_str().is_some())
+}
+
 /// The whole configuration. Where a fault was found, any value stands in for the wrong one.
 fn config(document: &Document<'_>) -> Config {
     let mut root = document.root();
@@ -35,9 +48,7 @@ fn config(document: &Document<'_>) -> Config {
     let (tls, names) = tls(tls_table);
     let listeners = listeners(&mut root, tls.is_some());
     let zookeeper = zookeeper(root.table("zookeeper"));
-    let mut admin_table = root.table("admin");
-    let admin = admin_table.text("address", value::address);
-    admin_table.finish();
+    let admin = admin(root.table("admin"), &listeners);
     let control = control(root.table("control"));
     let limits = limits(root.table("limits"));
     let log = log(root.table("log"));
@@ -57,6 +68,7 @@ fn config(document: &Document<'_>) -> Config {
         limits,
         log,
         tracing,
+        file_warnings: Vec::new(),
     };
     root.finish();
     config
@@ -79,8 +91,11 @@ fn tls(mut table: Table<'_>) -> (Option<Files>, Names) {
 
 fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
     let (found, tables) = (root.find("listener"), root.tables("listener", "listener"));
-    let read = |(_, table)| listener(table, tls_files);
-    let mut listeners: Vec<_> = tables.into_iter().map(read).collect();
+    let mut listeners: Vec<Listener> = Vec::new();
+    for (found, table) in tables {
+        let listener = listener(found, table, tls_files, &listeners);
+        listeners.push(listener);
+    }
     if listeners.is_empty() {
         listeners.push(Listener::plain(DEFAULT_HOST, DEFAULT_PORT));
     }
@@ -95,9 +110,45 @@ fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
     listeners
 }
 
-fn listener(mut table: Table<'_>, tls_files: bool) -> Listener {
-    let (host, port) =
-        table.text("address", value::address).unwrap_or((DEFAULT_HOST.to_owned(), DEFAULT_PORT));
+/// The address of health and metrics, beside those of `listeners`.
+fn admin(mut table: Table<'_>, listeners: &[Listener]) -> Option<(String, u16)> {
+    let address = table.text("address", |text| {
+        let (host, port) = value::address(text)?;
+        refuse_taken(&host, port, listeners)?;
+        Ok((host, port))
+    });
+    table.finish();
+    address
+}
+
+/// Refuses an address that a socket of `others` occupies: both could not be bound.
+fn refuse_taken(host: &str, port: u16, others: &[Listener]) -> Read<()> {
+    match others.iter().find(|other| value::overlap((host, port), (&other.host, other.port))) {
+        Some(other) => Err(format!(
+            "the listener on {} takes this address; give each another address or port",
+            other.address()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The listener of `table`, which is `found` in the document after those `before` it.
+fn listener(
+    found: Found<'_>,
+    mut table: Table<'_>,
+    tls_files: bool,
+    before: &[Listener],
+) -> Listener {
+    let given = table.find("address");
+    let (host, port) = match (table.text("address", value::address), given) {
+        (Some(address), _) => address,
+        (None, None) => (DEFAULT_HOST.to_owned(), DEFAULT_PORT),
+        // Refused already: it takes no other listener's place.
+        (None, Some(_)) => (DEFAULT_HOST.to_owned(), 0),
+    };
+    if let Err(problem) = refuse_taken(&host, port, before) {
+        table.refuse("address", given.or(Some(found)), problem);
+    }
     let tls = table.boolean("tls", false);
     if tls && !tls_files {
         let found = table.find("tls");
@@ -495,6 +546,7 @@ mod tests {
             [[listener.allow]]
             tenants = ["a", "b"]
             [[listener]]
+            address = "[::]:7979"
             tls = true
             [[listener.allow]]
             clients = ["*.example.org"]
@@ -543,7 +595,7 @@ mod tests {
             ("[[listener.allow]]\nnetworks = [\"10.0.0.1/8\"]", "the network is 10.0.0.0/8"),
             (
                 "[[listener.allow]]\ntenant = [\"a\"]",
-                "f.toml:3: listener.allow.tenant: unknown key; known here: clients, networks, tenants",
+                "f.toml:3: listener.allow.tenant: unknown key (did you mean tenants?); known here: clients, networks, tenants",
             ),
             (
                 "[[listener.allow]]\nclients = [\"a\"]",
@@ -602,6 +654,53 @@ mod tests {
     }
 
     #[test]
+    fn two_sockets_on_one_address_are_an_error() {
+        let text = |listeners: &[&str], admin: &str| {
+            let table = |address| format!("[[listener]]\naddress = \"{address}\"\n");
+            let listeners: String = listeners.iter().map(table).collect();
+            format!("{listeners}[admin]\naddress = \"{admin}\"\n{LEAST}")
+        };
+        let good = ["[::]:0", "[::]:0", "127.0.0.1:79", "127.0.0.2:79", "[::1]:79", "gw:79"];
+        assert_eq!(faults(&text(&good, "127.0.0.1:9090")), []);
+        for bad in [
+            ["[::]:79", "[::]:79"],
+            ["[::]:79", "127.0.0.1:79"],
+            ["[::1]:79", "[::]:79"],
+            ["0.0.0.0:79", "192.0.2.1:79"],
+            ["gw.example.org:79", "GW.example.org.:79"],
+        ] {
+            let faults = faults(&text(&bad, "127.0.0.1:9090"));
+            let expected = format!("f.toml:4: listener.address = \"{}\": the listener on ", bad[1]);
+            assert!(
+                faults.len() == 1 && faults[0].to_string().starts_with(&expected),
+                "{faults:?}"
+            );
+        }
+        let default = faults(&format!("[[listener]]\n[[listener]]\n{LEAST}"));
+        let default: Vec<_> = default.iter().map(ToString::to_string).collect();
+        let expected = "f.toml:2: listener.address = [[listener]]: the listener on [::]:79 takes";
+        assert!(default.len() == 1 && default[0].starts_with(expected), "{default:?}");
+        let faults = faults(&text(&["[::]:79"], "127.0.0.1:79"));
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].to_string().starts_with("f.toml:4: admin.address"), "{faults:?}");
+    }
+
+    /// A gateway of a zone is there to be asked by those of others, across networks.
+    #[test]
+    fn a_zone_without_tls_although_there_are_certificates_is_warned_of() {
+        let warnings = |text: &str| read("f.toml", &format!("{text}{LEAST}")).unwrap().warnings();
+        let tls = "[[listener]]\naddress = \"[::]:7979\"\ntls = true\n";
+        let zone = "zone = \"west\"\n";
+        assert_eq!(warnings(&format!("{zone}{tls}{FILES}")), [""; 0]);
+        assert_eq!(warnings(zone), [""; 0], "there is nothing to speak TLS with");
+        assert_eq!(warnings(FILES), [""; 0], "nobody asks it for a zone's logs");
+        let plain = warnings(&format!("{zone}{FILES}"));
+        assert!(plain.len() == 1 && plain[0].contains("logs of zone west"), "{plain:?}");
+        let plain = "[[listener]]\naddress = \"[::]:79\"\nadvertised = true\n";
+        assert_eq!(warnings(&format!("{zone}{plain}{tls}{FILES}")).len(), 1);
+    }
+
+    #[test]
     fn the_advertised_listener() {
         let advertised = |listeners: &str| {
             let config = read("f.toml", &format!("{listeners}{FILES}{LEAST}")).unwrap();
@@ -609,7 +708,8 @@ mod tests {
         };
         let plain = "[[listener]]\naddress = \"[::]:79\"\n";
         let tls = "[[listener]]\naddress = \"[::]:7979\"\ntls = true\n";
-        assert_eq!(advertised(&format!("{plain}{plain}")), 0);
+        let other = "[[listener]]\naddress = \"[::]:80\"\n";
+        assert_eq!(advertised(&format!("{plain}{other}")), 0);
         assert_eq!(advertised(&format!("{plain}{tls}")), 1);
         assert_eq!(advertised(&format!("{plain}advertised = true\n{tls}")), 0);
     }
@@ -677,6 +777,37 @@ level = "loud"
     }
 
     #[test]
+    fn common_mistakes_are_named() {
+        let fault = |line: &str| {
+            let faults = faults(&format!("{line}\n{LEAST}"));
+            assert_eq!(faults.len(), 1, "{line}: {faults:?}");
+            faults[0].to_string()
+        };
+        for (line, expected) in [
+            ("zone = west", "f.toml:1: zone = west: a string must be in quotes: \"...\""),
+            ("hostname = gw.example.org", "hostname = gw.example.org: a string must be in quotes"),
+            ("zone = \u{201c}west\u{201d}", "zone: typographic quotes; write \"...\""),
+            ("zon = \"west\"", "zon: unknown key (did you mean zone?); known here: "),
+            ("xyz = 1", "xyz: unknown key; known here: "),
+            ("[limits]\ngrace = \"1s\"\n[limits]", "f.toml:3: limits: there is one already"),
+            ("zone = \"a\"\nzone = \"b\"", "f.toml:2: zone: there is one already"),
+        ] {
+            let fault = fault(line);
+            assert!(fault.contains(expected), "{line}: {fault}");
+        }
+    }
+
+    #[test]
+    fn toml_under_another_name_is_known() {
+        for toml in [EXAMPLE, LEAST, "[[listener]]\ntls = maybe\n"] {
+            assert!(is_likely(toml), "{toml}");
+        }
+        for other in ["[zookeeper]\nhosts = zk:2281\n", "[zookeeper]\nport = 1\n", ""] {
+            assert!(!is_likely(other), "{other}");
+        }
+    }
+
+    #[test]
     fn where_the_log_goes() {
         let read = |output: &str| {
             let text = format!("{LEAST}[log]\noutput = \"{output}\"\n");
@@ -691,7 +822,7 @@ level = "loud"
 
     #[test]
     fn only_one_listener_is_advertised() {
-        let twice = "[[listener]]\naddress = \"[::]:79\"\nadvertised = true\n".repeat(2);
+        let twice = "[[listener]]\naddress = \"[::]:0\"\nadvertised = true\n".repeat(2);
         let faults = faults(&format!("{twice}{LEAST}"));
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert_eq!(faults[0].problem, "only one can be advertised");

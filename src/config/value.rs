@@ -1,6 +1,6 @@
 //! Single values, the same in both kinds of file: each parser says what it allows.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -11,6 +11,13 @@ use super::Hosts;
 
 /// The result of reading one value: the value, or what is allowed instead.
 pub(super) type Read<T> = Result<T, String>;
+
+/// The one of `known` that `name` is most likely a misspelling of, if any is close.
+pub(super) fn closest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let similarity = |known| (strsim::jaro_winkler(name, known), known);
+    let close = known.into_iter().map(similarity).filter(|(similarity, _)| *similarity > 0.85);
+    close.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, known)| known)
+}
 
 /// A time in `range`: a whole number and its unit.
 pub(super) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Read<Duration> {
@@ -83,6 +90,18 @@ pub(super) fn address(text: &str) -> Read<(String, u16)> {
     split_address(text)
         .and_then(|(host, port)| Some((hostname(host).ok()?, port?.parse().ok()?)))
         .ok_or_else(|| "must be ADDRESS:PORT, such as \"[::]:79\" or \"192.0.2.1:7979\"".to_owned())
+}
+
+/// Whether sockets on the two addresses cannot be bound at the same time. `::` is IPv4 as well, and
+/// port 0 is a free one. What names resolve to is not known here.
+pub(super) fn overlap((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
+    let covers = |wide: &str, host: &str| match wide {
+        "::" => host.parse::<IpAddr>().is_ok(),
+        "0.0.0.0" => host.parse::<Ipv4Addr>().is_ok(),
+        _ => false,
+    };
+    let same = host.trim_end_matches('.').eq_ignore_ascii_case(other.trim_end_matches('.'));
+    port != 0 && port == other_port && (same || covers(host, other) || covers(other, host))
 }
 
 /// The name of a tenant, as Zuul writes it.

@@ -8,6 +8,7 @@ pub(crate) mod detach;
 pub(crate) mod pid_file;
 pub(crate) mod privileges;
 pub(crate) mod signals;
+pub(crate) mod socket_file;
 pub(crate) mod status;
 pub(crate) mod systemd;
 pub(crate) mod watchdog;

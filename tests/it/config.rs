@@ -175,6 +175,39 @@ async fn all_faults_of_a_zuul_conf_come_out_at_once() {
     assert_eq!(faults.len(), expected.len(), "{faults:#?}");
 }
 
+#[tokio::test]
+async fn a_file_is_read_as_what_its_name_says_and_a_wrong_name_is_named() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let text = toml(&identity, &identity);
+    assert_eq!(check(&files.write("gateway.TOML", &text)).await.code, Some(0));
+    for text in [text.as_str(), "[[listener]]\naddress = \"[::]:79\"\n"] {
+        let config = files.write("gateway.conf", text);
+        let expected = format!(
+            "{}: is TOML, and was read as a zuul.conf, because its name does not end in .toml; \
+             rename it",
+            config.display()
+        );
+        assert_eq!(faults(&config).await, [expected]);
+    }
+    let Identity { cert, key, ca, .. } = &identity;
+    let zookeeper = format!(
+        "[zookeeper]\nhosts = a:1\ntls_cert = {}\ntls_key = {}\ntls_ca = {}\n",
+        cert.display(),
+        key.display(),
+        ca.display()
+    );
+    for (name, text) in [("zuul.conf", &zookeeper), ("marked.toml", &text)] {
+        let checked = check(&files.write(name, format!("\u{feff}{text}"))).await;
+        assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{name}");
+    }
+    let conf = files.write("typo.conf", format!("{zookeeper}[fingergw]\nlisten_adress = ::1\n"));
+    let Outcome { code, stderr, .. } = check(&conf).await;
+    let warning =
+        ":7: [fingergw] listen_adress: unknown option, ignored; did you mean listen_address?";
+    assert_eq!((code, stderr), (Some(0), format!("{}{warning}\n", conf.display())));
+}
+
 /// Upstream takes two of the three for none, and speaks plain text where TLS was asked for.
 #[tokio::test]
 async fn a_zuul_conf_with_one_tls_file_missing() {

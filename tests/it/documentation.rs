@@ -226,7 +226,7 @@ impl World {
             return;
         }
         let at = self.directory.path().join(name);
-        for directory in ["zuul/ssl", "run/zuul-fingergw", "work"] {
+        for directory in ["zuul/ssl", "run", "work"] {
             fs::create_dir_all(at.join(directory)).expect("a directory");
         }
         let copy = |from: &Path, to: &str| {

@@ -347,7 +347,7 @@ async fn resolve_without_a_decision() {
     gateway.signal(Signal::TERM);
     gateway.exit().await;
     let Outcome { code, stderr, .. } = program(&["resolve", "abc"], &config).await;
-    assert!(code == Some(1) && stderr.contains("nobody listens"), "{stderr}");
+    assert!(code == Some(1) && stderr.contains("no gateway answers"), "{stderr}");
     let config = Builder::new(&system);
     let Outcome { code, stderr, .. } = program(&["resolve", "abc"], &config.write()).await;
     assert!(code == Some(1) && stderr.contains("set control.socket"), "{stderr}");
