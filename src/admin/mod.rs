@@ -319,6 +319,7 @@ mod tests {
             Rejection::Limit,
             Rejection::Address,
             Rejection::Handshakes,
+            Rejection::HandshakeRate,
             Rejection::Lookups,
             Rejection::Accept,
         ] {

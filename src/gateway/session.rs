@@ -1,18 +1,20 @@
 //! One connection from its first byte to its last.
 
 use std::fmt::Display;
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tracing::debug;
 use tracing::field::display;
-use tracing::{debug, info};
 
 use super::Context;
 use super::access::{self, Access};
-use super::bounds::AddressPlace;
+use super::bounds::{AddressPlace, Waiting};
+use super::client_hello::{Arrival, arrival};
 use super::connection::Connection;
 use super::failover::{self, Answered, Raced};
 use super::finger::{Fault, QueryError, Reply, read_query};
@@ -25,6 +27,7 @@ use super::streams::Listed;
 use super::upstream::Upstream;
 use crate::admin::metrics::{Rejection, Route, Side};
 use crate::config::Limits;
+use crate::eviction::Entry;
 use crate::otlp::Span;
 use crate::registry::build::BuildId;
 use crate::tls::{Acceptor, Failure};
@@ -37,7 +40,27 @@ pub(crate) struct Caller {
     pub(crate) of_address: Option<AddressPlace>,
     /// Which listener accepted the connection.
     pub(crate) index: usize,
+    /// Its entry among the connections that may be closed for a new one: until it has asked.
+    pub(crate) waiting: Option<Entry<Waiting>>,
 }
+
+impl Caller {
+    /// Keeps the connection from being closed for a new one. Does not return if it has been closed
+    /// already: then its task is about to be aborted.
+    pub(crate) async fn stop_waiting(&mut self) {
+        if self.waiting.take().is_some_and(|entry| !entry.leave()) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Logs a line of a stream at info, or at debug if `$logged` is false.
+macro_rules! log_stream {
+    ($logged:expr, $($line:tt)+) => {
+        if $logged { tracing::info!($($line)+) } else { tracing::debug!($($line)+) }
+    };
+}
+pub(super) use log_stream;
 
 /// What a client has asked for.
 pub(super) struct Asked<'a> {
@@ -47,6 +70,8 @@ pub(super) struct Asked<'a> {
     began: Instant,
     pub(super) span: Span,
     pub(super) cx: &'a Context,
+    /// Whether its lines are logged at info; at debug if its address has asked too often.
+    pub(super) logged: bool,
 }
 
 impl Asked<'_> {
@@ -57,13 +82,16 @@ impl Asked<'_> {
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, peer, began, span, cx } = self;
+        let Self { build, peer, began, span, cx, logged } = self;
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         span.over(hop, route, bytes);
         let seconds = seconds.as_secs_f64();
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
-        info!(%peer, %build, event_id, trace_id, route = %hop, bytes, seconds, %end, "stream ended");
+        log_stream!(
+            *logged, %peer, %build, event_id, trace_id, route = %hop, bytes, seconds, %end,
+            "stream ended"
+        );
     }
 }
 
@@ -93,7 +121,9 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    let asked = Asked { build: &build, peer: &caller.peer, began: Instant::now(), span, cx };
+    let peer = &caller.peer;
+    let (began, logged) = (Instant::now(), cx.logs_stream_of(*peer));
+    let asked = Asked { build: &build, peer, began, span, cx, logged };
     stream_from(&hops, client, &asked).await
 }
 
@@ -101,11 +131,14 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
 /// is told instead, if it has not left.
 async fn asked_for(
     client: &mut Connection,
-    caller: &Caller,
+    caller: &mut Caller,
     cx: &Context,
 ) -> Result<(BuildId, Vec<Upstream>, Span), Option<Reply>> {
     let peer = caller.peer;
     let query = timeout(cx.limits.request_timeout, read_query(client)).await;
+    if matches!(query, Ok(Ok(_))) {
+        caller.stop_waiting().await;
+    }
     let (reply, reason) = match query {
         Ok(Ok(build)) => match resolve(&build, access(client, caller, cx), peer, cx).await {
             Ok((hops, span)) => {
@@ -158,6 +191,7 @@ async fn introduction(
             return Err(Outcome::NoHeader);
         }
     };
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     debug!(proxy = %peer, peer = %client, "PROXY header");
     caller.of_address = cx.bounds.of_address(client.ip(), &cx.limits);
     caller.peer = client;
@@ -194,19 +228,35 @@ async fn shake_hands(
     let Caller { peer, of_address, .. } = caller;
     let peer = *peer;
     let shaken = async {
-        // Until it says something it costs no more than any other connection.
-        if !matches!(stream.peek(&mut [0]).await, Ok(1..)) {
-            debug!(%peer, "closed without a word");
-            return Ok(Err(Outcome::Probe));
-        }
-        let place = of_address.as_ref().map(|place| cx.bounds.handshake(place, &cx.limits));
-        match place {
-            Some(None) => {
-                // Before it is closed: who sees that may look whether it was counted.
-                cx.turned_away(Rejection::Handshakes, peer);
-                Ok(Err(Outcome::Rejected))
+        // Until all of the ClientHello is there it costs no more than any other connection.
+        match arrival(&stream).await {
+            Ok(Arrival::Complete) => {}
+            Ok(Arrival::TooLong) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the ClientHello is too long",
+                ));
             }
-            _ => acceptor.accept(ReadAhead::from_client(stream)).await.map(Ok),
+            Ok(Arrival::Closed) | Err(_) => {
+                debug!(%peer, "closed without a word");
+                return Ok(Err(Outcome::Probe));
+            }
+        }
+        // Counted before the connection is closed, here and below: a client that sees the close also
+        // sees the counter.
+        if !cx.bounds.may_begin_handshake(of_address.as_ref(), peer.ip(), &cx.limits) {
+            cx.turned_away(Rejection::HandshakeRate, peer);
+            return Ok(Err(Outcome::Rejected));
+        }
+        let handshake = cx.bounds.handshake(of_address.as_ref(), peer.ip(), &cx.limits);
+        let evicted = async {
+            handshake.evicted().await;
+            cx.turned_away(Rejection::Handshakes, peer);
+        };
+        tokio::select! {
+            biased;
+            shaken = acceptor.accept(ReadAhead::from_client(stream)) => shaken.map(Ok),
+            () = evicted => Ok(Err(Outcome::Rejected)),
         }
     };
     let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
@@ -214,7 +264,10 @@ async fn shake_hands(
         Ok(Ok(Ok(stream))) => {
             cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
             cx.familiar.greeted(peer.ip());
-            of_address.take_if(|_| stream.get_ref().1.peer_certificates().is_some());
+            if stream.get_ref().1.peer_certificates().is_some() {
+                cx.bounds.certify(peer.ip());
+                *of_address = None;
+            }
             return Ok(Connection::Tls(Box::new(stream.into())));
         }
         Ok(Err(error)) => (Failure::of(&error), format!("TLS: {error}")),
