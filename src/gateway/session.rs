@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 use tracing::debug;
 use tracing::field::display;
 
@@ -288,7 +288,7 @@ async fn resolve(
     peer: SocketAddr,
     cx: &Context,
 ) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
-    let Some(_place) = cx.bounds.lookup(&cx.limits) else {
+    let Some(place) = cx.bounds.lookup(&cx.limits) else {
         cx.turned_away(Rejection::Lookups, peer);
         return Err((Reply::Error(Fault::TooManyLookups), "too many look-ups".to_owned()));
     };
@@ -299,6 +299,10 @@ async fn resolve(
         Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
     });
     cx.metrics.looked_up(began.elapsed());
+    drop(place);
+    if access.is_some() && matches!(resolved, Err((Reply::NotFound | Reply::Denied, _))) {
+        Box::pin(hide_duration(began.into())).await;
+    }
     let (hops, origin) = resolved?;
     Ok((hops, cx.tracer.span(&origin, build, cx.resolver.zone(), began)))
 }
@@ -398,6 +402,18 @@ pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
     }
 }
 
+/// On a listener with rules, "Build not found" comes a multiple of this time after the request.
+const NOT_FOUND_STEP: Duration = Duration::from_millis(50);
+
+/// Waits until a multiple of [`NOT_FOUND_STEP`] has passed since `began`, at least one, so that the
+/// time does not show which look-ups were made: for a build that a rule denies they are others than
+/// for one that does not exist.
+async fn hide_duration(began: tokio::time::Instant) {
+    let steps = began.elapsed().as_nanos().div_ceil(NOT_FOUND_STEP.as_nanos()).max(1);
+    let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+    sleep_until(began + NOT_FOUND_STEP * steps).await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -410,5 +426,19 @@ mod tests {
         }
         let bytes = size(run);
         assert!(bytes <= 1792, "{bytes} bytes: box what a quiet stream does not need");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn not_found_comes_at_multiples_of_its_step() {
+        for (took, answered) in
+            [(0, 50), (1, 50), (49, 50), (50, 50), (51, 100), (99, 100), (100, 100), (4999, 5000)]
+        {
+            let began = tokio::time::Instant::now();
+            tokio::time::advance(Duration::from_millis(took)).await;
+            hide_duration(began).await;
+            // The timer has a resolution of one millisecond.
+            let elapsed = began.elapsed().as_millis();
+            assert!((answered..=answered + 1).contains(&elapsed), "{took} ms: {elapsed} ms");
+        }
     }
 }
