@@ -20,7 +20,14 @@ pub(crate) const PAGE: [(&str, &[&Descriptor]); 7] = [
     ("TLS and certificates", &[&HANDSHAKES, &RESUMED, &NOT_AFTER]),
     (
         "Configuration, log and tracing",
-        &[&RELOADS, &LAST_RELOAD_OK, &LAST_GOOD_RELOAD, &LOG_LINES_LOST, &SPANS],
+        &[
+            &RELOADS,
+            &LAST_RELOAD_OK,
+            &LAST_GOOD_RELOAD,
+            &LOG_LINES_LOST,
+            &STREAMS_NOT_LOGGED,
+            &SPANS,
+        ],
     ),
     (
         "The process",
@@ -115,9 +122,16 @@ pub(super) const REJECTED: Descriptor = Descriptor {
     labels: &[Label {
         name: "reason",
         values: Values::These(&[
-            ("limit", "`limits.connections`, or what the limit of open files leaves of it"),
+            (
+                "limit",
+                "`limits.connections`, or what the limit of open files leaves of it; also connections that had not asked yet and were closed for a new one",
+            ),
             ("address", "`limits.connections_per_address`"),
-            ("handshakes", "`limits.handshakes`, or half of it from one address"),
+            (
+                "handshakes",
+                "`limits.handshakes`, or half of it from one address: the oldest is closed",
+            ),
+            ("handshake_rate", "`limits.handshakes_per_minute` from one address"),
             ("lookups", "`limits.lookups`"),
             ("accept", "the kernel had no descriptor or no memory; each failed accept counts"),
         ]),
@@ -418,6 +432,16 @@ pub(super) const LOG_LINES_LOST: Descriptor = Descriptor {
     advice: "The disk of the log file is full or hangs, or its directory is gone; or the process that \
              reads standard output or standard error has stalled. Standard error has the reason, if \
              there was an error. It recovers without a restart.",
+};
+
+pub(super) const STREAMS_NOT_LOGGED: Descriptor = Descriptor {
+    name: "zuul_fingergw_streams_not_logged",
+    kind: Counter,
+    unit: Unit::Count("streams"),
+    help: "Streams logged at debug instead of info, because their address was over limits.streams_logged_per_minute",
+    labels: &[],
+    advice: "An address asks very often; the log names one at most every ten minutes. A NAT address or a proxy \
+             belongs into `limits.exempt_networks`.",
 };
 
 pub(super) const CPU_SECONDS: Descriptor = Descriptor {

@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     first_byte: HistogramWithExemplars<TraceId>,
     stream: Histogram,
     streamed: Counter,
+    not_logged: Counter,
     streams: Gauge,
     zookeeper_sessions: Counter,
     reloads: Counters,
@@ -125,6 +126,8 @@ pub(crate) enum Rejection {
     Address,
     /// `limits.handshakes` reached, or an address's share of them.
     Handshakes,
+    /// `limits.handshakes_per_minute` exceeded by an address.
+    HandshakeRate,
     /// `limits.lookups` reached.
     Lookups,
     /// The kernel had none to give: descriptors or memory.
@@ -138,6 +141,7 @@ impl Rejection {
             Self::Limit => "limit",
             Self::Address => "address",
             Self::Handshakes => "handshakes",
+            Self::HandshakeRate => "handshake_rate",
             Self::Lookups => "lookups",
             Self::Accept => "accept",
         }
@@ -172,6 +176,7 @@ impl Default for Metrics {
             first_byte: HistogramWithExemplars::new(SHORT.into_iter()),
             stream: long(),
             streamed: Counter::default(),
+            not_logged: Counter::default(),
             streams: Gauge::default(),
             zookeeper_sessions: Counter::default(),
             reloads: Family::default(),
@@ -229,6 +234,7 @@ impl Metrics {
             first_byte,
             stream,
             streamed,
+            not_logged,
             streams,
             zookeeper_sessions,
             reloads,
@@ -251,6 +257,7 @@ impl Metrics {
         catalogue::FIRST_BYTE.register(registry, first_byte);
         catalogue::STREAM.register(registry, stream);
         catalogue::STREAMED.register(registry, streamed);
+        catalogue::STREAMS_NOT_LOGGED.register(registry, not_logged);
         catalogue::STREAMS.register(registry, streams);
         catalogue::ZOOKEEPER_SESSIONS.register(registry, zookeeper_sessions);
         catalogue::RELOADS.register(registry, reloads);
@@ -275,6 +282,11 @@ impl Metrics {
 
     pub(crate) fn rejected(&self, reason: Rejection) {
         self.rejected.get_or_create(&[("reason", reason.as_str())]).inc();
+    }
+
+    /// Counts a stream whose lines are at debug because its address has asked too often.
+    pub(crate) fn stream_not_logged(&self) {
+        self.not_logged.inc();
     }
 
     /// Counts a TLS handshake.

@@ -189,6 +189,8 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         ipv6_prefix,
         exempt_networks,
         handshakes,
+        handshakes_per_minute,
+        streams_logged_per_minute,
         lookups,
         handshake_timeout,
         request_timeout,
@@ -210,6 +212,16 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         connections_per_address,
     );
     let handshakes = count("limits.handshakes", &running.handshakes, handshakes);
+    let handshakes_per_minute = count(
+        "limits.handshakes_per_minute",
+        &running.handshakes_per_minute,
+        handshakes_per_minute,
+    );
+    let streams_logged_per_minute = count(
+        "limits.streams_logged_per_minute",
+        &running.streams_logged_per_minute,
+        streams_logged_per_minute,
+    );
     let lookups = count("limits.lookups", &running.lookups, lookups);
     let ipv6_prefix = found.take(("limits.ipv6_prefix", ""), &running.ipv6_prefix, ipv6_prefix);
     let exempt_networks =
@@ -224,6 +236,8 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         ipv6_prefix,
         exempt_networks,
         handshakes,
+        handshakes_per_minute,
+        streams_logged_per_minute,
         lookups,
         stream_idle,
         stream_total,

@@ -209,6 +209,10 @@ pub(crate) struct Limits {
     pub(crate) exempt_networks: Vec<IpNet>,
     /// Clients' TLS handshakes at once, over all listeners.
     pub(crate) handshakes: usize,
+    /// TLS handshakes a minute from one client address that has shown no certificate.
+    pub(crate) handshakes_per_minute: usize,
+    /// Streams a minute from one client address that are logged at info.
+    pub(crate) streams_logged_per_minute: usize,
     /// Look-ups at once.
     pub(crate) lookups: usize,
     /// For a client's TLS handshake.
@@ -243,6 +247,8 @@ impl Default for Limits {
             ipv6_prefix: 64,
             exempt_networks: Vec::new(),
             handshakes: 2048,
+            handshakes_per_minute: 3000,
+            streams_logged_per_minute: 1200,
             lookups: 4096,
             handshake_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),

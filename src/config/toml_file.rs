@@ -235,6 +235,8 @@ fn limits(mut table: Table<'_>) -> Limits {
         ipv6_prefix,
         exempt_networks,
         handshakes,
+        handshakes_per_minute,
+        streams_logged_per_minute,
         lookups,
         handshake_timeout,
         request_timeout,
@@ -254,6 +256,8 @@ fn limits(mut table: Table<'_>) -> Limits {
         connections: number("connections", connections),
         connections_per_address: number("connections_per_address", connections_per_address),
         handshakes: number("handshakes", handshakes),
+        handshakes_per_minute: number("handshakes_per_minute", handshakes_per_minute),
+        streams_logged_per_minute: number("streams_logged_per_minute", streams_logged_per_minute),
         lookups: number("lookups", lookups),
         ipv6_prefix: table.integer("ipv6_prefix", 1..=128).map_or(ipv6_prefix, |bits| bits as u8),
         exempt_networks: table.texts("exempt_networks", value::network).unwrap_or(exempt_networks),
@@ -446,7 +450,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 65);
+        assert_eq!(keys, 67);
     }
 
     #[test]

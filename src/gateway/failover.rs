@@ -15,14 +15,14 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::buffer::Piece;
 use super::connection::Connection;
 use super::finger::Fault;
 use super::memory::Trouble;
 use super::relay::{End, room};
-use super::session::Asked;
+use super::session::{Asked, log_stream};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
 use super::wiring::{self, Foreign};
@@ -266,14 +266,16 @@ impl<'a> Race<'a> {
 
     /// Takes it that a hop has failed, and says how the race ended if it was the last one.
     fn missed(&mut self, index: usize, miss: Miss, idle: bool) -> Option<Raced> {
-        let Asked { peer, build, .. } = self.asked;
+        let Asked { peer, build, logged, .. } = self.asked;
         let hop = self.runners[index].hop.clone();
         let silent = matches!(miss, Miss::Silent);
         self.note(&hop, &miss, silent);
         self.silent |= silent || matches!(miss, Miss::Dial(DialError::Busy));
         let last = idle && self.waiting.is_empty() && self.executor.is_none();
         if !last || matches!(miss, Miss::Refused(_)) || self.refusal.is_some() {
-            info!(%peer, %build, route = %hop, end = %miss, "trying the next hop");
+            log_stream!(
+                *logged, %peer, %build, route = %hop, end = %miss, "trying the next hop"
+            );
         }
         if !last {
             if let Miss::Refused(answered) = miss {
@@ -308,11 +310,13 @@ impl<'a> Race<'a> {
 
     /// Takes it that a hop has the log.
     fn won(&mut self, index: usize, answered: Box<Answered>) -> Raced {
-        let Asked { peer, build, span, cx, .. } = self.asked;
+        let Asked { peer, build, span, cx, logged, .. } = self.asked;
         let before = self.runners[..index].iter().filter(|runner| !runner.over);
         for runner in before.filter(|runner| runner.since.elapsed() >= runner.head_start) {
             let miss = Miss::Overtaken(runner.head_start);
-            info!(%peer, %build, route = %runner.hop, end = %miss, "trying the next hop");
+            log_stream!(
+                *logged, %peer, %build, route = %runner.hop, end = %miss, "trying the next hop"
+            );
             self.note(&runner.hop, &miss, runner.is_mute());
         }
         cx.resolver.memory().answered(build, &answered.hop);

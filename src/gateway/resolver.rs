@@ -5,7 +5,6 @@
 //! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
 //! count, and every one of them is tried before the executor is.
 
-use std::pin::pin;
 use std::sync::Arc;
 
 use super::access::Access;
@@ -69,8 +68,8 @@ impl Resolver {
         self.own.zone.as_deref()
     }
 
-    /// The hops to try for `build`, at least one, and the trace it is part of; or what the client is told instead, and why. Where
-    /// there are rules, `access` is what they give to the client.
+    /// The hops to try for `build`, at least one, and the trace it is part of; or what the client
+    /// is told instead, and why. Where there are rules, `access` is what they give to the client.
     pub(crate) async fn resolve(
         &self,
         build: &BuildId,
@@ -100,44 +99,25 @@ impl Resolver {
 
     /// Finds `build`; an error if it is there but denied.
     ///
-    /// Finding a build may be quicker than not finding it. So a build that nobody has is looked for at
-    /// the same time, and whoever is not to have this one hears no sooner and nothing else than
-    /// if it had asked for that.
+    /// A denial needs ZooKeeper's own answer, as "not found" does, and not that of a kept build:
+    /// while ZooKeeper does not answer, both are reported in the same way. The session hides how
+    /// long the look-ups took.
     async fn find_allowed(
         &self,
         build: &BuildId,
         access: &Access<'_>,
     ) -> Result<Result<Option<Build>, LookupError>, (Reply, String)> {
-        let nobodys = BuildId::nobodys();
-        let mut found = pin!(self.registry.find_build(build));
-        let mut nothing = pin!(self.registry.find_build(&nobodys));
-        let (found, earlier) = tokio::select! {
-            biased;
-            found = &mut found => (found, None),
-            nothing = &mut nothing => (found.await, Some(nothing)),
+        let found = self.registry.find_build(build).await;
+        let allowed = match &found {
+            Ok(Some(build)) => access.allows(build.tenant.as_deref()),
+            // Its tenant cannot be read either.
+            Err(LookupError::Unreadable(_)) => access.allows(None),
+            Ok(None) | Err(LookupError::Away(_)) => Ok(()),
         };
-        let denial = match &found {
-            Ok(Some(build)) => match access.allows(build.tenant.as_deref()) {
-                Ok(()) => return Ok(found),
-                Err(denial) => Some(denial),
-            },
-            // Whose it is cannot be read either.
-            Err(LookupError::Unreadable(_)) => match access.allows(None) {
-                Ok(()) => return Ok(found),
-                Err(denial) => Some(denial),
-            },
-            Err(LookupError::Away(_)) => return Ok(found),
-            Ok(None) => None,
-        };
-        let nothing = match earlier {
-            Some(nothing) => nothing,
-            None => nothing.await,
-        };
-        match denial {
-            Some(denial) if nothing == Ok(None) => {
-                Err((Reply::Denied, format!("denied: {denial}")))
-            }
-            _ => Ok(nothing),
+        let Err(denial) = allowed else { return Ok(found) };
+        match self.registry.find_build_now(build).await {
+            Err(away @ LookupError::Away(_)) => Ok(Err(away)),
+            _ => Err((Reply::Denied, format!("denied: {denial}"))),
         }
     }
 }

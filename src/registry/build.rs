@@ -32,11 +32,6 @@ impl BuildId {
         hex.then(|| Self(text.to_owned()))
     }
 
-    /// One that no build has: as long as Zuul's, at random.
-    pub(crate) fn nobodys() -> Self {
-        Self(format!("{:032x}", fastrand::u128(..)))
-    }
-
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

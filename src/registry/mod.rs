@@ -50,6 +50,17 @@ impl Registry {
         }
     }
 
+    /// The same, asking the registry itself even if the build is kept.
+    pub(crate) async fn find_build_now(
+        &self,
+        build: &BuildId,
+    ) -> Result<Option<Build>, LookupError> {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.find_build_now(build).await,
+            Self::Embedded(embedded) => Ok(embedded.find_build(build)),
+        }
+    }
+
     /// The gateways that can be dialed now, as last heard.
     pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
         match self {

@@ -127,6 +127,22 @@ async fn a_handshake_has_a_deadline() {
     assert_eq!(silent.rest().await, (Vec::new(), Ending::Clean));
 }
 
+/// Its length is in its first bytes; nothing of it is read, and nothing waited for.
+#[tokio::test]
+async fn a_giant_client_hello_is_not_read() {
+    let served = served("", "handshake_timeout = \"1h\"").await;
+    for hello in [
+        // One record, and a message that is to go on in others.
+        [0x16, 3, 1, 0x40, 1, 1, 0, 0x3f, 0xfd],
+        [0x16, 3, 1, 0, 100, 1, 0, 0x40, 0],
+    ] {
+        let mut client = Client::connect(served.gateway.address()).await;
+        client.send(&hello).await;
+        let (answer, _) = client.rest().await;
+        assert_eq!(answer, b"", "{hello:x?}");
+    }
+}
+
 /// zuul-web freezes on records of more than 1024 bytes of plaintext, and on session tickets.
 #[tokio::test]
 async fn records_towards_clients_are_small_and_no_tickets_come() {

@@ -184,9 +184,25 @@ impl Lookup {
         self: &Arc<Self>,
         build: &BuildId,
     ) -> Result<Option<Build>, LookupError> {
+        self.find(build, true).await
+    }
+
+    /// See [`crate::registry::Registry::find_build_now`].
+    pub(crate) async fn find_build_now(
+        self: &Arc<Self>,
+        build: &BuildId,
+    ) -> Result<Option<Build>, LookupError> {
+        self.find(build, false).await
+    }
+
+    async fn find(
+        self: &Arc<Self>,
+        build: &BuildId,
+        may_be_kept: bool,
+    ) -> Result<Option<Build>, LookupError> {
         let mut client = self.session(None).await?;
         loop {
-            match self.find_with(&client, build).await {
+            match self.find_with(&client, build, may_be_kept).await {
                 // It ended while it was asked: the next one may be there in a moment.
                 Err(LookupError::Away(_)) if !self.is_current(&client) => {
                     client = self.session(Some(client.session_id())).await?;
@@ -200,8 +216,9 @@ impl Lookup {
         self: &Arc<Self>,
         client: &Client,
         build: &BuildId,
+        may_be_kept: bool,
     ) -> Result<Option<Build>, LookupError> {
-        if let Some(kept) = self.places.kept(client, build) {
+        if may_be_kept && let Some(kept) = self.places.kept(client, build) {
             return Ok(Some(kept));
         }
         self.connected(client).await?;
