@@ -140,16 +140,19 @@ impl Connection {
         .await
     }
 
-    /// Waits until the peer is gone, throwing away what it sends meanwhile.
+    /// Waits until the peer is gone, throwing away what it sends meanwhile. Returns the error that
+    /// showed it, if there was one.
     ///
-    /// On a plain connection the end of its input is not its end: `printf ... | nc -N` half-closes
-    /// and goes on reading. Only an error, a reset or unanswered probes, says that it left. Nobody
-    /// half-closes TLS. Can be dropped and called again at any time; `discarded` counts over all
-    /// calls.
+    /// The end of the peer's input does not end its reading: `printf ... | nc -N` half-closes and
+    /// goes on reading, and so does a TLS client after its close_notify, which ends one direction
+    /// only (RFC 8446, section 6.1). After either of them only an error shows that the peer is gone:
+    /// a reset, or keepalive probes without an answer. TCP that ends without a close_notify is how
+    /// a TLS client leaves that does not shut TLS down, as zuul-web does.
+    ///
+    /// Can be dropped and called again at any time; `discarded` counts over all calls.
     pub(crate) async fn departed(&mut self, discarded: &mut usize) -> Option<io::Error> {
         while *discarded < UNWANTED_MAX {
             match self.discard().await {
-                Ok(0) if self.is_tls() => return None,
                 Ok(0) => break,
                 Ok(count) => *discarded += count,
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return None,

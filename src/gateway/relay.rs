@@ -49,7 +49,7 @@ pub(crate) enum End {
     /// Not one byte came within the deadline, or before the next hop closed. A log has at least its
     /// first line before anybody can ask for it.
     UpstreamSilent,
-    /// The client closed (TLS), reset, or vanished.
+    /// The client closed TLS without a close_notify, reset, or vanished.
     ClientLeft(Option<io::Error>),
     /// The client took nothing within the write deadline.
     ClientStalled,
