@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsStream;
+use tracing::debug;
 
 use super::buffer::{Lent, Piece};
 use super::read_ahead::ReadAhead;
@@ -69,16 +71,22 @@ impl Connection {
     }
 
     /// Has the kernel send probes that find a peer that vanished while nothing was sent, the first
-    /// after `keepalive` of silence.
-    ///
-    /// # Errors
-    /// The kernel refuses an option, as it does for a connection that has failed meanwhile.
-    pub(crate) fn probe(&self, keepalive: Duration) -> io::Result<()> {
+    /// after `keepalive` of silence. Where the system refuses an option, as sandboxes may, it goes
+    /// without: a peer that vanished is found when something is sent to it.
+    pub(crate) fn probe(&self, keepalive: Duration) {
         let probes = TcpKeepalive::new()
             .with_time(keepalive)
             .with_interval(PROBE_INTERVAL)
             .with_retries(PROBES);
-        SockRef::from(self.tcp()).set_tcp_keepalive(&probes)
+        if let Err(error) = SockRef::from(self.tcp()).set_tcp_keepalive(&probes) {
+            debug!(%error, "no keepalive probes");
+        }
+    }
+
+    /// Closes the connection to a next hop that has ended its side, without the reset that a drop
+    /// sends.
+    pub(crate) fn close(self) {
+        end_gracefully(self.tcp());
     }
 
     /// Reads the next bytes of a log, at most `room`; none at its end. A TLS peer that closes
@@ -197,11 +205,25 @@ impl Connection {
             },
         };
         // A failure, here and below, means that the connection is gone already.
-        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        reset_on_drop(&stream);
         if !patience.is_zero() {
             let _ = timeout(patience, delivered(stream)).await;
         }
     }
+}
+
+/// Has the kernel reset `stream` whenever it is dropped before the peer has ended it. The side that
+/// closes first keeps the pair of ports for a minute (TIME_WAIT, RFC 9293, section 3.6.1); with
+/// clients that decide when that is, the ports towards one next hop would run out. Refused by a
+/// sandbox, it goes without.
+pub(super) fn reset_on_drop(stream: &impl AsFd) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Takes [`reset_on_drop`] back: what has been sent arrives, such as an alert that says why a
+/// handshake failed.
+pub(super) fn end_gracefully(stream: &impl AsFd) {
+    let _ = SockRef::from(stream).set_linger(None);
 }
 
 /// Waits until the peer has acknowledged everything that was written, then closes.
