@@ -15,7 +15,15 @@ pub(crate) const PAGE: [(&str, &[&Descriptor]); 7] = [
     ("Requests and streams", &[&REQUESTS, &STREAMS, &LOOKUP, &FIRST_BYTE, &STREAM, &STREAMED]),
     (
         "Routes and zones",
-        &[&ROUTES, &CONNECT, &FAILOVERS, &WIRING_FAULTS, &ZONE_GATEWAYS, &ZONE_GATEWAYS_AVOIDED],
+        &[
+            &ROUTES,
+            &CONNECT,
+            &FAILOVERS,
+            &WIRING_FAULTS,
+            &NO_LOCAL_PORT,
+            &ZONE_GATEWAYS,
+            &ZONE_GATEWAYS_AVOIDED,
+        ],
     ),
     ("TLS and certificates", &[&HANDSHAKES, &RESUMED, &NOT_AFTER]),
     (
@@ -294,6 +302,17 @@ pub(super) const WIRING_FAULTS: Descriptor = Descriptor {
         ]),
     }],
     advice: "A warning in the log names both ends; operating.md, \"Mistakes in the wiring\".",
+};
+
+pub(super) const NO_LOCAL_PORT: Descriptor = Descriptor {
+    name: "zuul_fingergw_dials_without_port",
+    kind: Counter,
+    unit: Unit::Count("attempts"),
+    help: "Connections to executors and gateways that failed with EADDRNOTAVAIL: every local port \
+           towards that address was in use",
+    labels: &[],
+    advice: "It grows: set `net.ipv4.tcp_tw_reuse=1`, widen `net.ipv4.ip_local_port_range`, and look \
+             with `ss -tan state time-wait` for what holds the ports.",
 };
 
 const ZONE: &str =

@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     resumed: Counters,
     failovers: Counters,
     miswired: Counters,
+    no_local_port: Counter,
     requests: Counters,
     routes: Counters,
     lookup: Histogram,
@@ -169,6 +170,7 @@ impl Default for Metrics {
             resumed: Family::default(),
             failovers: Family::default(),
             miswired: Family::default(),
+            no_local_port: Counter::default(),
             requests: Family::default(),
             routes: Family::default(),
             lookup: short(),
@@ -227,6 +229,7 @@ impl Metrics {
             resumed,
             failovers,
             miswired,
+            no_local_port,
             requests,
             routes,
             lookup,
@@ -250,6 +253,7 @@ impl Metrics {
         catalogue::RESUMED.register(registry, resumed);
         catalogue::FAILOVERS.register(registry, failovers);
         catalogue::WIRING_FAULTS.register(registry, miswired);
+        catalogue::NO_LOCAL_PORT.register(registry, no_local_port);
         catalogue::REQUESTS.register(registry, requests);
         catalogue::ROUTES.register(registry, routes);
         catalogue::LOOKUP.register(registry, lookup);
@@ -314,6 +318,11 @@ impl Metrics {
     pub(crate) fn miswired(&self, kind: &'static str) {
         debug_assert!(catalogue::WIRING_FAULTS.has(0, kind), "{kind}");
         self.miswired.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    /// Counts an attempt to connect to a next hop that had no local port.
+    pub(crate) fn no_local_port(&self) {
+        self.no_local_port.inc();
     }
 
     /// Counts the end of a connection.

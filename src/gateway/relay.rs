@@ -49,7 +49,7 @@ pub(crate) enum End {
     /// Not one byte came within the deadline, or before the next hop closed. A log has at least its
     /// first line before anybody can ask for it.
     UpstreamSilent,
-    /// The client closed (TLS), reset, or vanished.
+    /// The client closed TLS without a close_notify, reset, or vanished.
     ClientLeft(Option<io::Error>),
     /// The client took nothing within the write deadline.
     ClientStalled,
@@ -144,10 +144,10 @@ impl Relay<'_> {
                     // An error is met by the next read.
                     _ = from.readable() => {}
                     reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                    () = ready(()), if !self.probed => match self.probe(upstream, client) {
-                        Ok(()) => continue,
-                        Err(end) => return end,
-                    },
+                    () = ready(()), if !self.probed => {
+                        self.probe(upstream, client);
+                        continue;
+                    }
                 }
                 // Boxed: no quiet stream is to have room for it.
                 if let Some(end) = Box::pin(self.pour(upstream, client)).await {
@@ -165,10 +165,8 @@ impl Relay<'_> {
                 // Neither has anything to say. Up to the first byte there is a deadline, and most
                 // logs that have ended already never come here.
                 () = ready(()), if self.bytes > 0 && !self.probed => {
-                    match self.probe(upstream, client) {
-                        Ok(()) => continue,
-                        Err(end) => return end,
-                    }
+                    self.probe(upstream, client);
+                    continue;
                 }
             };
             let piece = match read {
@@ -196,11 +194,11 @@ impl Relay<'_> {
     }
 
     /// Sees to it that a side that vanishes while it is silent is found.
-    fn probe(&mut self, upstream: &Connection, client: &Connection) -> Result<(), End> {
+    fn probe(&mut self, upstream: &Connection, client: &Connection) {
         self.probed = true;
         let keepalive = self.cx.limits.keepalive;
-        upstream.probe(keepalive).map_err(End::UpstreamFailed)?;
-        client.probe(keepalive).map_err(|error| End::ClientLeft(Some(error)))
+        upstream.probe(keepalive);
+        client.probe(keepalive);
     }
 
     /// Writes `piece`, on TLS with all that is to be written for it.
@@ -236,7 +234,8 @@ impl Relay<'_> {
     }
 
     /// Moves what pours from one plain connection to the other through a pipe, if there is one to
-    /// be had, until there is no more for now (`None`) or at all.
+    /// be had, until no more can be moved (`None`) or a side has failed. Whether the log is over
+    /// then, the next read shows.
     async fn pour(&mut self, upstream: &Connection, client: &Connection) -> Option<End> {
         self.pours = false;
         let (Connection::Plain(from), Connection::Plain(to)) = (upstream, client) else {
@@ -246,7 +245,7 @@ impl Relay<'_> {
         let before = self.bytes;
         let end = loop {
             match pipe.fill(from) {
-                Ok(0) => break Some(End::Finished),
+                Ok(0) => return None,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
                 Err(error) => break Some(End::UpstreamFailed(error)),
@@ -264,6 +263,7 @@ impl Relay<'_> {
     async fn drain(&mut self, pipe: &mut pipe::Lent, to: &TcpStream) -> Result<(), End> {
         while pipe.held() > 0 {
             match pipe.drain(to) {
+                Ok(0) => return Err(End::ClientLeft(Some(io::ErrorKind::WriteZero.into()))),
                 Ok(moved) => self.count(moved),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.in_time(to.writable()).await?;

@@ -379,6 +379,9 @@ async fn relay_from(
     };
     let relayed = relay::run(&mut upstream, client, cx, None, first_byte, &listed).await;
     let Relayed { bytes, end } = relayed;
+    if matches!(end, End::Finished) {
+        upstream.close();
+    }
     asked.ended(hop, route, bytes, &end);
     if bytes == 0 && end.is_upstreams_fault() {
         memory.failed(build, hop, &end, Trouble::Other);
@@ -428,6 +431,9 @@ async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -
     let _active = asked.cx.metrics.stream();
     let relayed = relay::run(&mut connection, client, asked.cx, Some(first), || {}, &listed).await;
     let Relayed { bytes, end } = relayed;
+    if matches!(end, End::Finished) {
+        connection.close();
+    }
     asked.ended(&hop, route, bytes, &end);
     end
 }

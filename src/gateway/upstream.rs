@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::Context;
-use super::connection::Connection;
+use super::connection::{Connection, end_gracefully};
 use super::read_ahead::ReadAhead;
 use crate::admin::metrics::Side;
 use crate::registry::build::{BuildId, Executor};
@@ -77,6 +77,9 @@ impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TimedOut => f.write_str("no connection in time"),
+            Self::Tcp(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                write!(f, "{error}; no local port is free (net.ipv4.tcp_tw_reuse)")
+            }
             Self::Tcp(error) => write!(f, "{error}"),
             Self::Tls(error) => write!(f, "TLS: {error}"),
             Self::Circle => f.write_str("too many requests for this build wait for it"),
@@ -117,8 +120,13 @@ impl Upstream {
             }
             _ => None,
         };
-        let stream =
-            in_time(deadline, cx.dialer.connect(host, port)).await?.map_err(DialError::Tcp)?;
+        let stream = in_time(deadline, cx.dialer.connect(host, port)).await?;
+        let stream = stream.map_err(|error| {
+            if error.kind() == io::ErrorKind::AddrNotAvailable {
+                cx.metrics.no_local_port();
+            }
+            DialError::Tcp(error)
+        })?;
         let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
         // The request follows the handshake's last message at once; a plain one has nothing to wait
         // for anyway.
@@ -127,7 +135,8 @@ impl Upstream {
             deadline,
             connector
                 .with_alpn(tls::protocols_for(gateway.zone.as_deref()))
-                .connect(server_name(host)?, ReadAhead::from_next_hop(stream)),
+                .connect(server_name(host)?, ReadAhead::from_next_hop(stream))
+                .into_fallible(),
         )
         .await;
         let (failure, error) = match shaken {
@@ -138,7 +147,11 @@ impl Upstream {
                 }
                 return Ok(Connection::Tls(Box::new(stream.into())));
             }
-            Ok(Err(error)) => (Failure::of(&error), DialError::Tls(error)),
+            Ok(Err((error, below))) => {
+                // The alert that says why has to arrive.
+                end_gracefully(below.socket());
+                (Failure::of(&error), DialError::Tls(error))
+            }
             Err(late) => (Failure::Timeout, late),
         };
         cx.metrics.handshake(Side::Upstream, Err(failure));

@@ -157,7 +157,7 @@ impl Stream {
                 let address = site.gateway.addresses[1];
                 let mut client = Client::ask_tls(address, &site.identity, &build).await;
                 let _stream = site.executor.begin(&mut client).await;
-                client.half_close().await;
+                drop(client);
                 return site.end("stream ended").await;
             }
             Self::ClientStalls => {

@@ -184,6 +184,14 @@ impl<S: Duplex> Stream<S> {
 }
 
 impl Stream<TcpStream> {
+    /// Sends a byte of urgent data (tcp(7), MSG_OOB).
+    pub(crate) async fn urgent(&mut self) {
+        let stream = self.stream.get_ref();
+        let send = || SockRef::from(stream).send_out_of_band(b"!").map(|_| ());
+        let sent = stream.async_io(tokio::io::Interest::WRITABLE, send);
+        within("an urgent byte to be taken", sent).await.expect("an urgent byte");
+    }
+
     /// The port that the other side dialed from.
     pub(crate) fn peer_port(&self) -> u16 {
         self.stream.get_ref().peer_addr().expect("its address").port()
