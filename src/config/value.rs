@@ -69,8 +69,10 @@ pub(super) fn hostname(text: &str) -> Read<String> {
 
 /// A zone's name, which is also a znode's.
 pub(super) fn zone(text: &str) -> Read<String> {
-    if text.is_empty() || text.contains('/') || text.chars().any(char::is_control) {
-        Err("must be a zone's name: not empty, without / and control characters".to_owned())
+    // No longer than other gateways take it from the registry (`crate::registry`).
+    let fits = (1..=255).contains(&text.len());
+    if !fits || text.contains('/') || text.chars().any(char::is_control) {
+        Err("must be a zone's name: 1 to 255 bytes, without / and control characters".to_owned())
     } else {
         Ok(text.to_owned())
     }
@@ -246,7 +248,7 @@ mod tests {
             assert!(hostname(bad).is_err(), "{bad:?}");
         }
         assert!(zone("zone one").is_ok());
-        for bad in ["", "a/b", "a\tb"] {
+        for bad in ["", "a/b", "a\tb", &"z".repeat(256)] {
             assert!(zone(bad).is_err(), "{bad:?}");
         }
     }

@@ -8,6 +8,7 @@ pub(crate) mod build;
 pub(crate) mod component;
 #[cfg(any(feature = "demo", test))]
 pub(crate) mod embedded;
+mod json;
 pub(crate) mod zookeeper;
 
 use std::fmt;
@@ -71,10 +72,20 @@ impl Registry {
     }
 }
 
-/// Whether `hostname`, as an entry names it, can be one: what is not is garbage, which no log line is
-/// to repeat. 255 bytes is the most that a name has (RFC 1035, section 2.3.4).
+/// The longest host name and the longest zone that an entry may have, in bytes: a domain name has no
+/// more (RFC 1035, section 2.3.4), and a zone is part of file names, log lines and metric labels.
+const NAME_MAX: usize = 255;
+
+/// Whether `hostname`, as an entry names it, can be dialed. Others are garbage, which must not reach
+/// the log.
 fn is_dialable(hostname: &str) -> bool {
-    (1..=255).contains(&hostname.len()) && !hostname.chars().any(char::is_control)
+    !hostname.is_empty() && is_name(hostname)
+}
+
+/// Whether `name`, a host's or a zone's in an entry, is short enough and printable. A zone may be
+/// empty.
+fn is_name(name: &str) -> bool {
+    name.len() <= NAME_MAX && !name.chars().any(char::is_control)
 }
 
 /// Where this gateway's own entry stands.
