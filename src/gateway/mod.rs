@@ -38,7 +38,6 @@ use anyhow::Result;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,7 +54,7 @@ use self::streams::Streams;
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Limits};
 use crate::otlp::Tracer;
-use crate::tls::Acceptor;
+use crate::tls::{Acceptor, Connector};
 
 /// What of a gateway can change while it runs.
 #[derive(Clone)]
@@ -65,7 +64,7 @@ pub(crate) struct Settings {
     /// Shakes hands, one for each listener; `None` where that speaks no TLS.
     pub(crate) acceptors: Vec<Option<Acceptor>>,
     /// Dials TLS gateways; `None` without TLS files.
-    pub(crate) connector: Option<TlsConnector>,
+    pub(crate) connector: Option<Connector>,
     pub(crate) limits: Limits,
 }
 
@@ -76,7 +75,7 @@ pub(crate) struct Context {
     pub(crate) resolver: Arc<Resolver>,
     listeners: Arc<[config::Listener]>,
     acceptors: Vec<Option<Acceptor>>,
-    pub(crate) connector: Option<TlsConnector>,
+    pub(crate) connector: Option<Connector>,
     pub(crate) limits: Limits,
     bounds: Arc<Bounds>,
     asking: Asking,

@@ -133,10 +133,12 @@ impl Upstream {
         stream.set_nodelay(true).map_err(DialError::Tcp)?;
         let shaken = in_time(
             deadline,
-            connector
-                .with_alpn(tls::protocols_for(gateway.zone.as_deref()))
-                .connect(server_name(host)?, ReadAhead::from_next_hop(stream))
-                .into_fallible(),
+            connector.connect(
+                server_name(host)?,
+                port,
+                gateway.zone.as_deref(),
+                ReadAhead::from_next_hop(stream),
+            ),
         )
         .await;
         let (failure, error) = match shaken {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use rustls::CommonState;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-pub(crate) use self::client::{Names, connector};
+pub(crate) use self::client::{Connector, Names, connector};
 #[cfg(feature = "otlp")]
 pub(crate) use self::collector::collector_connector;
 pub(crate) use self::failure::Failure;
@@ -43,7 +43,7 @@ const ZONE_PREFIX: &[u8] = b"zuul-fingergw-zone:";
 const PROTOCOL_MAX: usize = 255;
 
 /// What to offer to a gateway of `zone`. A zone with a name too long is not told.
-pub(crate) fn protocols_for(zone: Option<&str>) -> Vec<Vec<u8>> {
+fn protocols_for(zone: Option<&str>) -> Vec<Vec<u8>> {
     let mut protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     if let Some(zone) = zone.filter(|zone| ZONE_PREFIX.len() + zone.len() <= PROTOCOL_MAX) {
         protocols.push(ELSEWHERE_PROTOCOL.to_vec());
@@ -86,3 +86,6 @@ pub(crate) fn install_provider() {
     // An error says that a default is there already: this one, from an earlier call.
     let _ = Arc::unwrap_or_clone(provider()).install_default();
 }
+
+#[cfg(test)]
+mod resumption;

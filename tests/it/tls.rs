@@ -449,7 +449,11 @@ async fn our_certificate_is_shown_to_other_gateways() {
 }
 
 /// What a client gets whose build lies behind a gateway that shows `theirs`.
-async fn behind(theirs: &Identity, authority: &Authority, verify_hostnames: bool) -> String {
+pub(crate) async fn behind(
+    theirs: &Identity,
+    authority: &Authority,
+    verify_hostnames: bool,
+) -> String {
     behind_with(theirs, authority, |builder| builder.verify_hostnames = verify_hostnames).await
 }
 
@@ -494,6 +498,7 @@ async fn a_gateways_certificate_must_be_valid_and_of_our_authority() {
         (authority.identity_only_for("elsewhere.example.org"), refused, "log\n"),
         (authority.expired("localhost"), refused, refused),
         (elsewhere.identity("localhost"), refused, refused),
+        (elsewhere.identity_only_for("elsewhere.example.org"), refused, refused),
     ] {
         assert_eq!(behind(&theirs, &authority, true).await, verified, "{theirs:?}");
         assert_eq!(behind(&theirs, &authority, false).await, unverified, "{theirs:?}");

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_RSA_SHA256, RsaKeySize,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
+    PKCS_RSA_SHA256, RsaKeySize, SanType,
 };
 use tempfile::TempDir;
 
@@ -50,6 +51,33 @@ impl Authority {
                 excluded_subtrees: Vec::new(),
             });
         })
+    }
+
+    /// One whose certificate is for `name` as well, as plain `openssl req -x509` makes them.
+    pub(crate) fn also_for(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        Self::changed(|params| {
+            params.subject_alt_names =
+                vec![SanType::DnsName(name.try_into().expect("a host name"))];
+            change(params);
+        })
+    }
+
+    /// Its own certificate and key, shown as a gateway's.
+    pub(crate) fn as_identity(&self) -> Identity {
+        let file = |name: &str| self.directory.path().join(name);
+        let both = file("both.pem");
+        let text = Identity::text(&file("CA.key")) + &Identity::text(&self.ca());
+        fs::write(&both, text).expect("a PEM file");
+        Identity { cert: self.ca(), key: file("CA.key"), ca: self.ca(), both }
+    }
+
+    /// A certificate for the same key under another name, as PEM.
+    pub(crate) fn renamed(&self, name: DnValue) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.self_signed(self.issuer.key()).expect("a CA certificate").pem()
     }
 
     fn changed(change: impl FnOnce(&mut CertificateParams)) -> Self {

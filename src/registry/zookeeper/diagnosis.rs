@@ -55,7 +55,7 @@ impl Diagnosis {
         let stream = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
         let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
         let connector = self.tls.borrow().connector.clone();
-        let mut stream = connector.connect(name, stream).await.map_err(|error| {
+        let mut stream = connector.connect_plainly(name, port, stream).await.map_err(|error| {
             let doubt = if is_alert(&error) { DOUBT } else { "" };
             format!("TLS: {error}{doubt}")
         })?;

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
 use tracing::{debug, info, warn};
 use zookeeper_client::{Client, Error, SessionState, TlsCerts, TlsDynamicCerts};
 
@@ -57,7 +56,7 @@ pub(crate) struct Tls {
     /// session on.
     pub(crate) verify_hostnames: bool,
     /// For a look of our own, with the same certificates and rules.
-    pub(crate) connector: TlsConnector,
+    pub(crate) connector: tls::Connector,
 }
 
 /// The longest wait between two tries to get a session, and the shortest behind one that failed.
