@@ -39,7 +39,7 @@ const LOG: &[u8] = b"2026-11-21 18:00:01.000001 | Job console starting\n\
                      2026-11-21 18:00:02.000002 | TASK [hello : say hello]\n";
 
 /// What a block may need that a test cannot give: the first line of a `console` block, as a comment.
-const NEEDS: [&str; 8] = [
+const NEEDS: [&str; 9] = [
     "# needs a cluster",
     "# needs a container engine",
     "# needs another machine",
@@ -48,6 +48,7 @@ const NEEDS: [&str; 8] = [
     "# takes half an hour",
     "# takes hours",
     "# builds",
+    "# runs until it is stopped",
 ];
 
 /// The machine that blocks are for which name none.
