@@ -1,5 +1,7 @@
 //! The command line. Letters and meanings are upstream's where it has them.
 
+mod check;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +19,6 @@ use crate::registry::build::BuildId;
 use crate::service::control::{self, RELOADED, Request};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::{Account, Unfit};
-use crate::service::socket_file;
 use crate::{demo, log, tls};
 
 /// A configuration that cannot be used: `EX_CONFIG` of sysexits(3), by which service managers know
@@ -49,12 +50,18 @@ struct Cli {
 enum Command {
     /// Check the configuration and its certificates, and do nothing else
     ///
-    /// Says all that is wrong at once: each fault with its file, line, key, value and what is
-    /// allowed, and certificates that peers refuse or soon will, with the openssl command that mends
-    /// them. A configuration without a fault is "OK" on standard output and exit status 0, any other
-    /// is exit status 78. Nothing is listened on and nobody is asked. Files are read as whoever runs
-    /// the check.
-    Check,
+    /// Reports all faults together, each with its file, line, key, value and what is allowed, and
+    /// certificates that peers refuse or soon will, with the openssl command that fixes them. A
+    /// configuration without a fault is "OK" on standard output and exit status 0, followed by what
+    /// was found: the entry that the gateway will register, listeners, certificates, ZooKeeper. Any
+    /// other is exit status 78. Nothing is listened on, and without --connect nothing is connected
+    /// to. Run as root, certificates and keys are also read as the user of the configuration.
+    Check {
+        /// Also connect to ZooKeeper, and show which components of Zuul, zones and gateways it has;
+        /// exit status 1 if it cannot be reached or has no Zuul
+        #[arg(long)]
+        connect: bool,
+    },
     /// Stop the gateway that runs with this configuration
     ///
     /// Does what SIGTERM does, by the command socket, and does not wait until the gateway has ended.
@@ -118,7 +125,7 @@ pub fn run() -> ExitCode {
     match command {
         Some(Command::Demo(options)) => demo::run(&options, debug),
         Some(Command::Completions { shell }) => complete(shell),
-        Some(Command::Check) => check(config.as_deref()),
+        Some(Command::Check { connect }) => check::run(config.as_deref(), connect),
         Some(Command::Stop) => send(config.as_deref(), Request::Stop),
         Some(Command::Reload) => send(config.as_deref(), Request::Reload),
         Some(Command::Status { json }) => send(config.as_deref(), Request::Status { json }),
@@ -144,38 +151,6 @@ fn complete(shell: Shell) -> ExitCode {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn check(path: Option<&Path>) -> ExitCode {
-    let checked = load(path).and_then(Loaded::usable).and_then(|usable| {
-        log::check(&usable.config.log)?;
-        if let Some(socket) = usable.config.explicit_command_socket() {
-            socket_file::check_directory(socket)?;
-        }
-        let findings: Vec<_> = usable.identities.findings().collect();
-        let lines: Vec<_> = findings.iter().map(ToString::to_string).collect();
-        if findings.iter().any(|finding| finding.is_error()) {
-            return Err(anyhow!(lines.join("\n")));
-        }
-        for line in lines {
-            eprintln!("{line}");
-        }
-        Ok(usable)
-    });
-    match checked {
-        Ok(Usable { path, config, .. }) => {
-            for warning in config.warnings() {
-                eprintln!("{warning}");
-            }
-            let log_config = config.log.log_config;
-            if let Some(log_config) = log_config.filter(|given| !given.not_taken.is_empty()) {
-                eprintln!("{log_config}");
-            }
-            println!("{}: OK", path.display());
-            ExitCode::SUCCESS
-        }
-        Err(error) => refuse(&error),
     }
 }
 
@@ -305,8 +280,8 @@ impl Loaded {
         match (Identities::load(&config), Account::of(config.user.as_deref())) {
             (Ok(identities), Ok(account)) => Ok(Usable { path, config, identities, account }),
             (Err(error), Ok(_)) => Err(error),
-            (Ok(_), Err(unfit)) => Err(unfit.into()),
-            (Err(error), Err(unfit)) => Err(anyhow!("{error:#}\n{unfit}")),
+            (Ok(_), Err(unfit)) => Err(anyhow!("{}: {unfit}", path.display())),
+            (Err(error), Err(unfit)) => Err(anyhow!("{error:#}\n{}: {unfit}", path.display())),
         }
     }
 }

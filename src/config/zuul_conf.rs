@@ -153,13 +153,13 @@ impl Reader<'_> {
                     ));
                 }
             }
-            if !self.ini.has_section(section) {
-                if let Some(name) = value::closest(section, self.ini.sections()) {
-                    let name = shown(name);
-                    warnings.push(format!(
-                        "{file}: [{name}]: unknown section, ignored; did you mean [{section}]?"
-                    ));
-                }
+            if !self.ini.has_section(section)
+                && let Some(name) = value::closest(section, self.ini.sections())
+            {
+                let name = shown(name);
+                warnings.push(format!(
+                    "{file}: [{name}]: unknown section, ignored; did you mean [{section}]?"
+                ));
             }
         }
         warnings

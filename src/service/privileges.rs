@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 use std::fs::File;
 use std::path::Path;
+use std::thread;
 
 use nix::errno::Errno;
 use nix::unistd::{
@@ -12,6 +13,7 @@ use nix::unistd::{
 };
 use rustix::fs::Mode;
 use rustix::process::umask;
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use tracing::info;
 
 /// Why the process cannot run as the configuration wants it to: for the operator to mend, trying
@@ -104,6 +106,25 @@ impl Account {
             return Ok(());
         }
         Err(Unfit(format!("user = {}: root cannot be given up for good here", self.name)))
+    }
+
+    /// Does `work` as the user, in a thread of its own, while this process stays root.
+    ///
+    /// # Errors
+    /// The kernel refuses to change the thread's user.
+    pub(crate) fn run_as<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Unfit> {
+        let (uid, gid) = (self.uid.as_raw(), self.gid.as_raw());
+        let change = move || {
+            set_thread_groups(&[])?;
+            set_thread_gid(rustix::process::Gid::from_raw(gid))?;
+            set_thread_uid(rustix::process::Uid::from_raw(uid))
+        };
+        let done = thread::scope(|scope| {
+            scope.spawn(|| change().map(|()| work())).join().expect("the work does not panic")
+        });
+        done.map_err(|error| {
+            Unfit(format!("user = {}: cannot act as this user: {error}", self.name))
+        })
     }
 
     /// Looks whether the user can read each of `files`. Call when that is who we are.

@@ -98,7 +98,8 @@ async fn a_good_configuration() {
     for config in [&toml, &conf] {
         let checked = check(config).await;
         assert_eq!(checked.code, Some(0), "{}", checked.stderr);
-        assert_eq!(checked.stdout, format!("{}: OK\n", config.display()));
+        let first = checked.stdout.lines().next().map(str::to_owned);
+        assert_eq!(first, Some(format!("{}: OK", config.display())));
         assert_eq!(checked.stderr, "");
     }
     let checked = run(&["-c".as_ref(), toml.as_ref(), "check".as_ref()]).await;
