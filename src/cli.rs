@@ -5,6 +5,7 @@ mod check;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -24,6 +25,9 @@ use crate::{demo, log, tls};
 /// A configuration that cannot be used: `EX_CONFIG` of sysexits(3), by which service managers know
 /// that trying again does not help.
 const EXIT_CONFIG: u8 = 78;
+
+/// How long an error message waits for a reader of standard error that stalls.
+const STDERR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Finger gateway for Zuul CI: streams the logs of running builds across zones.
 // Options may be repeated, the last one counts, and long ones be cut short, as with upstream's.
@@ -95,7 +99,9 @@ enum Command {
     /// Show a log crossing two zones, all in this process: no ZooKeeper, no configuration
     ///
     /// Two gateways and an executor on loopback. The log of a made-up build goes to standard output
-    /// by way of all three; standard error tells how to ask for it from another terminal.
+    /// by way of all three; standard error shows that way and, without --once, the commands that ask
+    /// for it from another terminal. Where the process may, port 79 of 127.0.0.1 is bound as well,
+    /// which is what finger asks.
     Demo(demo::Options),
     /// Print what completes this command line in a shell
     ///
@@ -219,7 +225,7 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
     let pid_file = match pid_file {
         Ok(pid_file) => pid_file,
         Err(error) => {
-            eprintln!("{error:#}");
+            print_error(&error);
             return ExitCode::FAILURE;
         }
     };
@@ -227,15 +233,13 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return refuse(&error),
     };
-    let detaching = pid_file.is_some();
     let setup = Setup { source, config, identities };
     match daemon::run(setup, account.as_ref(), pid_file, &mut logging) {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
-            if detaching {
-                // Whoever started it still listens.
-                eprintln!("{error:#}");
+            if !logging.is_stderr() {
+                print_error(&error);
             }
             if error.is::<Unfit>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
@@ -287,6 +291,12 @@ impl Loaded {
 }
 
 fn refuse(error: &anyhow::Error) -> ExitCode {
-    eprintln!("{error:#}");
+    print_error(error);
     ExitCode::from(EXIT_CONFIG)
+}
+
+/// Writes `error` to standard error, which the operator or the service manager sees wherever the log
+/// goes. Does not wait long for a reader that stalls.
+fn print_error(error: &anyhow::Error) {
+    log::stderr::write(&format!("{error:#}"), STDERR_TIMEOUT);
 }

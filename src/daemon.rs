@@ -70,14 +70,24 @@ pub(crate) fn run(
     mut pid_file: Option<PidFile>,
     logging: &mut Logging,
 ) -> Result<ExitCode> {
-    info!("zuul-fingergw {} starts", env!("CARGO_PKG_VERSION"));
     let Setup { source, config, identities } = setup;
+    if account.is_none() && pid_file.is_none() {
+        // No fork and no change of user follow.
+        logging.begin()?;
+    }
+    // Here, where a signal still ends the process: it may take as long as name servers take.
+    let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
+    info!(
+        config = %source.path.display(),
+        registers = %registered_address(&config, &hostname),
+        zone = config.zone.as_deref().map(tracing::field::display),
+        "zuul-fingergw {} starts",
+        env!("CARGO_PKG_VERSION")
+    );
     identities.tell();
     for warning in config.warnings() {
         warn!("{warning}");
     }
-    // Here, where a signal still ends the process: it may take as long as name servers take.
-    let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
 
     // All sockets before anything else is promised to anybody.
     let (listeners, admin) = open(&config)?;
@@ -111,6 +121,17 @@ pub(crate) fn run(
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
     status
+}
+
+/// The name that will be registered, with its port as far as that is registered and known before the
+/// sockets are bound.
+fn registered_address(config: &Config, hostname: &str) -> String {
+    let advertised = config.listeners.iter().find(|listener| listener.advertised);
+    let port = config.public_port.or(advertised.map(|listener| listener.port));
+    match port {
+        Some(port) if port != 0 && config.zone.is_some() => format!("{hostname}:{port}"),
+        _ => hostname.to_owned(),
+    }
 }
 
 /// Becomes the configured user. What is read again later must be readable then; better to hear of
@@ -361,11 +382,11 @@ async fn follow(listening: &str, registration: &Registration, manager: &Manager)
     let mut ready = false;
     loop {
         let now = standing.borrow_and_update().clone();
-        manager.status(&format!("{listening}; ZooKeeper: {now}"));
+        manager.status(&format!("{listening}; ZooKeeper: {now}")).await;
         if !ready && matches!(now, Standing::Registered(_)) {
             ready = true;
             registration.running();
-            manager.ready();
+            manager.ready().await;
         }
         if standing.changed().await.is_err() {
             return;
@@ -377,7 +398,7 @@ async fn follow(listening: &str, registration: &Registration, manager: &Manager)
 /// before; then no more connections; then time for those that are open; then what there is to tell of
 /// them.
 async fn stop(gateway: Gateway, mut registration: Registration, tracer: Tracer, manager: &Manager) {
-    manager.stopping();
+    manager.stopping().await;
     let (lame_duck, grace) = (gateway.lame_duck(), gateway.grace());
     if !registration.withdraw(WITHDRAW_PATIENCE).await {
         warn!("ZooKeeper does not answer: our entry stays until the session times out");

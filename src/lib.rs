@@ -33,6 +33,7 @@ pub mod fuzzing;
 mod admin;
 mod config;
 mod daemon;
+#[cfg_attr(not(feature = "demo"), path = "demo/absent.rs")]
 mod demo;
 mod gateway;
 mod log;

@@ -1,12 +1,14 @@
-//! Reading what operators name in a configuration: whole, and in bounded time and memory. A device or
-//! a pipe under such a name is a slip, and reading it would not end.
+//! Opening the files that operators name in a configuration. They are read whole, and in bounded time
+//! and memory: a device or a pipe under such a name is a mistake, and reading it would not end. Those
+//! that are written (log, pid file) may stand in a directory of an unprivileged user.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 /// The longest file that is read, in bytes: many times what any configuration or certificate has.
 pub(crate) const MAX: u64 = 1 << 20;
@@ -28,6 +30,41 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(ErrorKind::FileTooLarge, format!("longer than {MAX} bytes")));
     }
     Ok(bytes)
+}
+
+/// Opens the file at `path` with `options`, without waiting for the other end of a FIFO. With
+/// `refuse_links` a symbolic link at `path` and a file that has other names (hard links) are refused:
+/// root must not write where an unprivileged user points it.
+///
+/// # Errors
+/// It cannot be opened, or is neither a regular file nor a character device.
+pub(crate) fn open_for_writing(
+    path: &Path,
+    options: &mut OpenOptions,
+    refuse_links: bool,
+) -> io::Result<File> {
+    let refused = |reason| Err(io::Error::new(ErrorKind::InvalidInput, reason));
+    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    flags.set(OFlags::NOFOLLOW, refuse_links);
+    let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
+        // What open(2) returns for a FIFO that nobody reads, and for a socket.
+        Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
+            return refused("not a regular file");
+        }
+        Err(error) if refuse_links && error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return refused("is a symbolic link, and links are not followed here");
+        }
+        opened => opened?,
+    };
+    let metadata = file.metadata()?;
+    let kind = metadata.file_type();
+    if !kind.is_file() && !kind.is_char_device() {
+        return refused("not a regular file");
+    }
+    if refuse_links && kind.is_file() && metadata.nlink() > 1 {
+        return refused("has other names (hard links), which could be another user's files");
+    }
+    Ok(file)
 }
 
 #[cfg(test)]

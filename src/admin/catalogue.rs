@@ -413,11 +413,11 @@ pub(super) const LOG_LINES_LOST: Descriptor = Descriptor {
     name: "zuul_fingergw_log_lines_lost",
     kind: Counter,
     unit: Unit::Count("lines"),
-    help: "Log lines that could not be written to the log file; always 0 where the log goes to \
-           standard output or standard error",
+    help: "Log lines that could not be written",
     labels: &[],
-    advice: "The disk is full or hangs, or the directory is gone; standard error has the reason. It \
-             goes on by itself when the file can be written again.",
+    advice: "The disk of the log file is full or hangs, or its directory is gone; or the process that \
+             reads standard output or standard error has stalled. Standard error has the reason, if \
+             there was an error. It recovers without a restart.",
 };
 
 pub(super) const CPU_SECONDS: Descriptor = Descriptor {

@@ -45,12 +45,12 @@ pub(super) fn run(path: Option<&Path>, connect: bool) -> ExitCode {
 /// Refuses what a start or peers would refuse.
 fn checked(usable: Usable) -> Result<Usable> {
     let Usable { config, identities, account, .. } = &usable;
-    log::check(&config.log)?;
+    log::check(&config.log, account.as_ref())?;
     if let Some(socket) = config.explicit_command_socket() {
         socket_file::check_directory(socket)?;
     }
     if let Some(account) = account {
-        account.run_as(|| account.check_readable(config.files()))??;
+        account.impersonate(|| account.check_readable(config.files()))??;
     }
     if identities.findings().any(|finding| finding.is_error()) {
         let lines: Vec<_> = identities.findings().map(ToString::to_string).collect();
@@ -70,7 +70,8 @@ fn warnings(usable: &Usable) -> Vec<String> {
         warnings.push(log_config.to_string());
     }
     if let Some(account) = account
-        && let Ok(Err(unreadable)) = account.run_as(|| account.check_readable([path.as_path()]))
+        && let Ok(Err(unreadable)) =
+            account.impersonate(|| account.check_readable([path.as_path()]))
     {
         warnings.push(format!("{unreadable}; the gateway starts, but cannot reload"));
     }

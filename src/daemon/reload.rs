@@ -156,9 +156,9 @@ impl Reloader {
     pub(super) async fn serve(&mut self, orders: &mut Orders, manager: &Manager) -> Infallible {
         loop {
             let asked = orders.next().await;
-            manager.reloading();
+            manager.reloading().await;
             let outcome = self.reload().await;
-            manager.reloaded();
+            manager.reloaded().await;
             if let Some(asked) = asked {
                 // Nobody listens any more: the log knows as well.
                 let _ = asked.send(outcome);
@@ -192,7 +192,7 @@ impl Reloader {
             let _ = done.send(prepare(&source, &running, &acceptors));
         };
         thread::Builder::new().name("reload".to_owned()).spawn(work).context("no thread")?;
-        outcome.await.context("the program broke off; please report what it has printed")?
+        outcome.await.context("the program broke off; please report what it has logged")?
     }
 
     /// Puts what is `prepared` in the place of what runs.

@@ -270,7 +270,7 @@ impl<'a> Race<'a> {
         let hop = self.runners[index].hop.clone();
         let silent = matches!(miss, Miss::Silent);
         self.note(&hop, &miss, silent);
-        self.silent |= silent;
+        self.silent |= silent || matches!(miss, Miss::Dial(DialError::Busy));
         let last = idle && self.waiting.is_empty() && self.executor.is_none();
         if !last || matches!(miss, Miss::Refused(_)) || self.refusal.is_some() {
             info!(%peer, %build, route = %hop, end = %miss, "trying the next hop");
@@ -345,6 +345,14 @@ async fn ask(
     let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
     let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
     let place = place.ok_or(Miss::Dial(DialError::Circle))?;
+    let slot = match &hop {
+        Upstream::Gateway(_) => None,
+        Upstream::Executor(executor) => {
+            let slots = &cx.executor_slots;
+            let slot = slots.acquire(executor, build, cx.limits.first_byte_timeout).await;
+            Some(slot.ok_or(Miss::Dial(DialError::Busy))?)
+        }
+    };
     let dialed = Instant::now();
     let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;
     took.store(true, Ordering::Relaxed);
@@ -355,11 +363,14 @@ async fn ask(
     let read = match &hop {
         // Bounded by the patience with all.
         Upstream::Gateway(_) => read.await,
-        Upstream::Executor(_) => {
-            timeout(cx.limits.first_byte_timeout, read).await.map_err(|_| Miss::Silent)?
+        Upstream::Executor(executor) => {
+            timeout(cx.limits.first_byte_timeout, read).await.map_err(|_| {
+                cx.executor_slots.report_silent(executor, build);
+                Miss::Silent
+            })?
         }
     };
-    drop(place);
+    drop((place, slot));
     let piece = match read {
         Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
         Ok(piece) => piece,

@@ -10,6 +10,7 @@ mod buffer;
 pub(crate) mod connection;
 pub(crate) mod decision;
 mod dial;
+mod executor_slots;
 mod failover;
 mod familiar;
 pub(crate) mod finger;
@@ -43,6 +44,7 @@ use self::asking::Asking;
 use self::bounds::Bounds;
 use self::decision::Decider;
 use self::dial::Dialer;
+use self::executor_slots::ExecutorSlots;
 use self::familiar::Familiar;
 use self::listener::Listener;
 use self::pulse::{Probe, pulse};
@@ -76,6 +78,7 @@ pub(crate) struct Context {
     pub(crate) limits: Limits,
     bounds: Arc<Bounds>,
     asking: Asking,
+    executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
     familiar: Arc<Familiar>,
     pub(crate) metrics: Metrics,
@@ -167,6 +170,7 @@ impl Gateway {
             limits,
             bounds: Arc::default(),
             asking: Asking::default(),
+            executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
             familiar: Arc::default(),
             metrics,

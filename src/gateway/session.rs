@@ -14,6 +14,7 @@ use super::Context;
 use super::access::{self, Access};
 use super::bounds::AddressPlace;
 use super::connection::Connection;
+use super::executor_slots::ExecutorSlot;
 use super::failover::{self, Answered, Raced};
 use super::finger::{Fault, QueryError, Reply, read_query};
 use super::memory::Trouble;
@@ -22,7 +23,7 @@ use super::proxy_protocol::{NoHeader, read_header};
 use super::read_ahead::ReadAhead;
 use super::relay::{self, End, Relayed};
 use super::streams::Listed;
-use super::upstream::Upstream;
+use super::upstream::{DialError, Upstream};
 use crate::admin::metrics::{Rejection, Route, Side};
 use crate::config::Limits;
 use crate::otlp::Span;
@@ -284,10 +285,23 @@ async fn relay_from(
     client: &mut Connection,
     asked: &Asked<'_>,
 ) -> Result<End, Fault> {
-    let Asked { build, began, span, cx, .. } = asked;
+    let Asked { build, span, cx, .. } = asked;
     let route = Route::Direct;
     let listed = asked.listed(hop);
     let memory = cx.resolver.memory();
+    let slot = match executor_slot(hop, client, asked).await {
+        Ok(slot) => slot,
+        Err(Some(end)) => {
+            asked.ended(hop, route, 0, &end);
+            return Ok(end);
+        }
+        Err(None) => {
+            memory.failed(build, hop, &DialError::Busy, Trouble::Other);
+            asked.ended(hop, route, 0, &DialError::Busy);
+            return Err(Fault::ExecutorSilent);
+        }
+    };
+    let dialed = Instant::now();
     let mut upstream = match Box::pin(hop.ask(build, cx)).await {
         Ok(upstream) => upstream,
         Err(error) => {
@@ -296,10 +310,12 @@ async fn relay_from(
             return Err(Fault::ExecutorUnreachable);
         }
     };
-    cx.metrics.connected(route, began.elapsed());
+    let connected = Instant::now();
+    cx.metrics.connected(route, connected - dialed);
     span.connected(hop);
     let _active = cx.metrics.stream();
     let first_byte = || {
+        drop(slot);
         memory.answered(build, hop);
         cx.metrics.first_byte(listed.age(), span.trace_id());
         span.first_byte();
@@ -310,11 +326,43 @@ async fn relay_from(
     if bytes == 0 && end.is_upstreams_fault() {
         memory.failed(build, hop, &end, Trouble::Other);
     }
+    if let (End::UpstreamSilent, Upstream::Executor(executor)) = (&end, hop)
+        && connected.elapsed() >= cx.limits.first_byte_timeout
+    {
+        cx.executor_slots.report_silent(executor, build);
+    }
     match end {
         End::UpstreamSilent => Err(Fault::ExecutorSilent),
         End::UpstreamFailed(_) if bytes == 0 => Err(Fault::ExecutorUnreachable),
         end => Ok(end),
     }
+}
+
+/// Takes a slot to ask `hop`, waiting for it up to the first-byte deadline. Without one the error is
+/// how the stream has ended meanwhile, or `None` if it is to fail.
+async fn executor_slot(
+    hop: &Upstream,
+    client: &mut Connection,
+    asked: &Asked<'_>,
+) -> Result<Option<ExecutorSlot>, Option<End>> {
+    let Upstream::Executor(executor) = hop else { return Ok(None) };
+    let Asked { build, cx, .. } = asked;
+    if let Some(slot) = cx.executor_slots.try_acquire(executor) {
+        return Ok(Some(slot));
+    }
+    // Boxed: only a crowd comes here.
+    Box::pin(async {
+        let mut discarded = 0;
+        tokio::select! {
+            biased;
+            () = cx.cut.cancelled() => Err(Some(End::Stopped)),
+            slot = cx.executor_slots.acquire(executor, build, cx.limits.first_byte_timeout) => {
+                slot.map(Some).ok_or(None)
+            }
+            reason = client.departed(&mut discarded) => Err(Some(End::ClientLeft(reason))),
+        }
+    })
+    .await
 }
 
 /// Relays the log of which one of several hops has sent the first bytes.

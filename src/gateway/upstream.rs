@@ -52,6 +52,8 @@ pub(crate) enum DialError {
     NoCertificate,
     /// Too many requests for the build wait for it already.
     Circle,
+    /// No slot to ask this executor became free in time.
+    Busy,
     /// It is a gateway of another zone than its entry says, with these names in its certificate.
     Elsewhere(String),
 }
@@ -65,6 +67,7 @@ impl DialError {
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
             Self::Circle => "circle",
+            Self::Busy => "busy",
             Self::Elsewhere(_) => "zone",
         }
     }
@@ -77,6 +80,7 @@ impl fmt::Display for DialError {
             Self::Tcp(error) => write!(f, "{error}"),
             Self::Tls(error) => write!(f, "TLS: {error}"),
             Self::Circle => f.write_str("too many requests for this build wait for it"),
+            Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
             Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
         }

@@ -7,48 +7,61 @@
 //!   knows no build.
 
 mod file;
+mod sink;
+pub(crate) mod stderr;
 mod zuul_line;
 
-pub(crate) use self::file::LostLines;
+pub(crate) use self::sink::LostLines;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
+use std::io;
+use std::panic;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tracing::Level;
+use tracing::{Level, error};
 use tracing_log::AsLog;
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::file::LogFile;
+use self::file::Followed;
+use self::sink::{Output, Sink};
 use self::zuul_line::ZuulLine;
 use crate::config::{Log, LogFormat, LogOutput};
 use crate::service::privileges::Account;
 
-/// What people can do about a log file that cannot be opened.
-const MEND: &str = "make its directory, or let the user this program runs as write there";
+/// What operators can do about a log file that cannot be opened.
+const MEND: &str = "create its directory, and let the user that this program runs as write to both; \
+                    a file that root has written before belongs to root: chown USER FILE";
 
-/// The log as it was started; to be kept to the end.
+/// The log as it was started. Dropping it writes what is queued, within a bounded time.
 pub(crate) struct Logging {
-    file: Option<LogFile>,
+    sink: Sink,
+    is_stderr: bool,
     volume: Volume,
 }
 
 impl Logging {
-    /// Starts what writes. Call after the last fork and after the last change of user.
+    /// Starts the thread that writes, unless it runs. Until then lines are queued. Call it after the
+    /// last fork and after the last change of user.
     ///
     /// # Errors
     /// The kernel gives no thread.
     pub(crate) fn begin(&mut self) -> Result<()> {
-        self.file.as_mut().map_or(Ok(()), LogFile::begin).context("cannot start the log's thread")
+        self.sink.begin().context("cannot start the log's thread")
     }
 
     /// How many lines were lost.
     pub(crate) fn lost_lines(&self) -> LostLines {
-        self.file.as_ref().map(LogFile::lost_lines).unwrap_or_default()
+        self.sink.lost_lines()
+    }
+
+    /// Whether the log goes where standard error goes, so that a message there would appear twice.
+    pub(crate) fn is_stderr(&self) -> bool {
+        self.is_stderr
     }
 
     /// What changes how much is logged.
@@ -79,24 +92,21 @@ fn targets(level: Level) -> Targets {
     Targets::new().with_default(libraries).with_target("zuul_fingergw", level)
 }
 
-/// Sends log lines where `log` says, from now on. Call once. A log file that is made belongs to
-/// `account`, who may have to make it again.
+/// Sends log lines where `log` says, from now on. Call once. A log file is opened, and created if
+/// there is none, with the permissions of `account`.
 ///
 /// # Errors
 /// The log file cannot be opened.
 pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
     let Log { level, format, output, log_config: _ } = log;
     let level = *level;
-    let mut file = None;
-    let writer = match output {
-        LogOutput::Stdout => BoxMakeWriter::new(std::io::stdout),
-        LogOutput::Stderr => BoxMakeWriter::new(std::io::stderr),
-        LogOutput::File(path) => {
-            let (lines, opened) = file::open(path, account).with_context(|| unusable(path))?;
-            file = Some(opened);
-            BoxMakeWriter::new(lines)
-        }
+    let output = match output {
+        LogOutput::Stdout => Output::stdout().context("cannot use standard output for the log")?,
+        LogOutput::Stderr => Output::stderr().context("cannot use standard error for the log")?,
+        LogOutput::File(path) => Output::File(open(path, account)?),
     };
+    let is_stderr = output.is_stderr();
+    let (writer, sink) = Sink::new(output);
     let (filter, handle) = reload::Layer::new(targets(level));
     let lines = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
@@ -105,17 +115,61 @@ pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
         LogFormat::Zuul => lines.with(layer.with_ansi(false).event_format(ZuulLine::new())).init(),
     }
-    Ok(Logging { file, volume: Volume(handle) })
+    panic::set_hook(Box::new(log_panic));
+    Ok(Logging { sink, is_stderr, volume: Volume(handle) })
 }
 
-/// Whether [`start`] would succeed.
+/// Opens the log file with the permissions of `account`: it may write to the directory, and could have
+/// root follow a link there. Root's own directories need root's permissions.
+fn open(path: &Path, account: Option<&Account>) -> Result<Followed> {
+    let mut opened = as_account(account, || Followed::open(path))?;
+    if let Some(account) = account
+        && denied(&opened)
+        && file::is_controlled_by_root(path)
+    {
+        opened = Followed::open_for(path, account.ids());
+    }
+    opened.with_context(|| unusable(path))
+}
+
+fn denied<T>(result: &io::Result<T>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// Logs a panic. The default hook writes to standard error, where a task that serves would wait for a
+/// reader that stalls.
+fn log_panic(panic: &panic::PanicHookInfo<'_>) {
+    // "panicked at FILE:LINE:COLUMN:", and the message on the next line.
+    let text = panic.to_string().replacen("panicked at ", "", 1).replacen('\n', " ", 1);
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => error!("panicked at {text}\n{backtrace}"),
+        _ => error!("panicked at {text}"),
+    }
+}
+
+/// Checks whether [`start`] would succeed.
 ///
 /// # Errors
 /// It would not.
-pub(crate) fn check(log: &Log) -> Result<()> {
+pub(crate) fn check(log: &Log, account: Option<&Account>) -> Result<()> {
     match &log.output {
         LogOutput::Stdout | LogOutput::Stderr => Ok(()),
-        LogOutput::File(path) => file::check(path).with_context(|| unusable(path)),
+        LogOutput::File(path) => {
+            let mut checked = as_account(account, || file::check(path))?;
+            if account.is_some() && denied(&checked) && file::is_controlled_by_root(path) {
+                checked = file::check(path);
+            }
+            checked.with_context(|| unusable(path))
+        }
+    }
+}
+
+/// Runs `action` with the permissions of `account`, if there is one.
+fn as_account<T>(account: Option<&Account>, action: impl FnOnce() -> T) -> Result<T> {
+    match account {
+        Some(account) => Ok(account.impersonate(action)?),
+        None => Ok(action()),
     }
 }
 

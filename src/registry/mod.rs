@@ -6,6 +6,7 @@
 
 pub(crate) mod build;
 pub(crate) mod component;
+#[cfg(any(feature = "demo", test))]
 pub(crate) mod embedded;
 pub(crate) mod zookeeper;
 
@@ -26,6 +27,7 @@ pub(crate) enum Registry {
     /// Zuul's own.
     ZooKeeper(Arc<zookeeper::Lookup>),
     /// In this process.
+    #[cfg(any(feature = "demo", test))]
     Embedded(Arc<embedded::Embedded>),
 }
 
@@ -43,6 +45,7 @@ impl Registry {
     pub(crate) async fn find_build(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
         match self {
             Self::ZooKeeper(lookup) => lookup.find_build(build).await,
+            #[cfg(any(feature = "demo", test))]
             Self::Embedded(embedded) => Ok(embedded.find_build(build)),
         }
     }
@@ -51,6 +54,7 @@ impl Registry {
     pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
         match self {
             Self::ZooKeeper(lookup) => lookup.gateways(),
+            #[cfg(any(feature = "demo", test))]
             Self::Embedded(embedded) => embedded.gateways(),
         }
     }

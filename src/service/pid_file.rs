@@ -1,16 +1,17 @@
 //! The pid file of a detached process: says who runs, and lets nobody else start.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tracing::debug;
 
 use super::privileges::Account;
+use crate::small_file::open_for_writing;
 
 /// Longer than any number in a pid file.
 const CONTENT_MAX: u64 = 32;
@@ -25,8 +26,8 @@ pub(crate) struct PidFile {
 }
 
 impl PidFile {
-    /// Makes and locks the file at `path`. It will be `account`'s, who has to write it later. One
-    /// that was left behind is taken over.
+    /// Creates and locks the file at `path`, which then belongs to `account`. A file that an earlier
+    /// process has left behind is used as it is.
     ///
     /// # Errors
     /// The file cannot be made, or is another process's.
@@ -34,7 +35,7 @@ impl PidFile {
         // The working directory will be another.
         let path = std::path::absolute(path).with_context(|| place(path))?;
         for _ in 0..TRIES {
-            let file = open(&path)?;
+            let (file, is_new) = open(&path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::WOULDBLOCK) => bail!(held(&path, number(&file))),
                 locked => locked.with_context(|| format!("{}: cannot be locked", place(&path)))?,
@@ -46,7 +47,8 @@ impl PidFile {
             if !is_at(&path, &file) {
                 continue;
             }
-            if let Some((user, group)) = account.map(Account::ids) {
+            // Never a file that was there: it may be one that a link or a rename has put here.
+            if let Some((user, group)) = account.filter(|_| is_new).map(Account::ids) {
                 fchown(&file, Some(user), Some(group)).with_context(|| place(&path))?;
             }
             return Ok(Self { path, file });
@@ -77,23 +79,25 @@ impl Drop for PidFile {
     }
 }
 
-/// Not by way of a link: the directory is often that of the user we become, and we are root.
-fn open(path: &Path) -> Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
-        .open(path)
-        .with_context(|| {
-            format!("{}: cannot be made (set pidfile, or stay in front with -f)", place(path))
-        })?;
-    if !file.metadata().is_ok_and(|there| there.is_file()) {
+/// Opens the file without following links (the directory is often that of the unprivileged user, and
+/// this process is root), and returns whether it was created.
+fn open(path: &Path) -> Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o644);
+    let opened = match open_for_writing(path, options.clone().create_new(true), true) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            open_for_writing(path, options.create(true).truncate(false), true)
+                .map(|file| (file, false))
+        }
+        created => created.map(|file| (file, true)),
+    };
+    let (file, is_new) = opened.with_context(|| {
+        format!("{}: cannot be made (set pidfile, or stay in front with -f)", place(path))
+    })?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         bail!("{}: is not a file", place(path));
     }
-    Ok(file)
+    Ok((file, is_new))
 }
 
 fn place(path: &Path) -> String {
@@ -184,5 +188,10 @@ mod tests {
         fs::remove_file(&target).expect("gone");
         assert!(PidFile::take(&path, None).is_err());
         assert!(!target.exists(), "nothing is made where a link leads");
+        fs::remove_file(&path).expect("gone");
+        fs::write(&target, "dear").expect("a file");
+        fs::hard_link(&target, &path).expect("a hard link");
+        assert!(PidFile::take(&path, None).is_err());
+        assert_eq!(fs::read_to_string(&target).expect("the file"), "dear");
     }
 }

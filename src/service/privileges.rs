@@ -5,15 +5,14 @@ use std::error::Error;
 use std::fmt;
 use std::fs::File;
 use std::path::Path;
-use std::thread;
 
 use nix::errno::Errno;
 use nix::unistd::{
-    Gid, Uid, User, geteuid, getgroups, getresgid, getresuid, setgid, setgroups, setuid,
+    Gid, Uid, User, getegid, geteuid, getgroups, getresgid, getresuid, setegid, seteuid, setgid,
+    setgroups, setuid,
 };
 use rustix::fs::Mode;
 use rustix::process::umask;
-use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use tracing::info;
 
 /// Why the process cannot run as the configuration wants it to: for the operator to mend, trying
@@ -66,6 +65,32 @@ impl Account {
         (self.uid.as_raw(), self.gid.as_raw())
     }
 
+    /// Runs `action` with the user's effective ids, so that the kernel checks its permissions instead
+    /// of root's: files in directories of the user may be links to anywhere. Call while there is one
+    /// thread.
+    ///
+    /// # Errors
+    /// The kernel refuses a change of ids.
+    pub(crate) fn impersonate<T>(&self, action: impl FnOnce() -> T) -> Result<T, Unfit> {
+        let refused = |error| {
+            Unfit(format!(
+                "user = {}: cannot act as that user: {error} (needs CAP_SETUID and CAP_SETGID; or \
+                 start it as that user)",
+                self.name
+            ))
+        };
+        let (user, group) = (geteuid(), getegid());
+        let groups = getgroups().map_err(refused)?;
+        setgroups(&[]).map_err(refused)?;
+        setegid(self.gid).map_err(refused)?;
+        seteuid(self.uid).map_err(refused)?;
+        let result = action();
+        seteuid(user).map_err(refused)?;
+        setegid(group).map_err(refused)?;
+        setgroups(&groups).map_err(refused)?;
+        Ok(result)
+    }
+
     /// Makes this process the user's, for good, and looks whether it is. Call while there is one
     /// thread.
     ///
@@ -106,25 +131,6 @@ impl Account {
             return Ok(());
         }
         Err(Unfit(format!("user = {}: root cannot be given up for good here", self.name)))
-    }
-
-    /// Does `work` as the user, in a thread of its own, while this process stays root.
-    ///
-    /// # Errors
-    /// The kernel refuses to change the thread's user.
-    pub(crate) fn run_as<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Unfit> {
-        let (uid, gid) = (self.uid.as_raw(), self.gid.as_raw());
-        let change = move || {
-            set_thread_groups(&[])?;
-            set_thread_gid(rustix::process::Gid::from_raw(gid))?;
-            set_thread_uid(rustix::process::Uid::from_raw(uid))
-        };
-        let done = thread::scope(|scope| {
-            scope.spawn(|| change().map(|()| work())).join().expect("the work does not panic")
-        });
-        done.map_err(|error| {
-            Unfit(format!("user = {}: cannot act as this user: {error}", self.name))
-        })
     }
 
     /// Looks whether the user can read each of `files`. Call when that is who we are.

@@ -3,7 +3,7 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -11,11 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-/// How long one that reads nothing is waited for: it is told by those who serve. sd_notify(3) would
-/// wait for ever.
-const TELLING_MAX: Duration = Duration::from_secs(2);
+/// How long a notification waits for a service manager that does not read its socket. sd_notify(3)
+/// would wait for ever.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Interval of the attempts meanwhile. poll(2) does not say when the queue of another process's
+/// datagram socket has room again, unless the two are connected.
+const NOTIFY_RETRY: Duration = Duration::from_millis(50);
 
 /// The service manager that started us, if one did.
 ///
@@ -57,48 +62,62 @@ impl Manager {
     }
 
     /// A sign of life.
-    pub(crate) fn alive(&self) {
-        self.notify(&[NotifyState::Watchdog]);
+    pub(crate) async fn alive(&self) {
+        self.notify(&[NotifyState::Watchdog]).await;
     }
 
     /// One line on how things stand, as `systemctl status` shows it.
-    pub(crate) fn status(&self, line: &str) {
-        self.notify(&[NotifyState::Status(line)]);
+    pub(crate) async fn status(&self, line: &str) {
+        self.notify(&[NotifyState::Status(line)]).await;
     }
 
     /// Ready: listening and registered.
-    pub(crate) fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
-        self.notify(&[NotifyState::Ready]);
+        self.notify(&[NotifyState::Ready]).await;
     }
 
     /// The configuration is being read again, until [`Self::reloaded`]. Before we are ready that
     /// is nobody's business, as its end would mean that we are.
-    pub(crate) fn reloading(&self) {
+    pub(crate) async fn reloading(&self) {
         if self.ready.load(Ordering::Relaxed)
             && let Ok(now) = NotifyState::monotonic_usec_now()
         {
-            self.notify(&[NotifyState::Reloading, now]);
+            self.notify(&[NotifyState::Reloading, now]).await;
         }
     }
 
     /// It has been, however that went.
-    pub(crate) fn reloaded(&self) {
+    pub(crate) async fn reloaded(&self) {
         if self.ready.load(Ordering::Relaxed) {
-            self.notify(&[NotifyState::Ready]);
+            self.notify(&[NotifyState::Ready]).await;
         }
     }
 
     /// On the way out.
-    pub(crate) fn stopping(&self) {
-        self.notify(&[NotifyState::Stopping]);
+    pub(crate) async fn stopping(&self) {
+        self.notify(&[NotifyState::Stopping]).await;
     }
 
-    fn notify(&self, states: &[NotifyState<'_>]) {
+    /// Sends `states`. Waits asynchronously where the service manager does not read: this is called by
+    /// tasks on the workers that serve.
+    async fn notify(&self, states: &[NotifyState<'_>]) {
         let Some((socket, address)) = &self.socket else { return };
         let lines: String = states.iter().map(|state| format!("{state}\n")).collect();
-        if let Err(error) = socket.send_to_addr(lines.as_bytes(), address) {
-            debug!(%error, "service manager not notified");
+        let sent = timeout(NOTIFY_TIMEOUT, async {
+            loop {
+                match socket.send_to_addr(lines.as_bytes(), address) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        sleep(NOTIFY_RETRY).await;
+                    }
+                    sent => return sent,
+                }
+            }
+        });
+        match sent.await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => debug!(%error, "service manager not notified"),
+            Err(_) => debug!("service manager not notified: it does not read its socket"),
         }
     }
 }
@@ -110,7 +129,7 @@ fn open(name: &[u8]) -> io::Result<(UnixDatagram, SocketAddr)> {
         None => SocketAddr::from_pathname(OsStr::from_bytes(name)),
     }?;
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(TELLING_MAX))?;
+    socket.set_nonblocking(true)?;
     Ok((socket, address))
 }
 
@@ -118,26 +137,23 @@ fn open(name: &[u8]) -> io::Result<(UnixDatagram, SocketAddr)> {
 mod tests {
     use super::*;
 
-    /// Its queue is full, and stays so.
-    #[test]
-    fn a_manager_that_reads_nothing_is_not_waited_for() {
+    /// Other tasks of the only worker go on while a notification waits, and it gives up in the end.
+    #[tokio::test(start_paused = true)]
+    async fn manager_that_does_not_read_blocks_no_worker() {
         let name = format!("@zuul-fingergw-full-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name[1..]).expect("an abstract name");
         let _deaf = UnixDatagram::bind_addr(&address).expect("a socket");
         let sender = UnixDatagram::unbound().expect("a socket");
         sender.set_nonblocking(true).expect("a socket");
         while sender.send_to_addr(b"x", &address).is_ok() {}
-        let (end, ended) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            Manager::at(&name, None).status("well");
-            end.send(())
-        });
-        ended.recv_timeout(Duration::from_secs(60)).expect("it goes on");
+        let other = tokio::spawn(async {});
+        Manager::at(&name, None).status("well").await;
+        assert!(other.is_finished());
     }
 
     /// systemd gives a path, containers often an abstract name.
-    #[test]
-    fn an_abstract_socket_is_told() {
+    #[tokio::test]
+    async fn an_abstract_socket_is_told() {
         let name = format!("@zuul-fingergw-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name[1..]).expect("an abstract name");
         let socket = UnixDatagram::bind_addr(&address).expect("a socket");
@@ -147,20 +163,20 @@ mod tests {
             let length = socket.recv(&mut buffer).expect("a datagram");
             String::from_utf8_lossy(&buffer[..length]).into_owned()
         };
-        manager.status("well");
+        manager.status("well").await;
         assert_eq!(told(), "STATUS=well\n");
 
         // Nothing is told of a reload while we are not ready.
-        manager.reloading();
-        manager.reloaded();
-        manager.ready();
+        manager.reloading().await;
+        manager.reloaded().await;
+        manager.ready().await;
         assert_eq!(told(), "READY=1\n");
-        manager.reloading();
+        manager.reloading().await;
         let reloading = told();
         let moment = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
         let moment = moment.and_then(|moment| moment.strip_suffix('\n'));
         assert!(moment.is_some_and(|moment| moment.parse::<u64>().is_ok()), "{reloading:?}");
-        manager.reloaded();
+        manager.reloaded().await;
         assert_eq!(told(), "READY=1\n");
     }
 }

@@ -29,7 +29,7 @@ pub(crate) async fn feed(manager: &Manager, probes: Vec<Probe>) {
         ticks.tick().await;
         let faults = life.faults(time).await;
         if faults.is_empty() {
-            manager.alive();
+            manager.alive().await;
         }
         match (well, faults.is_empty()) {
             // Once: soon it is killed.

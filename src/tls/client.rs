@@ -31,8 +31,9 @@ pub(crate) fn connector(identity: &Identity, names: Names) -> Result<TlsConnecto
         .with_safe_default_protocol_versions()
         .context("TLS versions")?;
     let webpki =
-        WebPkiServerVerifier::builder_with_provider(identity.roots.clone(), provider()).build()?;
-    let constrained = identity.roots.roots.iter().any(|root| root.name_constraints.is_some());
+        WebPkiServerVerifier::builder_with_provider(identity.authorities.roots(), provider())
+            .build()?;
+    let constrained = identity.authorities.are_constrained();
     let verifier = Arc::new(Verifier { webpki, names, constrained });
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = builder

@@ -21,8 +21,8 @@ pub(crate) fn collector_connector(
     protocol: &[u8],
 ) -> Result<TlsConnector> {
     let roots = match roots {
-        Some(path) => authorities(&path.to_string_lossy(), &read(path)?)?,
-        None => system()?,
+        Some(path) => authorities(&path.to_string_lossy(), &read(path)?)?.roots(),
+        None => Arc::new(system()?),
     };
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()

@@ -1,6 +1,7 @@
 //! TLS for both sides of the gateway: one provider, certificates from PEM, a server and a client
 //! configuration.
 
+mod authorities;
 mod certificate;
 mod client;
 #[cfg(feature = "otlp")]
@@ -8,6 +9,7 @@ mod collector;
 mod failure;
 mod identity;
 mod lint;
+mod pem;
 mod server;
 mod sessions;
 mod zookeeper;

@@ -72,7 +72,7 @@ pub(crate) fn acceptor(
     let mut elsewhere = config(identity, client)?;
     elsewhere.alpn_protocols = vec![ELSEWHERE_PROTOCOL.to_vec()];
     elsewhere.send_tls13_tickets = 0;
-    let constrained = identity.roots.roots.iter().any(|root| root.name_constraints.is_some());
+    let constrained = identity.authorities.are_constrained();
     let common_names = names != Names::DialedStrictly && !constrained;
     Ok(Acceptor {
         cautious: Arc::new(cautious),
@@ -88,7 +88,7 @@ fn config(identity: &Identity, client: ClientCertificate) -> Result<ServerConfig
         .with_safe_default_protocol_versions()
         .context("TLS versions")?;
     let verifier =
-        || WebPkiClientVerifier::builder_with_provider(identity.roots.clone(), provider());
+        || WebPkiClientVerifier::builder_with_provider(identity.authorities.roots(), provider());
     let builder = match client {
         ClientCertificate::Required => builder.with_client_cert_verifier(verifier().build()?),
         ClientCertificate::Optional => {

@@ -1,9 +1,15 @@
 //! The real executor's log streamer as the next hop.
 
 use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
 
 use crate::executor::{Executor, new_build, pieces};
 use crate::support::client::{Client, Ending};
+use crate::support::executor::refusing_port;
 use crate::support::gateway::Builder;
 use crate::support::system::System;
 
@@ -69,4 +75,51 @@ async fn its_own_texts_pass_unchanged() {
     assert_eq!(told().await, format!("Build ID {build} not found"));
     fs::create_dir(executor.job(&build)).expect("the job's directory");
     assert_eq!(told().await, format!("Log not found for build ID {build}"));
+}
+
+/// Has `count` clients ask for `build` in the same moment and returns what each of them reads, up
+/// to the length of its log.
+async fn crowd(address: SocketAddr, build: &str, count: usize, length: usize) -> Vec<Vec<u8>> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(Client::connect(address).await);
+    }
+    let start = Arc::new(Barrier::new(count));
+    let mut reading = JoinSet::new();
+    for mut client in clients {
+        let (request, start) = (format!("{build}\n"), Arc::clone(&start));
+        reading.spawn(async move {
+            start.wait().await;
+            client.send(request.as_bytes()).await;
+            let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+            while bytes.len() < length
+                && let Ok(count) = client.read(&mut buffer).await
+            {
+                bytes.extend_from_slice(&buffer[..count]);
+            }
+            bytes
+        });
+    }
+    reading.join_all().await
+}
+
+/// Its listen queue takes five. The second time all clients come to it after the only gateway of
+/// its zone has refused them.
+#[tokio::test]
+async fn two_hundred_clients_at_once_all_get_the_log() {
+    for zone in [None, Some("west")] {
+        let system = System::new().await;
+        system.put_gateway(Some("west"), Some(refusing_port().await), false, "running").await;
+        let mut gateway = Builder::new(&system).ready().await;
+        let mut executor = Executor::start(&system, zone).await;
+        let (build, mut log) = executor.run(zone).await;
+        let text = b"0123456789\n".repeat(2000);
+        log.write(&text);
+        let logs = crowd(gateway.address(), &build, 200, text.len()).await;
+        let broken: Vec<_> = logs.iter().filter(|log| **log != text).collect();
+        assert!(broken.is_empty(), "{zone:?}: {}: {:?}", broken.len(), broken.first());
+        // Ends the streams.
+        log.remove();
+        gateway.logged_times("the ends", 200, |line| line.contains("end=finished")).await;
+    }
 }

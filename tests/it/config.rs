@@ -248,34 +248,98 @@ async fn pem_files_that_cannot_be_used() {
     let garbled = files.write("garbled", text.replacen('M', "!", 3));
     let not_der = files.write("not-der", text.replacen("MII", "AAA", 1));
     let missing = files.missing("missing");
+    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let intermediate = files.write("intermediate", format!("{text}{garbage}"));
+    let swapped = Identity { cert: good.key.clone(), key: good.cert.clone(), ..good.clone() };
     let cert = |path: &Path| Identity { cert: path.to_owned(), ..good.clone() };
     let key = |path: &Path| Identity { key: path.to_owned(), ..good.clone() };
     let ca = |path: &Path| Identity { ca: path.to_owned(), ..good.clone() };
     let cases = [
-        (cert(&missing), &missing, "cannot be read: No such file"),
-        (cert(&binary), &binary, "is not PEM (binary data)"),
-        (cert(&empty), &empty, "holds no certificate"),
-        (cert(&good.key), &good.key, "holds no certificate"),
-        (cert(&cut), &cut, ""),
-        (cert(&garbled), &garbled, "not valid PEM"),
-        (cert(&not_der), &not_der, "cannot be used"),
-        (key(&missing), &missing, "cannot be read: No such file"),
-        (key(&binary), &binary, "is not PEM (binary data)"),
-        (key(&empty), &empty, "holds no private key"),
-        (key(&good.cert), &good.cert, "holds no private key"),
-        (key(&other.key), &other.key, "is not the key of the certificate in"),
-        (ca(&missing), &missing, "cannot be read: No such file"),
-        (ca(&binary), &binary, "is not PEM (binary data)"),
-        (ca(&empty), &empty, "holds no certificate"),
-        (ca(&not_der), &not_der, "cannot be used"),
+        (cert(&missing), &missing, ": cannot be read: No such file"),
+        (cert(&binary), &binary, ": is not PEM (binary data)"),
+        (cert(&empty), &empty, ": holds no certificate"),
+        (cert(&good.key), &good.key, ": holds no certificate"),
+        (cert(&cut), &cut, ":1: not valid PEM: -----BEGIN CERTIFICATE----- has no -----END"),
+        (cert(&garbled), &garbled, ":1: not valid PEM: the block is not valid base64"),
+        (cert(&not_der), &not_der, ": cannot be used"),
+        (key(&missing), &missing, ": cannot be read: No such file"),
+        (key(&binary), &binary, ": is not PEM (binary data)"),
+        (key(&empty), &empty, ": holds no private key"),
+        (key(&good.cert), &good.cert, ": holds no private key"),
+        (key(&other.key), &other.key, ": is not the key of the certificate in"),
+        (swapped, &good.key, ": holds the private key, and "),
+        (cert(&intermediate), &intermediate, ":11: cannot be used: this is not a certificate"),
+        (ca(&missing), &missing, ": cannot be read: No such file"),
+        (ca(&binary), &binary, ": is not PEM (binary data)"),
+        (ca(&empty), &empty, ": holds no certificate"),
+        (ca(&not_der), &not_der, ":1: cannot be used"),
     ];
     for (identity, file, fault) in &cases {
         let faults = pem_faults(&files, identity).await;
-        let expected = format!("{}: {fault}", file.display());
+        let expected = format!("{}{fault}", file.display());
         assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
     }
     let all = Identity { cert: missing, key: binary, ca: empty, ..good };
     assert_eq!(pem_faults(&files, &all).await.len(), 3, "all three at once");
+}
+
+/// Files that OpenSSL reads, and with it Zuul's own program, in each role and for ZooKeeper as well.
+#[tokio::test]
+async fn pem_files_that_openssl_reads_are_accepted() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let good = authority.identity("localhost");
+    let other = authority.identity("other");
+    let directory = files.0.path();
+    let ca = good.ca.display();
+    openssl(directory, &format!("x509 -in {ca} -trustout -out trusted")).await;
+    openssl(directory, &format!("x509 -in {ca} -addtrust clientAuth -setalias x -out uses")).await;
+    openssl(directory, "ecparam -name prime256v1 -out parameters").await;
+    let read = |path: &Path| fs::read(path).expect("a PEM file");
+    let [cert, key, ca] = [&good.cert, &good.key, &good.ca].map(|path| read(path));
+    let renamed = |text: &[u8], from: &str, to: &str| {
+        String::from_utf8_lossy(text).replace(from, to).into_bytes()
+    };
+    let labelled = |text: &[u8]| renamed(text, " CERTIFICATE-", " X509 CERTIFICATE-");
+    let attributes = b"Bag Attributes\n    friendlyName: G\xe4teway\nsubject=CN = G\xe4teway\n";
+    let mark = b"\xef\xbb\xbf";
+    let parameters = read(&directory.join("parameters"));
+    // How each of the three files is changed.
+    type Change<'c> = Box<dyn Fn(&[u8]) -> Vec<u8> + 'c>;
+    let changes: [Change<'_>; 6] = [
+        Box::new(|text| [&attributes[..], text].concat()),
+        Box::new(|text| [&mark[..], text].concat()),
+        Box::new(|text| [text, &mark[..], &parameters].concat()),
+        Box::new(|text| renamed(text, "\n", "\r\n")),
+        Box::new(labelled),
+        Box::new(|text| renamed(text, "\n", "  \n  ")),
+    ];
+    let mut identities: Vec<_> = changes
+        .iter()
+        .enumerate()
+        .map(|(index, change)| Identity {
+            cert: files.write(&format!("cert{index}"), change(&cert)),
+            key: files.write(&format!("key{index}"), change(&key)),
+            ca: files.write(&format!("ca{index}"), change(&ca)),
+            ..good.clone()
+        })
+        .collect();
+    for trusted in ["trusted", "uses"] {
+        let old = read(&other.ca);
+        let both =
+            files.write(&format!("both-{trusted}"), [old, read(&directory.join(trusted))].concat());
+        identities.push(Identity { ca: both, ..good.clone() });
+    }
+    // One file for all, and a key that is labelled as another tool labels it.
+    let all = files.write("all", [&key[..], &cert, &ca].concat());
+    identities.push(Identity { cert: all.clone(), key: all, ..good.clone() });
+    let as_rsa = files.write("rsa", renamed(&key, " PRIVATE KEY", " RSA PRIVATE KEY"));
+    identities.push(Identity { key: as_rsa, ..good.clone() });
+    for identity in &identities {
+        for (tls, zookeeper) in [(identity, &good), (&good, identity)] {
+            let checked = check(&files.write("gateway.toml", toml(tls, zookeeper))).await;
+            assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{identity:?}");
+        }
+    }
 }
 
 /// Runs openssl(1).
@@ -426,10 +490,24 @@ async fn der_and_encrypted_keys() {
     openssl(directory, &format!("{} new.key", encrypt("pkey"))).await;
     openssl(directory, &format!("{} old.key", encrypt("ec"))).await;
     let path = |name: &str| directory.join(name);
+    let pkcs12 = format!("pkcs12 -export -inkey {key} -in {cert} -passout pass:x -out both.p12");
+    openssl(directory, &pkcs12).await;
+    openssl(directory, &format!("crl2pkcs7 -nocrl -certfile {cert} -outform DER -out cert.p7b"))
+        .await;
+    let wide: Vec<u8> = "\u{feff}"
+        .encode_utf16()
+        .chain(Identity::text(&good.cert).encode_utf16())
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    files.write("utf-16", wide);
+    let both = |name: &str| Identity { cert: path(name), key: path(name), ..good.clone() };
     let with_cert = |cert: PathBuf| Identity { cert, ..good.clone() };
     let with_key = |key: PathBuf| Identity { key, ..good.clone() };
     let cases = [
         (with_cert(path("cert.der")), with_cert(path("cert.der.pem")), "cert.der", "is DER"),
+        (both("both.p12"), both("both.p12.pem"), "both.p12", "is PKCS#12"),
+        (with_cert(path("cert.p7b")), with_cert(path("cert.p7b.pem")), "cert.p7b", "is PKCS#7"),
+        (with_cert(path("utf-16")), with_cert(path("utf-16.pem")), "utf-16", "is UTF-16"),
         (with_key(path("key.der")), with_key(path("key.der.pem")), "key.der", "is DER"),
         (with_key(path("new.key")), with_key(path("new.key.plain")), "new.key", "is encrypted"),
         (with_key(path("old.key")), with_key(path("old.key.plain")), "old.key", "is encrypted"),
@@ -439,8 +517,10 @@ async fn der_and_encrypted_keys() {
         let expected = format!("{}: {fault}", path(name).display());
         assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
         // Nobody is there to type it.
-        let passphrase = if *fault == "is encrypted" { " -passin pass:x" } else { "" };
-        typed(directory, &format!("{}{passphrase}", command(&faults[0]))).await;
+        let asks = ["is encrypted", "is PKCS#12"].contains(fault);
+        let passphrase = if asks { " -passin pass:x" } else { "" };
+        let (_, command) = faults[0].rsplit_once(": ").expect("a command");
+        typed(directory, &format!("{command}{passphrase}")).await;
         let checked = check(&files.write("gateway.toml", toml(mended, mended))).await;
         assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{name}");
     }
@@ -456,11 +536,12 @@ async fn commands_that_show_a_fault() {
     let keys: Vec<_> = shown.split_inclusive("-----END PUBLIC KEY-----\n").collect();
     assert!(keys.len() == 2 && keys[0] != keys[1], "{shown}");
 
-    let swapped = Identity { cert: good.key.clone(), key: good.cert.clone(), ..good.clone() };
-    let faults = pem_faults(&files, &swapped).await;
-    assert_eq!(faults.len(), 2, "{faults:#?}");
-    for (fault, kind) in faults.iter().zip(["Pkey", "Certificate"]) {
-        let shown = typed(files.0.path(), command(fault)).await;
+    let wrong = [
+        (Identity { cert: good.key.clone(), ..good.clone() }, "Pkey"),
+        (Identity { key: good.cert.clone(), ..good.clone() }, "Certificate"),
+    ];
+    for (identity, kind) in wrong {
+        let shown = typed(files.0.path(), command(&pem_faults(&files, &identity).await[0])).await;
         assert!(shown.contains(&format!("0: {kind}")), "{shown}");
     }
 }
@@ -520,7 +601,7 @@ async fn a_log_file_that_cannot_be_opened() {
     ] {
         let log = format!("[log]\noutput = {path:?}\n");
         let faults = faults(&files.write("gateway.toml", log + &good)).await;
-        let fault = format!("{}: cannot be opened as the log file (make its", path.display());
+        let fault = format!("{}: cannot be opened as the log file (create its", path.display());
         assert!(faults.len() == 1 && faults[0].starts_with(&fault), "{faults:#?}");
         assert!(faults[0].contains(why), "{faults:#?}");
     }

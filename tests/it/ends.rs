@@ -18,6 +18,8 @@ const OPERATING: &str = include_str!("../../docs/operating.md");
 
 const REFUSED: &str = "Connection refused (os error 111)";
 
+const BUSY: &str = "too many requests wait for this executor's first byte";
+
 /// A gateway of zone east with a plain listener and a TLS one.
 struct Site {
     system: System,
@@ -56,6 +58,7 @@ enum Stream {
     ResetBeforeItsFirstByte,
     ClosedBeforeItsFirstByte,
     Silent,
+    WaitsForASlotInVain,
     ExecutorRefuses,
     ExecutorNeverConnects,
     ClientResets,
@@ -67,12 +70,13 @@ enum Stream {
 }
 
 impl Stream {
-    const ALL: [(Self, &str); 13] = [
+    const ALL: [(Self, &str); 14] = [
         (Self::Finishes, "finished"),
         (Self::ResetByExecutor, "cut by the next hop: ..."),
         (Self::ResetBeforeItsFirstByte, "cut by the next hop: ..."),
         (Self::ClosedBeforeItsFirstByte, "the next hop said nothing"),
         (Self::Silent, "the next hop said nothing"),
+        (Self::WaitsForASlotInVain, BUSY),
         (Self::ExecutorRefuses, REFUSED),
         (Self::ExecutorNeverConnects, "no connection in time"),
         (Self::ClientResets, "client left: ..."),
@@ -86,6 +90,7 @@ impl Stream {
     fn limits(self) -> &'static str {
         match self {
             Self::Silent => "first_byte_timeout = \"200ms\"",
+            Self::WaitsForASlotInVain => "first_byte_timeout = \"1500ms\"",
             Self::ExecutorNeverConnects => "connect_timeout = \"200ms\"",
             Self::ClientStalls => "write_timeout = \"200ms\"",
             Self::GatewayStops => "grace = \"50ms\"",
@@ -119,6 +124,14 @@ impl Stream {
             Self::Silent => {
                 let _client = site.ask(&worker).await;
                 site.executor.accept().await.closed().await;
+            }
+            Self::WaitsForASlotInVain => {
+                // Three of them are sent to the executor in each second.
+                let mut clients = Vec::new();
+                for _ in 0..30 {
+                    clients.push(site.ask(&worker).await);
+                }
+                return site.end(BUSY).await;
             }
             Self::ExecutorRefuses => {
                 let _client = site.ask(&unreachable(None).await).await;

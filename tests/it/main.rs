@@ -21,6 +21,7 @@ mod limits_of_streams;
 mod limits_per_address;
 mod limits_reloaded;
 mod log;
+mod log_output;
 mod packages;
 mod pages;
 mod passthrough;
@@ -42,6 +43,7 @@ mod stream_tls;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod tls_trust;
 mod typed;
 mod watchdog;
 mod watching;

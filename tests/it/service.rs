@@ -841,7 +841,7 @@ async fn detached_with_a_relative_log_config() {
     let log = fs::read_to_string(&rotated).expect("the old log");
     let told = log.lines().find(|line| line.contains("no reload until this is mended: "));
     assert!(told.is_some_and(|line| line.contains(" WARNING ") && line.contains(fault)), "{log}");
-    assert!(log.contains(" starts\n") && !log.contains(" stopped\n"), "{log}");
+    assert!(log.contains(" starts config=") && !log.contains(" stopped\n"), "{log}");
     let log = fs::read_to_string(&path).expect("the new log");
     assert!(log.ends_with(" stopped\n"), "{log}");
     assert_eq!(machine.log(), "");

@@ -25,13 +25,23 @@ pub(crate) struct Served {
     pub(crate) executor: Executor,
     pub(crate) build: String,
     pub(crate) identity: Identity,
-    system: System,
+    pub(crate) system: System,
 }
 
 /// With lines more for the listener, and in `[limits]`.
 pub(crate) async fn served(listener: &str, limits: &str) -> Served {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
+    served_with(system, identity, listener, limits).await
+}
+
+/// The same in `system`, with the certificate, key and authorities of `identity`.
+pub(crate) async fn served_with(
+    system: System,
+    identity: Identity,
+    listener: &str,
+    limits: &str,
+) -> Served {
     let builder = Builder::new(&system).tls(&identity).limits(limits);
     let gateway = builder.listeners(&[&format!("tls = true\n{listener}")]).ready().await;
     let executor = Executor::start().await;
@@ -41,7 +51,7 @@ pub(crate) async fn served(listener: &str, limits: &str) -> Served {
 
 impl Served {
     /// Whether a client that shows `shown` gets the log.
-    async fn serves(&self, shown: Option<&Identity>) -> bool {
+    pub(crate) async fn serves(&self, shown: Option<&Identity>) -> bool {
         let address = self.gateway.address();
         let connected = Client::try_connect_tls(address, "localhost", &self.identity, shown).await;
         let Ok(mut client) = connected else { return false };

@@ -1,0 +1,412 @@
+//! The queue of log lines and the thread that writes them.
+//!
+//! A disk may hang (NFS, a failing device), and a process that reads our standard output may stall.
+//! Tasks that serve must not wait for either, so every output goes through a bounded queue to a
+//! thread of its own; lines that do not fit are dropped and counted. `tracing-appender` is not used,
+//! because its thread ignores write errors: lost lines would not be reported, and a file on a full
+//! disk would keep a partial line.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::mem;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::fstat;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::file::Followed;
+use super::stderr;
+
+/// The most bytes that wait to be written: seconds of a busy gateway at debug level, hours at info.
+const QUEUE_MAX: usize = 4 << 20;
+
+/// How long the end of the program may wait for the output.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The formatter's end of the queue. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Lines(Arc<Queue>);
+
+/// The log's output. Lines are queued until [`Self::begin`] starts the writer thread. Dropping it
+/// waits until queued lines are written, for at most [`FLUSH_TIMEOUT`].
+pub(crate) struct Sink {
+    queue: Arc<Queue>,
+    /// `None` once the writer thread has it.
+    output: Option<Output>,
+}
+
+/// How many lines were lost since the start. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct LostLines(Arc<AtomicU64>);
+
+impl LostLines {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Sink {
+    /// Returns a sink that writes to `output`, and what formatters write to.
+    pub(super) fn new(output: Output) -> (Lines, Self) {
+        let queue = Arc::new(Queue::default());
+        (Lines(Arc::clone(&queue)), Self { queue, output: Some(output) })
+    }
+
+    pub(super) fn lost_lines(&self) -> LostLines {
+        self.queue.lost_lines.clone()
+    }
+
+    /// Starts the writer thread. Later calls do nothing. A fork would leave the thread behind, so
+    /// call this after the last one.
+    ///
+    /// # Errors
+    /// The kernel gives no thread.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
+        if self.output.is_none() {
+            return Ok(());
+        }
+        // The thread takes the output only once it runs, so that without a thread it is still here.
+        let (hand_over, taken) = std::sync::mpsc::channel();
+        let queue = Arc::clone(&self.queue);
+        let write = move || {
+            let Ok(mut output) = taken.recv() else { return };
+            let mut failing = false;
+            loop {
+                write_batch(&mut output, &queue, &mut failing);
+            }
+        };
+        thread::Builder::new().name("log".to_owned()).spawn(write)?;
+        if let Some(output) = self.output.take() {
+            // The thread waits for exactly this.
+            let _ = hand_over.send(output);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if self.begin().is_err()
+            && let Some(output) = &mut self.output
+            && !self.queue.lock().lines.is_empty()
+        {
+            write_batch(output, &self.queue, &mut false);
+            return;
+        }
+        let busy = |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty();
+        drop(self.queue.changed.wait_timeout_while(self.queue.lock(), FLUSH_TIMEOUT, busy));
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+    lost_lines: LostLines,
+}
+
+#[derive(Default)]
+struct Waiting {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// Lines lost since the last report of lost lines.
+    lost: u64,
+    /// Whether the writer thread holds lines that are not written yet.
+    writing: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: &[u8]) {
+        let mut waiting = self.lock();
+        if waiting.bytes + line.len() > QUEUE_MAX {
+            self.lose(&mut waiting);
+            return;
+        }
+        waiting.bytes += line.len();
+        waiting.lines.push_back(line.to_vec());
+        // While the thread writes it does not wait for lines.
+        if !waiting.writing {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Counts a line that is lost.
+    fn lose(&self, waiting: &mut Waiting) {
+        waiting.lost += 1;
+        self.lost_lines.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits for lines and takes all of them. The lines of the previous call count as written.
+    fn take(&self) -> VecDeque<Vec<u8>> {
+        let mut waiting = self.lock();
+        waiting.writing = false;
+        self.changed.notify_all();
+        let empty = |waiting: &mut Waiting| waiting.lines.is_empty();
+        let mut waiting =
+            self.changed.wait_while(waiting, empty).unwrap_or_else(PoisonError::into_inner);
+        waiting.writing = true;
+        waiting.bytes = 0;
+        mem::take(&mut waiting.lines)
+    }
+}
+
+impl Write for &Lines {
+    /// Never fails and never waits: code that logs could not do anything about it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> &'a Self {
+        self
+    }
+}
+
+/// Where the writer thread writes.
+pub(super) enum Output {
+    File(Followed),
+    Stream(Stream),
+}
+
+/// Standard output or standard error. It has a descriptor of its own: the lock of [`io::stdout`]
+/// would be held as long as a reader stalls, and others would wait for it.
+pub(super) struct Stream {
+    name: &'static str,
+    file: File,
+    torn: bool,
+}
+
+impl Output {
+    /// # Errors
+    /// There is no descriptor left.
+    pub(super) fn stdout() -> io::Result<Self> {
+        let file = io::stdout().as_fd().try_clone_to_owned()?.into();
+        Ok(Self::Stream(Stream { name: "standard output", file, torn: false }))
+    }
+
+    /// # Errors
+    /// There is no descriptor left.
+    pub(super) fn stderr() -> io::Result<Self> {
+        let file = io::stderr().as_fd().try_clone_to_owned()?.into();
+        Ok(Self::Stream(Stream { name: "standard error", file, torn: false }))
+    }
+
+    /// Opens a file again that was rotated. Called once for all lines that wait.
+    fn follow(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.follow(),
+            Self::Stream(_) => Ok(()),
+        }
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.write(line),
+            Self::Stream(Stream { file, torn, .. }) => write_line(file, torn, line),
+        }
+    }
+
+    /// Whether this is the file, pipe or terminal that standard error is.
+    pub(super) fn is_stderr(&self) -> bool {
+        let file = match self {
+            Self::File(file) => file.file(),
+            Self::Stream(stream) => &stream.file,
+        };
+        match (fstat(file), fstat(io::stderr())) {
+            (Ok(ours), Ok(other)) => (ours.st_dev, ours.st_ino) == (other.st_dev, other.st_ino),
+            _ => false,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::File(file) => file.path().display().to_string(),
+            Self::Stream(stream) => stream.name.to_owned(),
+        }
+    }
+}
+
+/// Waits for lines and writes all of them.
+fn write_batch(output: &mut Output, queue: &Queue, failing: &mut bool) {
+    let lines = queue.take();
+    let mut followed = output.follow();
+    let mut reported = false;
+    for line in lines {
+        let written = mem::replace(&mut followed, Ok(())).and_then(|()| output.write(&line));
+        match written {
+            Ok(()) => {
+                *failing = false;
+                // Once a batch: the queue was emptied for it, so the report itself fits.
+                if !mem::replace(&mut reported, true) {
+                    report_lost(queue);
+                }
+            }
+            Err(error) => {
+                queue.lose(&mut queue.lock());
+                if !mem::replace(failing, true) {
+                    let name = output.name();
+                    stderr::write(
+                        &format!(
+                            "{name}: cannot be written: {error}; log lines are lost until it can"
+                        ),
+                        Duration::ZERO,
+                    );
+                }
+                // The next line tries again: the directory may be back.
+                followed = output.follow();
+            }
+        }
+    }
+}
+
+/// Logs how many lines were lost since the last call. The line goes through the queue, to have the
+/// configured format.
+fn report_lost(queue: &Queue) {
+    let lost = mem::take(&mut queue.lock().lost);
+    if lost > 0 {
+        tracing::warn!(lost, "log lines were lost: they could not be written in time");
+    }
+}
+
+/// Appends `line`. `torn` is whether the last line in `file` is a partial one; it is ended first.
+pub(super) fn write_line(mut file: &File, torn: &mut bool, line: &[u8]) -> io::Result<()> {
+    let newline: &[u8] = if *torn { b"\n" } else { b"" };
+    for part in [newline, line] {
+        let mut rest = part;
+        while !rest.is_empty() {
+            match file.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Another process that shares the pipe or terminal has made it non-blocking.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    stderr::wait_writable(file, None)?;
+                }
+                Err(error) => {
+                    *torn = *torn || rest.len() < part.len();
+                    return Err(error);
+                }
+            }
+        }
+        *torn = false;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{PipeReader, Read, pipe};
+    use std::os::fd::OwnedFd;
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::log::file::Followed;
+
+    /// A sink that writes to a pipe, as to standard output.
+    fn piped() -> (Lines, Sink, PipeReader) {
+        let (reader, writer) = pipe().unwrap();
+        let file = OwnedFd::from(writer).into();
+        let (lines, sink) = Sink::new(Output::Stream(Stream { name: "a pipe", file, torn: false }));
+        (lines, sink, reader)
+    }
+
+    fn read(path: &Path) -> String {
+        fs::read_to_string(path).expect("a log file")
+    }
+
+    #[test]
+    fn queue_beyond_its_bound_loses_and_counts_lines() {
+        let lines = Lines(Arc::default());
+        let line = vec![b'x'; QUEUE_MAX / 4];
+        for _ in 0..6 {
+            (&lines).write_all(&line).unwrap();
+        }
+        let waiting = lines.0.lock();
+        assert_eq!((waiting.lines.len(), waiting.lost), (4, 2));
+        drop(waiting);
+        assert_eq!(lines.0.take().len(), 4);
+        (&lines).write_all(b"room again").unwrap();
+        assert_eq!(lines.0.lock().lines.len(), 1);
+    }
+
+    #[test]
+    fn dropped_sink_has_written_every_line() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("log");
+        for begins in [true, false] {
+            let (lines, mut sink) = Sink::new(Output::File(Followed::open(&path).unwrap()));
+            (&lines).write_all(b"early\n").unwrap();
+            if begins {
+                sink.begin().unwrap();
+            }
+            for number in 1..1000 {
+                (&lines).write_all(format!("{number}\n").as_bytes()).unwrap();
+            }
+            drop(sink);
+            assert_eq!(read(&path).lines().count(), 1000);
+            fs::remove_file(&path).unwrap();
+        }
+    }
+
+    /// A reader that stalls holds up neither those who log nor the end of the program, and gets
+    /// whole lines when it reads on.
+    #[test]
+    fn stalled_reader_loses_whole_lines_and_blocks_no_writer() {
+        let (lines, mut sink, mut reader) = piped();
+        sink.begin().unwrap();
+        let line = [vec![b'x'; 1023], b"\n".to_vec()].concat();
+        // More than the pipe and the queue hold.
+        for _ in 0..2 * QUEUE_MAX / line.len() {
+            (&lines).write_all(&line).unwrap();
+        }
+        let lost = sink.lost_lines().count();
+        assert!(lost > 0);
+        let reading = thread::spawn(move || {
+            let mut text = Vec::new();
+            reader.read_to_end(&mut text).map(|_| text)
+        });
+        drop(sink);
+        let waiting = lines.0.lock();
+        assert!(waiting.lines.is_empty() && !waiting.writing, "all was written");
+        drop(waiting);
+        // The writer thread lives as long as the process, and with it the pipe's other end.
+        assert!(!reading.is_finished());
+    }
+
+    #[test]
+    fn non_blocking_pipe_takes_every_line() {
+        let (lines, mut sink, mut reader) = piped();
+        let Some(Output::Stream(stream)) = &sink.output else { panic!("a stream") };
+        rustix::io::ioctl_fionbio(&stream.file, true).unwrap();
+        sink.begin().unwrap();
+        let line = [vec![b'x'; 1023], b"\n".to_vec()].concat();
+        let count = QUEUE_MAX / line.len() / 2;
+        for _ in 0..count {
+            (&lines).write_all(&line).unwrap();
+        }
+        let mut text = vec![0; count * line.len()];
+        reader.read_exact(&mut text).unwrap();
+        assert!(text.chunks(line.len()).all(|read| read == line));
+        assert_eq!(sink.lost_lines().count(), 0);
+    }
+}
