@@ -1,23 +1,23 @@
 //! The command line. Letters and meanings are upstream's where it has them.
 
 mod check;
+mod send;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::anyhow;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{self, Config, Log};
 use crate::daemon::{self, Identities, Setup, Source};
-use crate::gateway::decision::RUNNING;
 use crate::log::Logging;
 use crate::registry::build::BuildId;
-use crate::service::control::{self, RELOADED, Request};
+use crate::service::control::Request;
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::{Account, Unfit};
 use crate::{demo, log, tls};
@@ -132,11 +132,11 @@ pub fn run() -> ExitCode {
         Some(Command::Demo(options)) => demo::run(&options, debug),
         Some(Command::Completions { shell }) => complete(shell),
         Some(Command::Check { connect }) => check::run(config.as_deref(), connect),
-        Some(Command::Stop) => send(config.as_deref(), Request::Stop),
-        Some(Command::Reload) => send(config.as_deref(), Request::Reload),
-        Some(Command::Status { json }) => send(config.as_deref(), Request::Status { json }),
+        Some(Command::Stop) => send::run(config.as_deref(), &Request::Stop),
+        Some(Command::Reload) => send::run(config.as_deref(), &Request::Reload),
+        Some(Command::Status { json }) => send::run(config.as_deref(), &Request::Status { json }),
         Some(Command::Resolve { build, json }) => {
-            send(config.as_deref(), Request::Resolve { build, json })
+            send::run(config.as_deref(), &Request::Resolve { build, json })
         }
         None => serve(config.as_deref(), foreground, debug),
     }
@@ -155,55 +155,6 @@ fn complete(shell: Shell) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Sends `request` to the running gateway and prints what it answers.
-fn send(path: Option<&Path>, request: Request) -> ExitCode {
-    let Loaded { path, config } = match load(path) {
-        Ok(loaded) => loaded,
-        Err(error) if request == Request::Reload => {
-            eprintln!("{error:#}\nnothing has been reloaded");
-            return ExitCode::FAILURE;
-        }
-        Err(error) => return refuse(&error),
-    };
-    let socket = config.control.as_deref().with_context(|| {
-        let key =
-            if config::is_toml(&path) { "control.socket" } else { "[fingergw] command_socket" };
-        let path = path.display();
-        match request {
-            Request::Resolve { .. } => format!(
-                "{path}: sets no command socket, by which the running gateway could be asked; \
-                 set {key} and restart it"
-            ),
-            _ => format!("{path}: sets no command socket ({key}); use signals instead"),
-        }
-    });
-    let answered = socket.and_then(|socket| {
-        let reply = control::ask(socket, &request)?;
-        // Stopping is answered by closing; nothing else is.
-        if reply.is_empty() != (request == Request::Stop) {
-            bail!("{}: not the answer to {request}: {reply:?}", socket.display());
-        }
-        if request == Request::Reload && !reply.starts_with(RELOADED) {
-            bail!(reply.trim_end().to_owned());
-        }
-        Ok(reply)
-    });
-    // A reader that has seen enough is no fault of ours, but no success either.
-    let printed = answered.map(|reply| {
-        let resolving = matches!(request, Request::Resolve { .. });
-        let found = !resolving || RUNNING.iter().any(|begin| reply.starts_with(begin));
-        io::stdout().write_all(reply.as_bytes()).map(|()| found)
-    });
-    match printed {
-        Ok(Ok(found)) if found => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }

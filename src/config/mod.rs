@@ -408,6 +408,13 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
     }
 }
 
+/// The command socket that the configuration in `path` sets, whatever else is wrong with it: the
+/// gateway that runs was started with an earlier version of it.
+pub(crate) fn command_socket(path: &Path) -> Option<PathBuf> {
+    let text = String::from_utf8(small_file::read(path).ok()?).ok()?;
+    if is_toml(path) { toml_file::command_socket(&text) } else { zuul_conf::command_socket(&text) }
+}
+
 /// Why the configuration in `path` cannot be read, and what to do.
 fn unreadable(path: &Path, error: &io::Error) -> anyhow::Error {
     let name = path.display();

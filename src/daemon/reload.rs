@@ -213,12 +213,14 @@ impl Reloader {
         let path = self.source.path.display();
         let (changed, restart) = (taken.join("; "), waiting.join("; "));
         let mut outcome = format!("{RELOADED}{path}\n");
-        if taken.is_empty() {
+        if !taken.is_empty() {
+            info!(%path, changed, "reloaded");
+            let _ = writeln!(outcome, "changed: {changed}");
+        } else if waiting.is_empty() {
             info!(%path, "reloaded; nothing has changed");
             outcome.push_str("nothing has changed\n");
         } else {
-            info!(%path, changed, "reloaded");
-            let _ = writeln!(outcome, "changed: {changed}");
+            info!(%path, "reloaded; nothing has changed that can change without a restart");
         }
         if !waiting.is_empty() {
             warn!(keys = restart, "these differ now and wait for a restart");
@@ -265,7 +267,8 @@ fn prepare(
         taken.push("certificate, key or authorities of the gateway");
     }
     if identities.zookeeper != running.identities.zookeeper {
-        taken.push("certificate, key or authorities for ZooKeeper");
+        // The connection that there is goes on with the ones it began with.
+        taken.push("certificate, key or authorities for ZooKeeper, from the next connection on");
     }
     let configured = Configured { config, identities };
     let live = Live::of(&configured, acceptors)?;
