@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub(crate) use self::identities::Identities;
-pub(crate) use self::reload::Source;
+pub(crate) use self::reload::{Source, zookeeper_tls};
 
 use self::reload::{Configured, Live, Orders, Reloader};
 use crate::admin::metrics::Metrics;
 use crate::admin::{Admin, System};
-use crate::config::{self, Config, Tracing};
+use crate::config::{self, Config};
 use crate::gateway::listener::bind;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
@@ -144,9 +144,7 @@ fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
         return Ok(());
     };
     account.assume()?;
-    let files = config.tls.iter().chain([&config.zookeeper.tls]);
-    let collector = config.tracing.iter().flat_map(Tracing::files);
-    account.check_readable(files.flat_map(|files| files.paths()).chain(collector))?;
+    account.check_readable(config.files())?;
     Ok(())
 }
 

@@ -174,7 +174,8 @@ fn change_zookeeper(running: &ZooKeeper, wanted: ZooKeeper, found: &mut Differen
             &running.session_timeout,
             session_timeout,
         ),
-        verify_hostnames: found.take(
+        // The ZooKeeper client takes it with a session and keeps it for all connections of that.
+        verify_hostnames: found.keep(
             ("zookeeper.verify_hostnames", ""),
             &running.verify_hostnames,
             verify_hostnames,
@@ -392,11 +393,10 @@ mod tests {
         wanted.zookeeper.tls.ca = "/other".into();
         wanted.zookeeper.verify_hostnames = false;
         let Change { config, taken, waiting } = running.change(wanted.clone(), true);
-        assert_eq!(waiting, ["zookeeper.hosts", "zookeeper.session_timeout"]);
-        let files = "zookeeper.tls_cert, zookeeper.tls_key or zookeeper.tls_ca";
-        assert_eq!(taken, [files, "zookeeper.verify_hostnames"]);
-        let expected =
-            ZooKeeper { tls: wanted.zookeeper.tls, verify_hostnames: false, ..running.zookeeper };
+        let kept = ["zookeeper.hosts", "zookeeper.session_timeout", "zookeeper.verify_hostnames"];
+        assert_eq!(waiting, kept);
+        assert_eq!(taken, ["zookeeper.tls_cert, zookeeper.tls_key or zookeeper.tls_ca"]);
+        let expected = ZooKeeper { tls: wanted.zookeeper.tls, ..running.zookeeper };
         assert_eq!(config.zookeeper, expected);
     }
 

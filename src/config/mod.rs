@@ -98,10 +98,14 @@ impl Listener {
     }
 
     /// The address as it is configured.
-    fn address(&self) -> String {
-        let Self { host, port, .. } = self;
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    pub(crate) fn address(&self) -> String {
+        display_address(&self.host, self.port)
     }
+}
+
+/// `HOST:PORT`, IPv6 addresses in brackets.
+pub(crate) fn display_address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 impl Config {
@@ -110,6 +114,13 @@ impl Config {
     pub(crate) fn explicit_command_socket(&self) -> Option<&Path> {
         let path = self.control.as_deref();
         path.filter(|path| *path != Path::new(zuul_conf::COMMAND_SOCKET))
+    }
+
+    /// The certificates, keys and CA files that are read while the gateway runs.
+    pub(crate) fn files(&self) -> Vec<&Path> {
+        let identities = self.tls.iter().chain([&self.zookeeper.tls]);
+        let collector = self.tracing.iter().flat_map(Tracing::files);
+        identities.flat_map(|files| files.paths()).chain(collector).collect()
     }
 
     /// What is allowed and most likely a mistake.
@@ -186,11 +197,7 @@ impl fmt::Display for Hosts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (host, port)) in self.servers.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
-            if host.contains(':') {
-                write!(f, "{comma}[{host}]:{port}")?;
-            } else {
-                write!(f, "{comma}{host}:{port}")?;
-            }
+            write!(f, "{comma}{}", display_address(host, *port))?;
         }
         f.write_str(&self.chroot)
     }
@@ -405,6 +412,13 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
             false => faults.into(),
         })
     }
+}
+
+/// The command socket that the configuration in `path` sets, whatever else is wrong with it: the
+/// gateway that runs was started with an earlier version of it.
+pub(crate) fn command_socket(path: &Path) -> Option<PathBuf> {
+    let text = String::from_utf8(small_file::read(path).ok()?).ok()?;
+    if is_toml(path) { toml_file::command_socket(&text) } else { zuul_conf::command_socket(&text) }
 }
 
 /// Why the configuration in `path` cannot be read, and what to do.

@@ -29,6 +29,14 @@ pub(super) fn read(file: &str, text: &str) -> Result<Config, Faults> {
     Faults::none_or(config, document.into_faults())
 }
 
+/// The command socket that `text` sets, even if there are errors in it.
+pub(super) fn command_socket(text: &str) -> Option<PathBuf> {
+    let (tree, _) = DeTable::parse_recoverable(text);
+    let control = tree.get_ref().get("control")?.get_ref().as_table()?;
+    let path = control.get("socket")?.get_ref().as_str()?;
+    path.starts_with('/').then(|| PathBuf::from(path))
+}
+
 /// Whether `text`, under another kind of name, is most likely our TOML: as a `zuul.conf` it would have
 /// no quotes.
 pub(super) fn is_likely(text: &str) -> bool {
@@ -798,6 +806,18 @@ level = "loud"
         ] {
             let fault = fault(line);
             assert!(fault.contains(expected), "{line}: {fault}");
+        }
+    }
+
+    #[test]
+    fn the_command_socket_is_found_in_a_faulty_file() {
+        let socket = |text: &str| command_socket(text);
+        let found = Some(PathBuf::from("/s"));
+        for faulty in ["", "grace = 5 s\n", "hostname = \"gw\nzone = west\n", "listner = 1\n"] {
+            assert_eq!(socket(&format!("{faulty}[control]\nsocket = \"/s\"\n")), found, "{faulty}");
+        }
+        for none in ["", "[control]\nsocket = 1\n", "[control]\nsocket = \"s\"\n", "control = 1"] {
+            assert_eq!(socket(none), None, "{none}");
         }
     }
 

@@ -75,6 +75,13 @@ pub(super) fn read(
     Faults::none_or(config, reader.faults)
 }
 
+/// The command socket that `text` sets, even if there are errors elsewhere in it.
+pub(super) fn command_socket(text: &str) -> Option<PathBuf> {
+    let mut reader = Reader::new("");
+    reader.ini = Ini::parse(text.strip_prefix('\u{feff}').unwrap_or(text), []).ok()?;
+    reader.path("command_socket", COMMAND_SOCKET)
+}
+
 struct Reader<'t> {
     file: &'t str,
     ini: Ini,
@@ -153,13 +160,13 @@ impl Reader<'_> {
                     ));
                 }
             }
-            if !self.ini.has_section(section) {
-                if let Some(name) = value::closest(section, self.ini.sections()) {
-                    let name = shown(name);
-                    warnings.push(format!(
-                        "{file}: [{name}]: unknown section, ignored; did you mean [{section}]?"
-                    ));
-                }
+            if !self.ini.has_section(section)
+                && let Some(name) = value::closest(section, self.ini.sections())
+            {
+                let name = shown(name);
+                warnings.push(format!(
+                    "{file}: [{name}]: unknown section, ignored; did you mean [{section}]?"
+                ));
             }
         }
         warnings

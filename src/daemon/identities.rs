@@ -11,8 +11,8 @@ use crate::tls::{Finding, Identity, Use};
 
 /// All of them, read and found usable.
 pub(crate) struct Identities {
-    pub(super) gateway: Option<Identity>,
-    pub(super) zookeeper: Identity,
+    pub(crate) gateway: Option<Identity>,
+    pub(crate) zookeeper: Identity,
 }
 
 impl Identities {

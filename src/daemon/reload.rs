@@ -25,7 +25,7 @@ use crate::service::control::{RELOADED, Reload};
 use crate::service::descriptors;
 use crate::service::signals::ReloadSignal;
 use crate::service::systemd::Manager;
-use crate::tls::{self, Acceptor, Names};
+use crate::tls::{self, Acceptor, Identity, Names};
 
 /// What people can do about a reload that failed.
 const MEND: &str = "nothing has changed; if files were being replaced just now, reload again";
@@ -80,15 +80,22 @@ impl Live {
             connector: connector.transpose()?,
             limits: config.limits.clone(),
         };
-        let verify_hostnames = config.zookeeper.verify_hostnames;
-        let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
-        let zookeeper = zookeeper::Tls {
-            certs: tls::zookeeper_certs(zookeeper)?,
-            verify_hostnames,
-            connector: tls::connector(zookeeper, names)?,
-        };
-        Ok(Self { settings, zookeeper })
+        Ok(Self { settings, zookeeper: zookeeper_tls(config, zookeeper)? })
     }
+}
+
+/// TLS towards the ZooKeeper of `config`, with `identity`.
+///
+/// # Errors
+/// The certificate cannot be used.
+pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zookeeper::Tls> {
+    let verify_hostnames = config.zookeeper.verify_hostnames;
+    let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
+    Ok(zookeeper::Tls {
+        certs: tls::zookeeper_certs(identity)?,
+        verify_hostnames,
+        connector: tls::connector(identity, names)?,
+    })
 }
 
 /// Who asks for reloads.
@@ -206,12 +213,14 @@ impl Reloader {
         let path = self.source.path.display();
         let (changed, restart) = (taken.join("; "), waiting.join("; "));
         let mut outcome = format!("{RELOADED}{path}\n");
-        if taken.is_empty() {
+        if !taken.is_empty() {
+            info!(%path, changed, "reloaded");
+            let _ = writeln!(outcome, "changed: {changed}");
+        } else if waiting.is_empty() {
             info!(%path, "reloaded; nothing has changed");
             outcome.push_str("nothing has changed\n");
         } else {
-            info!(%path, changed, "reloaded");
-            let _ = writeln!(outcome, "changed: {changed}");
+            info!(%path, "reloaded; nothing has changed that can change without a restart");
         }
         if !waiting.is_empty() {
             warn!(keys = restart, "these differ now and wait for a restart");
@@ -258,7 +267,8 @@ fn prepare(
         taken.push("certificate, key or authorities of the gateway");
     }
     if identities.zookeeper != running.identities.zookeeper {
-        taken.push("certificate, key or authorities for ZooKeeper");
+        // The connection that there is goes on with the ones it began with.
+        taken.push("certificate, key or authorities for ZooKeeper, from the next connection on");
     }
     let configured = Configured { config, identities };
     let live = Live::of(&configured, acceptors)?;

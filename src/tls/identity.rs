@@ -155,6 +155,12 @@ impl Identity {
         Some(certificate.validity().not_after.timestamp())
     }
 
+    /// The subject of our certificate, printable and at most 200 characters long.
+    pub(crate) fn subject(&self) -> Option<String> {
+        let (_, certificate) = X509Certificate::from_der(self.chain.first()?).ok()?;
+        Some(certificate.subject().to_string().escape_default().take(200).collect())
+    }
+
     /// Whether `other` shows the same certificate.
     pub(crate) fn shows_what(&self, other: &Self) -> bool {
         self.chain == other.chain

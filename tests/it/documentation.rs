@@ -206,6 +206,9 @@ impl World {
             zone: Some("west".to_owned()),
         };
         system.place_build(Some("west"), BUILD, Some(&worker)).await;
+        system.put_component("scheduler", 38).await;
+        let path = "/zuul/components/executor/executor1.west.example.org0000000000";
+        system.put(path, br#"{"model_api": 38, "state": "running", "zone": "west"}"#).await;
         tokio::spawn(async move {
             loop {
                 let accepted = executor.listener.accept().await;

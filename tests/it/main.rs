@@ -2,6 +2,7 @@
 
 mod admin;
 mod boot;
+mod check;
 mod config;
 mod container;
 mod demo;

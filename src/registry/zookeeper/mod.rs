@@ -11,6 +11,7 @@ mod entry;
 mod lookup;
 mod places;
 mod presence;
+pub(crate) mod survey;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -190,13 +191,8 @@ impl Keeper {
     /// One try at every server.
     async fn connect(&self) -> Result<Client, Error> {
         let Settings { hosts, tls, session_timeout, .. } = &self.settings;
-        let verify_hostnames = tls.borrow().verify_hostnames;
-        Client::connector()
-            .with_session_timeout(*session_timeout)
-            .with_tls(tls::zookeeper_options(self.certs.clone(), verify_hostnames))
-            .with_fail_eagerly()
-            .secure_connect(&hosts.to_string())
-            .await
+        let tls = tls.borrow().clone();
+        connect(hosts, &tls, *session_timeout, self.certs.clone()).await
     }
 
     /// Lives one session to its end.
@@ -284,6 +280,21 @@ impl Keeper {
         }
         tokio::time::sleep(jittered(LOOK_EVERY)).await;
     }
+}
+
+/// One try at every server of `hosts`.
+async fn connect(
+    hosts: &Hosts,
+    tls: &Tls,
+    session_timeout: Duration,
+    certs: TlsDynamicCerts,
+) -> Result<Client, Error> {
+    Client::connector()
+        .with_session_timeout(session_timeout)
+        .with_tls(tls::zookeeper_options(certs, tls.verify_hostnames))
+        .with_fail_eagerly()
+        .secure_connect(&hosts.to_string())
+        .await
 }
 
 /// Repeats `operation` over losses of the connection, as long as the session lives.
