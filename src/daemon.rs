@@ -32,7 +32,6 @@ use crate::registry::zookeeper;
 use crate::registry::{Registration, Standing};
 use crate::service::activation::Passed;
 use crate::service::control::{self, SocketFile};
-use crate::service::descriptors;
 use crate::service::detach::{Launch, detach};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::Account;
@@ -40,6 +39,7 @@ use crate::service::signals::{StatusSignal, StopSignals};
 use crate::service::status::{self, Door, Sources};
 use crate::service::systemd::Manager;
 use crate::service::watchdog;
+use crate::service::{descriptors, memory};
 
 /// `EX_SOFTWARE` of sysexits(3): a task that must not end has ended.
 const EXIT_SOFTWARE: u8 = 70;
@@ -196,7 +196,7 @@ async fn serve(
     info!("{}", listening.text);
 
     let mut live = Live::of(&configured, &[])?;
-    live.settings.limits.connections = descriptors::budget(config.limits.connections);
+    live.settings.limits.connections = descriptors::budget(memory::budget(&config.limits));
     configured.identities.measure(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
     let settings = zookeeper::Settings {

@@ -177,6 +177,9 @@ const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 /// None at all, or as any other time.
 const LAME_DUCK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
 
+/// From less than a TCP segment of the loopback interface to what no link needs.
+const STREAM_BUFFER: RangeInclusive<i64> = 16 * 1024..=64 * 1024 * 1024;
+
 fn limits(mut table: Table<'_>) -> Limits {
     let Limits {
         connections,
@@ -191,6 +194,7 @@ fn limits(mut table: Table<'_>) -> Limits {
         connect_timeout,
         first_byte_timeout,
         write_timeout,
+        stream_buffer,
         stream_idle: _,
         stream_total: _,
         keepalive,
@@ -204,6 +208,9 @@ fn limits(mut table: Table<'_>) -> Limits {
         connections_per_address: number("connections_per_address", connections_per_address),
         handshakes: number("handshakes", handshakes),
         lookups: number("lookups", lookups),
+        stream_buffer: table
+            .integer("stream_buffer", STREAM_BUFFER)
+            .map_or(stream_buffer, |bytes| bytes as usize),
         ipv6_prefix: table.integer("ipv6_prefix", 1..=128).map_or(ipv6_prefix, |bits| bits as u8),
         exempt_networks: table.texts("exempt_networks", value::network).unwrap_or(exempt_networks),
         handshake_timeout: table.duration("handshake_timeout", handshake_timeout),
@@ -395,7 +402,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 65);
+        assert_eq!(keys, 66);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(crate) struct Caller {
 pub(super) struct Asked<'a> {
     pub(super) build: &'a BuildId,
     pub(super) peer: &'a SocketAddr,
+    /// The place of the client's address, unless it is known otherwise.
+    of_address: Option<&'a AddressPlace>,
     /// When it was known where the build runs.
     began: Instant,
     pub(super) span: Span,
@@ -52,12 +54,13 @@ pub(super) struct Asked<'a> {
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(super) fn listed(&self, hop: &Upstream) -> Listed {
-        self.cx.streams.begin(*self.peer, self.build, hop.to_string(), self.began)
+        let network = self.of_address.and_then(AddressPlace::network);
+        self.cx.streams.begin(*self.peer, self.build, hop.to_string(), self.began, network)
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, peer, began, span, cx } = self;
+        let Self { build, peer, began, span, cx, .. } = self;
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         span.over(hop, route, bytes);
@@ -93,7 +96,8 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    let asked = Asked { build: &build, peer: &caller.peer, began: Instant::now(), span, cx };
+    let (peer, of_address) = (&caller.peer, caller.of_address.as_ref());
+    let asked = Asked { build: &build, peer, of_address, began: Instant::now(), span, cx };
     stream_from(&hops, client, &asked).await
 }
 

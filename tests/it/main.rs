@@ -36,6 +36,7 @@ mod rules;
 mod sandbox;
 mod service;
 mod socket_activation;
+mod stalled_clients;
 mod stop;
 mod stream;
 mod stream_tls;
