@@ -132,7 +132,7 @@ pub(super) const REJECTED: Descriptor = Descriptor {
         values: Values::These(&[
             (
                 "limit",
-                "`limits.connections`, or what the limit of open files leaves of it; also connections that had not asked yet and were closed for a new one",
+                "`limits.connections`, or what the limits of open files and memory leave of it; also connections that had not asked yet and were closed for a new one",
             ),
             ("address", "`limits.connections_per_address`"),
             (
@@ -162,6 +162,7 @@ pub(super) const REQUESTS: Descriptor = Descriptor {
             ),
             ("client_left", "the client closed, reset or vanished: normal, browsers do it all day"),
             ("client_stalled", "the client took nothing for `limits.write_timeout`"),
+            ("client_evicted", "the client took nothing for longest, and too many did"),
             ("stopped", "cut, because this gateway stopped and `limits.grace` was over"),
             ("stream_idle", "cut: silent for `limits.stream_idle`"),
             ("stream_total", "cut: it ran for `limits.stream_total`"),

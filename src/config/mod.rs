@@ -234,6 +234,9 @@ pub(crate) struct Limits {
     pub(crate) first_byte_timeout: Duration,
     /// For a client to take one buffer of what it is sent.
     pub(crate) write_timeout: Duration,
+    /// Bytes that the kernel may hold for a stream in each direction, its bookkeeping included: what
+    /// has come from the next hop, and what the client has not acknowledged.
+    pub(crate) stream_buffer: usize,
     /// Without a byte of the log, once there was one; `None` is for ever.
     pub(crate) stream_idle: Option<Duration>,
     /// From a request to the end of its stream; `None` is for ever.
@@ -244,6 +247,11 @@ pub(crate) struct Limits {
     pub(crate) lame_duck: Duration,
     /// For running streams when the gateway stops.
     pub(crate) grace: Duration,
+}
+
+impl Limits {
+    /// Of the connections, one in so many may wait for its client to take something.
+    pub(crate) const WAITING: usize = 8;
 }
 
 impl Default for Limits {
@@ -262,7 +270,8 @@ impl Default for Limits {
             lookup_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
             first_byte_timeout: Duration::from_secs(30),
-            write_timeout: Duration::from_secs(300),
+            write_timeout: Duration::from_secs(60),
+            stream_buffer: 1024 * 1024,
             stream_idle: None,
             stream_total: None,
             keepalive: Duration::from_secs(60),

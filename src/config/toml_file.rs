@@ -236,6 +236,9 @@ const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 /// None at all, or as any other time.
 const LAME_DUCK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
 
+/// From less than a TCP segment of the loopback interface to what no link needs.
+const STREAM_BUFFER: RangeInclusive<i64> = 16 * 1024..=64 * 1024 * 1024;
+
 fn limits(mut table: Table<'_>) -> Limits {
     let Limits {
         connections,
@@ -252,6 +255,7 @@ fn limits(mut table: Table<'_>) -> Limits {
         connect_timeout,
         first_byte_timeout,
         write_timeout,
+        stream_buffer,
         stream_idle: _,
         stream_total: _,
         keepalive,
@@ -267,6 +271,9 @@ fn limits(mut table: Table<'_>) -> Limits {
         handshakes_per_minute: number("handshakes_per_minute", handshakes_per_minute),
         streams_logged_per_minute: number("streams_logged_per_minute", streams_logged_per_minute),
         lookups: number("lookups", lookups),
+        stream_buffer: table
+            .integer("stream_buffer", STREAM_BUFFER)
+            .map_or(stream_buffer, |bytes| bytes as usize),
         ipv6_prefix: table.integer("ipv6_prefix", 1..=128).map_or(ipv6_prefix, |bits| bits as u8),
         exempt_networks: table.texts("exempt_networks", value::network).unwrap_or(exempt_networks),
         handshake_timeout: table.duration("handshake_timeout", handshake_timeout),
@@ -458,7 +465,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 67);
+        assert_eq!(keys, 68);
     }
 
     #[test]

@@ -343,6 +343,11 @@ impl AddressPlace {
     pub(crate) fn of_nobody() -> Self {
         Self { counted: None }
     }
+
+    /// The network that it counts for, if it counts for one.
+    pub(crate) fn network(&self) -> Option<IpNet> {
+        self.counted.as_ref().map(Counted::network)
+    }
 }
 
 struct Counted {

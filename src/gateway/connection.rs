@@ -83,6 +83,15 @@ impl Connection {
         }
     }
 
+    /// Bounds what the kernel holds for a peer that has not acknowledged it, its bookkeeping included.
+    /// Without a bound it is as much as `net.ipv4.tcp_wmem` allows.
+    pub(crate) fn bound_send_buffer(&self, bytes: usize) {
+        // The kernel doubles the number (socket(7)).
+        if let Err(error) = SockRef::from(self.tcp()).set_send_buffer_size(bytes / 2) {
+            debug!(%error, "no bound on the send buffer");
+        }
+    }
+
     /// Closes the connection to a next hop that has ended its side, without the reset that a drop
     /// sends.
     pub(crate) fn close(self) {

@@ -28,6 +28,7 @@ pub(crate) mod resolver;
 pub(crate) mod session;
 pub(crate) mod streams;
 pub(crate) mod upstream;
+mod waiting;
 mod wiring;
 
 use std::net::TcpListener as StdListener;
@@ -51,6 +52,7 @@ use self::listener::Listener;
 use self::pulse::{Probe, pulse};
 use self::resolver::Resolver;
 use self::streams::Streams;
+use self::waiting::Waiting;
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Limits};
 use crate::otlp::Tracer;
@@ -84,6 +86,9 @@ pub(crate) struct Context {
     familiar: Arc<Familiar>,
     pub(crate) metrics: Metrics,
     streams: Streams,
+    /// Streams that wait for their clients, and those that have waited for long.
+    waiting: Waiting,
+    stalled: Waiting,
     tracer: Tracer,
     /// Cancelled when the grace period is over: what still runs is cut.
     pub(crate) cut: CancellationToken,
@@ -176,6 +181,8 @@ impl Gateway {
             familiar: Arc::default(),
             metrics,
             streams: streams.clone(),
+            waiting: Waiting::all(),
+            stalled: Waiting::stalled(),
             tracer,
             cut: cut.clone(),
         }));

@@ -28,6 +28,7 @@ impl Outcome {
             Self::Streamed(End::UpstreamFailed(_)) => "upstream_cut",
             Self::Streamed(End::ClientLeft(_)) => "client_left",
             Self::Streamed(End::ClientStalled) => "client_stalled",
+            Self::Streamed(End::ClientEvicted) => "client_evicted",
             Self::Streamed(End::Stopped) => "stopped",
             Self::Streamed(End::Idle) => "stream_idle",
             Self::Streamed(End::Overlong) => "stream_total",

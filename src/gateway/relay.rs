@@ -11,26 +11,23 @@
 use std::fmt;
 use std::future::{poll_fn, ready};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::consume_budget;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::buffer::Piece;
 use super::connection::Connection;
 use super::streams::Listed;
+use super::waiting::STALL;
 use super::{Context, allowance};
 use super::{buffer, pipe};
 
 /// A read of this many bytes, between plain connections, shows a log that pours.
 const POURS: usize = 16 * 1024;
-
-/// The rest of a piece that is copied rather than keep its whole buffer from others while a client
-/// takes its time.
-const SMALL: usize = 16 * 1024;
 
 /// How a relay went.
 pub(crate) struct Relayed {
@@ -53,6 +50,8 @@ pub(crate) enum End {
     ClientLeft(Option<io::Error>),
     /// The client took nothing within the write deadline.
     ClientStalled,
+    /// The client took nothing for longest of all, and there were too many that took nothing.
+    ClientEvicted,
     /// This gateway stops and the grace period is over.
     Stopped,
     /// Not one byte was handed on for `limits.stream_idle`.
@@ -77,6 +76,7 @@ impl fmt::Display for End {
             Self::ClientLeft(None) => f.write_str("client left"),
             Self::ClientLeft(Some(error)) => write!(f, "client left: {error}"),
             Self::ClientStalled => f.write_str("client stopped reading"),
+            Self::ClientEvicted => f.write_str("client stopped reading, as too many did"),
             Self::Stopped => f.write_str("stopped"),
             Self::Idle => f.write_str("silent for limits.stream_idle"),
             Self::Overlong => f.write_str("ran for limits.stream_total"),
@@ -102,6 +102,7 @@ pub(crate) async fn run(
     let (begun, failure) = begun.map_or((None, None), |(piece, failure)| (Some(piece), failure));
     let mut relay =
         Relay { cx, listed, bytes: 0, discarded: 0, failure, pours: false, probed: false };
+    client.bound_send_buffer(cx.limits.stream_buffer);
     let mut allowance = allowance::of(listed, &cx.limits);
     let end = tokio::select! {
         biased;
@@ -209,15 +210,11 @@ impl Relay<'_> {
         });
         let taken = now.await.map_err(|error| End::ClientLeft(Some(error)))?;
         self.count(taken);
-        let left = piece.len() - taken;
-        if left == 0 {
-        } else if left <= SMALL {
-            let rest = piece[taken..].to_vec();
-            drop(piece);
-            self.write(client, &rest).await?;
-        } else {
-            self.write(client, &piece[taken..]).await?;
-        }
+        // Copied: while a client takes its time, others get the buffer.
+        let rest = piece[taken..].to_vec();
+        drop(piece);
+        self.write(client, &rest).await?;
+        drop(rest);
         self.in_time(client.flush()).await
     }
 
@@ -274,11 +271,31 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Waits for the client, up to the write deadline.
+    /// Does a step that may have to wait for the client, up to the write deadline and as long as the
+    /// stream need not make way for others.
     async fn in_time<T>(&self, step: impl Future<Output = io::Result<T>>) -> Result<T, End> {
-        match timeout(self.cx.limits.write_timeout, step).await {
-            Err(_) => Err(End::ClientStalled),
-            Ok(result) => result.map_err(|error| End::ClientLeft(Some(error))),
+        let mut step = pin!(step);
+        let done = match poll_fn(|cx| Poll::Ready(step.as_mut().poll(cx))).await {
+            Poll::Ready(done) => done,
+            // Boxed: no quiet stream is to have room for it.
+            Poll::Pending => Box::pin(self.wait(step)).await?,
+        };
+        done.map_err(|error| End::ClientLeft(Some(error)))
+    }
+
+    async fn wait<T>(&self, step: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
+        let (network, limits) = (self.listed.network(), &self.cx.limits);
+        let waiting = self.cx.waiting.begin(network, limits);
+        let stalled = async {
+            sleep(STALL).await;
+            self.cx.stalled.begin(network, limits).evicted().await;
+        };
+        tokio::select! {
+            biased;
+            done = step => Ok(done),
+            () = waiting.evicted() => Err(End::ClientEvicted),
+            () = stalled => Err(End::ClientEvicted),
+            () = sleep(limits.write_timeout) => Err(End::ClientStalled),
         }
     }
 

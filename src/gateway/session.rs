@@ -67,6 +67,8 @@ pub(super) use log_stream;
 pub(super) struct Asked<'a> {
     pub(super) build: &'a BuildId,
     pub(super) peer: &'a SocketAddr,
+    /// The place of the client's address, unless it is known otherwise.
+    of_address: Option<&'a AddressPlace>,
     /// When it was known where the build runs.
     began: Instant,
     pub(super) span: Span,
@@ -78,12 +80,13 @@ pub(super) struct Asked<'a> {
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(super) fn listed(&self, hop: &Upstream) -> Listed {
-        self.cx.streams.begin(*self.peer, self.build, hop.to_string(), self.began)
+        let network = self.of_address.and_then(AddressPlace::network);
+        self.cx.streams.begin(*self.peer, self.build, hop.to_string(), self.began, network)
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, peer, began, span, cx, logged } = self;
+        let Self { build, peer, began, span, cx, logged, .. } = self;
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         span.over(hop, route, bytes);
@@ -122,9 +125,9 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    let peer = &caller.peer;
+    let (peer, of_address) = (&caller.peer, caller.of_address.as_ref());
     let (began, logged) = (Instant::now(), cx.logs_stream_of(*peer));
-    let asked = Asked { build: &build, peer, began, span, cx, logged };
+    let asked = Asked { build: &build, peer, of_address, began, span, cx, logged };
     stream_from(&hops, client, &asked).await
 }
 

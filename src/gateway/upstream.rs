@@ -120,7 +120,8 @@ impl Upstream {
             }
             _ => None,
         };
-        let stream = in_time(deadline, cx.dialer.connect(host, port)).await?;
+        let stream =
+            in_time(deadline, cx.dialer.connect(host, port, cx.limits.stream_buffer)).await?;
         let stream = stream.map_err(|error| {
             if error.kind() == io::ErrorKind::AddrNotAvailable {
                 cx.metrics.no_local_port();

@@ -1,6 +1,8 @@
 //! What happens when there is too much of something.
 
+use nix::sched::CloneFlags;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
+use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
 use crate::limits_per_address::rejected;
@@ -10,6 +12,7 @@ use crate::support::admin::{ended, until_metric};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::namespace::{apart, command};
 use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
@@ -272,6 +275,25 @@ async fn connections_fit_below_the_limit_of_open_files() {
     gateway
         .logged("it", |line| line.contains("limit of open files") && line.contains("WARN"))
         .await;
+}
+
+/// Connections that the memory of a pod cannot carry are not promised. A directory stands in for the
+/// cgroups of a container, of both versions, whose path on the host is not there.
+#[test]
+fn connections_fit_below_the_memory_limit() {
+    apart(CloneFlags::CLONE_NEWNS, async || {
+        let groups = TempDir::new().expect("a directory");
+        std::fs::create_dir(groups.path().join("memory")).expect("a directory");
+        for file in ["memory.max", "memory/memory.limit_in_bytes"] {
+            std::fs::write(groups.path().join(file), "67108864\n").expect("a limit");
+        }
+        command("mount", &format!("--bind {} /sys/fs/cgroup", groups.path().display()));
+        let system = System::on(ZooKeeper::start().await).await;
+        let mut gateway = Builder::new(&system).limits("connections = 5000").ready().await;
+        let warns = |line: &str| line.contains("memory limit of the cgroup");
+        let line = gateway.logged("a warning", warns).await;
+        assert!(line.contains("WARN") && line.contains("wanted=5000"), "{line}");
+    });
 }
 
 /// With as many streams as the limit of open files carries, everything else has descriptors left.

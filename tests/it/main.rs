@@ -38,6 +38,7 @@ mod rules;
 mod sandbox;
 mod service;
 mod socket_activation;
+mod stalled_clients;
 mod stop;
 mod stream;
 mod stream_tls;
