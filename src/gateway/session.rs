@@ -27,7 +27,7 @@ use crate::admin::metrics::{Rejection, Route, Side};
 use crate::config::Limits;
 use crate::otlp::Span;
 use crate::registry::build::BuildId;
-use crate::tls::{Acceptor, Failure};
+use crate::tls::{self, Acceptor, Failure};
 
 /// Who has connected.
 pub(crate) struct Caller {
@@ -217,7 +217,7 @@ async fn shake_hands(
             of_address.take_if(|_| stream.get_ref().1.peer_certificates().is_some());
             return Ok(Connection::Tls(Box::new(stream.into())));
         }
-        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {error}")),
+        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
     cx.metrics.handshake(Side::Client, Err(failure));

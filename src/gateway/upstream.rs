@@ -5,7 +5,9 @@ use std::io;
 
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tracing::debug;
 
 use super::Context;
 use super::connection::Connection;
@@ -75,7 +77,7 @@ impl fmt::Display for DialError {
         match self {
             Self::TimedOut => f.write_str("no connection in time"),
             Self::Tcp(error) => write!(f, "{error}"),
-            Self::Tls(error) => write!(f, "TLS: {error}"),
+            Self::Tls(error) => write!(f, "TLS: {}", tls::describe(error)),
             Self::Circle => f.write_str("too many requests for this build wait for it"),
             Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
@@ -113,32 +115,39 @@ impl Upstream {
             }
             _ => None,
         };
-        let stream =
-            in_time(deadline, cx.dialer.connect(host, port)).await?.map_err(DialError::Tcp)?;
+        let connect = async || -> Result<TcpStream, DialError> {
+            let connected = in_time(deadline, cx.dialer.connect(host, port)).await?;
+            connected.map_err(DialError::Tcp)
+        };
+        let mut stream = connect().await?;
         let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
-        // The request follows the handshake's last message at once; a plain one has nothing to wait
-        // for anyway.
-        stream.set_nodelay(true).map_err(DialError::Tcp)?;
-        let shaken = in_time(
-            deadline,
-            connector.connect(
-                server_name(host)?,
-                port,
-                gateway.zone.as_deref(),
-                ReadAhead::from_next_hop(stream),
-            ),
-        )
-        .await;
-        let (failure, error) = match shaken {
-            Ok(Ok(stream)) => {
-                cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
-                if let Some(found) = tls::found_elsewhere(stream.get_ref().1) {
-                    return Err(DialError::Elsewhere(found));
+        let name = server_name(host)?;
+        let (failure, error) = loop {
+            // The request follows the handshake's last message at once; a plain one has nothing to
+            // wait for anyway.
+            stream.set_nodelay(true).map_err(DialError::Tcp)?;
+            let zone = gateway.zone.as_deref();
+            let tcp = ReadAhead::from_next_hop(stream);
+            let shaken = in_time(deadline, connector.connect(name.clone(), port, zone, tcp)).await;
+            match shaken {
+                Ok(Ok(stream)) => {
+                    cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
+                    if let Some(found) = tls::found_elsewhere(stream.get_ref().1) {
+                        return Err(DialError::Elsewhere(found));
+                    }
+                    return Ok(Connection::Tls(Box::new(stream.into())));
                 }
-                return Ok(Connection::Tls(Box::new(stream.into())));
+                // Something in between ends TLS and knows other protocols only.
+                Ok(Err(error))
+                    if Failure::refuses_protocols(&error)
+                        && connector.omit_protocols(&name, port) =>
+                {
+                    debug!(route = %self, "TLS without ALPN, which this gateway's address refuses");
+                    stream = connect().await?;
+                }
+                Ok(Err(error)) => break (Failure::of(&error), DialError::Tls(error)),
+                Err(late) => break (Failure::Timeout, late),
             }
-            Ok(Err(error)) => (Failure::of(&error), DialError::Tls(error)),
-            Err(late) => (Failure::Timeout, late),
         };
         cx.metrics.handshake(Side::Upstream, Err(failure));
         cx.familiar.dialing_failed(gateway, &error);

@@ -13,6 +13,7 @@ use x509_parser::asn1_rs::{Any, Oid, oid};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authorities::Authorities;
+use super::error_text::describe_tls;
 use super::lint::{self, Finding, Use, quoted};
 use super::pem::{self, Block, Content};
 use super::provider;
@@ -70,6 +71,10 @@ impl Identity {
         let chain = parse(&cert_pem, |pem| certificates(&cert, pem));
         let key_read = parse(&key_pem, |pem| private_key(&key, pem));
         let authorities = parse(&ca_pem, |pem| authorities(&ca, pem));
+        let authorities = match purpose {
+            Use::ZooKeeper => authorities.map(Authorities::as_webpki_has_it),
+            Use::Dialing | Use::Listening(_) => authorities,
+        };
         if let (Ok(cert_pem), Ok(key_pem)) = (&cert_pem, &key_pem)
             && chain.is_err()
             && key_read.is_err()
@@ -131,12 +136,14 @@ impl Identity {
                      -pubkey"
                 )),
                 Error::InvalidCertificate(_) => Refusal::Certificate(format!(
-                    "{name}: cannot be used: {error}; look at it: openssl x509 -in {cert} -noout \
-                     -text"
+                    "{name}: cannot be used: {}; look at it: openssl x509 -in {cert} -noout \
+                     -text",
+                    describe_tls(&error)
                 )),
                 _ => Refusal::Other(format!(
-                    "{key_name}: cannot be used: {error}; look at it: openssl pkey -in {key} \
-                     -noout -text_pub"
+                    "{key_name}: cannot be used: {}; look at it: openssl pkey -in {key} \
+                     -noout -text_pub",
+                    describe_tls(&error)
                 )),
             }
         })?;
@@ -372,7 +379,9 @@ pub(super) fn authorities(name: &str, pem: &[u8]) -> Result<Authorities> {
                 continue;
             }
         };
-        added.map_err(|error| not_in(line, &format!("cannot be used: {error}"), name))?;
+        added.map_err(|error| {
+            not_in(line, &format!("cannot be used: {}", describe_tls(&error)), name)
+        })?;
     }
     if authorities.is_empty() {
         return Err(not("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
