@@ -95,7 +95,7 @@ impl Authorities {
     }
 
     /// The same, but what webpki refuses is refused.
-    pub(super) fn as_webpki_has_it(self) -> Self {
+    pub(super) fn with_webpki_alone(self) -> Self {
         Self { webpki_alone: true, ..self }
     }
 

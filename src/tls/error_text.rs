@@ -67,7 +67,7 @@ pub(super) fn describe_certificate(error: &CertificateError) -> String {
     match error {
         CertificateError::BadEncoding => "it cannot be parsed".to_owned(),
         CertificateError::UnknownIssuer => {
-            "unknown issuer: no authority in the file has signed it; is an intermediate missing?"
+            "unknown issuer: no authority in the file has signed it, or an intermediate is missing"
                 .to_owned()
         }
         CertificateError::ExpiredContext { not_after, .. } => {
@@ -78,7 +78,9 @@ pub(super) fn describe_certificate(error: &CertificateError) -> String {
             format!("it, or one that it needs, is not valid yet: valid from {}", date(not_before))
         }
         CertificateError::BadSignature => {
-            "bad signature: the authority that it names has not signed it".to_owned()
+            "bad signature: an authority in the file has the name of its issuer, but another key has \
+             signed it"
+                .to_owned()
         }
         CertificateError::UnsupportedSignatureAlgorithmContext {
             signature_algorithm_id: id,

@@ -11,6 +11,7 @@ mod failure;
 mod identity;
 mod lint;
 mod pem;
+mod private_key;
 mod server;
 mod sessions;
 mod signatures;
