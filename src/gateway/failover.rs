@@ -29,7 +29,7 @@ use super::wiring::{self, Foreign};
 use crate::admin::metrics::{Route, Side};
 use crate::config::Limits;
 use crate::log::Excerpt;
-use crate::tls::Failure;
+use crate::tls::{self, Failure};
 
 /// How long a hop is asked alone: a fifth of the connect deadline; a quarter of that for one that is
 /// avoided, and is asked for want of a better one.
@@ -91,7 +91,7 @@ impl fmt::Display for Miss {
         match self {
             Self::Dial(error) => write!(f, "{error}"),
             Self::Silent => write!(f, "{}", End::UpstreamSilent),
-            Self::Cut(error) => write!(f, "cut by the next hop: {error}"),
+            Self::Cut(error) => write!(f, "cut by the next hop: {}", tls::describe(error)),
             Self::Overtaken(after) => {
                 write!(f, "overtaken: nothing within {after:?}, when another hop had the log")
             }
@@ -381,7 +381,9 @@ async fn ask(
         Err(error) => {
             if let (Upstream::Gateway(gateway), Some(late)) = (&hop, Failure::late(&error)) {
                 cx.metrics.handshake(Side::Upstream, Err(late));
+                let error = DialError::Tls(error);
                 cx.familiar.dialing_failed(gateway, &error);
+                return Err(Miss::Dial(error));
             }
             return Err(Miss::Cut(error));
         }

@@ -25,6 +25,7 @@ use super::streams::Listed;
 use super::waiting::STALL;
 use super::{Context, allowance};
 use super::{buffer, pipe};
+use crate::tls;
 
 /// A read of this many bytes, between plain connections, shows a log that pours.
 const POURS: usize = 16 * 1024;
@@ -71,10 +72,14 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Finished => f.write_str("finished"),
-            Self::UpstreamFailed(error) => write!(f, "cut by the next hop: {error}"),
+            Self::UpstreamFailed(error) => {
+                write!(f, "cut by the next hop: {}", tls::describe(error))
+            }
             Self::UpstreamSilent => f.write_str("the next hop said nothing"),
             Self::ClientLeft(None) => f.write_str("client left"),
-            Self::ClientLeft(Some(error)) => write!(f, "client left: {error}"),
+            Self::ClientLeft(Some(error)) => {
+                write!(f, "client left: {}", tls::describe(error))
+            }
             Self::ClientStalled => f.write_str("client stopped reading"),
             Self::ClientEvicted => f.write_str("client stopped reading, as too many did"),
             Self::Stopped => f.write_str("stopped"),

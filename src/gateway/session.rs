@@ -31,7 +31,7 @@ use crate::config::Limits;
 use crate::eviction::Entry;
 use crate::otlp::Span;
 use crate::registry::build::BuildId;
-use crate::tls::{Acceptor, Failure};
+use crate::tls::{self, Acceptor, Failure};
 
 /// Who has connected.
 pub(crate) struct Caller {
@@ -274,7 +274,7 @@ async fn shake_hands(
             }
             return Ok(Connection::Tls(Box::new(stream.into())));
         }
-        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {error}")),
+        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
     cx.metrics.handshake(Side::Client, Err(failure));

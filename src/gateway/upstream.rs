@@ -5,7 +5,9 @@ use std::io;
 
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tracing::debug;
 
 use super::Context;
 use super::connection::{Connection, end_gracefully};
@@ -81,7 +83,7 @@ impl fmt::Display for DialError {
                 write!(f, "{error}; no local port is free (net.ipv4.tcp_tw_reuse)")
             }
             Self::Tcp(error) => write!(f, "{error}"),
-            Self::Tls(error) => write!(f, "TLS: {error}"),
+            Self::Tls(error) => write!(f, "TLS: {}", tls::describe(error)),
             Self::Circle => f.write_str("too many requests for this build wait for it"),
             Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
             Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
@@ -120,42 +122,47 @@ impl Upstream {
             }
             _ => None,
         };
-        let stream =
-            in_time(deadline, cx.dialer.connect(host, port, cx.limits.stream_buffer)).await?;
-        let stream = stream.map_err(|error| {
-            if error.kind() == io::ErrorKind::AddrNotAvailable {
-                cx.metrics.no_local_port();
-            }
-            DialError::Tcp(error)
-        })?;
-        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
-        // The request follows the handshake's last message at once; a plain one has nothing to wait
-        // for anyway.
-        stream.set_nodelay(true).map_err(DialError::Tcp)?;
-        let shaken = in_time(
-            deadline,
-            connector.connect(
-                server_name(host)?,
-                port,
-                gateway.zone.as_deref(),
-                ReadAhead::from_next_hop(stream),
-            ),
-        )
-        .await;
-        let (failure, error) = match shaken {
-            Ok(Ok(stream)) => {
-                cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
-                if let Some(found) = tls::found_elsewhere(stream.get_ref().1) {
-                    return Err(DialError::Elsewhere(found));
+        let connect = async || -> Result<TcpStream, DialError> {
+            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
+            in_time(deadline, connected).await?.map_err(|error| {
+                if error.kind() == io::ErrorKind::AddrNotAvailable {
+                    cx.metrics.no_local_port();
                 }
-                return Ok(Connection::Tls(Box::new(stream.into())));
+                DialError::Tcp(error)
+            })
+        };
+        let mut stream = connect().await?;
+        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
+        let name = server_name(host)?;
+        let (failure, error) = loop {
+            // The request follows the handshake's last message at once; a plain one has nothing to
+            // wait for anyway.
+            stream.set_nodelay(true).map_err(DialError::Tcp)?;
+            let zone = gateway.zone.as_deref();
+            let tcp = ReadAhead::from_next_hop(stream);
+            let shaken = in_time(deadline, connector.connect(name.clone(), port, zone, tcp)).await;
+            match shaken {
+                Ok(Ok(stream)) => {
+                    cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
+                    if let Some(found) = tls::found_elsewhere(stream.get_ref().1) {
+                        return Err(DialError::Elsewhere(found));
+                    }
+                    return Ok(Connection::Tls(Box::new(stream.into())));
+                }
+                Ok(Err((error, below))) => {
+                    // The alert that says why has to arrive.
+                    end_gracefully(below.socket());
+                    // A TLS terminator in between knows other protocols only.
+                    if !(Failure::refuses_protocols(&error)
+                        && connector.omit_protocols(&name, port))
+                    {
+                        break (Failure::of(&error), DialError::Tls(error));
+                    }
+                    debug!(route = %self, "TLS without ALPN, which this gateway's address refuses");
+                    stream = connect().await?;
+                }
+                Err(late) => break (Failure::Timeout, late),
             }
-            Ok(Err((error, below))) => {
-                // The alert that says why has to arrive.
-                end_gracefully(below.socket());
-                (Failure::of(&error), DialError::Tls(error))
-            }
-            Err(late) => (Failure::Timeout, late),
         };
         cx.metrics.handshake(Side::Upstream, Err(failure));
         cx.familiar.dialing_failed(gateway, &error);

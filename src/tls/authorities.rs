@@ -1,10 +1,11 @@
 //! The authorities of a `tls.ca`, and what is verified against them beyond what webpki does.
 
+use std::io;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
-use rustls::{Error, RootCertStore};
+use rustls::{CertificateError, Error, OtherError, RootCertStore};
 use x509_parser::asn1_rs::Any;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
@@ -14,6 +15,9 @@ use super::provider;
 /// The certificates of a peer's chain whose issuers are compared with the authorities' names.
 const CHAIN_MAX: usize = 8;
 
+const RESPELLED: &str = "its issuer is an authority in the file, but the name is written differently \
+                         there (string type, case or spaces); issue one of the two again";
+
 /// The certificates that peers' certificates must come from.
 #[derive(Debug)]
 pub(super) struct Authorities {
@@ -22,6 +26,9 @@ pub(super) struct Authorities {
     roots: Arc<RootCertStore>,
     /// The subject of each certificate; empty where it cannot be read.
     subjects: Vec<Subject>,
+    /// Nothing is accepted that webpki refuses: the ZooKeeper client verifies by itself, and what
+    /// looks for its troubles must find the same.
+    webpki_alone: bool,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +44,8 @@ impl Default for Authorities {
     fn default() -> Self {
         let roots = Arc::new(RootCertStore::empty());
         let (certificates, subjects) = (Vec::new(), Vec::new());
-        Self { certificates, revocation_lists: Vec::new(), roots, subjects }
+        let revocation_lists = Vec::new();
+        Self { certificates, revocation_lists, roots, subjects, webpki_alone: false }
     }
 }
 
@@ -86,6 +94,11 @@ impl Authorities {
         Ok(())
     }
 
+    /// The same, but what webpki refuses is refused.
+    pub(super) fn with_webpki_alone(self) -> Self {
+        Self { webpki_alone: true, ..self }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.certificates.is_empty()
     }
@@ -129,6 +142,14 @@ impl Authorities {
             Err(error @ Error::InvalidCertificate(_)) => error,
             other => return other,
         };
+        if self.webpki_alone {
+            return Err(match self.respelled(own, intermediates) {
+                Some(_) => Error::InvalidCertificate(CertificateError::Other(OtherError(
+                    Arc::new(io::Error::other(RESPELLED)),
+                ))),
+                None => error,
+            });
+        }
         if self.certificates.contains(own) {
             return Validity::of(own).map_or(Err(error), |validity| validity.check(now));
         }

@@ -51,7 +51,13 @@ struct Inner {
     /// When our own certificate is valid.
     own: Validity,
     /// rustls knows servers by name alone, and several may be reached under one name.
-    ports: Mutex<HashMap<u16, TlsConnector>>,
+    ports: Mutex<HashMap<u16, Port>>,
+}
+
+#[derive(Clone)]
+struct Port {
+    connector: TlsConnector,
+    sessions: Arc<Sessions>,
 }
 
 /// Returns what dials with `identity`.
@@ -89,7 +95,16 @@ impl Connector {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        self.at(port).with_alpn(protocols_for(zone)).connect(name, stream).into_fallible().await
+        let Port { connector, sessions } = self.at(port);
+        let omit = sessions.omits_protocols(&name);
+        let protocols = if omit { Vec::new() } else { protocols_for(zone) };
+        connector.with_alpn(protocols).connect(name, stream).into_fallible().await
+    }
+
+    /// From now on, for a while, offers no protocols to the gateway at `name` and `port`. `false` if
+    /// none were offered before.
+    pub(crate) fn omit_protocols(&self, name: &ServerName<'_>, port: u16) -> bool {
+        self.at(port).sessions.omit_protocols(name)
     }
 
     /// Begins TLS on `stream`, which leads to something that is not a gateway.
@@ -102,7 +117,7 @@ impl Connector {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        self.at(port).connect(name, stream).await
+        self.at(port).connector.connect(name, stream).await
     }
 
     #[cfg(test)]
@@ -113,23 +128,23 @@ impl Connector {
     }
 
     /// The configuration, and with it the sessions, of the servers at `port`.
-    fn at(&self, port: u16) -> TlsConnector {
+    fn at(&self, port: u16) -> Port {
         let Inner { config, authorities, names, own, ports } = &*self.0;
         // Whole between any two statements.
         let mut ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
         if ports.len() >= PORTS && !ports.contains_key(&port) {
             ports.clear();
         }
-        let connector = ports.entry(port).or_insert_with(|| {
+        let at_port = ports.entry(port).or_insert_with(|| {
             let sessions = Arc::new(Sessions::new(*own, Arc::clone(&config.time_provider)));
             let verifier =
                 Verifier::new(Arc::clone(authorities), *names, Some(Arc::clone(&sessions)));
             let mut config = config.clone();
             config.dangerous().set_certificate_verifier(Arc::new(verifier));
-            config.resumption = Resumption::store(sessions);
-            TlsConnector::from(Arc::new(config))
+            config.resumption = Resumption::store(Arc::clone(&sessions) as Arc<_>);
+            Port { connector: TlsConnector::from(Arc::new(config)), sessions }
         });
-        connector.clone()
+        at_port.clone()
     }
 }
 

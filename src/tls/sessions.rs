@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustls::NamedGroup;
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
@@ -24,6 +25,10 @@ const SERVERS: usize = 256;
 /// Tickets kept for each. One is some 2 KiB.
 const TICKETS: usize = 256;
 
+/// How long a server that has refused all protocols (ALPN) is offered none. What ends TLS in front of a
+/// gateway may be taken away.
+const WITHOUT_PROTOCOLS: Duration = Duration::from_secs(3600);
+
 /// Sessions by the name that was dialed.
 pub(super) struct Sessions {
     servers: Mutex<HashMap<ServerName<'static>, Server>>,
@@ -36,6 +41,8 @@ pub(super) struct Sessions {
 struct Server {
     /// When the chain that was verified in the last full handshake is valid.
     validity: Validity,
+    /// Since when it is offered no protocols.
+    without_protocols: Option<Instant>,
     group: Option<NamedGroup>,
     tls12: Option<Tls12ClientSessionValue>,
     tickets: Vec<Tls13ClientSessionValue>,
@@ -51,6 +58,19 @@ impl Sessions {
     /// shown in a full handshake.
     pub(super) fn limit(&self, name: &ServerName<'_>, validity: Validity) {
         self.with(name.to_owned(), |server| server.validity = validity);
+    }
+
+    /// Notes that the server `name` refuses all protocols; `false` if that is known.
+    pub(super) fn omit_protocols(&self, name: &ServerName<'_>) -> bool {
+        let known = self.omits_protocols(name);
+        self.with(name.to_owned(), |server| server.without_protocols = Some(Instant::now()));
+        !known
+    }
+
+    /// Whether the server `name` has refused all protocols lately.
+    pub(super) fn omits_protocols(&self, name: &ServerName<'_>) -> bool {
+        let since = self.lock().get(name).and_then(|server| server.without_protocols);
+        since.is_some_and(|since| since.elapsed() < WITHOUT_PROTOCOLS)
     }
 
     /// What `take` finds of the server `name`, whose sessions are dropped instead if a certificate

@@ -538,6 +538,8 @@ impl Machine {
         };
         let Identity { cert, key, ca, .. } = &system.zookeeper.identity;
         let [cert, key, ca] = [copy("cert", cert), copy("key", key), copy("ca", ca)];
+        fs::set_permissions(&key, Permissions::from_mode(0o640)).expect("permissions");
+        chown(&key, None, Some(65534)).expect("a group that may read the key");
         let hosts = system.hosts();
         let text = format!(
             "[zookeeper]\nhosts = {hosts}\ntls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n\

@@ -354,7 +354,10 @@ async fn many_sessions_are_resumed_at_once() {
 }
 
 /// A zone whose gateway is `other`, seen from a gateway `east` that speaks TLS.
-async fn east_of(other: &Executor, hostname: &str) -> (System, Gateway, String, Identity) {
+pub(crate) async fn east_of(
+    other: &Executor,
+    hostname: &str,
+) -> (System, Gateway, String, Identity) {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let entry = serde_json::json!({

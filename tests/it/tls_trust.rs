@@ -3,10 +3,16 @@
 use std::fs;
 
 use rcgen::{DnValue, SanType};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 use crate::support::certificates::{Authority, Identity};
+use crate::support::client::Client;
+use crate::support::executor::{Executor, acceptor, acceptor_with_protocols};
 use crate::support::system::System;
-use crate::tls::{Served, behind, served_with};
+use crate::support::within;
+use crate::tls::{Served, behind, east_of, served_with};
+use crate::zookeeper_trouble::{talkative, warned_once};
 
 const REFUSED: &str = "Internal streaming error: the zone's gateways cannot be reached\r\n";
 
@@ -108,4 +114,62 @@ async fn many_authorities_keep_nobody_out() {
     let named = |number: usize| authority.renamed(DnValue::Utf8String(format!("{number:0350}")));
     let served = trusting(&(0..200).map(named).collect::<String>()).await;
     assert!(served.serves(Some(&served.identity)).await);
+}
+
+/// What a gateway says of a ZooKeeper that shows `theirs`, with the authorities in `ca`.
+async fn said_of_zookeeper(theirs: &Identity, ca: &str) -> String {
+    let system = System::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let acceptor = acceptor(theirs);
+    let serving = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // The client does not get on with it.
+            let _ = acceptor.accept(stream).await;
+        }
+    });
+    let mut builder = talkative(&system);
+    builder.zookeeper_identity.ca = builder.directory().join("zookeeper-ca.pem");
+    fs::write(&builder.zookeeper_identity.ca, ca).expect("a CA file");
+    builder.hosts = format!("localhost:{port}");
+    let mut gateway = builder.start().await;
+    let warning = warned_once(&mut gateway).await;
+    serving.abort();
+    warning
+}
+
+/// What the ZooKeeper client cannot be made to accept is said in words.
+#[tokio::test]
+async fn what_is_wrong_with_zookeepers_certificate_is_said_in_words() {
+    let own = Authority::also_for("localhost", |_| {});
+    let said = said_of_zookeeper(&own.as_identity(), &Identity::text(&own.ca())).await;
+    assert!(said.contains("it is an authority's (CA:TRUE)"), "{said}");
+    let authority = Authority::new();
+    let renamed = authority.renamed(DnValue::Utf8String("Test CA".to_owned()));
+    let said = said_of_zookeeper(&authority.identity("localhost"), &renamed).await;
+    assert!(said.contains("the name is written differently"), "{said}");
+}
+
+/// Something that ends TLS in front of a gateway and knows other protocols only: dialed once more
+/// without ALPN, and from then on without at once.
+#[tokio::test]
+async fn a_peer_that_refuses_our_protocols_is_dialed_without_them() {
+    let other = Executor::start().await;
+    let (_system, gateway, build, identity) = east_of(&other, "localhost").await;
+    let acceptor = acceptor_with_protocols(&identity, &["h2", "http/1.1"]);
+    for attempts in [2, 1] {
+        let mut client = Client::ask(gateway.address(), &build).await;
+        let serve = async {
+            for attempt in 1..=attempts {
+                let (stream, _) = within("a hello", other.listener.accept()).await.expect("one");
+                let shaken = within("a handshake", acceptor.accept(stream)).await;
+                assert_eq!(shaken.is_ok(), attempt == attempts, "{attempt} of {attempts}");
+                let Ok(mut stream) = shaken else { continue };
+                stream.write_all(b"log\n").await.expect("a log");
+                stream.shutdown().await.expect("its end");
+            }
+        };
+        let ((), text) = tokio::join!(serve, client.text());
+        assert_eq!(text, "log\n");
+    }
 }

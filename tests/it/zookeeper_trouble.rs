@@ -51,7 +51,7 @@ async fn says_registered(gateway: &mut Gateway, name: &str) {
 }
 
 /// Waits until more than one try has failed, and returns the one warning that was said of them.
-async fn warned_once(gateway: &mut Gateway) -> String {
+pub(crate) async fn warned_once(gateway: &mut Gateway) -> String {
     gateway.logged_times("two more tries", 2, |line| line.contains(STILL)).await;
     let warnings: Vec<_> =
         gateway.log().into_iter().filter(|line| line.contains(TROUBLE)).collect();
@@ -269,7 +269,7 @@ async fn requests_while_zookeeper_hangs() {
 }
 
 /// A gateway towards the shared ZooKeeper that logs every try.
-fn talkative(system: &System) -> Builder {
+pub(crate) fn talkative(system: &System) -> Builder {
     Builder::new(system).log("level = \"debug\"")
 }
 

@@ -1,6 +1,7 @@
 //! A certificate authority and its certificates, as files, made at run time.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -67,6 +68,8 @@ impl Authority {
         let file = |name: &str| self.directory.path().join(name);
         let both = file("both.pem");
         let text = Identity::text(&file("CA.key")) + &Identity::text(&self.ca());
+        let private = Permissions::from_mode(0o600);
+        fs::set_permissions(file("CA.key"), private).expect("permissions");
         fs::write(&both, text).expect("a PEM file");
         Identity { cert: self.ca(), key: file("CA.key"), ca: self.ca(), both }
     }
@@ -78,6 +81,22 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.self_signed(self.issuer.key()).expect("a CA certificate").pem()
+    }
+
+    /// An intermediate that this one has signed; its own `ca.pem` is the root's.
+    pub(crate) fn intermediate(&self) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "intermediate CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::signed_by(params, key(), &self.issuer).expect("a CA");
+        let directory = TempDir::new().expect("a directory for certificates");
+        fs::copy(self.ca(), directory.path().join("ca.pem")).expect("ca.pem");
+        Self { issuer, directory }
+    }
+
+    /// Its certificate, as PEM.
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
     }
 
     fn changed(change: impl FnOnce(&mut CertificateParams)) -> Self {
@@ -148,6 +167,10 @@ impl Authority {
         let write = |name: &str, text: &str| {
             let path = directory.join(name);
             fs::write(&path, text).expect("a PEM file");
+            if name != "cert.pem" {
+                let private = Permissions::from_mode(0o600);
+                fs::set_permissions(&path, private).expect("permissions");
+            }
             path
         };
         Identity {

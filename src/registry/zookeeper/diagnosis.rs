@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::Tls;
+use crate::tls;
 
 /// How long one server is looked at.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -57,10 +58,12 @@ impl Diagnosis {
         let connector = self.tls.borrow().connector.clone();
         let mut stream = connector.connect_plainly(name, port, stream).await.map_err(|error| {
             let doubt = if is_alert(&error) { DOUBT } else { "" };
-            format!("TLS: {error}{doubt}")
+            format!("TLS: {}{doubt}", tls::describe(&error))
         })?;
         match timeout(REFUSAL, stream.read_u8()).await {
-            Ok(Err(error)) => Err(format!("TLS: closed by the server ({error}){DOUBT}")),
+            Ok(Err(error)) => {
+                Err(format!("TLS: closed by the server ({}){DOUBT}", tls::describe(&error)))
+            }
             Ok(Ok(_)) | Err(_) => Ok(()),
         }
     }
