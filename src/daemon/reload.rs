@@ -86,6 +86,7 @@ impl Live {
             certs: tls::zookeeper_certs(zookeeper)?,
             verify_hostnames,
             connector: tls::connector(zookeeper, names)?,
+            ca_file: config.zookeeper.tls.ca.clone(),
         };
         Ok(Self { settings, zookeeper })
     }
