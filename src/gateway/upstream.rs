@@ -52,6 +52,8 @@ pub(crate) enum DialError {
     NoCertificate,
     /// Too many requests for the build wait for it already.
     Circle,
+    /// Its address is one that this gateway listens on, or is registered with.
+    Ourselves,
     /// No slot to ask this executor became free in time.
     Busy,
     /// It is a gateway of another zone than its entry says, with these names in its certificate.
@@ -66,7 +68,7 @@ impl DialError {
             Self::Tcp(_) => "connect",
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
-            Self::Circle => "circle",
+            Self::Circle | Self::Ourselves => "circle",
             Self::Busy => "busy",
             Self::Elsewhere(_) => "zone",
         }
@@ -80,6 +82,7 @@ impl fmt::Display for DialError {
             Self::Tcp(error) => write!(f, "{error}"),
             Self::Tls(error) => write!(f, "TLS: {error}"),
             Self::Circle => f.write_str("too many requests for this build wait for it"),
+            Self::Ourselves => f.write_str("its address is that of this gateway itself"),
             Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
             Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
@@ -111,6 +114,9 @@ impl Upstream {
 
     async fn dial(&self, deadline: Instant, cx: &Context) -> Result<Connection, DialError> {
         let (host, port) = self.address();
+        if cx.resolver.is_own(host, port) {
+            return Err(DialError::Ourselves);
+        }
         let secure = match self {
             Self::Gateway(gateway @ Gateway { tls: true, .. }) => {
                 Some((gateway, cx.connector.as_ref().ok_or(DialError::NoCertificate)?))
@@ -119,6 +125,9 @@ impl Upstream {
         };
         let stream =
             in_time(deadline, cx.dialer.connect(host, port)).await?.map_err(DialError::Tcp)?;
+        if cx.own_addresses.are_dialed_by(&stream, port) {
+            return Err(DialError::Ourselves);
+        }
         let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
         // The request follows the handshake's last message at once; a plain one has nothing to wait
         // for anyway.

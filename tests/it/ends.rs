@@ -61,6 +61,7 @@ enum Stream {
     WaitsForASlotInVain,
     ExecutorRefuses,
     ExecutorNeverConnects,
+    ExecutorIsThisGateway,
     ClientResets,
     TlsClientCloses,
     ClientStalls,
@@ -70,7 +71,7 @@ enum Stream {
 }
 
 impl Stream {
-    const ALL: [(Self, &str); 14] = [
+    const ALL: [(Self, &str); 15] = [
         (Self::Finishes, "finished"),
         (Self::ResetByExecutor, "cut by the next hop: ..."),
         (Self::ResetBeforeItsFirstByte, "cut by the next hop: ..."),
@@ -79,6 +80,7 @@ impl Stream {
         (Self::WaitsForASlotInVain, BUSY),
         (Self::ExecutorRefuses, REFUSED),
         (Self::ExecutorNeverConnects, "no connection in time"),
+        (Self::ExecutorIsThisGateway, "its address is that of this gateway itself"),
         (Self::ClientResets, "client left: ..."),
         (Self::TlsClientCloses, "client left"),
         (Self::ClientStalls, "client stopped reading"),
@@ -144,6 +146,11 @@ impl Stream {
                 let address = listener.local_addr().expect("its address");
                 let _first = Client::connect(address).await;
                 let _client = site.ask(&Worker { port: address.port(), ..worker }).await;
+                return site.end("stream ended").await;
+            }
+            Self::ExecutorIsThisGateway => {
+                let port = site.gateway.port();
+                let _client = site.ask(&Worker { port, ..worker }).await;
                 return site.end("stream ended").await;
             }
             Self::ClientResets => {
