@@ -19,6 +19,9 @@ use crate::gateway::access::Rule;
 use crate::otlp;
 use crate::tls::{ClientCertificate, Files, Names};
 
+/// ZooKeeper's usual port for TLS, which is all that this program speaks.
+const TLS_PORT: u16 = 2281;
+
 /// Reads the document `text` of the file called `file`.
 ///
 /// # Errors
@@ -214,7 +217,7 @@ fn zookeeper(mut table: Table<'_>) -> ZooKeeper {
     }
     let zookeeper = ZooKeeper {
         hosts: table
-            .text("hosts", value::hosts)
+            .text("hosts", |text| value::hosts(text, TLS_PORT))
             .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
         tls: table.identity(["tls_cert", "tls_key", "tls_ca"], true).unwrap_or_else(nowhere),
         session_timeout: table.duration("session_timeout", Duration::from_secs(40)),

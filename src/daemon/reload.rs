@@ -95,6 +95,7 @@ pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zook
         certs: tls::zookeeper_certs(identity)?,
         verify_hostnames,
         connector: tls::connector(identity, names)?,
+        ca_file: config.zookeeper.tls.ca.clone(),
     })
 }
 

@@ -135,7 +135,7 @@ impl Runner {
     }
 }
 
-/// Asks `hops`, more than one, until one has sent something.
+/// Asks `hops` until one has sent something.
 pub(super) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Asked<'_>) -> Raced {
     let Asked { cx, .. } = asked;
     let began = Instant::now();
@@ -245,11 +245,14 @@ impl<'a> Race<'a> {
         let Asked { build, span, cx, .. } = self.asked;
         span.passed_over(hop, miss);
         let trouble = match miss {
-            Miss::Dial(DialError::Circle) => Trouble::LeadsBack,
+            Miss::Dial(DialError::Circle | DialError::Ourselves) => Trouble::LeadsBack,
             _ if mute => Trouble::Mute,
             _ => Trouble::Other,
         };
         let mutes = cx.resolver.memory().failed(build, hop, miss, trouble);
+        if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
+            cx.metrics.miswired("circle");
+        }
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
             match miss {
@@ -257,7 +260,9 @@ impl<'a> Race<'a> {
                 Miss::Dial(DialError::Elsewhere(found)) => {
                     wiring::found_elsewhere(gateway, found, cx);
                 }
-                Miss::Dial(DialError::Circle) => wiring::found_circle(gateway, build, cx),
+                Miss::Dial(DialError::Circle | DialError::Ourselves) => {
+                    wiring::found_circle(gateway, build, cx);
+                }
                 _ if mute && mutes >= wiring::MUTE => wiring::found_mute(gateway, mutes, cx),
                 _ => {}
             }
@@ -294,7 +299,11 @@ impl<'a> Race<'a> {
     }
 
     fn failed(&self) -> Raced {
-        Raced::Failed(if self.silent { Fault::ExecutorSilent } else { Fault::ZoneUnreachable })
+        Raced::Failed(match self.hops {
+            _ if self.silent => Fault::ExecutorSilent,
+            1 => Fault::ExecutorUnreachable,
+            _ => Fault::ZoneUnreachable,
+        })
     }
 
     /// Takes it that nobody has said anything in time.
@@ -346,9 +355,17 @@ async fn ask(
     took: &AtomicBool,
 ) -> Result<Answered, Miss> {
     let Asked { build, span, cx, .. } = asked;
-    let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
-    let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
-    let place = place.ok_or(Miss::Dial(DialError::Circle))?;
+    let may_lead_back = match &hop {
+        Upstream::Gateway(_) => true,
+        Upstream::Executor(executor) => cx.resolver.is_gateway(executor),
+    };
+    let place = if may_lead_back {
+        let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
+        let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
+        Some(place.ok_or(Miss::Dial(DialError::Circle))?)
+    } else {
+        None
+    };
     let slot = match &hop {
         Upstream::Gateway(_) => None,
         Upstream::Executor(executor) => {

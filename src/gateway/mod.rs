@@ -18,6 +18,7 @@ pub(crate) mod finger;
 pub(crate) mod listener;
 pub(crate) mod memory;
 pub(crate) mod outcome;
+mod own_addresses;
 mod pipe;
 pub(crate) mod proxy_protocol;
 pub(crate) mod pulse;
@@ -31,6 +32,7 @@ pub(crate) mod upstream;
 mod waiting;
 mod wiring;
 
+use std::io;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +51,7 @@ use self::dial::Dialer;
 use self::executor_slots::ExecutorSlots;
 use self::familiar::Familiar;
 use self::listener::Listener;
+use self::own_addresses::OwnAddresses;
 use self::pulse::{Probe, pulse};
 use self::resolver::Resolver;
 use self::streams::Streams;
@@ -84,6 +87,7 @@ pub(crate) struct Context {
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
     familiar: Arc<Familiar>,
+    own_addresses: OwnAddresses,
     pub(crate) metrics: Metrics,
     streams: Streams,
     /// Streams that wait for their clients, and those that have waited for long.
@@ -166,6 +170,8 @@ impl Gateway {
         tracer: Tracer,
     ) -> Result<Self> {
         let Settings { listeners, acceptors, connector, limits } = settings;
+        let addresses = sockets.iter().map(StdListener::local_addr);
+        let addresses = addresses.collect::<io::Result<Vec<_>>>()?;
         let streams = Streams::default();
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
         let cx = watch::Sender::new(Arc::new(Context {
@@ -179,6 +185,7 @@ impl Gateway {
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
             familiar: Arc::default(),
+            own_addresses: OwnAddresses::new(addresses),
             metrics,
             streams: streams.clone(),
             waiting: Waiting::all(),

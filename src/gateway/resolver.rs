@@ -5,6 +5,7 @@
 //! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
 //! count, and every one of them is tried before the executor is.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::access::Access;
@@ -58,9 +59,36 @@ impl Resolver {
         self.registry.find_build(build).await
     }
 
-    /// The hops worth trying for a build of `executor`'s, which comes last.
-    pub(crate) fn hops(&self, executor: Executor) -> Vec<Upstream> {
+    /// The hops worth trying for a build of `executor`'s, which comes last. Waits until the gateways
+    /// are known where they matter; the caller sets the deadline.
+    pub(crate) async fn hops(&self, executor: Executor) -> Vec<Upstream> {
+        if is_elsewhere(&executor, &self.own) {
+            self.registry.gateways_known().await;
+        }
         route(executor, &self.own, &self.registry.gateways())
+    }
+
+    /// Whether others reach this gateway at `host` and `port`, as it is registered.
+    pub(crate) fn is_own(&self, host: &str, port: u16) -> bool {
+        self.own.hostname == host && self.own.public_port == Some(port)
+    }
+
+    /// Whether a gateway is registered with the address of `executor`, so that requests for its
+    /// builds may come back.
+    pub(crate) fn is_gateway(&self, executor: &Executor) -> bool {
+        let Executor { hostname, port, .. } = executor;
+        let gateways = self.registry.gateways();
+        gateways.iter().any(|gateway| gateway.port == *port && gateway.hostname == *hostname)
+    }
+
+    /// The zones that have a gateway that can be dialed, in alphabetical order.
+    pub(crate) fn zones_with_gateways(&self) -> BTreeSet<String> {
+        self.registry.gateways().iter().filter_map(|gateway| gateway.zone.clone()).collect()
+    }
+
+    /// Why ZooKeeper does not answer, as far as is known.
+    pub(crate) fn registry_trouble(&self) -> Option<String> {
+        self.registry.trouble().map(|trouble| trouble.cause)
     }
 
     /// Our zone.
@@ -84,7 +112,7 @@ impl Resolver {
             Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
             Ok(Some((Place::Waiting, _))) => Err((Reply::NotStarted, "no executor yet".to_owned())),
             Ok(Some((Place::On(executor), origin))) => {
-                let mut hops = self.hops(executor);
+                let mut hops = self.hops(executor).await;
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);
@@ -126,7 +154,7 @@ impl Resolver {
 fn route(executor: Executor, own: &Announcement, gateways: &[Gateway]) -> Vec<Upstream> {
     // Most often the executor alone, for as long as its log is watched.
     let mut hops = Vec::with_capacity(1);
-    if executor.zone.is_some() && executor.zone != own.zone {
+    if is_elsewhere(&executor, own) {
         let there = gateways.iter().filter(|gateway| gateway.zone == executor.zone);
         hops.extend(
             there.filter(|gateway| !leads_to(gateway, own)).cloned().map(Upstream::Gateway),
@@ -134,6 +162,11 @@ fn route(executor: Executor, own: &Announcement, gateways: &[Gateway]) -> Vec<Up
     }
     hops.push(Upstream::Executor(executor));
     hops
+}
+
+/// Whether `executor` is in a zone that is not ours, so that a gateway of that zone is asked.
+fn is_elsewhere(executor: &Executor, own: &Announcement) -> bool {
+    executor.zone.is_some() && executor.zone != own.zone
 }
 
 /// Whether dialing `gateway` would reach the gateway that announces `own`: an entry of another

@@ -315,7 +315,9 @@ async fn resolve(
 async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_>) -> Outcome {
     let cx = asked.cx;
     let streamed = match hops {
-        [hop] => relay_from(hop, &mut client, asked).await,
+        [hop @ Upstream::Executor(executor)] if !cx.resolver.is_gateway(executor) => {
+            relay_from(hop, &mut client, asked).await
+        }
         _ => match Box::pin(failover::race(hops, &mut client, asked)).await {
             Raced::Answered(answered) => Ok(go_on(*answered, &mut client, asked).await),
             Raced::Failed(fault) => Err(fault),
@@ -365,6 +367,9 @@ async fn relay_from(
     let mut upstream = match Box::pin(hop.ask(build, cx)).await {
         Ok(upstream) => upstream,
         Err(error) => {
+            if matches!(error, DialError::Ourselves) {
+                cx.metrics.miswired("circle");
+            }
             memory.failed(build, hop, &error, Trouble::Other);
             asked.ended(hop, route, 0, &error);
             return Err(Fault::ExecutorUnreachable);

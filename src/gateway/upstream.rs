@@ -54,6 +54,8 @@ pub(crate) enum DialError {
     NoCertificate,
     /// Too many requests for the build wait for it already.
     Circle,
+    /// Its address is one that this gateway listens on, or is registered with.
+    Ourselves,
     /// No slot to ask this executor became free in time.
     Busy,
     /// It is a gateway of another zone than its entry says, with these names in its certificate.
@@ -68,7 +70,7 @@ impl DialError {
             Self::Tcp(_) => "connect",
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
-            Self::Circle => "circle",
+            Self::Circle | Self::Ourselves => "circle",
             Self::Busy => "busy",
             Self::Elsewhere(_) => "zone",
         }
@@ -85,6 +87,7 @@ impl fmt::Display for DialError {
             Self::Tcp(error) => write!(f, "{error}"),
             Self::Tls(error) => write!(f, "TLS: {}", tls::describe(error)),
             Self::Circle => f.write_str("too many requests for this build wait for it"),
+            Self::Ourselves => f.write_str("its address is that of this gateway itself"),
             Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
             Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
@@ -116,6 +119,9 @@ impl Upstream {
 
     async fn dial(&self, deadline: Instant, cx: &Context) -> Result<Connection, DialError> {
         let (host, port) = self.address();
+        if cx.resolver.is_own(host, port) {
+            return Err(DialError::Ourselves);
+        }
         let secure = match self {
             Self::Gateway(gateway @ Gateway { tls: true, .. }) => {
                 Some((gateway, cx.connector.as_ref().ok_or(DialError::NoCertificate)?))
@@ -124,12 +130,16 @@ impl Upstream {
         };
         let connect = async || -> Result<TcpStream, DialError> {
             let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
-            in_time(deadline, connected).await?.map_err(|error| {
+            let stream = in_time(deadline, connected).await?.map_err(|error| {
                 if error.kind() == io::ErrorKind::AddrNotAvailable {
                     cx.metrics.no_local_port();
                 }
                 DialError::Tcp(error)
-            })
+            })?;
+            if cx.own_addresses.are_dialed_by(&stream, port) {
+                return Err(DialError::Ourselves);
+            }
+            Ok(stream)
         };
         let mut stream = connect().await?;
         let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };

@@ -13,7 +13,7 @@ pub(crate) mod zookeeper;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -62,7 +62,7 @@ impl Registry {
         }
     }
 
-    /// The gateways that can be dialed now, as last heard.
+    /// The gateways that can be dialed now, as last heard; none until they have been read once.
     pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
         match self {
             Self::ZooKeeper(lookup) => lookup.gateways(),
@@ -70,6 +70,32 @@ impl Registry {
             Self::Embedded(embedded) => embedded.gateways(),
         }
     }
+
+    /// Waits until the gateways have been read once. The caller sets the deadline.
+    pub(crate) async fn gateways_known(&self) {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.gateways_known().await,
+            Self::Embedded(_) => {}
+        }
+    }
+
+    /// Why there is no working session with the registry; `None` while there is one, and until the
+    /// first attempt has failed.
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.trouble(),
+            Self::Embedded(_) => None,
+        }
+    }
+}
+
+/// Why there is no working session with the registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// When it was first noticed.
+    pub(crate) since: Instant,
+    /// The last known cause, for the operator: a phrase for each server.
+    pub(crate) cause: String,
 }
 
 /// The longest host name and the longest zone that an entry may have, in bytes: a domain name has no
@@ -93,6 +119,8 @@ fn is_name(name: &str) -> bool {
 pub(crate) enum Standing {
     /// No session yet.
     Connecting,
+    /// There is a session, but no service of Zuul has ever registered below this node.
+    NoZuul(String),
     /// The entry is there, under this name.
     Registered(String),
     /// The connection is gone, the session and the entry may still live.
@@ -107,6 +135,11 @@ impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connecting => f.write_str("connecting"),
+            Self::NoZuul(node) => write!(
+                f,
+                "connected, but no scheduler or executor is registered below {node}: is the path \
+                 after the last server in zookeeper.hosts right?"
+            ),
             Self::Registered(name) => write!(f, "registered as {name}"),
             Self::ConnectionLost => f.write_str("connection lost"),
             Self::SessionLost => f.write_str("session lost"),

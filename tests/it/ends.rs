@@ -78,6 +78,7 @@ enum Stream {
     WaitsForASlotInVain,
     ExecutorRefuses,
     ExecutorNeverConnects,
+    ExecutorIsThisGateway,
     ClientResets,
     TlsClientCloses,
     ClientStalls,
@@ -88,7 +89,7 @@ enum Stream {
 }
 
 impl Stream {
-    const ALL: [(Self, &str); 15] = [
+    const ALL: [(Self, &str); 16] = [
         (Self::Finishes, "finished"),
         (Self::ResetByExecutor, "cut by the next hop: ..."),
         (Self::ResetBeforeItsFirstByte, "cut by the next hop: ..."),
@@ -97,6 +98,7 @@ impl Stream {
         (Self::WaitsForASlotInVain, BUSY),
         (Self::ExecutorRefuses, REFUSED),
         (Self::ExecutorNeverConnects, "no connection in time"),
+        (Self::ExecutorIsThisGateway, "its address is that of this gateway itself"),
         (Self::ClientResets, "client left: ..."),
         (Self::TlsClientCloses, "client left"),
         (Self::ClientStalls, "client stopped reading"),
@@ -165,6 +167,11 @@ impl Stream {
                 let address = listener.local_addr().expect("its address");
                 let _first = Client::connect(address).await;
                 let _client = site.ask(&Worker { port: address.port(), ..worker }).await;
+                return site.end("stream ended").await;
+            }
+            Self::ExecutorIsThisGateway => {
+                let port = site.gateway.port();
+                let _client = site.ask(&Worker { port, ..worker }).await;
                 return site.end("stream ended").await;
             }
             Self::ClientResets => {
