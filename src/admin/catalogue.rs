@@ -173,8 +173,8 @@ pub(super) const REQUESTS: Descriptor = Descriptor {
             ("timeout", "no request within `limits.request_timeout`"),
             (
                 "rejected",
-                "refused at a limit behind the accept: look-ups, handshakes, or the address \
-                          that a balancer names",
+                "refused at a limit after the accept: look-ups, handshakes, the address that a \
+                          balancer names; or closed for a newer connection before it had asked",
             ),
             ("zookeeper", "ZooKeeper could not be asked in time"),
             ("unreadable", "the build's entry in ZooKeeper cannot be read"),

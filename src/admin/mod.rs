@@ -34,10 +34,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use rustix::net::{RecvFlags, recv};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use self::metrics::Metrics;
@@ -47,6 +48,11 @@ use self::system::is_ready;
 use crate::eviction::{Entry, EvictionQueue};
 use crate::registry::Standing;
 use crate::registry::component::State;
+
+/// Connections at once whose first segment is waited for, and for how long. A client that sends its
+/// request with its connection is not in the queue of those that may be closed.
+const NEW: usize = 256;
+const NEW_FOR: Duration = Duration::from_millis(50);
 
 /// Connections at once that have not sent their request's head, in total and from one address.
 const READING: usize = 32;
@@ -79,7 +85,7 @@ pub(crate) struct Admin {
 /// A connection that has not sent its request's head.
 struct Reading {
     client: IpAddr,
-    task: AbortHandle,
+    evicted: CancellationToken,
 }
 
 /// What a connection holds.
@@ -105,17 +111,14 @@ impl Admin {
     /// Answers on `listener` for as long as it is polled.
     pub(crate) async fn serve(self, listener: TcpListener) -> Infallible {
         let this = Arc::new(self);
-        let reading = EvictionQueue::default();
+        let (reading, new) = (EvictionQueue::default(), Arc::new(Semaphore::new(NEW)));
         loop {
             match listener.accept().await {
                 Ok((stream, client)) => {
+                    let Ok(permit) = Arc::clone(&new).try_acquire_owned() else { continue };
+                    let (this, reading) = (Arc::clone(&this), reading.clone());
                     let client = client.ip().to_canonical();
-                    make_room(&reading, client);
-                    let this = Arc::clone(&this);
-                    let entry = reading.reserve();
-                    let number = entry.number();
-                    let task = tokio::spawn(async move { this.converse(stream, entry).await });
-                    reading.fill(number, Reading { client, task: task.abort_handle() });
+                    tokio::spawn(async move { this.begin(stream, client, &reading, permit).await });
                 }
                 Err(error) => {
                     debug!(%error, "admin: cannot accept");
@@ -125,8 +128,31 @@ impl Admin {
         }
     }
 
-    async fn converse(&self, stream: TcpStream, reading: Entry<Reading>) {
-        let held = Mutex::new(Held { reading: Some(reading), exposition: None });
+    /// Answers a connection whose request is there, as those of health checkers and scrapers most
+    /// often are. Any other may be closed for a newer one until its request has been read.
+    async fn begin(
+        &self,
+        stream: TcpStream,
+        client: IpAddr,
+        reading: &EvictionQueue<Reading>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let _ = timeout(NEW_FOR, stream.peek(&mut [0])).await;
+        let evicted = CancellationToken::new();
+        let entry = (!has_head(&stream)).then(|| {
+            make_room(reading, client);
+            reading.insert(Reading { client, evicted: evicted.clone() })
+        });
+        drop(permit);
+        tokio::select! {
+            biased;
+            () = self.converse(stream, entry) => {}
+            () = evicted.cancelled() => debug!(%client, "admin: closed for a newer connection"),
+        }
+    }
+
+    async fn converse(&self, stream: TcpStream, reading: Option<Entry<Reading>>) {
+        let held = Mutex::new(Held { reading, exposition: None });
         let answer = service_fn(|request| {
             let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
             held.reading = None;
@@ -200,6 +226,15 @@ impl Admin {
     }
 }
 
+/// Whether a whole request has arrived on `stream`.
+fn has_head(stream: &TcpStream) -> bool {
+    let mut head = [0; HEAD_MAX];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let Ok((_, count)) = recv(stream, &mut head, flags) else { return false };
+    // Empty lines before a request are skipped by the HTTP library, which then waits for it.
+    head[0].is_ascii_alphabetic() && head[..count].windows(4).any(|end| end == b"\r\n\r\n")
+}
+
 /// Closes the oldest connections, of all or of `client`'s, until one more of `client`'s may wait for
 /// its request.
 fn make_room(reading: &EvictionQueue<Reading>, client: IpAddr) {
@@ -211,9 +246,8 @@ fn make_room(reading: &EvictionQueue<Reading>, client: IpAddr) {
     } else {
         None
     };
-    if let Some(Reading { client, task }) = evicted {
-        task.abort();
-        debug!(%client, "admin: closed for a newer connection");
+    if let Some(Reading { evicted, .. }) = evicted {
+        evicted.cancel();
     }
 }
 

@@ -124,21 +124,18 @@ impl Bounds {
     ) -> Handshake {
         let queue = &self.handshakes;
         let evict = |which: &dyn Fn(&Handshaking) -> bool| {
-            queue.evict(which).is_some_and(|oldest| {
-                oldest.evicted.cancel();
-                true
-            })
+            queue.evict(which).map(|oldest| oldest.evicted.cancel()).is_some()
         };
         let certified = self.is_certified(ip);
         let counted = place.and_then(|place| place.counted.as_ref()).filter(|_| !certified);
         let network = counted.map(Counted::network);
         let is_of_network = |other: &Handshaking| network.is_some() && other.network == network;
-        if network.is_some() && queue.count(is_of_network) >= limits.handshakes.div_ceil(2) {
-            evict(&is_of_network);
+        // More than one where a reload has lowered the limit.
+        while queue.count(is_of_network) >= limits.handshakes.div_ceil(2) && evict(&is_of_network) {
         }
-        if queue.len() >= limits.handshakes {
-            let _ = evict(&|other| !other.certified) || evict(&|_| true);
-        }
+        while queue.len() >= limits.handshakes
+            && (evict(&|other| !other.certified) || evict(&|_| true))
+        {}
         let evicted = CancellationToken::new();
         let entry = Handshaking { network, certified, evicted: evicted.clone() };
         Handshake { _entry: queue.insert(entry), evicted }
@@ -538,6 +535,9 @@ mod tests {
         assert_eq!(begun.going_on(), "1122");
         begun.begin("192.0.2.3", 1);
         assert_eq!(begun.going_on(), "1223");
+        begun.limits.handshakes = 2;
+        begun.begin("192.0.2.4", 1);
+        assert_eq!(begun.going_on(), "34", "a reload has lowered the limit");
         begun.all.clear();
         assert_eq!(bounds.handshakes.len(), 0);
     }

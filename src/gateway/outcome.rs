@@ -10,7 +10,7 @@ pub(crate) enum Outcome {
     Streamed(End),
     /// One line of ours stood for it.
     Refused(Reply),
-    /// Closed without a word: too many TLS handshakes under way.
+    /// Closed without a line at a limit of TLS handshakes, or for a newer connection.
     Rejected,
     /// A balancer whose word counts did not say for whom it came.
     NoHeader,
