@@ -168,9 +168,8 @@ fn check(path: Option<&Path>) -> ExitCode {
             for warning in config.warnings() {
                 eprintln!("{warning}");
             }
-            let log_config = config.log.log_config;
-            if let Some(log_config) = log_config.filter(|given| !given.not_taken.is_empty()) {
-                eprintln!("{log_config}");
+            if let Some(warning) = config.log.not_taken() {
+                eprintln!("{warning}");
             }
             println!("{}: OK", path.display());
             ExitCode::SUCCESS
@@ -271,8 +270,8 @@ fn start_log(mut log: Log, debug: bool, account: Option<&Account>) -> anyhow::Re
         given.not_taken.push("-d (the file's level counts)".to_owned());
     }
     let logging = log::start(&log, account)?;
-    if let Some(log_config) = log.log_config.filter(|given| !given.not_taken.is_empty()) {
-        tracing::warn!("{log_config}");
+    if let Some(warning) = log.not_taken() {
+        tracing::warn!("{warning}");
     }
     Ok(logging)
 }
@@ -303,8 +302,8 @@ impl Loaded {
         match (Identities::load(&config), Account::of(config.user.as_deref())) {
             (Ok(identities), Ok(account)) => Ok(Usable { path, config, identities, account }),
             (Err(error), Ok(_)) => Err(error),
-            (Ok(_), Err(unfit)) => Err(unfit.into()),
-            (Err(error), Err(unfit)) => Err(anyhow!("{error:#}\n{unfit}")),
+            (Ok(_), Err(unfit)) => Err(anyhow!("{}: {unfit}", path.display())),
+            (Err(error), Err(unfit)) => Err(anyhow!("{error:#}\n{}: {unfit}", path.display())),
         }
     }
 }

@@ -486,7 +486,7 @@ async fn a_log_file_that_cannot_be_opened() {
     ] {
         let log = format!("[log]\noutput = {path:?}\n");
         let faults = faults(&files.write("gateway.toml", log + &good)).await;
-        let fault = format!("{}: cannot be opened as the log file (make its", path.display());
+        let fault = format!("{}: cannot be opened as the log file (create its", path.display());
         assert!(faults.len() == 1 && faults[0].starts_with(&fault), "{faults:#?}");
         assert!(faults[0].contains(why), "{faults:#?}");
     }

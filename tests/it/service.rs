@@ -162,7 +162,8 @@ async fn a_user_that_does_not_exist() {
     for arguments in [["check"], ["-f"]] {
         let Outcome { code, stdout, stderr } = program(&arguments, &config).await;
         assert_eq!((code, stdout.as_str()), (Some(78), ""), "{stderr}");
-        assert!(stderr.starts_with("user = no-such-user: there is no such user"), "{stderr}");
+        let fault = format!("{}: user = no-such-user: there is no such user", config.display());
+        assert!(stderr.starts_with(&fault), "{stderr}");
     }
 }
 
