@@ -1,5 +1,6 @@
 //! Our TOML: its tables, keys, defaults, and what they make together.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,8 +80,16 @@ fn tls(mut table: Table<'_>) -> (Option<Files>, Names) {
 
 fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
     let (found, tables) = (root.find("listener"), root.tables("listener", "listener"));
-    let read = |(_, table)| listener(table, tls_files);
-    let mut listeners: Vec<_> = tables.into_iter().map(read).collect();
+    let mut listeners: Vec<Listener> = Vec::new();
+    for (found, table) in tables {
+        let listener = listener(table, tls_files);
+        if let Some(other) = listeners.iter().find(|other| overlap(other, &listener)) {
+            let [address, other] = [&listener, other].map(Listener::address);
+            let problem = format!("{address} and {other} cannot be listened on at the same time");
+            root.refuse("listener", Some(found), problem);
+        }
+        listeners.push(listener);
+    }
     if listeners.is_empty() {
         listeners.push(Listener::plain(DEFAULT_HOST, DEFAULT_PORT));
     }
@@ -95,9 +104,24 @@ fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
     listeners
 }
 
+/// Whether the second of two listeners could not be bound, because the first has its address. The
+/// unspecified IPv6 address takes IPv4 connections too.
+fn overlap(one: &Listener, other: &Listener) -> bool {
+    let ip = |listener: &Listener| listener.host.parse::<IpAddr>().ok();
+    let covers = |one: &Listener, other: &Listener| match (ip(one), ip(other)) {
+        (Some(IpAddr::V6(one)), Some(_)) => one.is_unspecified(),
+        (Some(IpAddr::V4(one)), Some(IpAddr::V4(_))) => one.is_unspecified(),
+        _ => false,
+    };
+    let same_port = one.port == other.port && one.port != 0;
+    same_port && (one.host == other.host || covers(one, other) || covers(other, one))
+}
+
 fn listener(mut table: Table<'_>, tls_files: bool) -> Listener {
+    // In place of a faulty address one that overlaps with no other.
+    let port = if table.has("address") { 0 } else { DEFAULT_PORT };
     let (host, port) =
-        table.text("address", value::address).unwrap_or((DEFAULT_HOST.to_owned(), DEFAULT_PORT));
+        table.text("address", value::address).unwrap_or((DEFAULT_HOST.to_owned(), port));
     let tls = table.boolean("tls", false);
     if tls && !tls_files {
         let found = table.find("tls");
@@ -495,6 +519,7 @@ mod tests {
             [[listener.allow]]
             tenants = ["a", "b"]
             [[listener]]
+            address = "[::]:7979"
             tls = true
             [[listener.allow]]
             clients = ["*.example.org"]
@@ -609,7 +634,7 @@ mod tests {
         };
         let plain = "[[listener]]\naddress = \"[::]:79\"\n";
         let tls = "[[listener]]\naddress = \"[::]:7979\"\ntls = true\n";
-        assert_eq!(advertised(&format!("{plain}{plain}")), 0);
+        assert_eq!(advertised(&format!("{plain}{}", plain.replace("79", "80"))), 0);
         assert_eq!(advertised(&format!("{plain}{tls}")), 1);
         assert_eq!(advertised(&format!("{plain}advertised = true\n{tls}")), 0);
     }
@@ -690,9 +715,35 @@ level = "loud"
     }
 
     #[test]
+    fn listeners_on_one_address_are_a_fault() {
+        let problems = |one: &str, other: &str| {
+            let listener = |address| format!("[[listener]]\naddress = \"{address}\"\n");
+            faults(&format!("{}{}{LEAST}", listener(one), listener(other))).len()
+        };
+        for (one, other) in [
+            ("[::]:79", "[::]:79"),
+            ("gw:79", "gw:79"),
+            ("[::]:79", "192.0.2.1:79"),
+            ("[2001:db8::1]:79", "[::]:79"),
+            ("0.0.0.0:79", "192.0.2.1:79"),
+            ("0.0.0.0:79", "[::]:79"),
+        ] {
+            assert_eq!(problems(one, other), 1, "{one} {other}");
+        }
+        for (one, other) in [
+            ("[::]:79", "[::]:80"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("192.0.2.2:79", "192.0.2.1:79"),
+            ("0.0.0.0:79", "[2001:db8::1]:79"),
+        ] {
+            assert_eq!(problems(one, other), 0, "{one} {other}");
+        }
+    }
+
+    #[test]
     fn only_one_listener_is_advertised() {
-        let twice = "[[listener]]\naddress = \"[::]:79\"\nadvertised = true\n".repeat(2);
-        let faults = faults(&format!("{twice}{LEAST}"));
+        let one = "[[listener]]\naddress = \"[::]:79\"\nadvertised = true\n";
+        let faults = faults(&format!("{one}{}{LEAST}", one.replace("79", "80")));
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert_eq!(faults[0].problem, "only one can be advertised");
     }
