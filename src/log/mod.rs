@@ -9,6 +9,7 @@
 mod file;
 mod sink;
 pub(crate) mod stderr;
+mod text_fields;
 mod zuul_line;
 
 pub(crate) use self::sink::LostLines;
@@ -20,7 +21,7 @@ use std::panic;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tracing::{Level, error};
+use tracing::{Level, error, warn};
 use tracing_log::AsLog;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -29,7 +30,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use self::file::Followed;
 use self::sink::{Output, Sink};
-use self::zuul_line::ZuulLine;
+use self::text_fields::TextFields;
+use self::zuul_line::{ZuulLine, local_zone};
 use crate::config::{Log, LogFormat, LogOutput};
 use crate::service::privileges::Account;
 
@@ -109,11 +111,19 @@ pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
     let (writer, sink) = Sink::new(output);
     let (filter, handle) = reload::Layer::new(targets(level));
     let lines = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     match format {
-        LogFormat::Text => lines.with(layer.with_ansi(false)).init(),
+        LogFormat::Text => lines.with(layer.fmt_fields(TextFields)).init(),
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
-        LogFormat::Zuul => lines.with(layer.with_ansi(false).event_format(ZuulLine::new())).init(),
+        LogFormat::Zuul => {
+            let (zone, problem) = local_zone();
+            lines.with(layer.fmt_fields(TextFields).event_format(ZuulLine::new(zone))).init();
+            if let Some(problem) = problem {
+                warn!(
+                    "log lines have times in UTC: {problem}; set TZ to a name such as Europe/Berlin"
+                );
+            }
+        }
     }
     panic::set_hook(Box::new(log_panic));
     Ok(Logging { sink, is_stderr, volume: Volume(handle) })

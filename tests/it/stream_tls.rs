@@ -57,7 +57,7 @@ async fn a_client_that_closes_has_left() {
         stream.closed().await;
         let peer = format!("peer={peer} ");
         let line = gateway.logged("its end", |l| l.contains(&peer) && l.contains("ended")).await;
-        assert!(line.ends_with("end=client left"), "{line}");
+        assert!(line.ends_with("end=\"client left\""), "{line}");
         gateway.until_sockets(before).await;
     }
 }
@@ -70,7 +70,7 @@ async fn a_client_that_says_it_closes_has_left() {
     let mut stream = executor.begin(&mut client).await;
     client.half_close().await;
     stream.closed().await;
-    gateway.logged("its end", |line| line.ends_with("end=client left")).await;
+    gateway.logged("its end", |line| line.ends_with("end=\"client left\"")).await;
     assert_eq!(client.rest().await, (Vec::new(), Ending::Reset));
 }
 
@@ -93,7 +93,7 @@ async fn a_client_that_stopped_reading_is_cut_off() {
     client.send(format!("{build}\n").as_bytes()).await;
     let mut stream = executor.accept().await;
     while stream.try_write(&[b'x'; 65536]).await {}
-    gateway.logged("why", |line| line.ends_with("end=client stopped reading")).await;
+    gateway.logged("why", |line| line.ends_with("end=\"client stopped reading\"")).await;
     assert_eq!(client.rest().await.1, Ending::Reset);
     gateway.until_sockets(before).await;
 }
