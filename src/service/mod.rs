@@ -7,6 +7,7 @@ pub(crate) mod descriptors;
 pub(crate) mod detach;
 pub(crate) mod pid_file;
 pub(crate) mod privileges;
+pub(crate) mod runtime;
 pub(crate) mod signals;
 pub(crate) mod status;
 pub(crate) mod systemd;
