@@ -273,6 +273,18 @@ pub(crate) enum LogOutput {
     File(PathBuf),
 }
 
+impl LogOutput {
+    /// The output called `path`. The usual names of the standard streams are links, which root does
+    /// not follow, and which cannot be opened where a stream is a socket, as under systemd.
+    fn at(path: PathBuf) -> Self {
+        match path.to_str() {
+            Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => Self::Stdout,
+            Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => Self::Stderr,
+            _ => Self::File(path),
+        }
+    }
+}
+
 impl fmt::Display for LogOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -313,7 +313,7 @@ fn output(text: &str) -> Read<LogOutput> {
     match text {
         "stdout" => Ok(LogOutput::Stdout),
         "stderr" => Ok(LogOutput::Stderr),
-        _ if text.starts_with('/') => Ok(LogOutput::File(PathBuf::from(text))),
+        _ if text.starts_with('/') => Ok(LogOutput::at(PathBuf::from(text))),
         _ => Err("must be \"stdout\", \"stderr\" or the absolute path of a file".to_owned()),
     }
 }

@@ -15,6 +15,8 @@ mod zuul_line;
 pub(crate) use self::sink::LostLines;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::env;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::panic;
@@ -108,12 +110,13 @@ pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
         LogOutput::File(path) => Output::File(open(path, account)?),
     };
     let is_stderr = output.is_stderr();
+    let colours = use_colours(output.is_terminal(), env::var_os("NO_COLOR").as_deref());
     let (writer, sink) = Sink::new(output);
     let (filter, handle) = reload::Layer::new(targets(level));
     let lines = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     match format {
-        LogFormat::Text => lines.with(layer.fmt_fields(TextFields)).init(),
+        LogFormat::Text => lines.with(layer.fmt_fields(TextFields).with_ansi(colours)).init(),
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
         LogFormat::Zuul => {
             let (zone, problem) = local_zone();
@@ -140,6 +143,11 @@ fn open(path: &Path, account: Option<&Account>) -> Result<Followed> {
         opened = Followed::open_for(path, account.ids());
     }
     opened.with_context(|| unusable(path))
+}
+
+/// Whether levels are coloured: on a terminal, unless `NO_COLOR` says otherwise (no-color.org).
+fn use_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 fn denied<T>(result: &io::Result<T>) -> bool {
@@ -219,6 +227,12 @@ impl fmt::Debug for Excerpt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_without_no_color() {
+        assert!(use_colours(true, None) && use_colours(true, Some("".as_ref())));
+        assert!(!use_colours(true, Some("1".as_ref())) && !use_colours(false, None));
+    }
 
     #[test]
     fn excerpts_are_short_and_printable() {

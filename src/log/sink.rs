@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::mem;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -232,6 +232,13 @@ impl Output {
         match (fstat(file), fstat(io::stderr())) {
             (Ok(ours), Ok(other)) => (ours.st_dev, ours.st_ino) == (other.st_dev, other.st_ino),
             _ => false,
+        }
+    }
+
+    pub(super) fn is_terminal(&self) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Stream(stream) => stream.file.is_terminal(),
         }
     }
 

@@ -185,7 +185,7 @@ impl Python {
         if let Some(handler) = chosen.map(|name| &self.handlers[*name]) {
             level = level.max(handler.level);
             output = match &handler.target {
-                Target::File(path) => LogOutput::File(path.clone()),
+                Target::File(path) => LogOutput::at(path.clone()),
                 Target::Stderr => LogOutput::Stderr,
                 Target::Stdout | Target::Other => LogOutput::Stdout,
             };

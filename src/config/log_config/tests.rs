@@ -233,6 +233,14 @@ fn level_that_is_a_reference_is_no_fault() {
     assert_eq!(level("ext://zuul.levels.normal"), (Level::DEBUG, named));
 }
 
+#[test]
+fn names_of_standard_streams_are_no_files() {
+    for (name, output) in [("/dev/stdout", LogOutput::Stdout), ("/dev/stderr", LogOutput::Stderr)] {
+        let text = SF_CONFIG.replace("/var/log/zuul/fingergw.log", name);
+        assert_eq!(taken("l.yaml", &text).1, output);
+    }
+}
+
 /// An expression as the file name: another handler takes over, with its own level.
 #[test]
 fn warning_says_where_lines_go_instead() {
