@@ -29,8 +29,8 @@ pub(crate) async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
     metric(gateway, &series).await
 }
 
-fn warnings(gateway: &Gateway, key: &str) -> usize {
-    gateway.log().iter().filter(|line| line.contains("WARN") && line.contains(key)).count()
+async fn warnings(gateway: &Gateway, key: &str) -> usize {
+    gateway.count_logged(key, |line| line.contains("WARN") && line.contains(key)).await
 }
 
 /// A build with an executor that has its log.
@@ -92,8 +92,8 @@ async fn one_address_too_often_and_the_others_not() {
     build.reaches("::1", SocketAddr::new("::1".parse().expect("an address"), port)).await;
     assert_eq!(rejected(&gateway, "address").await, 4.0);
     assert_eq!(rejected(&gateway, "limit").await, 0.0);
-    assert_eq!(warnings(&gateway, "limits.connections_per_address"), 1);
-    assert_eq!(warnings(&gateway, "peer=127.0.0.2:"), 1, "it says who");
+    assert_eq!(warnings(&gateway, "limits.connections_per_address").await, 1);
+    assert_eq!(warnings(&gateway, "peer=127.0.0.2:").await, 1, "it says who");
 
     let (mut client, mut stream) = held.pop().expect("the second");
     stream.write(b"still here\n").await;
@@ -140,7 +140,7 @@ async fn an_ipv6_network_is_one_client() {
             assert_eq!(ask(client).await.text().await, TOO_MANY, "{client}, {prefix}");
         }
         assert_eq!(rejected(&gateway, "address").await, 3.0);
-        assert_eq!(warnings(&gateway, "peer=[2001:db8::1]:"), 1, "it says who");
+        assert_eq!(warnings(&gateway, "peer=[2001:db8::1]:").await, 1, "it says who");
         // Any address of a network may have the place that another one gives back.
         let (mut client, stream) = held.swap_remove(0);
         stream.finish().await;
@@ -265,7 +265,7 @@ async fn handshakes_of_one_address_and_of_all() {
     let none = begin_handshakes("127.0.0.1", gateway.address(), 1, 0).await;
     assert_eq!(rejected(&gateway, "handshakes").await, 9.0);
     ended(&gateway, "rejected", 9).await;
-    assert_eq!(warnings(&gateway, "limits.handshakes"), 1);
+    assert_eq!(warnings(&gateway, "limits.handshakes").await, 1);
     assert_eq!((half.len(), rest.len(), none.len()), (2, 2, 0));
 
     rest.shutdown().await;
@@ -311,7 +311,7 @@ async fn look_ups_of_all() {
     let asked = ask_while_it_hangs(gateway.address(), 0..10, 3).await;
     assert_eq!(rejected(&gateway, "lookups").await, 7.0);
     ended(&gateway, "rejected", 7).await;
-    assert_eq!(warnings(&gateway, "limits.lookups"), 1);
+    assert_eq!(warnings(&gateway, "limits.lookups").await, 1);
     zookeeper.resume().await;
     for answer in asked.join_all().await {
         assert_eq!(answer, "Build not found\r\n");
