@@ -64,11 +64,7 @@ fn warnings(usable: &Usable) -> Vec<String> {
     let Usable { path, config, identities, account } = usable;
     let mut warnings: Vec<_> = identities.findings().map(ToString::to_string).collect();
     warnings.extend(config.warnings());
-    if let Some(log_config) = &config.log.log_config
-        && !log_config.not_taken.is_empty()
-    {
-        warnings.push(log_config.to_string());
-    }
+    warnings.extend(config.log.not_taken());
     if let Some(account) = account
         && let Ok(Err(unreadable)) =
             account.impersonate(|| account.check_readable([path.as_path()]))

@@ -41,6 +41,20 @@ impl fmt::Display for Upstream {
     }
 }
 
+impl Upstream {
+    /// The parts of the `Display` text, as fields of a log line in JSON: kind, host, port, zone, TLS.
+    pub(crate) fn fields(&self) -> (&'static str, &str, u16, Option<&str>, bool) {
+        match self {
+            Self::Executor(Executor { hostname, port, zone }) => {
+                ("executor", hostname, *port, zone.as_deref(), false)
+            }
+            Self::Gateway(Gateway { hostname, port, zone, tls }) => {
+                ("gateway", hostname, *port, zone.as_deref(), *tls)
+            }
+        }
+    }
+}
+
 /// Why the next hop could not be asked.
 #[derive(Debug)]
 pub(crate) enum DialError {
