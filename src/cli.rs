@@ -75,8 +75,10 @@ enum Command {
     Reload,
     /// Show how the gateway that runs with this configuration stands
     ///
-    /// Tells version, process id, state, zone, listeners, ZooKeeper and each running stream: for how
-    /// long, how many bytes, which build, from where and to whom.
+    /// Shows version, process id, state, zone, listeners, ZooKeeper and why it is not connected, the
+    /// configuration file, connections in use, certificates and their ends, the gateways of other
+    /// zones and how each stands, and each running stream: for how long, how many bytes, which build,
+    /// from where and to which client.
     Status {
         /// As JSON, for programs
         #[arg(long)]

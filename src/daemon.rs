@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
@@ -23,13 +23,14 @@ use crate::admin::metrics::Metrics;
 use crate::admin::{Admin, System};
 use crate::config::{self, Config};
 use crate::gateway::listener::bind;
+use crate::gateway::memory::Memory;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
 use crate::log::Logging;
 use crate::otlp::Tracer;
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
-use crate::registry::{Registration, Standing};
+use crate::registry::{Registration, Registry, Standing};
 use crate::service::activation::Passed;
 use crate::service::control;
 use crate::service::descriptors;
@@ -38,7 +39,7 @@ use crate::service::pid_file::PidFile;
 use crate::service::privileges::Account;
 use crate::service::signals::{StatusSignal, StopSignals};
 use crate::service::socket_file::{self, SocketFile};
-use crate::service::status::{self, Door, Sources};
+use crate::service::status::{self, CertificateStatus, Door, Sources};
 use crate::service::systemd::Manager;
 use crate::service::watchdog;
 
@@ -237,10 +238,11 @@ async fn serve(
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
     let resolver = Resolver::new(registry.clone(), listening.announcement.clone());
     if let Some(socket) = admin {
-        let system = System::new(&registration, registry, &resolver, logging.lost_lines());
+        let system = System::new(&registration, registry.clone(), &resolver, logging.lost_lines());
         let admin = Admin::new(&metrics, system);
         tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
+    let known = (registry, Arc::clone(resolver.memory()));
     let mut gateway =
         Gateway::open(listeners, resolver, live.settings, metrics.clone(), tracer.clone())?;
 
@@ -248,7 +250,11 @@ async fn serve(
     tokio::spawn(async move { watchdog::feed(&watched, probes).await });
 
     let told_to_stop = CancellationToken::new();
-    let sources = Arc::new(listening.sources(&registration, &gateway));
+    let certificates = configured.identities.certificates(config);
+    let certificates = watch::Sender::new(certificates);
+    let certificates_seen = certificates.subscribe();
+    let sources = (&source, &configured.config, known, certificates_seen);
+    let sources = Arc::new(listening.sources(&registration, &gateway, sources));
     tokio::spawn(status::tell(status_signal, Arc::clone(&sources)));
     let (told, decider) = (told_to_stop.clone(), gateway.decider());
     if let Some(socket) = control {
@@ -261,6 +267,7 @@ async fn serve(
         zookeeper: zookeeper_tls,
         volume: logging.volume(),
         metrics,
+        certificates,
     };
 
     if let Some(launch) = launch {
@@ -327,6 +334,7 @@ async fn end(
 struct Listening {
     announcement: Announcement,
     doors: Vec<Door>,
+    admin: Option<SocketAddr>,
     text: String,
 }
 
@@ -355,21 +363,41 @@ impl Listening {
         let announcement =
             Announcement { hostname, public_port: port, zone: config.zone.clone(), use_ssl };
         let mut text = status::listening(config.zone.as_deref(), &doors);
-        if let Some(admin) = admin {
-            let address = admin.local_addr().context("the admin listener has no address")?;
+        let admin =
+            admin.map(|admin| admin.local_addr().context("the admin listener has no address"));
+        let admin = admin.transpose()?;
+        if let Some(address) = admin {
             text.push_str(&format!("; health and metrics on {address}"));
         }
-        Ok(Self { announcement, doors, text })
+        Ok(Self { announcement, doors, admin, text })
     }
 
     /// What there is to tell of a gateway that listens so.
-    fn sources(&self, registration: &Registration, gateway: &Gateway) -> Sources {
+    fn sources(
+        &self,
+        registration: &Registration,
+        gateway: &Gateway,
+        (source, config, (registry, memory), certificates): (
+            &Source,
+            &Config,
+            (Registry, Arc<Memory>),
+            watch::Receiver<Vec<CertificateStatus>>,
+        ),
+    ) -> Sources {
         Sources {
             hostname: self.announcement.hostname.clone(),
             zone: self.announcement.zone.clone(),
+            configuration: source.path.clone(),
+            started: Instant::now(),
             listeners: self.doors.clone(),
+            admin: self.admin,
+            zookeeper: config.zookeeper.hosts.to_string(),
             state: registration.state(),
             standing: registration.standing(),
+            registry,
+            memory,
+            certificates,
+            usage: gateway.usage(),
             streams: gateway.streams(),
         }
     }

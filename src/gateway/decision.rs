@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::Context;
 use super::memory::{Attempt, Standing};
-use super::upstream::Upstream;
+use super::upstream::{HopAddress, Upstream};
 use crate::registry::LookupError;
 use crate::registry::build::{BuildId, Place};
 
@@ -38,8 +38,12 @@ pub(crate) struct Decision {
     attempts: Vec<Tried>,
 }
 
+/// One hop, and what became of asking it.
 #[derive(Serialize)]
-struct Hop {
+pub(crate) struct Hop {
+    #[serde(flatten)]
+    address: Option<HopAddress>,
+    /// The same for people, as in the attempts.
     hop: String,
     /// `executor`, or of a gateway `ok`, `never tried`, `due`, `avoided` or `leads back`.
     state: &'static str,
@@ -98,8 +102,8 @@ impl Decider {
 }
 
 impl Hop {
-    fn of(hop: &Upstream, memory: &super::memory::Memory) -> Self {
-        let name = hop.to_string();
+    pub(crate) fn of(hop: &Upstream, memory: &super::memory::Memory) -> Self {
+        let (name, address) = (hop.to_string(), Some(HopAddress::from(hop)));
         let plain = |state| (state, 0, None, None);
         let (state, failures, avoided_seconds, last_failure) = match hop {
             Upstream::Executor(_) => plain("executor"),
@@ -113,7 +117,7 @@ impl Hop {
                 }
             },
         };
-        Self { hop: name, state, failures, avoided_seconds, last_failure }
+        Self { address, hop: name, state, failures, avoided_seconds, last_failure }
     }
 }
 
@@ -170,8 +174,9 @@ impl Decision {
 }
 
 impl Hop {
-    fn text(&self) -> String {
-        let Self { hop, state, failures, avoided_seconds, last_failure } = self;
+    /// The hop and how it stands, for people.
+    pub(crate) fn text(&self) -> String {
+        let Self { hop, state, failures, avoided_seconds, last_failure, .. } = self;
         let last = last_failure.as_deref().unwrap_or_default();
         let times = if *failures == 1 { "once".to_owned() } else { format!("{failures} times") };
         match (*state, avoided_seconds) {
@@ -195,6 +200,7 @@ mod tests {
     fn decision(state: &'static str) -> Decision {
         let running = state == "running";
         let hop = |hop: &str, state, failures, avoided_seconds, last: Option<&str>| Hop {
+            address: None,
             hop: hop.to_owned(),
             state,
             failures,

@@ -53,7 +53,7 @@ pub(super) struct Asked<'a> {
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(super) fn listed(&self, hop: &Upstream) -> Listed {
-        self.cx.streams.begin(*self.peer, self.build, hop.to_string(), self.began)
+        self.cx.streams.begin(*self.peer, self.build, hop.clone(), self.began)
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.

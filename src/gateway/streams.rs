@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::upstream::Upstream;
 use crate::registry::build::BuildId;
 
 /// All running streams, in the order in which they began.
@@ -22,7 +23,7 @@ struct Running {
 pub(crate) struct Stream {
     pub(crate) peer: SocketAddr,
     pub(crate) build: BuildId,
-    pub(crate) route: String,
+    pub(crate) hop: Upstream,
     pub(crate) began: Instant,
     bytes: AtomicU64,
 }
@@ -47,11 +48,11 @@ impl Streams {
         &self,
         peer: SocketAddr,
         build: &BuildId,
-        route: String,
+        hop: Upstream,
         began: Instant,
     ) -> Listed {
         let build = build.clone();
-        let stream = Arc::new(Stream { peer, build, route, began, bytes: AtomicU64::new(0) });
+        let stream = Arc::new(Stream { peer, build, hop, began, bytes: AtomicU64::new(0) });
         let mut running = self.lock();
         let number = running.begun;
         running.begun += 1;
@@ -96,22 +97,27 @@ impl Drop for Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::build::Executor;
 
     #[test]
     fn a_stream_is_listed_as_long_as_it_runs() {
         let streams = Streams::default();
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let build = BuildId::new("ab").expect("a build id");
-        let begin = |route: &str| streams.begin(peer, &build, route.to_owned(), Instant::now());
+        let hop = |hostname: &str| {
+            let hostname = hostname.to_owned();
+            Upstream::Executor(Executor { hostname, port: 7900, zone: None })
+        };
+        let begin = |hostname: &str| streams.begin(peer, &build, hop(hostname), Instant::now());
         let (first, second) = (begin("first"), begin("second"));
         second.add(2);
         second.add(3);
         let listed = || -> Vec<_> {
-            streams.list().iter().map(|stream| (stream.route.clone(), stream.bytes())).collect()
+            streams.list().iter().map(|stream| (stream.hop.clone(), stream.bytes())).collect()
         };
-        assert_eq!(listed(), [("first".to_owned(), 0), ("second".to_owned(), 5)]);
+        assert_eq!(listed(), [(hop("first"), 0), (hop("second"), 5)]);
         drop(first);
-        assert_eq!(listed(), [("second".to_owned(), 5)]);
+        assert_eq!(listed(), [(hop("second"), 5)]);
         drop(second);
         assert_eq!(listed(), []);
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use rustls::pki_types::ServerName;
+use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 
@@ -36,6 +37,31 @@ impl fmt::Display for Upstream {
                 write!(f, "gateway {}:{port} of zone {zone} ({speech})", hostname.escape_default())
             }
         }
+    }
+}
+
+/// A next hop in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct HopAddress {
+    /// `executor` or `gateway`.
+    kind: &'static str,
+    host: String,
+    port: u16,
+    zone: Option<String>,
+    tls: bool,
+}
+
+impl From<&Upstream> for HopAddress {
+    fn from(hop: &Upstream) -> Self {
+        let (kind, host, port, zone, tls) = match hop {
+            Upstream::Executor(Executor { hostname, port, zone }) => {
+                ("executor", hostname, port, zone, false)
+            }
+            Upstream::Gateway(Gateway { hostname, port, zone, tls }) => {
+                ("gateway", hostname, port, zone, *tls)
+            }
+        };
+        Self { kind, host: host.clone(), port: *port, zone: zone.clone(), tls }
     }
 }
 

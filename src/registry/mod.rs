@@ -12,7 +12,7 @@ pub(crate) mod zookeeper;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -58,6 +58,24 @@ impl Registry {
             Self::Embedded(embedded) => embedded.gateways(),
         }
     }
+
+    /// Why there is no working session with the registry; `None` while there is one, and until the
+    /// first attempt has failed.
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.trouble(),
+            Self::Embedded(_) => None,
+        }
+    }
+}
+
+/// Why there is no working session with the registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// When it was first noticed.
+    pub(crate) since: Instant,
+    /// The last known cause, for the operator: a phrase for each server.
+    pub(crate) cause: String,
 }
 
 /// Whether `hostname`, as an entry names it, can be one: what is not is garbage, which no log line is

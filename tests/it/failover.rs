@@ -267,9 +267,12 @@ async fn resolve_tells_the_decision() {
     let now = resolve(&config, &build).await;
     let here = format!("localhost:{} of zone east", gateway.port());
     let hops = json!([
-        {"hop": hop, "state": "never tried", "failures": 0, "avoided_seconds": null,
-         "last_failure": null},
-        {"hop": format!("executor {place}"), "state": "executor", "failures": 0,
+        {"kind": "gateway", "host": "localhost", "port": forward.address.port(), "zone": "west",
+         "tls": false, "hop": hop, "state": "never tried", "failures": 0,
+         "avoided_seconds": null, "last_failure": null},
+        {"kind": "executor", "host": executor.address.ip().to_string(),
+         "port": executor.address.port(), "zone": "west", "tls": false,
+         "hop": format!("executor {place}"), "state": "executor", "failures": 0,
          "avoided_seconds": null, "last_failure": null},
     ]);
     let expected = json!({

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use zookeeper_client::{Client, Error, MultiReadResult, SessionId, SessionState};
@@ -11,9 +11,9 @@ use zookeeper_client::{Client, Error, MultiReadResult, SessionId, SessionState};
 use super::batches::Batches;
 use super::places::{self, Places};
 use crate::otlp::Origins;
-use crate::registry::LookupError;
 use crate::registry::build::{Build, BuildId, Place};
 use crate::registry::component::Gateway;
+use crate::registry::{LookupError, Trouble};
 
 /// The parent of one node per zone (`zuul/zk/executor.py`).
 const ZONES: &str = "/zuul/executor/zones";
@@ -40,6 +40,7 @@ pub(crate) struct Lookup {
     /// waiting for.
     hopeful: watch::Sender<bool>,
     gateways: watch::Sender<Arc<[Gateway]>>,
+    trouble: watch::Sender<Option<Trouble>>,
     /// The zones of the last look-up that listed them, as each does that asks all of them, in the same
     /// round trip. It asks those it did not know in one more, so this may be old.
     zones: watch::Sender<Arc<Zones>>,
@@ -68,6 +69,7 @@ impl Lookup {
             client: watch::Sender::new(None),
             hopeful: watch::Sender::new(true),
             gateways: watch::Sender::new(Arc::from([])),
+            trouble: watch::Sender::new(None),
             zones: watch::Sender::default(),
             multi_read: AtomicBool::new(true),
             origins,
@@ -173,6 +175,19 @@ impl Lookup {
 
     pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
         self.gateways.borrow().clone()
+    }
+
+    /// Notes why there is no working session, or that there is one again.
+    pub(super) fn set_trouble(&self, cause: Option<String>) {
+        self.trouble.send_modify(|trouble| {
+            let since = trouble.as_ref().map_or_else(Instant::now, |before| before.since);
+            *trouble = cause.map(|cause| Trouble { since, cause });
+        });
+    }
+
+    /// See [`crate::registry::Registry::trouble`].
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        self.trouble.borrow().clone()
     }
 
     /// See [`crate::registry::Registry::find_build`].

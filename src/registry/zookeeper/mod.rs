@@ -176,6 +176,7 @@ impl Keeper {
                         Error::NoNode => "the chroot does not exist; create that node".to_owned(),
                         _ => "the session is refused what Zuul's services do".to_owned(),
                     };
+                    self.lookup.set_trouble(Some(cause.clone()));
                     let hosts = &self.settings.hosts;
                     warn!(%hosts, %error, %cause, "not registered in ZooKeeper; trying on");
                 }
@@ -201,6 +202,7 @@ impl Keeper {
         debug!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
         self.settings.metrics.session();
         self.lookup.begin_session(client.clone());
+        self.lookup.set_trouble(None);
         let (snapshot, snapshot_seen) = watch::channel(None);
         let Orders { wanted, standing, .. } = &self.orders;
         let presence = Presence::new(standing);
