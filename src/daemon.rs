@@ -226,13 +226,7 @@ async fn serve(
     live.settings.limits.connections = descriptors::budget(config.limits.connections);
     configured.identities.measure(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
-    let settings = zookeeper::Settings {
-        hosts: config.zookeeper.hosts.clone(),
-        tls,
-        session_timeout: config.zookeeper.session_timeout,
-        metrics: metrics.clone(),
-        origins: tracer.origins(),
-    };
+    let settings = zookeeper_settings(config, tls, &metrics, &tracer);
 
     // The entry says `initializing` until there is somebody to serve.
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
@@ -242,7 +236,9 @@ async fn serve(
         let admin = Admin::new(&metrics, system);
         tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
-    let known = (registry, Arc::clone(resolver.memory()));
+    let certificates = watch::Sender::new(configured.identities.certificates(config));
+    let memory = Arc::clone(resolver.memory());
+    let known = Known { registry, memory, certificates: certificates.subscribe() };
     let mut gateway =
         Gateway::open(listeners, resolver, live.settings, metrics.clone(), tracer.clone())?;
 
@@ -250,11 +246,8 @@ async fn serve(
     tokio::spawn(async move { watchdog::feed(&watched, probes).await });
 
     let told_to_stop = CancellationToken::new();
-    let certificates = configured.identities.certificates(config);
-    let certificates = watch::Sender::new(certificates);
-    let certificates_seen = certificates.subscribe();
-    let sources = (&source, &configured.config, known, certificates_seen);
-    let sources = Arc::new(listening.sources(&registration, &gateway, sources));
+    let sources = listening.sources(&registration, &gateway, &source, &configured.config, known);
+    let sources = Arc::new(sources);
     tokio::spawn(status::tell(status_signal, Arc::clone(&sources)));
     let (told, decider) = (told_to_stop.clone(), gateway.decider());
     if let Some(socket) = control {
@@ -302,6 +295,21 @@ async fn serve(
     })
 }
 
+fn zookeeper_settings(
+    config: &Config,
+    tls: watch::Receiver<zookeeper::Tls>,
+    metrics: &Metrics,
+    tracer: &Tracer,
+) -> zookeeper::Settings {
+    zookeeper::Settings {
+        hosts: config.zookeeper.hosts.clone(),
+        tls,
+        session_timeout: config.zookeeper.session_timeout,
+        metrics: metrics.clone(),
+        origins: tracer.origins(),
+    }
+}
+
 /// How it all ended.
 enum Ended {
     InOrder,
@@ -328,6 +336,13 @@ async fn end(
             Ended::AtOnce
         }
     }
+}
+
+/// What others know that `status` shows.
+struct Known {
+    registry: Registry,
+    memory: Arc<Memory>,
+    certificates: watch::Receiver<Vec<CertificateStatus>>,
 }
 
 /// What the listeners got, for others and for people.
@@ -377,13 +392,11 @@ impl Listening {
         &self,
         registration: &Registration,
         gateway: &Gateway,
-        (source, config, (registry, memory), certificates): (
-            &Source,
-            &Config,
-            (Registry, Arc<Memory>),
-            watch::Receiver<Vec<CertificateStatus>>,
-        ),
+        source: &Source,
+        config: &Config,
+        known: Known,
     ) -> Sources {
+        let Known { registry, memory, certificates } = known;
         Sources {
             hostname: self.announcement.hostname.clone(),
             zone: self.announcement.zone.clone(),
