@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -29,10 +30,19 @@ const EXIT_CONFIG: u8 = 78;
 /// How long an error message waits for a reader of standard error that stalls.
 const STDERR_TIMEOUT: Duration = Duration::from_secs(2);
 
+const EXAMPLES: &str = "\
+Examples:
+  zuul-fingergw check --connect   is the configuration good, is a Zuul there?
+  zuul-fingergw -f                run in the foreground
+  zuul-fingergw status            how it stands, and who is watching what
+  zuul-fingergw resolve UUID      which way a log takes, and what was tried
+
+See zuul-fingergw(8) and zuul-fingergw.toml(5).";
+
 /// Finger gateway for Zuul CI: streams the logs of running builds across zones.
 // Options may be repeated, the last one counts, and long ones be cut short, as with upstream's.
 #[derive(Parser)]
-#[command(version, args_override_self = true, infer_long_args = true)]
+#[command(version, args_override_self = true, infer_long_args = true, after_help = EXAMPLES)]
 struct Cli {
     /// The configuration: our TOML if it ends in .toml, else a zuul.conf [default:
     /// /etc/zuul/zuul-fingergw.toml, /etc/zuul/zuul.conf or ~/zuul.conf]
@@ -75,8 +85,10 @@ enum Command {
     Reload,
     /// Show how the gateway that runs with this configuration stands
     ///
-    /// Tells version, process id, state, zone, listeners, ZooKeeper and each running stream: for how
-    /// long, how many bytes, which build, from where and to whom.
+    /// Shows version, process id, state, zone, listeners, ZooKeeper and why it is not connected, the
+    /// configuration file, connections in use, certificates and their ends, the gateways of other
+    /// zones and how each stands, and each running stream: for how long, how many bytes, which build,
+    /// from where and to which client.
     Status {
         /// As JSON, for programs
         #[arg(long)]
@@ -125,7 +137,8 @@ pub(crate) fn command_line() -> clap::Command {
 /// cannot be used.
 #[must_use]
 pub fn run() -> ExitCode {
-    let Cli { config, foreground, debug, command } = Cli::parse();
+    let Cli { config, foreground, debug, command } =
+        Cli::try_parse().unwrap_or_else(|error| with_tip(error).exit());
     let config = config.filter(|path| !path.as_os_str().is_empty());
     tls::install_provider();
     match command {
@@ -142,9 +155,34 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Reads a UUID as people have it: Zuul's are in lower case and without dashes.
 fn build_id(text: &str) -> Result<BuildId, String> {
     let wanted = || format!("a build's UUID is 1 to {} hexadecimal digits", BuildId::MAX);
-    BuildId::new(text).ok_or_else(wanted)
+    BuildId::new(&text.replace('-', "").to_ascii_lowercase()).ok_or_else(wanted)
+}
+
+/// Adds what to do to two mistakes that clap has no or a wrong suggestion for: a file without `-c`, and
+/// the command `start`, which other daemons have.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let [argument, command] =
+        [ContextKind::InvalidArg, ContextKind::InvalidSubcommand].map(|kind| {
+            match error.get(kind) {
+                Some(ContextValue::String(text)) => text.clone(),
+                _ => String::new(),
+            }
+        });
+    let unknown = if command.is_empty() { &argument } else { &command };
+    let tip = if command == "start" {
+        "without a command it runs: 'zuul-fingergw -f', or 'systemctl start zuul-fingergw'"
+            .to_owned()
+    } else if unknown.contains(['/', '.']) && !unknown.starts_with('-') {
+        format!("to use a configuration: '-c {unknown}'")
+    } else {
+        return error;
+    };
+    error.remove(ContextKind::SuggestedSubcommand);
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error
 }
 
 fn complete(shell: Shell) -> ExitCode {

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
@@ -23,13 +23,14 @@ use crate::admin::metrics::Metrics;
 use crate::admin::{Admin, System};
 use crate::config::{self, Config};
 use crate::gateway::listener::bind;
+use crate::gateway::memory::Memory;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
 use crate::log::Logging;
 use crate::otlp::Tracer;
 use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
-use crate::registry::{Registration, Standing};
+use crate::registry::{Registration, Registry, Standing};
 use crate::service::activation::Passed;
 use crate::service::control;
 use crate::service::detach::{Launch, detach};
@@ -38,7 +39,7 @@ use crate::service::privileges::{self, Account};
 use crate::service::runtime;
 use crate::service::signals::{StatusSignal, StopSignals};
 use crate::service::socket_file::{self, SocketFile};
-use crate::service::status::{self, Door, Sources};
+use crate::service::status::{self, CertificateStatus, Door, Sources};
 use crate::service::systemd::Manager;
 use crate::service::watchdog;
 use crate::service::{descriptors, memory};
@@ -231,22 +232,19 @@ async fn serve(
     live.settings.limits.connections = descriptors::budget(memory::budget(&config.limits));
     configured.identities.measure(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
-    let settings = zookeeper::Settings {
-        hosts: config.zookeeper.hosts.clone(),
-        tls,
-        session_timeout: config.zookeeper.session_timeout,
-        metrics: metrics.clone(),
-        origins: tracer.origins(),
-    };
+    let settings = zookeeper_settings(config, tls, &metrics, &tracer);
 
     // The entry says `initializing` until there is somebody to serve.
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
     let resolver = Resolver::new(registry.clone(), listening.announcement.clone());
     if let Some(socket) = admin {
-        let system = System::new(&registration, registry, &resolver, logging.lost_lines());
+        let system = System::new(&registration, registry.clone(), &resolver, logging.lost_lines());
         let admin = Admin::new(&metrics, system);
         tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
+    let certificates = watch::Sender::new(configured.identities.certificates(config));
+    let memory = Arc::clone(resolver.memory());
+    let known = Known { registry, memory, certificates: certificates.subscribe() };
     let mut gateway =
         Gateway::open(listeners, resolver, live.settings, metrics.clone(), tracer.clone())?;
 
@@ -254,7 +252,8 @@ async fn serve(
     tokio::spawn(async move { watchdog::feed(&watched, probes).await });
 
     let told_to_stop = CancellationToken::new();
-    let sources = Arc::new(listening.sources(&registration, &gateway));
+    let sources = listening.sources(&registration, &gateway, &source, &configured.config, known);
+    let sources = Arc::new(sources);
     tokio::spawn(status::tell(status_signal, Arc::clone(&sources)));
     let (told, decider) = (told_to_stop.clone(), gateway.decider());
     if let Some(socket) = control {
@@ -267,6 +266,7 @@ async fn serve(
         zookeeper: zookeeper_tls,
         volume: logging.volume(),
         metrics,
+        certificates,
     };
 
     if let Some(launch) = launch {
@@ -301,6 +301,21 @@ async fn serve(
     })
 }
 
+fn zookeeper_settings(
+    config: &Config,
+    tls: watch::Receiver<zookeeper::Tls>,
+    metrics: &Metrics,
+    tracer: &Tracer,
+) -> zookeeper::Settings {
+    zookeeper::Settings {
+        hosts: config.zookeeper.hosts.clone(),
+        tls,
+        session_timeout: config.zookeeper.session_timeout,
+        metrics: metrics.clone(),
+        origins: tracer.origins(),
+    }
+}
+
 /// How it all ended.
 enum Ended {
     InOrder,
@@ -329,10 +344,18 @@ async fn end(
     }
 }
 
+/// What others know that `status` shows.
+struct Known {
+    registry: Registry,
+    memory: Arc<Memory>,
+    certificates: watch::Receiver<Vec<CertificateStatus>>,
+}
+
 /// What the listeners got, for others and for people.
 struct Listening {
     announcement: Announcement,
     doors: Vec<Door>,
+    admin: Option<SocketAddr>,
     text: String,
 }
 
@@ -361,21 +384,39 @@ impl Listening {
         let announcement =
             Announcement { hostname, public_port: port, zone: config.zone.clone(), use_ssl };
         let mut text = status::listening(config.zone.as_deref(), &doors);
-        if let Some(admin) = admin {
-            let address = admin.local_addr().context("the admin listener has no address")?;
+        let admin =
+            admin.map(|admin| admin.local_addr().context("the admin listener has no address"));
+        let admin = admin.transpose()?;
+        if let Some(address) = admin {
             text.push_str(&format!("; health and metrics on {address}"));
         }
-        Ok(Self { announcement, doors, text })
+        Ok(Self { announcement, doors, admin, text })
     }
 
     /// What there is to tell of a gateway that listens so.
-    fn sources(&self, registration: &Registration, gateway: &Gateway) -> Sources {
+    fn sources(
+        &self,
+        registration: &Registration,
+        gateway: &Gateway,
+        source: &Source,
+        config: &Config,
+        known: Known,
+    ) -> Sources {
+        let Known { registry, memory, certificates } = known;
         Sources {
             hostname: self.announcement.hostname.clone(),
             zone: self.announcement.zone.clone(),
+            configuration: source.path.clone(),
+            started: Instant::now(),
             listeners: self.doors.clone(),
+            admin: self.admin,
+            zookeeper: config.zookeeper.hosts.to_string(),
             state: registration.state(),
             standing: registration.standing(),
+            registry,
+            memory,
+            certificates,
+            usage: gateway.usage(),
             streams: gateway.streams(),
         }
     }

@@ -128,8 +128,8 @@ fn registration(config: &Config) -> String {
 
 fn certificate(path: &Path, identity: &Identity) -> String {
     let subject = identity.subject().unwrap_or_default();
-    let until = identity.not_after().and_then(|end| jiff::Timestamp::from_second(end).ok());
-    let until = until.map(|end| format!(", valid until {end}")).unwrap_or_default();
+    let until = identity.valid_until().map(|end| format!(", valid until {end}"));
+    let until = until.unwrap_or_default();
     format!("{}, subject \"{subject}\"{until}", path.display())
 }
 

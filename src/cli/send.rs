@@ -10,7 +10,11 @@ use anyhow::{Error, Result, anyhow, bail};
 use super::refuse;
 use crate::config;
 use crate::gateway::decision::RUNNING;
+use crate::registry::build::BuildId;
 use crate::service::control::{self, RELOADED, Request};
+
+/// The length of the UUIDs that Zuul makes.
+const UUID_DIGITS: usize = 32;
 
 /// What a gateway has answered, in lines.
 enum Answer {
@@ -42,7 +46,12 @@ pub(super) fn run(path: Option<&Path>, request: &Request) -> ExitCode {
     };
     match (answered, loaded) {
         (Ok(Answer::Done(text)), _) => print(&text, ExitCode::SUCCESS),
-        (Ok(Answer::NotFound(text)), _) => print(&text, ExitCode::FAILURE),
+        (Ok(Answer::NotFound(text)), _) => {
+            if let Request::Resolve { build, .. } = request {
+                hint_at_length(build);
+            }
+            print(&text, ExitCode::FAILURE)
+        }
         (Ok(Answer::Refused(text)), _) => {
             eprint!("{text}");
             ExitCode::FAILURE
@@ -76,6 +85,16 @@ fn ask(socket: &Path, request: &Request) -> Result<Answer> {
         }
         _ => Answer::Done(reply),
     })
+}
+
+/// Says that `build`, which was not found, is only a part of a UUID, if it is.
+fn hint_at_length(build: &BuildId) {
+    let digits = build.to_string().len();
+    if digits < UUID_DIGITS {
+        eprintln!(
+            "{build} is {digits} of the {UUID_DIGITS} digits of a UUID; a build is found by all of them"
+        );
+    }
 }
 
 fn no_socket(path: &Path, request: &Request) -> Error {

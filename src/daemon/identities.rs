@@ -7,6 +7,7 @@ use tracing::{error, warn};
 use crate::admin::metrics::{Metrics, Role};
 use crate::config::{self, Config};
 use crate::otlp;
+use crate::service::status::CertificateStatus;
 use crate::tls::{Finding, Identity, Use};
 
 /// All of them, read and found usable.
@@ -79,6 +80,21 @@ impl Identities {
                 warn!("{}", finding.text);
             }
         }
+    }
+
+    /// Our certificates, as `status` shows them; `config` names their files.
+    pub(super) fn certificates(&self, config: &Config) -> Vec<CertificateStatus> {
+        let gateway = config.tls.as_ref().zip(self.gateway.as_ref());
+        let gateway = gateway.map(|(files, identity)| ("gateway", files, identity));
+        let zookeeper = ("zookeeper", &config.zookeeper.tls, &self.zookeeper);
+        let all = gateway.into_iter().chain([zookeeper]);
+        all.map(|(role, files, identity)| CertificateStatus {
+            role,
+            file: files.cert.display().to_string(),
+            subject: identity.subject(),
+            not_after: identity.valid_until(),
+        })
+        .collect()
     }
 
     /// Tells until when the certificates are good.

@@ -23,6 +23,7 @@ use crate::log::Volume;
 use crate::registry::zookeeper;
 use crate::service::control::{RELOADED, Reload};
 use crate::service::signals::ReloadSignal;
+use crate::service::status::CertificateStatus;
 use crate::service::systemd::Manager;
 use crate::service::{descriptors, memory};
 use crate::tls::{self, Acceptor, Identity, Names};
@@ -142,6 +143,8 @@ pub(super) struct Reloader {
     pub(super) zookeeper: watch::Sender<zookeeper::Tls>,
     pub(super) volume: Volume,
     pub(super) metrics: Metrics,
+    /// Those in use, for `status`.
+    pub(super) certificates: watch::Sender<Vec<CertificateStatus>>,
 }
 
 /// All that a reload changes.
@@ -212,6 +215,8 @@ impl Reloader {
         self.zookeeper.send_replace(live.zookeeper);
         self.volume.set(configured.config.log.level);
         configured.identities.measure(&self.metrics);
+        let certificates = configured.identities.certificates(&configured.config);
+        self.certificates.send_replace(certificates);
 
         let path = self.source.path.display();
         let (changed, restart) = (taken.join("; "), waiting.join("; "));

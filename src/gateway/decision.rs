@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::Context;
 use super::memory::{Attempt, Standing};
-use super::upstream::Upstream;
+use super::upstream::{HopAddress, Upstream};
 use crate::registry::LookupError;
 use crate::registry::build::{Build, BuildId, Place};
 
@@ -44,8 +44,12 @@ pub(crate) struct Decision {
     attempts: Vec<Tried>,
 }
 
+/// One hop, and what became of asking it.
 #[derive(Serialize)]
-struct Hop {
+pub(crate) struct Hop {
+    #[serde(flatten)]
+    address: Option<HopAddress>,
+    /// The same for people, as in the attempts.
     hop: String,
     /// `executor`, or of a gateway `ok`, `never tried`, `due`, `avoided` or `leads back`.
     state: &'static str,
@@ -119,8 +123,8 @@ impl Decider {
 }
 
 impl Hop {
-    fn of(hop: &Upstream, memory: &super::memory::Memory) -> Self {
-        let name = hop.to_string();
+    pub(crate) fn of(hop: &Upstream, memory: &super::memory::Memory) -> Self {
+        let (name, address) = (hop.to_string(), Some(HopAddress::from(hop)));
         let plain = |state| (state, 0, None, None);
         let (state, failures, avoided_seconds, last_failure) = match hop {
             Upstream::Executor(_) => plain("executor"),
@@ -134,7 +138,7 @@ impl Hop {
                 }
             },
         };
-        Self { hop: name, state, failures, avoided_seconds, last_failure }
+        Self { address, hop: name, state, failures, avoided_seconds, last_failure }
     }
 }
 
@@ -230,8 +234,9 @@ impl Decision {
 }
 
 impl Hop {
-    fn text(&self) -> String {
-        let Self { hop, state, failures, avoided_seconds, last_failure } = self;
+    /// The hop and how it stands, for people.
+    pub(crate) fn text(&self) -> String {
+        let Self { hop, state, failures, avoided_seconds, last_failure, .. } = self;
         let last = last_failure.as_deref().unwrap_or_default();
         let times = if *failures == 1 { "once".to_owned() } else { format!("{failures} times") };
         match (*state, avoided_seconds) {
@@ -255,6 +260,7 @@ mod tests {
     fn decision(state: &'static str) -> Decision {
         let running = state == "running";
         let hop = |hop: &str, state, failures, avoided_seconds, last: Option<&str>| Hop {
+            address: None,
             hop: hop.to_owned(),
             state,
             failures,

@@ -157,6 +157,19 @@ impl Cutter {
     }
 }
 
+/// How much of its limits a gateway uses.
+pub(crate) struct Usage {
+    sessions: TaskTracker,
+    cx: watch::Receiver<Arc<Context>>,
+}
+
+impl Usage {
+    /// The connections that are open, and as many as may be.
+    pub(crate) fn connections(&self) -> (usize, usize) {
+        (self.sessions.len(), self.cx.borrow().limits.connections)
+    }
+}
+
 impl Gateway {
     /// Takes connections from `sockets`, which are bound, as `settings` say.
     ///
@@ -233,6 +246,11 @@ impl Gateway {
     /// The connections open now.
     pub(crate) fn connections(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// How many connections there are, and may be, to be looked at at any time.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage { sessions: self.sessions.clone(), cx: self.cx.subscribe() }
     }
 
     /// The streams that run, to be looked at at any time.

@@ -81,7 +81,7 @@ impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(super) fn listed(&self, hop: &Upstream) -> Listed {
         let network = self.of_address.and_then(AddressPlace::network);
-        self.cx.streams.begin(*self.peer, self.build, hop.to_string(), self.began, network)
+        self.cx.streams.begin(*self.peer, self.build, hop.clone(), self.began, network)
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.

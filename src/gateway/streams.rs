@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
+use super::upstream::Upstream;
 use crate::registry::build::BuildId;
 
 /// All running streams, in the order in which they began.
@@ -24,7 +25,7 @@ struct Running {
 pub(crate) struct Stream {
     pub(crate) peer: SocketAddr,
     pub(crate) build: BuildId,
-    pub(crate) route: String,
+    pub(crate) hop: Upstream,
     pub(crate) began: Instant,
     /// The client network that its connection counts for.
     pub(crate) network: Option<IpNet>,
@@ -51,12 +52,12 @@ impl Streams {
         &self,
         peer: SocketAddr,
         build: &BuildId,
-        route: String,
+        hop: Upstream,
         began: Instant,
         network: Option<IpNet>,
     ) -> Listed {
         let (build, bytes) = (build.clone(), AtomicU64::new(0));
-        let stream = Arc::new(Stream { peer, build, route, began, network, bytes });
+        let stream = Arc::new(Stream { peer, build, hop, began, network, bytes });
         let mut running = self.lock();
         let number = running.begun;
         running.begun += 1;
@@ -106,23 +107,28 @@ impl Drop for Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::build::Executor;
 
     #[test]
     fn a_stream_is_listed_as_long_as_it_runs() {
         let streams = Streams::default();
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let build = BuildId::new("ab").expect("a build id");
+        let hop = |hostname: &str| {
+            let hostname = hostname.to_owned();
+            Upstream::Executor(Executor { hostname, port: 7900, zone: None })
+        };
         let begin =
-            |route: &str| streams.begin(peer, &build, route.to_owned(), Instant::now(), None);
+            |hostname: &str| streams.begin(peer, &build, hop(hostname), Instant::now(), None);
         let (first, second) = (begin("first"), begin("second"));
         second.add(2);
         second.add(3);
         let listed = || -> Vec<_> {
-            streams.list().iter().map(|stream| (stream.route.clone(), stream.bytes())).collect()
+            streams.list().iter().map(|stream| (stream.hop.clone(), stream.bytes())).collect()
         };
-        assert_eq!(listed(), [("first".to_owned(), 0), ("second".to_owned(), 5)]);
+        assert_eq!(listed(), [(hop("first"), 0), (hop("second"), 5)]);
         drop(first);
-        assert_eq!(listed(), [("second".to_owned(), 5)]);
+        assert_eq!(listed(), [(hop("second"), 5)]);
         drop(second);
         assert_eq!(listed(), []);
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use rustls::pki_types::ServerName;
+use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -52,6 +53,25 @@ impl Upstream {
                 ("gateway", hostname, *port, zone.as_deref(), *tls)
             }
         }
+    }
+}
+
+/// A next hop in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct HopAddress {
+    /// `executor` or `gateway`.
+    kind: &'static str,
+    host: String,
+    port: u16,
+    zone: Option<String>,
+    tls: bool,
+}
+
+impl From<&Upstream> for HopAddress {
+    fn from(hop: &Upstream) -> Self {
+        let (kind, host, port, zone, tls) = hop.fields();
+        let zone = zone.map(str::to_owned);
+        Self { kind, host: host.to_owned(), port, zone, tls }
     }
 }
 

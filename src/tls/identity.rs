@@ -153,6 +153,12 @@ impl Identity {
         Some(certificate.validity().not_after.timestamp())
     }
 
+    /// Until when our certificate is good, in RFC 3339.
+    pub(crate) fn valid_until(&self) -> Option<String> {
+        let end = jiff::Timestamp::from_second(self.not_after()?).ok()?;
+        Some(end.to_string())
+    }
+
     /// The subject of our certificate, printable and at most 200 characters long.
     pub(crate) fn subject(&self) -> Option<String> {
         let (_, certificate) = X509Certificate::from_der(self.chain.first()?).ok()?;

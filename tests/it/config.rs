@@ -800,6 +800,42 @@ async fn nothing_is_bound_with_a_faulty_configuration() {
 }
 
 #[tokio::test]
+async fn common_mistakes_on_the_command_line_have_a_tip() {
+    let stderr = async |arguments: &[&str]| {
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+        let Outcome { code, stderr, .. } = run(&arguments).await;
+        assert_eq!(code, Some(2), "{arguments:?}: {stderr}");
+        stderr
+    };
+    for arguments in [&["check", "/etc/zuul/gw.toml"][..], &["/etc/zuul/gw.toml"]] {
+        let told = stderr(arguments).await;
+        let tip = "tip: to use a configuration: '-c /etc/zuul/gw.toml'";
+        assert!(told.contains(tip), "{arguments:?}: {told}");
+    }
+    let told = stderr(&["start"]).await;
+    assert!(
+        told.contains("tip: without a command it runs") && !told.contains("'status'"),
+        "{told}"
+    );
+    assert!(stderr(&["stauts"]).await.contains("a similar subcommand exists: 'status'"));
+}
+
+/// Help fits a terminal of 80 columns, and ends with examples.
+#[tokio::test]
+async fn help_is_wrapped() {
+    for arguments in [&["-h"][..], &["--help"], &["check", "--help"], &["resolve", "-h"]] {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).env("COLUMNS", "80").stdin(Stdio::null()).kill_on_drop(true);
+        let output = within("help", command.output()).await.expect("the program");
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        let longest = text.lines().max_by_key(|line| line.chars().count()).expect("lines");
+        assert!(longest.chars().count() <= 80, "{arguments:?}: {longest}");
+        let examples = text.contains("Examples:\n") && text.contains("See zuul-fingergw(8)");
+        assert_eq!(examples, !arguments[0].starts_with(char::is_alphabetic), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_port_in_use() {
     let (files, authority) = (Files::new(), Authority::new());
     let identity = authority.identity("localhost");

@@ -267,9 +267,12 @@ async fn resolve_tells_the_decision() {
     let mut now = resolve(&config, &build).await;
     let here = format!("localhost:{} of zone east", gateway.port());
     let hops = json!([
-        {"hop": hop, "state": "never tried", "failures": 0, "avoided_seconds": null,
-         "last_failure": null},
-        {"hop": format!("executor {place}"), "state": "executor", "failures": 0,
+        {"kind": "gateway", "host": "localhost", "port": forward.address.port(), "zone": "west",
+         "tls": false, "hop": hop, "state": "never tried", "failures": 0,
+         "avoided_seconds": null, "last_failure": null},
+        {"kind": "executor", "host": executor.address.ip().to_string(),
+         "port": executor.address.port(), "zone": "west", "tls": false,
+         "hop": format!("executor {place}"), "state": "executor", "failures": 0,
          "avoided_seconds": null, "last_failure": null},
     ]);
     let expected = json!({
@@ -296,6 +299,13 @@ async fn resolve_tells_the_decision() {
     assert_eq!((&failed["hop"], &failed["build"]), (&json!(hop), &json!(build)));
     assert_eq!(failed["failure"], state["last_failure"]);
     assert_eq!((&brought["failure"], &brought["hop"]), (&Value::Null, &now["hops"][1]["hop"]));
+    // As it stands in other programs, and half of it.
+    let dashed = format!("{}-{}", build[..8].to_uppercase(), &build[8..]);
+    let Outcome { stdout, .. } = program(&["resolve", &dashed], &config).await;
+    assert!(stdout.starts_with(&format!("running: {build} ")), "{stdout}");
+    let Outcome { code, stderr, .. } = program(&["resolve", &build[..6]], &config).await;
+    let hint = format!("{} is 6 of the 32 digits of a UUID; ", &build[..6]);
+    assert!(code == Some(1) && stderr.starts_with(&hint), "{stderr}");
     let Outcome { code, stdout, .. } = program(&["resolve", &build], &config).await;
     assert_eq!(code, Some(0));
     let lines: Vec<_> = stdout.lines().collect();
@@ -343,7 +353,8 @@ async fn resolve_without_a_decision() {
     let waiting = system.put_build(Some("west"), None).await;
     let broken = "0123456789abcdef0123456789abcdef";
     system.put(&request_path(None, broken), b"{\"worker_info\": 1}").await;
-    for (build, state) in [("abc", "unknown"), (&waiting, "waiting"), (broken, "error")] {
+    let nowhere = "abcdef0123456789abcdef0123456789";
+    for (build, state) in [(nowhere, "unknown"), (&waiting, "waiting"), (broken, "error")] {
         let Outcome { code, stdout, stderr } = program(&["resolve", build], &config).await;
         assert_eq!((code, stderr.as_str()), (Some(1), ""), "{stdout}");
         assert!(stdout.starts_with(&format!("{state}: ")), "{stdout}");

@@ -25,6 +25,7 @@ use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{BINARY, Builder, open_to_all};
+use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, System};
 use crate::support::{DEADLINE, within};
 
@@ -229,7 +230,9 @@ async fn the_status_lists_streams() {
     let peer = client.stream.local_addr().expect("an address").to_string();
     assert_eq!((&stream["peer"], &stream["build"]), (&json!(peer), &json!(build)));
     let route = format!("executor {}", executor.address);
-    assert_eq!(stream["route"], json!(route));
+    let (host, port) = (executor.address.ip().to_string(), executor.address.port());
+    let hop = json!({"kind": "executor", "host": host, "port": port, "zone": null, "tls": false});
+    assert_eq!(stream["hop"], hop);
     assert!(stream["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{now}");
     let [plain, tls] = [0, 1].map(|index| gateway.addresses[index].to_string());
     let listeners = json!([
@@ -237,12 +240,29 @@ async fn the_status_lists_streams() {
         { "address": tls, "tls": true, "advertised": true },
     ]);
     let name = &system.entries().await[0].name;
+    let zookeeper = json!({
+        "hosts": system.hosts(), "connected": true, "entry": name, "disconnected_seconds": null,
+        "trouble": null,
+    });
+    let certificate = |role, identity: &Identity, subject| {
+        let file = &identity.cert;
+        json!({"role": role, "file": file, "subject": subject, "not_after": "4096-01-01T00:00:00Z"})
+    };
     let expected = json!({
         "version": env!("CARGO_PKG_VERSION"), "pid": gateway.pid().as_raw_nonzero().get(),
-        "state": "running", "hostname": "localhost", "zone": "west", "listeners": listeners,
-        "zookeeper": format!("registered as {name}"), "streams": [stream],
+        "state": "running", "hostname": "localhost", "zone": "west", "configuration": config,
+        "uptime_seconds": now["uptime_seconds"], "listeners": listeners, "admin": null,
+        "zookeeper": zookeeper,
+        "certificates": [
+            certificate("gateway", &identity, "CN=localhost"),
+            certificate("zookeeper", &system.zookeeper.identity, "CN=client"),
+        ],
+        "connections": {"open": 1, "limit": now["connections"]["limit"]}, "gateways": [],
+        "streams": [stream],
     });
     assert_eq!(now, expected);
+    assert!(now["uptime_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{now}");
+    assert!(now["connections"]["limit"].as_u64().is_some_and(|limit| limit > 100), "{now}");
 
     let Outcome { code, stdout, .. } = program(&["status"], &config).await;
     assert_eq!(code, Some(0));
@@ -252,9 +272,19 @@ async fn the_status_lists_streams() {
         format!("zuul-fingergw {} on localhost, pid {pid}: running", env!("CARGO_PKG_VERSION"));
     let doors = format!("zone west; plain {plain}, TLS {tls}");
     let zookeeper = format!("ZooKeeper: registered as {name}");
-    assert_eq!(lines[..4], [&head, &doors, &zookeeper, "1 stream:"]);
+    assert_eq!(lines[..3], [&head, &doors, &zookeeper]);
+    let up = lines[3].starts_with("up for ") && lines[3].ends_with(&*config.to_string_lossy());
+    assert!(up && lines[4].starts_with("connections: 1 of at most "), "{stdout}");
+    let certificate = |role: &str, identity: &Identity| {
+        let file = identity.cert.display();
+        format!("certificate ({role}): {file}, valid until 4096-01-01T00:00:00Z")
+    };
+    let certificates =
+        [certificate("gateway", &identity), certificate("zookeeper", &system.zookeeper.identity)];
+    assert_eq!(lines[5..7], certificates);
+    assert_eq!(lines[7..9], ["no gateway of another zone is registered", "1 stream:"]);
     let end = format!(" s, 6 bytes of {build} from {route} to {peer}");
-    assert!(lines.len() == 5 && lines[4].ends_with(&end), "{stdout}");
+    assert!(lines.len() == 10 && lines[9].ends_with(&end), "{stdout}");
 
     log.finish().await;
     assert_eq!(client.text().await, "");
@@ -279,6 +309,48 @@ async fn ipv4_clients_of_a_listener_for_both_are_written_as_ipv4() {
     let logged =
         |line: &str| line.contains("stream ended") && line.contains(&format!("peer={peer} "));
     gateway.logged("its line", logged).await;
+}
+
+#[tokio::test]
+async fn the_status_lists_the_gateways_of_other_zones() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).zone("west").control();
+    let config = builder.write();
+    let _gateway = builder.ready().await;
+    system.put_gateway(Some("east"), Some(7979), true, "running").await;
+    system.put_gateway(Some("north"), Some(7980), true, "stopped").await;
+    let now = status_until(&config, |status| status["gateways"] != json!([])).await;
+    let hop = "gateway localhost:7979 of zone east (TLS)";
+    let expected = json!([{
+        "kind": "gateway", "host": "localhost", "port": 7979, "zone": "east", "tls": true,
+        "hop": hop, "state": "never tried", "failures": 0, "avoided_seconds": null,
+        "last_failure": null,
+    }]);
+    assert_eq!(now["gateways"], expected);
+    let Outcome { stdout, .. } = program(&["status"], &config).await;
+    let lines = format!("\ngateways of other zones:\n  {hop}: never tried\nno streams\n");
+    assert!(stdout.ends_with(&lines), "{stdout}");
+}
+
+#[tokio::test]
+async fn the_status_has_the_cause_where_zookeeper_cannot_be_reached() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    proxy.refuse();
+    let mut builder = Builder::new(&system).control();
+    builder.hosts = system.hosts_by(&proxy);
+    let config = builder.write();
+    let _gateway = builder.start().await;
+    let now = status_until(&config, |status| !status["zookeeper"]["trouble"].is_null()).await;
+    let zookeeper = &now["zookeeper"];
+    assert_eq!((&zookeeper["connected"], &zookeeper["entry"]), (&json!(false), &Value::Null));
+    assert!(zookeeper["disconnected_seconds"].is_number(), "{now}");
+    let trouble = zookeeper["trouble"].as_str().expect("a text");
+    assert!(trouble.starts_with(&format!("{}: ", proxy.address)), "{trouble}");
+    let Outcome { stdout, .. } = program(&["status"], &config).await;
+    let line = stdout.lines().find(|line| line.starts_with("ZooKeeper: ")).expect("its line");
+    let cause = format!(" s: {}: ", proxy.address);
+    assert!(line.starts_with("ZooKeeper: not connected for ") && line.contains(&cause), "{line}");
 }
 
 /// Upstream's programs write down what their threads do and go on.
