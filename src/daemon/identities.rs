@@ -86,5 +86,8 @@ impl Identities {
         let of_gateway = self.gateway.as_ref().and_then(Identity::not_after);
         metrics.certificate(Role::Gateway, of_gateway);
         metrics.certificate(Role::ZooKeeper, self.zookeeper.not_after());
+        let of_gateway = self.gateway.as_ref().and_then(Identity::authority_not_after);
+        metrics.certificate(Role::GatewayAuthority, of_gateway);
+        metrics.certificate(Role::ZooKeeperAuthority, self.zookeeper.authority_not_after());
     }
 }

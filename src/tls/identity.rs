@@ -9,11 +9,13 @@ use std::{fmt, io};
 use anyhow::{Error, Result, anyhow, bail};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
-use x509_parser::asn1_rs::{Any, Oid, oid};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authorities::Authorities;
+use super::certificate::Validity;
 use super::error_text::describe_tls;
+use super::file_format::other_format;
+use super::identity_lint;
 use super::lint::{self, Finding, Use, quoted};
 use super::pem::{self, Block, Content};
 use super::private_key::{self, Unsupported};
@@ -88,13 +90,13 @@ impl Identity {
 
         let mut found = match (&chain, &authorities) {
             (Ok(chain), Ok(authorities)) => {
-                lint::certificates(chain, authorities, files, purpose, now)
+                identity_lint::certificates(chain, authorities, files, purpose, now)
             }
             (Ok(chain), Err(_)) => lint::chain(chain, files, purpose, now),
             (Err(_), _) => Vec::new(),
         };
         if key_read.is_ok() {
-            found.extend(lint::key_mode(&files.key));
+            found.extend(identity_lint::key_mode(&files.key));
         }
         Self::of((&cert, chain), (&key, key_read), authorities)
             .map(|identity| Self { findings: found.clone(), ..identity })
@@ -150,6 +152,16 @@ impl Identity {
     pub(crate) fn not_after(&self) -> Option<i64> {
         let (_, certificate) = X509Certificate::from_der(self.chain.first()?).ok()?;
         Some(certificate.validity().not_after.timestamp())
+    }
+
+    /// When the first of the authorities ends that has not ended yet, or the last one that has, in
+    /// seconds since the epoch.
+    pub(crate) fn authority_not_after(&self) -> Option<i64> {
+        let now = UnixTime::now();
+        let each = self.authorities.certificates().iter().filter_map(Validity::of);
+        let (valid, ended): (Vec<_>, Vec<_>) = each.partition(|validity| validity.contains(now));
+        let first = valid.iter().map(|validity| validity.until).min();
+        first.or_else(|| ended.iter().map(|validity| validity.until).max())
     }
 
     /// Whether `other` shows the same certificate.
@@ -289,66 +301,6 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
     } else {
         anyhow!("{name}: cannot be read: {error}")
     }
-}
-
-/// The content types of PKCS#7 with certificates, and of PKCS#12 (RFC 2315, section 14; RFC 7292,
-/// section 4).
-const SIGNED_DATA: Oid<'static> = oid!(1.2.840.113549.1.7.2);
-const DATA: Oid<'static> = oid!(1.2.840.113549.1.7.1);
-
-/// Names the format of a file that is not PEM, with the command that converts it.
-fn other_format(path: &Path, bytes: &[u8]) -> Option<Error> {
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        let (shown, pem) = (quoted(path), quoted(format!("{}.pem", path.display())));
-        return Some(anyhow!(
-            "{}: is UTF-16, not PEM; convert it: iconv -f UTF-16 -t UTF-8 {shown} >{pem}",
-            path.display()
-        ));
-    }
-    // Text around the blocks may be of any encoding.
-    if std::str::from_utf8(bytes).is_ok() || contains_begin(bytes) {
-        return None;
-    }
-    let (name, shown) = (path.display(), quoted(path));
-    let pem = quoted(format!("{name}.pem"));
-    let (format, command) = if X509Certificate::from_der(bytes).is_ok() {
-        ("DER", format!("openssl x509 -inform DER -in {shown} -out {pem}"))
-    } else if first_oids(bytes).contains(&SIGNED_DATA) {
-        ("PKCS#7", format!("openssl pkcs7 -inform DER -in {shown} -print_certs -out {pem}"))
-    } else if first_oids(bytes).contains(&DATA) {
-        ("PKCS#12", format!("openssl pkcs12 -in {shown} -nodes -out {pem}"))
-    } else if PrivateKeyDer::try_from(bytes).is_ok() {
-        ("DER", format!("openssl pkey -inform DER -in {shown} -out {pem}"))
-    } else {
-        return Some(anyhow!(
-            "{name}: is not PEM (binary data); see what is in it: openssl storeutl -noout {shown}"
-        ));
-    };
-    Some(anyhow!("{name}: is {format}, not PEM; turn it into PEM: {command}"))
-}
-
-fn contains_begin(bytes: &[u8]) -> bool {
-    let begin = b"-----BEGIN ";
-    bytes.windows(begin.len()).any(|window| window == begin)
-}
-
-/// The object identifiers among the first elements of a DER structure, and of the structures in it:
-/// where PKCS#7 and PKCS#12 name their content.
-fn first_oids(der: &[u8]) -> Vec<Oid<'_>> {
-    fn elements(der: &[u8]) -> Vec<Any<'_>> {
-        let (mut rest, mut found) = (der, Vec::new());
-        while let Ok((after, element)) = Any::from_der(rest) {
-            found.push(element);
-            rest = after;
-        }
-        found
-    }
-    let outer = elements(der).into_iter().take(1).flat_map(|outer| elements(outer.data));
-    let outer: Vec<_> = outer.collect();
-    let inner = outer.iter().filter(|element| element.header.is_constructed());
-    let inner = inner.flat_map(|element| elements(element.data));
-    let all = outer.clone().into_iter().chain(inner);
-    all.filter_map(|element| element.oid().ok()).map(|oid| oid.to_owned()).collect()
 }
 
 /// A fault of a PEM file, with the command that shows what is in it.

@@ -142,6 +142,10 @@ async fn a_renewed_certificate() {
     let of_gateway = served.metric(&format!("{not_after}{{role=\"gateway\"}}")).await;
     assert_eq!(of_gateway, until.unix_timestamp() as f64);
     assert!(served.metric(&format!("{not_after}{{role=\"zookeeper\"}}")).await > of_gateway);
+    for role in ["gateway_ca", "zookeeper_ca"] {
+        let end = served.metric(&format!("{not_after}{{role=\"{role}\"}}")).await;
+        assert!(end > of_gateway, "{role}: {end}");
+    }
 
     assert_eq!(served.reloads().await, ["nothing has changed"]);
     flow.ends().await;
