@@ -4,7 +4,6 @@
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::ServerCertVerifier;
@@ -43,7 +42,7 @@ pub(super) fn certificates(
              shuts out a certificate is another authority",
             files.ca.display()
         );
-        findings.push(Finding { severity: Severity::Warning, text });
+        findings.push(Finding::new(Severity::Warning, &files.keys.ca, text));
     }
     findings
 }
@@ -85,7 +84,7 @@ fn path(
         },
         CertificateError::UnknownIssuer => {
             format!(
-                "is not signed by an authority in {ca}; and no intermediate in {cert} leads to one"
+                "is not signed by an authority in {ca}, and no intermediate in {cert} leads to one"
             )
         }
         error => describe_certificate(error),
@@ -95,7 +94,7 @@ fn path(
          -CAfile {ca} -untrusted {cert} {cert}",
         files.cert.display()
     );
-    Some(Finding { severity: Severity::Warning, text })
+    Some(Finding::new(Severity::Warning, &files.keys.cert, text))
 }
 
 /// The dates of the authorities, which rustls does not look at, but OpenSSL does, and with it Zuul's
@@ -126,14 +125,15 @@ fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<F
             files.ca.display(),
             quoted(&files.ca)
         );
-        findings.push(Finding { severity: Severity::Warning, text });
+        findings.push(Finding::new(Severity::Warning, &files.keys.ca, text));
     }
     findings
 }
 
 /// Whether every user of this host can read the private key. In a container that is this program's own
 /// there is nobody else, and orchestrators mount secrets so.
-pub(super) fn key_mode(key: &Path) -> Option<Finding> {
+pub(super) fn key_mode(files: &Files) -> Option<Finding> {
+    let key = &files.key;
     let mode = fs::metadata(key).ok()?.mode();
     if mode & 0o004 == 0 || std::process::id() == 1 {
         return None;
@@ -144,5 +144,5 @@ pub(super) fn key_mode(key: &Path) -> Option<Finding> {
         mode & 0o7777,
         quoted(key)
     );
-    Some(Finding { severity: Severity::Warning, text })
+    Some(Finding::new(Severity::Warning, &files.keys.key, text))
 }

@@ -45,24 +45,57 @@ pub(super) enum Severity {
     Warning,
 }
 
-/// One thing that is amiss.
+/// One thing that is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(super) severity: Severity,
-    /// File, fault and the command that shows or mends it.
-    pub(crate) text: String,
+    /// The keys of the configuration that name the file.
+    pub(super) keys: Vec<String>,
+    /// File, fault and the command that shows or fixes it.
+    pub(super) text: String,
 }
 
 impl Finding {
+    pub(super) fn new(severity: Severity, key: &str, text: String) -> Self {
+        let key = (!key.is_empty()).then(|| key.to_owned());
+        Self { severity, keys: key.into_iter().collect(), text }
+    }
+
     pub(crate) fn is_error(&self) -> bool {
         self.severity == Severity::Error
+    }
+
+    /// Key, file, fault and command, without the severity.
+    pub(crate) fn message(&self) -> String {
+        match self.keys.join(" and ") {
+            keys if keys.is_empty() => self.text.clone(),
+            keys => format!("{keys} = {}", self.text),
+        }
+    }
+
+    /// All of `findings`, each once: what two keys name is reported with both.
+    pub(crate) fn merged(findings: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut merged: Vec<Self> = Vec::new();
+        for mut finding in findings {
+            let same = |other: &&mut Self| {
+                (other.severity, &other.text) == (finding.severity, &finding.text)
+            };
+            match merged.iter_mut().find(same) {
+                Some(other) => {
+                    finding.keys.retain(|key| !other.keys.contains(key));
+                    other.keys.append(&mut finding.keys);
+                }
+                None => merged.push(finding),
+            }
+        }
+        merged
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = if self.is_error() { "" } else { "warning: " };
-        write!(f, "{severity}{}", self.text)
+        write!(f, "{severity}{}", self.message())
     }
 }
 
@@ -88,7 +121,7 @@ pub(super) fn chain(
             chain.len(),
             quoted(&files.cert)
         );
-        findings.push(Finding { severity: Severity::Error, text });
+        findings.push(Finding::new(Severity::Error, &files.keys.cert, text));
     }
     for (index, der) in chain.iter().enumerate() {
         let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
@@ -127,7 +160,7 @@ fn intermediate(
         quoted(&files.cert)
     );
     let valid = (from.timestamp()..=to.timestamp()).contains(&now);
-    (!valid).then_some(Finding { severity: Severity::Warning, text })
+    (!valid).then(|| Finding::new(Severity::Warning, &files.keys.cert, text))
 }
 
 /// The certificate that is ours.
@@ -142,7 +175,7 @@ struct Own<'c> {
 impl Own<'_> {
     fn find(&mut self, severity: Severity, fault: &str, command: &str) {
         let text = format!("{}: {fault}: {command}", self.files.cert.display());
-        self.findings.push(Finding { severity, text });
+        self.findings.push(Finding::new(severity, &self.files.keys.cert, text));
     }
 
     fn dates(&mut self, now: i64) {
@@ -248,7 +281,7 @@ impl Own<'_> {
     /// the names it has and should have, good for both sides. `CA.key` stands for the authority's
     /// key, which is hardly on this machine.
     fn issue(&self) -> String {
-        let Files { cert, key, ca } = self.files;
+        let Files { cert, key, ca, .. } = self.files;
         let subject = common_name(self.certificate).filter(|name| is_plain(name));
         let mut command = format!(
             "openssl req -x509 -new -key {} -subj {} -CA {} -CAkey CA.key -days 365 -addext \
@@ -331,7 +364,6 @@ pub(super) fn quoted(text: impl AsRef<Path>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::time::Duration;
 
     use rcgen::ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
@@ -358,8 +390,7 @@ mod tests {
     }
 
     fn files() -> Files {
-        let [cert, key, ca] = ["/gw.crt", "/gw.key", "/ca.crt"].map(PathBuf::from);
-        Files { cert, key, ca }
+        Files::of("/gw.crt", "/gw.key", "/ca.crt")
     }
 
     /// What is said, without the file in front.

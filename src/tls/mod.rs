@@ -29,7 +29,7 @@ pub(crate) use self::client::{Connector, Names, connector};
 pub(crate) use self::collector::collector_connector;
 pub(crate) use self::error_text::describe;
 pub(crate) use self::failure::Failure;
-pub(crate) use self::identity::{Files, Identity};
+pub(crate) use self::identity::{Files, Identity, Keys};
 pub(crate) use self::lint::{Finding, Use};
 pub(crate) use self::server::{Acceptor, ClientCertificate, acceptor};
 pub(crate) use self::zookeeper::{zookeeper_certs, zookeeper_options};
