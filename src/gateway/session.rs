@@ -65,10 +65,8 @@ pub(super) use log_stream;
 
 /// What a client has asked for.
 pub(super) struct Asked<'a> {
-    pub(super) build: &'a BuildId,
-    pub(super) peer: &'a SocketAddr,
-    /// The place of the client's address, unless it is known otherwise.
-    of_address: Option<&'a AddressPlace>,
+    pub(super) build: BuildId,
+    pub(super) caller: &'a Caller,
     /// When it was known where the build runs.
     began: Instant,
     pub(super) span: Span,
@@ -80,13 +78,14 @@ pub(super) struct Asked<'a> {
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(super) fn listed(&self, hop: &Upstream) -> Listed {
-        let network = self.of_address.and_then(AddressPlace::network);
-        self.cx.streams.begin(*self.peer, self.build, hop.clone(), self.began, network)
+        let Caller { peer, of_address, .. } = self.caller;
+        let network = of_address.as_ref().and_then(AddressPlace::network);
+        self.cx.streams.begin(*peer, &self.build, hop.clone(), self.began, network)
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, peer, began, span, cx, logged, .. } = self;
+        let Self { build, caller: Caller { peer, .. }, began, span, cx, logged } = self;
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         span.over(hop, route, bytes);
@@ -128,9 +127,8 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    let (peer, of_address) = (&caller.peer, caller.of_address.as_ref());
-    let (began, logged) = (Instant::now(), cx.logs_stream_of(*peer));
-    let asked = Asked { build: &build, peer, of_address, began, span, cx, logged };
+    let (began, logged) = (Instant::now(), cx.logs_stream_of(caller.peer));
+    let asked = Asked { build, caller, began, span, cx, logged };
     stream_from(&hops, client, &asked).await
 }
 
