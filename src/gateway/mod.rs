@@ -13,6 +13,7 @@ mod dial;
 mod failover;
 mod familiar;
 pub(crate) mod finger;
+mod heap;
 pub(crate) mod listener;
 pub(crate) mod memory;
 pub(crate) mod outcome;
@@ -45,6 +46,7 @@ use self::bounds::Bounds;
 use self::decision::Decider;
 use self::dial::Dialer;
 use self::familiar::Familiar;
+use self::heap::HeapTrimmer;
 use self::listener::Listener;
 use self::pulse::{Probe, pulse};
 use self::resolver::Resolver;
@@ -85,6 +87,7 @@ pub(crate) struct Context {
     /// Streams that wait for their clients, and those that have waited for long.
     waiting: Waiting,
     stalled: Waiting,
+    heap: HeapTrimmer,
     tracer: Tracer,
     /// Cancelled when the grace period is over: what still runs is cut.
     pub(crate) cut: CancellationToken,
@@ -178,6 +181,7 @@ impl Gateway {
             streams: streams.clone(),
             waiting: Waiting::all(),
             stalled: Waiting::stalled(),
+            heap: HeapTrimmer::default(),
             tracer,
             cut: cut.clone(),
         }));
