@@ -18,6 +18,7 @@ pub(crate) const PAGE: [(&str, &[&Descriptor]); 7] = [
         &[
             &ROUTES,
             &CONNECT,
+            &EXECUTOR_WAIT,
             &FAILOVERS,
             &WIRING_FAULTS,
             &NO_LOCAL_PORT,
@@ -261,6 +262,17 @@ pub(super) const CONNECT: Descriptor = Descriptor {
     help: "Reaching a next hop, TLS handshake included, from 0.0005 to 10 s; successes only",
     labels: &[Label { name: "route", values: Values::These(&ROUTE_VALUES) }],
     advice: "It jumps to 1 s or 3 s: packets are lost on the way.",
+};
+
+pub(super) const EXECUTOR_WAIT: Descriptor = Descriptor {
+    name: "zuul_fingergw_executor_wait_seconds",
+    kind: Histogram,
+    unit: Unit::Seconds,
+    help: "Waiting until fewer than three connections to the executor wait for their first byte, from \
+           0.0005 to 10 s; requests that did not have to wait are not among them",
+    labels: &[],
+    advice: "Below a second: many ask at the same moment, and are served. Seconds: an executor that \
+             is slow to answer, or hangs; the log's lines `stream ended` name it.",
 };
 
 pub(super) const FAILOVERS: Descriptor = Descriptor {

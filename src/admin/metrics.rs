@@ -41,6 +41,7 @@ pub(crate) struct Metrics {
     routes: Counters,
     lookup: Histogram,
     connect: Histograms,
+    executor_wait: Histogram,
     first_byte: HistogramWithExemplars<TraceId>,
     stream: Histogram,
     streamed: Counter,
@@ -180,6 +181,7 @@ impl Default for Metrics {
             routes: Family::default(),
             lookup: short(),
             connect: Family::new_with_constructor(short as fn() -> Histogram),
+            executor_wait: short(),
             first_byte: HistogramWithExemplars::new(SHORT.into_iter()),
             stream: long(),
             streamed: Counter::default(),
@@ -239,6 +241,7 @@ impl Metrics {
             routes,
             lookup,
             connect,
+            executor_wait,
             first_byte,
             stream,
             streamed,
@@ -263,6 +266,7 @@ impl Metrics {
         catalogue::ROUTES.register(registry, routes);
         catalogue::LOOKUP.register(registry, lookup);
         catalogue::CONNECT.register(registry, connect);
+        catalogue::EXECUTOR_WAIT.register(registry, executor_wait);
         catalogue::FIRST_BYTE.register(registry, first_byte);
         catalogue::STREAM.register(registry, stream);
         catalogue::STREAMED.register(registry, streamed);
@@ -343,6 +347,11 @@ impl Metrics {
 
     pub(crate) fn connected(&self, route: Route, time: Duration) {
         self.connect.get_or_create(&[("route", route.as_str())]).observe(time.as_secs_f64());
+    }
+
+    /// Times how long a request has waited for a slot to ask its executor.
+    pub(crate) fn waited_for_executor(&self, time: Duration) {
+        self.executor_wait.observe(time.as_secs_f64());
     }
 
     /// Times the first byte of a stream, which is in the trace `trace_id`, if in any.

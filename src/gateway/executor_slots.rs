@@ -12,9 +12,10 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
+use super::Context;
 use crate::registry::build::{BuildId, Executor};
 
 /// Slots of one executor. With three, two gateways that ask the same executor fit into its backlog.
@@ -44,8 +45,8 @@ struct Slots {
     /// become a holder.
     free: Semaphore,
     holders: Mutex<Holders>,
-    /// The build for which this executor has last sent nothing for the whole first-byte deadline.
-    silent: watch::Sender<Option<BuildId>>,
+    /// Wakes the waiters when there is another silent build.
+    silent: Notify,
 }
 
 #[derive(Default)]
@@ -53,6 +54,8 @@ struct Holders {
     next: u64,
     /// Those whose slots are taken, the oldest first, with the time since when.
     taken: VecDeque<(u64, Instant)>,
+    /// The build for which this executor has last sent nothing for the whole first-byte deadline.
+    silent: Option<BuildId>,
 }
 
 /// Keeps the slots of an executor in the table.
@@ -89,7 +92,6 @@ impl ExecutorSlots {
     ) -> Option<ExecutorSlot> {
         let deadline = Instant::now() + patience;
         let user = self.user(executor);
-        let mut silent = user.slots.silent.subscribe();
         {
             let mut permit = pin!(user.slots.free.acquire());
             loop {
@@ -99,9 +101,8 @@ impl ExecutorSlots {
                         permit.ok()?.forget();
                         break;
                     }
-                    changed = silent.changed() => {
-                        changed.ok()?;
-                        if silent.borrow_and_update().as_ref() == Some(build) {
+                    () = user.slots.silent.notified() => {
+                        if user.slots.holders().silent.as_ref() == Some(build) {
                             return None;
                         }
                     }
@@ -122,7 +123,8 @@ impl ExecutorSlots {
     pub(crate) fn report_silent(&self, executor: &Executor, build: &BuildId) {
         let key = (executor.hostname.clone(), executor.port);
         if let Some(entry) = self.lock().get(&key) {
-            entry.slots.silent.send_replace(Some(build.clone()));
+            entry.slots.holders().silent = Some(build.clone());
+            entry.slots.silent.notify_waiters();
         }
     }
 
@@ -134,7 +136,7 @@ impl ExecutorSlots {
                 executor: key.clone(),
                 free: Semaphore::new(SLOTS),
                 holders: Mutex::default(),
-                silent: watch::Sender::new(None),
+                silent: Notify::new(),
             };
             Entry { slots: Arc::new(slots), users: 0 }
         });
@@ -145,6 +147,25 @@ impl ExecutorSlots {
     fn lock(&self) -> MutexGuard<'_, Executors> {
         // The table is consistent between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Context {
+    /// A slot to ask `executor` for `build`, waiting for it up to the first-byte deadline. Returns
+    /// `None` as [`ExecutorSlots::acquire`] does.
+    pub(super) async fn executor_slot(
+        &self,
+        executor: &Executor,
+        build: &BuildId,
+    ) -> Option<ExecutorSlot> {
+        if let Some(slot) = self.executor_slots.try_acquire(executor) {
+            return Some(slot);
+        }
+        let began = Instant::now();
+        let patience = self.limits.first_byte_timeout;
+        let slot = self.executor_slots.acquire(executor, build, patience).await;
+        self.metrics.waited_for_executor(began.elapsed());
+        slot
     }
 }
 

@@ -369,8 +369,7 @@ async fn ask(
     let slot = match &hop {
         Upstream::Gateway(_) => None,
         Upstream::Executor(executor) => {
-            let slots = &cx.executor_slots;
-            let slot = slots.acquire(executor, build, cx.limits.first_byte_timeout).await;
+            let slot = cx.executor_slot(executor, build).await;
             Some(slot.ok_or(Miss::Dial(DialError::Busy))?)
         }
     };

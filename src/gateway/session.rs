@@ -430,9 +430,7 @@ async fn executor_slot(
         tokio::select! {
             biased;
             () = cx.cut.cancelled() => Err(Some(End::Stopped)),
-            slot = cx.executor_slots.acquire(executor, build, cx.limits.first_byte_timeout) => {
-                slot.map(Some).ok_or(None)
-            }
+            slot = cx.executor_slot(executor, build) => slot.map(Some).ok_or(None),
             reason = client.departed(&mut discarded) => Err(Some(End::ClientLeft(reason))),
         }
     })

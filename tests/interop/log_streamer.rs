@@ -8,6 +8,7 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use crate::executor::{Executor, new_build, pieces};
+use crate::support::admin::metric;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::refusing_port;
 use crate::support::gateway::Builder;
@@ -132,14 +133,18 @@ async fn two_hundred_clients_at_once_all_get_the_log() {
     for zone in [None, Some("west")] {
         let system = System::new().await;
         system.put_gateway(Some("west"), Some(refusing_port().await), false, "running").await;
-        let mut gateway = Builder::new(&system).ready().await;
+        let mut builder = Builder::new(&system);
+        builder.admin = true;
+        let mut gateway = builder.ready().await;
         let mut executor = Executor::start(&system, zone).await;
         let (build, mut log) = executor.run(zone).await;
         let text = b"0123456789\n".repeat(2000);
         log.write(&text);
         let logs = crowd(gateway.address(), &build, 200, text.len()).await;
         let broken: Vec<_> = logs.iter().filter(|log| **log != text).collect();
-        assert!(broken.is_empty(), "{zone:?}: {}: {:?}", broken.len(), broken.first());
+        let first = broken.first().map(|log| log[..log.len().min(100)].escape_ascii().to_string());
+        assert!(broken.is_empty(), "{zone:?}: {} of 200 logs: {first:?}", broken.len());
+        assert!(metric(&gateway, "zuul_fingergw_executor_wait_seconds_count").await > 0.0);
         // Ends the streams.
         log.remove();
         gateway.logged_times("the ends", 200, |line| line.contains("end=finished")).await;

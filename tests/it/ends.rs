@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use rustix::process::Signal;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::support::certificates::{Authority, Identity};
@@ -160,19 +160,14 @@ impl Stream {
                 let _client = site.ask(&unreachable(None).await).await;
             }
             Self::ExecutorNeverConnects => {
-                // The kernel keeps one connection for a backlog of 0, and drops the next one's SYN.
-                let socket = TcpSocket::new_v4().expect("a socket");
-                socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
-                let listener = socket.listen(0).expect("a listener");
+                let (listener, _first) = full_listener().await;
                 let address = listener.local_addr().expect("its address");
-                let _first = Client::connect(address).await;
                 let _client = site.ask(&Worker { port: address.port(), ..worker }).await;
                 return site.end("stream ended").await;
             }
             Self::ExecutorIsThisGateway => {
                 let port = site.gateway.port();
                 let _client = site.ask(&Worker { port, ..worker }).await;
-                return site.end("stream ended").await;
             }
             Self::ClientResets => {
                 let mut client = site.ask(&worker).await;
@@ -211,6 +206,16 @@ impl Stream {
         }
         site.end("stream ended").await
     }
+}
+
+/// A listener that takes no more connections than the one that is returned with it: the kernel keeps
+/// one for a backlog of 0, and drops the next one's SYN.
+async fn full_listener() -> (TcpListener, Client<TcpStream>) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+    let listener = socket.listen(0).expect("a listener");
+    let first = Client::connect(listener.local_addr().expect("its address")).await;
+    (listener, first)
 }
 
 /// Why a gateway of another zone makes way for the executor behind it.

@@ -331,6 +331,29 @@ async fn without_the_name_check_the_authority_is_checked_all_the_same() {
     assert!(warning.contains(&ca), "{warning}");
 }
 
+/// Servers that are no ZooKeeper with TLS: one closes when it is sent a handshake, as ZooKeeper's port
+/// without TLS does, one takes it and is silent. The warning does not wait for the client to give up.
+#[tokio::test]
+async fn servers_that_do_not_speak_tls() {
+    let system = System::new().await;
+    let mut builder = talkative(&system);
+    let [closing, silent] = [Executor::start().await, Executor::start().await];
+    builder.hosts = format!("{},{}", closing.address, silent.address);
+    let closed = tokio::spawn(async move {
+        loop {
+            let (stream, _) = closing.listener.accept().await.expect("a connection");
+            let _ = stream.readable().await;
+        }
+    });
+    let mut gateway = builder.start().await;
+    let warning = gateway.logged("the warning", |line| line.contains(TROUBLE)).await;
+    for words in ["closed during the TLS handshake", "is it ZooKeeper that listens there?"] {
+        assert!(warning.contains(words), "{words}: {warning}");
+    }
+    assert_eq!(answer(&gateway).await, AWAY);
+    closed.abort();
+}
+
 /// A path in `hosts` that does not exist, one that is too long by Zuul's own `/zuul`, and one where
 /// only gateways have been: not registered, not ready, a warning that names the path, and no node
 /// made there. Once Zuul is there the gateway registers by itself.
