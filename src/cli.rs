@@ -1,21 +1,23 @@
 //! The command line. Letters and meanings are upstream's where it has them.
 
+mod check;
+mod send;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::anyhow;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{self, Config, Log};
 use crate::daemon::{self, Identities, Setup, Source};
-use crate::gateway::decision::RUNNING;
 use crate::log::Logging;
 use crate::registry::build::BuildId;
-use crate::service::control::{self, RELOADED, Request};
+use crate::service::control::Request;
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::{Account, Unfit};
 use crate::{demo, log, tls};
@@ -52,12 +54,18 @@ struct Cli {
 enum Command {
     /// Check the configuration and its certificates, and do nothing else
     ///
-    /// Says all that is wrong at once: each fault with its file, line, key, value and what is
-    /// allowed, and certificates that peers refuse or soon will, with the openssl command that mends
-    /// them. A configuration without a fault is "OK" on standard output and exit status 0, any other
-    /// is exit status 78. Nothing is listened on and nobody is asked. Files are read as whoever runs
-    /// the check.
-    Check,
+    /// Reports all faults together, each with its file, line, key, value and what is allowed, and
+    /// certificates that peers refuse or soon will, with the openssl command that fixes them. A
+    /// configuration without a fault is "OK" on standard output and exit status 0, followed by what
+    /// was found: the entry that the gateway will register, listeners, certificates, ZooKeeper. Any
+    /// other is exit status 78. Nothing is listened on, and without --connect nothing is connected
+    /// to. Run as root, certificates and keys are also read as the user of the configuration.
+    Check {
+        /// Also connect to ZooKeeper, and show which components of Zuul, zones and gateways it has;
+        /// exit status 1 if it cannot be reached or has no Zuul
+        #[arg(long)]
+        connect: bool,
+    },
     /// Stop the gateway that runs with this configuration
     ///
     /// Does what SIGTERM does, by the command socket, and does not wait until the gateway has ended.
@@ -91,7 +99,9 @@ enum Command {
     /// Show a log crossing two zones, all in this process: no ZooKeeper, no configuration
     ///
     /// Two gateways and an executor on loopback. The log of a made-up build goes to standard output
-    /// by way of all three; standard error tells how to ask for it from another terminal.
+    /// by way of all three; standard error shows that way and, without --once, the commands that ask
+    /// for it from another terminal. Where the process may, port 79 of 127.0.0.1 is bound as well,
+    /// which is what finger asks.
     Demo(demo::Options),
     /// Print what completes this command line in a shell
     ///
@@ -121,12 +131,12 @@ pub fn run() -> ExitCode {
     match command {
         Some(Command::Demo(options)) => demo::run(&options, debug),
         Some(Command::Completions { shell }) => complete(shell),
-        Some(Command::Check) => check(config.as_deref()),
-        Some(Command::Stop) => send(config.as_deref(), Request::Stop),
-        Some(Command::Reload) => send(config.as_deref(), Request::Reload),
-        Some(Command::Status { json }) => send(config.as_deref(), Request::Status { json }),
+        Some(Command::Check { connect }) => check::run(config.as_deref(), connect),
+        Some(Command::Stop) => send::run(config.as_deref(), &Request::Stop),
+        Some(Command::Reload) => send::run(config.as_deref(), &Request::Reload),
+        Some(Command::Status { json }) => send::run(config.as_deref(), &Request::Status { json }),
         Some(Command::Resolve { build, json }) => {
-            send(config.as_deref(), Request::Resolve { build, json })
+            send::run(config.as_deref(), &Request::Resolve { build, json })
         }
         None => serve(config.as_deref(), foreground, debug),
     }
@@ -145,83 +155,6 @@ fn complete(shell: Shell) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn check(path: Option<&Path>) -> ExitCode {
-    let checked = load(path).and_then(Loaded::usable).and_then(|usable| {
-        log::check(&usable.config.log, usable.account.as_ref())?;
-        let findings: Vec<_> = usable.identities.findings().collect();
-        let lines: Vec<_> = findings.iter().map(ToString::to_string).collect();
-        if findings.iter().any(|finding| finding.is_error()) {
-            return Err(anyhow!(lines.join("\n")));
-        }
-        for line in lines {
-            eprintln!("{line}");
-        }
-        Ok(usable)
-    });
-    match checked {
-        Ok(Usable { path, config, .. }) => {
-            for warning in config.warnings() {
-                eprintln!("{warning}");
-            }
-            if let Some(warning) = config.log.not_taken() {
-                eprintln!("{warning}");
-            }
-            println!("{}: OK", path.display());
-            ExitCode::SUCCESS
-        }
-        Err(error) => refuse(&error),
-    }
-}
-
-/// Sends `request` to the running gateway and prints what it answers.
-fn send(path: Option<&Path>, request: Request) -> ExitCode {
-    let Loaded { path, config } = match load(path) {
-        Ok(loaded) => loaded,
-        Err(error) if request == Request::Reload => {
-            eprintln!("{error:#}\nnothing has been reloaded");
-            return ExitCode::FAILURE;
-        }
-        Err(error) => return refuse(&error),
-    };
-    let socket = config.control.as_deref().with_context(|| {
-        let key =
-            if config::is_toml(&path) { "control.socket" } else { "[fingergw] command_socket" };
-        let path = path.display();
-        match request {
-            Request::Resolve { .. } => format!(
-                "{path}: sets no command socket, by which the running gateway could be asked; \
-                 set {key} and restart it"
-            ),
-            _ => format!("{path}: sets no command socket ({key}); use signals instead"),
-        }
-    });
-    let answered = socket.and_then(|socket| {
-        let reply = control::ask(socket, &request)?;
-        // Stopping is answered by closing; nothing else is.
-        if reply.is_empty() != (request == Request::Stop) {
-            bail!("{}: not the answer to {request}: {reply:?}", socket.display());
-        }
-        if request == Request::Reload && !reply.starts_with(RELOADED) {
-            bail!(reply.trim_end().to_owned());
-        }
-        Ok(reply)
-    });
-    // A reader that has seen enough is no fault of ours, but no success either.
-    let printed = answered.map(|reply| {
-        let resolving = matches!(request, Request::Resolve { .. });
-        let found = !resolving || RUNNING.iter().any(|begin| reply.starts_with(begin));
-        io::stdout().write_all(reply.as_bytes()).map(|()| found)
-    });
-    match printed {
-        Ok(Ok(found)) if found => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }

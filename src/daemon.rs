@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub(crate) use self::identities::Identities;
-pub(crate) use self::reload::Source;
+pub(crate) use self::reload::{Source, zookeeper_tls};
 
 use self::reload::{Configured, Live, Orders, Reloader};
 use crate::admin::metrics::Metrics;
 use crate::admin::{Admin, System};
-use crate::config::{self, Config, Tracing};
+use crate::config::{self, Config};
 use crate::gateway::listener::bind;
 use crate::gateway::resolver::Resolver;
 use crate::gateway::{Drained, Gateway};
@@ -31,16 +31,17 @@ use crate::registry::component::Announcement;
 use crate::registry::zookeeper;
 use crate::registry::{Registration, Standing};
 use crate::service::activation::Passed;
-use crate::service::control::{self, SocketFile};
-use crate::service::descriptors;
+use crate::service::control;
 use crate::service::detach::{Launch, detach};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::{self, Account};
 use crate::service::runtime;
 use crate::service::signals::{StatusSignal, StopSignals};
+use crate::service::socket_file::{self, SocketFile};
 use crate::service::status::{self, Door, Sources};
 use crate::service::systemd::Manager;
 use crate::service::watchdog;
+use crate::service::{descriptors, memory};
 
 /// `EX_SOFTWARE` of sysexits(3): a task that must not end has ended.
 const EXIT_SOFTWARE: u8 = 70;
@@ -99,6 +100,9 @@ pub(crate) fn run(
 
     // All sockets before anything else is promised to anybody.
     let (listeners, admin) = open(&config)?;
+    if let Some(path) = config.explicit_command_socket() {
+        socket_file::create_directory(path, account)?;
+    }
     // While this is the only thread there is.
     settle(&config, account)?;
     let (control, _socket_file) = command_socket(config.control.as_deref()).unzip();
@@ -146,9 +150,7 @@ fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
         return Ok(());
     };
     account.assume()?;
-    let files = config.tls.iter().chain([&config.zookeeper.tls]);
-    let collector = config.tracing.iter().flat_map(Tracing::files);
-    account.check_readable(files.flat_map(|files| files.paths()).chain(collector))?;
+    account.check_readable(config.files())?;
     Ok(())
 }
 
@@ -164,9 +166,12 @@ fn tell_whether_it_can_be_reloaded(source: &Source) {
 /// The command socket, if one is wanted and can be had: signals do without it.
 fn command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
     let path = path?;
-    control::bind(path)
+    socket_file::bind(path)
         .inspect_err(|error| {
-            warn!(path = %path.display(), %error, "no command socket: stop, reload, status and resolve are not heard");
+            warn!(
+                path = %path.display(), %error,
+                "no command socket: stop, reload, status and resolve do not reach this gateway"
+            );
         })
         .ok()
 }
@@ -223,7 +228,7 @@ async fn serve(
     info!("{}", listening.text);
 
     let mut live = Live::of(&configured, &[])?;
-    live.settings.limits.connections = descriptors::budget(config.limits.connections);
+    live.settings.limits.connections = descriptors::budget(memory::budget(&config.limits));
     configured.identities.measure(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
     let settings = zookeeper::Settings {

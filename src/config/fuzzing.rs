@@ -37,6 +37,10 @@ pub fn zuul_conf(data: &[u8]) {
     let environment = [("ZUUL_A".to_owned(), "a%(b)s".to_owned())];
     match zuul_conf::read("zuul.conf", text, environment) {
         Ok(config) => {
+            for warning in &config.file_warnings {
+                presentable(warning);
+            }
+            let config = Config { file_warnings: Vec::new(), ..config };
             let written = write_zuul_conf(&config);
             if let Some(written) = written {
                 assert_eq!(zuul_conf::read("zuul.conf", &written, []), Ok(config), "{written}");
@@ -188,6 +192,7 @@ fn write_access(listener: &Listener, toml: &mut String) {
 
 fn write_limits(limits: &Limits, toml: &mut String) {
     let _ = writeln!(toml, "[limits]\nconnections = {}", limits.connections);
+    let _ = writeln!(toml, "stream_buffer = {}", limits.stream_buffer);
     for (key, time) in [
         ("handshake_timeout", limits.handshake_timeout),
         ("request_timeout", limits.request_timeout),

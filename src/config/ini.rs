@@ -92,6 +92,24 @@ impl Ini {
         options.get(option).or_else(|| self.defaults.get(option)).map(|raw| raw.value.as_str())
     }
 
+    /// The options that the file itself sets in `section`, with the lines of them.
+    pub(super) fn options(&self, section: &str) -> impl Iterator<Item = (&str, usize)> {
+        let options = self.sections.get(section).into_iter().flatten();
+        options.map(|(name, raw)| (name.as_str(), raw.line))
+    }
+
+    /// Whether a value in `section` refers to `option`.
+    pub(super) fn is_referenced(&self, section: &str, option: &str) -> bool {
+        let reference = format!("%({option})s");
+        let options = self.sections.get(section).into_iter().flatten();
+        options.into_iter().any(|(_, raw)| raw.value.to_lowercase().contains(&reference))
+    }
+
+    /// The names of all sections but `[DEFAULT]`.
+    pub(super) fn sections(&self) -> impl Iterator<Item = &str> {
+        self.sections.keys().map(String::as_str)
+    }
+
     /// Whether the file has the section.
     pub(super) fn has_section(&self, section: &str) -> bool {
         self.sections.contains_key(section)

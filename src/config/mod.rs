@@ -17,10 +17,11 @@ mod value;
 mod zuul_conf;
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
 pub(crate) use self::change::Change;
@@ -62,6 +63,8 @@ pub(crate) struct Config {
     pub(crate) log: Log,
     /// Where spans of streams go; nowhere if `None`.
     pub(crate) tracing: Option<Tracing>,
+    /// What the file has that is ignored and most likely a mistake, each with its line.
+    pub(crate) file_warnings: Vec<String>,
 }
 
 /// One listening socket.
@@ -95,16 +98,46 @@ impl Listener {
     }
 
     /// The address as it is configured.
-    fn address(&self) -> String {
-        let Self { host, port, .. } = self;
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    pub(crate) fn address(&self) -> String {
+        display_address(&self.host, self.port)
     }
 }
 
+/// `HOST:PORT`, IPv6 addresses in brackets.
+pub(crate) fn display_address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 impl Config {
+    /// The command socket, unless it is where a `zuul.conf` has it that says nothing of one: such a
+    /// configuration also runs where that directory does not exist.
+    pub(crate) fn explicit_command_socket(&self) -> Option<&Path> {
+        let path = self.control.as_deref();
+        path.filter(|path| *path != Path::new(zuul_conf::COMMAND_SOCKET))
+    }
+
+    /// The certificates, keys and CA files that are read while the gateway runs.
+    pub(crate) fn files(&self) -> Vec<&Path> {
+        let identities = self.tls.iter().chain([&self.zookeeper.tls]);
+        let collector = self.tracing.iter().flat_map(Tracing::files);
+        identities.flat_map(|files| files.paths()).chain(collector).collect()
+    }
+
     /// What is allowed and most likely a mistake.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.file_warnings.clone();
+        if let (Some(zone), Some(_)) = (&self.zone, &self.tls)
+            && let Some(plain) = self.listeners.iter().find(|listener| listener.advertised)
+            && plain.tls.is_none()
+        {
+            warnings.push(format!(
+                "the listener on {}, at which other gateways ask for the logs of zone {}, is without \
+                 TLS although there are certificates for it: logs cross the network in clear text \
+                 (set tls = true, or tls_client_only = false in a zuul.conf)",
+                plain.address(),
+                zone.escape_default(),
+            ));
+        }
         let ruled = self.listeners.iter().find(|listener| !listener.allow.is_empty());
         for listener in &self.listeners {
             let address = listener.address();
@@ -164,11 +197,7 @@ impl fmt::Display for Hosts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (host, port)) in self.servers.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
-            if host.contains(':') {
-                write!(f, "{comma}[{host}]:{port}")?;
-            } else {
-                write!(f, "{comma}{host}:{port}")?;
-            }
+            write!(f, "{comma}{}", display_address(host, *port))?;
         }
         f.write_str(&self.chroot)
     }
@@ -187,6 +216,10 @@ pub(crate) struct Limits {
     pub(crate) exempt_networks: Vec<IpNet>,
     /// Clients' TLS handshakes at once, over all listeners.
     pub(crate) handshakes: usize,
+    /// TLS handshakes a minute from one client address that has shown no certificate.
+    pub(crate) handshakes_per_minute: usize,
+    /// Streams a minute from one client address that are logged at info.
+    pub(crate) streams_logged_per_minute: usize,
     /// Look-ups at once.
     pub(crate) lookups: usize,
     /// For a client's TLS handshake.
@@ -201,6 +234,9 @@ pub(crate) struct Limits {
     pub(crate) first_byte_timeout: Duration,
     /// For a client to take one buffer of what it is sent.
     pub(crate) write_timeout: Duration,
+    /// Bytes that the kernel may hold for a stream in each direction, its bookkeeping included: what
+    /// has come from the next hop, and what the client has not acknowledged.
+    pub(crate) stream_buffer: usize,
     /// Without a byte of the log, once there was one; `None` is for ever.
     pub(crate) stream_idle: Option<Duration>,
     /// From a request to the end of its stream; `None` is for ever.
@@ -213,6 +249,11 @@ pub(crate) struct Limits {
     pub(crate) grace: Duration,
 }
 
+impl Limits {
+    /// Of the connections, one in so many may wait for its client to take something.
+    pub(crate) const WAITING: usize = 8;
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -221,13 +262,16 @@ impl Default for Limits {
             ipv6_prefix: 64,
             exempt_networks: Vec::new(),
             handshakes: 2048,
+            handshakes_per_minute: 3000,
+            streams_logged_per_minute: 1200,
             lookups: 4096,
             handshake_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
             lookup_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
             first_byte_timeout: Duration::from_secs(30),
-            write_timeout: Duration::from_secs(300),
+            write_timeout: Duration::from_secs(60),
+            stream_buffer: 1024 * 1024,
             stream_idle: None,
             stream_total: None,
             keepalive: Duration::from_secs(60),
@@ -375,7 +419,7 @@ pub(crate) fn locate(named: Option<&Path>) -> Result<PathBuf> {
 
 /// Whether `path` holds our TOML; anything else is a `zuul.conf`.
 pub(crate) fn is_toml(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "toml")
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml"))
 }
 
 /// Reads and checks the configuration in `path`.
@@ -383,19 +427,49 @@ pub(crate) fn is_toml(path: &Path) -> bool {
 /// # Errors
 /// All [`fault::Faults`] of the file, or why it cannot be read.
 pub(crate) fn load(path: &Path) -> Result<Config> {
-    let bytes =
-        small_file::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let bytes = small_file::read(path).map_err(|error| unreadable(path, &error))?;
     let Ok(text) = String::from_utf8(bytes) else {
         bail!("{}: is not UTF-8 text", path.display());
     };
+    // Some editors put a byte order mark there.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let name = path.display().to_string();
     if is_toml(path) {
-        Ok(toml_file::read(&name, &text)?)
+        Ok(toml_file::read(&name, text)?)
     } else {
         // Others need not be UTF-8, and are no business of ours.
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| name.starts_with("ZUUL_"));
-        Ok(zuul_conf::read(&name, &text, environment)?)
+        let read = zuul_conf::read(&name, text, environment);
+        read.map_err(|faults| match toml_file::is_likely(text) {
+            true => anyhow!(
+                "{name}: is TOML, and was read as a zuul.conf, because its name does not end in \
+                 .toml; rename it"
+            ),
+            false => faults.into(),
+        })
+    }
+}
+
+/// The command socket that the configuration in `path` sets, whatever else is wrong with it: the
+/// gateway that runs was started with an earlier version of it.
+pub(crate) fn command_socket(path: &Path) -> Option<PathBuf> {
+    let text = String::from_utf8(small_file::read(path).ok()?).ok()?;
+    if is_toml(path) { toml_file::command_socket(&text) } else { zuul_conf::command_socket(&text) }
+}
+
+/// Why the configuration in `path` cannot be read, and what to do.
+fn unreadable(path: &Path, error: &io::Error) -> anyhow::Error {
+    let name = path.display();
+    match error.kind() {
+        ErrorKind::PermissionDenied => {
+            let user = rustix::process::geteuid().as_raw();
+            anyhow!(
+                "{name}: cannot be read by user id {user}: {error}; run this as root or as the \
+                 gateway's user, or change its owner or mode"
+            )
+        }
+        _ => anyhow!("{name}: cannot be read: {error}"),
     }
 }

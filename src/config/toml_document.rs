@@ -28,9 +28,34 @@ impl<'t> Document<'t> {
         let (tree, errors) = DeTable::parse_recoverable(text);
         let document = Self { file, text, tree, faults: RefCell::new(Vec::new()) };
         for error in errors {
-            document.fault(error.span(), String::new(), None, error.message().to_owned());
+            let problem = document.syntax_problem(&error);
+            document.fault(error.span(), String::new(), None, problem);
         }
         document
+    }
+
+    /// Describes a syntax error, in other words than the parser's for two common mistakes: a string
+    /// without quotes, for which it expects a boolean, and a second definition, of which it does not
+    /// say what is there twice.
+    fn syntax_problem(&self, error: &toml::de::Error) -> String {
+        let message = error.message();
+        let Some(span) = error.span() else { return message.to_owned() };
+        let start = self.text[..span.start].rfind('\n').map_or(0, |end| end + 1);
+        let line = self.text[start..].lines().next().unwrap_or_default();
+        if message == "duplicate key" {
+            let name = shown(&self.text[span]);
+            return format!("{name}: there is one already; remove one, or merge the two");
+        }
+        let value = line.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
+        match value {
+            Some((key, value)) if value.starts_with(is_typographic_quote) => {
+                format!("{}: typographic quotes; write \"...\"", shown(key))
+            }
+            Some((key, value)) if is_bare_word(value) => {
+                format!("{} = {}: a string must be in quotes: \"...\"", shown(key), shown(value))
+            }
+            _ => message.to_owned(),
+        }
     }
 
     fn fault(
@@ -57,6 +82,17 @@ impl<'t> Document<'t> {
     pub(super) fn into_faults(self) -> Vec<Fault> {
         self.faults.into_inner()
     }
+}
+
+fn is_typographic_quote(char: char) -> bool {
+    matches!(char, '\u{201c}'..='\u{201f}' | '\u{2018}'..='\u{201b}')
+}
+
+/// Whether a value of this text is a word that TOML has no meaning for.
+fn is_bare_word(value: &str) -> bool {
+    let word = value.split(|c: char| c.is_whitespace() || c == '#').next().unwrap_or_default();
+    word.starts_with(|c: char| c.is_alphabetic() || c == '/')
+        && !["true", "false", "inf", "nan"].contains(&word)
 }
 
 /// One table being read: remembers which keys were asked for, so that others can be refused.
@@ -268,7 +304,9 @@ impl<'d> Table<'d> {
         for (key, _) in self.table.into_iter().flatten() {
             if !self.asked.contains(key.get_ref().as_ref()) {
                 let known: Vec<_> = self.asked.iter().copied().collect();
-                let problem = format!("unknown key; known here: {}", known.join(", "));
+                let meant = value::closest(key.get_ref(), known.iter().copied());
+                let meant = meant.map_or(String::new(), |key| format!(" (did you mean {key}?)"));
+                let problem = format!("unknown key{meant}; known here: {}", known.join(", "));
                 let path = self.path(&shown(key.get_ref()));
                 self.document.fault(Some(key.span()), path, None, problem);
             }

@@ -1,14 +1,14 @@
 //! Our TOML: its tables, keys, defaults, and what they make together.
 
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use toml::de::DeTable;
 use tracing::Level;
 
 use super::fault::Faults;
-use super::toml_document::{Document, Table};
+use super::toml_document::{Document, Found, Table};
 use super::tracing::{Given, PROTOCOLS, TIMEOUT, Tracing};
 use super::value::Read;
 use super::{
@@ -18,6 +18,9 @@ use super::{
 use crate::gateway::access::Rule;
 use crate::otlp;
 use crate::tls::{ClientCertificate, Files, Names};
+
+/// ZooKeeper's usual port for TLS, which is all that this program speaks.
+const TLS_PORT: u16 = 2281;
 
 /// Reads the document `text` of the file called `file`.
 ///
@@ -29,6 +32,26 @@ pub(super) fn read(file: &str, text: &str) -> Result<Config, Faults> {
     Faults::none_or(config, document.into_faults())
 }
 
+/// The command socket that `text` sets, even if there are errors in it.
+pub(super) fn command_socket(text: &str) -> Option<PathBuf> {
+    let (tree, _) = DeTable::parse_recoverable(text);
+    let control = tree.get_ref().get("control")?.get_ref().as_table()?;
+    let path = control.get("socket")?.get_ref().as_str()?;
+    path.starts_with('/').then(|| PathBuf::from(path))
+}
+
+/// Whether `text`, under another kind of name, is most likely our TOML: as a `zuul.conf` it would have
+/// no quotes.
+pub(super) fn is_likely(text: &str) -> bool {
+    if text.lines().any(|line| line.starts_with("[[")) {
+        return true;
+    }
+    let Ok(tree) = DeTable::parse(text) else { return false };
+    let zookeeper = tree.get_ref().get("zookeeper").and_then(|table| table.get_ref().as_table());
+    let hosts = zookeeper.and_then(|table| table.get("hosts"));
+    hosts.is_some_and(|hosts| hosts.get_ref().as_str().is_some())
+}
+
 /// The whole configuration. Where a fault was found, any value stands in for the wrong one.
 fn config(document: &Document<'_>) -> Config {
     let mut root = document.root();
@@ -36,9 +59,7 @@ fn config(document: &Document<'_>) -> Config {
     let (tls, names) = tls(tls_table);
     let listeners = listeners(&mut root, tls.is_some());
     let zookeeper = zookeeper(root.table("zookeeper"));
-    let mut admin_table = root.table("admin");
-    let admin = admin_table.text("address", value::address);
-    admin_table.finish();
+    let admin = admin(root.table("admin"), &listeners);
     let control = control(root.table("control"));
     let limits = limits(root.table("limits"));
     let log = log(root.table("log"));
@@ -58,6 +79,7 @@ fn config(document: &Document<'_>) -> Config {
         limits,
         log,
         tracing,
+        file_warnings: Vec::new(),
     };
     root.finish();
     config
@@ -82,12 +104,7 @@ fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
     let (found, tables) = (root.find("listener"), root.tables("listener", "listener"));
     let mut listeners: Vec<Listener> = Vec::new();
     for (found, table) in tables {
-        let listener = listener(table, tls_files);
-        if let Some(other) = listeners.iter().find(|other| overlap(other, &listener)) {
-            let [address, other] = [&listener, other].map(Listener::address);
-            let problem = format!("{address} and {other} cannot be listened on at the same time");
-            root.refuse("listener", Some(found), problem);
-        }
+        let listener = listener(found, table, tls_files, &listeners);
         listeners.push(listener);
     }
     if listeners.is_empty() {
@@ -104,24 +121,45 @@ fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
     listeners
 }
 
-/// Whether the second of two listeners could not be bound, because the first has its address. The
-/// unspecified IPv6 address takes IPv4 connections too.
-fn overlap(one: &Listener, other: &Listener) -> bool {
-    let ip = |listener: &Listener| listener.host.parse::<IpAddr>().ok();
-    let covers = |one: &Listener, other: &Listener| match (ip(one), ip(other)) {
-        (Some(IpAddr::V6(one)), Some(_)) => one.is_unspecified(),
-        (Some(IpAddr::V4(one)), Some(IpAddr::V4(_))) => one.is_unspecified(),
-        _ => false,
-    };
-    let same_port = one.port == other.port && one.port != 0;
-    same_port && (one.host == other.host || covers(one, other) || covers(other, one))
+/// The address of health and metrics, beside those of `listeners`.
+fn admin(mut table: Table<'_>, listeners: &[Listener]) -> Option<(String, u16)> {
+    let address = table.text("address", |text| {
+        let (host, port) = value::address(text)?;
+        refuse_taken(&host, port, listeners)?;
+        Ok((host, port))
+    });
+    table.finish();
+    address
 }
 
-fn listener(mut table: Table<'_>, tls_files: bool) -> Listener {
-    // In place of a faulty address one that overlaps with no other.
-    let port = if table.has("address") { 0 } else { DEFAULT_PORT };
-    let (host, port) =
-        table.text("address", value::address).unwrap_or((DEFAULT_HOST.to_owned(), port));
+/// Refuses an address that a socket of `others` occupies: both could not be bound.
+fn refuse_taken(host: &str, port: u16, others: &[Listener]) -> Read<()> {
+    match others.iter().find(|other| value::overlap((host, port), (&other.host, other.port))) {
+        Some(other) => Err(format!(
+            "the listener on {} takes this address; give each another address or port",
+            other.address()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The listener of `table`, which is `found` in the document after those `before` it.
+fn listener(
+    found: Found<'_>,
+    mut table: Table<'_>,
+    tls_files: bool,
+    before: &[Listener],
+) -> Listener {
+    let given = table.find("address");
+    let (host, port) = match (table.text("address", value::address), given) {
+        (Some(address), _) => address,
+        (None, None) => (DEFAULT_HOST.to_owned(), DEFAULT_PORT),
+        // Refused already: it takes no other listener's place.
+        (None, Some(_)) => (DEFAULT_HOST.to_owned(), 0),
+    };
+    if let Err(problem) = refuse_taken(&host, port, before) {
+        table.refuse("address", given.or(Some(found)), problem);
+    }
     let tls = table.boolean("tls", false);
     if tls && !tls_files {
         let found = table.find("tls");
@@ -179,7 +217,7 @@ fn zookeeper(mut table: Table<'_>) -> ZooKeeper {
     }
     let zookeeper = ZooKeeper {
         hosts: table
-            .text("hosts", value::hosts)
+            .text("hosts", |text| value::hosts(text, TLS_PORT))
             .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
         tls: table.identity(["tls_cert", "tls_key", "tls_ca"], true).unwrap_or_else(nowhere),
         session_timeout: table.duration("session_timeout", Duration::from_secs(40)),
@@ -201,6 +239,9 @@ const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 /// None at all, or as any other time.
 const LAME_DUCK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
 
+/// From less than a TCP segment of the loopback interface to what no link needs.
+const STREAM_BUFFER: RangeInclusive<i64> = 16 * 1024..=64 * 1024 * 1024;
+
 fn limits(mut table: Table<'_>) -> Limits {
     let Limits {
         connections,
@@ -208,6 +249,8 @@ fn limits(mut table: Table<'_>) -> Limits {
         ipv6_prefix,
         exempt_networks,
         handshakes,
+        handshakes_per_minute,
+        streams_logged_per_minute,
         lookups,
         handshake_timeout,
         request_timeout,
@@ -215,6 +258,7 @@ fn limits(mut table: Table<'_>) -> Limits {
         connect_timeout,
         first_byte_timeout,
         write_timeout,
+        stream_buffer,
         stream_idle: _,
         stream_total: _,
         keepalive,
@@ -227,7 +271,12 @@ fn limits(mut table: Table<'_>) -> Limits {
         connections: number("connections", connections),
         connections_per_address: number("connections_per_address", connections_per_address),
         handshakes: number("handshakes", handshakes),
+        handshakes_per_minute: number("handshakes_per_minute", handshakes_per_minute),
+        streams_logged_per_minute: number("streams_logged_per_minute", streams_logged_per_minute),
         lookups: number("lookups", lookups),
+        stream_buffer: table
+            .integer("stream_buffer", STREAM_BUFFER)
+            .map_or(stream_buffer, |bytes| bytes as usize),
         ipv6_prefix: table.integer("ipv6_prefix", 1..=128).map_or(ipv6_prefix, |bits| bits as u8),
         exempt_networks: table.texts("exempt_networks", value::network).unwrap_or(exempt_networks),
         handshake_timeout: table.duration("handshake_timeout", handshake_timeout),
@@ -419,7 +468,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 65);
+        assert_eq!(keys, 68);
     }
 
     #[test]
@@ -568,7 +617,7 @@ mod tests {
             ("[[listener.allow]]\nnetworks = [\"10.0.0.1/8\"]", "the network is 10.0.0.0/8"),
             (
                 "[[listener.allow]]\ntenant = [\"a\"]",
-                "f.toml:3: listener.allow.tenant: unknown key; known here: clients, networks, tenants",
+                "f.toml:3: listener.allow.tenant: unknown key (did you mean tenants?); known here: clients, networks, tenants",
             ),
             (
                 "[[listener.allow]]\nclients = [\"a\"]",
@@ -627,6 +676,53 @@ mod tests {
     }
 
     #[test]
+    fn two_sockets_on_one_address_are_an_error() {
+        let text = |listeners: &[&str], admin: &str| {
+            let table = |address| format!("[[listener]]\naddress = \"{address}\"\n");
+            let listeners: String = listeners.iter().map(table).collect();
+            format!("{listeners}[admin]\naddress = \"{admin}\"\n{LEAST}")
+        };
+        let good = ["[::]:0", "[::]:0", "127.0.0.1:79", "127.0.0.2:79", "[::1]:79", "gw:79"];
+        assert_eq!(faults(&text(&good, "127.0.0.1:9090")), []);
+        for bad in [
+            ["[::]:79", "[::]:79"],
+            ["[::]:79", "127.0.0.1:79"],
+            ["[::1]:79", "[::]:79"],
+            ["0.0.0.0:79", "192.0.2.1:79"],
+            ["gw.example.org:79", "GW.example.org.:79"],
+        ] {
+            let faults = faults(&text(&bad, "127.0.0.1:9090"));
+            let expected = format!("f.toml:4: listener.address = \"{}\": the listener on ", bad[1]);
+            assert!(
+                faults.len() == 1 && faults[0].to_string().starts_with(&expected),
+                "{faults:?}"
+            );
+        }
+        let default = faults(&format!("[[listener]]\n[[listener]]\n{LEAST}"));
+        let default: Vec<_> = default.iter().map(ToString::to_string).collect();
+        let expected = "f.toml:2: listener.address = [[listener]]: the listener on [::]:79 takes";
+        assert!(default.len() == 1 && default[0].starts_with(expected), "{default:?}");
+        let faults = faults(&text(&["[::]:79"], "127.0.0.1:79"));
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].to_string().starts_with("f.toml:4: admin.address"), "{faults:?}");
+    }
+
+    /// A gateway of a zone is there to be asked by those of others, across networks.
+    #[test]
+    fn a_zone_without_tls_although_there_are_certificates_is_warned_of() {
+        let warnings = |text: &str| read("f.toml", &format!("{text}{LEAST}")).unwrap().warnings();
+        let tls = "[[listener]]\naddress = \"[::]:7979\"\ntls = true\n";
+        let zone = "zone = \"west\"\n";
+        assert_eq!(warnings(&format!("{zone}{tls}{FILES}")), [""; 0]);
+        assert_eq!(warnings(zone), [""; 0], "there is nothing to speak TLS with");
+        assert_eq!(warnings(FILES), [""; 0], "nobody asks it for a zone's logs");
+        let plain = warnings(&format!("{zone}{FILES}"));
+        assert!(plain.len() == 1 && plain[0].contains("logs of zone west"), "{plain:?}");
+        let plain = "[[listener]]\naddress = \"[::]:79\"\nadvertised = true\n";
+        assert_eq!(warnings(&format!("{zone}{plain}{tls}{FILES}")).len(), 1);
+    }
+
+    #[test]
     fn the_advertised_listener() {
         let advertised = |listeners: &str| {
             let config = read("f.toml", &format!("{listeners}{FILES}{LEAST}")).unwrap();
@@ -634,7 +730,8 @@ mod tests {
         };
         let plain = "[[listener]]\naddress = \"[::]:79\"\n";
         let tls = "[[listener]]\naddress = \"[::]:7979\"\ntls = true\n";
-        assert_eq!(advertised(&format!("{plain}{}", plain.replace("79", "80"))), 0);
+        let other = "[[listener]]\naddress = \"[::]:80\"\n";
+        assert_eq!(advertised(&format!("{plain}{other}")), 0);
         assert_eq!(advertised(&format!("{plain}{tls}")), 1);
         assert_eq!(advertised(&format!("{plain}advertised = true\n{tls}")), 0);
     }
@@ -702,6 +799,49 @@ level = "loud"
     }
 
     #[test]
+    fn common_mistakes_are_named() {
+        let fault = |line: &str| {
+            let faults = faults(&format!("{line}\n{LEAST}"));
+            assert_eq!(faults.len(), 1, "{line}: {faults:?}");
+            faults[0].to_string()
+        };
+        for (line, expected) in [
+            ("zone = west", "f.toml:1: zone = west: a string must be in quotes: \"...\""),
+            ("hostname = gw.example.org", "hostname = gw.example.org: a string must be in quotes"),
+            ("zone = \u{201c}west\u{201d}", "zone: typographic quotes; write \"...\""),
+            ("zon = \"west\"", "zon: unknown key (did you mean zone?); known here: "),
+            ("xyz = 1", "xyz: unknown key; known here: "),
+            ("[limits]\ngrace = \"1s\"\n[limits]", "f.toml:3: limits: there is one already"),
+            ("zone = \"a\"\nzone = \"b\"", "f.toml:2: zone: there is one already"),
+        ] {
+            let fault = fault(line);
+            assert!(fault.contains(expected), "{line}: {fault}");
+        }
+    }
+
+    #[test]
+    fn the_command_socket_is_found_in_a_faulty_file() {
+        let socket = |text: &str| command_socket(text);
+        let found = Some(PathBuf::from("/s"));
+        for faulty in ["", "grace = 5 s\n", "hostname = \"gw\nzone = west\n", "listner = 1\n"] {
+            assert_eq!(socket(&format!("{faulty}[control]\nsocket = \"/s\"\n")), found, "{faulty}");
+        }
+        for none in ["", "[control]\nsocket = 1\n", "[control]\nsocket = \"s\"\n", "control = 1"] {
+            assert_eq!(socket(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn toml_under_another_name_is_known() {
+        for toml in [EXAMPLE, LEAST, "[[listener]]\ntls = maybe\n"] {
+            assert!(is_likely(toml), "{toml}");
+        }
+        for other in ["[zookeeper]\nhosts = zk:2281\n", "[zookeeper]\nport = 1\n", ""] {
+            assert!(!is_likely(other), "{other}");
+        }
+    }
+
+    #[test]
     fn where_the_log_goes() {
         let read = |output: &str| {
             let text = format!("{LEAST}[log]\noutput = \"{output}\"\n");
@@ -742,8 +882,8 @@ level = "loud"
 
     #[test]
     fn only_one_listener_is_advertised() {
-        let one = "[[listener]]\naddress = \"[::]:79\"\nadvertised = true\n";
-        let faults = faults(&format!("{one}{}{LEAST}", one.replace("79", "80")));
+        let twice = "[[listener]]\naddress = \"[::]:0\"\nadvertised = true\n".repeat(2);
+        let faults = faults(&format!("{twice}{LEAST}"));
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert_eq!(faults[0].problem, "only one can be advertised");
     }

@@ -1,6 +1,6 @@
 //! Single values, the same in both kinds of file: each parser says what it allows.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -11,6 +11,13 @@ use super::Hosts;
 
 /// The result of reading one value: the value, or what is allowed instead.
 pub(super) type Read<T> = Result<T, String>;
+
+/// The one of `known` that `name` is most likely a misspelling of, if any is close.
+pub(super) fn closest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let similarity = |known| (strsim::jaro_winkler(name, known), known);
+    let close = known.into_iter().map(similarity).filter(|(similarity, _)| *similarity > 0.85);
+    close.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, known)| known)
+}
 
 /// A time in `range`: a whole number and its unit.
 pub(super) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Read<Duration> {
@@ -62,8 +69,10 @@ pub(super) fn hostname(text: &str) -> Read<String> {
 
 /// A zone's name, which is also a znode's.
 pub(super) fn zone(text: &str) -> Read<String> {
-    if text.is_empty() || text.contains('/') || text.chars().any(char::is_control) {
-        Err("must be a zone's name: not empty, without / and control characters".to_owned())
+    // No longer than other gateways take it from the registry (`crate::registry`).
+    let fits = (1..=255).contains(&text.len());
+    if !fits || text.contains('/') || text.chars().any(char::is_control) {
+        Err("must be a zone's name: 1 to 255 bytes, without / and control characters".to_owned())
     } else {
         Ok(text.to_owned())
     }
@@ -83,6 +92,18 @@ pub(super) fn address(text: &str) -> Read<(String, u16)> {
     split_address(text)
         .and_then(|(host, port)| Some((hostname(host).ok()?, port?.parse().ok()?)))
         .ok_or_else(|| "must be ADDRESS:PORT, such as \"[::]:79\" or \"192.0.2.1:7979\"".to_owned())
+}
+
+/// Whether sockets on the two addresses cannot be bound at the same time. `::` is IPv4 as well, and
+/// port 0 is a free one. What names resolve to is not known here.
+pub(super) fn overlap((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
+    let covers = |wide: &str, host: &str| match wide {
+        "::" => host.parse::<IpAddr>().is_ok(),
+        "0.0.0.0" => host.parse::<Ipv4Addr>().is_ok(),
+        _ => false,
+    };
+    let same = host.trim_end_matches('.').eq_ignore_ascii_case(other.trim_end_matches('.'));
+    port != 0 && port == other_port && (same || covers(host, other) || covers(other, host))
 }
 
 /// The name of a tenant, as Zuul writes it.
@@ -107,8 +128,8 @@ pub(super) fn client(text: &str) -> Read<String> {
     }
 }
 
-/// ZooKeeper's connect string: `HOST[:PORT],...[/CHROOT]`.
-pub(super) fn hosts(text: &str) -> Read<Hosts> {
+/// ZooKeeper's connect string, `HOST[:PORT],...[/CHROOT]`, with the port of servers that name none.
+pub(super) fn hosts(text: &str, default_port: u16) -> Read<Hosts> {
     let (list, chroot) = match text.find('/') {
         Some(slash) => text.split_at(slash),
         None => (text, ""),
@@ -118,7 +139,7 @@ pub(super) fn hosts(text: &str) -> Read<Hosts> {
         .split(',')
         .map(|server| {
             let (host, port) = split_address(server.trim())?;
-            let port = port.map_or(Ok(2181), str::parse).ok().filter(|port| *port != 0)?;
+            let port = port.map_or(Ok(default_port), str::parse).ok().filter(|port| *port != 0)?;
             Some((hostname(host).ok()?, port))
         })
         .collect();
@@ -194,13 +215,13 @@ mod tests {
 
     #[test]
     fn connect_strings() {
-        let hosts = |text| hosts(text).map(|hosts| hosts.to_string());
+        let hosts = |text| hosts(text, 2281).map(|hosts| hosts.to_string());
         assert_eq!(hosts("zk1:2281"), Ok("zk1:2281".into()));
         assert_eq!(
             hosts("zk1:2281, [::1]:2281,zk3/a/b/"),
-            Ok("zk1:2281,[::1]:2281,zk3:2181/a/b".into())
+            Ok("zk1:2281,[::1]:2281,zk3:2281/a/b".into())
         );
-        assert_eq!(hosts("zk1/"), Ok("zk1:2181".into()));
+        assert_eq!(hosts("zk1/"), Ok("zk1:2281".into()));
         for text in ["", ",", "zk1:", "zk1:0", "zk1:x", "zk1,", "z k:1", "zk1//a", "zk1:1/a,zk2"] {
             assert!(hosts(text).is_err(), "{text}");
         }
@@ -227,7 +248,7 @@ mod tests {
             assert!(hostname(bad).is_err(), "{bad:?}");
         }
         assert!(zone("zone one").is_ok());
-        for bad in ["", "a/b", "a\tb"] {
+        for bad in ["", "a/b", "a\tb", &"z".repeat(256)] {
             assert!(zone(bad).is_err(), "{bad:?}");
         }
     }

@@ -27,8 +27,34 @@ const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
 const TRACING: &str = "tracing";
 
+/// The options of `[fingergw]`: Zuul's, and `state_dir`, which sf-config writes into every section.
+const FINGERGW_OPTIONS: [&str; 17] = [
+    "command_socket",
+    "hostname",
+    "listen_address",
+    "log_config",
+    "pidfile",
+    "port",
+    "prometheus_addr",
+    "prometheus_port",
+    "public_port",
+    "state_dir",
+    "tls_ca",
+    "tls_cert",
+    "tls_client_only",
+    "tls_key",
+    "tls_verify_hostnames",
+    "user",
+    "zone",
+];
+const ZOOKEEPER_OPTIONS: [&str; 5] = ["hosts", "session_timeout", "tls_ca", "tls_cert", "tls_key"];
+
 const PID_FILE: &str = "/var/run/zuul/fingergw.pid";
-const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
+pub(super) const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
+
+/// The port of ZooKeeper where the file names none: that of kazoo, with which Zuul's own services
+/// read the same option.
+const KAZOO_PORT: u16 = 2181;
 
 /// Reads the file called `file` with content `text`; the variables of `environment` are options of
 /// every section.
@@ -51,6 +77,13 @@ pub(super) fn read(
     }
     let config = reader.config();
     Faults::none_or(config, reader.faults)
+}
+
+/// The command socket that `text` sets, even if there are errors elsewhere in it.
+pub(super) fn command_socket(text: &str) -> Option<PathBuf> {
+    let mut reader = Reader::new("");
+    reader.ini = Ini::parse(text.strip_prefix('\u{feff}').unwrap_or(text), []).ok()?;
+    reader.path("command_socket", COMMAND_SOCKET)
 }
 
 struct Reader<'t> {
@@ -109,7 +142,38 @@ impl Reader<'_> {
             limits: Limits::default(),
             log: self.log(),
             tracing: self.tracing(),
+            file_warnings: self.unknown_options(),
         }
+    }
+
+    /// Warns of options that neither this program nor Zuul knows, in the sections that only a gateway
+    /// and ZooKeeper's clients read, and of a section that was most likely meant to be one of them.
+    fn unknown_options(&self) -> Vec<String> {
+        let file = self.file;
+        let mut warnings = Vec::new();
+        for (section, known) in [(FINGERGW, &FINGERGW_OPTIONS[..]), (ZOOKEEPER, &ZOOKEEPER_OPTIONS)]
+        {
+            for (option, line) in self.ini.options(section) {
+                // Others may be there for the values that refer to them.
+                if !known.contains(&option) && !self.ini.is_referenced(section, option) {
+                    let meant = value::closest(option, known.iter().copied());
+                    let meant = meant.map_or(String::new(), |m| format!("; did you mean {m}?"));
+                    let option = shown(option);
+                    warnings.push(format!(
+                        "{file}:{line}: [{section}] {option}: unknown option, ignored{meant}"
+                    ));
+                }
+            }
+            if !self.ini.has_section(section)
+                && let Some(name) = value::closest(section, self.ini.sections())
+            {
+                let name = shown(name);
+                warnings.push(format!(
+                    "{file}: [{name}]: unknown section, ignored; did you mean [{section}]?"
+                ));
+            }
+        }
+        warnings
     }
 
     /// Upstream's monitoring server, off unless it is given a port.
@@ -145,7 +209,7 @@ impl Reader<'_> {
         }
         ZooKeeper {
             hosts: self
-                .read(ZOOKEEPER, "hosts", value::hosts)
+                .read(ZOOKEEPER, "hosts", |text| value::hosts(text, KAZOO_PORT))
                 .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
             tls: self.files(ZOOKEEPER, true).unwrap_or_else(|| Files {
                 cert: PathBuf::new(),
@@ -427,6 +491,12 @@ mod tests {
         });
         told.sort_unstable();
         let mut reader = Reader::new("zuul.conf");
+        let known = |section, option| match section {
+            FINGERGW => FINGERGW_OPTIONS.contains(&option),
+            ZOOKEEPER => ZOOKEEPER_OPTIONS.contains(&option),
+            _ => true,
+        };
+        assert!(told.iter().all(|(section, option)| known(*section, option)), "{told:?}");
         // While it is off nothing else of it is read.
         reader.ini = Ini::parse("[tracing]\nenabled = yes\n", []).unwrap();
         reader.config();
@@ -438,6 +508,46 @@ mod tests {
         let files = "tls_cert = /c\ntls_key = /k\ntls_ca = /a\ntls_client_only = Yes";
         let config = conf(files).unwrap();
         assert!(config.listeners[0].tls.is_none() && config.tls.is_some());
+    }
+
+    #[test]
+    fn unknown_options_are_warned_of() {
+        let text = "[finger]\nport = 79\n[zookeeper]\nhost = a\nhosts = zk:2281\ntls_cert = %(dir)s/c\n\
+                    tls_key = k\ntls_ca = a\nDIR = /etc\nread_only = true\n[web]\nprot = 1\n";
+        let environment = [("ZUUL_HOST".to_owned(), "x".to_owned())];
+        let read = |text: &str| read("zuul.conf", text, environment.clone()).unwrap().warnings();
+        assert_eq!(
+            read(text),
+            [
+                "zuul.conf: [finger]: unknown section, ignored; did you mean [fingergw]?",
+                "zuul.conf:4: [zookeeper] host: unknown option, ignored; did you mean hosts?",
+                "zuul.conf:10: [zookeeper] read_only: unknown option, ignored",
+            ]
+        );
+        let mut text = format!("{LEAST}[fingergw]\nstate_dir = /x\n");
+        for section in [
+            "scheduler",
+            "executor",
+            "merger",
+            "web",
+            "launcher",
+            "keystore",
+            "statsd",
+            "database",
+            "tracing",
+            "webclient",
+            "gearman",
+            "connection fingergw",
+            "auth zookeeper",
+        ] {
+            text.push_str(&format!("[{section}]\nlisten_adress = x\n"));
+        }
+        assert_eq!(read(&text), [""; 0]);
+        assert_eq!(
+            conf("listen_adress = ::1").unwrap().warnings(),
+            ["zuul.conf:7: [fingergw] listen_adress: unknown option, ignored; did you mean \
+                 listen_address?"]
+        );
     }
 
     #[test]

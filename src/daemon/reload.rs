@@ -17,15 +17,15 @@ use tracing::{error, info, warn};
 
 use super::Identities;
 use crate::admin::metrics::Metrics;
-use crate::config::{self, Change, Config};
+use crate::config::{self, Change, Config, Limits};
 use crate::gateway::{Adjuster, Settings};
 use crate::log::Volume;
 use crate::registry::zookeeper;
 use crate::service::control::{RELOADED, Reload};
-use crate::service::descriptors;
 use crate::service::signals::ReloadSignal;
 use crate::service::systemd::Manager;
-use crate::tls::{self, Acceptor, Names};
+use crate::service::{descriptors, memory};
+use crate::tls::{self, Acceptor, Identity, Names};
 
 /// What people can do about a reload that failed.
 const MEND: &str = "nothing has changed; if files were being replaced just now, reload again";
@@ -80,15 +80,23 @@ impl Live {
             connector: connector.transpose()?,
             limits: config.limits.clone(),
         };
-        let verify_hostnames = config.zookeeper.verify_hostnames;
-        let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
-        let zookeeper = zookeeper::Tls {
-            certs: tls::zookeeper_certs(zookeeper)?,
-            verify_hostnames,
-            connector: tls::connector(zookeeper, names)?,
-        };
-        Ok(Self { settings, zookeeper })
+        Ok(Self { settings, zookeeper: zookeeper_tls(config, zookeeper)? })
     }
+}
+
+/// TLS towards the ZooKeeper of `config`, with `identity`.
+///
+/// # Errors
+/// The certificate cannot be used.
+pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zookeeper::Tls> {
+    let verify_hostnames = config.zookeeper.verify_hostnames;
+    let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
+    Ok(zookeeper::Tls {
+        certs: tls::zookeeper_certs(identity)?,
+        verify_hostnames,
+        connector: tls::connector(identity, names)?,
+        ca_file: config.zookeeper.tls.ca.clone(),
+    })
 }
 
 /// Who asks for reloads.
@@ -192,12 +200,14 @@ impl Reloader {
     fn apply(&mut self, prepared: Prepared) -> String {
         let Prepared { configured, mut live, taken, waiting } = prepared;
         let (wanted, before) = (&configured.config.limits, &self.running.config.limits);
-        live.settings.limits.connections = if wanted.connections == before.connections {
-            // What the limit of open files leaves of it is known, and was told.
-            self.gateway.settings().limits.connections
-        } else {
-            descriptors::budget(wanted.connections)
-        };
+        let same = |of: fn(&Limits) -> usize| of(wanted) == of(before);
+        live.settings.limits.connections =
+            if same(|limits| limits.connections) && same(|limits| limits.stream_buffer) {
+                // What the limits of open files and of memory leave of it is known, and was told.
+                self.gateway.settings().limits.connections
+            } else {
+                descriptors::budget(memory::budget(wanted))
+            };
         self.gateway.adjust(live.settings);
         self.zookeeper.send_replace(live.zookeeper);
         self.volume.set(configured.config.log.level);
@@ -206,12 +216,14 @@ impl Reloader {
         let path = self.source.path.display();
         let (changed, restart) = (taken.join("; "), waiting.join("; "));
         let mut outcome = format!("{RELOADED}{path}\n");
-        if taken.is_empty() {
+        if !taken.is_empty() {
+            info!(%path, changed, "reloaded");
+            let _ = writeln!(outcome, "changed: {changed}");
+        } else if waiting.is_empty() {
             info!(%path, "reloaded; nothing has changed");
             outcome.push_str("nothing has changed\n");
         } else {
-            info!(%path, changed, "reloaded");
-            let _ = writeln!(outcome, "changed: {changed}");
+            info!(%path, "reloaded; nothing has changed that can change without a restart");
         }
         if !waiting.is_empty() {
             warn!(keys = restart, "these differ now and wait for a restart");
@@ -258,7 +270,8 @@ fn prepare(
         taken.push("certificate, key or authorities of the gateway");
     }
     if identities.zookeeper != running.identities.zookeeper {
-        taken.push("certificate, key or authorities for ZooKeeper");
+        // The connection that there is goes on with the ones it began with.
+        taken.push("certificate, key or authorities for ZooKeeper, from the next connection on");
     }
     let configured = Configured { config, identities };
     let live = Live::of(&configured, acceptors)?;

@@ -1,7 +1,8 @@
 //! The build's job on its executor: a log that grows in a job directory, and is gone in the end.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +23,9 @@ const LINES: u32 = 12;
 pub(super) struct Job {
     directory: PathBuf,
     log: Content,
+    /// The log that is streamed, open for reading. `None` where the user's own file is followed,
+    /// which may be changed in any way.
+    source: Option<File>,
     once: bool,
     ended: bool,
 }
@@ -63,7 +67,9 @@ impl Job {
             }
         };
         let directory = builds.join(build.as_str());
-        let mut job = Self { directory, log: content, once: options.once, ended: false };
+        let is_ours = options.log.is_none() || options.once;
+        let source = is_ours.then(|| File::open(&log)).transpose()?;
+        let mut job = Self { directory, log: content, source, once: options.once, ended: false };
         // As a real executor's: there is a first line before anybody can ask.
         job.write_line()?;
         Ok(job)
@@ -74,6 +80,22 @@ impl Job {
         match &self.log {
             Content::Users { length } => *length,
             Content::MadeUp { length, .. } => self.ended.then_some(*length),
+        }
+    }
+
+    /// Whether [`Self::contains`] can be asked.
+    pub(super) fn is_comparable(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// Whether the log has `bytes` at `offset`; also after the job's directory is gone. Never, where
+    /// the log is not comparable.
+    pub(super) fn contains(&self, bytes: &[u8], offset: u64) -> io::Result<bool> {
+        let Some(source) = &self.source else { return Ok(false) };
+        let mut own = vec![0; bytes.len()];
+        match source.read_exact_at(&mut own, offset) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+            read => read.map(|()| own == bytes),
         }
     }
 
@@ -122,4 +144,33 @@ fn clock_time() -> String {
     let seconds = now.as_secs() % 86_400;
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     format!("{hours:02}:{minutes:02}:{:02}.{:06}", seconds % 60, now.subsec_micros())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_log_contains_its_own_bytes_and_no_others() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let log = directory.path().join("log");
+        fs::write(&log, "one\ntwo\n").expect("a log");
+        let build = BuildId::new("abc").expect("a build id");
+        let prepare = |once| {
+            let options = Options { log: Some(log.clone()), once };
+            Job::prepare(&directory.path().join(once.to_string()), &build, &options).expect("a job")
+        };
+        let job = prepare(true);
+        for (bytes, offset, expected) in [
+            ("one\ntwo\n", 0, true),
+            ("two", 4, true),
+            ("two", 0, false),
+            ("two\nx", 4, false),
+            ("x", 8, false),
+        ] {
+            let contains = job.contains(bytes.as_bytes(), offset).expect("a readable log");
+            assert_eq!(contains, expected, "{bytes:?} at {offset}");
+        }
+        assert!(job.is_comparable() && !prepare(false).is_comparable());
+    }
 }

@@ -89,21 +89,39 @@ async fn show(options: &Options) -> Result<()> {
         return Ok(());
     }
     let system = System::start(directory.path(), &build).await?;
-    system.introduce(&build, directory.path());
-
-    tokio::select! {
-        received = receive(system.east.address, &build, &mut job) => {
-            let received = received?;
-            match job.length() {
-                Some(length) if length != received.bytes && !received.enough => {
-                    bail!("the log has {length} bytes, {} came through", received.bytes)
-                }
-                _ => eprintln!("the log has ended: {} bytes", received.bytes),
-            }
-        }
-        signal = signals.next() => eprintln!("{signal}: the demo ends"),
+    eprint!("{}", system.drawing(&build));
+    if !options.once {
+        eprint!("{}", system.commands(&build, directory.path()));
     }
+
+    let end = tokio::select! {
+        received = receive(system.east.address, &build, &mut job) => Some(received),
+        signal = signals.next() => {
+            eprintln!("{signal}: the demo ends");
+            None
+        }
+    };
+    // Before the result is shown: the gateways log their streams when they stop.
     system.stop().await;
+    end.map_or(Ok(()), |received| report(&received?, job.length()))
+}
+
+/// Shows what came through of a log that has `length` bytes, if that is known.
+///
+/// # Errors
+///
+/// Bytes are missing although the reader of standard output wanted them all.
+fn report(received: &Received, length: Option<u64>) -> Result<()> {
+    let Received { bytes, enough, compared } = *received;
+    match length {
+        Some(length) if length != bytes && !enough => {
+            bail!("the log has {length} bytes, {bytes} came through")
+        }
+        _ => {
+            let equal = if compared { ", every byte equal" } else { "" };
+            eprintln!("the log has ended: {bytes} bytes through 2 gateways{equal}");
+        }
+    }
     Ok(())
 }
 
@@ -168,28 +186,44 @@ impl System {
         Ok(Self { east, west, executor, finger })
     }
 
-    /// Says what there is, and how to ask for it from another terminal.
-    fn introduce(&self, build: &BuildId, directory: &Path) {
+    /// The way of the log with all addresses, to be read from top to bottom.
+    fn drawing(&self, build: &BuildId) -> String {
         let (east, west, executor) = (self.east.address, self.west.address, self.executor);
+        let finger = if self.finger { " and 127.0.0.1:79" } else { "" };
+        format!(
+            "The log of build {build} takes this way:\n\
+             \n\
+             zone west   executor   {executor}\n\
+             \x20              │ plain\n\
+             \x20           gateway    {WEST_HOST}:{port}\n\
+             \x20              ║ mutual TLS\n\
+             zone east   gateway    {east}{finger}\n\
+             \x20              │ plain, as finger asks\n\
+             \x20           this terminal\n\
+             \n",
+            port = west.port(),
+        )
+    }
+
+    /// The commands that ask for the same log from another terminal.
+    fn commands(&self, build: &BuildId, directory: &Path) -> String {
+        let (east, west) = (self.east.address, self.west.address);
         let directory = directory.display();
-        eprintln!(
-            "zone east: gateway on {east}, plain\n\
-             zone west: gateway on {west}, mutual TLS; executor's log streamer on {executor}\n\
-             build {build} runs in zone west. Its log's way:\n\
-             \x20   client <- gateway east {east} <- TLS <- gateway west {WEST_HOST}:{port} <- executor {executor}\n\
-             Ask for it from another terminal:\n\
+        let finger = if self.finger {
+            format!("    finger {build}@127.0.0.1")
+        } else {
+            "(finger always asks port 79, which this process could not have)".to_owned()
+        };
+        format!(
+            "Ask for it from another terminal as well; Ctrl-C ends the demo:\n\
              \x20   printf '{build}\\r\\n' | nc {ip} {east_port}\n\
              \x20   printf '{build}\\r\\n' | openssl s_client -quiet -connect {west} -servername {WEST_HOST} \\\n\
-             \x20       -CAfile {directory}/ca.pem -cert {directory}/client.pem -key {directory}/client.pem",
-            port = west.port(),
+             \x20       -CAfile {directory}/ca.pem -cert {directory}/client.pem -key {directory}/client.pem\n\
+             {finger}\n\
+             \n",
             ip = east.ip(),
             east_port = east.port(),
-        );
-        if self.finger {
-            eprintln!("    finger {build}@127.0.0.1");
-        } else {
-            eprintln!("(finger itself always asks port 79, which is taken or not allowed here)");
-        }
+        )
     }
 
     async fn stop(self) {
@@ -245,35 +279,42 @@ impl Zone {
 /// What came through.
 struct Received {
     bytes: u64,
-    /// Whoever reads our output has closed it.
+    /// Whether the reader of standard output has closed it.
     enough: bool,
+    /// Whether each byte has been compared with the executor's file.
+    compared: bool,
 }
 
-/// Asks `gateway` for `build` and copies the log to stdout while `job` goes on.
+/// Asks `gateway` for `build`, compares the log with that of `job` and copies it to stdout, while
+/// `job` goes on.
 async fn receive(gateway: SocketAddr, build: &BuildId, job: &mut Job) -> Result<Received> {
     let mut stream = TcpStream::connect(gateway).await.context("the east gateway")?;
     stream.write_all(format!("{build}\r\n").as_bytes()).await?;
     let mut buffer = vec![0; 16 * 1024];
-    let mut bytes = 0;
+    let mut received = Received { bytes: 0, enough: false, compared: job.is_comparable() };
     loop {
         let count = tokio::select! {
             read = stream.read(&mut buffer) => read.context("the log was cut")?,
-            grown = job.go_on(bytes > 0) => {
+            grown = job.go_on(received.bytes > 0) => {
                 grown.context("the job's log")?;
                 continue;
             }
         };
         if count == 0 {
-            return Ok(Received { bytes, enough: false });
+            return Ok(received);
+        }
+        if received.compared && !job.contains(&buffer[..count], received.bytes)? {
+            bail!("within {count} bytes at {} the log differs from the executor's", received.bytes);
         }
         let piece = buffer[..count].to_vec();
         match spawn_blocking(move || print(&piece)).await? {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-                return Ok(Received { bytes, enough: true });
+                received.enough = true;
+                return Ok(received);
             }
             printed => printed.context("stdout")?,
         }
-        bytes += count as u64;
+        received.bytes += count as u64;
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
 use crate::registry::build::BuildId;
 
 /// All running streams, in the order in which they began.
@@ -24,6 +26,8 @@ pub(crate) struct Stream {
     pub(crate) build: BuildId,
     pub(crate) route: String,
     pub(crate) began: Instant,
+    /// The client network that its connection counts for.
+    pub(crate) network: Option<IpNet>,
     bytes: AtomicU64,
 }
 
@@ -49,9 +53,10 @@ impl Streams {
         build: &BuildId,
         route: String,
         began: Instant,
+        network: Option<IpNet>,
     ) -> Listed {
-        let build = build.clone();
-        let stream = Arc::new(Stream { peer, build, route, began, bytes: AtomicU64::new(0) });
+        let (build, bytes) = (build.clone(), AtomicU64::new(0));
+        let stream = Arc::new(Stream { peer, build, route, began, network, bytes });
         let mut running = self.lock();
         let number = running.begun;
         running.begun += 1;
@@ -81,6 +86,11 @@ impl Listed {
         self.stream.bytes()
     }
 
+    /// The client network that its connection counts for.
+    pub(crate) fn network(&self) -> Option<IpNet> {
+        self.stream.network
+    }
+
     /// Notes that so many more bytes have been handed on.
     pub(crate) fn add(&self, bytes: u64) {
         self.stream.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -102,7 +112,8 @@ mod tests {
         let streams = Streams::default();
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let build = BuildId::new("ab").expect("a build id");
-        let begin = |route: &str| streams.begin(peer, &build, route.to_owned(), Instant::now());
+        let begin =
+            |route: &str| streams.begin(peer, &build, route.to_owned(), Instant::now(), None);
         let (first, second) = (begin("first"), begin("second"));
         second.add(2);
         second.add(3);

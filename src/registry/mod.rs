@@ -6,12 +6,14 @@
 
 pub(crate) mod build;
 pub(crate) mod component;
+#[cfg(any(feature = "demo", test))]
 pub(crate) mod embedded;
+mod json;
 pub(crate) mod zookeeper;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -26,6 +28,7 @@ pub(crate) enum Registry {
     /// Zuul's own.
     ZooKeeper(Arc<zookeeper::Lookup>),
     /// In this process.
+    #[cfg(any(feature = "demo", test))]
     Embedded(Arc<embedded::Embedded>),
 }
 
@@ -43,23 +46,72 @@ impl Registry {
     pub(crate) async fn find_build(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
         match self {
             Self::ZooKeeper(lookup) => lookup.find_build(build).await,
+            #[cfg(any(feature = "demo", test))]
             Self::Embedded(embedded) => Ok(embedded.find_build(build)),
         }
     }
 
-    /// The gateways that can be dialed now, as last heard.
+    /// The same, asking the registry itself even if the build is kept.
+    pub(crate) async fn find_build_now(
+        &self,
+        build: &BuildId,
+    ) -> Result<Option<Build>, LookupError> {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.find_build_now(build).await,
+            Self::Embedded(embedded) => Ok(embedded.find_build(build)),
+        }
+    }
+
+    /// The gateways that can be dialed now, as last heard; none until they have been read once.
     pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
         match self {
             Self::ZooKeeper(lookup) => lookup.gateways(),
+            #[cfg(any(feature = "demo", test))]
             Self::Embedded(embedded) => embedded.gateways(),
+        }
+    }
+
+    /// Waits until the gateways have been read once. The caller sets the deadline.
+    pub(crate) async fn gateways_known(&self) {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.gateways_known().await,
+            Self::Embedded(_) => {}
+        }
+    }
+
+    /// Why there is no working session with the registry; `None` while there is one, and until the
+    /// first attempt has failed.
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.trouble(),
+            Self::Embedded(_) => None,
         }
     }
 }
 
-/// Whether `hostname`, as an entry names it, can be one: what is not is garbage, which no log line is
-/// to repeat. 255 bytes is the most that a name has (RFC 1035, section 2.3.4).
+/// Why there is no working session with the registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// When it was first noticed.
+    pub(crate) since: Instant,
+    /// The last known cause, for the operator: a phrase for each server.
+    pub(crate) cause: String,
+}
+
+/// The longest host name and the longest zone that an entry may have, in bytes: a domain name has no
+/// more (RFC 1035, section 2.3.4), and a zone is part of file names, log lines and metric labels.
+const NAME_MAX: usize = 255;
+
+/// Whether `hostname`, as an entry names it, can be dialed. Others are garbage, which must not reach
+/// the log.
 fn is_dialable(hostname: &str) -> bool {
-    (1..=255).contains(&hostname.len()) && !hostname.chars().any(char::is_control)
+    !hostname.is_empty() && is_name(hostname)
+}
+
+/// Whether `name`, a host's or a zone's in an entry, is short enough and printable. A zone may be
+/// empty.
+fn is_name(name: &str) -> bool {
+    name.len() <= NAME_MAX && !name.chars().any(char::is_control)
 }
 
 /// Where this gateway's own entry stands.
@@ -67,6 +119,8 @@ fn is_dialable(hostname: &str) -> bool {
 pub(crate) enum Standing {
     /// No session yet.
     Connecting,
+    /// There is a session, but no service of Zuul has ever registered below this node.
+    NoZuul(String),
     /// The entry is there, under this name.
     Registered(String),
     /// The connection is gone, the session and the entry may still live.
@@ -81,6 +135,11 @@ impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connecting => f.write_str("connecting"),
+            Self::NoZuul(node) => write!(
+                f,
+                "connected, but no scheduler or executor is registered below {node}: is the path \
+                 after the last server in zookeeper.hosts right?"
+            ),
             Self::Registered(name) => write!(f, "registered as {name}"),
             Self::ConnectionLost => f.write_str("connection lost"),
             Self::SessionLost => f.write_str("session lost"),

@@ -5,17 +5,13 @@
 //! process and root may connect. Still everything a connection can take is bounded.
 
 use std::fmt;
-use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use rustix::fs::Mode;
-use rustix::process::umask;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -103,50 +99,6 @@ impl Request {
                 .to_owned()),
         }
     }
-}
-
-/// The socket's file; dropping it removes it.
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    /// Device and inode: by then another gateway may have put its own in the place.
-    identity: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let Ok(there) = fs::symlink_metadata(&self.path) else { return };
-        if (there.dev(), there.ino()) == self.identity
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            debug!(path = %self.path.display(), %error, "command socket not removed");
-        }
-    }
-}
-
-/// Makes the socket at `path` in place of one that is there, as upstream does: whether somebody
-/// listens to the old one cannot be asked without harm. Call while there is one thread, because
-/// the umask is the process's.
-///
-/// # Errors
-/// Something else is there, or the directory is not ours to write.
-pub(crate) fn bind(path: &Path) -> io::Result<(StdListener, SocketFile)> {
-    match fs::symlink_metadata(path) {
-        Ok(there) if !there.file_type().is_socket() => {
-            return Err(io::Error::new(ErrorKind::AlreadyExists, "something else is there"));
-        }
-        Ok(_) => fs::remove_file(path)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    // The working directory may become another.
-    let whole = std::path::absolute(path)?;
-    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-    let bound = StdListener::bind(path);
-    umask(before);
-    let listener = bound?;
-    listener.set_nonblocking(true)?;
-    let made = fs::symlink_metadata(path)?;
-    Ok((listener, SocketFile { path: whole, identity: (made.dev(), made.ino()) }))
 }
 
 /// A reload that somebody asks for: who is told, in lines, how it went.
@@ -240,7 +192,10 @@ pub(crate) fn ask(path: &Path, request: &Request) -> Result<String> {
     let place = path.display();
     let mut stream = StdStream::connect(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            anyhow!("{place}: nobody listens: no gateway runs with this configuration")
+            anyhow!(
+                "{place}: no gateway answers: none runs with this configuration, or it could not \
+                 create this socket (its log has a warning then)"
+            )
         }
         ErrorKind::PermissionDenied => {
             anyhow!("{place}: only root and the gateway's own user may command it")

@@ -34,6 +34,13 @@ pub(crate) fn harden() {
 #[derive(Debug)]
 pub(crate) struct Unfit(String);
 
+impl Unfit {
+    /// `reason` names the file, key or user, and what to do about it.
+    pub(crate) fn new(reason: String) -> Self {
+        Self(reason)
+    }
+}
+
 impl fmt::Display for Unfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

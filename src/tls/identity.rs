@@ -7,12 +7,16 @@ use std::sync::Arc;
 use std::{fmt, io};
 
 use anyhow::{Error, Result, anyhow, bail};
-use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
+use x509_parser::asn1_rs::{Any, Oid, oid};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::authorities::Authorities;
+use super::error_text::describe_tls;
 use super::lint::{self, Finding, Use, quoted};
+use super::pem::{self, Block, Content};
+use super::private_key::{self, Unsupported};
 use super::provider;
 use crate::small_file;
 
@@ -42,18 +46,8 @@ const LOOKS: usize = 3;
 pub(crate) struct Identity {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
-    pub(super) roots: Arc<RootCertStore>,
+    pub(super) authorities: Arc<Authorities>,
     findings: Vec<Finding>,
-    /// What all of it was made of.
-    pub(super) pem: Pem,
-}
-
-/// Certificate, key and authorities, as text.
-#[derive(Default, PartialEq, Eq)]
-pub(super) struct Pem {
-    pub(super) cert: String,
-    pub(super) key: String,
-    pub(super) ca: String,
 }
 
 impl fmt::Debug for Identity {
@@ -75,18 +69,35 @@ impl Identity {
         let Some([cert_pem, key_pem, ca_pem]) = together(files.paths(), read) else {
             bail!("{cert}: this file, {key} or {ca} changes while it is read");
         };
-        let chain = parse(&cert_pem, |text| certificates(&cert, text));
-        let key_read = parse(&key_pem, |text| private_key(&key, text));
-        let roots = parse(&ca_pem, |text| authorities(&ca, text));
+        let chain = parse(&cert_pem, |pem| certificates(&cert, pem));
+        let key_read = parse(&key_pem, |pem| private_key_of(&key, pem));
+        let authorities = parse(&ca_pem, |pem| authorities(&ca, pem));
+        let authorities = match purpose {
+            Use::ZooKeeper => authorities.map(Authorities::with_webpki_alone),
+            Use::Dialing | Use::Listening(_) => authorities,
+        };
+        let authorities = authorities.map(Arc::new);
+        if let (Ok(cert_pem), Ok(key_pem)) = (&cert_pem, &key_pem)
+            && chain.is_err()
+            && key_read.is_err()
+            && private_key_of(&cert, cert_pem).is_ok()
+            && certificates(&key, key_pem).is_ok()
+        {
+            bail!("{cert}: holds the private key, and {key} the certificate: swap the two");
+        }
 
-        let found = chain.as_ref().map(|chain| lint::chain(chain, files, purpose, now));
-        let found = found.unwrap_or_default();
-        Self::of((&cert, chain), (&key, key_read), roots)
-            .map(|identity| {
-                // All of them are there, or nothing could have been made of them.
-                let [cert, key, ca] = [cert_pem, key_pem, ca_pem].map(Result::unwrap_or_default);
-                Self { findings: found.clone(), pem: Pem { cert, key, ca }, ..identity }
-            })
+        let mut found = match (&chain, &authorities) {
+            (Ok(chain), Ok(authorities)) => {
+                lint::certificates(chain, authorities, files, purpose, now)
+            }
+            (Ok(chain), Err(_)) => lint::chain(chain, files, purpose, now),
+            (Err(_), _) => Vec::new(),
+        };
+        if key_read.is_ok() {
+            found.extend(lint::key_mode(&files.key));
+        }
+        Self::of((&cert, chain), (&key, key_read), authorities)
+            .map(|identity| Self { findings: found.clone(), ..identity })
             .map_err(|refusal| {
                 let mut faults: Vec<_> = found.iter().map(ToString::to_string).collect();
                 match refusal {
@@ -99,11 +110,12 @@ impl Identity {
     }
 
     /// An identity made in this process.
+    #[cfg(any(feature = "demo", test))]
     pub(crate) fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self> {
         let identity = Self::of(
-            ("certificate", certificates("certificate", cert)),
-            ("key", private_key("key", key)),
-            authorities("CA", ca),
+            ("certificate", certificates("certificate", cert.as_bytes())),
+            ("key", private_key_of("key", key.as_bytes())),
+            authorities("CA", ca.as_bytes()).map(Arc::new),
         );
         identity.map_err(|refusal| anyhow!(refusal.into_text()))
     }
@@ -112,37 +124,22 @@ impl Identity {
     fn of(
         (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
         (key_name, key): (&str, Result<PrivateKeyDer<'static>>),
-        roots: Result<RootCertStore>,
+        authorities: Result<Arc<Authorities>>,
     ) -> Result<Self, Refusal> {
-        let (chain, key, roots) = match (chain, key, roots) {
-            (Ok(chain), Ok(key), Ok(roots)) => (chain, key, roots),
-            (chain, key, roots) => {
-                let faults = [chain.err(), key.err(), roots.err()];
-                let faults: Vec<_> = faults.iter().flatten().map(|e| format!("{e:#}")).collect();
+        let (chain, key, authorities) = match (chain, key, authorities) {
+            (Ok(chain), Ok(key), Ok(authorities)) => (chain, key, authorities),
+            (chain, key, authorities) => {
+                let faults = [chain.err(), key.err(), authorities.err()];
+                let faults = faults.iter().flatten().map(|error| format!("{error:#}"));
+                let mut faults: Vec<_> = faults.collect();
+                // Two of the files may be one.
+                faults.dedup();
                 return Err(Refusal::Other(faults.join("\n")));
             }
         };
-        CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()).map_err(|error| {
-            use rustls::{Error, InconsistentKeys};
-            let (cert, key) = (quoted(name), quoted(key_name));
-            match error {
-                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Refusal::Other(format!(
-                    "{key_name}: is not the key of the certificate in {name}; the same must come \
-                     out of both: openssl pkey -in {key} -pubout; openssl x509 -in {cert} -noout \
-                     -pubkey"
-                )),
-                Error::InvalidCertificate(_) => Refusal::Certificate(format!(
-                    "{name}: cannot be used: {error}; look at it: openssl x509 -in {cert} -noout \
-                     -text"
-                )),
-                _ => Refusal::Other(format!(
-                    "{key_name}: cannot be used: {error}; look at it: openssl pkey -in {key} \
-                     -noout -text_pub"
-                )),
-            }
-        })?;
-        let (findings, pem) = (Vec::new(), Pem::default());
-        Ok(Self { chain, key, roots: Arc::new(roots), findings, pem })
+        CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
+            .map_err(|error| refusal(&error, (name, &chain[0]), (key_name, &key)))?;
+        Ok(Self { chain, key, authorities, findings: Vec::new() })
     }
 
     /// What is amiss with the certificate, although it can be used.
@@ -156,6 +153,12 @@ impl Identity {
         Some(certificate.validity().not_after.timestamp())
     }
 
+    /// The subject of our certificate, printable and at most 200 characters long.
+    pub(crate) fn subject(&self) -> Option<String> {
+        let (_, certificate) = X509Certificate::from_der(self.chain.first()?).ok()?;
+        Some(certificate.subject().to_string().escape_default().take(200).collect())
+    }
+
     /// Whether `other` shows the same certificate.
     pub(crate) fn shows_what(&self, other: &Self) -> bool {
         self.chain == other.chain
@@ -163,9 +166,9 @@ impl Identity {
 }
 
 impl PartialEq for Identity {
-    /// Whether both were made of the same files' contents.
+    /// Whether both have the same certificates, key, authorities and revocation lists.
     fn eq(&self, other: &Self) -> bool {
-        self.pem == other.pem
+        self.chain == other.chain && self.key == other.key && self.authorities == other.authorities
     }
 }
 
@@ -182,6 +185,61 @@ impl Refusal {
             Self::Certificate(text) | Self::Other(text) => text,
         }
     }
+}
+
+/// Says why rustls takes no `certificate` with this `key`, of the files with these names.
+fn refusal(
+    error: &rustls::Error,
+    (name, certificate): (&str, &CertificateDer<'_>),
+    (key_name, key): (&str, &PrivateKeyDer<'_>),
+) -> Refusal {
+    use rustls::{Error, InconsistentKeys};
+    let (cert, shown) = (quoted(name), quoted(key_name));
+    let public =
+        X509Certificate::from_der(certificate).map(|(_, parsed)| parsed.subject_pki.clone());
+    let same = || public.is_ok_and(|public| private_key::has_public_key(key, &public));
+    let unsupported = private_key::unsupported(key);
+    Refusal::Other(match (error, unsupported) {
+        (Error::InvalidCertificate(_), _) => {
+            return Refusal::Certificate(format!(
+                "{name}: cannot be used: {}; look at it: openssl x509 -in {cert} -noout -text",
+                describe_tls(error)
+            ));
+        }
+        (_, Some(Unsupported::ExplicitParameters)) => explicit_parameters(key_name),
+        (Error::InconsistentKeys(InconsistentKeys::KeyMismatch), _) if same() => {
+            explicit_parameters(key_name)
+        }
+        (Error::InconsistentKeys(InconsistentKeys::KeyMismatch), _) => format!(
+            "{key_name}: is not the key of the certificate in {name}; the same must come out of \
+             both: openssl pkey -in {shown} -pubout; openssl x509 -in {cert} -noout -pubkey"
+        ),
+        (_, Some(Unsupported::RsaSize(bits))) => format!(
+            "{key_name}: an RSA key of {bits} bits is not supported, which must have 2048 to 8192; \
+             make another, and a certificate for it: openssl genpkey -algorithm RSA -pkeyopt \
+             rsa_keygen_bits:2048 -out {}",
+            quoted(format!("{key_name}.new"))
+        ),
+        (_, Some(Unsupported::Kind(kind))) => format!(
+            "{key_name}: this kind of key is not supported ({}): RSA of 2048 to 8192 bits, ECDSA on \
+             P-256, P-384 or P-521, and Ed25519 are; look at it: openssl pkey -in {shown} -noout \
+             -text_pub",
+            kind.unwrap_or("unknown")
+        ),
+        (_, None) => format!(
+            "{key_name}: cannot be used: {}; look at it: openssl pkey -in {shown} -noout -text_pub",
+            describe_tls(error)
+        ),
+    })
+}
+
+fn explicit_parameters(key_name: &str) -> String {
+    let (key, named) = (quoted(key_name), quoted(format!("{key_name}.named")));
+    format!(
+        "{key_name}: an EC key with explicit parameters is not supported, nor a certificate for \
+         one; name its curve, and have the certificate issued again for that: openssl ec -in {key} \
+         -param_enc named_curve -out {named}"
+    )
 }
 
 /// What `read` makes of each file, all of them as they are at one moment; `None` if they change all
@@ -211,14 +269,21 @@ fn version(path: &Path) -> Option<[i128; 7]> {
     fs::metadata(path).ok().map(of)
 }
 
-/// What `parse` makes of a file's text.
-fn parse<T>(text: &Result<String>, parse: impl FnOnce(&str) -> Result<T>) -> Result<T> {
-    text.as_ref().map_err(|error| anyhow!("{error:#}")).and_then(|text| parse(text))
+/// What `parse` makes of a file's content.
+fn parse<T>(pem: &Result<Vec<u8>>, parse: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+    pem.as_ref().map_err(|error| anyhow!("{error:#}")).and_then(|pem| parse(pem))
 }
 
-pub(super) fn read(path: &Path) -> Result<String> {
+/// Reads a PEM file.
+///
+/// # Errors
+/// It cannot be read, or is of another format.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let bytes = small_file::read(path).map_err(|error| unreadable(path, &error))?;
-    String::from_utf8(bytes).map_err(|error| binary(path, error.as_bytes()))
+    match other_format(path, &bytes) {
+        None => Ok(bytes),
+        Some(error) => Err(error),
+    }
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Error {
@@ -233,64 +298,148 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
     }
 }
 
-/// Most often the right thing in the wrong clothes.
-fn binary(path: &Path, bytes: &[u8]) -> Error {
+/// The content types of PKCS#7 with certificates, and of PKCS#12 (RFC 2315, section 14; RFC 7292,
+/// section 4).
+const SIGNED_DATA: Oid<'static> = oid!(1.2.840.113549.1.7.2);
+const DATA: Oid<'static> = oid!(1.2.840.113549.1.7.1);
+
+/// Names the format of a file that is not PEM, with the command that converts it.
+fn other_format(path: &Path, bytes: &[u8]) -> Option<Error> {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        let (shown, pem) = (quoted(path), quoted(format!("{}.pem", path.display())));
+        return Some(anyhow!(
+            "{}: is UTF-16, not PEM; convert it: iconv -f UTF-16 -t UTF-8 {shown} >{pem}",
+            path.display()
+        ));
+    }
+    // Text around the blocks may be of any encoding.
+    if std::str::from_utf8(bytes).is_ok() || contains_begin(bytes) {
+        return None;
+    }
     let (name, shown) = (path.display(), quoted(path));
     let pem = quoted(format!("{name}.pem"));
-    let advice = if X509Certificate::from_der(bytes).is_ok() {
-        format!("DER, not PEM; turn it into PEM: openssl x509 -inform DER -in {shown} -out {pem}")
+    let (format, command) = if X509Certificate::from_der(bytes).is_ok() {
+        ("DER", format!("openssl x509 -inform DER -in {shown} -out {pem}"))
+    } else if first_oids(bytes).contains(&SIGNED_DATA) {
+        ("PKCS#7", format!("openssl pkcs7 -inform DER -in {shown} -print_certs -out {pem}"))
+    } else if first_oids(bytes).contains(&DATA) {
+        ("PKCS#12", format!("openssl pkcs12 -in {shown} -nodes -out {pem}"))
     } else if PrivateKeyDer::try_from(bytes).is_ok() {
-        format!("DER, not PEM; turn it into PEM: openssl pkey -inform DER -in {shown} -out {pem}")
+        ("DER", format!("openssl pkey -inform DER -in {shown} -out {pem}"))
     } else {
-        return anyhow!(
+        return Some(anyhow!(
             "{name}: is not PEM (binary data); see what is in it: openssl storeutl -noout {shown}"
-        );
+        ));
     };
-    anyhow!("{name}: is {advice}")
+    Some(anyhow!("{name}: is {format}, not PEM; turn it into PEM: {command}"))
 }
 
-/// A fault of a file that is text, with the command that shows what is in it.
+fn contains_begin(bytes: &[u8]) -> bool {
+    let begin = b"-----BEGIN ";
+    bytes.windows(begin.len()).any(|window| window == begin)
+}
+
+/// The object identifiers among the first elements of a DER structure, and of the structures in it:
+/// where PKCS#7 and PKCS#12 name their content.
+fn first_oids(der: &[u8]) -> Vec<Oid<'_>> {
+    fn elements(der: &[u8]) -> Vec<Any<'_>> {
+        let (mut rest, mut found) = (der, Vec::new());
+        while let Ok((after, element)) = Any::from_der(rest) {
+            found.push(element);
+            rest = after;
+        }
+        found
+    }
+    let outer = elements(der).into_iter().take(1).flat_map(|outer| elements(outer.data));
+    let outer: Vec<_> = outer.collect();
+    let inner = outer.iter().filter(|element| element.header.is_constructed());
+    let inner = inner.flat_map(|element| elements(element.data));
+    let all = outer.clone().into_iter().chain(inner);
+    all.filter_map(|element| element.oid().ok()).map(|oid| oid.to_owned()).collect()
+}
+
+/// A fault of a PEM file, with the command that shows what is in it.
 fn not(fault: &str, name: &str) -> Error {
     let shown = quoted(name);
     anyhow!("{name}: {fault}; see what is in it: openssl storeutl -noout {shown}")
 }
 
-/// The certificates in `text`, at least one.
-pub(super) fn certificates(name: &str, text: &str) -> Result<Vec<CertificateDer<'static>>> {
-    let chain = rustls_pemfile::certs(&mut text.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| not(&format!("not valid PEM: {error}"), name))?;
+/// The same, of the block that begins in `line`.
+fn not_in(line: usize, fault: &str, name: &str) -> Error {
+    let shown = quoted(name);
+    anyhow!("{name}:{line}: {fault}; see what is in it: openssl storeutl -noout {shown}")
+}
+
+fn blocks(name: &str, pem: &[u8]) -> Result<Vec<Block>> {
+    pem::read(pem)
+        .map_err(|error| not_in(error.line, &format!("not valid PEM: {}", error.problem), name))
+}
+
+/// The certificates in `pem`, at least one.
+pub(super) fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
+    let mut chain = Vec::new();
+    for Block { line, content } in blocks(name, pem)? {
+        let Content::Certificate(certificate) = content else { continue };
+        // The first one is parsed by rustls, which has more to say about it.
+        if !chain.is_empty() && X509Certificate::from_der(&certificate).is_err() {
+            return Err(not_in(line, "cannot be used: this is not a certificate", name));
+        }
+        chain.push(certificate);
+    }
     if chain.is_empty() {
         return Err(not("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
     }
     Ok(chain)
 }
 
-/// The first private key in `text`.
-pub(super) fn private_key(name: &str, text: &str) -> Result<PrivateKeyDer<'static>> {
-    // PKCS #8, and what OpenSSL wrote before (RFC 1421, section 4.6.1.1).
-    if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----")
-        || text.contains("Proc-Type: 4,ENCRYPTED")
-    {
-        let (key, plain) = (quoted(name), quoted(format!("{name}.plain")));
-        bail!(
-            "{name}: is encrypted, and a daemon has nobody to ask for the passphrase; decrypt it: \
-             openssl pkey -in {key} -out {plain}"
-        );
+/// The first private key in `pem`; as with OpenSSL, others are not used.
+pub(super) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>> {
+    for Block { line, content } in blocks(name, pem)? {
+        match content {
+            // By its structure: some tools label PKCS#8 as RSA PRIVATE KEY.
+            Content::Key(der) => {
+                return PrivateKeyDer::try_from(der)
+                    .map_err(|_| not_in(line, "cannot be used: this is not a private key", name));
+            }
+            Content::EncryptedKey => {
+                let (key, plain) = (quoted(name), quoted(format!("{name}.plain")));
+                bail!(
+                    "{name}: is encrypted, and a daemon has nobody to ask for the passphrase; \
+                     decrypt it: openssl pkey -in {key} -out {plain}"
+                );
+            }
+            Content::OtherKey(label) => {
+                let (key, plain) = (quoted(name), quoted(format!("{name}.pkcs8")));
+                bail!(
+                    "{name}:{line}: {label} is not supported; convert it, if it is an RSA, ECDSA \
+                     or Ed25519 key: openssl pkey -in {key} -out {plain}"
+                );
+            }
+            Content::Certificate(_) | Content::RevocationList(_) | Content::Unused => {}
+        }
     }
-    rustls_pemfile::private_key(&mut text.as_bytes())
-        .map_err(|error| not(&format!("not valid PEM: {error}"), name))?
-        .ok_or_else(|| not("holds no private key (-----BEGIN PRIVATE KEY-----)", name))
+    Err(not("holds no private key (-----BEGIN PRIVATE KEY-----)", name))
 }
 
-/// The certificates in `text` as those to trust.
-pub(super) fn authorities(name: &str, text: &str) -> Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(name, text)? {
-        let added = roots.add(certificate);
-        added.map_err(|error| not(&format!("cannot be used: {error}"), name))?;
+/// The certificates in `pem` as those to trust.
+pub(super) fn authorities(name: &str, pem: &[u8]) -> Result<Authorities> {
+    let mut authorities = Authorities::default();
+    for Block { line, content } in blocks(name, pem)? {
+        let added = match content {
+            Content::Certificate(certificate) => authorities.add(certificate),
+            Content::RevocationList(list) => authorities.add_revocation_list(list),
+            Content::Key(_) | Content::EncryptedKey | Content::OtherKey(_) | Content::Unused => {
+                continue;
+            }
+        };
+        added.map_err(|error| {
+            not_in(line, &format!("cannot be used: {}", describe_tls(&error)), name)
+        })?;
     }
-    Ok(roots)
+    if authorities.is_empty() {
+        return Err(not("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
+    }
+    Ok(authorities)
 }
 
 #[cfg(test)]

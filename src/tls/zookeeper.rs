@@ -1,19 +1,33 @@
 //! What the ZooKeeper client needs of an identity.
 
 use anyhow::{Context, Result};
+use rustls::pki_types::PrivateKeyDer;
 use zookeeper_client::{TlsCa, TlsCerts, TlsDynamicCerts, TlsIdentity, TlsOptions};
 
 use super::Identity;
-use super::identity::Pem;
 
 /// Who we are for ZooKeeper, and whom we trust, in its client's terms.
 ///
 /// # Errors
 /// The client finds something amiss that [`Identity::load`] did not.
 pub(crate) fn zookeeper_certs(identity: &Identity) -> Result<TlsCerts> {
-    let Pem { cert, key, ca } = &identity.pem;
-    let authority = TlsCa::from_pem(ca).context("ZooKeeper's authority cannot be used")?;
-    let own = TlsIdentity::from_pem(cert, key).context("ZooKeeper's client cannot use these")?;
+    let Identity { chain, key, authorities, .. } = identity;
+    // The client takes PEM alone, and skips what it cannot read: it gets what this program has read.
+    let blocks = |label: &str, blocks: &mut dyn Iterator<Item = &[u8]>| -> String {
+        blocks.map(|der| ::pem::encode(&::pem::Pem::new(label, der))).collect()
+    };
+    let certificates = &mut authorities.certificates().iter().map(AsRef::as_ref);
+    let revoked = &mut authorities.revocation_lists().iter().map(AsRef::as_ref);
+    let ca = blocks("CERTIFICATE", certificates) + &blocks("X509 CRL", revoked);
+    let cert = blocks("CERTIFICATE", &mut chain.iter().map(AsRef::as_ref));
+    let label = match key {
+        PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+        PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+        _ => "PRIVATE KEY",
+    };
+    let key = blocks(label, &mut std::iter::once(key.secret_der()));
+    let authority = TlsCa::from_pem(&ca).context("ZooKeeper's authority cannot be used")?;
+    let own = TlsIdentity::from_pem(&cert, &key).context("ZooKeeper's client cannot use these")?;
     let certs = TlsCerts::builder().with_ca(authority).with_identity(own).build();
     certs.context("ZooKeeper's client cannot use these")
 }

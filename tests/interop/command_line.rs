@@ -156,6 +156,11 @@ async fn stop_from_the_other_program() {
     let system = System::new().await;
     let conf = ZuulConf::gateway(&system, "west", "");
     let mut theirs = Upstream::start(&system, &conf).await;
+    let mut status = Command::new(BINARY);
+    status.arg("status").arg("-c").arg(conf.path()).stdin(Stdio::null()).kill_on_drop(true);
+    let asked = within("status", status.output()).await.expect("the program");
+    let stderr = String::from_utf8_lossy(&asked.stderr);
+    assert!(asked.status.code() == Some(1) && stderr.contains("Zuul's own gateway"), "{stderr}");
     let stopped = stop(Command::new(BINARY), conf.path()).await;
     assert_eq!(stopped, Some(0));
     theirs.logged("Finger gateway is stopped").await;

@@ -1,9 +1,15 @@
 //! The real executor's log streamer as the next hop.
 
 use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
 
 use crate::executor::{Executor, new_build, pieces};
 use crate::support::client::{Client, Ending};
+use crate::support::executor::refusing_port;
 use crate::support::gateway::Builder;
 use crate::support::system::System;
 
@@ -56,6 +62,28 @@ async fn a_half_closed_client_keeps_its_stream() {
     assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
 }
 
+/// A client that resets makes the gateway reset its connection to the executor, so that no local port
+/// is left waiting. The streamer logs one line and serves the next client.
+#[tokio::test]
+async fn a_reset_is_one_line_in_the_streamers_log() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+    let (build, mut log) = executor.run(None).await;
+    log.write(b"a line\n");
+
+    let mut client = Client::ask(gateway.address(), &build).await;
+    client.expect(b"a line\n").await;
+    client.reset();
+    let line = format!("Streaming failure for build UUID {build}: [Errno 104]");
+    let told = executor.logs(&line).await;
+    assert!(!told.contains("Traceback"), "{told}");
+
+    let mut next = Client::ask(gateway.address(), &build).await;
+    next.expect(b"a line\n").await;
+    assert_eq!(log.grow(&pieces(), &mut next).await, Ending::Clean);
+}
+
 #[tokio::test]
 async fn its_own_texts_pass_unchanged() {
     let system = System::new().await;
@@ -69,4 +97,51 @@ async fn its_own_texts_pass_unchanged() {
     assert_eq!(told().await, format!("Build ID {build} not found"));
     fs::create_dir(executor.job(&build)).expect("the job's directory");
     assert_eq!(told().await, format!("Log not found for build ID {build}"));
+}
+
+/// Has `count` clients ask for `build` in the same moment and returns what each of them reads, up
+/// to the length of its log.
+async fn crowd(address: SocketAddr, build: &str, count: usize, length: usize) -> Vec<Vec<u8>> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(Client::connect(address).await);
+    }
+    let start = Arc::new(Barrier::new(count));
+    let mut reading = JoinSet::new();
+    for mut client in clients {
+        let (request, start) = (format!("{build}\n"), Arc::clone(&start));
+        reading.spawn(async move {
+            start.wait().await;
+            client.send(request.as_bytes()).await;
+            let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+            while bytes.len() < length
+                && let Ok(count) = client.read(&mut buffer).await
+            {
+                bytes.extend_from_slice(&buffer[..count]);
+            }
+            bytes
+        });
+    }
+    reading.join_all().await
+}
+
+/// Its listen queue takes five. The second time all clients come to it after the only gateway of
+/// its zone has refused them.
+#[tokio::test]
+async fn two_hundred_clients_at_once_all_get_the_log() {
+    for zone in [None, Some("west")] {
+        let system = System::new().await;
+        system.put_gateway(Some("west"), Some(refusing_port().await), false, "running").await;
+        let mut gateway = Builder::new(&system).ready().await;
+        let mut executor = Executor::start(&system, zone).await;
+        let (build, mut log) = executor.run(zone).await;
+        let text = b"0123456789\n".repeat(2000);
+        log.write(&text);
+        let logs = crowd(gateway.address(), &build, 200, text.len()).await;
+        let broken: Vec<_> = logs.iter().filter(|log| **log != text).collect();
+        assert!(broken.is_empty(), "{zone:?}: {}: {:?}", broken.len(), broken.first());
+        // Ends the streams.
+        log.remove();
+        gateway.logged_times("the ends", 200, |line| line.contains("end=finished")).await;
+    }
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -64,6 +65,7 @@ impl Files {
     fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.path().join(name);
         fs::write(&path, content).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("permissions");
         path
     }
 
@@ -93,12 +95,13 @@ async fn a_good_configuration() {
     let sections = format!("tls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n");
     let conf = files.write(
         "zuul.conf",
-        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = root\n{sections}"),
+        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = root\nhostname = localhost\n{sections}"),
     );
     for config in [&toml, &conf] {
         let checked = check(config).await;
         assert_eq!(checked.code, Some(0), "{}", checked.stderr);
-        assert_eq!(checked.stdout, format!("{}: OK\n", config.display()));
+        let first = checked.stdout.lines().next().map(str::to_owned);
+        assert_eq!(first, Some(format!("{}: OK", config.display())));
         assert_eq!(checked.stderr, "");
     }
     let checked = run(&["-c".as_ref(), toml.as_ref(), "check".as_ref()]).await;
@@ -175,6 +178,39 @@ async fn all_faults_of_a_zuul_conf_come_out_at_once() {
     assert_eq!(faults.len(), expected.len(), "{faults:#?}");
 }
 
+#[tokio::test]
+async fn a_file_is_read_as_what_its_name_says_and_a_wrong_name_is_named() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.identity("localhost");
+    let text = toml(&identity, &identity);
+    assert_eq!(check(&files.write("gateway.TOML", &text)).await.code, Some(0));
+    for text in [text.as_str(), "[[listener]]\naddress = \"[::]:79\"\n"] {
+        let config = files.write("gateway.conf", text);
+        let expected = format!(
+            "{}: is TOML, and was read as a zuul.conf, because its name does not end in .toml; \
+             rename it",
+            config.display()
+        );
+        assert_eq!(faults(&config).await, [expected]);
+    }
+    let Identity { cert, key, ca, .. } = &identity;
+    let zookeeper = format!(
+        "[zookeeper]\nhosts = a:1\ntls_cert = {}\ntls_key = {}\ntls_ca = {}\n",
+        cert.display(),
+        key.display(),
+        ca.display()
+    );
+    for (name, text) in [("zuul.conf", &zookeeper), ("marked.toml", &text)] {
+        let checked = check(&files.write(name, format!("\u{feff}{text}"))).await;
+        assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{name}");
+    }
+    let conf = files.write("typo.conf", format!("{zookeeper}[fingergw]\nlisten_adress = ::1\n"));
+    let Outcome { code, stderr, .. } = check(&conf).await;
+    let warning =
+        ":7: [fingergw] listen_adress: unknown option, ignored; did you mean listen_address?";
+    assert_eq!((code, stderr), (Some(0), format!("{}{warning}\n", conf.display())));
+}
+
 /// Upstream takes two of the three for none, and speaks plain text where TLS was asked for.
 #[tokio::test]
 async fn a_zuul_conf_with_one_tls_file_missing() {
@@ -214,34 +250,98 @@ async fn pem_files_that_cannot_be_used() {
     let garbled = files.write("garbled", text.replacen('M', "!", 3));
     let not_der = files.write("not-der", text.replacen("MII", "AAA", 1));
     let missing = files.missing("missing");
+    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let intermediate = files.write("intermediate", format!("{text}{garbage}"));
+    let swapped = Identity { cert: good.key.clone(), key: good.cert.clone(), ..good.clone() };
     let cert = |path: &Path| Identity { cert: path.to_owned(), ..good.clone() };
     let key = |path: &Path| Identity { key: path.to_owned(), ..good.clone() };
     let ca = |path: &Path| Identity { ca: path.to_owned(), ..good.clone() };
     let cases = [
-        (cert(&missing), &missing, "cannot be read: No such file"),
-        (cert(&binary), &binary, "is not PEM (binary data)"),
-        (cert(&empty), &empty, "holds no certificate"),
-        (cert(&good.key), &good.key, "holds no certificate"),
-        (cert(&cut), &cut, ""),
-        (cert(&garbled), &garbled, "not valid PEM"),
-        (cert(&not_der), &not_der, "cannot be used"),
-        (key(&missing), &missing, "cannot be read: No such file"),
-        (key(&binary), &binary, "is not PEM (binary data)"),
-        (key(&empty), &empty, "holds no private key"),
-        (key(&good.cert), &good.cert, "holds no private key"),
-        (key(&other.key), &other.key, "is not the key of the certificate in"),
-        (ca(&missing), &missing, "cannot be read: No such file"),
-        (ca(&binary), &binary, "is not PEM (binary data)"),
-        (ca(&empty), &empty, "holds no certificate"),
-        (ca(&not_der), &not_der, "cannot be used"),
+        (cert(&missing), &missing, ": cannot be read: No such file"),
+        (cert(&binary), &binary, ": is not PEM (binary data)"),
+        (cert(&empty), &empty, ": holds no certificate"),
+        (cert(&good.key), &good.key, ": holds no certificate"),
+        (cert(&cut), &cut, ":1: not valid PEM: -----BEGIN CERTIFICATE----- has no -----END"),
+        (cert(&garbled), &garbled, ":1: not valid PEM: the block is not valid base64"),
+        (cert(&not_der), &not_der, ": cannot be used"),
+        (key(&missing), &missing, ": cannot be read: No such file"),
+        (key(&binary), &binary, ": is not PEM (binary data)"),
+        (key(&empty), &empty, ": holds no private key"),
+        (key(&good.cert), &good.cert, ": holds no private key"),
+        (key(&other.key), &other.key, ": is not the key of the certificate in"),
+        (swapped, &good.key, ": holds the private key, and "),
+        (cert(&intermediate), &intermediate, ":11: cannot be used: this is not a certificate"),
+        (ca(&missing), &missing, ": cannot be read: No such file"),
+        (ca(&binary), &binary, ": is not PEM (binary data)"),
+        (ca(&empty), &empty, ": holds no certificate"),
+        (ca(&not_der), &not_der, ":1: cannot be used"),
     ];
     for (identity, file, fault) in &cases {
         let faults = pem_faults(&files, identity).await;
-        let expected = format!("{}: {fault}", file.display());
+        let expected = format!("{}{fault}", file.display());
         assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
     }
     let all = Identity { cert: missing, key: binary, ca: empty, ..good };
     assert_eq!(pem_faults(&files, &all).await.len(), 3, "all three at once");
+}
+
+/// Files that OpenSSL reads, and with it Zuul's own program, in each role and for ZooKeeper as well.
+#[tokio::test]
+async fn pem_files_that_openssl_reads_are_accepted() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let good = authority.identity("localhost");
+    let other = authority.identity("other");
+    let directory = files.0.path();
+    let ca = good.ca.display();
+    openssl(directory, &format!("x509 -in {ca} -trustout -out trusted")).await;
+    openssl(directory, &format!("x509 -in {ca} -addtrust clientAuth -setalias x -out uses")).await;
+    openssl(directory, "ecparam -name prime256v1 -out parameters").await;
+    let read = |path: &Path| fs::read(path).expect("a PEM file");
+    let [cert, key, ca] = [&good.cert, &good.key, &good.ca].map(|path| read(path));
+    let renamed = |text: &[u8], from: &str, to: &str| {
+        String::from_utf8_lossy(text).replace(from, to).into_bytes()
+    };
+    let labelled = |text: &[u8]| renamed(text, " CERTIFICATE-", " X509 CERTIFICATE-");
+    let attributes = b"Bag Attributes\n    friendlyName: G\xe4teway\nsubject=CN = G\xe4teway\n";
+    let mark = b"\xef\xbb\xbf";
+    let parameters = read(&directory.join("parameters"));
+    // How each of the three files is changed.
+    type Change<'c> = Box<dyn Fn(&[u8]) -> Vec<u8> + 'c>;
+    let changes: [Change<'_>; 6] = [
+        Box::new(|text| [&attributes[..], text].concat()),
+        Box::new(|text| [&mark[..], text].concat()),
+        Box::new(|text| [text, &mark[..], &parameters].concat()),
+        Box::new(|text| renamed(text, "\n", "\r\n")),
+        Box::new(labelled),
+        Box::new(|text| renamed(text, "\n", "  \n  ")),
+    ];
+    let mut identities: Vec<_> = changes
+        .iter()
+        .enumerate()
+        .map(|(index, change)| Identity {
+            cert: files.write(&format!("cert{index}"), change(&cert)),
+            key: files.write(&format!("key{index}"), change(&key)),
+            ca: files.write(&format!("ca{index}"), change(&ca)),
+            ..good.clone()
+        })
+        .collect();
+    for trusted in ["trusted", "uses"] {
+        let old = read(&other.ca);
+        let both =
+            files.write(&format!("both-{trusted}"), [old, read(&directory.join(trusted))].concat());
+        identities.push(Identity { ca: both, ..good.clone() });
+    }
+    // One file for all, and a key that is labelled as another tool labels it.
+    let all = files.write("all", [&key[..], &cert, &ca].concat());
+    identities.push(Identity { cert: all.clone(), key: all, ..good.clone() });
+    let as_rsa = files.write("rsa", renamed(&key, " PRIVATE KEY", " RSA PRIVATE KEY"));
+    identities.push(Identity { key: as_rsa, ..good.clone() });
+    for identity in &identities {
+        for (tls, zookeeper) in [(identity, &good), (&good, identity)] {
+            let checked = check(&files.write("gateway.toml", toml(tls, zookeeper))).await;
+            assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{identity:?}");
+        }
+    }
 }
 
 /// Runs openssl(1).
@@ -365,6 +465,134 @@ async fn certificates_that_peers_will_refuse() {
     }
 }
 
+/// Files that are well alone, and of which peers with the same files refuse what this gateway shows.
+#[tokio::test]
+async fn certificates_that_do_not_fit_together() {
+    let (files, authority, other) = (Files::new(), Authority::new(), Authority::new());
+    let directory = files.0.path();
+    let good = authority.identity("gw.example.org");
+    let stranger = Identity { ca: other.ca(), ..good.clone() };
+    let intermediate = authority.intermediate();
+    let incomplete = intermediate.identity("gw.example.org");
+    let complete = Identity::text(&incomplete.cert) + &intermediate.pem();
+    let complete = Identity { cert: files.write("complete", complete), ..incomplete.clone() };
+    let (key, ca) = (good.key.display(), good.ca.display());
+    let ca_key = authority.directory().join("CA.key");
+    let sha1 = format!(
+        "req -x509 -new -key {key} -subj /CN=gw.example.org -CA {ca} -CAkey {} -sha1 -days 30 -addext \
+         basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:gw.example.org -out sha1.pem",
+        ca_key.display()
+    );
+    openssl(directory, &sha1).await;
+    let sha1 = Identity { cert: directory.join("sha1.pem"), ..good.clone() };
+    let ended = Authority::also_for("ca", |params| {
+        params.not_after = rcgen::date_time_ymd(2024, 7, 1);
+    });
+    let ended = ended_identity(&ended, &files);
+    let many = (0..600).map(|_| Identity::text(&good.cert)).collect::<String>();
+    let many = Identity { cert: files.write("many", many), ..good.clone() };
+    let open = Identity { key: files.write("open", Identity::text(&good.key)), ..good.clone() };
+    fs::set_permissions(&open.key, fs::Permissions::from_mode(0o644)).expect("permissions");
+    let refuse = "peers that trust the same authorities refuse it: ";
+    for (identity, file, said) in [
+        (&good, None, String::new()),
+        (&complete, None, String::new()),
+        (&stranger, Some(&stranger.cert), format!("warning: {refuse}bad signature: ")),
+        (&incomplete, Some(&incomplete.cert), format!("warning: {refuse}is not signed by")),
+        (&sha1, Some(&sha1.cert), format!("warning: {refuse}it, or one that it needs, is signed with")),
+        (&ended, Some(&ended.ca), "warning: the authority in certificate 1 of it (\"test CA\") has expired: valid until Jul  1".to_owned()),
+        (&many, Some(&many.cert), "holds 600 certificates of ".to_owned()),
+        (&open, Some(&open.key), "warning: the private key can be read by every user of this host (mode 0644): chmod o= ".to_owned()),
+    ] {
+        for config in [listening(identity, &good), toml(&good, identity)] {
+            let Outcome { code, stderr, .. } = check(&files.write("gateway.toml", config)).await;
+            let Some(file) = file else {
+                assert_eq!((code, stderr.as_str()), (Some(0), ""));
+                continue;
+            };
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            let severity = if said.starts_with("warning: ") { "warning: " } else { "" };
+            let said = said.strip_prefix(severity).expect("a severity");
+            let expected = format!("{severity}{}: {said}", file.display());
+            assert!(stderr.starts_with(&expected), "{expected}: {stderr}");
+            assert_eq!(code, Some(if severity.is_empty() { 78 } else { 0 }), "{stderr}");
+        }
+    }
+}
+
+/// An identity of `authority`, whose files outlive it.
+fn ended_identity(authority: &Authority, files: &Files) -> Identity {
+    let of = authority.identity("gw.example.org");
+    let copy = |name: &str, file: &Path| files.write(name, Identity::text(file));
+    let (cert, key) = (copy("ended.crt", &of.cert), copy("ended.key", &of.key));
+    Identity { cert, key, ca: copy("ended-ca.crt", &of.ca), both: of.both }
+}
+
+/// The name that is registered where none is configured.
+#[tokio::test]
+async fn a_certificate_that_is_not_for_the_default_hostname() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let other = authority.identity_only_for("elsewhere.example.org");
+    let configured = "hostname = \"gw.example.org\"\n";
+    let config = listening(&other, &other).replace(configured, "");
+    let Outcome { code, stderr, .. } = check(&files.write("gateway.toml", config)).await;
+    assert_eq!(code, Some(0), "{stderr}");
+    let expected = format!("warning: {}: does not carry the hostname ", other.cert.display());
+    assert!(stderr.lines().count() == 1 && stderr.starts_with(&expected), "{stderr}");
+    assert!(!stderr.contains("gw.example.org"), "{stderr}");
+}
+
+/// Keys that rustls does not take, and what to do about each.
+#[tokio::test]
+async fn keys_that_are_not_supported() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let directory = files.0.path();
+    let good = authority.identity("localhost");
+    for (name, generate, said) in [
+        (
+            "rsa",
+            "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024",
+            "an RSA key of 1024 bits is not supported",
+        ),
+        (
+            "pss",
+            "genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048",
+            "this kind of key is not supported (RSA-PSS)",
+        ),
+        ("ed448", "genpkey -algorithm ED448", "this kind of key is not supported (Ed448)"),
+        (
+            "k1",
+            "ecparam -name secp256k1 -genkey",
+            "this kind of key is not supported (ECDSA on secp256k1)",
+        ),
+        (
+            "explicit",
+            "ecparam -name prime256v1 -param_enc explicit -genkey",
+            "an EC key with explicit parameters is not supported",
+        ),
+        (
+            "pkcs8",
+            "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:explicit",
+            "an EC key with explicit parameters is not supported",
+        ),
+    ] {
+        openssl(directory, &format!("{generate} -out {name}.key")).await;
+        let request = format!(
+            "req -x509 -new -key {name}.key -subj /CN=localhost -days 30 -addext \
+                               basicConstraints=critical,CA:FALSE -out {name}.crt"
+        );
+        openssl(directory, &request).await;
+        let (cert, key) =
+            (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
+        let identity = Identity { cert, key, ..good.clone() };
+        let faults: Vec<_> = pem_faults(&files, &identity).await;
+        let faults: Vec<_> =
+            faults.iter().filter(|fault| !fault.starts_with("warning: ")).collect();
+        let expected = format!("{}: {said}", identity.key.display());
+        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
+    }
+}
+
 #[tokio::test]
 async fn a_certificate_that_is_not_valid_yet() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -392,10 +620,24 @@ async fn der_and_encrypted_keys() {
     openssl(directory, &format!("{} new.key", encrypt("pkey"))).await;
     openssl(directory, &format!("{} old.key", encrypt("ec"))).await;
     let path = |name: &str| directory.join(name);
+    let pkcs12 = format!("pkcs12 -export -inkey {key} -in {cert} -passout pass:x -out both.p12");
+    openssl(directory, &pkcs12).await;
+    openssl(directory, &format!("crl2pkcs7 -nocrl -certfile {cert} -outform DER -out cert.p7b"))
+        .await;
+    let wide: Vec<u8> = "\u{feff}"
+        .encode_utf16()
+        .chain(Identity::text(&good.cert).encode_utf16())
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    files.write("utf-16", wide);
+    let both = |name: &str| Identity { cert: path(name), key: path(name), ..good.clone() };
     let with_cert = |cert: PathBuf| Identity { cert, ..good.clone() };
     let with_key = |key: PathBuf| Identity { key, ..good.clone() };
     let cases = [
         (with_cert(path("cert.der")), with_cert(path("cert.der.pem")), "cert.der", "is DER"),
+        (both("both.p12"), both("both.p12.pem"), "both.p12", "is PKCS#12"),
+        (with_cert(path("cert.p7b")), with_cert(path("cert.p7b.pem")), "cert.p7b", "is PKCS#7"),
+        (with_cert(path("utf-16")), with_cert(path("utf-16.pem")), "utf-16", "is UTF-16"),
         (with_key(path("key.der")), with_key(path("key.der.pem")), "key.der", "is DER"),
         (with_key(path("new.key")), with_key(path("new.key.plain")), "new.key", "is encrypted"),
         (with_key(path("old.key")), with_key(path("old.key.plain")), "old.key", "is encrypted"),
@@ -405,8 +647,10 @@ async fn der_and_encrypted_keys() {
         let expected = format!("{}: {fault}", path(name).display());
         assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
         // Nobody is there to type it.
-        let passphrase = if *fault == "is encrypted" { " -passin pass:x" } else { "" };
-        typed(directory, &format!("{}{passphrase}", command(&faults[0]))).await;
+        let asks = ["is encrypted", "is PKCS#12"].contains(fault);
+        let passphrase = if asks { " -passin pass:x" } else { "" };
+        let (_, command) = faults[0].rsplit_once(": ").expect("a command");
+        typed(directory, &format!("{command}{passphrase}")).await;
         let checked = check(&files.write("gateway.toml", toml(mended, mended))).await;
         assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{name}");
     }
@@ -422,11 +666,12 @@ async fn commands_that_show_a_fault() {
     let keys: Vec<_> = shown.split_inclusive("-----END PUBLIC KEY-----\n").collect();
     assert!(keys.len() == 2 && keys[0] != keys[1], "{shown}");
 
-    let swapped = Identity { cert: good.key.clone(), key: good.cert.clone(), ..good.clone() };
-    let faults = pem_faults(&files, &swapped).await;
-    assert_eq!(faults.len(), 2, "{faults:#?}");
-    for (fault, kind) in faults.iter().zip(["Pkey", "Certificate"]) {
-        let shown = typed(files.0.path(), command(fault)).await;
+    let wrong = [
+        (Identity { cert: good.key.clone(), ..good.clone() }, "Pkey"),
+        (Identity { key: good.cert.clone(), ..good.clone() }, "Certificate"),
+    ];
+    for (identity, kind) in wrong {
+        let shown = typed(files.0.path(), command(&pem_faults(&files, &identity).await[0])).await;
         assert!(shown.contains(&format!("0: {kind}")), "{shown}");
     }
 }

@@ -39,7 +39,7 @@ const LOG: &[u8] = b"2026-11-21 18:00:01.000001 | Job console starting\n\
                      2026-11-21 18:00:02.000002 | TASK [hello : say hello]\n";
 
 /// What a block may need that a test cannot give: the first line of a `console` block, as a comment.
-const NEEDS: [&str; 8] = [
+const NEEDS: [&str; 9] = [
     "# needs a cluster",
     "# needs a container engine",
     "# needs another machine",
@@ -48,6 +48,7 @@ const NEEDS: [&str; 8] = [
     "# takes half an hour",
     "# takes hours",
     "# builds",
+    "# runs until it is stopped",
 ];
 
 /// The machine that blocks are for which name none.
@@ -205,6 +206,9 @@ impl World {
             zone: Some("west".to_owned()),
         };
         system.place_build(Some("west"), BUILD, Some(&worker)).await;
+        system.put_component("scheduler", 38).await;
+        let path = "/zuul/components/executor/executor1.west.example.org0000000000";
+        system.put(path, br#"{"model_api": 38, "state": "running", "zone": "west"}"#).await;
         tokio::spawn(async move {
             loop {
                 let accepted = executor.listener.accept().await;
@@ -226,7 +230,7 @@ impl World {
             return;
         }
         let at = self.directory.path().join(name);
-        for directory in ["zuul/ssl", "run/zuul-fingergw", "work"] {
+        for directory in ["zuul/ssl", "run", "work"] {
             fs::create_dir_all(at.join(directory)).expect("a directory");
         }
         let copy = |from: &Path, to: &str| {

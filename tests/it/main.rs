@@ -2,6 +2,7 @@
 
 mod admin;
 mod boot;
+mod check;
 mod config;
 mod container;
 mod demo;
@@ -22,6 +23,7 @@ mod limits_per_address;
 mod limits_reloaded;
 mod log;
 mod log_output;
+mod next_hops;
 mod packages;
 mod pages;
 mod passthrough;
@@ -34,8 +36,10 @@ mod registration;
 mod reload;
 mod route;
 mod rules;
+mod sandbox;
 mod service;
 mod socket_activation;
+mod stalled_clients;
 mod stop;
 mod stream;
 mod stream_tls;
@@ -43,6 +47,7 @@ mod stream_tls;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod tls_trust;
 mod typed;
 mod watchdog;
 mod watching;

@@ -143,8 +143,6 @@ async fn files_that_only_root_can_read() {
         fs::set_permissions(key, Permissions::from_mode(0o600)).expect("permissions");
     }
     let config = builder.write();
-    // `check` stays who it is, and root can read all.
-    assert_eq!(program(&["check"], &config).await.code, Some(0));
     let Outcome { code, stdout, stderr } = program(&["-f"], &config).await;
     assert_eq!(code, Some(78), "{stdout}{stderr}");
     for key in keys {
@@ -263,6 +261,26 @@ async fn the_status_lists_streams() {
     status_until(&config, |status| status["streams"] == json!([])).await;
 }
 
+/// The kernel gives their address as `::ffff:127.0.0.1`.
+#[tokio::test]
+async fn ipv4_clients_of_a_listener_for_both_are_written_as_ipv4() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).listeners(&["address = \"[::]:0\""]).control();
+    let config = builder.write();
+    let mut gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let address = ([127, 0, 0, 1], gateway.port()).into();
+    let mut client = Client::ask(address, &build).await;
+    let stream = executor.begin(&mut client).await;
+    let peer = client.stream.local_addr().expect("an address").to_string();
+    assert_eq!(status(&config).await["streams"][0]["peer"], json!(peer));
+    stream.finish().await;
+    let logged =
+        |line: &str| line.contains("stream ended") && line.contains(&format!("peer={peer} "));
+    gateway.logged("its line", logged).await;
+}
+
 /// Upstream's programs write down what their threads do and go on.
 #[tokio::test]
 async fn sigusr2_logs_the_status() {
@@ -305,7 +323,9 @@ async fn stopped_by_command() {
     // Twice: unlike a second signal, a second command changes nothing.
     for _ in 0..2 {
         let Outcome { code, stdout, stderr } = program(&["stop"], &config).await;
-        assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), "", ""));
+        let told = format!("{}: told to stop; it ends once its streams have", socket.display());
+        assert!(code == Some(0) && stdout.starts_with(&told), "{stdout}");
+        assert_eq!(stderr, "");
     }
     system.until("the entry to be gone", <[Entry]>::is_empty).await;
     assert_eq!(status(&config).await["state"], "stopping");
@@ -318,7 +338,7 @@ async fn stopped_by_command() {
     for command in ["stop", "status"] {
         let Outcome { code, stdout, stderr } = program(&[command], &config).await;
         assert_eq!((code, stdout.as_str()), (Some(1), ""));
-        let fault = format!("{}: nobody listens", socket.display());
+        let fault = format!("{}: no gateway answers", socket.display());
         assert!(stderr.starts_with(&fault), "{stderr}");
     }
 }
@@ -390,10 +410,44 @@ async fn a_command_socket_that_cannot_be_made() {
     assert!(gateway.exit().await.success());
     assert_eq!(fs::read_to_string(&occupied).expect("the file"), "dear");
 
+    // A missing directory is found before the start.
     let mut builder = Builder::new(&system).control();
-    builder.control = Some(builder.directory().join("missing/control.socket"));
-    let mut gateway = builder.ready().await;
-    gateway.logged("a warning", warned).await;
+    let missing = builder.directory().join("missing");
+    builder.control = Some(missing.join("control.socket"));
+    let config = builder.write();
+    for arguments in [&["check"][..], &[]] {
+        let Outcome { code, stdout, stderr } = program(arguments, &config).await;
+        let told = if arguments.is_empty() { &stdout } else { &stderr };
+        let fault = format!("the directory {} does not exist; create it", missing.display());
+        assert!(code == Some(78) && told.contains(&fault), "{arguments:?}: {stdout}{stderr}");
+    }
+    assert!(!missing.exists());
+}
+
+/// Where no service manager creates it: after a boot `/run` is empty.
+#[tokio::test]
+async fn the_directory_of_the_command_socket_in_run_is_created() {
+    let system = System::new().await;
+    for root in ["/run", "/var/run"] {
+        let machine = Machine::new(&system, &format!("command_socket = {root}/own/socket"));
+        let config = fs::read_to_string(&machine.config).expect("zuul.conf");
+        fs::write(&machine.config, format!("{config}user = nobody\n")).expect("zuul.conf");
+        for directory in ["run/zuul", "log/zuul"] {
+            let directory = machine.directory.path().join(directory);
+            chown(&directory, Some(65534), None).expect("an owner who may write there");
+        }
+        assert_eq!(machine.run(&["check"]).await.code, Some(0));
+        let made = machine.directory.path().join("run/own");
+        assert!(!made.exists(), "check changes nothing");
+        let daemon = machine.start().await;
+        let metadata = fs::metadata(&made).expect("the directory");
+        let owner = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
+        assert_eq!(owner, (0o750, 65534, 65534));
+        assert!(made.join("socket").exists());
+        let Outcome { code, stderr, .. } = machine.run(&["stop"]).await;
+        assert_eq!(code, Some(0), "{stderr}");
+        daemon.ends().await;
+    }
 }
 
 #[tokio::test]
@@ -402,19 +456,25 @@ async fn a_command_socket_that_was_left_behind() {
     let builder = Builder::new(&system).control();
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("a socket"));
-    assert!(program(&["status"], &config).await.stderr.contains("nobody listens"));
+    assert!(program(&["status"], &config).await.stderr.contains("no gateway answers"));
     let mut first = builder.ready().await;
     assert_eq!(status(&config).await["pid"], first.pid().as_raw_nonzero().get());
 
-    // Another one takes the place; the first leaves it alone when it goes.
+    // A second one warns and leaves it alone, while it runs and when it ends.
     let mut builder = Builder::new(&system);
     builder.control = Some(socket.clone());
     let mut second = builder.ready().await;
-    first.signal(Signal::TERM);
-    assert!(first.exit().await.success());
-    assert_eq!(status(&config).await["pid"], second.pid().as_raw_nonzero().get());
+    let warned = |line: &str| line.contains(" WARN ") && line.contains("no command socket");
+    let line = second.logged("a warning", warned).await;
+    let path = socket.display().to_string();
+    assert!(line.contains(&path) && line.contains("another process listens on it"), "{line}");
+    let pid = first.pid().as_raw_nonzero().get();
+    assert_eq!(status(&config).await["pid"], pid);
     second.signal(Signal::TERM);
     second.exit().await;
+    assert_eq!(status(&config).await["pid"], pid);
+    first.signal(Signal::TERM);
+    assert!(first.exit().await.success());
     assert!(!socket.exists());
 }
 
@@ -478,6 +538,8 @@ impl Machine {
         };
         let Identity { cert, key, ca, .. } = &system.zookeeper.identity;
         let [cert, key, ca] = [copy("cert", cert), copy("key", key), copy("ca", ca)];
+        fs::set_permissions(&key, Permissions::from_mode(0o640)).expect("permissions");
+        chown(&key, None, Some(65534)).expect("a group that may read the key");
         let hosts = system.hosts();
         let text = format!(
             "[zookeeper]\nhosts = {hosts}\ntls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n\

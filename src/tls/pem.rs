@@ -1,0 +1,358 @@
+//! PEM files (RFC 7468): each block is returned, or the file is refused with the line of the fault.
+//!
+//! OpenSSL and its relatives skip what they cannot read. In a file of authorities a skipped block is
+//! an authority that is not trusted, so this reader skips only text outside of blocks, lines that
+//! begin with `#`, and blocks whose label is known and of no use here.
+
+use std::borrow::Cow;
+
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls_pemfile::Item;
+use x509_parser::asn1_rs::{Any, Class, FromDer};
+
+const BEGIN: &[u8] = b"-----BEGIN";
+const END: &[u8] = b"-----END";
+const DASHES: &[u8] = b"-----";
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The longest label shown in an error, in characters.
+const LABEL_MAX: usize = 40;
+
+/// One block of a file.
+#[derive(Debug)]
+pub(super) struct Block {
+    /// The line of its `-----BEGIN`, counted from 1.
+    pub(super) line: usize,
+    pub(super) content: Content,
+}
+
+/// The content of a block, decoded from base64 but not parsed.
+#[derive(Debug)]
+pub(super) enum Content {
+    Certificate(CertificateDer<'static>),
+    /// A private key in one of the three formats that rustls reads.
+    Key(Vec<u8>),
+    EncryptedKey,
+    /// A private key in a format that rustls does not read, with its label.
+    OtherKey(String),
+    RevocationList(CertificateRevocationListDer<'static>),
+    /// Parameters, requests, public keys.
+    Unused,
+}
+
+/// Why a file is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PemError {
+    /// Counted from 1.
+    pub(super) line: usize,
+    pub(super) problem: Cow<'static, str>,
+}
+
+impl PemError {
+    fn new(line: usize, problem: impl Into<Cow<'static, str>>) -> Self {
+        Self { line, problem: problem.into() }
+    }
+}
+
+/// A block whose end has not been read yet.
+struct Open {
+    label: String,
+    line: usize,
+    body: Vec<u8>,
+    /// It has the header of an encrypted key (RFC 1421, section 4.6.1.1).
+    encrypted: bool,
+}
+
+/// Returns all blocks of `file`. The text around them may be of any encoding.
+///
+/// # Errors
+/// The first block that is not whole, or whose label is unknown.
+pub(super) fn read(file: &[u8]) -> Result<Vec<Block>, PemError> {
+    let mut blocks = Vec::new();
+    let mut open: Option<Open> = None;
+    let numbered = file.split(|byte| *byte == b'\n').zip(1..);
+    let lines = numbered.flat_map(|(line, number)| {
+        line.split(|byte| *byte == b'\r').map(move |line| (line, number))
+    });
+    for (line, number) in lines {
+        let line = line.trim_ascii();
+        let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_ascii();
+        let Some(block) = &mut open else {
+            open = begin(line, number)?;
+            continue;
+        };
+        if line.starts_with(END) {
+            end(line, number, block)?;
+            let Open { label, line, body, encrypted } = block;
+            blocks.push(Block { line: *line, content: content(label, *line, body, *encrypted)? });
+            open = None;
+        } else if contains(line, BEGIN) {
+            return Err(unfinished(block));
+        } else if contains(line, DASHES) {
+            let problem = format!("a newline is missing before -----END {}-----", block.label);
+            return Err(PemError::new(number, problem));
+        } else if line.contains(&b':') {
+            block.encrypted |= line.starts_with(b"Proc-Type:") && contains(line, b"ENCRYPTED");
+        } else {
+            block.body.extend_from_slice(line);
+            block.body.push(b'\n');
+        }
+    }
+    match &open {
+        Some(block) => Err(unfinished(block)),
+        None => Ok(blocks),
+    }
+}
+
+/// Reads a line outside of blocks.
+fn begin(line: &[u8], number: usize) -> Result<Option<Open>, PemError> {
+    if line.starts_with(b"#") {
+        return Ok(None);
+    }
+    if !contains(line, BEGIN) {
+        if line.starts_with(END) {
+            return Err(PemError::new(number, "-----END without a -----BEGIN before it"));
+        }
+        return Ok(None);
+    }
+    let Some(rest) = line.strip_prefix(BEGIN) else {
+        return Err(PemError::new(number, "-----BEGIN must be at the start of its line"));
+    };
+    let label = rest.strip_prefix(b" ").and_then(|rest| rest.strip_suffix(DASHES));
+    let label = label.filter(|label| !label.is_empty() && !contains(label, DASHES));
+    let Some(label) = label else {
+        return Err(PemError::new(number, "the line must be -----BEGIN, a label and -----"));
+    };
+    let label = String::from_utf8_lossy(label).into_owned();
+    Ok(Some(Open { label, line: number, body: Vec::new(), encrypted: false }))
+}
+
+/// Checks that `line` is the end of `block`.
+fn end(line: &[u8], number: usize, block: &Open) -> Result<(), PemError> {
+    let expected = format!("-----END {}-----", block.label);
+    match line.strip_prefix(expected.as_bytes()) {
+        Some(b"") => Ok(()),
+        Some(_) => Err(PemError::new(number, format!("a newline is missing after {expected}"))),
+        None => {
+            let shown = shown(&block.label);
+            let problem =
+                format!("-----BEGIN {shown}----- of line {} does not end with this", block.line);
+            Err(PemError::new(number, problem))
+        }
+    }
+}
+
+fn unfinished(block: &Open) -> PemError {
+    let label = shown(&block.label);
+    PemError::new(block.line, format!("-----BEGIN {label}----- has no -----END {label}-----"))
+}
+
+/// A label from a file, for an error.
+fn shown(label: &str) -> String {
+    label.escape_debug().take(LABEL_MAX).collect()
+}
+
+fn content(label: &str, line: usize, body: &[u8], encrypted: bool) -> Result<Content, PemError> {
+    Ok(match label {
+        "CERTIFICATE" | "X509 CERTIFICATE" => Content::Certificate(decode(line, body)?.into()),
+        "TRUSTED CERTIFICATE" => Content::Certificate(trusted(line, &decode(line, body)?)?),
+        "ENCRYPTED PRIVATE KEY" => Content::EncryptedKey,
+        label if encrypted && label.ends_with("PRIVATE KEY") => Content::EncryptedKey,
+        "PRIVATE KEY" | "RSA PRIVATE KEY" | "EC PRIVATE KEY" => Content::Key(decode(line, body)?),
+        label if label.ends_with("PRIVATE KEY") => Content::OtherKey(shown(label)),
+        "X509 CRL" => Content::RevocationList(decode(line, body)?.into()),
+        "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST" => Content::Unused,
+        label if label.ends_with("PARAMETERS") || label.ends_with("PUBLIC KEY") => Content::Unused,
+        "PKCS7" | "PKCS #7 SIGNED DATA" | "CMS" => {
+            let problem = "the certificates are wrapped in PKCS#7; unwrap them with openssl pkcs7 \
+                           -print_certs";
+            return Err(PemError::new(line, problem));
+        }
+        label => {
+            let problem = format!("unknown label -----BEGIN {}-----", shown(label));
+            return Err(PemError::new(line, problem));
+        }
+    })
+}
+
+/// Decodes the base64 of the block that began in `line`.
+fn decode(line: usize, body: &[u8]) -> Result<Vec<u8>, PemError> {
+    // The label decides nothing but which `Item` comes back.
+    let text = [b"-----BEGIN CERTIFICATE-----\n", body, b"-----END CERTIFICATE-----\n"].concat();
+    match rustls_pemfile::read_one_from_slice(&text) {
+        Ok(Some((Item::X509Certificate(der), _))) if !der.is_empty() => Ok(der.to_vec()),
+        Ok(_) => Err(PemError::new(line, "the block is empty")),
+        Err(_) => Err(PemError::new(line, "the block is not valid base64")),
+    }
+}
+
+/// Returns the certificate in OpenSSL's `TRUSTED CERTIFICATE`, which is followed by settings
+/// (x509(1), TRUST SETTINGS). Those that only describe it are left out.
+fn trusted(line: usize, der: &[u8]) -> Result<CertificateDer<'static>, PemError> {
+    let malformed = |_| PemError::new(line, "the block is not a certificate");
+    let (settings, _) = Any::from_der(der).map_err(malformed)?;
+    if !settings.is_empty() {
+        let (_, settings) = Any::from_der(settings).map_err(malformed)?;
+        let mut rest = settings.data;
+        while !rest.is_empty() {
+            let (after, setting) = Any::from_der(rest).map_err(malformed)?;
+            // `reject` of `X509_CERT_AUX` is element [0].
+            if setting.class() == Class::ContextSpecific && setting.tag().0 == 0 {
+                let problem = "the certificate has rejected uses (openssl x509 -addreject), which \
+                               are not supported; remove it, or the rejections: openssl x509 \
+                               -clrreject";
+                return Err(PemError::new(line, problem));
+            }
+            rest = after;
+        }
+    }
+    Ok(der[..der.len() - settings.len()].to_vec().into())
+}
+
+fn contains(line: &[u8], part: &[u8]) -> bool {
+    line.windows(part.len()).any(|window| window == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// DER of nothing in particular.
+    const DER: &[u8] = &[0x30, 0x03, 0x02, 0x01, 0x07];
+
+    fn block(label: &str) -> String {
+        ::pem::encode_config(
+            &::pem::Pem::new(label, DER),
+            ::pem::EncodeConfig::new().set_line_ending(::pem::LineEnding::LF),
+        )
+    }
+
+    fn lines_and_contents(file: impl AsRef<[u8]>) -> Vec<(usize, String)> {
+        let blocks = read(file.as_ref()).expect("every block is whole");
+        blocks.iter().map(|block| (block.line, format!("{:?}", block.content))).collect()
+    }
+
+    #[track_caller]
+    fn assert_refused(file: impl AsRef<[u8]>, line: usize, problem: &str) {
+        let error = read(file.as_ref()).expect_err(problem);
+        assert_eq!((error.line, &*error.problem), (line, problem));
+    }
+
+    fn certificates(file: impl AsRef<[u8]>) -> usize {
+        let blocks = read(file.as_ref()).expect("every block is whole");
+        let is_whole = |block: &&Block| matches!(&block.content, Content::Certificate(der) if der.as_ref() == DER);
+        blocks.iter().filter(is_whole).count()
+    }
+
+    #[test]
+    fn text_outside_of_blocks_is_skipped_in_any_encoding() {
+        let one = block("CERTIFICATE");
+        for (file, count) in [
+            (Vec::new(), 0),
+            (b"Gateway of T\xfcbingen\n".to_vec(), 0),
+            ([b"friendlyName: G\xe4teway\n", one.as_bytes(), b"\xff\xfe"].concat(), 1),
+            ([BYTE_ORDER_MARK, one.as_bytes(), BYTE_ORDER_MARK, one.as_bytes()].concat(), 2),
+            (format!("{one}# -----BEGIN CERTIFICATE-----\n# MII\n").into(), 1),
+            (one.replace('\n', "\r\n").into(), 1),
+            (one.replace('\n', "\r").into(), 1),
+            (one.replace('\n', " \t\n  ").into(), 1),
+            (one.trim_end().into(), 1),
+            ("-----BEGIN CERTIFICATE-----\nMAMC\nAQc=\n-----END CERTIFICATE-----".into(), 1),
+        ] {
+            assert_eq!(certificates(&file), count, "{}", file.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn labels_decide_what_a_block_is() {
+        let certificate = |label: &str| certificates(block(label));
+        for label in ["CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"] {
+            assert_eq!(certificate(label), 1, "{label}");
+        }
+        for (label, expected) in [
+            ("PRIVATE KEY", "Key("),
+            ("RSA PRIVATE KEY", "Key("),
+            ("EC PRIVATE KEY", "Key("),
+            ("ENCRYPTED PRIVATE KEY", "EncryptedKey"),
+            ("OPENSSH PRIVATE KEY", "OtherKey("),
+            ("X509 CRL", "RevocationList("),
+            ("EC PARAMETERS", "Unused"),
+            ("X9.42 DH PARAMETERS", "Unused"),
+            ("PUBLIC KEY", "Unused"),
+            ("CERTIFICATE REQUEST", "Unused"),
+        ] {
+            let text = format!("\n{}{}", block(label), block("CERTIFICATE"));
+            let found = lines_and_contents(text);
+            assert_eq!((found.len(), found[0].0, found[1].0), (2, 2, 5), "{label}");
+            assert!(found[0].1.starts_with(expected), "{label}: {}", found[0].1);
+        }
+        assert_refused(block("CERTIFICAT"), 1, "unknown label -----BEGIN CERTIFICAT-----");
+        assert!(read(block("PKCS7").as_bytes()).unwrap_err().problem.contains("print_certs"));
+    }
+
+    #[test]
+    fn headers_are_read_and_name_encrypted_keys() {
+        let with = |header: &str, label: &str| block(label).replacen('\n', header, 1);
+        let encrypted = "\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n";
+        let found = lines_and_contents(with(encrypted, "EC PRIVATE KEY"));
+        assert_eq!(found, [(1, "EncryptedKey".to_owned())]);
+        assert_eq!(certificates(with("\nComment: ours\n\n", "CERTIFICATE")), 1);
+    }
+
+    #[test]
+    fn nothing_that_begins_like_a_block_vanishes() {
+        let one = block("CERTIFICATE");
+        let glued = format!("{}{one}", one.trim_end());
+        assert_refused(glued, 3, "a newline is missing after -----END CERTIFICATE-----");
+        assert_refused(format!("old {one}"), 1, "-----BEGIN must be at the start of its line");
+        assert_refused(
+            one.replacen("=\n-----END", "=-----END", 1),
+            2,
+            "a newline is missing before -----END CERTIFICATE-----",
+        );
+        let without = "-----BEGIN CERTIFICATE----- has no -----END CERTIFICATE-----";
+        let begin = "-----BEGIN CERTIFICATE-----\nAAAA\n";
+        assert_refused(format!("\n{begin}{one}"), 2, without);
+        assert_refused(format!("{one}{begin}"), 4, without);
+        assert_refused(
+            one.replacen("END CERTIFICATE", "END CERTIFICATES", 1),
+            3,
+            "-----BEGIN CERTIFICATE----- of line 1 does not end with this",
+        );
+        for broken in
+            ["-----BEGIN CERTIFICATE---\n", "-----BEGIN\n", "-----BEGINCERTIFICATE-----\n"]
+        {
+            assert_refused(broken, 1, "the line must be -----BEGIN, a label and -----");
+        }
+        assert_refused(
+            one.replacen("-----BEGIN", "----BEGIN", 1),
+            3,
+            "-----END without a -----BEGIN before it",
+        );
+        assert_refused(one.replacen("MAMC", "!AMC", 1), 1, "the block is not valid base64");
+        let empty = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n";
+        assert_refused(empty, 1, "the block is empty");
+        let hostile = block("x\u{1b}[2J");
+        let error = read(hostile.as_bytes()).unwrap_err();
+        assert!(error.problem.contains("\\u{1b}"), "{error:?}");
+    }
+
+    #[test]
+    fn trust_settings_are_cut_off_unless_they_reject() {
+        let trusted = |settings: &[u8]| {
+            let der = [DER, settings].concat();
+            read(::pem::encode(&::pem::Pem::new("TRUSTED CERTIFICATE", der)).as_bytes())
+        };
+        // An alias; a list of trusted uses; a list of rejected ones.
+        let alias = [0x30, 0x04, 0x0c, 0x02, b'g', b'w'];
+        let uses = [0x30, 0x07, 0x30, 0x05, 0x06, 0x03, 0x2a, 0x03, 0x04];
+        for settings in [&[][..], &[0x30, 0x00], &alias, &uses] {
+            let blocks = trusted(settings).expect("a certificate");
+            assert!(matches!(&blocks[0].content, Content::Certificate(der) if der.as_ref() == DER));
+        }
+        let rejected = [0x30, 0x07, 0xa0, 0x05, 0x06, 0x03, 0x2a, 0x03, 0x04];
+        let error = trusted(&rejected).expect_err("a rejection");
+        assert!(error.problem.contains("rejected uses"), "{error:?}");
+        assert!(trusted(&[0x30, 0x7f]).is_err());
+    }
+}

@@ -1,0 +1,119 @@
+//! What `zuul-fingergw check` shows of a configuration without a fault, and with `--connect` of the
+//! ZooKeeper that it names.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+use crate::service::{Outcome, nobody, program};
+use crate::support::gateway::Builder;
+use crate::support::proxy::Proxy;
+use crate::support::system::System;
+
+#[tokio::test]
+async fn what_the_gateway_will_be_is_shown() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("fingergw.example.org");
+    let mut builder = Builder::new(&system).zone("west").tls(&identity).control();
+    builder.hostname = "fingergw.example.org".to_owned();
+    builder.root = "public_port = 443\nuser = \"root\"".to_owned();
+    builder.admin = true;
+    let builder = builder.listeners(&["", "tls = true"]);
+    let config = builder.write();
+    let Outcome { code, stdout, stderr } = program(&["check"], &config).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
+    let socket = builder.control.clone().expect("a path");
+    let zookeeper = &system.zookeeper.identity.cert;
+    let lines = [
+        format!("{}: OK", config.display()),
+        "  registers as: fingergw.example.org, port 443, TLS, zone west".to_owned(),
+        "  listens on: 127.0.0.1:0, plain".to_owned(),
+        "  listens on: 127.0.0.1:0, TLS".to_owned(),
+        format!("  certificate: {}, subject \"CN=", identity.cert.display()),
+        format!("  ZooKeeper: {}, host names verified", system.hosts()),
+        format!("  certificate for ZooKeeper: {}, subject \"CN=", zookeeper.display()),
+        "  health and metrics: 127.0.0.1:0".to_owned(),
+        format!("  command socket: {}", socket.display()),
+        "  user: root".to_owned(),
+    ];
+    assert_eq!(stdout.lines().count(), lines.len(), "{stdout}");
+    for (line, expected) in stdout.lines().zip(&lines) {
+        let is_certificate = expected.ends_with("\"CN=");
+        let alike = match is_certificate {
+            true => line.starts_with(expected) && line.contains("\", valid until "),
+            false => line == expected,
+        };
+        assert!(alike, "{expected}\n{stdout}");
+    }
+
+    let mut builder = Builder::new(&system);
+    builder.zookeeper = "verify_hostnames = false".to_owned();
+    let Outcome { stdout, .. } = program(&["check"], &builder.write()).await;
+    let expected = "  registers as: localhost, without a zone: other gateways do not ask it\n";
+    assert!(stdout.contains(expected) && stdout.contains("host names not verified"), "{stdout}");
+}
+
+/// Root can read all, and the gateway is the user when it reads them.
+#[tokio::test]
+async fn files_are_read_as_the_user_of_the_configuration() {
+    let system = System::new().await;
+    let builder = nobody(&system);
+    let config = builder.write();
+    fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("permissions");
+    let Outcome { code, stderr, .. } = program(&["check"], &config).await;
+    let config_fault = format!("{}: cannot be read by user nobody", config.display());
+    assert!(code == Some(0) && stderr.starts_with(&config_fault), "{stderr}");
+    assert!(stderr.contains("the gateway starts, but cannot reload"), "{stderr}");
+    fs::set_permissions(&config, Permissions::from_mode(0o644)).expect("permissions");
+    let Outcome { code, stderr, .. } = program(&["check"], &config).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+
+    let keys = [&builder.tls.as_ref().expect("certificates").key, &builder.zookeeper_identity.key];
+    for key in keys {
+        fs::set_permissions(key, Permissions::from_mode(0o600)).expect("permissions");
+    }
+    let Outcome { code, stdout, stderr } = program(&["check"], &config).await;
+    assert_eq!((code, stdout.as_str()), (Some(78), ""), "{stderr}");
+    for key in keys {
+        let fault = format!("{}: cannot be read by user nobody: Permission denied", key.display());
+        assert_eq!(stderr.matches(&fault).count(), 1, "{fault}: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn connect_shows_the_zones_and_gateways_of_a_zuul() {
+    let system = System::new().await;
+    let builder = Builder::new(&system);
+    let config = builder.write();
+    let Outcome { code, stdout, stderr } = program(&["check", "--connect"], &config).await;
+    assert_eq!((code, stderr.as_str()), (Some(1), ""), "{stdout}");
+    let no_zuul = "no Zuul: no scheduler and no executor is registered below /zuul/components; is \
+                   the path after the last server in hosts the one";
+    assert!(stdout.contains(no_zuul), "{stdout}");
+    let written = system.client.list_children("/").await.expect("the chroot");
+    assert!(written.is_empty(), "check writes nothing: {written:?}");
+
+    system.put_component("scheduler", 38).await;
+    system.put("/zuul/components/executor/e1", br#"{"zone": "west"}"#).await;
+    system.put_gateway(Some("west"), Some(7979), true, "running").await;
+    system.put_gateway(Some("west"), Some(7979), true, "stopped").await;
+    let Outcome { code, stdout, stderr } = program(&["check", "--connect"], &config).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
+    let expected = format!(
+        "ZooKeeper at {}: connected\n  components: 1 executor, 2 fingergw, 1 scheduler\n  \
+         zone west: 1 executor, gateways localhost:7979 (TLS)\n",
+        system.hosts()
+    );
+    assert!(stdout.ends_with(&expected), "{stdout}");
+}
+
+#[tokio::test]
+async fn connect_without_zookeeper_says_what_each_server_answers() {
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    proxy.refuse();
+    let mut builder = Builder::new(&system);
+    builder.hosts = system.hosts_by(&proxy);
+    let Outcome { code, stderr, .. } = program(&["check", "--connect"], &builder.write()).await;
+    let expected = format!("cannot get a session with ZooKeeper: {}: ", proxy.address);
+    assert!(code == Some(1) && stderr.starts_with(&expected), "{stderr}");
+}
