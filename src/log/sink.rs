@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal, Write};
 use std::mem;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ impl Sink {
             return Ok(());
         }
         // The thread takes the output only once it runs, so that without a thread it is still here.
-        let (hand_over, taken) = std::sync::mpsc::channel();
+        let (hand_over, taken) = mpsc::channel();
         let queue = Arc::clone(&self.queue);
         let write = move || {
             let Ok(mut output) = taken.recv() else { return };

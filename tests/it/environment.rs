@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use tokio::process::Command;
 
 use crate::service::nobody;
-use crate::support::gateway::{BINARY, Builder};
+use crate::support::gateway::{BINARY, Builder, open_to_all, wrap};
 use crate::support::system::System;
 use crate::support::within;
 
@@ -59,17 +59,29 @@ async fn time_zone_that_is_not_understood_is_a_warning() {
 /// Keys are in memory: no core dump has them, and no other process of the same user may read them.
 #[tokio::test]
 async fn memory_is_not_for_other_processes_of_the_user() {
+    const AS_NOBODY: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let system = System::new().await;
-    for builder in [Builder::new(&system), nobody(&system)] {
-        let gateway = builder.ready().await;
+    for started_as_root in [true, false] {
+        let builder = nobody(&system);
+        let binary = builder.directory().join("zuul-fingergw");
+        fs::copy(BINARY, &binary).expect("a copy that everybody can run");
+        open_to_all(&builder.write());
+        let script = format!("shift; exec {} \"$@\"", binary.display());
+        let as_nobody = [&AS_NOBODY[..], &["sh", "-c", &script, "sh"]].concat();
+        let change = |command: &mut Command| {
+            if !started_as_root {
+                wrap(command, &as_nobody);
+            }
+        };
+        let mut gateway = builder.start_changed(change).await;
+        gateway.ready().await;
         let process = format!("/proc/{}", gateway.pid().as_raw_nonzero());
         let status = fs::read_to_string(format!("{process}/status")).expect("its status");
-        assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
-        // As of nobody who runs it: root's, which its files here belong to where it is not dumpable.
-        let reading = Command::new("setpriv")
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "cat"])
-            .arg(format!("{process}/environ"))
-            .output();
-        assert!(!within("cat", reading).await.expect("cat").status.success());
+        assert!(status.contains("Uid:\t65534\t65534\t") && status.contains("NoNewPrivs:\t1\n"));
+        // Needs the same right as reading the memory, ptrace(2)'s PTRACE_MODE_READ.
+        let mut reading = Command::new(AS_NOBODY[0]);
+        reading.args(&AS_NOBODY[1..]).arg("cat").arg(format!("{process}/environ"));
+        let read = within("cat", reading.output()).await.expect("cat");
+        assert!(!read.status.success() && read.stdout.is_empty(), "{started_as_root}");
     }
 }

@@ -1,5 +1,7 @@
 //! `dictConfig`, in YAML or JSON, which is YAML to upstream.
 
+use std::collections::BTreeMap;
+
 use saphyr::{Mapping, Scalar, ScanError, Yaml, YamlLoader};
 use saphyr_parser::{Event, Parser};
 
@@ -63,21 +65,12 @@ pub(super) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
 /// Levels of lists and mappings; dictConfig has four.
 const DEPTH_MAX: usize = 64;
 
+/// Scalars, lists and mappings, with aliases replaced: many times what any file has.
+const NODES_MAX: usize = 100_000;
+
 /// Of a key that is there twice the last one counts, as in PyYAML.
 fn load(text: &str) -> Result<Vec<Yaml<'_>>, ScanError> {
-    // The loader calls itself for each level.
-    let mut depth: usize = 0;
-    for event in Parser::new_from_str(text) {
-        let (event, span) = event?;
-        match event {
-            Event::SequenceStart(..) | Event::MappingStart(..) => depth += 1,
-            Event::SequenceEnd | Event::MappingEnd => depth -= 1,
-            _ => {}
-        }
-        if depth > DEPTH_MAX {
-            return Err(ScanError::new_str(span.start, "nested too deeply"));
-        }
-    }
+    check_size(text)?;
     let mut loader = YamlLoader::default();
     loader.allow_duplicate_keys(true);
     Parser::new_from_str(text).load(&mut loader, true)?;
@@ -85,6 +78,37 @@ fn load(text: &str) -> Result<Vec<Yaml<'_>>, ScanError> {
         Some(error) => Err(error.clone()),
         None => Ok(loader.into_documents().into_iter().map(merged).collect()),
     }
+}
+
+/// Checks the bounds of the tree that the loader will build. It calls itself for each level, and copies
+/// what an alias (`*name`) stands for, so that few lines of aliases of aliases would take all memory.
+fn check_size(text: &str) -> Result<(), ScanError> {
+    let (mut nodes, mut open, mut sizes) = (0_usize, Vec::new(), BTreeMap::new());
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event?;
+        match event {
+            Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
+                open.push((anchor, nodes));
+                nodes += 1;
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                sizes.extend(open.pop().map(|(anchor, before)| (anchor, nodes - before)));
+            }
+            Event::Scalar(_, _, anchor, _) => {
+                sizes.insert(anchor, 1);
+                nodes += 1;
+            }
+            Event::Alias(anchor) => nodes += sizes.get(&anchor).copied().unwrap_or(1),
+            _ => {}
+        }
+        if open.len() > DEPTH_MAX {
+            return Err(ScanError::new_str(span.start, "nested too deeply"));
+        }
+        if nodes > NODES_MAX {
+            return Err(ScanError::new_str(span.start, "too large, with its aliases replaced"));
+        }
+    }
+    Ok(())
 }
 
 /// `node` with each mapping that is merged in by `<<` in its place, as PyYAML hands it on. Keys of a

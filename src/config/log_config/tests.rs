@@ -291,6 +291,20 @@ fn nesting_has_a_bound() {
     }
 }
 
+/// Each line doubles what the one before stands for.
+#[test]
+fn aliases_of_aliases_have_a_bound() {
+    let mut text = "version: 1\nx0: &x0 [a]\n".to_owned();
+    for number in 1..60 {
+        let before = number - 1;
+        text += &format!("x{number}: &x{number} [*x{before}, *x{before}]\n");
+    }
+    let found = faults("l.yaml", &text);
+    assert!(found.len() == 1 && found[0].contains("too large"), "{found:?}");
+    let itself = faults("l.yaml", "version: 1\nx: &x [*x]\n");
+    assert!(itself.len() <= 1, "{itself:?}");
+}
+
 /// Names from the file are people's to read: on one line, and not too long.
 #[test]
 fn names_are_shown_harmless() {
