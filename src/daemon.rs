@@ -33,7 +33,6 @@ use crate::registry::zookeeper;
 use crate::registry::{Registration, Registry, Standing};
 use crate::service::activation::Passed;
 use crate::service::control;
-use crate::service::descriptors;
 use crate::service::detach::{Launch, detach};
 use crate::service::pid_file::PidFile;
 use crate::service::privileges::Account;
@@ -42,6 +41,7 @@ use crate::service::socket_file::{self, SocketFile};
 use crate::service::status::{self, CertificateStatus, Door, Sources};
 use crate::service::systemd::Manager;
 use crate::service::watchdog;
+use crate::service::{descriptors, memory};
 
 /// `EX_SOFTWARE` of sysexits(3): a task that must not end has ended.
 const EXIT_SOFTWARE: u8 = 70;
@@ -223,7 +223,7 @@ async fn serve(
     info!("{}", listening.text);
 
     let mut live = Live::of(&configured, &[])?;
-    live.settings.limits.connections = descriptors::budget(config.limits.connections);
+    live.settings.limits.connections = descriptors::budget(memory::budget(&config.limits));
     configured.identities.measure(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
     let settings = zookeeper_settings(config, tls, &metrics, &tracer);

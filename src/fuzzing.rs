@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 
 pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
 use crate::gateway::finger::{QUERY_MAX, QueryError, read_query};
-use crate::gateway::proxy_protocol::Header;
+use crate::gateway::proxy_protocol::{HEADER_MAX, Header};
 use crate::registry::build::{Build, BuildId, Executor, Place};
 use crate::registry::component::{Announcement, Component, FINGERGW, Gateway, State};
 use crate::service::control::Request;
@@ -74,9 +74,9 @@ pub fn proxy_header(data: &[u8]) {
     assert_eq!(whole, parts, "split at {split}");
     match whole {
         Err(why) | Ok(Some((_, Err(why)))) => presentable(why),
-        Ok(None) => assert!(bytes.len() < 2048, "a header has an end"),
+        Ok(None) => assert!(bytes.len() < HEADER_MAX, "a header has an end"),
         Ok(Some((length, Ok(_)))) => {
-            assert!((15..=2048).contains(&length));
+            assert!((15..=HEADER_MAX).contains(&length));
             let alone = read([&bytes[..length], b""]);
             assert_eq!(alone, whole, "what is behind it matters");
             assert_eq!(read([&bytes[..length - 1], b""]), Ok(None), "its last byte does not");

@@ -19,6 +19,7 @@
 //! - `otlp` tells a collector of streams, if it is compiled in.
 //! - `service` is about being a good daemon: signals, service manager, command socket, user.
 //! - `demo` is a whole small system on loopback.
+//! - `eviction` closes the oldest connection to make room for a new one.
 //! - `log` says what the levels mean, `small_file` reads what operators name.
 //! - `fuzzing` is what the fuzz targets call, `manual` writes the manual pages; neither is in the
 //!   program.
@@ -35,6 +36,7 @@ mod config;
 mod daemon;
 #[cfg_attr(not(feature = "demo"), path = "demo/absent.rs")]
 mod demo;
+mod eviction;
 mod gateway;
 mod log;
 #[cfg(test)]

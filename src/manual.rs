@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn the_page_of_the_configuration() {
         let page = hold("zuul-fingergw.toml.5", &of_example(EXAMPLE));
-        assert_eq!(page.matches("\n.It Ic ").count(), 56, "keys");
+        assert_eq!(page.matches("\n.It Ic ").count(), 59, "keys");
     }
 
     #[test]

@@ -15,12 +15,27 @@ pub(crate) const PAGE: [(&str, &[&Descriptor]); 7] = [
     ("Requests and streams", &[&REQUESTS, &STREAMS, &LOOKUP, &FIRST_BYTE, &STREAM, &STREAMED]),
     (
         "Routes and zones",
-        &[&ROUTES, &CONNECT, &FAILOVERS, &WIRING_FAULTS, &ZONE_GATEWAYS, &ZONE_GATEWAYS_AVOIDED],
+        &[
+            &ROUTES,
+            &CONNECT,
+            &FAILOVERS,
+            &WIRING_FAULTS,
+            &NO_LOCAL_PORT,
+            &ZONE_GATEWAYS,
+            &ZONE_GATEWAYS_AVOIDED,
+        ],
     ),
     ("TLS and certificates", &[&HANDSHAKES, &RESUMED, &NOT_AFTER]),
     (
         "Configuration, log and tracing",
-        &[&RELOADS, &LAST_RELOAD_OK, &LAST_GOOD_RELOAD, &LOG_LINES_LOST, &SPANS],
+        &[
+            &RELOADS,
+            &LAST_RELOAD_OK,
+            &LAST_GOOD_RELOAD,
+            &LOG_LINES_LOST,
+            &STREAMS_NOT_LOGGED,
+            &SPANS,
+        ],
     ),
     (
         "The process",
@@ -115,9 +130,16 @@ pub(super) const REJECTED: Descriptor = Descriptor {
     labels: &[Label {
         name: "reason",
         values: Values::These(&[
-            ("limit", "`limits.connections`, or what the limit of open files leaves of it"),
+            (
+                "limit",
+                "`limits.connections`, or what the limits of open files and memory leave of it; also connections that had not asked yet and were closed for a new one",
+            ),
             ("address", "`limits.connections_per_address`"),
-            ("handshakes", "`limits.handshakes`, or half of it from one address"),
+            (
+                "handshakes",
+                "`limits.handshakes`, or half of it from one address: the oldest is closed",
+            ),
+            ("handshake_rate", "`limits.handshakes_per_minute` from one address"),
             ("lookups", "`limits.lookups`"),
             ("accept", "the kernel had no descriptor or no memory; each failed accept counts"),
         ]),
@@ -140,6 +162,7 @@ pub(super) const REQUESTS: Descriptor = Descriptor {
             ),
             ("client_left", "the client closed, reset or vanished: normal, browsers do it all day"),
             ("client_stalled", "the client took nothing for `limits.write_timeout`"),
+            ("client_evicted", "the client took nothing for longest, and too many did"),
             ("stopped", "cut, because this gateway stopped and `limits.grace` was over"),
             ("stream_idle", "cut: silent for `limits.stream_idle`"),
             ("stream_total", "cut: it ran for `limits.stream_total`"),
@@ -150,8 +173,8 @@ pub(super) const REQUESTS: Descriptor = Descriptor {
             ("timeout", "no request within `limits.request_timeout`"),
             (
                 "rejected",
-                "refused at a limit behind the accept: look-ups, handshakes, or the address \
-                          that a balancer names",
+                "refused at a limit after the accept: look-ups, handshakes, the address that a \
+                          balancer names; or closed for a newer connection before it had asked",
             ),
             ("zookeeper", "ZooKeeper could not be asked in time"),
             ("unreadable", "the build's entry in ZooKeeper cannot be read"),
@@ -280,6 +303,17 @@ pub(super) const WIRING_FAULTS: Descriptor = Descriptor {
         ]),
     }],
     advice: "A warning in the log names both ends; operating.md, \"Mistakes in the wiring\".",
+};
+
+pub(super) const NO_LOCAL_PORT: Descriptor = Descriptor {
+    name: "zuul_fingergw_dials_without_port",
+    kind: Counter,
+    unit: Unit::Count("attempts"),
+    help: "Connections to executors and gateways that failed with EADDRNOTAVAIL: every local port \
+           towards that address was in use",
+    labels: &[],
+    advice: "It grows: set `net.ipv4.tcp_tw_reuse=1`, widen `net.ipv4.ip_local_port_range`, and look \
+             with `ss -tan state time-wait` for what holds the ports.",
 };
 
 const ZONE: &str =
@@ -418,6 +452,16 @@ pub(super) const LOG_LINES_LOST: Descriptor = Descriptor {
     advice: "The disk of the log file is full or hangs, or its directory is gone; or the process that \
              reads standard output or standard error has stalled. Standard error has the reason, if \
              there was an error. It recovers without a restart.",
+};
+
+pub(super) const STREAMS_NOT_LOGGED: Descriptor = Descriptor {
+    name: "zuul_fingergw_streams_not_logged",
+    kind: Counter,
+    unit: Unit::Count("streams"),
+    help: "Streams logged at debug instead of info, because their address was over limits.streams_logged_per_minute",
+    labels: &[],
+    advice: "An address asks very often; the log names one at most every ten minutes. A NAT address or a proxy \
+             belongs into `limits.exempt_networks`.",
 };
 
 pub(super) const CPU_SECONDS: Descriptor = Descriptor {

@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     resumed: Counters,
     failovers: Counters,
     miswired: Counters,
+    no_local_port: Counter,
     requests: Counters,
     routes: Counters,
     lookup: Histogram,
@@ -43,6 +44,7 @@ pub(crate) struct Metrics {
     first_byte: HistogramWithExemplars<TraceId>,
     stream: Histogram,
     streamed: Counter,
+    not_logged: Counter,
     streams: Gauge,
     zookeeper_sessions: Counter,
     reloads: Counters,
@@ -125,6 +127,8 @@ pub(crate) enum Rejection {
     Address,
     /// `limits.handshakes` reached, or an address's share of them.
     Handshakes,
+    /// `limits.handshakes_per_minute` exceeded by an address.
+    HandshakeRate,
     /// `limits.lookups` reached.
     Lookups,
     /// The kernel had none to give: descriptors or memory.
@@ -138,6 +142,7 @@ impl Rejection {
             Self::Limit => "limit",
             Self::Address => "address",
             Self::Handshakes => "handshakes",
+            Self::HandshakeRate => "handshake_rate",
             Self::Lookups => "lookups",
             Self::Accept => "accept",
         }
@@ -165,6 +170,7 @@ impl Default for Metrics {
             resumed: Family::default(),
             failovers: Family::default(),
             miswired: Family::default(),
+            no_local_port: Counter::default(),
             requests: Family::default(),
             routes: Family::default(),
             lookup: short(),
@@ -172,6 +178,7 @@ impl Default for Metrics {
             first_byte: HistogramWithExemplars::new(SHORT.into_iter()),
             stream: long(),
             streamed: Counter::default(),
+            not_logged: Counter::default(),
             streams: Gauge::default(),
             zookeeper_sessions: Counter::default(),
             reloads: Family::default(),
@@ -222,6 +229,7 @@ impl Metrics {
             resumed,
             failovers,
             miswired,
+            no_local_port,
             requests,
             routes,
             lookup,
@@ -229,6 +237,7 @@ impl Metrics {
             first_byte,
             stream,
             streamed,
+            not_logged,
             streams,
             zookeeper_sessions,
             reloads,
@@ -244,6 +253,7 @@ impl Metrics {
         catalogue::RESUMED.register(registry, resumed);
         catalogue::FAILOVERS.register(registry, failovers);
         catalogue::WIRING_FAULTS.register(registry, miswired);
+        catalogue::NO_LOCAL_PORT.register(registry, no_local_port);
         catalogue::REQUESTS.register(registry, requests);
         catalogue::ROUTES.register(registry, routes);
         catalogue::LOOKUP.register(registry, lookup);
@@ -251,6 +261,7 @@ impl Metrics {
         catalogue::FIRST_BYTE.register(registry, first_byte);
         catalogue::STREAM.register(registry, stream);
         catalogue::STREAMED.register(registry, streamed);
+        catalogue::STREAMS_NOT_LOGGED.register(registry, not_logged);
         catalogue::STREAMS.register(registry, streams);
         catalogue::ZOOKEEPER_SESSIONS.register(registry, zookeeper_sessions);
         catalogue::RELOADS.register(registry, reloads);
@@ -275,6 +286,11 @@ impl Metrics {
 
     pub(crate) fn rejected(&self, reason: Rejection) {
         self.rejected.get_or_create(&[("reason", reason.as_str())]).inc();
+    }
+
+    /// Counts a stream whose lines are at debug because its address has asked too often.
+    pub(crate) fn stream_not_logged(&self) {
+        self.not_logged.inc();
     }
 
     /// Counts a TLS handshake.
@@ -302,6 +318,11 @@ impl Metrics {
     pub(crate) fn miswired(&self, kind: &'static str) {
         debug_assert!(catalogue::WIRING_FAULTS.has(0, kind), "{kind}");
         self.miswired.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    /// Counts an attempt to connect to a next hop that had no local port.
+    pub(crate) fn no_local_port(&self) {
+        self.no_local_port.inc();
     }
 
     /// Counts the end of a connection.

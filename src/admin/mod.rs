@@ -2,12 +2,16 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/health/live` | 200, empty |
-//! | `/health/ready` | 200 while new streams can be served, else 503; empty |
+//! | `/health/live` | 200, `live` |
+//! | `/health/ready` | 200 and `ready` while new streams can be served, else 503 and the reason |
 //! | `/health/status` | 200, the registry state in capitals |
 //! | `/metrics`, `/` | 200, Prometheus' text format, or OpenMetrics where it is asked for |
 //!
-//! Bounded: a scraper that is slow, or many of them, cost nobody else anything.
+//! Upstream's bodies of the first two are empty.
+//!
+//! Bounded: a scraper that is slow, or many of them, cost nobody else anything. Half a request
+//! makes room for a newer connection, and only metrics have a limit on answers: health checks that
+//! fail because of other clients would have a healthy gateway restarted.
 
 pub(crate) mod catalogue;
 pub(crate) mod descriptor;
@@ -17,7 +21,8 @@ mod system;
 
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -29,20 +34,32 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use rustix::net::{RecvFlags, recv};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use self::metrics::Metrics;
 use self::process::Process;
 pub(crate) use self::system::System;
 use self::system::is_ready;
+use crate::eviction::{Entry, EvictionQueue};
 use crate::registry::Standing;
 use crate::registry::component::State;
 
-/// Connections at once.
-const CONNECTIONS: usize = 32;
+/// Connections at once whose first segment is waited for, and for how long. A client that sends its
+/// request with its connection is not in the queue of those that may be closed.
+const NEW: usize = 256;
+const NEW_FOR: Duration = Duration::from_millis(50);
+
+/// Connections at once that have not sent their request's head, in total and from one address.
+const READING: usize = 32;
+const READING_PER_ADDRESS: usize = READING / 4;
+
+/// Expositions of metrics under way at once.
+const EXPOSITIONS: usize = 16;
 
 /// For a request's head, and for a whole connection: each serves one request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,6 +79,21 @@ pub(crate) struct Admin {
     registry: Registry,
     standing: watch::Receiver<Standing>,
     state: watch::Receiver<State>,
+    expositions: Arc<Semaphore>,
+}
+
+/// A connection that has not sent its request's head.
+struct Reading {
+    client: IpAddr,
+    evicted: CancellationToken,
+}
+
+/// What a connection holds.
+struct Held {
+    /// Until its request's head has been read.
+    reading: Option<Entry<Reading>>,
+    /// From then on, for metrics.
+    exposition: Option<OwnedSemaphorePermit>,
 }
 
 impl Admin {
@@ -72,24 +104,21 @@ impl Admin {
         let (state, standing) = (system.state.clone(), system.standing.clone());
         registry.register_collector(Box::new(system));
         registry.register_collector(Box::new(Process::new()));
-        Self { registry, standing, state }
+        let expositions = Arc::new(Semaphore::new(EXPOSITIONS));
+        Self { registry, standing, state, expositions }
     }
 
     /// Answers on `listener` for as long as it is polled.
     pub(crate) async fn serve(self, listener: TcpListener) -> Infallible {
         let this = Arc::new(self);
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let (reading, new) = (EvictionQueue::default(), Arc::new(Semaphore::new(NEW)));
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    // One too many is closed at once: its client asks again.
-                    if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                        let this = Arc::clone(&this);
-                        tokio::spawn(async move {
-                            let _place = place;
-                            this.converse(stream).await;
-                        });
-                    }
+                Ok((stream, client)) => {
+                    let Ok(permit) = Arc::clone(&new).try_acquire_owned() else { continue };
+                    let (this, reading) = (Arc::clone(&this), reading.clone());
+                    let client = client.ip().to_canonical();
+                    tokio::spawn(async move { this.begin(stream, client, &reading, permit).await });
                 }
                 Err(error) => {
                     debug!(%error, "admin: cannot accept");
@@ -99,9 +128,36 @@ impl Admin {
         }
     }
 
-    async fn converse(&self, stream: TcpStream) {
-        let answer =
-            service_fn(|request| std::future::ready(Ok::<_, Infallible>(self.answer(&request))));
+    /// Answers a connection whose request is there, as those of health checkers and scrapers most
+    /// often are. Any other may be closed for a newer one until its request has been read.
+    async fn begin(
+        &self,
+        stream: TcpStream,
+        client: IpAddr,
+        reading: &EvictionQueue<Reading>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let _ = timeout(NEW_FOR, stream.peek(&mut [0])).await;
+        let evicted = CancellationToken::new();
+        let entry = (!has_head(&stream)).then(|| {
+            make_room(reading, client);
+            reading.insert(Reading { client, evicted: evicted.clone() })
+        });
+        drop(permit);
+        tokio::select! {
+            biased;
+            () = self.converse(stream, entry) => {}
+            () = evicted.cancelled() => debug!(%client, "admin: closed for a newer connection"),
+        }
+    }
+
+    async fn converse(&self, stream: TcpStream, reading: Option<Entry<Reading>>) {
+        let held = Mutex::new(Held { reading, exposition: None });
+        let answer = service_fn(|request| {
+            let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.reading = None;
+            std::future::ready(Ok::<_, Infallible>(self.answer(&request, &mut held)))
+        });
         let conversation = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
@@ -115,7 +171,7 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &Request<Incoming>, held: &mut Held) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, None, String::new());
             response
@@ -124,14 +180,24 @@ impl Admin {
             return response;
         }
         match request.uri().path() {
-            "/health/live" => respond(StatusCode::OK, None, String::new()),
-            "/health/ready" if self.is_ready() => respond(StatusCode::OK, None, String::new()),
-            "/health/ready" => respond(StatusCode::SERVICE_UNAVAILABLE, None, String::new()),
+            "/health/live" => respond(StatusCode::OK, Some("text/plain"), "live\n".to_owned()),
+            "/health/ready" => match self.why_not_ready() {
+                None => respond(StatusCode::OK, Some("text/plain"), "ready\n".to_owned()),
+                Some(reason) => {
+                    let text = format!("not ready: {reason}\n");
+                    respond(StatusCode::SERVICE_UNAVAILABLE, Some("text/plain"), text)
+                }
+            },
             "/health/status" => {
                 let state = self.state.borrow().as_str().to_uppercase();
                 respond(StatusCode::OK, Some("text/plain"), state)
             }
             "/metrics" | "/" => {
+                let Ok(permit) = Arc::clone(&self.expositions).try_acquire_owned() else {
+                    let text = format!("{EXPOSITIONS} clients are reading metrics already\n");
+                    return respond(StatusCode::SERVICE_UNAVAILABLE, Some("text/plain"), text);
+                };
+                held.exposition = Some(permit);
                 let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
                 let openmetrics =
                     accept.is_some_and(|accept| accept.contains("application/openmetrics-text"));
@@ -142,15 +208,46 @@ impl Admin {
         }
     }
 
-    /// Whether new streams can be served.
-    fn is_ready(&self) -> bool {
-        is_ready(*self.state.borrow(), &self.standing.borrow())
+    /// Why new streams cannot be served; `None` if they can.
+    fn why_not_ready(&self) -> Option<String> {
+        let (state, standing) = (*self.state.borrow(), &*self.standing.borrow());
+        match (state, standing) {
+            _ if is_ready(state, standing) => None,
+            (State::Stopped, _) => Some("stopping".to_owned()),
+            (_, Standing::Registered(_)) => Some("starting".to_owned()),
+            (_, standing) => Some(format!("ZooKeeper: {standing}")),
+        }
     }
 
     fn exposition(&self, openmetrics: bool) -> String {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a String takes everything");
         if openmetrics { text } else { prometheus_text(&text) }
+    }
+}
+
+/// Whether a whole request has arrived on `stream`.
+fn has_head(stream: &TcpStream) -> bool {
+    let mut head = [0; HEAD_MAX];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let Ok((_, count)) = recv(stream, &mut head, flags) else { return false };
+    // Empty lines before a request are skipped by the HTTP library, which then waits for it.
+    head[0].is_ascii_alphabetic() && head[..count].windows(4).any(|end| end == b"\r\n\r\n")
+}
+
+/// Closes the oldest connections, of all or of `client`'s, until one more of `client`'s may wait for
+/// its request.
+fn make_room(reading: &EvictionQueue<Reading>, client: IpAddr) {
+    let of_client = |other: &Reading| other.client == client;
+    let evicted = if reading.count(of_client) >= READING_PER_ADDRESS {
+        reading.evict(of_client)
+    } else if reading.len() >= READING {
+        reading.evict(|_| true)
+    } else {
+        None
+    };
+    if let Some(Reading { evicted, .. }) = evicted {
+        evicted.cancel();
     }
 }
 
@@ -319,6 +416,7 @@ mod tests {
             Rejection::Limit,
             Rejection::Address,
             Rejection::Handshakes,
+            Rejection::HandshakeRate,
             Rejection::Lookups,
             Rejection::Accept,
         ] {

@@ -190,6 +190,8 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         ipv6_prefix,
         exempt_networks,
         handshakes,
+        handshakes_per_minute,
+        streams_logged_per_minute,
         lookups,
         handshake_timeout,
         request_timeout,
@@ -197,6 +199,7 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         connect_timeout,
         first_byte_timeout,
         write_timeout,
+        stream_buffer,
         stream_idle,
         stream_total,
         keepalive,
@@ -211,7 +214,18 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         connections_per_address,
     );
     let handshakes = count("limits.handshakes", &running.handshakes, handshakes);
+    let handshakes_per_minute = count(
+        "limits.handshakes_per_minute",
+        &running.handshakes_per_minute,
+        handshakes_per_minute,
+    );
+    let streams_logged_per_minute = count(
+        "limits.streams_logged_per_minute",
+        &running.streams_logged_per_minute,
+        streams_logged_per_minute,
+    );
     let lookups = count("limits.lookups", &running.lookups, lookups);
+    let stream_buffer = count("limits.stream_buffer", &running.stream_buffer, stream_buffer);
     let ipv6_prefix = found.take(("limits.ipv6_prefix", ""), &running.ipv6_prefix, ipv6_prefix);
     let exempt_networks =
         found.take(("limits.exempt_networks", ""), &running.exempt_networks, exempt_networks);
@@ -225,7 +239,10 @@ fn change_limits(running: &Limits, wanted: Limits, found: &mut Differences) -> L
         ipv6_prefix,
         exempt_networks,
         handshakes,
+        handshakes_per_minute,
+        streams_logged_per_minute,
         lookups,
+        stream_buffer,
         stream_idle,
         stream_total,
         handshake_timeout: time(
@@ -303,7 +320,7 @@ mod tests {
     #[test]
     fn what_can_change_does() {
         let text = "[limits]\nconnections = 5\nconnections_per_address = 5\nipv6_prefix = 56
-            exempt_networks = [\"192.0.2.0/24\"]\nhandshakes = 5\nlookups = 5
+            exempt_networks = [\"192.0.2.0/24\"]\nhandshakes = 5\nlookups = 5\nstream_buffer = 65536
             stream_idle = \"1h\"\nstream_total = \"1h\"\nhandshake_timeout = \"1s\"\nrequest_timeout = \"1s\"
             lookup_timeout = \"1s\"\nconnect_timeout = \"1s\"\nfirst_byte_timeout = \"1s\"
             write_timeout = \"1s\"\nkeepalive = \"1s\"\nlame_duck = \"0s\"\ngrace = \"1s\"\n[log]\nlevel = \"debug\"
@@ -318,6 +335,7 @@ mod tests {
             "limits.connections_per_address",
             "limits.handshakes",
             "limits.lookups",
+            "limits.stream_buffer",
             "limits.ipv6_prefix",
             "limits.exempt_networks",
             "limits.stream_idle",

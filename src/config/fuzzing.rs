@@ -192,6 +192,7 @@ fn write_access(listener: &Listener, toml: &mut String) {
 
 fn write_limits(limits: &Limits, toml: &mut String) {
     let _ = writeln!(toml, "[limits]\nconnections = {}", limits.connections);
+    let _ = writeln!(toml, "stream_buffer = {}", limits.stream_buffer);
     for (key, time) in [
         ("handshake_timeout", limits.handshake_timeout),
         ("request_timeout", limits.request_timeout),

@@ -216,6 +216,10 @@ pub(crate) struct Limits {
     pub(crate) exempt_networks: Vec<IpNet>,
     /// Clients' TLS handshakes at once, over all listeners.
     pub(crate) handshakes: usize,
+    /// TLS handshakes a minute from one client address that has shown no certificate.
+    pub(crate) handshakes_per_minute: usize,
+    /// Streams a minute from one client address that are logged at info.
+    pub(crate) streams_logged_per_minute: usize,
     /// Look-ups at once.
     pub(crate) lookups: usize,
     /// For a client's TLS handshake.
@@ -230,6 +234,9 @@ pub(crate) struct Limits {
     pub(crate) first_byte_timeout: Duration,
     /// For a client to take one buffer of what it is sent.
     pub(crate) write_timeout: Duration,
+    /// Bytes that the kernel may hold for a stream in each direction, its bookkeeping included: what
+    /// has come from the next hop, and what the client has not acknowledged.
+    pub(crate) stream_buffer: usize,
     /// Without a byte of the log, once there was one; `None` is for ever.
     pub(crate) stream_idle: Option<Duration>,
     /// From a request to the end of its stream; `None` is for ever.
@@ -242,6 +249,11 @@ pub(crate) struct Limits {
     pub(crate) grace: Duration,
 }
 
+impl Limits {
+    /// Of the connections, one in so many may wait for its client to take something.
+    pub(crate) const WAITING: usize = 8;
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -250,13 +262,16 @@ impl Default for Limits {
             ipv6_prefix: 64,
             exempt_networks: Vec::new(),
             handshakes: 2048,
+            handshakes_per_minute: 3000,
+            streams_logged_per_minute: 1200,
             lookups: 4096,
             handshake_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
             lookup_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
             first_byte_timeout: Duration::from_secs(30),
-            write_timeout: Duration::from_secs(300),
+            write_timeout: Duration::from_secs(60),
+            stream_buffer: 1024 * 1024,
             stream_idle: None,
             stream_total: None,
             keepalive: Duration::from_secs(60),

@@ -19,6 +19,9 @@ use crate::gateway::access::Rule;
 use crate::otlp;
 use crate::tls::{ClientCertificate, Files, Names};
 
+/// ZooKeeper's usual port for TLS, which is all that this program speaks.
+const TLS_PORT: u16 = 2281;
+
 /// Reads the document `text` of the file called `file`.
 ///
 /// # Errors
@@ -214,7 +217,7 @@ fn zookeeper(mut table: Table<'_>) -> ZooKeeper {
     }
     let zookeeper = ZooKeeper {
         hosts: table
-            .text("hosts", value::hosts)
+            .text("hosts", |text| value::hosts(text, TLS_PORT))
             .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
         tls: table.identity(["tls_cert", "tls_key", "tls_ca"], true).unwrap_or_else(nowhere),
         session_timeout: table.duration("session_timeout", Duration::from_secs(40)),
@@ -236,6 +239,9 @@ const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 /// None at all, or as any other time.
 const LAME_DUCK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
 
+/// From less than a TCP segment of the loopback interface to what no link needs.
+const STREAM_BUFFER: RangeInclusive<i64> = 16 * 1024..=64 * 1024 * 1024;
+
 fn limits(mut table: Table<'_>) -> Limits {
     let Limits {
         connections,
@@ -243,6 +249,8 @@ fn limits(mut table: Table<'_>) -> Limits {
         ipv6_prefix,
         exempt_networks,
         handshakes,
+        handshakes_per_minute,
+        streams_logged_per_minute,
         lookups,
         handshake_timeout,
         request_timeout,
@@ -250,6 +258,7 @@ fn limits(mut table: Table<'_>) -> Limits {
         connect_timeout,
         first_byte_timeout,
         write_timeout,
+        stream_buffer,
         stream_idle: _,
         stream_total: _,
         keepalive,
@@ -262,7 +271,12 @@ fn limits(mut table: Table<'_>) -> Limits {
         connections: number("connections", connections),
         connections_per_address: number("connections_per_address", connections_per_address),
         handshakes: number("handshakes", handshakes),
+        handshakes_per_minute: number("handshakes_per_minute", handshakes_per_minute),
+        streams_logged_per_minute: number("streams_logged_per_minute", streams_logged_per_minute),
         lookups: number("lookups", lookups),
+        stream_buffer: table
+            .integer("stream_buffer", STREAM_BUFFER)
+            .map_or(stream_buffer, |bytes| bytes as usize),
         ipv6_prefix: table.integer("ipv6_prefix", 1..=128).map_or(ipv6_prefix, |bits| bits as u8),
         exempt_networks: table.texts("exempt_networks", value::network).unwrap_or(exempt_networks),
         handshake_timeout: table.duration("handshake_timeout", handshake_timeout),
@@ -454,7 +468,7 @@ mod tests {
                 keys += 1;
             }
         }
-        assert_eq!(keys, 65);
+        assert_eq!(keys, 68);
     }
 
     #[test]

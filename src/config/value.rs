@@ -69,8 +69,10 @@ pub(super) fn hostname(text: &str) -> Read<String> {
 
 /// A zone's name, which is also a znode's.
 pub(super) fn zone(text: &str) -> Read<String> {
-    if text.is_empty() || text.contains('/') || text.chars().any(char::is_control) {
-        Err("must be a zone's name: not empty, without / and control characters".to_owned())
+    // No longer than other gateways take it from the registry (`crate::registry`).
+    let fits = (1..=255).contains(&text.len());
+    if !fits || text.contains('/') || text.chars().any(char::is_control) {
+        Err("must be a zone's name: 1 to 255 bytes, without / and control characters".to_owned())
     } else {
         Ok(text.to_owned())
     }
@@ -126,8 +128,8 @@ pub(super) fn client(text: &str) -> Read<String> {
     }
 }
 
-/// ZooKeeper's connect string: `HOST[:PORT],...[/CHROOT]`.
-pub(super) fn hosts(text: &str) -> Read<Hosts> {
+/// ZooKeeper's connect string, `HOST[:PORT],...[/CHROOT]`, with the port of servers that name none.
+pub(super) fn hosts(text: &str, default_port: u16) -> Read<Hosts> {
     let (list, chroot) = match text.find('/') {
         Some(slash) => text.split_at(slash),
         None => (text, ""),
@@ -137,7 +139,7 @@ pub(super) fn hosts(text: &str) -> Read<Hosts> {
         .split(',')
         .map(|server| {
             let (host, port) = split_address(server.trim())?;
-            let port = port.map_or(Ok(2181), str::parse).ok().filter(|port| *port != 0)?;
+            let port = port.map_or(Ok(default_port), str::parse).ok().filter(|port| *port != 0)?;
             Some((hostname(host).ok()?, port))
         })
         .collect();
@@ -213,13 +215,13 @@ mod tests {
 
     #[test]
     fn connect_strings() {
-        let hosts = |text| hosts(text).map(|hosts| hosts.to_string());
+        let hosts = |text| hosts(text, 2281).map(|hosts| hosts.to_string());
         assert_eq!(hosts("zk1:2281"), Ok("zk1:2281".into()));
         assert_eq!(
             hosts("zk1:2281, [::1]:2281,zk3/a/b/"),
-            Ok("zk1:2281,[::1]:2281,zk3:2181/a/b".into())
+            Ok("zk1:2281,[::1]:2281,zk3:2281/a/b".into())
         );
-        assert_eq!(hosts("zk1/"), Ok("zk1:2181".into()));
+        assert_eq!(hosts("zk1/"), Ok("zk1:2281".into()));
         for text in ["", ",", "zk1:", "zk1:0", "zk1:x", "zk1,", "z k:1", "zk1//a", "zk1:1/a,zk2"] {
             assert!(hosts(text).is_err(), "{text}");
         }
@@ -246,7 +248,7 @@ mod tests {
             assert!(hostname(bad).is_err(), "{bad:?}");
         }
         assert!(zone("zone one").is_ok());
-        for bad in ["", "a/b", "a\tb"] {
+        for bad in ["", "a/b", "a\tb", &"z".repeat(256)] {
             assert!(zone(bad).is_err(), "{bad:?}");
         }
     }

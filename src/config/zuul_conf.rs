@@ -52,6 +52,10 @@ const ZOOKEEPER_OPTIONS: [&str; 5] = ["hosts", "session_timeout", "tls_ca", "tls
 const PID_FILE: &str = "/var/run/zuul/fingergw.pid";
 pub(super) const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
 
+/// The port of ZooKeeper where the file names none: that of kazoo, with which Zuul's own services
+/// read the same option.
+const KAZOO_PORT: u16 = 2181;
+
 /// Reads the file called `file` with content `text`; the variables of `environment` are options of
 /// every section.
 ///
@@ -205,7 +209,7 @@ impl Reader<'_> {
         }
         ZooKeeper {
             hosts: self
-                .read(ZOOKEEPER, "hosts", value::hosts)
+                .read(ZOOKEEPER, "hosts", |text| value::hosts(text, KAZOO_PORT))
                 .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
             tls: self.files(ZOOKEEPER, true).unwrap_or_else(|| Files {
                 cert: PathBuf::new(),

@@ -5,7 +5,7 @@ use rustls::pki_types::UnixTime;
 use tracing::{error, warn};
 
 use crate::admin::metrics::{Metrics, Role};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::otlp;
 use crate::service::status::CertificateStatus;
 use crate::tls::{Finding, Identity, Use};
@@ -24,8 +24,10 @@ impl Identities {
     pub(crate) fn load(config: &Config) -> Result<Self> {
         let now = UnixTime::now();
         let listening = config.listeners.iter().any(|listener| listener.tls.is_some());
-        let hostname = config.hostname.as_deref();
-        let purpose = if listening { Use::Listening(hostname) } else { Use::Dialing };
+        // The name that will be registered.
+        let hostname =
+            listening.then(|| config.hostname.clone().unwrap_or_else(config::own_hostname));
+        let purpose = hostname.as_deref().map_or(Use::Dialing, |name| Use::Listening(Some(name)));
         let gateway = config.tls.as_ref().map(|files| Identity::load(files, purpose, now));
         let gateway = gateway.transpose();
         let zookeeper = Identity::load(&config.zookeeper.tls, Use::ZooKeeper, now);

@@ -17,15 +17,15 @@ use tracing::{error, info, warn};
 
 use super::Identities;
 use crate::admin::metrics::Metrics;
-use crate::config::{self, Change, Config};
+use crate::config::{self, Change, Config, Limits};
 use crate::gateway::{Adjuster, Settings};
 use crate::log::Volume;
 use crate::registry::zookeeper;
 use crate::service::control::{RELOADED, Reload};
-use crate::service::descriptors;
 use crate::service::signals::ReloadSignal;
 use crate::service::status::CertificateStatus;
 use crate::service::systemd::Manager;
+use crate::service::{descriptors, memory};
 use crate::tls::{self, Acceptor, Identity, Names};
 
 /// What people can do about a reload that failed.
@@ -96,6 +96,7 @@ pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zook
         certs: tls::zookeeper_certs(identity)?,
         verify_hostnames,
         connector: tls::connector(identity, names)?,
+        ca_file: config.zookeeper.tls.ca.clone(),
     })
 }
 
@@ -202,12 +203,14 @@ impl Reloader {
     fn apply(&mut self, prepared: Prepared) -> String {
         let Prepared { configured, mut live, taken, waiting } = prepared;
         let (wanted, before) = (&configured.config.limits, &self.running.config.limits);
-        live.settings.limits.connections = if wanted.connections == before.connections {
-            // What the limit of open files leaves of it is known, and was told.
-            self.gateway.settings().limits.connections
-        } else {
-            descriptors::budget(wanted.connections)
-        };
+        let same = |of: fn(&Limits) -> usize| of(wanted) == of(before);
+        live.settings.limits.connections =
+            if same(|limits| limits.connections) && same(|limits| limits.stream_buffer) {
+                // What the limits of open files and of memory leave of it is known, and was told.
+                self.gateway.settings().limits.connections
+            } else {
+                descriptors::budget(memory::budget(wanted))
+            };
         self.gateway.adjust(live.settings);
         self.zookeeper.send_replace(live.zookeeper);
         self.volume.set(configured.config.log.level);

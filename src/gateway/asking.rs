@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,14 +35,12 @@ struct Places {
     free: Arc<Semaphore>,
     /// How often one became free.
     freed: AtomicU64,
+    /// Requests that hold or await one. Changed under the lock of the map only.
+    users: AtomicUsize,
 }
 
 /// A place among those who wait for a first byte; free again when dropped.
 pub(crate) struct Place {
-    _taken: Option<Taken>,
-}
-
-struct Taken {
     asked: Asked,
     builds: Arc<Mutex<Builds>>,
     places: Arc<Places>,
@@ -51,34 +49,34 @@ struct Taken {
 
 impl Asking {
     /// A place to ask `hop` for `build` from; `None` if none becomes free within `patience`. Executors
-    /// ask nobody else, so they cannot be part of a circle and need none.
+    /// ask nobody else and need none, unless they are registered with a gateway's address.
     pub(crate) async fn place(
         &self,
         build: &BuildId,
         hop: &Upstream,
         patience: Duration,
     ) -> Option<Place> {
-        if matches!(hop, Upstream::Executor(_)) {
-            return Some(Place { _taken: None });
-        }
         let (hostname, port) = hop.address();
         let asked = (build.clone(), hostname.to_owned(), port);
         let places = {
             let mut builds = lock(&self.0);
-            Arc::clone(builds.entry(asked.clone()).or_insert_with(|| {
+            let places = Arc::clone(builds.entry(asked.clone()).or_insert_with(|| {
                 let free = Arc::new(Semaphore::new(PLACES));
-                Arc::new(Places { free, freed: AtomicU64::new(0) })
-            }))
+                let users = AtomicUsize::new(0);
+                Arc::new(Places { free, freed: AtomicU64::new(0), users })
+            }));
+            places.users.fetch_add(1, Ordering::Relaxed);
+            places
         };
         // Whoever gives up leaves nothing behind, either.
-        let mut taken = Taken { asked, builds: Arc::clone(&self.0), places, permit: None };
+        let mut taken = Place { asked, builds: Arc::clone(&self.0), places, permit: None };
         let mut place = pin!(Arc::clone(&taken.places.free).acquire_owned());
         loop {
             let freed = taken.places.freed.load(Ordering::Relaxed);
             match timeout(patience, &mut place).await {
                 Ok(permit) => {
                     taken.permit = permit.ok();
-                    return Some(Place { _taken: Some(taken) });
+                    return Some(taken);
                 }
                 Err(_) if taken.places.freed.load(Ordering::Relaxed) != freed => {}
                 Err(_) => return None,
@@ -87,14 +85,13 @@ impl Asking {
     }
 }
 
-impl Drop for Taken {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut builds = lock(&self.builds);
         if self.permit.take().is_some() {
             self.places.freed.fetch_add(1, Ordering::Relaxed);
         }
-        // Nobody else holds or awaits one: only the map knows it.
-        if Arc::strong_count(&self.places) == 2 {
+        if self.places.users.fetch_sub(1, Ordering::Relaxed) == 1 {
             builds.remove(&self.asked);
         }
     }

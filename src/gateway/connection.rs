@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsStream;
+use tracing::debug;
 
 use super::buffer::{Lent, Piece};
 use super::read_ahead::ReadAhead;
@@ -69,16 +71,31 @@ impl Connection {
     }
 
     /// Has the kernel send probes that find a peer that vanished while nothing was sent, the first
-    /// after `keepalive` of silence.
-    ///
-    /// # Errors
-    /// The kernel refuses an option, as it does for a connection that has failed meanwhile.
-    pub(crate) fn probe(&self, keepalive: Duration) -> io::Result<()> {
+    /// after `keepalive` of silence. Where the system refuses an option, as sandboxes may, it goes
+    /// without: a peer that vanished is found when something is sent to it.
+    pub(crate) fn probe(&self, keepalive: Duration) {
         let probes = TcpKeepalive::new()
             .with_time(keepalive)
             .with_interval(PROBE_INTERVAL)
             .with_retries(PROBES);
-        SockRef::from(self.tcp()).set_tcp_keepalive(&probes)
+        if let Err(error) = SockRef::from(self.tcp()).set_tcp_keepalive(&probes) {
+            debug!(%error, "no keepalive probes");
+        }
+    }
+
+    /// Bounds what the kernel holds for a peer that has not acknowledged it, its bookkeeping included.
+    /// Without a bound it is as much as `net.ipv4.tcp_wmem` allows.
+    pub(crate) fn bound_send_buffer(&self, bytes: usize) {
+        // The kernel doubles the number (socket(7)).
+        if let Err(error) = SockRef::from(self.tcp()).set_send_buffer_size(bytes / 2) {
+            debug!(%error, "no bound on the send buffer");
+        }
+    }
+
+    /// Closes the connection to a next hop that has ended its side, without the reset that a drop
+    /// sends.
+    pub(crate) fn close(self) {
+        end_gracefully(self.tcp());
     }
 
     /// Reads the next bytes of a log, at most `room`; none at its end. A TLS peer that closes
@@ -140,16 +157,19 @@ impl Connection {
         .await
     }
 
-    /// Waits until the peer is gone, throwing away what it sends meanwhile.
+    /// Waits until the peer is gone, throwing away what it sends meanwhile. Returns the error that
+    /// showed it, if there was one.
     ///
-    /// On a plain connection the end of its input is not its end: `printf ... | nc -N` half-closes
-    /// and goes on reading. Only an error, a reset or unanswered probes, says that it left. Nobody
-    /// half-closes TLS. Can be dropped and called again at any time; `discarded` counts over all
-    /// calls.
+    /// The end of the peer's input does not end its reading: `printf ... | nc -N` half-closes and
+    /// goes on reading, and so does a TLS client after its close_notify, which ends one direction
+    /// only (RFC 8446, section 6.1). After either of them only an error shows that the peer is gone:
+    /// a reset, or keepalive probes without an answer. TCP that ends without a close_notify is how
+    /// a TLS client leaves that does not shut TLS down, as zuul-web does.
+    ///
+    /// Can be dropped and called again at any time; `discarded` counts over all calls.
     pub(crate) async fn departed(&mut self, discarded: &mut usize) -> Option<io::Error> {
         while *discarded < UNWANTED_MAX {
             match self.discard().await {
-                Ok(0) if self.is_tls() => return None,
                 Ok(0) => break,
                 Ok(count) => *discarded += count,
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return None,
@@ -194,11 +214,25 @@ impl Connection {
             },
         };
         // A failure, here and below, means that the connection is gone already.
-        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        reset_on_drop(&stream);
         if !patience.is_zero() {
             let _ = timeout(patience, delivered(stream)).await;
         }
     }
+}
+
+/// Has the kernel reset `stream` whenever it is dropped before the peer has ended it. The side that
+/// closes first keeps the pair of ports for a minute (TIME_WAIT, RFC 9293, section 3.6.1); with
+/// clients that decide when that is, the ports towards one next hop would run out. Refused by a
+/// sandbox, it goes without.
+pub(super) fn reset_on_drop(stream: &impl AsFd) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Takes [`reset_on_drop`] back: what has been sent arrives, such as an alert that says why a
+/// handshake failed.
+pub(super) fn end_gracefully(stream: &impl AsFd) {
+    let _ = SockRef::from(stream).set_linger(None);
 }
 
 /// Waits until the peer has acknowledged everything that was written, then closes.

@@ -1,6 +1,7 @@
 //! What `zuul-fingergw resolve` tells: where a build runs, which hops would be tried for it now, in
 //! which order and why, and what became of them lately. Of logs it tells nothing.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,10 +14,13 @@ use super::Context;
 use super::memory::{Attempt, Standing};
 use super::upstream::{HopAddress, Upstream};
 use crate::registry::LookupError;
-use crate::registry::build::{BuildId, Place};
+use crate::registry::build::{Build, BuildId, Place};
 
 /// How the decision on a build begins that runs somewhere: as text, and as JSON.
 pub(crate) const RUNNING: [&str; 2] = ["running: ", "{\"state\":\"running\","];
+
+/// The most zones that are listed for people.
+const ZONES_SHOWN: usize = 20;
 
 /// Decides as sessions do, with what they know.
 pub(crate) struct Decider(pub(super) watch::Receiver<Arc<Context>>);
@@ -35,6 +39,8 @@ pub(crate) struct Decision {
     /// This gateway.
     here: String,
     hops: Vec<Hop>,
+    /// All zones that have a gateway that can be dialed.
+    zones_with_gateways: BTreeSet<String>,
     attempts: Vec<Tried>,
 }
 
@@ -60,29 +66,43 @@ struct Tried {
     hop: String,
     /// `None`: it brought a log.
     failure: Option<String>,
+    /// How many attempts went like this; the time is that of the last one.
+    times: usize,
 }
 
 impl Decider {
     /// Decides on `build` within the look-up deadline.
     pub(crate) async fn decide(&self, build: &BuildId) -> Decision {
         let cx = Arc::clone(&self.0.borrow());
-        let found = timeout(cx.limits.lookup_timeout, cx.resolver.find(build)).await;
+        let finding = async {
+            let found = cx.resolver.find(build).await?;
+            let hops = match &found {
+                Some(Build { place: Place::On(executor), .. }) => {
+                    cx.resolver.hops(executor.clone()).await
+                }
+                _ => Vec::new(),
+            };
+            Ok((found.map(|build| build.place), hops))
+        };
+        let found = timeout(cx.limits.lookup_timeout, finding).await;
         let away = || Err(LookupError::Away("no answer in time".to_owned()));
-        let found = found.unwrap_or_else(|_| away());
-        let (state, executor, error) = match found.map(|found| found.map(|build| build.place)) {
-            Ok(Some(Place::On(executor))) => ("running", Some(executor), None),
-            Ok(Some(Place::Waiting)) => ("waiting", None, None),
-            Ok(None) => ("unknown", None, None),
-            Err(LookupError::Away(cause)) => {
-                ("error", None, Some(format!("ZooKeeper cannot be reached: {cause}")))
+        let (state, executor, hops, error) = match found.unwrap_or_else(|_| away()) {
+            Ok((Some(Place::On(executor)), hops)) => ("running", Some(executor), hops, None),
+            Ok((Some(Place::Waiting), _)) => ("waiting", None, Vec::new(), None),
+            Ok((None, _)) => ("unknown", None, Vec::new(), None),
+            Err(LookupError::Away(fault)) => {
+                let cause = cx.resolver.registry_trouble().map(|cause| format!(": {cause}"));
+                let cause = cause.unwrap_or_default();
+                let error = format!("ZooKeeper cannot be reached: {fault}{cause}");
+                ("error", None, Vec::new(), Some(error))
             }
             Err(LookupError::Unreadable(fault)) => {
-                ("error", None, Some(format!("the build's entry cannot be read: {fault}")))
+                let error = format!("the build's entry cannot be read: {fault}");
+                ("error", None, Vec::new(), Some(error))
             }
         };
         let memory = cx.resolver.memory();
-        let hops = executor.clone().map(|executor| cx.resolver.hops(executor));
-        let hops = cx.resolver.order(&hops.unwrap_or_default());
+        let hops = cx.resolver.order(&hops);
         let hops: Vec<_> = hops.into_iter().map(|(hop, _)| Hop::of(&hop, memory)).collect();
         let names: Vec<_> = hops.iter().map(|hop| hop.hop.clone()).collect();
         let attempts = memory.recent(build, &names);
@@ -96,7 +116,8 @@ impl Decider {
             own_zone: cx.resolver.zone().map(str::to_owned),
             here: cx.resolver.own(),
             hops,
-            attempts: attempts.into_iter().map(Tried::of).collect(),
+            zones_with_gateways: cx.resolver.zones_with_gateways(),
+            attempts: Tried::all(attempts),
         }
     }
 }
@@ -122,11 +143,21 @@ impl Hop {
 }
 
 impl Tried {
-    fn of(attempt: Attempt) -> Self {
-        let Attempt { at, build, hop, failure } = attempt;
-        // A clock that was set back meanwhile.
-        let ago = SystemTime::now().duration_since(at).unwrap_or_default();
-        Self { seconds_ago: in_tenths(ago), build: build.to_string(), hop, failure }
+    /// One for all of `attempts` at the same build and hop that went alike, in the order of the last
+    /// of each. They come with the oldest first.
+    fn all(attempts: Vec<Attempt>) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for Attempt { at, build, hop, failure } in attempts {
+            // A clock that was set back meanwhile.
+            let ago = SystemTime::now().duration_since(at).unwrap_or_default();
+            let (seconds_ago, build) = (in_tenths(ago), build.to_string());
+            let alike =
+                |tried: &Self| tried.build == build && tried.hop == hop && tried.failure == failure;
+            let before = all.iter().position(alike).map(|index| all.remove(index));
+            let times = before.map_or(0, |before| before.times) + 1;
+            all.push(Self { seconds_ago, build, hop, failure, times });
+        }
+        all
     }
 }
 
@@ -159,17 +190,46 @@ impl Decision {
             }
         };
         let _ = writeln!(text, "asked here: {here}");
+        if let Some(zone) = self.zone_without_gateway() {
+            let _ = writeln!(
+                text,
+                "no gateway of zone {} is registered; {}",
+                zone.escape_default(),
+                self.zones()
+            );
+        }
         for (number, hop) in (1..).zip(hops) {
             let _ = writeln!(text, "{number}. {}", hop.text());
         }
         if !attempts.is_empty() {
             text.push_str("lately:\n");
         }
-        for Tried { seconds_ago, build, hop, failure } in attempts {
+        for Tried { seconds_ago, build, hop, failure, times } in attempts {
             let end = failure.as_deref().unwrap_or("brought a log");
-            let _ = writeln!(text, "  {seconds_ago} s ago, {build} from {hop}: {end}");
+            let times = if *times > 1 { format!(" ({times} times)") } else { String::new() };
+            let _ = writeln!(text, "  {seconds_ago} s ago, {build} from {hop}: {end}{times}");
         }
         text
+    }
+
+    /// The zone of the executor where that is another one than ours and has no gateway.
+    fn zone_without_gateway(&self) -> Option<&str> {
+        let zone = self.executor_zone.as_deref()?;
+        let elsewhere = self.own_zone.as_deref() != Some(zone);
+        (elsewhere && !self.zones_with_gateways.contains(zone)).then_some(zone)
+    }
+
+    /// Which zones have gateways.
+    fn zones(&self) -> String {
+        let zones = self.zones_with_gateways.iter().map(|zone| zone.escape_default().to_string());
+        let zones: Vec<_> = zones.take(ZONES_SHOWN + 1).collect();
+        match zones.len() {
+            0 => "no zone has one".to_owned(),
+            more if more > ZONES_SHOWN => {
+                format!("there are: {}, ...", zones[..ZONES_SHOWN].join(", "))
+            }
+            _ => format!("there are: {}", zones.join(", ")),
+        }
     }
 }
 
@@ -218,6 +278,7 @@ mod tests {
             build: "ab".to_owned(),
             hop: "gateway c".to_owned(),
             failure: failure.map(str::to_owned),
+            times: 1,
         };
         Decision {
             state,
@@ -228,6 +289,7 @@ mod tests {
             own_zone: None,
             here: "gw".to_owned(),
             hops: if running { hops } else { Vec::new() },
+            zones_with_gateways: ["west".to_owned()].into(),
             attempts: if running { vec![tried(None), tried(Some("refused"))] } else { Vec::new() },
         }
     }
@@ -246,6 +308,46 @@ mod tests {
         assert_eq!(first("error").as_deref(), Some("error: ab: ZooKeeper is away"));
         assert!(first("waiting").is_some_and(|line| line.starts_with("waiting: ab is queued")));
         assert!(first("unknown").is_some_and(|line| line.starts_with("unknown: no queue has ab")));
+    }
+
+    #[test]
+    fn a_zone_without_a_gateway_is_named_with_those_that_have_one() {
+        let mut decision = decision("running");
+        let says = |decision: &Decision| {
+            let text = decision.text();
+            text.lines().find(|line| line.starts_with("no gateway")).map(str::to_owned)
+        };
+        assert_eq!(says(&decision), None);
+        decision.zones_with_gateways = ["wst".to_owned(), "east".to_owned()].into();
+        let expected = "no gateway of zone west is registered; there are: east, wst";
+        assert_eq!(says(&decision).as_deref(), Some(expected));
+        decision.zones_with_gateways = (0..99).map(|number| format!("zone{number:02}")).collect();
+        assert!(says(&decision).is_some_and(|line| line.ends_with("zone19, ...")));
+        decision.zones_with_gateways.clear();
+        let expected = "no gateway of zone west is registered; no zone has one";
+        assert_eq!(says(&decision).as_deref(), Some(expected));
+        decision.own_zone = Some("west".to_owned());
+        assert_eq!(says(&decision), None, "executors of our own zone are asked themselves");
+    }
+
+    #[test]
+    fn attempts_that_went_alike_are_one_with_a_count() {
+        let build = BuildId::new("ab").expect("a build id");
+        let attempt = |hop: &str, failure: Option<&str>| Attempt {
+            at: SystemTime::now(),
+            build: build.clone(),
+            hop: hop.to_owned(),
+            failure: failure.map(str::to_owned),
+        };
+        let tried = Tried::all(vec![
+            attempt("a", Some("refused")),
+            attempt("b", None),
+            attempt("a", Some("refused")),
+            attempt("a", None),
+        ]);
+        let tried: Vec<_> =
+            tried.iter().map(|t| (t.hop.as_str(), t.failure.as_deref(), t.times)).collect();
+        assert_eq!(tried, [("b", None, 1), ("a", Some("refused"), 2), ("a", None, 1)]);
     }
 
     /// The exit status goes by how an answer begins.

@@ -7,10 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{TcpStream, lookup_host};
+use socket2::SockRef;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
+
+use super::connection::reset_on_drop;
 
 /// How long one address of a next hop has before another is tried beside it.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -30,11 +33,12 @@ pub(crate) struct Dialer(Mutex<HashMap<String, Arc<Name>>>);
 /// One name's addresses, once somebody has asked for them.
 struct Name {
     asked: Instant,
-    addresses: OnceCell<Vec<IpAddr>>,
+    addresses: OnceCell<Vec<SocketAddr>>,
 }
 
 impl Dialer {
-    /// Connects to the first address of `host` that answers.
+    /// Connects to the first address of `host` that answers. Its kernel holds up to `buffer` bytes
+    /// that have not been read.
     ///
     /// Addresses are tried in the resolver's order, the families in turn, each a quarter of a
     /// second behind the one before or as soon as that has failed, so that one that swallows
@@ -42,12 +46,17 @@ impl Dialer {
     ///
     /// # Errors
     /// The name has no address, or the last address that was tried failed like this.
-    pub(crate) async fn connect(&self, host: &str, port: u16) -> io::Result<TcpStream> {
+    pub(crate) async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        buffer: usize,
+    ) -> io::Result<TcpStream> {
         if let Ok(address) = host.parse::<IpAddr>() {
-            return TcpStream::connect((address, port)).await;
+            return connect_to(SocketAddr::new(address, port), buffer).await;
         }
         let addresses = self.addresses(host, port).await?;
-        let connected = race(interleaved(&addresses), port).await;
+        let connected = race(interleaved(&addresses), buffer).await;
         if connected.is_err() {
             // It may have moved.
             self.lock().remove(host);
@@ -55,8 +64,9 @@ impl Dialer {
         connected
     }
 
-    /// The addresses of `host`. One question for all who ask within [`KEEP`].
-    async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<IpAddr>> {
+    /// The addresses of `host`, with `port` and, of link-local ones, the interface that the name
+    /// gives (`fe80::1%eth0`, RFC 4007, section 11). One question for all who ask within [`KEEP`].
+    async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let name = {
             let mut names = self.lock();
             match names.get(host) {
@@ -71,11 +81,11 @@ impl Dialer {
                 }
             }
         };
-        let ask = || async {
-            let found = lookup_host((host, port)).await?;
-            Ok::<_, io::Error>(found.map(|address| address.ip()).collect())
-        };
-        name.addresses.get_or_try_init(ask).await.cloned()
+        let ask = || async { Ok::<_, io::Error>(lookup_host((host, port)).await?.collect()) };
+        let mut addresses = name.addresses.get_or_try_init(ask).await?.clone();
+        // A name is asked for once, whatever the port.
+        addresses.iter_mut().for_each(|address| address.set_port(port));
+        Ok(addresses)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Name>>> {
@@ -85,9 +95,9 @@ impl Dialer {
 }
 
 /// The families in turn, beginning with that of the first address (RFC 8305, section 4).
-fn interleaved(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let first_is_ipv6 = addresses.first().is_some_and(IpAddr::is_ipv6);
-    let (first, second): (Vec<IpAddr>, Vec<IpAddr>) =
+fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first_is_ipv6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<SocketAddr>, Vec<SocketAddr>) =
         addresses.iter().partition(|address| address.is_ipv6() == first_is_ipv6);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
     let mut all = Vec::with_capacity(addresses.len());
@@ -98,17 +108,31 @@ fn interleaved(addresses: &[IpAddr]) -> Vec<IpAddr> {
     all
 }
 
-async fn race(addresses: Vec<IpAddr>, port: u16) -> io::Result<TcpStream> {
+/// Connects to `address`. A connection that is dropped before the next hop has ended it, one that
+/// lost a race among them, is reset. The kernel receives up to `buffer` bytes that are not read, its
+/// bookkeeping included; that must be known when the connection begins (tcp(7)).
+async fn connect_to(address: SocketAddr, buffer: usize) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    reset_on_drop(&socket);
+    // The kernel doubles the number (socket(7)). Without it there is the kernel's own bound.
+    let _ = SockRef::from(&socket).set_recv_buffer_size(buffer / 2);
+    socket.connect(address).await
+}
+
+async fn race(addresses: Vec<SocketAddr>, buffer: usize) -> io::Result<TcpStream> {
     if let [address] = addresses[..] {
-        return TcpStream::connect((address, port)).await;
+        return connect_to(address, buffer).await;
     }
-    let mut addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port));
+    let mut addresses = addresses.into_iter();
     let mut attempts = JoinSet::new();
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
         match addresses.next() {
             Some(address) => {
-                attempts.spawn(TcpStream::connect(address));
+                attempts.spawn(connect_to(address, buffer));
             }
             None if attempts.is_empty() => return Err(failure),
             None => {}
@@ -134,8 +158,11 @@ mod tests {
 
     use super::*;
 
-    fn ips(list: &str) -> Vec<IpAddr> {
-        list.split_whitespace().map(|address| address.parse().expect("an address")).collect()
+    const BUFFER: usize = 1024 * 1024;
+
+    fn addresses(list: &str, port: u16) -> Vec<SocketAddr> {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        list.split_whitespace().map(|text| SocketAddr::new(ip(text), port)).collect()
     }
 
     #[test]
@@ -147,7 +174,7 @@ mod tests {
             ("192.0.2.1 192.0.2.2 ::1", "192.0.2.1 ::1 192.0.2.2"),
         ];
         for (given, expected) in cases {
-            assert_eq!(interleaved(&ips(given)), ips(expected), "{given}");
+            assert_eq!(interleaved(&addresses(given, 79)), addresses(expected, 79), "{given}");
         }
     }
 
@@ -156,11 +183,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         // Nobody listens on the first two.
-        let stream = race(ips("127.0.0.2 127.0.0.3 127.0.0.1"), port).await.expect("connected");
-        assert_eq!(stream.peer_addr().expect("an address").ip(), ips("127.0.0.1")[0]);
+        let stream = race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port), BUFFER).await;
+        let stream = stream.expect("connected");
+        assert_eq!([stream.peer_addr().expect("an address")][..], addresses("127.0.0.1", port));
         drop(listener);
-        assert!(race(ips("127.0.0.2 127.0.0.1"), port).await.is_err());
-        assert!(race(Vec::new(), port).await.is_err());
+        assert!(race(addresses("127.0.0.2 127.0.0.1", port), BUFFER).await.is_err());
+        assert!(race(Vec::new(), BUFFER).await.is_err());
     }
 
     #[tokio::test]
@@ -168,18 +196,18 @@ mod tests {
         let dialer = Dialer::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
-        dialer.connect("localhost", port).await.expect("connected");
+        dialer.connect("localhost", port, BUFFER).await.expect("connected");
         assert!(dialer.lock().contains_key("localhost"));
-        dialer.connect("127.0.0.1", port).await.expect("connected");
+        dialer.connect("127.0.0.1", port, BUFFER).await.expect("connected");
         assert_eq!(dialer.lock().len(), 1, "an address is no name");
         drop(listener);
-        dialer.connect("localhost", port).await.expect_err("nobody listens");
+        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
         assert!(dialer.lock().is_empty(), "it may have moved");
         for number in 0..2 * REMEMBERED {
             let name = Arc::new(Name { asked: Instant::now(), addresses: OnceCell::new() });
             dialer.lock().insert(number.to_string(), name);
         }
-        dialer.connect("localhost", port).await.expect_err("nobody listens");
+        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
         assert!(dialer.lock().len() <= 1);
     }
 }

@@ -15,21 +15,21 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::buffer::Piece;
 use super::connection::Connection;
 use super::finger::Fault;
 use super::memory::Trouble;
 use super::relay::{End, room};
-use super::session::Asked;
+use super::session::{Asked, log_stream};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
 use super::wiring::{self, Foreign};
 use crate::admin::metrics::{Route, Side};
 use crate::config::Limits;
 use crate::log::Excerpt;
-use crate::tls::Failure;
+use crate::tls::{self, Failure};
 
 /// How long a hop is asked alone: a fifth of the connect deadline; a quarter of that for one that is
 /// avoided, and is asked for want of a better one.
@@ -91,7 +91,7 @@ impl fmt::Display for Miss {
         match self {
             Self::Dial(error) => write!(f, "{error}"),
             Self::Silent => write!(f, "{}", End::UpstreamSilent),
-            Self::Cut(error) => write!(f, "cut by the next hop: {error}"),
+            Self::Cut(error) => write!(f, "cut by the next hop: {}", tls::describe(error)),
             Self::Overtaken(after) => {
                 write!(f, "overtaken: nothing within {after:?}, when another hop had the log")
             }
@@ -135,7 +135,7 @@ impl Runner {
     }
 }
 
-/// Asks `hops`, more than one, until one has sent something.
+/// Asks `hops` until one has sent something.
 pub(super) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Asked<'_>) -> Raced {
     let Asked { cx, .. } = asked;
     let began = Instant::now();
@@ -245,11 +245,14 @@ impl<'a> Race<'a> {
         let Asked { build, span, cx, .. } = self.asked;
         span.passed_over(hop, miss);
         let trouble = match miss {
-            Miss::Dial(DialError::Circle) => Trouble::LeadsBack,
+            Miss::Dial(DialError::Circle | DialError::Ourselves) => Trouble::LeadsBack,
             _ if mute => Trouble::Mute,
             _ => Trouble::Other,
         };
         let mutes = cx.resolver.memory().failed(build, hop, miss, trouble);
+        if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
+            cx.metrics.miswired("circle");
+        }
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
             match miss {
@@ -257,7 +260,9 @@ impl<'a> Race<'a> {
                 Miss::Dial(DialError::Elsewhere(found)) => {
                     wiring::found_elsewhere(gateway, found, cx);
                 }
-                Miss::Dial(DialError::Circle) => wiring::found_circle(gateway, build, cx),
+                Miss::Dial(DialError::Circle | DialError::Ourselves) => {
+                    wiring::found_circle(gateway, build, cx);
+                }
                 _ if mute && mutes >= wiring::MUTE => wiring::found_mute(gateway, mutes, cx),
                 _ => {}
             }
@@ -266,14 +271,16 @@ impl<'a> Race<'a> {
 
     /// Takes it that a hop has failed, and says how the race ended if it was the last one.
     fn missed(&mut self, index: usize, miss: Miss, idle: bool) -> Option<Raced> {
-        let Asked { peer, build, .. } = self.asked;
+        let Asked { peer, build, logged, .. } = self.asked;
         let hop = self.runners[index].hop.clone();
         let silent = matches!(miss, Miss::Silent);
         self.note(&hop, &miss, silent);
         self.silent |= silent || matches!(miss, Miss::Dial(DialError::Busy));
         let last = idle && self.waiting.is_empty() && self.executor.is_none();
         if !last || matches!(miss, Miss::Refused(_)) || self.refusal.is_some() {
-            info!(%peer, %build, route = %hop, end = %miss, "trying the next hop");
+            log_stream!(
+                *logged, %peer, %build, route = %hop, end = %miss, "trying the next hop"
+            );
         }
         if !last {
             if let Miss::Refused(answered) = miss {
@@ -292,7 +299,11 @@ impl<'a> Race<'a> {
     }
 
     fn failed(&self) -> Raced {
-        Raced::Failed(if self.silent { Fault::ExecutorSilent } else { Fault::ZoneUnreachable })
+        Raced::Failed(match self.hops {
+            _ if self.silent => Fault::ExecutorSilent,
+            1 => Fault::ExecutorUnreachable,
+            _ => Fault::ZoneUnreachable,
+        })
     }
 
     /// Takes it that nobody has said anything in time.
@@ -308,11 +319,13 @@ impl<'a> Race<'a> {
 
     /// Takes it that a hop has the log.
     fn won(&mut self, index: usize, answered: Box<Answered>) -> Raced {
-        let Asked { peer, build, span, cx, .. } = self.asked;
+        let Asked { peer, build, span, cx, logged, .. } = self.asked;
         let before = self.runners[..index].iter().filter(|runner| !runner.over);
         for runner in before.filter(|runner| runner.since.elapsed() >= runner.head_start) {
             let miss = Miss::Overtaken(runner.head_start);
-            info!(%peer, %build, route = %runner.hop, end = %miss, "trying the next hop");
+            log_stream!(
+                *logged, %peer, %build, route = %runner.hop, end = %miss, "trying the next hop"
+            );
             self.note(&runner.hop, &miss, runner.is_mute());
         }
         cx.resolver.memory().answered(build, &answered.hop);
@@ -342,9 +355,17 @@ async fn ask(
     took: &AtomicBool,
 ) -> Result<Answered, Miss> {
     let Asked { build, span, cx, .. } = asked;
-    let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
-    let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
-    let place = place.ok_or(Miss::Dial(DialError::Circle))?;
+    let may_lead_back = match &hop {
+        Upstream::Gateway(_) => true,
+        Upstream::Executor(executor) => cx.resolver.is_gateway(executor),
+    };
+    let place = if may_lead_back {
+        let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
+        let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
+        Some(place.ok_or(Miss::Dial(DialError::Circle))?)
+    } else {
+        None
+    };
     let slot = match &hop {
         Upstream::Gateway(_) => None,
         Upstream::Executor(executor) => {
@@ -377,7 +398,9 @@ async fn ask(
         Err(error) => {
             if let (Upstream::Gateway(gateway), Some(late)) = (&hop, Failure::late(&error)) {
                 cx.metrics.handshake(Side::Upstream, Err(late));
+                let error = DialError::Tls(error);
                 cx.familiar.dialing_failed(gateway, &error);
+                return Err(Miss::Dial(error));
             }
             return Err(Miss::Cut(error));
         }

@@ -119,7 +119,9 @@ impl Familiar {
     /// takes what there is.
     async fn addresses(&self, gateways: &[Gateway]) -> Arc<BTreeMap<IpAddr, String>> {
         let Ok(mut known) = self.addresses.try_lock() else { return Arc::default() };
-        if known.asked.is_none_or(|asked| asked.elapsed() > KEEP_ADDRESSES) {
+        // None at all means that the registry has not been read yet.
+        let are_known = !gateways.is_empty();
+        if are_known && known.asked.is_none_or(|asked| asked.elapsed() > KEEP_ADDRESSES) {
             known.asked = Some(Instant::now());
             let mut zones = BTreeMap::new();
             for gateway in gateways {
@@ -165,6 +167,7 @@ mod tests {
     #[tokio::test]
     async fn addresses_are_those_of_gateways_in_zones_and_are_kept() {
         let familiar = Familiar::default();
+        assert!(familiar.addresses(&[]).await.is_empty(), "not known yet");
         let gateways = [gateway("192.0.2.1", "west"), gateway("2001:db8::1", "east")];
         let zones = familiar.addresses(&gateways).await;
         let at = |address: &str| zones.get(&address.parse().expect("an address")).cloned();

@@ -58,18 +58,24 @@ pub(crate) async fn read_query(
 /// Understands one request line without its LF.
 ///
 /// `/W` in front (RFC 1288, section 2.5.4: "verbose") is accepted and changes nothing: a build has
-/// one log. White space behind the id goes, CR with it, as upstream strips it; white space before
-/// the id does not make a build there either.
+/// one log. White space after the id is dropped, CR with it, as Zuul's gateway does; white space
+/// before the id does not make a build there either.
 fn parse(line: &[u8]) -> Result<BuildId, QueryError> {
-    let text = line.trim_ascii_end();
-    let text = match text.strip_prefix(b"/W ").or_else(|| text.strip_prefix(b"/w ")) {
-        Some(rest) => rest.trim_ascii_start(),
-        None => text,
+    let build = || {
+        let text = std::str::from_utf8(line).ok()?.trim_end_matches(is_python_space);
+        let text = match text.strip_prefix("/W ").or_else(|| text.strip_prefix("/w ")) {
+            Some(rest) => rest.trim_ascii_start(),
+            None => text,
+        };
+        BuildId::new(text)
     };
-    std::str::from_utf8(text)
-        .ok()
-        .and_then(BuildId::new)
-        .ok_or_else(|| QueryError::NotABuild(Excerpt::new(line)))
+    build().ok_or_else(|| QueryError::NotABuild(Excerpt::new(line)))
+}
+
+/// What Python's `str.isspace` calls white space: Unicode's `White_Space` and the four separators
+/// of ASCII.
+fn is_python_space(character: char) -> bool {
+    character.is_whitespace() || matches!(character, '\u{1c}'..='\u{1f}')
 }
 
 /// What a client is told instead of a log: one line, ended by CRLF (RFC 1288, section 2.2).
@@ -176,6 +182,11 @@ mod tests {
         {
             assert_eq!(build(&form.replace("ID", id)), id, "{form:?}");
         }
+        for space in
+            ['\u{a0}', '\u{b}', '\u{c}', '\u{1c}', '\u{1f}', '\u{85}', '\u{2007}', '\u{3000}']
+        {
+            assert_eq!(build(&format!("{id}{space} \r\n")), id, "{space:?}");
+        }
         assert_eq!(build("ABCdef0\n"), "ABCdef0", "case is kept");
     }
 
@@ -186,6 +197,9 @@ mod tests {
             "\r\n",
             " \n",
             " abc\n",
+            "\u{a0}abc\n",
+            "abc\u{200b}\n",
+            "abc\u{feff}\n",
             "abc@host\n",
             "a/b\n",
             "..\n",

@@ -128,13 +128,20 @@ impl Listener {
     /// Starts the session, or refuses it where that would be one too many. What is spawned holds
     /// no part of the socket, which is to close with the loop, however long streams run.
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
+        // On a listener for both, IPv4 clients come as `::ffff:192.0.2.7`.
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let cx = Arc::clone(&self.cx.borrow());
         let (index, tls) = (self.index, cx.acceptors[self.index].is_some());
         let (rejection, fault) = match places(peer, index, &cx) {
             Ok((place, of_address)) => {
                 let open = cx.metrics.connection(tls);
-                let caller = Caller { peer, of_address: Some(of_address), index };
-                self.sessions.spawn(admitted(stream, caller, cx, (place, open)));
+                let waiting = cx.bounds.waiting();
+                let number = waiting.number();
+                let (of_address, waiting) = (Some(of_address), Some(waiting));
+                let caller = Caller { peer, of_address, index, waiting };
+                let session = admitted(stream, caller, Arc::clone(&cx), (place, open));
+                let task = self.sessions.spawn(session).abort_handle();
+                cx.bounds.may_be_closed(number, task, peer);
                 return;
             }
             Err(refused) => refused,
@@ -162,6 +169,7 @@ fn admitted<Held: Send>(
     async move {
         let _held = held;
         let outcome = session::run(stream, &mut caller, &cx).await;
+        caller.stop_waiting().await;
         cx.metrics.ended(&outcome);
     }
 }
@@ -173,13 +181,14 @@ fn places(
     index: usize,
     cx: &Context,
 ) -> Result<(Place, AddressPlace), (Rejection, Fault)> {
-    let place = cx.bounds.connection(&cx.limits);
-    let place = place.ok_or((Rejection::Limit, Fault::TooManyConnections))?;
-    if access::contain(&cx.listeners[index].proxy_protocol, peer.ip()) {
-        return Ok((place, AddressPlace::of_nobody()));
-    }
-    let of_address = cx.bounds.of_address(peer.ip(), &cx.limits);
+    // The address first: a client over its own limit must not close another one's connection.
+    let of_address = match access::contain(&cx.listeners[index].proxy_protocol, peer.ip()) {
+        true => Some(AddressPlace::of_nobody()),
+        false => cx.bounds.of_address(peer.ip(), &cx.limits),
+    };
     let of_address = of_address.ok_or((Rejection::Address, Fault::TooManyFromAddress))?;
+    let place = cx.connection_place();
+    let place = place.ok_or((Rejection::Limit, Fault::TooManyConnections))?;
     Ok((place, of_address))
 }
 

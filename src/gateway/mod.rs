@@ -7,6 +7,7 @@ mod allowance;
 mod asking;
 mod bounds;
 mod buffer;
+mod client_hello;
 pub(crate) mod connection;
 pub(crate) mod decision;
 mod dial;
@@ -17,17 +18,21 @@ pub(crate) mod finger;
 pub(crate) mod listener;
 pub(crate) mod memory;
 pub(crate) mod outcome;
+mod own_addresses;
 mod pipe;
 pub(crate) mod proxy_protocol;
 pub(crate) mod pulse;
+mod rates;
 pub(crate) mod read_ahead;
 pub(crate) mod relay;
 pub(crate) mod resolver;
 pub(crate) mod session;
 pub(crate) mod streams;
 pub(crate) mod upstream;
+mod waiting;
 mod wiring;
 
+use std::io;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +41,6 @@ use anyhow::Result;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -47,13 +51,15 @@ use self::dial::Dialer;
 use self::executor_slots::ExecutorSlots;
 use self::familiar::Familiar;
 use self::listener::Listener;
+use self::own_addresses::OwnAddresses;
 use self::pulse::{Probe, pulse};
 use self::resolver::Resolver;
 use self::streams::Streams;
+use self::waiting::Waiting;
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Limits};
 use crate::otlp::Tracer;
-use crate::tls::Acceptor;
+use crate::tls::{Acceptor, Connector};
 
 /// What of a gateway can change while it runs.
 #[derive(Clone)]
@@ -63,7 +69,7 @@ pub(crate) struct Settings {
     /// Shakes hands, one for each listener; `None` where that speaks no TLS.
     pub(crate) acceptors: Vec<Option<Acceptor>>,
     /// Dials TLS gateways; `None` without TLS files.
-    pub(crate) connector: Option<TlsConnector>,
+    pub(crate) connector: Option<Connector>,
     pub(crate) limits: Limits,
 }
 
@@ -74,15 +80,19 @@ pub(crate) struct Context {
     pub(crate) resolver: Arc<Resolver>,
     listeners: Arc<[config::Listener]>,
     acceptors: Vec<Option<Acceptor>>,
-    pub(crate) connector: Option<TlsConnector>,
+    pub(crate) connector: Option<Connector>,
     pub(crate) limits: Limits,
     bounds: Arc<Bounds>,
     asking: Asking,
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
     familiar: Arc<Familiar>,
+    own_addresses: OwnAddresses,
     pub(crate) metrics: Metrics,
     streams: Streams,
+    /// Streams that wait for their clients, and those that have waited for long.
+    waiting: Waiting,
+    stalled: Waiting,
     tracer: Tracer,
     /// Cancelled when the grace period is over: what still runs is cut.
     pub(crate) cut: CancellationToken,
@@ -173,6 +183,8 @@ impl Gateway {
         tracer: Tracer,
     ) -> Result<Self> {
         let Settings { listeners, acceptors, connector, limits } = settings;
+        let addresses = sockets.iter().map(StdListener::local_addr);
+        let addresses = addresses.collect::<io::Result<Vec<_>>>()?;
         let streams = Streams::default();
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
         let cx = watch::Sender::new(Arc::new(Context {
@@ -186,8 +198,11 @@ impl Gateway {
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
             familiar: Arc::default(),
+            own_addresses: OwnAddresses::new(addresses),
             metrics,
             streams: streams.clone(),
+            waiting: Waiting::all(),
+            stalled: Waiting::stalled(),
             tracer,
             cut: cut.clone(),
         }));

@@ -10,7 +10,7 @@ pub(crate) enum Outcome {
     Streamed(End),
     /// One line of ours stood for it.
     Refused(Reply),
-    /// Closed without a word: too many TLS handshakes under way.
+    /// Closed without a line at a limit of TLS handshakes, or for a newer connection.
     Rejected,
     /// A balancer whose word counts did not say for whom it came.
     NoHeader,
@@ -28,6 +28,7 @@ impl Outcome {
             Self::Streamed(End::UpstreamFailed(_)) => "upstream_cut",
             Self::Streamed(End::ClientLeft(_)) => "client_left",
             Self::Streamed(End::ClientStalled) => "client_stalled",
+            Self::Streamed(End::ClientEvicted) => "client_evicted",
             Self::Streamed(End::Stopped) => "stopped",
             Self::Streamed(End::Idle) => "stream_idle",
             Self::Streamed(End::Overlong) => "stream_total",

@@ -2,15 +2,20 @@
 //!
 //! A pipe is lent while bytes move, so that a quiet stream holds none, and their number is bounded:
 //! what all pipes of an unprivileged user may hold is (`pipe-user-pages-soft`, pipe(7)).
+//!
+//! Sandboxes may deny the call and kernels may lack it. Where the first use of it in this process
+//! shows that, no pipes are lent any more and all logs are copied.
 
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tracing::info;
 
 /// What a pipe is to hold, in bytes: `pipe-max-size` as it comes (pipe(7)), which the kernel lets
 /// everybody have. A smaller one works, and costs more.
@@ -24,6 +29,12 @@ const PIPES: usize = 32;
 const KEPT: usize = 2;
 
 static MADE: AtomicUsize = AtomicUsize::new(0);
+
+/// What this process knows about splice(2): one of the three states below.
+static SUPPORT: AtomicU8 = AtomicU8::new(UNKNOWN);
+const UNKNOWN: u8 = 0;
+const AVAILABLE: u8 = 1;
+const UNAVAILABLE: u8 = 2;
 
 thread_local! {
     static FREE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
@@ -58,8 +69,11 @@ pub(crate) struct Lent {
 }
 
 impl Lent {
-    /// An empty pipe, or `None` where there may be no more of them, or none of a use.
+    /// An empty pipe, or `None` where there may be no more of them, or splice(2) is unavailable.
     pub(crate) fn take() -> Option<Self> {
+        if SUPPORT.load(Ordering::Relaxed) == UNAVAILABLE {
+            return None;
+        }
         let free = FREE.with_borrow_mut(Vec::pop);
         let pipe = free.or_else(|| {
             if MADE.fetch_add(1, Ordering::Relaxed) < PIPES {
@@ -80,7 +94,8 @@ impl Lent {
     }
 
     /// Moves what `from` has into the pipe, which has to be empty: a full one would look like a
-    /// quiet socket. Returns the bytes moved, 0 at the end.
+    /// quiet socket. Returns the bytes moved. 0 means that this call moves no more, and only a read
+    /// can tell why: at the end, at a mark of urgent data, or where splice(2) is unavailable.
     ///
     /// # Errors
     /// `WouldBlock` if there is nothing now; else the connection has failed.
@@ -88,8 +103,14 @@ impl Lent {
         debug_assert_eq!(self.held, 0);
         let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::WouldBlock.into()) };
         let moved = from.try_io(Interest::READABLE, || {
-            Ok(splice(from, None, &pipe.write, None, pipe.capacity, SpliceFlags::NONBLOCK)?)
+            match splice(from, None, &pipe.write, None, pipe.capacity, SpliceFlags::NONBLOCK) {
+                Err(error) if is_unavailable(error) => Ok(0),
+                moved => Ok(moved?),
+            }
         })?;
+        if moved > 0 {
+            SUPPORT.store(AVAILABLE, Ordering::Relaxed);
+        }
         self.held += moved;
         Ok(moved)
     }
@@ -106,6 +127,23 @@ impl Lent {
         self.held -= moved;
         Ok(moved)
     }
+}
+
+/// Whether `error` says that splice(2) cannot be used here, and notes it. After one success such an
+/// error is the connection's: an ICMP message can make it EACCES.
+fn is_unavailable(error: Errno) -> bool {
+    let denied = matches!(
+        error,
+        Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP
+    );
+    let unavailable = denied
+        && SUPPORT
+            .compare_exchange(UNKNOWN, UNAVAILABLE, Ordering::Relaxed, Ordering::Relaxed)
+            .map_or_else(|known| known == UNAVAILABLE, |_| true);
+    if unavailable {
+        info!(%error, "splice(2) is unavailable: logs are copied, which takes more processor time");
+    }
+    unavailable
 }
 
 impl Drop for Lent {
@@ -156,7 +194,32 @@ mod tests {
         assert_eq!(&got, b"some bytes");
         drop(source);
         from.readable().await.unwrap();
-        assert_eq!(pipe.fill(&from).unwrap(), 0, "the end");
+        assert_eq!(pipe.fill(&from).unwrap(), 0, "nothing more to move");
+    }
+
+    /// With the end behind the mark, splice(2) says 0 as it does at the end.
+    #[tokio::test]
+    async fn a_mark_of_urgent_data_is_not_the_end() {
+        let _turn = ONE_AFTER_THE_OTHER.lock().await;
+        let (mut source, from) = pair().await;
+        source.write_all(b"before").await.unwrap();
+        socket2::SockRef::from(&source).send_out_of_band(b"!").unwrap();
+        source.write_all(b"after").await.unwrap();
+        source.shutdown().await.unwrap();
+        from.ready(Interest::READABLE).await.unwrap();
+        let mut pipe = Lent::take().expect("a pipe");
+        assert_eq!(pipe.fill(&from).unwrap(), 6);
+        pipe.held = 0;
+        while pipe.fill(&from).is_err() {
+            from.readable().await.unwrap();
+        }
+        assert_eq!(pipe.held(), 0, "it stops at the mark");
+        let mut rest = Vec::new();
+        let mut from = from;
+        from.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"after");
+        // Its bytes are still in it.
+        drop(pipe.pipe.take());
     }
 
     /// The next holder must not get another stream's bytes.

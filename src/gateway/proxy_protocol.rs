@@ -18,9 +18,13 @@ const V1_MAX: usize = 107;
 /// The part of a header of version 2 that says how long the rest is.
 const V2_FIXED: usize = 16;
 
-/// The longest header of version 2 that is taken, in bytes. One that holds what it has to fits 536
-/// (section 2.2); the rest is room for what balancers add about TLS sessions.
-const V2_MAX: usize = 2048;
+/// The longest header that is accepted, in bytes, which is one of version 2. One that holds what it must hold fits
+/// 536 (section 2.2); the rest is room for what balancers add about TLS sessions, such as the
+/// client's certificate (haproxy's `proxy-v2-options ssl-cert`).
+pub(crate) const HEADER_MAX: usize = 16 * 1024;
+
+/// How much of a header is read at a time, in bytes.
+const PIECE: usize = 1024;
 
 /// What a header of version 1 begins with.
 const V1_PREFIX: &[u8] = b"PROXY ";
@@ -54,7 +58,7 @@ impl fmt::Display for NoHeader {
 /// See [`NoHeader`].
 pub(crate) async fn read_header(stream: &mut TcpStream) -> Result<Option<SocketAddr>, NoHeader> {
     let mut header = Header::default();
-    let mut waiting = [0; V2_MAX];
+    let mut waiting = [0; PIECE];
     loop {
         // Left where they are until it is known whose they are.
         let count = stream.peek(&mut waiting).await.map_err(NoHeader::Io)?;
@@ -102,7 +106,7 @@ impl Header {
         let end = if begins(v2::PROTOCOL_PREFIX) {
             let Some(&[high, low]) = bytes.get(V2_FIXED - 2..V2_FIXED) else { return Ok(None) };
             let length = V2_FIXED + usize::from(u16::from_be_bytes([high, low]));
-            if length > V2_MAX {
+            if length > HEADER_MAX {
                 return Err("the PROXY header is too long");
             }
             length
@@ -215,7 +219,7 @@ mod tests {
             (1, 0x00, &[1, 2, 3]),
             (1, 0x31, &[0; 216]),
             (1, 0x12, &IPV4),
-            (0, 0x00, &[0; V2_MAX - V2_FIXED]),
+            (0, 0x00, &[0; HEADER_MAX - V2_FIXED]),
         ] {
             let header = v2_header(command, family, rest);
             assert_eq!(read(&header), Ok((None, header.len())), "{command} {family}");
@@ -263,7 +267,7 @@ mod tests {
         }
         let long = format!("PROXY UNKNOWN {}", "x".repeat(V1_MAX));
         assert_eq!(read(long.as_bytes()), Err("the PROXY header is too long"));
-        let long = v2_header(0, 0, &[0; V2_MAX - V2_FIXED + 1]);
+        let long = v2_header(0, 0, &[0; HEADER_MAX - V2_FIXED + 1]);
         assert_eq!(read(&long), Err("the PROXY header is too long"));
         for bytes in ["", "P", "PROXY TCP4 192.0.2.7 198.51.100.1 12345 79\r", "\r\n\r\n\0"] {
             assert_eq!(read(bytes.as_bytes()), Err("unfinished"), "{bytes:?}");

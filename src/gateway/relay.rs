@@ -11,26 +11,24 @@
 use std::fmt;
 use std::future::{poll_fn, ready};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::consume_budget;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::buffer::Piece;
 use super::connection::Connection;
 use super::streams::Listed;
+use super::waiting::STALL;
 use super::{Context, allowance};
 use super::{buffer, pipe};
+use crate::tls;
 
 /// A read of this many bytes, between plain connections, shows a log that pours.
 const POURS: usize = 16 * 1024;
-
-/// The rest of a piece that is copied rather than keep its whole buffer from others while a client
-/// takes its time.
-const SMALL: usize = 16 * 1024;
 
 /// How a relay went.
 pub(crate) struct Relayed {
@@ -49,10 +47,12 @@ pub(crate) enum End {
     /// Not one byte came within the deadline, or before the next hop closed. A log has at least its
     /// first line before anybody can ask for it.
     UpstreamSilent,
-    /// The client closed (TLS), reset, or vanished.
+    /// The client closed TLS without a close_notify, reset, or vanished.
     ClientLeft(Option<io::Error>),
     /// The client took nothing within the write deadline.
     ClientStalled,
+    /// The client took nothing for longest of all, and there were too many that took nothing.
+    ClientEvicted,
     /// This gateway stops and the grace period is over.
     Stopped,
     /// Not one byte was handed on for `limits.stream_idle`.
@@ -72,11 +72,16 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Finished => f.write_str("finished"),
-            Self::UpstreamFailed(error) => write!(f, "cut by the next hop: {error}"),
+            Self::UpstreamFailed(error) => {
+                write!(f, "cut by the next hop: {}", tls::describe(error))
+            }
             Self::UpstreamSilent => f.write_str("the next hop said nothing"),
             Self::ClientLeft(None) => f.write_str("client left"),
-            Self::ClientLeft(Some(error)) => write!(f, "client left: {error}"),
+            Self::ClientLeft(Some(error)) => {
+                write!(f, "client left: {}", tls::describe(error))
+            }
             Self::ClientStalled => f.write_str("client stopped reading"),
+            Self::ClientEvicted => f.write_str("client stopped reading, as too many did"),
             Self::Stopped => f.write_str("stopped"),
             Self::Idle => f.write_str("silent for limits.stream_idle"),
             Self::Overlong => f.write_str("ran for limits.stream_total"),
@@ -102,6 +107,7 @@ pub(crate) async fn run(
     let (begun, failure) = begun.map_or((None, None), |(piece, failure)| (Some(piece), failure));
     let mut relay =
         Relay { cx, listed, bytes: 0, discarded: 0, failure, pours: false, probed: false };
+    client.bound_send_buffer(cx.limits.stream_buffer);
     let mut allowance = allowance::of(listed, &cx.limits);
     let end = tokio::select! {
         biased;
@@ -144,10 +150,10 @@ impl Relay<'_> {
                     // An error is met by the next read.
                     _ = from.readable() => {}
                     reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                    () = ready(()), if !self.probed => match self.probe(upstream, client) {
-                        Ok(()) => continue,
-                        Err(end) => return end,
-                    },
+                    () = ready(()), if !self.probed => {
+                        self.probe(upstream, client);
+                        continue;
+                    }
                 }
                 // Boxed: no quiet stream is to have room for it.
                 if let Some(end) = Box::pin(self.pour(upstream, client)).await {
@@ -165,10 +171,8 @@ impl Relay<'_> {
                 // Neither has anything to say. Up to the first byte there is a deadline, and most
                 // logs that have ended already never come here.
                 () = ready(()), if self.bytes > 0 && !self.probed => {
-                    match self.probe(upstream, client) {
-                        Ok(()) => continue,
-                        Err(end) => return end,
-                    }
+                    self.probe(upstream, client);
+                    continue;
                 }
             };
             let piece = match read {
@@ -196,11 +200,11 @@ impl Relay<'_> {
     }
 
     /// Sees to it that a side that vanishes while it is silent is found.
-    fn probe(&mut self, upstream: &Connection, client: &Connection) -> Result<(), End> {
+    fn probe(&mut self, upstream: &Connection, client: &Connection) {
         self.probed = true;
         let keepalive = self.cx.limits.keepalive;
-        upstream.probe(keepalive).map_err(End::UpstreamFailed)?;
-        client.probe(keepalive).map_err(|error| End::ClientLeft(Some(error)))
+        upstream.probe(keepalive);
+        client.probe(keepalive);
     }
 
     /// Writes `piece`, on TLS with all that is to be written for it.
@@ -211,15 +215,11 @@ impl Relay<'_> {
         });
         let taken = now.await.map_err(|error| End::ClientLeft(Some(error)))?;
         self.count(taken);
-        let left = piece.len() - taken;
-        if left == 0 {
-        } else if left <= SMALL {
-            let rest = piece[taken..].to_vec();
-            drop(piece);
-            self.write(client, &rest).await?;
-        } else {
-            self.write(client, &piece[taken..]).await?;
-        }
+        // Copied: while a client takes its time, others get the buffer.
+        let rest = piece[taken..].to_vec();
+        drop(piece);
+        self.write(client, &rest).await?;
+        drop(rest);
         self.in_time(client.flush()).await
     }
 
@@ -236,7 +236,8 @@ impl Relay<'_> {
     }
 
     /// Moves what pours from one plain connection to the other through a pipe, if there is one to
-    /// be had, until there is no more for now (`None`) or at all.
+    /// be had, until no more can be moved (`None`) or a side has failed. Whether the log is over
+    /// then, the next read shows.
     async fn pour(&mut self, upstream: &Connection, client: &Connection) -> Option<End> {
         self.pours = false;
         let (Connection::Plain(from), Connection::Plain(to)) = (upstream, client) else {
@@ -246,7 +247,7 @@ impl Relay<'_> {
         let before = self.bytes;
         let end = loop {
             match pipe.fill(from) {
-                Ok(0) => break Some(End::Finished),
+                Ok(0) => return None,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
                 Err(error) => break Some(End::UpstreamFailed(error)),
@@ -264,6 +265,7 @@ impl Relay<'_> {
     async fn drain(&mut self, pipe: &mut pipe::Lent, to: &TcpStream) -> Result<(), End> {
         while pipe.held() > 0 {
             match pipe.drain(to) {
+                Ok(0) => return Err(End::ClientLeft(Some(io::ErrorKind::WriteZero.into()))),
                 Ok(moved) => self.count(moved),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.in_time(to.writable()).await?;
@@ -274,11 +276,31 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Waits for the client, up to the write deadline.
+    /// Does a step that may have to wait for the client, up to the write deadline and as long as the
+    /// stream need not make way for others.
     async fn in_time<T>(&self, step: impl Future<Output = io::Result<T>>) -> Result<T, End> {
-        match timeout(self.cx.limits.write_timeout, step).await {
-            Err(_) => Err(End::ClientStalled),
-            Ok(result) => result.map_err(|error| End::ClientLeft(Some(error))),
+        let mut step = pin!(step);
+        let done = match poll_fn(|cx| Poll::Ready(step.as_mut().poll(cx))).await {
+            Poll::Ready(done) => done,
+            // Boxed: no quiet stream is to have room for it.
+            Poll::Pending => Box::pin(self.wait(step)).await?,
+        };
+        done.map_err(|error| End::ClientLeft(Some(error)))
+    }
+
+    async fn wait<T>(&self, step: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
+        let (network, limits) = (self.listed.network(), &self.cx.limits);
+        let waiting = self.cx.waiting.begin(network, limits);
+        let stalled = async {
+            sleep(STALL).await;
+            self.cx.stalled.begin(network, limits).evicted().await;
+        };
+        tokio::select! {
+            biased;
+            done = step => Ok(done),
+            () = waiting.evicted() => Err(End::ClientEvicted),
+            () = stalled => Err(End::ClientEvicted),
+            () = sleep(limits.write_timeout) => Err(End::ClientStalled),
         }
     }
 

@@ -5,7 +5,7 @@
 //! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
 //! count, and every one of them is tried before the executor is.
 
-use std::pin::pin;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::access::Access;
@@ -59,9 +59,36 @@ impl Resolver {
         self.registry.find_build(build).await
     }
 
-    /// The hops worth trying for a build of `executor`'s, which comes last.
-    pub(crate) fn hops(&self, executor: Executor) -> Vec<Upstream> {
+    /// The hops worth trying for a build of `executor`'s, which comes last. Waits until the gateways
+    /// are known where they matter; the caller sets the deadline.
+    pub(crate) async fn hops(&self, executor: Executor) -> Vec<Upstream> {
+        if is_elsewhere(&executor, &self.own) {
+            self.registry.gateways_known().await;
+        }
         route(executor, &self.own, &self.registry.gateways())
+    }
+
+    /// Whether others reach this gateway at `host` and `port`, as it is registered.
+    pub(crate) fn is_own(&self, host: &str, port: u16) -> bool {
+        self.own.hostname == host && self.own.public_port == Some(port)
+    }
+
+    /// Whether a gateway is registered with the address of `executor`, so that requests for its
+    /// builds may come back.
+    pub(crate) fn is_gateway(&self, executor: &Executor) -> bool {
+        let Executor { hostname, port, .. } = executor;
+        let gateways = self.registry.gateways();
+        gateways.iter().any(|gateway| gateway.port == *port && gateway.hostname == *hostname)
+    }
+
+    /// The zones that have a gateway that can be dialed, in alphabetical order.
+    pub(crate) fn zones_with_gateways(&self) -> BTreeSet<String> {
+        self.registry.gateways().iter().filter_map(|gateway| gateway.zone.clone()).collect()
+    }
+
+    /// Why ZooKeeper does not answer, as far as is known.
+    pub(crate) fn registry_trouble(&self) -> Option<String> {
+        self.registry.trouble().map(|trouble| trouble.cause)
     }
 
     /// Our zone.
@@ -69,8 +96,8 @@ impl Resolver {
         self.own.zone.as_deref()
     }
 
-    /// The hops to try for `build`, at least one, and the trace it is part of; or what the client is told instead, and why. Where
-    /// there are rules, `access` is what they give to the client.
+    /// The hops to try for `build`, at least one, and the trace it is part of; or what the client
+    /// is told instead, and why. Where there are rules, `access` is what they give to the client.
     pub(crate) async fn resolve(
         &self,
         build: &BuildId,
@@ -85,7 +112,7 @@ impl Resolver {
             Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
             Ok(Some((Place::Waiting, _))) => Err((Reply::NotStarted, "no executor yet".to_owned())),
             Ok(Some((Place::On(executor), origin))) => {
-                let mut hops = self.hops(executor);
+                let mut hops = self.hops(executor).await;
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);
@@ -100,44 +127,25 @@ impl Resolver {
 
     /// Finds `build`; an error if it is there but denied.
     ///
-    /// Finding a build may be quicker than not finding it. So a build that nobody has is looked for at
-    /// the same time, and whoever is not to have this one hears no sooner and nothing else than
-    /// if it had asked for that.
+    /// A denial needs ZooKeeper's own answer, as "not found" does, and not that of a kept build:
+    /// while ZooKeeper does not answer, both are reported in the same way. The session hides how
+    /// long the look-ups took.
     async fn find_allowed(
         &self,
         build: &BuildId,
         access: &Access<'_>,
     ) -> Result<Result<Option<Build>, LookupError>, (Reply, String)> {
-        let nobodys = BuildId::nobodys();
-        let mut found = pin!(self.registry.find_build(build));
-        let mut nothing = pin!(self.registry.find_build(&nobodys));
-        let (found, earlier) = tokio::select! {
-            biased;
-            found = &mut found => (found, None),
-            nothing = &mut nothing => (found.await, Some(nothing)),
+        let found = self.registry.find_build(build).await;
+        let allowed = match &found {
+            Ok(Some(build)) => access.allows(build.tenant.as_deref()),
+            // Its tenant cannot be read either.
+            Err(LookupError::Unreadable(_)) => access.allows(None),
+            Ok(None) | Err(LookupError::Away(_)) => Ok(()),
         };
-        let denial = match &found {
-            Ok(Some(build)) => match access.allows(build.tenant.as_deref()) {
-                Ok(()) => return Ok(found),
-                Err(denial) => Some(denial),
-            },
-            // Whose it is cannot be read either.
-            Err(LookupError::Unreadable(_)) => match access.allows(None) {
-                Ok(()) => return Ok(found),
-                Err(denial) => Some(denial),
-            },
-            Err(LookupError::Away(_)) => return Ok(found),
-            Ok(None) => None,
-        };
-        let nothing = match earlier {
-            Some(nothing) => nothing,
-            None => nothing.await,
-        };
-        match denial {
-            Some(denial) if nothing == Ok(None) => {
-                Err((Reply::Denied, format!("denied: {denial}")))
-            }
-            _ => Ok(nothing),
+        let Err(denial) = allowed else { return Ok(found) };
+        match self.registry.find_build_now(build).await {
+            Err(away @ LookupError::Away(_)) => Ok(Err(away)),
+            _ => Err((Reply::Denied, format!("denied: {denial}"))),
         }
     }
 }
@@ -146,7 +154,7 @@ impl Resolver {
 fn route(executor: Executor, own: &Announcement, gateways: &[Gateway]) -> Vec<Upstream> {
     // Most often the executor alone, for as long as its log is watched.
     let mut hops = Vec::with_capacity(1);
-    if executor.zone.is_some() && executor.zone != own.zone {
+    if is_elsewhere(&executor, own) {
         let there = gateways.iter().filter(|gateway| gateway.zone == executor.zone);
         hops.extend(
             there.filter(|gateway| !leads_to(gateway, own)).cloned().map(Upstream::Gateway),
@@ -154,6 +162,11 @@ fn route(executor: Executor, own: &Announcement, gateways: &[Gateway]) -> Vec<Up
     }
     hops.push(Upstream::Executor(executor));
     hops
+}
+
+/// Whether `executor` is in a zone that is not ours, so that a gateway of that zone is asked.
+fn is_elsewhere(executor: &Executor, own: &Announcement) -> bool {
+    executor.zone.is_some() && executor.zone != own.zone
 }
 
 /// Whether dialing `gateway` would reach the gateway that announces `own`: an entry of another

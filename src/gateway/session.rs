@@ -1,18 +1,20 @@
 //! One connection from its first byte to its last.
 
 use std::fmt::Display;
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
+use tracing::debug;
 use tracing::field::display;
-use tracing::{debug, info};
 
 use super::Context;
 use super::access::{self, Access};
-use super::bounds::AddressPlace;
+use super::bounds::{AddressPlace, Waiting};
+use super::client_hello::{Arrival, arrival};
 use super::connection::Connection;
 use super::executor_slots::ExecutorSlot;
 use super::failover::{self, Answered, Raced};
@@ -26,9 +28,10 @@ use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
 use crate::admin::metrics::{Rejection, Route, Side};
 use crate::config::Limits;
+use crate::eviction::Entry;
 use crate::otlp::Span;
 use crate::registry::build::BuildId;
-use crate::tls::{Acceptor, Failure};
+use crate::tls::{self, Acceptor, Failure};
 
 /// Who has connected.
 pub(crate) struct Caller {
@@ -38,33 +41,61 @@ pub(crate) struct Caller {
     pub(crate) of_address: Option<AddressPlace>,
     /// Which listener accepted the connection.
     pub(crate) index: usize,
+    /// Its entry among the connections that may be closed for a new one: until it has asked.
+    pub(crate) waiting: Option<Entry<Waiting>>,
 }
+
+impl Caller {
+    /// Keeps the connection from being closed for a new one. Does not return if it has been closed
+    /// already: then its task is about to be aborted.
+    pub(crate) async fn stop_waiting(&mut self) {
+        if self.waiting.take().is_some_and(|entry| !entry.leave()) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Logs a line of a stream at info, or at debug if `$logged` is false.
+macro_rules! log_stream {
+    ($logged:expr, $($line:tt)+) => {
+        if $logged { tracing::info!($($line)+) } else { tracing::debug!($($line)+) }
+    };
+}
+pub(super) use log_stream;
 
 /// What a client has asked for.
 pub(super) struct Asked<'a> {
     pub(super) build: &'a BuildId,
     pub(super) peer: &'a SocketAddr,
+    /// The place of the client's address, unless it is known otherwise.
+    of_address: Option<&'a AddressPlace>,
     /// When it was known where the build runs.
     began: Instant,
     pub(super) span: Span,
     pub(super) cx: &'a Context,
+    /// Whether its lines are logged at info; at debug if its address has asked too often.
+    pub(super) logged: bool,
 }
 
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(super) fn listed(&self, hop: &Upstream) -> Listed {
-        self.cx.streams.begin(*self.peer, self.build, hop.clone(), self.began)
+        let network = self.of_address.and_then(AddressPlace::network);
+        self.cx.streams.begin(*self.peer, self.build, hop.clone(), self.began, network)
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, peer, began, span, cx } = self;
+        let Self { build, peer, began, span, cx, logged, .. } = self;
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         span.over(hop, route, bytes);
         let seconds = seconds.as_secs_f64();
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
-        info!(%peer, %build, event_id, trace_id, route = %hop, bytes, seconds, %end, "stream ended");
+        log_stream!(
+            *logged, %peer, %build, event_id, trace_id, route = %hop, bytes, seconds, %end,
+            "stream ended"
+        );
     }
 }
 
@@ -94,7 +125,9 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    let asked = Asked { build: &build, peer: &caller.peer, began: Instant::now(), span, cx };
+    let (peer, of_address) = (&caller.peer, caller.of_address.as_ref());
+    let (began, logged) = (Instant::now(), cx.logs_stream_of(*peer));
+    let asked = Asked { build: &build, peer, of_address, began, span, cx, logged };
     stream_from(&hops, client, &asked).await
 }
 
@@ -102,11 +135,14 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
 /// is told instead, if it has not left.
 async fn asked_for(
     client: &mut Connection,
-    caller: &Caller,
+    caller: &mut Caller,
     cx: &Context,
 ) -> Result<(BuildId, Vec<Upstream>, Span), Option<Reply>> {
     let peer = caller.peer;
     let query = timeout(cx.limits.request_timeout, read_query(client)).await;
+    if matches!(query, Ok(Ok(_))) {
+        caller.stop_waiting().await;
+    }
     let (reply, reason) = match query {
         Ok(Ok(build)) => match resolve(&build, access(client, caller, cx), peer, cx).await {
             Ok((hops, span)) => {
@@ -159,6 +195,7 @@ async fn introduction(
             return Err(Outcome::NoHeader);
         }
     };
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     debug!(proxy = %peer, peer = %client, "PROXY header");
     caller.of_address = cx.bounds.of_address(client.ip(), &cx.limits);
     caller.peer = client;
@@ -195,19 +232,35 @@ async fn shake_hands(
     let Caller { peer, of_address, .. } = caller;
     let peer = *peer;
     let shaken = async {
-        // Until it says something it costs no more than any other connection.
-        if !matches!(stream.peek(&mut [0]).await, Ok(1..)) {
-            debug!(%peer, "closed without a word");
-            return Ok(Err(Outcome::Probe));
-        }
-        let place = of_address.as_ref().map(|place| cx.bounds.handshake(place, &cx.limits));
-        match place {
-            Some(None) => {
-                // Before it is closed: who sees that may look whether it was counted.
-                cx.turned_away(Rejection::Handshakes, peer);
-                Ok(Err(Outcome::Rejected))
+        // Until all of the ClientHello is there it costs no more than any other connection.
+        match arrival(&stream).await {
+            Ok(Arrival::Complete) => {}
+            Ok(Arrival::TooLong) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the ClientHello is too long",
+                ));
             }
-            _ => acceptor.accept(ReadAhead::from_client(stream)).await.map(Ok),
+            Ok(Arrival::Closed) | Err(_) => {
+                debug!(%peer, "closed without a word");
+                return Ok(Err(Outcome::Probe));
+            }
+        }
+        // Counted before the connection is closed, here and below: a client that sees the close also
+        // sees the counter.
+        if !cx.bounds.may_begin_handshake(of_address.as_ref(), peer.ip(), &cx.limits) {
+            cx.turned_away(Rejection::HandshakeRate, peer);
+            return Ok(Err(Outcome::Rejected));
+        }
+        let handshake = cx.bounds.handshake(of_address.as_ref(), peer.ip(), &cx.limits);
+        let evicted = async {
+            handshake.evicted().await;
+            cx.turned_away(Rejection::Handshakes, peer);
+        };
+        tokio::select! {
+            biased;
+            shaken = acceptor.accept(ReadAhead::from_client(stream)) => shaken.map(Ok),
+            () = evicted => Ok(Err(Outcome::Rejected)),
         }
     };
     let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
@@ -215,10 +268,13 @@ async fn shake_hands(
         Ok(Ok(Ok(stream))) => {
             cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
             cx.familiar.greeted(peer.ip());
-            of_address.take_if(|_| stream.get_ref().1.peer_certificates().is_some());
+            if stream.get_ref().1.peer_certificates().is_some() {
+                cx.bounds.certify(peer.ip());
+                *of_address = None;
+            }
             return Ok(Connection::Tls(Box::new(stream.into())));
         }
-        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {error}")),
+        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
     cx.metrics.handshake(Side::Client, Err(failure));
@@ -236,7 +292,7 @@ async fn resolve(
     peer: SocketAddr,
     cx: &Context,
 ) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
-    let Some(_place) = cx.bounds.lookup(&cx.limits) else {
+    let Some(place) = cx.bounds.lookup(&cx.limits) else {
         cx.turned_away(Rejection::Lookups, peer);
         return Err((Reply::Error(Fault::TooManyLookups), "too many look-ups".to_owned()));
     };
@@ -247,6 +303,10 @@ async fn resolve(
         Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
     });
     cx.metrics.looked_up(began.elapsed());
+    drop(place);
+    if access.is_some() && matches!(resolved, Err((Reply::NotFound | Reply::Denied, _))) {
+        Box::pin(hide_duration(began.into())).await;
+    }
     let (hops, origin) = resolved?;
     Ok((hops, cx.tracer.span(&origin, build, cx.resolver.zone(), began)))
 }
@@ -255,7 +315,9 @@ async fn resolve(
 async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_>) -> Outcome {
     let cx = asked.cx;
     let streamed = match hops {
-        [hop] => relay_from(hop, &mut client, asked).await,
+        [hop @ Upstream::Executor(executor)] if !cx.resolver.is_gateway(executor) => {
+            relay_from(hop, &mut client, asked).await
+        }
         _ => match Box::pin(failover::race(hops, &mut client, asked)).await {
             Raced::Answered(answered) => Ok(go_on(*answered, &mut client, asked).await),
             Raced::Failed(fault) => Err(fault),
@@ -305,6 +367,9 @@ async fn relay_from(
     let mut upstream = match Box::pin(hop.ask(build, cx)).await {
         Ok(upstream) => upstream,
         Err(error) => {
+            if matches!(error, DialError::Ourselves) {
+                cx.metrics.miswired("circle");
+            }
             memory.failed(build, hop, &error, Trouble::Other);
             asked.ended(hop, route, 0, &error);
             return Err(Fault::ExecutorUnreachable);
@@ -322,6 +387,9 @@ async fn relay_from(
     };
     let relayed = relay::run(&mut upstream, client, cx, None, first_byte, &listed).await;
     let Relayed { bytes, end } = relayed;
+    if matches!(end, End::Finished) {
+        upstream.close();
+    }
     asked.ended(hop, route, bytes, &end);
     if bytes == 0 && end.is_upstreams_fault() {
         memory.failed(build, hop, &end, Trouble::Other);
@@ -371,6 +439,9 @@ async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -
     let _active = asked.cx.metrics.stream();
     let relayed = relay::run(&mut connection, client, asked.cx, Some(first), || {}, &listed).await;
     let Relayed { bytes, end } = relayed;
+    if matches!(end, End::Finished) {
+        connection.close();
+    }
     asked.ended(&hop, route, bytes, &end);
     end
 }
@@ -393,6 +464,18 @@ pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
     }
 }
 
+/// On a listener with rules, "Build not found" comes a multiple of this time after the request.
+const NOT_FOUND_STEP: Duration = Duration::from_millis(50);
+
+/// Waits until a multiple of [`NOT_FOUND_STEP`] has passed since `began`, at least one, so that the
+/// time does not show which look-ups were made: for a build that a rule denies they are others than
+/// for one that does not exist.
+async fn hide_duration(began: tokio::time::Instant) {
+    let steps = began.elapsed().as_nanos().div_ceil(NOT_FOUND_STEP.as_nanos()).max(1);
+    let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+    sleep_until(began + NOT_FOUND_STEP * steps).await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,5 +488,19 @@ mod tests {
         }
         let bytes = size(run);
         assert!(bytes <= 1792, "{bytes} bytes: box what a quiet stream does not need");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn not_found_comes_at_multiples_of_its_step() {
+        for (took, answered) in
+            [(0, 50), (1, 50), (49, 50), (50, 50), (51, 100), (99, 100), (100, 100), (4999, 5000)]
+        {
+            let began = tokio::time::Instant::now();
+            tokio::time::advance(Duration::from_millis(took)).await;
+            hide_duration(began).await;
+            // The timer has a resolution of one millisecond.
+            let elapsed = began.elapsed().as_millis();
+            assert!((answered..=answered + 1).contains(&elapsed), "{took} ms: {elapsed} ms");
+        }
     }
 }

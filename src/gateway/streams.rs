@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
 use super::upstream::Upstream;
 use crate::registry::build::BuildId;
 
@@ -25,6 +27,8 @@ pub(crate) struct Stream {
     pub(crate) build: BuildId,
     pub(crate) hop: Upstream,
     pub(crate) began: Instant,
+    /// The client network that its connection counts for.
+    pub(crate) network: Option<IpNet>,
     bytes: AtomicU64,
 }
 
@@ -50,9 +54,10 @@ impl Streams {
         build: &BuildId,
         hop: Upstream,
         began: Instant,
+        network: Option<IpNet>,
     ) -> Listed {
-        let build = build.clone();
-        let stream = Arc::new(Stream { peer, build, hop, began, bytes: AtomicU64::new(0) });
+        let (build, bytes) = (build.clone(), AtomicU64::new(0));
+        let stream = Arc::new(Stream { peer, build, hop, began, network, bytes });
         let mut running = self.lock();
         let number = running.begun;
         running.begun += 1;
@@ -82,6 +87,11 @@ impl Listed {
         self.stream.bytes()
     }
 
+    /// The client network that its connection counts for.
+    pub(crate) fn network(&self) -> Option<IpNet> {
+        self.stream.network
+    }
+
     /// Notes that so many more bytes have been handed on.
     pub(crate) fn add(&self, bytes: u64) {
         self.stream.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -108,7 +118,8 @@ mod tests {
             let hostname = hostname.to_owned();
             Upstream::Executor(Executor { hostname, port: 7900, zone: None })
         };
-        let begin = |hostname: &str| streams.begin(peer, &build, hop(hostname), Instant::now());
+        let begin =
+            |hostname: &str| streams.begin(peer, &build, hop(hostname), Instant::now(), None);
         let (first, second) = (begin("first"), begin("second"));
         second.add(2);
         second.add(3);

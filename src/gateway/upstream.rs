@@ -6,10 +6,12 @@ use std::io;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tracing::debug;
 
 use super::Context;
-use super::connection::Connection;
+use super::connection::{Connection, end_gracefully};
 use super::read_ahead::ReadAhead;
 use crate::admin::metrics::Side;
 use crate::registry::build::{BuildId, Executor};
@@ -78,6 +80,8 @@ pub(crate) enum DialError {
     NoCertificate,
     /// Too many requests for the build wait for it already.
     Circle,
+    /// Its address is one that this gateway listens on, or is registered with.
+    Ourselves,
     /// No slot to ask this executor became free in time.
     Busy,
     /// It is a gateway of another zone than its entry says, with these names in its certificate.
@@ -92,7 +96,7 @@ impl DialError {
             Self::Tcp(_) => "connect",
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
-            Self::Circle => "circle",
+            Self::Circle | Self::Ourselves => "circle",
             Self::Busy => "busy",
             Self::Elsewhere(_) => "zone",
         }
@@ -103,9 +107,13 @@ impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TimedOut => f.write_str("no connection in time"),
+            Self::Tcp(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                write!(f, "{error}; no local port is free (net.ipv4.tcp_tw_reuse)")
+            }
             Self::Tcp(error) => write!(f, "{error}"),
-            Self::Tls(error) => write!(f, "TLS: {error}"),
+            Self::Tls(error) => write!(f, "TLS: {}", tls::describe(error)),
             Self::Circle => f.write_str("too many requests for this build wait for it"),
+            Self::Ourselves => f.write_str("its address is that of this gateway itself"),
             Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
             Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
@@ -137,35 +145,60 @@ impl Upstream {
 
     async fn dial(&self, deadline: Instant, cx: &Context) -> Result<Connection, DialError> {
         let (host, port) = self.address();
+        if cx.resolver.is_own(host, port) {
+            return Err(DialError::Ourselves);
+        }
         let secure = match self {
             Self::Gateway(gateway @ Gateway { tls: true, .. }) => {
                 Some((gateway, cx.connector.as_ref().ok_or(DialError::NoCertificate)?))
             }
             _ => None,
         };
-        let stream =
-            in_time(deadline, cx.dialer.connect(host, port)).await?.map_err(DialError::Tcp)?;
-        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
-        // The request follows the handshake's last message at once; a plain one has nothing to wait
-        // for anyway.
-        stream.set_nodelay(true).map_err(DialError::Tcp)?;
-        let shaken = in_time(
-            deadline,
-            connector
-                .with_alpn(tls::protocols_for(gateway.zone.as_deref()))
-                .connect(server_name(host)?, ReadAhead::from_next_hop(stream)),
-        )
-        .await;
-        let (failure, error) = match shaken {
-            Ok(Ok(stream)) => {
-                cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
-                if let Some(found) = tls::found_elsewhere(stream.get_ref().1) {
-                    return Err(DialError::Elsewhere(found));
+        let connect = async || -> Result<TcpStream, DialError> {
+            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
+            let stream = in_time(deadline, connected).await?.map_err(|error| {
+                if error.kind() == io::ErrorKind::AddrNotAvailable {
+                    cx.metrics.no_local_port();
                 }
-                return Ok(Connection::Tls(Box::new(stream.into())));
+                DialError::Tcp(error)
+            })?;
+            if cx.own_addresses.are_dialed_by(&stream, port) {
+                return Err(DialError::Ourselves);
             }
-            Ok(Err(error)) => (Failure::of(&error), DialError::Tls(error)),
-            Err(late) => (Failure::Timeout, late),
+            Ok(stream)
+        };
+        let mut stream = connect().await?;
+        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
+        let name = server_name(host)?;
+        let (failure, error) = loop {
+            // The request follows the handshake's last message at once; a plain one has nothing to
+            // wait for anyway.
+            stream.set_nodelay(true).map_err(DialError::Tcp)?;
+            let zone = gateway.zone.as_deref();
+            let tcp = ReadAhead::from_next_hop(stream);
+            let shaken = in_time(deadline, connector.connect(name.clone(), port, zone, tcp)).await;
+            match shaken {
+                Ok(Ok(stream)) => {
+                    cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
+                    if let Some(found) = tls::found_elsewhere(stream.get_ref().1) {
+                        return Err(DialError::Elsewhere(found));
+                    }
+                    return Ok(Connection::Tls(Box::new(stream.into())));
+                }
+                Ok(Err((error, below))) => {
+                    // The alert that says why has to arrive.
+                    end_gracefully(below.socket());
+                    // A TLS terminator in between knows other protocols only.
+                    if !(Failure::refuses_protocols(&error)
+                        && connector.omit_protocols(&name, port))
+                    {
+                        break (Failure::of(&error), DialError::Tls(error));
+                    }
+                    debug!(route = %self, "TLS without ALPN, which this gateway's address refuses");
+                    stream = connect().await?;
+                }
+                Err(late) => break (Failure::Timeout, late),
+            }
         };
         cx.metrics.handshake(Side::Upstream, Err(failure));
         cx.familiar.dialing_failed(gateway, &error);

@@ -92,7 +92,9 @@ impl Collector {
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
         let Some(connector) = connector else { return Ok(Box::new(stream)) };
         let name = ServerName::try_from(endpoint.host.clone()).map_err(io::Error::other)?;
-        Ok(Box::new(connector.connect(name, stream).await?))
+        let connected = connector.connect(name, stream).await;
+        let stream = connected.map_err(|error| io::Error::other(tls::describe(&error)))?;
+        Ok(Box::new(stream))
     }
 }
 

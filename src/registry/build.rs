@@ -8,9 +8,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::is_dialable;
+use super::json::{member, object};
+use super::{is_dialable, is_name};
 use crate::otlp::{Origin, Origins};
 
 /// A build's UUID as Zuul's executors accept it: hexadecimal digits; not more than
@@ -30,11 +32,6 @@ impl BuildId {
         let hex = (1..=Self::MAX).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         hex.then(|| Self(text.to_owned()))
-    }
-
-    /// One that no build has: as long as Zuul's, at random.
-    pub(crate) fn nobodys() -> Self {
-        Self(format!("{:032x}", fastrand::u128(..)))
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -63,6 +60,26 @@ impl Executor {
     pub(crate) fn place(&self) -> String {
         format!("{}:{}", self.hostname.escape_default(), self.port)
     }
+}
+
+/// The members of a build request that are used.
+#[derive(Deserialize)]
+struct Request<'j> {
+    #[serde(borrow)]
+    tenant_name: Option<&'j RawValue>,
+    #[serde(borrow)]
+    worker_info: Option<&'j RawValue>,
+}
+
+/// The members of `worker_info`.
+#[derive(Deserialize)]
+struct WorkerInfo<'j> {
+    #[serde(borrow)]
+    hostname: Option<&'j RawValue>,
+    #[serde(borrow)]
+    log_port: Option<&'j RawValue>,
+    #[serde(borrow)]
+    zone: Option<&'j RawValue>,
 }
 
 /// What the queues know of one build.
@@ -106,36 +123,33 @@ impl Build {
         if json.is_empty() {
             return Ok(None);
         }
-        let request: Value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-        if !request.is_object() {
-            return Err("not a JSON object".to_owned());
-        }
-        let tenant = request["tenant_name"].as_str().map(Arc::from);
+        let Request { tenant_name, worker_info } = object(json)?;
+        let tenant: Option<String> = member("tenant_name", tenant_name).unwrap_or_default();
+        let tenant = tenant.filter(|tenant| is_name(tenant)).map(Arc::from);
         let at = |place| Ok(Some(Self { tenant, place, origin: Origin::default() }));
-        let worker = match &request["worker_info"] {
-            Value::Null => return at(Place::Waiting),
-            Value::Object(worker) if worker.is_empty() => return at(Place::Waiting),
-            Value::Object(worker) => worker,
-            _ => return Err("worker_info is not an object".to_owned()),
+        // Upstream takes an empty object for none.
+        let is_empty = |info: &str| info.trim_matches(['{', '}']).trim_ascii().is_empty();
+        let info = match worker_info.map(RawValue::get) {
+            None => return at(Place::Waiting),
+            Some(info) if !info.starts_with('{') => {
+                return Err("worker_info is not an object".to_owned());
+            }
+            Some(info) if is_empty(info) => return at(Place::Waiting),
+            Some(info) => info,
         };
-        let hostname = worker
-            .get("hostname")
-            .and_then(Value::as_str)
-            .filter(|hostname| is_dialable(hostname))
-            .ok_or("worker_info has no hostname")?;
-        let port = worker
-            .get("log_port")
-            .and_then(Value::as_u64)
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port != 0)
-            .ok_or("worker_info has no log_port between 1 and 65535")?;
-        let zone = match worker.get("zone") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(zone)) if zone.is_empty() => None,
-            Some(Value::String(zone)) => Some(zone.clone()),
-            Some(_) => return Err("worker_info has a zone that is not a string".to_owned()),
-        };
-        let executor = Executor { hostname: hostname.to_owned(), port, zone };
+        let WorkerInfo { hostname, log_port, zone } = object(info.as_bytes())?;
+        let hostname: Option<String> = member("hostname", hostname).unwrap_or_default();
+        let hostname = hostname.filter(|hostname| is_dialable(hostname));
+        let hostname = hostname.ok_or("worker_info has no hostname")?;
+        let port: Option<u16> = member("log_port", log_port).unwrap_or_default();
+        let port = port.filter(|port| *port != 0);
+        let port = port.ok_or("worker_info has no log_port between 1 and 65535")?;
+        let zone: Option<String> = member("worker_info.zone", zone)?;
+        if zone.as_deref().is_some_and(|zone| !is_name(zone)) {
+            return Err("worker_info has a zone that is too long or not printable".to_owned());
+        }
+        let zone = zone.filter(|zone| !zone.is_empty());
+        let executor = Executor { hostname, port, zone };
         at(Place::On(executor))
     }
 }
@@ -197,7 +211,19 @@ mod tests {
         assert_eq!(Build::from_json(b"{}"), build(None, Place::Waiting));
         let nobodys = Build::from_json(br#"{"tenant_name": ["t"]}"#);
         assert_eq!(nobodys, build(None, Place::Waiting), "no name");
+        let long = format!(r#"{{"tenant_name": "{}"}}"#, "t".repeat(256));
+        assert_eq!(Build::from_json(long.as_bytes()), build(None, Place::Waiting), "no tenant's");
         assert_eq!(Build::from_json(b""), Ok(None));
+    }
+
+    #[test]
+    fn members_that_are_not_used_may_be_anything() {
+        let worker = r#"{"hostname": "ze01", "log_port": 7900, "new": "#;
+        let nested = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+        let request =
+            format!(r#"{{"a": {nested}, "b": 1e999, "worker_info": {worker}{nested}}}}}"#);
+        let read = Build::from_json(request.as_bytes()).expect("a request").expect("a build");
+        assert!(matches!(read.place, Place::On(Executor { port: 7900, .. })));
     }
 
     #[test]
@@ -211,12 +237,18 @@ mod tests {
             (r#"{"hostname": "h", "log_port": 0}"#, "log_port"),
             (r#"{"hostname": "h", "log_port": 65536}"#, "log_port"),
             (r#"{"hostname": "h", "log_port": 1, "zone": 3}"#, "zone"),
+            (r#"{"hostname": "h", "log_port": 1, "zone": "a\u0007"}"#, "zone"),
+            (
+                &format!(r#"{{"hostname": "h", "log_port": 1, "zone": "{}"}}"#, "z".repeat(256)),
+                "zone",
+            ),
         ] {
             let error = read(worker_info).unwrap_err();
             assert!(error.contains(fault), "{worker_info}: {error}");
         }
         assert!(Build::from_json(b"\xff{").is_err());
         assert!(Build::from_json(b"[]").is_err());
+        assert!(Build::from_json(b"[null, null]").is_err(), "members need names");
     }
 
     proptest! {

@@ -4,11 +4,13 @@
 //! The format is Zuul's (`zuul/zk/components.py`): one JSON object with sorted keys. The reader is
 //! tolerant: it wants the few keys it uses, and a fault in one entry concerns that entry alone.
 
-use serde::Serialize;
-use serde_json::Value;
+use std::borrow::Cow;
 
-use super::is_dialable;
-use crate::log::Excerpt;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::json::{member, object, wrong};
+use super::{is_dialable, is_name};
 
 /// The data model this gateway announces where no other component says what the system speaks:
 /// that of Zuul 14.3.0 (`zuul/model_api.py`).
@@ -110,52 +112,51 @@ impl Component {
     /// # Errors
     /// Says what is wrong with an entry that is no JSON object or has a used key of another type.
     pub(crate) fn from_json(kind: &str, name: &str, json: &[u8]) -> Result<Self, String> {
-        let entry: Value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-        if !entry.is_object() {
-            return Err("not a JSON object".to_owned());
-        }
-        let model_api = match &entry["model_api"] {
-            Value::Null => 0,
-            value => value.as_u64().ok_or_else(|| wrong("model_api", value))?,
-        };
+        let entry: ComponentEntry<'_> = object(json)?;
+        let model_api = member("model_api", entry.model_api)?.unwrap_or(0);
         let gateway = if kind == FINGERGW { gateway(name, &entry)? } else { None };
         Ok(Self { model_api, gateway })
     }
 }
 
-/// The gateway an entry of kind `fingergw` describes, if it can be dialed now.
-fn gateway(name: &str, entry: &Value) -> Result<Option<Gateway>, String> {
-    if entry["state"] != State::Running.as_str() {
-        return Ok(None);
-    }
-    let port = match &entry["public_port"] {
-        Value::Null => return Ok(None),
-        value => value
-            .as_u64()
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port != 0)
-            .ok_or_else(|| wrong("public_port", value))?,
-    };
-    let hostname = match &entry["hostname"] {
-        Value::Null => name,
-        Value::String(hostname) if is_dialable(hostname) => hostname,
-        value => return Err(wrong("hostname", value)),
-    };
-    let zone = match &entry["zone"] {
-        Value::Null => None,
-        Value::String(zone) => Some(zone.clone()),
-        value => return Err(wrong("zone", value)),
-    };
-    let tls = match &entry["use_ssl"] {
-        Value::Null => false,
-        Value::Bool(tls) => *tls,
-        value => return Err(wrong("use_ssl", value)),
-    };
-    Ok(Some(Gateway { hostname: hostname.to_owned(), port, zone, tls }))
+/// The members of a component's entry that are used.
+#[derive(Deserialize)]
+struct ComponentEntry<'j> {
+    #[serde(borrow)]
+    model_api: Option<&'j RawValue>,
+    #[serde(borrow)]
+    state: Option<&'j RawValue>,
+    #[serde(borrow)]
+    public_port: Option<&'j RawValue>,
+    #[serde(borrow)]
+    hostname: Option<&'j RawValue>,
+    #[serde(borrow)]
+    zone: Option<&'j RawValue>,
+    #[serde(borrow)]
+    use_ssl: Option<&'j RawValue>,
 }
 
-fn wrong(key: &str, value: &Value) -> String {
-    format!("{key} is {}", Excerpt::new(value.to_string().as_bytes()))
+/// The gateway an entry of kind `fingergw` describes, if it can be dialed now.
+fn gateway(name: &str, entry: &ComponentEntry<'_>) -> Result<Option<Gateway>, String> {
+    let ComponentEntry { state, public_port, hostname, zone, use_ssl, .. } = *entry;
+    let state: Option<Cow<'_, str>> = member("state", state).unwrap_or_default();
+    if state.as_deref() != Some(State::Running.as_str()) {
+        return Ok(None);
+    }
+    let Some(port) = member("public_port", public_port)? else { return Ok(None) };
+    if port == 0 {
+        return Err(wrong("public_port", "0"));
+    }
+    let hostname = member("hostname", hostname)?.unwrap_or_else(|| name.to_owned());
+    if !is_dialable(&hostname) {
+        return Err(wrong("hostname", &hostname));
+    }
+    let zone: Option<String> = member("zone", zone)?;
+    if let Some(zone) = zone.as_deref().filter(|zone| !is_name(zone)) {
+        return Err(wrong("zone", zone));
+    }
+    let tls = member("use_ssl", use_ssl)?.unwrap_or(false);
+    Ok(Some(Gateway { hostname, port, zone, tls }))
 }
 
 /// The data model to announce beside components of the given kinds and numbers: never missing,
@@ -177,7 +178,7 @@ pub(crate) fn model_api<'a>(components: impl Iterator<Item = (&'a str, u64)>) ->
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn announcement() -> Announcement {
         Announcement {
@@ -258,6 +259,11 @@ mod tests {
             (r#"{"state": "running", "public_port": 79, "hostname": ""}"#, "hostname"),
             (r#"{"state": "running", "public_port": 79, "hostname": "a\u0000b"}"#, "hostname"),
             (r#"{"state": "running", "public_port": 79, "zone": 1}"#, "zone"),
+            (r#"{"state": "running", "public_port": 79, "zone": "a\u0000b"}"#, "zone"),
+            (
+                &format!(r#"{{"state":"running","public_port":79,"zone":"{}"}}"#, "z".repeat(256)),
+                "zone",
+            ),
             (r#"{"state": "running", "public_port": 79, "use_ssl": 1}"#, "use_ssl"),
         ] {
             let error = read(json).unwrap_err();

@@ -8,6 +8,7 @@ pub(crate) mod build;
 pub(crate) mod component;
 #[cfg(any(feature = "demo", test))]
 pub(crate) mod embedded;
+mod json;
 pub(crate) mod zookeeper;
 
 use std::fmt;
@@ -50,12 +51,31 @@ impl Registry {
         }
     }
 
-    /// The gateways that can be dialed now, as last heard.
+    /// The same, asking the registry itself even if the build is kept.
+    pub(crate) async fn find_build_now(
+        &self,
+        build: &BuildId,
+    ) -> Result<Option<Build>, LookupError> {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.find_build_now(build).await,
+            Self::Embedded(embedded) => Ok(embedded.find_build(build)),
+        }
+    }
+
+    /// The gateways that can be dialed now, as last heard; none until they have been read once.
     pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
         match self {
             Self::ZooKeeper(lookup) => lookup.gateways(),
             #[cfg(any(feature = "demo", test))]
             Self::Embedded(embedded) => embedded.gateways(),
+        }
+    }
+
+    /// Waits until the gateways have been read once. The caller sets the deadline.
+    pub(crate) async fn gateways_known(&self) {
+        match self {
+            Self::ZooKeeper(lookup) => lookup.gateways_known().await,
+            Self::Embedded(_) => {}
         }
     }
 
@@ -78,10 +98,20 @@ pub(crate) struct Trouble {
     pub(crate) cause: String,
 }
 
-/// Whether `hostname`, as an entry names it, can be one: what is not is garbage, which no log line is
-/// to repeat. 255 bytes is the most that a name has (RFC 1035, section 2.3.4).
+/// The longest host name and the longest zone that an entry may have, in bytes: a domain name has no
+/// more (RFC 1035, section 2.3.4), and a zone is part of file names, log lines and metric labels.
+const NAME_MAX: usize = 255;
+
+/// Whether `hostname`, as an entry names it, can be dialed. Others are garbage, which must not reach
+/// the log.
 fn is_dialable(hostname: &str) -> bool {
-    (1..=255).contains(&hostname.len()) && !hostname.chars().any(char::is_control)
+    !hostname.is_empty() && is_name(hostname)
+}
+
+/// Whether `name`, a host's or a zone's in an entry, is short enough and printable. A zone may be
+/// empty.
+fn is_name(name: &str) -> bool {
+    name.len() <= NAME_MAX && !name.chars().any(char::is_control)
 }
 
 /// Where this gateway's own entry stands.
@@ -89,6 +119,8 @@ fn is_dialable(hostname: &str) -> bool {
 pub(crate) enum Standing {
     /// No session yet.
     Connecting,
+    /// There is a session, but no service of Zuul has ever registered below this node.
+    NoZuul(String),
     /// The entry is there, under this name.
     Registered(String),
     /// The connection is gone, the session and the entry may still live.
@@ -103,6 +135,11 @@ impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connecting => f.write_str("connecting"),
+            Self::NoZuul(node) => write!(
+                f,
+                "connected, but no scheduler or executor is registered below {node}: is the path \
+                 after the last server in zookeeper.hosts right?"
+            ),
             Self::Registered(name) => write!(f, "registered as {name}"),
             Self::ConnectionLost => f.write_str("connection lost"),
             Self::SessionLost => f.write_str("session lost"),

@@ -5,6 +5,7 @@ pub(crate) mod activation;
 pub(crate) mod control;
 pub(crate) mod descriptors;
 pub(crate) mod detach;
+pub(crate) mod memory;
 pub(crate) mod pid_file;
 pub(crate) mod privileges;
 pub(crate) mod signals;

@@ -1,12 +1,22 @@
-//! The authorities of a `tls.ca`.
+//! The authorities of a `tls.ca`, and what is verified against them beyond what webpki does.
 
+use std::io;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
-use rustls::{Error, RootCertStore};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
+use rustls::{CertificateError, Error, OtherError, RootCertStore};
+use x509_parser::asn1_rs::Any;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
+use super::certificate::Validity;
 use super::provider;
+
+/// The certificates of a peer's chain whose issuers are compared with the authorities' names.
+const CHAIN_MAX: usize = 8;
+
+const RESPELLED: &str = "its issuer is an authority in the file, but the name is written differently \
+                         there (string type, case or spaces); issue one of the two again";
 
 /// The certificates that peers' certificates must come from.
 #[derive(Debug)]
@@ -14,12 +24,28 @@ pub(super) struct Authorities {
     certificates: Vec<CertificateDer<'static>>,
     revocation_lists: Vec<CertificateRevocationListDer<'static>>,
     roots: Arc<RootCertStore>,
+    /// The subject of each certificate; empty where it cannot be read.
+    subjects: Vec<Subject>,
+    /// Nothing is accepted that webpki refuses: the ZooKeeper client verifies by itself, and what
+    /// looks for its troubles must find the same.
+    webpki_alone: bool,
 }
+
+#[derive(Debug, Default)]
+struct Subject {
+    der: Vec<u8>,
+    comparable: Vec<Rdn>,
+}
+
+/// The attributes of a relative distinguished name: type, and value as it is compared.
+type Rdn = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Default for Authorities {
     fn default() -> Self {
         let roots = Arc::new(RootCertStore::empty());
-        Self { certificates: Vec::new(), revocation_lists: Vec::new(), roots }
+        let (certificates, subjects) = (Vec::new(), Vec::new());
+        let revocation_lists = Vec::new();
+        Self { certificates, revocation_lists, roots, subjects, webpki_alone: false }
     }
 }
 
@@ -36,6 +62,11 @@ impl Authorities {
     /// rustls cannot read it.
     pub(super) fn add(&mut self, certificate: CertificateDer<'static>) -> Result<(), Error> {
         Arc::make_mut(&mut self.roots).add(certificate.clone())?;
+        let subject = X509Certificate::from_der(&certificate).map(|(_, parsed)| Subject {
+            der: parsed.subject().as_raw().to_vec(),
+            comparable: comparable(parsed.subject()),
+        });
+        self.subjects.push(subject.unwrap_or_default());
         self.certificates.push(certificate);
         Ok(())
     }
@@ -50,7 +81,7 @@ impl Authorities {
     ) -> Result<(), Error> {
         // The builder wants an authority, and parses the lists only when there is one.
         let roots = RootCertStore {
-            roots: vec![rustls::pki_types::TrustAnchor {
+            roots: vec![TrustAnchor {
                 subject: [].as_slice().into(),
                 subject_public_key_info: [].as_slice().into(),
                 name_constraints: None,
@@ -61,6 +92,11 @@ impl Authorities {
         built.map_err(|error| Error::General(error.to_string()))?;
         self.revocation_lists.push(list);
         Ok(())
+    }
+
+    /// The same, but what webpki refuses is refused.
+    pub(super) fn with_webpki_alone(self) -> Self {
+        Self { webpki_alone: true, ..self }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -83,5 +119,141 @@ impl Authorities {
     /// Whether an authority may issue for certain names only (RFC 5280, section 4.2.1.10).
     pub(super) fn are_constrained(&self) -> bool {
         self.roots.roots.iter().any(|root| root.name_constraints.is_some())
+    }
+
+    /// Verifies the certificate `own` and its `intermediates` with `verify`, which gets the
+    /// authorities to use. Two kinds of certificate that `verify` refuses are accepted all the same:
+    ///
+    /// - One whose issuer is an authority of the file with its name written differently (RFC 5280,
+    ///   section 7.1): in another string type, case or white space. webpki compares bytes.
+    /// - One that is itself in the file, while it is valid. The operator has named exactly it; webpki
+    ///   refuses an authority's certificate as a peer's own.
+    ///
+    /// # Errors
+    /// What `verify` says about it.
+    pub(super) fn verify(
+        &self,
+        own: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        verify: impl Fn(Arc<RootCertStore>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let error = match verify(self.roots()) {
+            Err(error @ Error::InvalidCertificate(_)) => error,
+            other => return other,
+        };
+        if self.webpki_alone {
+            return Err(match self.respelled(own, intermediates) {
+                Some(_) => Error::InvalidCertificate(CertificateError::Other(OtherError(
+                    Arc::new(io::Error::other(RESPELLED)),
+                ))),
+                None => error,
+            });
+        }
+        if self.certificates.contains(own) {
+            return Validity::of(own).map_or(Err(error), |validity| validity.check(now));
+        }
+        // Another authority may have the name in the issuer's spelling, so any error may be of use.
+        match self.respelled(own, intermediates) {
+            Some(roots) => verify(Arc::new(roots)).map_err(|_| error),
+            None => Err(error),
+        }
+    }
+
+    /// Returns the authorities with each one that is an issuer in this chain added once more under
+    /// the issuer's spelling; `None` if that adds nothing.
+    fn respelled(
+        &self,
+        own: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Option<RootCertStore> {
+        let mut added = Vec::new();
+        for certificate in [own].into_iter().chain(intermediates).take(CHAIN_MAX) {
+            let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { continue };
+            let issuer = certificate.issuer();
+            // The anchor's subject is without the header of its sequence.
+            let Ok((_, name)) = Any::from_der(issuer.as_raw()) else { continue };
+            let wanted = comparable(issuer);
+            let anchors = self.subjects.iter().zip(&self.roots.roots);
+            let same = anchors.filter(|(subject, _)| {
+                subject.comparable == wanted && subject.der != issuer.as_raw()
+            });
+            added.extend(same.map(|(_, anchor)| TrustAnchor {
+                subject: name.data.to_vec().into(),
+                ..anchor.clone()
+            }));
+        }
+        let all = self.roots.roots.iter().cloned();
+        (!added.is_empty()).then(|| RootCertStore { roots: all.chain(added).collect() })
+    }
+}
+
+/// A name as it is compared (RFC 5280, section 7.1): without case and with single spaces.
+fn comparable(name: &X509Name<'_>) -> Vec<Rdn> {
+    let of = |rdn: &x509_parser::x509::RelativeDistinguishedName<'_>| {
+        let attributes = rdn.iter().map(|attribute| {
+            let value = attribute.as_str().map_or_else(
+                |_| attribute.attr_value().data.to_vec(),
+                |text| {
+                    let words: Vec<_> = text.split_whitespace().collect();
+                    words.join(" ").to_lowercase().into_bytes()
+                },
+            );
+            (attribute.attr_type().as_bytes().to_vec(), value)
+        });
+        let mut attributes: Rdn = attributes.collect();
+        attributes.sort();
+        attributes
+    };
+    name.iter_rdn().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, DnValue,
+        IsCa, KeyPair,
+    };
+    use rustls::server::ParsedCertificate;
+
+    use super::*;
+
+    fn params(name: DnValue) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    }
+
+    /// The name of the issuer in the leaf, that of the authority, and whether they are one.
+    #[test]
+    fn names_are_compared_without_type_case_and_white_space() {
+        let utf8 = |name: &str| DnValue::Utf8String(name.to_owned());
+        let printable = |name: &str| DnValue::PrintableString(name.try_into().expect("letters"));
+        for (issuer, subject, same) in [
+            (utf8("test CA"), utf8("test CA"), true),
+            (utf8("test CA"), printable("test CA"), true),
+            (printable("test CA"), utf8("Test  ca "), true),
+            (printable("test CA"), utf8("testCA"), false),
+        ] {
+            let issuer = params(issuer);
+            let key = KeyPair::generate().expect("a key");
+            let root = params(subject).self_signed(&key).expect("a root").der().clone();
+            let issuer = CertifiedIssuer::self_signed(issuer, key).expect("an issuer");
+            let leaf = CertificateParams::new(["gw.example.org".to_owned()]).expect("a name");
+            let key = KeyPair::generate().expect("a key");
+            let leaf = leaf.signed_by(&key, &issuer).expect("a leaf").der().clone();
+            let mut authorities = Authorities::default();
+            authorities.add(root).expect("a root");
+            let now = UnixTime::now();
+            let verified = authorities.verify(&leaf, &[], now, |roots| {
+                let algorithms = provider().signature_verification_algorithms.all;
+                let parsed = ParsedCertificate::try_from(&leaf)?;
+                let verify = rustls::client::verify_server_cert_signed_by_trust_anchor;
+                verify(&parsed, &roots, &[], now, algorithms)
+            });
+            assert_eq!(verified.is_ok(), same, "{verified:?}");
+        }
     }
 }

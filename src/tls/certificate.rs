@@ -1,9 +1,12 @@
-//! What is written in a certificate for a name. Verifies nothing.
+//! The names and dates in a certificate. Verifies no signature.
 
-use rustls::pki_types::{CertificateDer, ServerName};
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, Error};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
-use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::{OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_SUBJECT_ALT_NAME};
 use x509_parser::parse_x509_certificate;
 
 /// The names in a certificate, for people.
@@ -11,35 +14,113 @@ pub(super) fn told_names(certificate: &CertificateDer<'_>) -> String {
     names(certificate, true).join(" ").escape_default().take(200).collect()
 }
 
-/// Whether `certificate` has no alternative names at all and its common name is `name`.
+/// Whether the common name of `certificate` counts and is `name`: there is no alternative name of
+/// type DNS, or none at all if `name` is an address.
 ///
 /// RFC 6125, section 6.4.4, allows it as a last resort, OpenSSL and with it Python do it, and the
 /// certificates that Zuul's own tools make have nothing else (`tools/zk-ca.sh`).
 pub(super) fn is_commonly_named(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> bool {
     let Ok((_, certificate)) = parse_x509_certificate(certificate) else { return false };
-    if !matches!(certificate.subject_alternative_name(), Ok(None)) {
-        return false;
-    }
+    let names = certificate.subject_alternative_name();
+    let counts = match name {
+        ServerName::DnsName(_) => dns_names(&certificate).is_some_and(|names| names.is_empty()),
+        _ => matches!(names, Ok(None)),
+    };
     let name = name.to_str();
-    common_name(&certificate).is_some_and(|common| matches(common, &name))
+    counts && common_name(&certificate).is_some_and(|common| matches(common, &name))
 }
 
-/// The DNS names in `certificate`: its alternative names; where it has none of any kind and
+/// The DNS names in `certificate`: its alternative names; where none of them is a DNS name and
 /// `common` names count, its common name.
 pub(super) fn names(certificate: &CertificateDer<'_>, common: bool) -> Vec<String> {
     let Ok((_, certificate)) = parse_x509_certificate(certificate) else { return Vec::new() };
-    match certificate.subject_alternative_name() {
-        Ok(Some(extension)) => {
-            let names = extension.value.general_names.iter();
-            names
-                .filter_map(|name| match name {
-                    GeneralName::DNSName(name) => Some((*name).to_owned()),
-                    _ => None,
-                })
-                .collect()
+    match dns_names(&certificate) {
+        Some(names) if names.is_empty() && common => {
+            common_name(&certificate).into_iter().map(str::to_owned).collect()
         }
-        Ok(None) if common => common_name(&certificate).into_iter().map(str::to_owned).collect(),
-        _ => Vec::new(),
+        names => names.unwrap_or_default().into_iter().map(str::to_owned).collect(),
+    }
+}
+
+/// The alternative names of type DNS; `None` if the extension cannot be read.
+pub(super) fn dns_names<'a>(certificate: &X509Certificate<'a>) -> Option<Vec<&'a str>> {
+    let extensions = certificate.extensions().iter();
+    let mut names = Vec::new();
+    for extension in extensions.filter(|e| e.oid == OID_X509_EXT_SUBJECT_ALT_NAME) {
+        let ParsedExtension::SubjectAlternativeName(alternative) = extension.parsed_extension()
+        else {
+            return None;
+        };
+        names.extend(alternative.general_names.iter().filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(*name),
+            _ => None,
+        }));
+    }
+    Some(names)
+}
+
+/// When a certificate is valid, in seconds since the epoch, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Validity {
+    pub(super) from: i64,
+    pub(super) until: i64,
+}
+
+impl Default for Validity {
+    /// Always.
+    fn default() -> Self {
+        Self { from: i64::MIN, until: i64::MAX }
+    }
+}
+
+impl Validity {
+    /// Of `certificate`; `None` if it cannot be read.
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = parse_x509_certificate(certificate).ok()?;
+        let validity = certificate.validity();
+        let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        Some(Self { from, until })
+    }
+
+    /// The time in which all of `chain` are valid that are so `now`. Of a chain that was verified
+    /// `now` that includes every certificate that the verification needed.
+    pub(super) fn of_chain<'c>(
+        chain: impl IntoIterator<Item = &'c CertificateDer<'c>>,
+        now: UnixTime,
+    ) -> Self {
+        let each = chain.into_iter().filter_map(Self::of);
+        let valid = each.filter(|validity| validity.contains(now));
+        valid.fold(Self::default(), Self::and)
+    }
+
+    /// The time that is in both.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self { from: self.from.max(other.from), until: self.until.min(other.until) }
+    }
+
+    pub(super) fn contains(self, now: UnixTime) -> bool {
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        (self.from..=self.until).contains(&now)
+    }
+
+    /// The same as an error of rustls.
+    ///
+    /// # Errors
+    /// It has expired, or is not valid yet.
+    pub(super) fn check(self, now: UnixTime) -> Result<(), Error> {
+        let at = |seconds: i64| {
+            let seconds = u64::try_from(seconds).unwrap_or_default();
+            UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+        };
+        if self.contains(now) {
+            return Ok(());
+        }
+        let (time, not_before, not_after) = (now, at(self.from), at(self.until));
+        Err(Error::InvalidCertificate(if now < not_before {
+            CertificateError::NotValidYetContext { time, not_before }
+        } else {
+            CertificateError::ExpiredContext { time, not_after }
+        }))
     }
 }
 
@@ -89,10 +170,28 @@ mod tests {
         let plain = certificate(|_| {});
         assert!(named(&plain, "gw.example.org") && named(&plain, "GW.example.ORG"));
         assert!(!named(&plain, "example.org") && !named(&plain, "192.0.2.1"));
-        let other = certificate(|params| {
-            params.subject_alt_names = vec![rcgen::SanType::DnsName("x.org".try_into().unwrap())];
+        let with =
+            |name: rcgen::SanType| certificate(|params| params.subject_alt_names = vec![name]);
+        let other = with(rcgen::SanType::DnsName("x.org".try_into().unwrap()));
+        assert!(!named(&other, "gw.example.org"), "a DNS name counts alone");
+        let text = || "someone@example.org".try_into().unwrap();
+        for name in [
+            rcgen::SanType::IpAddress([192, 0, 2, 1].into()),
+            rcgen::SanType::Rfc822Name(text()),
+            rcgen::SanType::URI("spiffe://example.org/gw".try_into().unwrap()),
+            rcgen::SanType::OtherName((
+                vec![1, 3, 6, 1],
+                rcgen::OtherNameValue::Utf8String("x".into()),
+            )),
+        ] {
+            assert!(named(&with(name.clone()), "gw.example.org"), "{name:?} is no DNS name");
+        }
+        let address = certificate(|params| {
+            params.subject_alt_names = vec![rcgen::SanType::IpAddress([192, 0, 2, 9].into())];
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, "192.0.2.1");
         });
-        assert!(!named(&other, "gw.example.org"), "alternative names count alone");
+        assert!(!named(&address, "192.0.2.1"), "addresses among the alternative names count alone");
     }
 
     #[test]
@@ -112,7 +211,8 @@ mod tests {
         let address = certificate(|params| {
             params.subject_alt_names = vec![rcgen::SanType::IpAddress([192, 0, 2, 1].into())];
         });
-        assert_eq!(names(&address, true), [""; 0], "alternative names count alone");
+        assert_eq!(names(&address, true), ["gw.example.org"], "an address is no DNS name");
+        assert_eq!(names(&address, false), [""; 0]);
         assert_eq!(names(&CertificateDer::from(vec![0x30]), true), [""; 0]);
     }
 

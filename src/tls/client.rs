@@ -1,59 +1,197 @@
 //! The dialing side.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::server::ParsedCertificate;
+#[cfg(test)]
+use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
-use super::certificate::{is_commonly_named, is_constrained};
+use super::authorities::Authorities;
+use super::certificate::{Validity, is_commonly_named, is_constrained};
 use super::sessions::Sessions;
-use super::{GATEWAY_PROTOCOL, Identity, provider};
+use super::{Identity, protocols_for, provider};
+
+/// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which costs
+/// a handshake each.
+const PORTS: usize = 64;
 
 /// Which name a peer's certificate must carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Names {
     /// Any: `verify_hostnames = false`.
     Any,
-    /// The one that was dialed, as an alternative name; or, where there are none, as the common name.
+    /// The one that was dialed, as an alternative name; or as the common name, where there is no
+    /// alternative name of type DNS.
     Dialed,
     /// The one that was dialed, as an alternative name.
     DialedStrictly,
 }
 
-/// A TLS client that shows our certificate, sends the name it dials as SNI and checks the peer's
-/// chain; and of its name as much as `names` says.
-pub(crate) fn connector(identity: &Identity, names: Names) -> Result<TlsConnector> {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .context("TLS versions")?;
-    let webpki =
-        WebPkiServerVerifier::builder_with_provider(identity.authorities.roots(), provider())
-            .build()?;
-    let constrained = identity.authorities.are_constrained();
-    let verifier = Arc::new(Verifier { webpki, names, constrained });
-    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-    let mut config = builder
-        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
-        .context("the certificate cannot be used by a client")?;
-    // Only gateways of our own kind hand out tickets, and they may be many.
-    config.resumption = Resumption::store(Arc::new(Sessions::default()));
-    config.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
+/// Dials TLS servers. Shows our certificate, sends the name it dials as SNI and checks the peer's
+/// chain, and as much of its name as it was made for.
+#[derive(Clone)]
+pub(crate) struct Connector(Arc<Inner>);
+
+struct Inner {
+    /// What each port's configuration is made of.
+    config: ClientConfig,
+    authorities: Arc<Authorities>,
+    names: Names,
+    /// When our own certificate is valid.
+    own: Validity,
+    /// rustls knows servers by name alone, and several may be reached under one name.
+    ports: Mutex<HashMap<u16, Port>>,
 }
 
-/// Checks everything that [`WebPkiServerVerifier`] does, but may be content with another name. That
-/// verifier looks at the name last, so its complaint about the name says that all else is well.
+#[derive(Clone)]
+struct Port {
+    connector: TlsConnector,
+    sessions: Arc<Sessions>,
+}
+
+/// Returns what dials with `identity`.
+///
+/// # Errors
+/// The identity cannot be used by a client.
+pub(crate) fn connector(identity: &Identity, names: Names) -> Result<Connector> {
+    let authorities = Arc::clone(&identity.authorities);
+    let verifier = Verifier::new(Arc::clone(&authorities), names, None);
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .context("TLS versions")?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+        .context("the certificate cannot be used by a client")?;
+    let own = identity.chain.first().and_then(Validity::of).unwrap_or_default();
+    let ports = Mutex::default();
+    Ok(Connector(Arc::new(Inner { config, authorities, names, own, ports })))
+}
+
+impl Connector {
+    /// Begins TLS on `stream`, which leads to the gateway of `zone` at `name` and `port`. The caller
+    /// sets the deadline.
+    ///
+    /// # Errors
+    /// The handshake failed: the reason, and the stream below TLS.
+    pub(crate) async fn connect<IO>(
+        &self,
+        name: ServerName<'static>,
+        port: u16,
+        zone: Option<&str>,
+        stream: IO,
+    ) -> Result<TlsStream<IO>, (io::Error, IO)>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Port { connector, sessions } = self.at(port);
+        let omit = sessions.omits_protocols(&name);
+        let protocols = if omit { Vec::new() } else { protocols_for(zone) };
+        connector.with_alpn(protocols).connect(name, stream).into_fallible().await
+    }
+
+    /// From now on, for a while, offers no protocols to the gateway at `name` and `port`. `false` if
+    /// none were offered before.
+    pub(crate) fn omit_protocols(&self, name: &ServerName<'_>, port: u16) -> bool {
+        self.at(port).sessions.omit_protocols(name)
+    }
+
+    /// Begins TLS on `stream`, which leads to something that is not a gateway.
+    pub(crate) async fn connect_plainly<IO>(
+        &self,
+        name: ServerName<'static>,
+        port: u16,
+        stream: IO,
+    ) -> io::Result<TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.at(port).connector.connect(name, stream).await
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_clock(self, clock: &Arc<dyn TimeProvider>) -> Self {
+        let mut inner = Arc::into_inner(self.0).expect("nothing else uses it yet");
+        inner.config.time_provider = Arc::clone(clock);
+        Self(Arc::new(inner))
+    }
+
+    /// The configuration, and with it the sessions, of the servers at `port`.
+    fn at(&self, port: u16) -> Port {
+        let Inner { config, authorities, names, own, ports } = &*self.0;
+        // Whole between any two statements.
+        let mut ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if ports.len() >= PORTS && !ports.contains_key(&port) {
+            ports.clear();
+        }
+        let at_port = ports.entry(port).or_insert_with(|| {
+            let sessions = Arc::new(Sessions::new(*own, Arc::clone(&config.time_provider)));
+            let verifier =
+                Verifier::new(Arc::clone(authorities), *names, Some(Arc::clone(&sessions)));
+            let mut config = config.clone();
+            config.dangerous().set_certificate_verifier(Arc::new(verifier));
+            config.resumption = Resumption::store(Arc::clone(&sessions) as Arc<_>);
+            Port { connector: TlsConnector::from(Arc::new(config)), sessions }
+        });
+        at_port.clone()
+    }
+}
+
+/// Checks the chain of a server's certificate, and then, as a step of its own, as much of its name
+/// as is wanted.
 #[derive(Debug)]
-struct Verifier {
-    webpki: Arc<WebPkiServerVerifier>,
-    names: Names,
-    /// Some authority may issue for certain names only. Its word on a common name would get around
-    /// that: webpki holds constraints against alternative names alone.
-    constrained: bool,
+pub(super) struct Verifier {
+    pub(super) authorities: Arc<Authorities>,
+    pub(super) names: Names,
+    algorithms: WebPkiSupportedAlgorithms,
+    /// Where the sessions of the servers that were verified go.
+    sessions: Option<Arc<Sessions>>,
+}
+
+impl Verifier {
+    pub(super) fn new(
+        authorities: Arc<Authorities>,
+        names: Names,
+        sessions: Option<Arc<Sessions>>,
+    ) -> Self {
+        let algorithms = provider().signature_verification_algorithms;
+        Self { authorities, names, algorithms, sessions }
+    }
+
+    fn verify_name(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        parsed: &ParsedCertificate<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+    ) -> Result<(), Error> {
+        if self.names == Names::Any {
+            return Ok(());
+        }
+        let error = match verify_server_name(parsed, name) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        // webpki holds an authority's constraints against alternative names alone, so a common name
+        // would get around them.
+        let constrained =
+            || self.authorities.are_constrained() || intermediates.iter().any(is_constrained);
+        if self.names == Names::Dialed && is_commonly_named(end_entity, name) && !constrained() {
+            return Ok(());
+        }
+        Err(error)
+    }
 }
 
 impl ServerCertVerifier for Verifier {
@@ -62,33 +200,26 @@ impl ServerCertVerifier for Verifier {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
+        _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified = self.webpki.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        match verified {
-            Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if match self.names {
-                Names::Any => true,
-                Names::Dialed => {
-                    !self.constrained
-                        && !intermediates.iter().any(is_constrained)
-                        && is_commonly_named(end_entity, server_name)
-                }
-                Names::DialedStrictly => false,
-            } =>
-            {
-                Ok(ServerCertVerified::assertion())
-            }
-            verified => verified,
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        self.authorities.verify(end_entity, intermediates, now, |roots| {
+            let algorithms = self.algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(
+                &parsed,
+                &roots,
+                intermediates,
+                now,
+                algorithms,
+            )
+        })?;
+        self.verify_name(end_entity, &parsed, intermediates, server_name)?;
+        if let Some(sessions) = &self.sessions {
+            let chain = [end_entity].into_iter().chain(intermediates);
+            sessions.limit(server_name, Validity::of_chain(chain, now));
         }
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -97,7 +228,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls12_signature(message, cert, signature)
+        verify_tls12_signature(message, cert, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -106,10 +237,10 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls13_signature(message, cert, signature)
+        verify_tls13_signature(message, cert, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
-use super::identity::{authorities, certificates, private_key, read};
+use super::identity::{authorities, certificates, private_key_of, read};
 use super::provider;
 
 /// A TLS client that trusts `roots`, or whom the system trusts, and shows `identity`, a certificate
@@ -32,7 +32,7 @@ pub(crate) fn collector_connector(
         Some((cert, key)) => {
             let (name, key_name) = (cert.to_string_lossy(), key.to_string_lossy());
             let chain = certificates(&name, &read(cert)?)?;
-            let key = private_key(&key_name, &read(key)?)?;
+            let key = private_key_of(&key_name, &read(key)?)?;
             let shown = builder.with_client_auth_cert(chain, key);
             shown.with_context(|| format!("{name}: cannot be used with {key_name}"))?
         }

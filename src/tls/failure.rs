@@ -66,6 +66,12 @@ impl Failure {
         rustls_error(error).map(Self::of_rustls)
     }
 
+    /// Whether the peer has refused all protocols that were offered by ALPN (RFC 7301, section 3.2).
+    pub(crate) fn refuses_protocols(error: &io::Error) -> bool {
+        let alert = Error::AlertReceived(AlertDescription::NoApplicationProtocol);
+        rustls_error(error) == Some(&alert)
+    }
+
     fn of_rustls(error: &Error) -> Self {
         match error {
             Error::NoCertificatesPresented
@@ -103,7 +109,7 @@ impl Failure {
     }
 }
 
-fn rustls_error(error: &io::Error) -> Option<&Error> {
+pub(super) fn rustls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 

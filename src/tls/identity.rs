@@ -13,8 +13,10 @@ use x509_parser::asn1_rs::{Any, Oid, oid};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authorities::Authorities;
+use super::error_text::describe_tls;
 use super::lint::{self, Finding, Use, quoted};
 use super::pem::{self, Block, Content};
+use super::private_key::{self, Unsupported};
 use super::provider;
 use crate::small_file;
 
@@ -68,19 +70,32 @@ impl Identity {
             bail!("{cert}: this file, {key} or {ca} changes while it is read");
         };
         let chain = parse(&cert_pem, |pem| certificates(&cert, pem));
-        let key_read = parse(&key_pem, |pem| private_key(&key, pem));
+        let key_read = parse(&key_pem, |pem| private_key_of(&key, pem));
         let authorities = parse(&ca_pem, |pem| authorities(&ca, pem));
+        let authorities = match purpose {
+            Use::ZooKeeper => authorities.map(Authorities::with_webpki_alone),
+            Use::Dialing | Use::Listening(_) => authorities,
+        };
+        let authorities = authorities.map(Arc::new);
         if let (Ok(cert_pem), Ok(key_pem)) = (&cert_pem, &key_pem)
             && chain.is_err()
             && key_read.is_err()
-            && private_key(&cert, cert_pem).is_ok()
+            && private_key_of(&cert, cert_pem).is_ok()
             && certificates(&key, key_pem).is_ok()
         {
             bail!("{cert}: holds the private key, and {key} the certificate: swap the two");
         }
 
-        let found = chain.as_ref().map(|chain| lint::chain(chain, files, purpose, now));
-        let found = found.unwrap_or_default();
+        let mut found = match (&chain, &authorities) {
+            (Ok(chain), Ok(authorities)) => {
+                lint::certificates(chain, authorities, files, purpose, now)
+            }
+            (Ok(chain), Err(_)) => lint::chain(chain, files, purpose, now),
+            (Err(_), _) => Vec::new(),
+        };
+        if key_read.is_ok() {
+            found.extend(lint::key_mode(&files.key));
+        }
         Self::of((&cert, chain), (&key, key_read), authorities)
             .map(|identity| Self { findings: found.clone(), ..identity })
             .map_err(|refusal| {
@@ -99,8 +114,8 @@ impl Identity {
     pub(crate) fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self> {
         let identity = Self::of(
             ("certificate", certificates("certificate", cert.as_bytes())),
-            ("key", private_key("key", key.as_bytes())),
-            authorities("CA", ca.as_bytes()),
+            ("key", private_key_of("key", key.as_bytes())),
+            authorities("CA", ca.as_bytes()).map(Arc::new),
         );
         identity.map_err(|refusal| anyhow!(refusal.into_text()))
     }
@@ -109,7 +124,7 @@ impl Identity {
     fn of(
         (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
         (key_name, key): (&str, Result<PrivateKeyDer<'static>>),
-        authorities: Result<Authorities>,
+        authorities: Result<Arc<Authorities>>,
     ) -> Result<Self, Refusal> {
         let (chain, key, authorities) = match (chain, key, authorities) {
             (Ok(chain), Ok(key), Ok(authorities)) => (chain, key, authorities),
@@ -122,26 +137,9 @@ impl Identity {
                 return Err(Refusal::Other(faults.join("\n")));
             }
         };
-        CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()).map_err(|error| {
-            use rustls::{Error, InconsistentKeys};
-            let (cert, key) = (quoted(name), quoted(key_name));
-            match error {
-                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Refusal::Other(format!(
-                    "{key_name}: is not the key of the certificate in {name}; the same must come \
-                     out of both: openssl pkey -in {key} -pubout; openssl x509 -in {cert} -noout \
-                     -pubkey"
-                )),
-                Error::InvalidCertificate(_) => Refusal::Certificate(format!(
-                    "{name}: cannot be used: {error}; look at it: openssl x509 -in {cert} -noout \
-                     -text"
-                )),
-                _ => Refusal::Other(format!(
-                    "{key_name}: cannot be used: {error}; look at it: openssl pkey -in {key} \
-                     -noout -text_pub"
-                )),
-            }
-        })?;
-        Ok(Self { chain, key, authorities: Arc::new(authorities), findings: Vec::new() })
+        CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
+            .map_err(|error| refusal(&error, (name, &chain[0]), (key_name, &key)))?;
+        Ok(Self { chain, key, authorities, findings: Vec::new() })
     }
 
     /// What is amiss with the certificate, although it can be used.
@@ -193,6 +191,61 @@ impl Refusal {
             Self::Certificate(text) | Self::Other(text) => text,
         }
     }
+}
+
+/// Says why rustls takes no `certificate` with this `key`, of the files with these names.
+fn refusal(
+    error: &rustls::Error,
+    (name, certificate): (&str, &CertificateDer<'_>),
+    (key_name, key): (&str, &PrivateKeyDer<'_>),
+) -> Refusal {
+    use rustls::{Error, InconsistentKeys};
+    let (cert, shown) = (quoted(name), quoted(key_name));
+    let public =
+        X509Certificate::from_der(certificate).map(|(_, parsed)| parsed.subject_pki.clone());
+    let same = || public.is_ok_and(|public| private_key::has_public_key(key, &public));
+    let unsupported = private_key::unsupported(key);
+    Refusal::Other(match (error, unsupported) {
+        (Error::InvalidCertificate(_), _) => {
+            return Refusal::Certificate(format!(
+                "{name}: cannot be used: {}; look at it: openssl x509 -in {cert} -noout -text",
+                describe_tls(error)
+            ));
+        }
+        (_, Some(Unsupported::ExplicitParameters)) => explicit_parameters(key_name),
+        (Error::InconsistentKeys(InconsistentKeys::KeyMismatch), _) if same() => {
+            explicit_parameters(key_name)
+        }
+        (Error::InconsistentKeys(InconsistentKeys::KeyMismatch), _) => format!(
+            "{key_name}: is not the key of the certificate in {name}; the same must come out of \
+             both: openssl pkey -in {shown} -pubout; openssl x509 -in {cert} -noout -pubkey"
+        ),
+        (_, Some(Unsupported::RsaSize(bits))) => format!(
+            "{key_name}: an RSA key of {bits} bits is not supported, which must have 2048 to 8192; \
+             make another, and a certificate for it: openssl genpkey -algorithm RSA -pkeyopt \
+             rsa_keygen_bits:2048 -out {}",
+            quoted(format!("{key_name}.new"))
+        ),
+        (_, Some(Unsupported::Kind(kind))) => format!(
+            "{key_name}: this kind of key is not supported ({}): RSA of 2048 to 8192 bits, ECDSA on \
+             P-256, P-384 or P-521, and Ed25519 are; look at it: openssl pkey -in {shown} -noout \
+             -text_pub",
+            kind.unwrap_or("unknown")
+        ),
+        (_, None) => format!(
+            "{key_name}: cannot be used: {}; look at it: openssl pkey -in {shown} -noout -text_pub",
+            describe_tls(error)
+        ),
+    })
+}
+
+fn explicit_parameters(key_name: &str) -> String {
+    let (key, named) = (quoted(key_name), quoted(format!("{key_name}.named")));
+    format!(
+        "{key_name}: an EC key with explicit parameters is not supported, nor a certificate for \
+         one; name its curve, and have the certificate issued again for that: openssl ec -in {key} \
+         -param_enc named_curve -out {named}"
+    )
 }
 
 /// What `read` makes of each file, all of them as they are at one moment; `None` if they change all
@@ -346,7 +399,7 @@ pub(super) fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<
 }
 
 /// The first private key in `pem`; as with OpenSSL, others are not used.
-pub(super) fn private_key(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>> {
+pub(super) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>> {
     for Block { line, content } in blocks(name, pem)? {
         match content {
             // By its structure: some tools label PKCS#8 as RSA PRIVATE KEY.
@@ -385,7 +438,9 @@ pub(super) fn authorities(name: &str, pem: &[u8]) -> Result<Authorities> {
                 continue;
             }
         };
-        added.map_err(|error| not_in(line, &format!("cannot be used: {error}"), name))?;
+        added.map_err(|error| {
+            not_in(line, &format!("cannot be used: {}", describe_tls(&error)), name)
+        })?;
     }
     if authorities.is_empty() {
         return Err(not("holds no certificate (-----BEGIN CERTIFICATE-----)", name));

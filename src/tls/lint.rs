@@ -1,11 +1,18 @@
 //! What is amiss with a certificate of ours, told before peers refuse it in words of their own.
 //!
-//! Pure: certificates, the time and what they are for in, findings out. Verifies nothing: rustls
-//! does, and has the last word where this parser understands nothing.
+//! Certificates, the time and what they are for in, findings out. What peers verify is verified by what
+//! this program verifies peers with: rustls has the last word where this parser understands nothing.
 
 use std::fmt::{self, Write as _};
+use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::danger::ServerCertVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{CertificateError, Error};
 
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -13,13 +20,20 @@ use rustls::server::ParsedCertificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
-use super::Files;
-use super::certificate::{common_name, is_commonly_named};
+use super::authorities::Authorities;
+use super::certificate::{common_name, dns_names, is_commonly_named};
+use super::client::Verifier;
+use super::error_text::describe_certificate;
+use super::server::ClientVerifier;
+use super::{Files, Names};
 
 const DAY: i64 = 24 * 60 * 60;
 
 /// How long before its end a certificate is worth a warning.
 const SOON: i64 = 14 * DAY;
+
+const AUTHORITY: &str = "is an authority's (CA:TRUE), which gateways of this kind refuse as a peer's own; \
+                         issue one that is none";
 
 /// What a certificate is for. Zuul uses one for both sides of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +76,137 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What is amiss with `chain`, read of `files`, its first certificate ours.
+/// The longest chain that peers take, in bytes: a handshake message of TLS has at most 64 KiB in most
+/// libraries, and there is more in it than the chain.
+const CHAIN_MAX: usize = 60 * 1024;
+
+/// Returns what is wrong with `chain`, read from `files`, its first certificate ours: alone, and with
+/// the `authorities` that it is checked against by peers of the same configuration.
+pub(super) fn certificates(
+    certificates: &[CertificateDer<'_>],
+    authorities: &Arc<Authorities>,
+    files: &Files,
+    purpose: Use<'_>,
+    now: UnixTime,
+) -> Vec<Finding> {
+    let mut findings = chain(certificates, files, purpose, now);
+    if authorities.certificates().contains(&certificates[0]) {
+        // Those who trust it as it is do not mind.
+        findings.retain(|finding| !finding.text.contains(AUTHORITY));
+    }
+    findings.extend(path(certificates, authorities, files, purpose, now));
+    findings.extend(self::authorities(authorities, files, now));
+    if !authorities.revocation_lists().is_empty() && purpose != Use::ZooKeeper {
+        let text = format!(
+            "{}: holds a revocation list, which is not looked at for gateways and clients; what \
+             shuts out a certificate is another authority",
+            files.ca.display()
+        );
+        findings.push(Finding { severity: Severity::Warning, text });
+    }
+    findings
+}
+
+/// Verifies our chain as a peer would that trusts the same authorities.
+fn path(
+    chain: &[CertificateDer<'_>],
+    authorities: &Arc<Authorities>,
+    files: &Files,
+    purpose: Use<'_>,
+    now: UnixTime,
+) -> Option<Finding> {
+    let (own, others) = chain.split_first()?;
+    let as_client = ClientVerifier::new(authorities, true).ok()?;
+    let as_client = as_client.verify_client_cert(own, others, now).map(drop);
+    let as_server = match purpose {
+        Use::Listening(_) => {
+            // Names are looked at separately.
+            let name = ServerName::IpAddress(IpAddr::from([0; 4]).into());
+            let verifier = Verifier::new(Arc::clone(authorities), Names::Any, None);
+            verifier.verify_server_cert(own, others, &name, &[], now).map(drop)
+        }
+        Use::Dialing | Use::ZooKeeper => Ok(()),
+    };
+    let Err(Error::InvalidCertificate(error)) = as_server.and(as_client) else { return None };
+    let (cert, ca) = (quoted(&files.cert), quoted(&files.ca));
+    let why = match &error {
+        // Found without the authorities, and said better.
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. }
+        | CertificateError::InvalidPurpose
+        | CertificateError::InvalidPurposeContext { .. }
+        | CertificateError::BadEncoding => return None,
+        CertificateError::Other(other) => match other.to_string().as_str() {
+            "CaUsedAsEndEntity" | "UnsupportedCertVersion" => return None,
+            _ => describe_certificate(&error),
+        },
+        CertificateError::UnknownIssuer => {
+            format!(
+                "is not signed by an authority in {ca}; and no intermediate in {cert} leads to one"
+            )
+        }
+        error => describe_certificate(error),
+    };
+    let text = format!(
+        "{}: peers that trust the same authorities refuse it: {why}; verify it: openssl verify \
+         -CAfile {ca} -untrusted {cert} {cert}",
+        files.cert.display()
+    );
+    Some(Finding { severity: Severity::Warning, text })
+}
+
+/// The dates of the authorities, which rustls does not look at, but OpenSSL does, and with it Zuul's
+/// own services.
+fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<Finding> {
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let mut findings = Vec::new();
+    for (der, number) in authorities.certificates().iter().zip(1..) {
+        let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
+        let validity = certificate.validity();
+        let (from, to) = (validity.not_before, validity.not_after);
+        let left = to.timestamp() - now;
+        let fault = if left < 0 {
+            format!("has expired: valid until {to}")
+        } else if from.timestamp() > now {
+            format!("is not valid yet: valid from {from}")
+        } else if left < SOON {
+            format!("expires soon, in {} days: on {to}", left / DAY)
+        } else {
+            continue;
+        };
+        let name: String =
+            common_name(&certificate).unwrap_or_default().escape_default().take(80).collect();
+        let text = format!(
+            "{}: the authority in certificate {number} of it (\"{name}\") {fault}; OpenSSL, and with \
+             it Zuul's own services, refuses all that it has issued; replace it, or remove it if \
+             nothing needs it: openssl storeutl -noout -text -certs {}",
+            files.ca.display(),
+            quoted(&files.ca)
+        );
+        findings.push(Finding { severity: Severity::Warning, text });
+    }
+    findings
+}
+
+/// Whether every user of this host can read the private key. In a container that is this program's own
+/// there is nobody else, and orchestrators mount secrets so.
+pub(super) fn key_mode(key: &Path) -> Option<Finding> {
+    let mode = fs::metadata(key).ok()?.mode();
+    if mode & 0o004 == 0 || std::process::id() == 1 {
+        return None;
+    }
+    let text = format!(
+        "{}: the private key can be read by every user of this host (mode {:04o}): chmod o= {}",
+        key.display(),
+        mode & 0o7777,
+        quoted(key)
+    );
+    Some(Finding { severity: Severity::Warning, text })
+}
+
+/// The same of `chain` alone.
 pub(super) fn chain(
     chain: &[CertificateDer<'_>],
     files: &Files,
@@ -71,6 +215,17 @@ pub(super) fn chain(
 ) -> Vec<Finding> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let mut findings = Vec::new();
+    let length: usize = chain.iter().map(|certificate| certificate.len()).sum();
+    if length > CHAIN_MAX {
+        let text = format!(
+            "{}: holds {} certificates of {length} bytes together; peers take no more than 64 KiB: \
+             only the own one and its intermediates belong there: openssl storeutl -noout -certs {}",
+            files.cert.display(),
+            chain.len(),
+            quoted(&files.cert)
+        );
+        findings.push(Finding { severity: Severity::Error, text });
+    }
     for (index, der) in chain.iter().enumerate() {
         let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
         if index > 0 {
@@ -154,9 +309,7 @@ impl Own<'_> {
     /// and Java do not, so ZooKeeper has no part in this.
     fn authority(&mut self) {
         if self.certificate.is_ca() && self.purpose != Use::ZooKeeper {
-            let fault = "is an authority's (CA:TRUE), which gateways of this kind refuse as a \
-                         peer's own; issue one that is none";
-            self.find(Severity::Error, fault, &self.issue());
+            self.find(Severity::Error, AUTHORITY, &self.issue());
         }
     }
 
@@ -187,27 +340,44 @@ impl Own<'_> {
     /// Names matter only to those who dial us.
     fn names(&mut self) {
         let Use::Listening(hostname) = self.purpose else { return };
+        let common = common_name(self.certificate).unwrap_or_default().escape_default();
         if matches!(self.certificate.subject_alternative_name(), Ok(None)) {
             let fault = format!(
-                "has no subjectAltName, only the common name \"{}\": gateways take that, other TLS \
-                 software does not; issue one with it",
-                common_name(self.certificate).unwrap_or_default().escape_default()
+                "has no subjectAltName, only the common name \"{common}\": gateways take that, other \
+                 TLS software does not; issue one with it"
+            );
+            self.find(Severity::Warning, &fault, &self.issue());
+        } else if dns_names(self.certificate).is_some_and(|names| names.is_empty())
+            && hostname.is_some_and(|hostname| self.covers(hostname) && !self.carries(hostname))
+        {
+            let fault = format!(
+                "has the name \"{common}\" only as its common name, as no name in its \
+                 subjectAltName is a DNS name: gateways take that, other TLS software does not; \
+                 issue one with it there"
             );
             self.find(Severity::Warning, &fault, &self.issue());
         }
         let Some(hostname) = hostname.filter(|hostname| !self.covers(hostname)) else { return };
         let fault = format!(
             "does not carry the hostname {hostname}, by which others dial this gateway; those that \
-             verify names refuse it; issue one that does"
+             verify names refuse it; set hostname to a name that it carries, or issue \
+             one that does"
         );
         self.find(Severity::Warning, &fault, &self.issue());
     }
 
+    /// Whether gateways take the certificate for `hostname`.
     fn covers(&self, hostname: &str) -> bool {
         let Ok(name) = ServerName::try_from(hostname.trim_end_matches('.')) else { return true };
-        // One that rustls cannot read is refused in its own words.
+        self.carries(hostname) || is_commonly_named(self.der, &name)
+    }
+
+    /// Whether `hostname` is among the alternative names. One that rustls cannot read is refused in
+    /// its own words.
+    fn carries(&self, hostname: &str) -> bool {
+        let Ok(name) = ServerName::try_from(hostname.trim_end_matches('.')) else { return true };
         let Ok(parsed) = ParsedCertificate::try_from(self.der) else { return true };
-        verify_server_name(&parsed, &name).is_ok() || is_commonly_named(self.der, &name)
+        verify_server_name(&parsed, &name).is_ok()
     }
 
     /// The command that makes this certificate again beside the old one: for the same key, with
@@ -248,7 +418,7 @@ impl Own<'_> {
             }
         }
         match self.purpose {
-            Use::Listening(Some(hostname)) if names.is_empty() || !self.covers(hostname) => {
+            Use::Listening(Some(hostname)) if names.is_empty() || !self.carries(hostname) => {
                 names.extend(notation(hostname));
             }
             _ => {}

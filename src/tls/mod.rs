@@ -6,12 +6,15 @@ mod certificate;
 mod client;
 #[cfg(feature = "otlp")]
 mod collector;
+mod error_text;
 mod failure;
 mod identity;
 mod lint;
 mod pem;
+mod private_key;
 mod server;
 mod sessions;
+mod signatures;
 mod zookeeper;
 
 use std::sync::Arc;
@@ -19,9 +22,10 @@ use std::sync::Arc;
 use rustls::CommonState;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-pub(crate) use self::client::{Names, connector};
+pub(crate) use self::client::{Connector, Names, connector};
 #[cfg(feature = "otlp")]
 pub(crate) use self::collector::collector_connector;
+pub(crate) use self::error_text::describe;
 pub(crate) use self::failure::Failure;
 pub(crate) use self::identity::{Files, Identity};
 pub(crate) use self::lint::{Finding, Use};
@@ -43,7 +47,7 @@ const ZONE_PREFIX: &[u8] = b"zuul-fingergw-zone:";
 const PROTOCOL_MAX: usize = 255;
 
 /// What to offer to a gateway of `zone`. A zone with a name too long is not told.
-pub(crate) fn protocols_for(zone: Option<&str>) -> Vec<Vec<u8>> {
+fn protocols_for(zone: Option<&str>) -> Vec<Vec<u8>> {
     let mut protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     if let Some(zone) = zone.filter(|zone| ZONE_PREFIX.len() + zone.len() <= PROTOCOL_MAX) {
         protocols.push(ELSEWHERE_PROTOCOL.to_vec());
@@ -80,9 +84,16 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// Makes [`provider`] the process's default, which the ZooKeeper client uses. Call before anything
-/// else uses TLS; later calls change nothing.
+/// Makes [`provider`], with the signature algorithms for ZooKeeper, the process's default, which only
+/// the ZooKeeper client uses. Call before anything else uses TLS; later calls change nothing.
 pub(crate) fn install_provider() {
+    let provider = CryptoProvider {
+        signature_verification_algorithms: *signatures::ALGORITHMS,
+        ..Arc::unwrap_or_clone(provider())
+    };
     // An error says that a default is there already: this one, from an earlier call.
-    let _ = Arc::unwrap_or_clone(provider()).install_default();
+    let _ = provider.install_default();
 }
+
+#[cfg(test)]
+mod resumption;

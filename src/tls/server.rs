@@ -4,15 +4,26 @@ use std::io;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use rustls::ServerConfig;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::aws_lc_rs::Ticketer;
-use rustls::pki_types::CertificateDer;
-use rustls::server::{Acceptor as HelloReader, NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{
+    Acceptor as HelloReader, ClientCertVerifierBuilder, NoServerSessionStorage,
+    WebPkiClientVerifier,
+};
+#[cfg(test)]
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, HandshakeKind, RootCertStore, ServerConfig,
+    ServerConnection, SignatureScheme,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::certificate::{self, is_constrained};
+use super::authorities::Authorities;
+use super::certificate::{self, Validity, is_constrained};
 use super::{ELSEWHERE_PROTOCOL, GATEWAY_PROTOCOL, Identity, Names, ZONE_PREFIX, provider};
 
 /// The most plaintext in one record, in bytes.
@@ -48,6 +59,8 @@ pub(crate) struct Acceptor {
     zone: Option<Arc<str>>,
     /// Whether a client's common name counts.
     common_names: bool,
+    /// `None` where no certificate is asked for.
+    verifier: Option<Arc<ClientVerifier>>,
 }
 
 /// A TLS server with `identity`, in `zone`, that wants to see `client`. As `names` has it for gateways
@@ -62,14 +75,20 @@ pub(crate) fn acceptor(
     names: Names,
     zone: Option<&str>,
 ) -> Result<Acceptor> {
-    let mut cautious = config(identity, client)?;
+    let verifier = match client {
+        ClientCertificate::Required => Some(ClientVerifier::new(&identity.authorities, true)?),
+        ClientCertificate::Optional => Some(ClientVerifier::new(&identity.authorities, false)?),
+        ClientCertificate::None => None,
+    };
+    let verifier = verifier.map(Arc::new);
+    let mut cautious = config(identity, verifier.as_ref())?;
     cautious.max_fragment_size = Some(PLAINTEXT_MAX + RECORD_HEADER);
     cautious.send_tls13_tickets = 0;
     cautious.session_storage = Arc::new(NoServerSessionStorage {});
-    let mut own_kind = config(identity, client)?;
+    let mut own_kind = config(identity, verifier.as_ref())?;
     own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
-    let mut elsewhere = config(identity, client)?;
+    let mut elsewhere = config(identity, verifier.as_ref())?;
     elsewhere.alpn_protocols = vec![ELSEWHERE_PROTOCOL.to_vec()];
     elsewhere.send_tls13_tickets = 0;
     let constrained = identity.authorities.are_constrained();
@@ -80,25 +99,96 @@ pub(crate) fn acceptor(
         elsewhere: Arc::new(elsewhere),
         zone: zone.map(Arc::from),
         common_names,
+        verifier,
     })
 }
 
-fn config(identity: &Identity, client: ClientCertificate) -> Result<ServerConfig> {
+fn config(identity: &Identity, verifier: Option<&Arc<ClientVerifier>>) -> Result<ServerConfig> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .context("TLS versions")?;
-    let verifier =
-        || WebPkiClientVerifier::builder_with_provider(identity.authorities.roots(), provider());
-    let builder = match client {
-        ClientCertificate::Required => builder.with_client_cert_verifier(verifier().build()?),
-        ClientCertificate::Optional => {
-            builder.with_client_cert_verifier(verifier().allow_unauthenticated().build()?)
-        }
-        ClientCertificate::None => builder.with_no_client_auth(),
+    let builder = match verifier {
+        Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier) as Arc<_>),
+        None => builder.with_no_client_auth(),
     };
     builder
         .with_single_cert(identity.chain.clone(), identity.key.clone_key())
         .context("the certificate cannot be used by a server")
+}
+
+/// Checks the certificates of clients.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    webpki: Arc<dyn ClientCertVerifier>,
+    authorities: Arc<Authorities>,
+}
+
+impl ClientVerifier {
+    /// For clients that must show a certificate if `mandatory`.
+    pub(super) fn new(authorities: &Arc<Authorities>, mandatory: bool) -> Result<Self> {
+        let builder = builder(authorities.roots());
+        let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
+        Ok(Self { webpki: builder.build()?, authorities: Arc::clone(authorities) })
+    }
+}
+
+/// Without the names of the authorities, which TLS would send to each client: more than 64 KiB of
+/// them make a message that no client can read, and they are nobody's business.
+fn builder(roots: Arc<RootCertStore>) -> ClientCertVerifierBuilder {
+    WebPkiClientVerifier::builder_with_provider(roots, provider()).clear_root_hint_subjects()
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn offer_client_auth(&self) -> bool {
+        self.webpki.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.webpki.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.webpki.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.authorities.verify(end_entity, intermediates, now, |roots| {
+            let webpki = if Arc::ptr_eq(&roots, &self.authorities.roots()) {
+                Arc::clone(&self.webpki)
+            } else {
+                builder(roots).build().map_err(|error| Error::General(error.to_string()))?
+            };
+            webpki.verify_client_cert(end_entity, intermediates, now).map(drop)
+        })?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
 }
 
 impl Acceptor {
@@ -130,6 +220,35 @@ impl Acceptor {
             true => &self.own_kind,
             false => &self.cautious,
         };
-        start.into_stream(Arc::clone(config)).await
+        let stream = start.into_stream(Arc::clone(config)).await?;
+        self.verify_resumed(stream.get_ref().1)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(stream)
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_clock(mut self, clock: &Arc<dyn TimeProvider>) -> Self {
+        for config in [&mut self.cautious, &mut self.own_kind, &mut self.elsewhere] {
+            Arc::make_mut(config).time_provider = Arc::clone(clock);
+        }
+        self
+    }
+
+    /// Verifies the certificate of a client whose session was resumed, if it may have ended since:
+    /// rustls takes it from the session unseen.
+    fn verify_resumed(&self, connection: &ServerConnection) -> Result<(), Error> {
+        if connection.handshake_kind() != Some(HandshakeKind::Resumed) {
+            return Ok(());
+        }
+        let chain = connection.peer_certificates().and_then(<[_]>::split_first);
+        let (Some(verifier), Some((own, others))) = (&self.verifier, chain) else { return Ok(()) };
+        let now =
+            self.own_kind.time_provider.current_time().ok_or(Error::FailedToGetCurrentTime)?;
+        let is_valid = |certificate| Validity::of(certificate).is_some_and(|v| v.contains(now));
+        if [own].into_iter().chain(others).all(is_valid) {
+            return Ok(());
+        }
+        // The chain may hold expired certificates that it does not need.
+        verifier.verify_client_cert(own, others, now).map(drop)
     }
 }

@@ -2,14 +2,21 @@
 //!
 //! A ticket is good for one connection. rustls's own store keeps eight for each server; people who
 //! come at one moment would have all but the first eight wait for a whole handshake each.
+//!
+//! Nobody's certificate is verified when a session is resumed. So a session is only offered while the
+//! certificates of both sides are valid; after that the next handshake is a full one.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustls::NamedGroup;
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::pki_types::ServerName;
+use rustls::time_provider::TimeProvider;
+
+use super::certificate::Validity;
 
 /// Gateways whose sessions are remembered. Beyond this all are forgotten together, which costs a
 /// handshake each.
@@ -18,18 +25,72 @@ const SERVERS: usize = 256;
 /// Tickets kept for each. One is some 2 KiB.
 const TICKETS: usize = 256;
 
+/// How long a server that has refused all protocols (ALPN) is offered none. What ends TLS in front of a
+/// gateway may be taken away.
+const WITHOUT_PROTOCOLS: Duration = Duration::from_secs(3600);
+
 /// Sessions by the name that was dialed.
-#[derive(Default)]
-pub(super) struct Sessions(Mutex<HashMap<ServerName<'static>, Server>>);
+pub(super) struct Sessions {
+    servers: Mutex<HashMap<ServerName<'static>, Server>>,
+    /// When our own certificate is valid.
+    own: Validity,
+    clock: Arc<dyn TimeProvider>,
+}
 
 #[derive(Default)]
 struct Server {
+    /// When the chain that was verified in the last full handshake is valid.
+    validity: Validity,
+    /// Since when it is offered no protocols.
+    without_protocols: Option<Instant>,
     group: Option<NamedGroup>,
     tls12: Option<Tls12ClientSessionValue>,
     tickets: Vec<Tls13ClientSessionValue>,
 }
 
 impl Sessions {
+    /// No sessions yet; `own` is when our certificate is valid.
+    pub(super) fn new(own: Validity, clock: Arc<dyn TimeProvider>) -> Self {
+        Self { servers: Mutex::default(), own, clock }
+    }
+
+    /// Keeps the sessions of the server `name` within `validity`, that of the chain that it has
+    /// shown in a full handshake.
+    pub(super) fn limit(&self, name: &ServerName<'_>, validity: Validity) {
+        self.with(name.to_owned(), |server| server.validity = validity);
+    }
+
+    /// Notes that the server `name` refuses all protocols; `false` if that is known.
+    pub(super) fn omit_protocols(&self, name: &ServerName<'_>) -> bool {
+        let known = self.omits_protocols(name);
+        self.with(name.to_owned(), |server| server.without_protocols = Some(Instant::now()));
+        !known
+    }
+
+    /// Whether the server `name` has refused all protocols lately.
+    pub(super) fn omits_protocols(&self, name: &ServerName<'_>) -> bool {
+        let since = self.lock().get(name).and_then(|server| server.without_protocols);
+        since.is_some_and(|since| since.elapsed() < WITHOUT_PROTOCOLS)
+    }
+
+    /// What `take` finds of the server `name`, whose sessions are dropped instead if a certificate
+    /// is not valid now.
+    fn valid<T>(
+        &self,
+        name: &ServerName<'static>,
+        take: impl FnOnce(&mut Server) -> Option<T>,
+    ) -> Option<T> {
+        let mut servers = self.lock();
+        let server = servers.get_mut(name)?;
+        let valid = self.own.and(server.validity);
+        if self.clock.current_time().is_some_and(|now| valid.contains(now)) {
+            return take(server);
+        }
+        server.tls12 = None;
+        server.tickets.clear();
+        None
+    }
+
     fn with<T>(&self, name: ServerName<'static>, change: impl FnOnce(&mut Server) -> T) -> T {
         let mut servers = self.lock();
         if servers.len() >= SERVERS && !servers.contains_key(&name) {
@@ -40,7 +101,7 @@ impl Sessions {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, Server>> {
         // Whole between any two statements.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,7 +126,7 @@ impl ClientSessionStore for Sessions {
     }
 
     fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        self.lock().get(name)?.tls12.clone()
+        self.valid(&name.to_owned(), |server| server.tls12.clone())
     }
 
     fn remove_tls12_session(&self, name: &ServerName<'static>) {
@@ -84,7 +145,7 @@ impl ClientSessionStore for Sessions {
 
     fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
         // The newest: the others may have outlived the server's keys.
-        self.lock().get_mut(name)?.tickets.pop()
+        self.valid(name, |server| server.tickets.pop())
     }
 }
 
@@ -99,7 +160,8 @@ mod tests {
     /// Sessions themselves only a handshake can make: `tests/it/tls.rs` resumes them.
     #[test]
     fn servers_are_apart_and_bounded() {
-        let sessions = Sessions::default();
+        let clock = Arc::new(rustls::time_provider::DefaultTimeProvider);
+        let sessions = Sessions::new(Validity::default(), clock);
         sessions.set_kx_hint(name("one.example.org"), NamedGroup::X25519);
         assert_eq!(sessions.kx_hint(&name("one.example.org")), Some(NamedGroup::X25519));
         assert_eq!(sessions.kx_hint(&name("other.example.org")), None);

@@ -1,4 +1,4 @@
-//! The clients people have: Debian's `finger`, `nc` and `openssl s_client`.
+//! The clients people have: Debian's `finger`, `nc` and `openssl s_client`, and Python's `ssl`.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
@@ -8,6 +8,7 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::executor::{Executor, Log, new_build};
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::haproxy::{Haproxy, reserve};
 use crate::support::system::System;
 use crate::support::within;
 
@@ -132,4 +133,87 @@ async fn openssl_s_client() {
         "-connect", &address, "-cert", cert, "-key", key, "-CAfile", ca,
     ];
     Program::start(&command, &format!("{build}\n")).await.follows(log).await;
+}
+
+/// haproxy, which speaks TLS to the gateway for a plain client, makes a close_notify of the client's
+/// half-close.
+#[tokio::test]
+async fn nc_that_half_closes_before_a_haproxy_that_speaks_tls() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+    let (build, log) = executor.run(None).await;
+    let haproxy = Haproxy::start(reserve(), |address, _| {
+        let (crt, ca) = (identity.both.display(), identity.ca.display());
+        format!(
+            "defaults\n mode tcp\n timeout connect 60s\n timeout client 60s\n \
+             timeout server 60s\nlisten finger\n bind {address}\n \
+             server gateway {} ssl verify required sni str(localhost) crt {crt} ca-file {ca}\n",
+            gateway.address()
+        )
+    })
+    .await;
+    let port = haproxy.address.port().to_string();
+    let command = ["nc.openbsd", "-N", "127.0.0.1", &port];
+    Program::start(&command, &format!("{build}\n")).await.follows(log).await;
+}
+
+/// Asks over TLS, sends a close_notify, and goes on reading: what stunnel, socat and GnuTLS do when
+/// their input ends. `SSLSocket.unwrap` waits for the peer's close_notify, so the records go through
+/// memory.
+const CLOSE_NOTIFY: &str = r#"
+import socket, ssl, sys
+port, build, cert, key, ca = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+context.load_cert_chain(cert, key)
+received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+tls = context.wrap_bio(received, to_send, server_hostname="localhost")
+tcp = socket.create_connection(("127.0.0.1", int(port)))
+
+def step(action, *arguments):
+    while True:
+        try:
+            return action(*arguments)
+        except ssl.SSLWantReadError:
+            tcp.sendall(to_send.read())
+            received.write(tcp.recv(65536))
+        finally:
+            tcp.sendall(to_send.read())
+
+step(tls.do_handshake)
+tls.write(build.encode() + b"\n")
+try:
+    tls.unwrap()
+except ssl.SSLWantReadError:
+    tcp.sendall(to_send.read())
+while True:
+    try:
+        log = tls.read(65536)
+    except ssl.SSLZeroReturnError:
+        break
+    except ssl.SSLWantReadError:
+        records = tcp.recv(65536)
+        if not records:
+            sys.exit("no close_notify before the end")
+        received.write(records)
+    else:
+        if not log:
+            break
+        sys.stdout.buffer.write(log)
+        sys.stdout.buffer.flush()
+"#;
+
+#[tokio::test]
+async fn python_that_sends_close_notify_and_reads_on() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+    let (build, log) = executor.run(None).await;
+    let files = [&identity.cert, &identity.key, &identity.ca];
+    let [cert, key, ca] = files.map(|path| path.to_str().expect("a path in UTF-8"));
+    let port = gateway.port().to_string();
+    let command = ["python3", "-c", CLOSE_NOTIFY, &port, &build, cert, key, ca];
+    Program::start(&command, "").await.follows(log).await;
 }

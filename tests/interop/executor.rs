@@ -67,6 +67,11 @@ impl Executor {
         self.script.ask(&format!("remove {build}")).await;
     }
 
+    /// Waits until the executor has logged `text`, and returns its whole log.
+    pub(crate) async fn logs(&self, text: &str) -> String {
+        self.script.logs(text).await
+    }
+
     /// The executor is gone at once; its builds' requests stay.
     pub(crate) async fn kill(self) {
         self.script.kill().await;

@@ -62,6 +62,28 @@ async fn a_half_closed_client_keeps_its_stream() {
     assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
 }
 
+/// A client that resets makes the gateway reset its connection to the executor, so that no local port
+/// is left waiting. The streamer logs one line and serves the next client.
+#[tokio::test]
+async fn a_reset_is_one_line_in_the_streamers_log() {
+    let system = System::new().await;
+    let gateway = Builder::new(&system).ready().await;
+    let mut executor = Executor::start(&system, None).await;
+    let (build, mut log) = executor.run(None).await;
+    log.write(b"a line\n");
+
+    let mut client = Client::ask(gateway.address(), &build).await;
+    client.expect(b"a line\n").await;
+    client.reset();
+    let line = format!("Streaming failure for build UUID {build}: [Errno 104]");
+    let told = executor.logs(&line).await;
+    assert!(!told.contains("Traceback"), "{told}");
+
+    let mut next = Client::ask(gateway.address(), &build).await;
+    next.expect(b"a line\n").await;
+    assert_eq!(log.grow(&pieces(), &mut next).await, Ending::Clean);
+}
+
 #[tokio::test]
 async fn its_own_texts_pass_unchanged() {
     let system = System::new().await;

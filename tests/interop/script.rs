@@ -70,6 +70,21 @@ impl Script {
         }
     }
 
+    /// Waits until its stderr has `text`, and returns all of it. A file reports no writes to it, so it is
+    /// read again and again.
+    pub(crate) async fn logs(&self, text: &str) -> String {
+        within(text, async {
+            loop {
+                let log = fs::read_to_string(self.stderr.path()).expect("its stderr");
+                if log.contains(text) {
+                    return log;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+    }
+
     /// Ends it at once.
     pub(crate) async fn kill(mut self) {
         within("the script to end", self.child.kill()).await.expect("its end");

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -64,6 +65,7 @@ impl Files {
     fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.path().join(name);
         fs::write(&path, content).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("permissions");
         path
     }
 
@@ -93,7 +95,7 @@ async fn a_good_configuration() {
     let sections = format!("tls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n");
     let conf = files.write(
         "zuul.conf",
-        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = root\n{sections}"),
+        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = root\nhostname = localhost\n{sections}"),
     );
     for config in [&toml, &conf] {
         let checked = check(config).await;
@@ -460,6 +462,134 @@ async fn certificates_that_peers_will_refuse() {
             let checked = check(&config).await;
             assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{expected}");
         }
+    }
+}
+
+/// Files that are well alone, and of which peers with the same files refuse what this gateway shows.
+#[tokio::test]
+async fn certificates_that_do_not_fit_together() {
+    let (files, authority, other) = (Files::new(), Authority::new(), Authority::new());
+    let directory = files.0.path();
+    let good = authority.identity("gw.example.org");
+    let stranger = Identity { ca: other.ca(), ..good.clone() };
+    let intermediate = authority.intermediate();
+    let incomplete = intermediate.identity("gw.example.org");
+    let complete = Identity::text(&incomplete.cert) + &intermediate.pem();
+    let complete = Identity { cert: files.write("complete", complete), ..incomplete.clone() };
+    let (key, ca) = (good.key.display(), good.ca.display());
+    let ca_key = authority.directory().join("CA.key");
+    let sha1 = format!(
+        "req -x509 -new -key {key} -subj /CN=gw.example.org -CA {ca} -CAkey {} -sha1 -days 30 -addext \
+         basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:gw.example.org -out sha1.pem",
+        ca_key.display()
+    );
+    openssl(directory, &sha1).await;
+    let sha1 = Identity { cert: directory.join("sha1.pem"), ..good.clone() };
+    let ended = Authority::also_for("ca", |params| {
+        params.not_after = rcgen::date_time_ymd(2024, 7, 1);
+    });
+    let ended = ended_identity(&ended, &files);
+    let many = (0..600).map(|_| Identity::text(&good.cert)).collect::<String>();
+    let many = Identity { cert: files.write("many", many), ..good.clone() };
+    let open = Identity { key: files.write("open", Identity::text(&good.key)), ..good.clone() };
+    fs::set_permissions(&open.key, fs::Permissions::from_mode(0o644)).expect("permissions");
+    let refuse = "peers that trust the same authorities refuse it: ";
+    for (identity, file, said) in [
+        (&good, None, String::new()),
+        (&complete, None, String::new()),
+        (&stranger, Some(&stranger.cert), format!("warning: {refuse}bad signature: ")),
+        (&incomplete, Some(&incomplete.cert), format!("warning: {refuse}is not signed by")),
+        (&sha1, Some(&sha1.cert), format!("warning: {refuse}it, or one that it needs, is signed with")),
+        (&ended, Some(&ended.ca), "warning: the authority in certificate 1 of it (\"test CA\") has expired: valid until Jul  1".to_owned()),
+        (&many, Some(&many.cert), "holds 600 certificates of ".to_owned()),
+        (&open, Some(&open.key), "warning: the private key can be read by every user of this host (mode 0644): chmod o= ".to_owned()),
+    ] {
+        for config in [listening(identity, &good), toml(&good, identity)] {
+            let Outcome { code, stderr, .. } = check(&files.write("gateway.toml", config)).await;
+            let Some(file) = file else {
+                assert_eq!((code, stderr.as_str()), (Some(0), ""));
+                continue;
+            };
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            let severity = if said.starts_with("warning: ") { "warning: " } else { "" };
+            let said = said.strip_prefix(severity).expect("a severity");
+            let expected = format!("{severity}{}: {said}", file.display());
+            assert!(stderr.starts_with(&expected), "{expected}: {stderr}");
+            assert_eq!(code, Some(if severity.is_empty() { 78 } else { 0 }), "{stderr}");
+        }
+    }
+}
+
+/// An identity of `authority`, whose files outlive it.
+fn ended_identity(authority: &Authority, files: &Files) -> Identity {
+    let of = authority.identity("gw.example.org");
+    let copy = |name: &str, file: &Path| files.write(name, Identity::text(file));
+    let (cert, key) = (copy("ended.crt", &of.cert), copy("ended.key", &of.key));
+    Identity { cert, key, ca: copy("ended-ca.crt", &of.ca), both: of.both }
+}
+
+/// The name that is registered where none is configured.
+#[tokio::test]
+async fn a_certificate_that_is_not_for_the_default_hostname() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let other = authority.identity_only_for("elsewhere.example.org");
+    let configured = "hostname = \"gw.example.org\"\n";
+    let config = listening(&other, &other).replace(configured, "");
+    let Outcome { code, stderr, .. } = check(&files.write("gateway.toml", config)).await;
+    assert_eq!(code, Some(0), "{stderr}");
+    let expected = format!("warning: {}: does not carry the hostname ", other.cert.display());
+    assert!(stderr.lines().count() == 1 && stderr.starts_with(&expected), "{stderr}");
+    assert!(!stderr.contains("gw.example.org"), "{stderr}");
+}
+
+/// Keys that rustls does not take, and what to do about each.
+#[tokio::test]
+async fn keys_that_are_not_supported() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let directory = files.0.path();
+    let good = authority.identity("localhost");
+    for (name, generate, said) in [
+        (
+            "rsa",
+            "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024",
+            "an RSA key of 1024 bits is not supported",
+        ),
+        (
+            "pss",
+            "genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048",
+            "this kind of key is not supported (RSA-PSS)",
+        ),
+        ("ed448", "genpkey -algorithm ED448", "this kind of key is not supported (Ed448)"),
+        (
+            "k1",
+            "ecparam -name secp256k1 -genkey",
+            "this kind of key is not supported (ECDSA on secp256k1)",
+        ),
+        (
+            "explicit",
+            "ecparam -name prime256v1 -param_enc explicit -genkey",
+            "an EC key with explicit parameters is not supported",
+        ),
+        (
+            "pkcs8",
+            "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:explicit",
+            "an EC key with explicit parameters is not supported",
+        ),
+    ] {
+        openssl(directory, &format!("{generate} -out {name}.key")).await;
+        let request = format!(
+            "req -x509 -new -key {name}.key -subj /CN=localhost -days 30 -addext \
+                               basicConstraints=critical,CA:FALSE -out {name}.crt"
+        );
+        openssl(directory, &request).await;
+        let (cert, key) =
+            (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
+        let identity = Identity { cert, key, ..good.clone() };
+        let faults: Vec<_> = pem_faults(&files, &identity).await;
+        let faults: Vec<_> =
+            faults.iter().filter(|fault| !fault.starts_with("warning: ")).collect();
+        let expected = format!("{}: {said}", identity.key.display());
+        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
     }
 }
 

@@ -39,7 +39,7 @@ const LOG: &[u8] = b"2026-11-21 18:00:01.000001 | Job console starting\n\
                      2026-11-21 18:00:02.000002 | TASK [hello : say hello]\n";
 
 /// What a block may need that a test cannot give: the first line of a `console` block, as a comment.
-const NEEDS: [&str; 8] = [
+const NEEDS: [&str; 9] = [
     "# needs a cluster",
     "# needs a container engine",
     "# needs another machine",
@@ -48,6 +48,7 @@ const NEEDS: [&str; 8] = [
     "# takes half an hour",
     "# takes hours",
     "# builds",
+    "# runs until it is stopped",
 ];
 
 /// The machine that blocks are for which name none.
@@ -59,6 +60,8 @@ const NAMES: &str = "127.0.0.1 localhost finger.example.org fingergw.west.exampl
 
 /// Whom the pages' gateways may become.
 const USER: &str = "zuul:x:10001:0::/var/lib/zuul:/usr/sbin/nologin\n";
+
+const USER_ID: u32 = 10001;
 
 /// Becomes a host: its directories in their places, and its name.
 const ENTER: &str = r#"mount --bind "$1/zuul" /etc/zuul; mount --bind "$1/run" /run; cd "$1/work"
@@ -233,7 +236,9 @@ impl World {
             fs::create_dir_all(at.join(directory)).expect("a directory");
         }
         let copy = |from: &Path, to: &str| {
-            fs::copy(from, at.join("zuul/ssl").join(to)).expect("a copy");
+            let to = at.join("zuul/ssl").join(to);
+            fs::copy(from, &to).expect("a copy");
+            std::os::unix::fs::chown(&to, Some(USER_ID), Some(USER_ID)).expect("an owner");
         };
         let identity = self.authority.identity_only_for(name);
         copy(&identity.cert, "fingergw.crt");

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 
 use rustix::process::Signal;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
@@ -50,6 +51,22 @@ impl Site {
     }
 }
 
+impl Site {
+    /// The end of the first stream of more clients that read nothing than may wait.
+    async fn end_of_many_stalled(&mut self, worker: &Worker) -> String {
+        let build = self.system.put_build(None, Some(worker)).await;
+        let (mut clients, mut logs) = (Vec::new(), JoinSet::new());
+        for _ in 0..9 {
+            let mut client = Client::connect_narrow(self.gateway.address()).await;
+            client.send(format!("{build}\n").as_bytes()).await;
+            clients.push(client);
+            let mut stream = self.executor.accept().await;
+            logs.spawn(async move { while stream.try_write(&[b'x'; 65536]).await {} });
+        }
+        self.end("stream ended").await
+    }
+}
+
 /// How a stream from an executor ends.
 #[derive(Clone, Copy, Debug)]
 enum Stream {
@@ -61,16 +78,18 @@ enum Stream {
     WaitsForASlotInVain,
     ExecutorRefuses,
     ExecutorNeverConnects,
+    ExecutorIsThisGateway,
     ClientResets,
     TlsClientCloses,
     ClientStalls,
+    ManyClientsStall,
     GatewayStops,
     IdleForTooLong,
     RunsForTooLong,
 }
 
 impl Stream {
-    const ALL: [(Self, &str); 14] = [
+    const ALL: [(Self, &str); 16] = [
         (Self::Finishes, "finished"),
         (Self::ResetByExecutor, "cut by the next hop: ..."),
         (Self::ResetBeforeItsFirstByte, "cut by the next hop: ..."),
@@ -79,9 +98,11 @@ impl Stream {
         (Self::WaitsForASlotInVain, BUSY),
         (Self::ExecutorRefuses, REFUSED),
         (Self::ExecutorNeverConnects, "no connection in time"),
+        (Self::ExecutorIsThisGateway, "its address is that of this gateway itself"),
         (Self::ClientResets, "client left: ..."),
         (Self::TlsClientCloses, "client left"),
         (Self::ClientStalls, "client stopped reading"),
+        (Self::ManyClientsStall, "client stopped reading, as too many did"),
         (Self::GatewayStops, "stopped"),
         (Self::IdleForTooLong, "silent for limits.stream_idle"),
         (Self::RunsForTooLong, "ran for limits.stream_total"),
@@ -93,6 +114,8 @@ impl Stream {
             Self::WaitsForASlotInVain => "first_byte_timeout = \"1500ms\"",
             Self::ExecutorNeverConnects => "connect_timeout = \"200ms\"",
             Self::ClientStalls => "write_timeout = \"200ms\"",
+            // An eighth of them may wait.
+            Self::ManyClientsStall => "connections_per_address = 64",
             Self::GatewayStops => "grace = \"50ms\"",
             Self::IdleForTooLong => "stream_idle = \"100ms\"",
             Self::RunsForTooLong => "stream_total = \"3s\"",
@@ -146,6 +169,11 @@ impl Stream {
                 let _client = site.ask(&Worker { port: address.port(), ..worker }).await;
                 return site.end("stream ended").await;
             }
+            Self::ExecutorIsThisGateway => {
+                let port = site.gateway.port();
+                let _client = site.ask(&Worker { port, ..worker }).await;
+                return site.end("stream ended").await;
+            }
             Self::ClientResets => {
                 let mut client = site.ask(&worker).await;
                 let _stream = site.executor.begin(&mut client).await;
@@ -157,7 +185,7 @@ impl Stream {
                 let address = site.gateway.addresses[1];
                 let mut client = Client::ask_tls(address, &site.identity, &build).await;
                 let _stream = site.executor.begin(&mut client).await;
-                client.half_close().await;
+                drop(client);
                 return site.end("stream ended").await;
             }
             Self::ClientStalls => {
@@ -168,6 +196,7 @@ impl Stream {
                 while stream.try_write(&[b'x'; 65536]).await {}
                 return site.end("stream ended").await;
             }
+            Self::ManyClientsStall => return site.end_of_many_stalled(&worker).await,
             Self::GatewayStops => {
                 let mut client = site.ask(&worker).await;
                 let _stream = site.executor.begin(&mut client).await;

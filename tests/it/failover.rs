@@ -264,7 +264,7 @@ async fn resolve_tells_the_decision() {
     let place = executor.address.to_string();
     let hop = format!("gateway localhost:{} of zone west (plain)", forward.address.port());
 
-    let now = resolve(&config, &build).await;
+    let mut now = resolve(&config, &build).await;
     let here = format!("localhost:{} of zone east", gateway.port());
     let hops = json!([
         {"kind": "gateway", "host": "localhost", "port": forward.address.port(), "zone": "west",
@@ -279,6 +279,10 @@ async fn resolve_tells_the_decision() {
         "state": "running", "build": build, "error": null, "executor": place,
         "executor_zone": "west", "own_zone": "east", "here": here, "hops": hops, "attempts": [],
     });
+    let zones = now.as_object_mut().expect("an object").remove("zones_with_gateways");
+    let zones = zones.expect("the zones");
+    // Its own is there as soon as it has read its own entry.
+    assert!(zones == json!(["west"]) || zones == json!(["east", "west"]), "{zones}");
     assert_eq!(now, expected);
 
     // The gateway is down, and the executor helps out.
@@ -330,6 +334,11 @@ async fn resolve_tells_the_decision() {
         .await
     };
     hops(1).await;
+    let Outcome { stdout, .. } = program(&["resolve", &build], &config).await;
+    assert!(
+        stdout.contains("\nno gateway of zone west is registered; there are: east\n"),
+        "{stdout}"
+    );
     system.put_gateway(Some("west"), Some(forward.address.port()), false, "running").await;
     assert_eq!(hops(2).await["hops"][0]["state"], "never tried");
 }

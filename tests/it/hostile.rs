@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::support::admin::{ended, metric};
 use crate::support::certificates::Identity;
-use crate::support::client::Client;
+use crate::support::client::{Client, client_hello};
 use crate::support::executor::{Executor, Stream};
 use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
@@ -158,6 +158,35 @@ async fn slow_lorises() {
     besieged.until_open(MANY, MANY).await;
     besieged.serves().await;
     drop((plain, tls));
+    besieged.ends(sockets).await;
+}
+
+/// More handshakes than there are places for, from three addresses, none of which goes on: with
+/// their first byte alone, and with a whole ClientHello.
+#[tokio::test]
+async fn handshakes_that_never_go_on() {
+    const EACH: usize = 700;
+    let mut besieged = Besieged::new().await;
+    let sockets = besieged.gateway.sockets();
+    let hello = client_hello(&besieged.identity);
+    for (sent, kept) in [(&hello[..1], 3 * EACH), (&hello, 2048)] {
+        let mut clients = Vec::new();
+        for local in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
+            let mut begun = connect_many(local, besieged.secure(), EACH).await;
+            for client in &mut begun {
+                client.send(sent).await;
+            }
+            clients.extend(begun);
+        }
+        besieged.until_open(0, kept).await;
+        let closed = 3 * EACH - kept;
+        assert_eq!(besieged.rejected("handshakes").await, closed);
+        for _ in 0..20 {
+            besieged.serves().await;
+        }
+        drop(clients);
+        besieged.gateway.until_sockets(sockets).await;
+    }
     besieged.ends(sockets).await;
 }
 

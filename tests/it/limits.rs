@@ -1,13 +1,18 @@
 //! What happens when there is too much of something.
 
+use nix::sched::CloneFlags;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 
 use crate::limits_per_address::rejected;
 use crate::reload::Reloadable;
 use crate::service::program;
+use crate::support::admin::{ended, until_metric};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::namespace::{apart, command};
 use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
@@ -105,6 +110,51 @@ async fn too_many_over_tls_concern_nobody_else() {
     }
     stream.write(b"log\n").await;
     first.expect(b"log\n").await;
+}
+
+/// Connections that have not asked yet make room, the oldest first; streams never do.
+#[tokio::test]
+async fn silent_connections_make_room_for_new_ones() {
+    const PLACES: usize = 10;
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let limits =
+        format!("connections = {PLACES}\nhandshake_timeout = \"1h\"\nrequest_timeout = \"1h\"");
+    let mut builder = Builder::new(&system).tls(&identity).limits(&limits);
+    builder.admin = true;
+    let gateway = builder.listeners(&["", "tls = true"]).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut streams = vec![(executor.begin(&mut client).await, client)];
+    // Silent ones, half a request and half a handshake.
+    let mut silent = std::collections::VecDeque::new();
+    for number in 1..PLACES {
+        let listener = number % 2;
+        let mut client = Client::connect(gateway.addresses[listener]).await;
+        client.send(&b"\x16\x03\x01"[..number % 3]).await;
+        silent.push_back(client);
+        // Accepted in this order, whatever the listener.
+        let (name, open) = [("plain", 1 + number / 2), ("tls", number.div_ceil(2))][listener];
+        let series = format!("zuul_fingergw_connections_active{{listener=\"{name}\"}}");
+        until_metric(&gateway, &series, open as f64).await;
+    }
+    for evicted in 1..PLACES {
+        let mut client = Client::ask(gateway.address(), &build).await;
+        let stream = executor.begin(&mut client).await;
+        streams.push((stream, client));
+        let mut oldest = silent.pop_front().expect("one for each");
+        let end = within("the oldest to be closed", oldest.stream.read_u8()).await;
+        end.expect_err("closed without a line");
+        assert_eq!(rejected(&gateway, "limit").await, evicted as f64);
+    }
+    let refused = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(refused, TOO_MANY, "a stream makes room for nobody");
+    for (stream, client) in &mut streams {
+        stream.write(b"still here\n").await;
+        client.expect(b"still here\n").await;
+    }
+    ended(&gateway, "rejected", PLACES - 1).await;
 }
 
 /// Leaves a running gateway no descriptor for anything new.
@@ -225,6 +275,25 @@ async fn connections_fit_below_the_limit_of_open_files() {
     gateway
         .logged("it", |line| line.contains("limit of open files") && line.contains("WARN"))
         .await;
+}
+
+/// Connections that the memory of a pod cannot carry are not promised. A directory stands in for the
+/// cgroups of a container, of both versions, whose path on the host is not there.
+#[test]
+fn connections_fit_below_the_memory_limit() {
+    apart(CloneFlags::CLONE_NEWNS, async || {
+        let groups = TempDir::new().expect("a directory");
+        std::fs::create_dir(groups.path().join("memory")).expect("a directory");
+        for file in ["memory.max", "memory/memory.limit_in_bytes"] {
+            std::fs::write(groups.path().join(file), "67108864\n").expect("a limit");
+        }
+        command("mount", &format!("--bind {} /sys/fs/cgroup", groups.path().display()));
+        let system = System::on(ZooKeeper::start().await).await;
+        let mut gateway = Builder::new(&system).limits("connections = 5000").ready().await;
+        let warns = |line: &str| line.contains("memory limit of the cgroup");
+        let line = gateway.logged("a warning", warns).await;
+        assert!(line.contains("WARN") && line.contains("wanted=5000"), "{line}");
+    });
 }
 
 /// With as many streams as the limit of open files carries, everything else has descriptors left.

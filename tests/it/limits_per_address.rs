@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use crate::proxy_protocol::v2;
 use crate::support::admin::{ended, metric};
 use crate::support::certificates::Identity;
-use crate::support::client::Client;
+use crate::support::client::{Client, client_hello};
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
@@ -20,9 +20,6 @@ pub(crate) const TOO_MANY: &str =
     "Internal streaming error: too many connections from this address\r\n";
 
 const TOO_MANY_LOOKUPS: &str = "Internal streaming error: too many requests at this moment\r\n";
-
-/// The first byte of every TLS client.
-const HANDSHAKE: &[u8] = &[0x16];
 
 pub(crate) async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
     let series = format!("zuul_fingergw_connections_rejected_total{{reason=\"{reason}\"}}");
@@ -217,21 +214,22 @@ async fn who_shows_a_certificate_no_longer_counts() {
     }
 }
 
-/// Begins `count` handshakes from `local` and ends none; returns those that are not closed, once
-/// only `kept` are left.
+/// Begins `count` handshakes from `local` with `hello` and ends none; returns those that are not
+/// closed, once only `kept` are left.
 pub(crate) async fn begin_handshakes(
     local: &'static str,
     gateway: SocketAddr,
+    hello: &[u8],
     count: usize,
     kept: usize,
 ) -> JoinSet<()> {
     let mut begun = JoinSet::new();
     for _ in 0..count {
         let mut client = Client::connect_from(local, gateway).await;
-        client.send(HANDSHAKE).await;
+        client.send(hello).await;
         begun.spawn(async move {
             // Not closed: no end, however long somebody waits.
-            let _ = tokio::io::AsyncReadExt::read_u8(&mut client.stream).await;
+            let _ = tokio::io::copy(&mut client.stream, &mut tokio::io::sink()).await;
         });
     }
     for _ in kept..count {
@@ -251,31 +249,31 @@ async fn handshakes_of_one_address_and_of_all() {
         build.executor.serve(b"log\n").await;
         assert_eq!(client.text().await, "log\n");
     };
-    // Those that say nothing take no place.
+    // Those whose ClientHello is not whole take no place.
+    let hello = client_hello(&identity);
     let mut silent = Vec::new();
-    for _ in 0..20 {
-        silent.push(Client::connect_from("127.0.0.9", gateway.address()).await);
+    for sent in [0, 1, 4, 5, 9, hello.len() - 1].repeat(5) {
+        let mut client = Client::connect_from("127.0.0.9", gateway.address()).await;
+        client.send(&hello[..sent]).await;
+        silent.push(client);
     }
     served().await;
-    let half = begin_handshakes("127.0.0.2", gateway.address(), 6, 2).await;
+    assert_eq!(rejected(&gateway, "handshakes").await, 0.0);
+    // An address has half of them, and closes its own oldest.
+    let mut half = begin_handshakes("127.0.0.2", gateway.address(), &hello, 6, 2).await;
     assert_eq!(rejected(&gateway, "handshakes").await, 4.0);
     served().await;
-    let mut rest = begin_handshakes("127.0.0.3", gateway.address(), 6, 2).await;
+    let rest = begin_handshakes("127.0.0.3", gateway.address(), &hello, 6, 2).await;
     assert_eq!(rejected(&gateway, "handshakes").await, 8.0);
-    let none = begin_handshakes("127.0.0.1", gateway.address(), 1, 0).await;
+    assert_eq!((half.len(), rest.len()), (2, 2));
+    // All places are taken: the oldest makes room.
+    served().await;
+    within("the oldest to be closed", half.join_next()).await.expect("one").expect("closed");
     assert_eq!(rejected(&gateway, "handshakes").await, 9.0);
+    assert_eq!(half.len(), 1);
     ended(&gateway, "rejected", 9).await;
     assert_eq!(warnings(&gateway, "limits.handshakes"), 1);
-    assert_eq!((half.len(), rest.len(), none.len()), (2, 2, 0));
-
-    rest.shutdown().await;
-    let comes_in = async || {
-        Client::try_connect_tls(gateway.address(), "localhost", &identity, Some(&identity))
-            .await
-            .is_ok()
-    };
-    within("a free place", async { while !comes_in().await {} }).await;
-    served().await;
+    drop(silent);
 }
 
 /// Asks for builds with these numbers; returns those that wait, once only `kept` do and the others
@@ -295,6 +293,71 @@ pub(crate) async fn ask_while_it_hangs(
         assert_eq!(answer, TOO_MANY_LOOKUPS);
     }
     asked
+}
+
+/// From an address that has shown no certificate; the rest is closed before it is computed.
+#[tokio::test]
+async fn handshakes_have_a_rate() {
+    let system = System::new().await;
+    let (gateway, identity) = with_tls(&system, "handshakes_per_minute = 20").await;
+    let build = Build::of(&system).await;
+    let anonymous = async || {
+        Client::try_connect_tls(gateway.address(), "localhost", &identity, None).await.is_ok()
+    };
+    let mut refused = 0;
+    within("the rate", async {
+        while refused < 5 {
+            refused += usize::from(!anonymous().await);
+        }
+    })
+    .await;
+    assert_eq!(rejected(&gateway, "handshake_rate").await, 5.0);
+    assert_eq!(warnings(&gateway, "limits.handshakes_per_minute"), 1);
+    // Others have their own, and whoever has shown a certificate has none.
+    let known = async || {
+        let client = Client::connect_from("127.0.0.2", gateway.address()).await;
+        let mut client = Client::shake(client, &identity).await;
+        client.send(format!("{}\n", build.id).as_bytes()).await;
+        build.executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n");
+    };
+    for _ in 0..50 {
+        known().await;
+    }
+    assert_eq!(rejected(&gateway, "handshake_rate").await, 5.0);
+}
+
+/// A crowd behind one address is served; only its lines in the log have a rate.
+#[tokio::test]
+async fn lines_of_streams_have_a_rate() {
+    let system = System::new().await;
+    let limits = "streams_logged_per_minute = 20\nexempt_networks = [\"127.0.0.3\"]";
+    let mut builder = Builder::new(&system).limits(limits);
+    builder.admin = true;
+    let mut gateway = builder.ready().await;
+    let build = Build::of(&system).await;
+    let not_logged = "zuul_fingergw_streams_not_logged_total";
+    let mut asked = 0.0;
+    // The rate goes on while they come, so a few more than 20 lines may be there.
+    within("the rate", async {
+        while metric(&gateway, not_logged).await < 5.0 {
+            build.reaches("127.0.0.2", gateway.address()).await;
+            asked += 1.0;
+        }
+    })
+    .await;
+    for _ in 0..30 {
+        build.reaches("127.0.0.3", gateway.address()).await;
+    }
+    build.reaches("127.0.0.4", gateway.address()).await;
+    let of = |local: &'static str| {
+        move |line: &str| line.contains("stream ended") && line.contains(&format!("peer={local}:"))
+    };
+    gateway.logged("another address", of("127.0.0.4")).await;
+    gateway.logged_times("an exempt one", 30, of("127.0.0.3")).await;
+    let lines = gateway.log().iter().filter(|line| of("127.0.0.2")(line)).count();
+    assert_eq!(lines as f64, asked - metric(&gateway, not_logged).await);
+    assert_eq!(warnings(&gateway, "limits.streams_logged_per_minute"), 1);
 }
 
 /// ZooKeeper hangs: so many wait for it, and the others are told at once.

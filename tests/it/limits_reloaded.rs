@@ -2,7 +2,7 @@
 
 use crate::limits_per_address::{TOO_MANY, ask_while_it_hangs, begin_handshakes};
 use crate::reload::Reloadable;
-use crate::support::client::{Client, Ending};
+use crate::support::client::{Client, Ending, client_hello};
 use crate::support::executor::Executor;
 use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
@@ -86,13 +86,14 @@ async fn of_handshakes_and_look_ups() {
     let served = Reloadable::start(builder).await;
     let secure = served.gateway.addresses[1];
     zookeeper.pause().await;
-    let first = begin_handshakes("127.0.0.2", secure, 3, 1).await;
+    let hello = client_hello(&identity);
+    let first = begin_handshakes("127.0.0.2", secure, &hello, 3, 1).await;
     let waiting = ask_while_it_hangs(served.address(), 0..3, 1).await;
     served.edit("handshakes = 2", "handshakes = 4");
     served.edit("lookups = 1", "lookups = 3");
     assert_eq!(served.reloads().await, ["changed: limits.handshakes; limits.lookups"]);
-    let second = begin_handshakes("127.0.0.2", secure, 3, 1).await;
-    assert_eq!((first.len(), second.len()), (1, 1));
+    let second = begin_handshakes("127.0.0.2", secure, &hello, 3, 2).await;
+    assert_eq!((first.len(), second.len()), (1, 2));
     let more = ask_while_it_hangs(served.address(), 3..8, 2).await;
     zookeeper.resume().await;
     let mut answers = waiting.join_all().await;

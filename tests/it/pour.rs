@@ -104,6 +104,26 @@ async fn an_executor_that_was_cut_long_before_the_client_reads() {
     }
 }
 
+/// With the end behind it a mark of urgent data looks like the end to splice(2). The urgent byte
+/// itself is no part of the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn urgent_data_ends_no_log_early() {
+    let poured = Poured::new().await;
+    for (before, after) in [(300_000, 50_000), (300_000, 1), (1, 300_000), (100_000, 100_000)] {
+        // It reads nothing until all is on the way.
+        let mut client = poured.narrow().await;
+        let mut stream = poured.executor.accept().await;
+        let sent = log(before + after);
+        stream.write(&sent[..before]).await;
+        stream.urgent().await;
+        stream.write(&sent[before..]).await;
+        stream.finish().await;
+        let (received, ending) = client.rest().await;
+        assert!(received == sent, "{} of {before}+{after} bytes", received.len());
+        assert_eq!(ending, Ending::Clean);
+    }
+}
+
 /// More slow readers than there are pipes: the others' logs are copied, and just as exact.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_streams_than_pipes() {

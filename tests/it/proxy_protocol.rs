@@ -29,6 +29,12 @@ pub(crate) fn v2(ip: IpAddr, more: &[u8]) -> Vec<u8> {
     raw_v2(0x21, family, &rest)
 }
 
+/// A TLV of `length` bytes in all.
+fn long_tlv(length: usize) -> Vec<u8> {
+    let [high, low] = u16::try_from(length - 3).expect("not that long").to_be_bytes();
+    [&[0x28, high, low], vec![b'x'; length - 3].as_slice()].concat()
+}
+
 /// A header of version 2 with any command, family and content.
 fn raw_v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let length = u16::try_from(rest.len()).expect("not that long").to_be_bytes();
@@ -71,6 +77,8 @@ async fn the_client_is_who_the_balancer_says() {
         (v1("TCP6 2001:db8::2 2001:db8::1 12345 79"), "[2001:db8::2]:12345"),
         (v2(ip("192.0.2.3"), b""), "192.0.2.3:12345"),
         (v2(ip("2001:db8::4"), b""), "[2001:db8::4]:12345"),
+        // A TLV with a client's certificate that is as long as it may be.
+        (v2(ip("192.0.2.6"), &long_tlv(16 * 1024 - 16 - 12)), "192.0.2.6:12345"),
         // What a TLS balancer adds: ALPN, authority, unique id.
         (v2(ip("192.0.2.5"), b"\x01\0\x02h2\x02\0\x03a.b\x05\0\x04abcd"), "192.0.2.5:12345"),
     ] {
@@ -202,7 +210,7 @@ async fn broken_and_missing_headers() {
         b"PROXY TCP4 192.0.2.1 198.51.100.1 12345\r\n".to_vec(),
         [b"PROXY UNKNOWN ".as_slice(), &[b'x'; 200]].concat(),
         raw_v2(0x21, 0x11, b"short"),
-        raw_v2(0x20, 0x00, &[0; 4000]),
+        raw_v2(0x20, 0x00, &[0; 17_000]),
         raw_v2(0x31, 0x11, &[0; 12]),
         b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".to_vec(),
     ] {

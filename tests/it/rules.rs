@@ -2,6 +2,7 @@
 //! to be told from not found.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -319,12 +320,21 @@ async fn denied_is_not_found_to_the_byte() {
     let denied = stage.build(Some("b"), false).await;
     let (plain, tls) = (gateway.addresses[0], gateway.addresses[1]);
     let expected = (NOT_FOUND.as_bytes().to_vec(), Ending::Clean);
-    for build in [denied.as_str(), "abcdef"] {
-        assert_eq!(answer(Client::connect(plain).await, build).await, expected);
-        assert_eq!(answer(Client::connect_tls(tls, &identity).await, build).await, expected);
+    // Many of each, so that the denied one would be kept if it were allowed.
+    for build in [denied.as_str(), "abcdef"].repeat(10) {
+        for secure in [false, true] {
+            let asked = std::time::Instant::now();
+            let told = match secure {
+                false => answer(Client::connect(plain).await, build).await,
+                true => answer(Client::connect_tls(tls, &identity).await, build).await,
+            };
+            assert_eq!(told, expected);
+            // Never sooner than the step of time that hides the look-up's.
+            assert!(asked.elapsed() >= Duration::from_millis(50), "{build}");
+        }
     }
-    until_metric(&gateway, DENIED, 2.0).await;
-    until_metric(&gateway, MISSING, 2.0).await;
+    until_metric(&gateway, DENIED, 20.0).await;
+    until_metric(&gateway, MISSING, 20.0).await;
 }
 
 /// A build that is kept needs no ZooKeeper. One that is denied is answered when one that nobody has

@@ -333,6 +333,26 @@ async fn the_status_has_the_cause_where_zookeeper_cannot_be_reached() {
     assert!(line.starts_with("ZooKeeper: not connected for ") && line.contains(&cause), "{line}");
 }
 
+/// The kernel gives their address as `::ffff:127.0.0.1`.
+#[tokio::test]
+async fn ipv4_clients_of_a_listener_for_both_are_written_as_ipv4() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).listeners(&["address = \"[::]:0\""]).control();
+    let config = builder.write();
+    let mut gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let address = ([127, 0, 0, 1], gateway.port()).into();
+    let mut client = Client::ask(address, &build).await;
+    let stream = executor.begin(&mut client).await;
+    let peer = client.stream.local_addr().expect("an address").to_string();
+    assert_eq!(status(&config).await["streams"][0]["peer"], json!(peer));
+    stream.finish().await;
+    let logged =
+        |line: &str| line.contains("stream ended") && line.contains(&format!("peer={peer} "));
+    gateway.logged("its line", logged).await;
+}
+
 /// Upstream's programs write down what their threads do and go on.
 #[tokio::test]
 async fn sigusr2_logs_the_status() {
@@ -590,6 +610,8 @@ impl Machine {
         };
         let Identity { cert, key, ca, .. } = &system.zookeeper.identity;
         let [cert, key, ca] = [copy("cert", cert), copy("key", key), copy("ca", ca)];
+        fs::set_permissions(&key, Permissions::from_mode(0o640)).expect("permissions");
+        chown(&key, None, Some(65534)).expect("a group that may read the key");
         let hosts = system.hosts();
         let text = format!(
             "[zookeeper]\nhosts = {hosts}\ntls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n\

@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::support::client::Client;
 use crate::support::crowd::Crowd;
-use crate::support::executor::{Executor, serves};
+use crate::support::executor::{Executor, answer, serves, unreachable};
 use crate::support::flow::Flow;
 use crate::support::gateway::{BINARY, Builder, Gateway, wrap};
 use crate::support::system::System;
@@ -78,6 +78,40 @@ async fn a_restart_refuses_nobody() {
     assert!(second.exit().await.success());
     // What is left of it is ours alone.
     TcpStream::connect(address).await.expect("the socket listens on");
+}
+
+/// Clients that wait for a restart, and whose build is in another zone, where its executor cannot be
+/// dialed: the gateways of that zone have not been read when the requests are.
+#[tokio::test]
+async fn requests_for_other_zones_wait_until_their_gateways_are_known() {
+    const CLIENTS: usize = 20;
+    let system = System::new().await;
+    // Reading these takes a moment.
+    for _ in 0..50 {
+        system.put_component("executor", 38).await;
+    }
+    let west = Executor::start().await;
+    system.put_gateway(Some("west"), Some(west.address.port()), false, "running").await;
+    let worker = unreachable(Some("west")).await;
+    let build = system.put_build(Some("west"), Some(&worker)).await;
+    let (socket, address) = socket();
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(Client::ask(address, &build).await);
+    }
+    let serving = tokio::spawn(async move {
+        loop {
+            let (stream, _) = west.listener.accept().await.expect("a connection");
+            tokio::spawn(answer(stream, b"log\n"));
+        }
+    });
+    let lines = format!("address = \"{address}\"");
+    let builder = Builder::new(&system).zone("east").listeners(&[&lines]);
+    let _gateway = builder.start_changed(|command| passing(command, socket)).await;
+    for mut client in clients {
+        assert_eq!(client.text().await, "log\n");
+    }
+    serving.abort();
 }
 
 /// The real tool: two sockets and that of health and metrics; the connection that has it start the

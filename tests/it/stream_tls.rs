@@ -1,10 +1,18 @@
 //! Streams to clients of a TLS listener: byte for byte, and how they end.
 
+use std::net::SocketAddr;
+
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::stream::{exact, in_pieces, reset_while_it_flows};
+use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
+use crate::support::executor::Executor;
+use crate::support::gateway::Builder;
+use crate::support::system::System;
+use crate::support::within;
 use crate::tls::{Served, served};
 
 /// Sizes around every buffer and record there is.
@@ -40,38 +48,93 @@ async fn a_tls_client_can_tell_a_cut_from_an_end() {
     }
 }
 
-/// Nobody half-closes TLS, so either way to close says that the client has left, though nothing is
-/// being written to it.
+/// As zuul-web leaves: TCP ends without a close_notify, and nothing is being written to the client.
 #[tokio::test]
-async fn a_client_that_closes_has_left() {
+async fn a_client_that_closes_without_close_notify_has_left() {
     let Served { mut gateway, executor, build, identity, .. } = served("", "").await;
     let before = gateway.sockets();
-    for close_notify in [true, false] {
-        let mut client = Client::ask_tls(gateway.address(), &identity, &build).await;
-        let peer = client.stream.get_ref().0.local_addr().expect("its address");
+    let mut client = Client::ask_tls(gateway.address(), &identity, &build).await;
+    let mut stream = executor.begin(&mut client).await;
+    drop(client);
+    stream.closed().await;
+    let line = gateway.logged("its end", |line| line.contains("stream ended")).await;
+    assert!(line.ends_with("end=client left"), "{line}");
+    gateway.until_sockets(before).await;
+}
+
+/// Asks for `build` and ends the sending direction with a close_notify; with `fin` TCP's as well.
+async fn ask_and_half_close(
+    address: SocketAddr,
+    identity: &Identity,
+    build: &str,
+    fin: bool,
+) -> Client<TlsStream<TcpStream>> {
+    let mut client = Client::ask_tls(address, identity, build).await;
+    if fin {
+        client.half_close().await;
+    } else {
+        client.stream.get_mut().1.send_close_notify();
+        within("a close_notify", client.stream.flush()).await.expect("a close_notify");
+    }
+    client
+}
+
+/// A close_notify ends one direction only (RFC 8446, section 6.1).
+#[tokio::test]
+async fn a_client_that_sent_close_notify_gets_the_whole_log() {
+    let Served { gateway, executor, build, identity, .. } = served("", "").await;
+    for fin in [false, true] {
+        let mut client = ask_and_half_close(gateway.address(), &identity, &build, fin).await;
         let mut stream = executor.begin(&mut client).await;
-        if close_notify {
-            client.half_close().await;
+        // Twice: when the second comes, the first has been through, long after the close_notify.
+        for line in [b"after\n", b"later\n"] {
+            stream.write(line).await;
+            client.expect(line).await;
         }
-        drop(client);
-        stream.closed().await;
-        let peer = format!("peer={peer} ");
-        let line = gateway.logged("its end", |l| l.contains(&peer) && l.contains("ended")).await;
-        assert!(line.ends_with("end=client left"), "{line}");
-        gateway.until_sockets(before).await;
+        stream.finish().await;
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Clean), "FIN as well: {fin}");
     }
 }
 
-/// A close_notify alone is a client's leaving as well: it is not told more.
 #[tokio::test]
-async fn a_client_that_says_it_closes_has_left() {
+async fn a_reset_after_close_notify_ends_both_sides() {
     let Served { mut gateway, executor, build, identity, .. } = served("", "").await;
-    let mut client = Client::ask_tls(gateway.address(), &identity, &build).await;
+    for fin in [false, true] {
+        let mut client = ask_and_half_close(gateway.address(), &identity, &build, fin).await;
+        let mut stream = executor.begin(&mut client).await;
+        client.reset();
+        stream.closed().await;
+    }
+    gateway.logged_times("its end", 2, |line| line.contains("end=client left: ")).await;
+}
+
+/// As with a plain client: a closed connection looks like a half-closed one until something is sent.
+#[tokio::test]
+async fn a_client_that_closed_after_close_notify_is_found_by_writing() {
+    let Served { mut gateway, executor, build, identity, .. } = served("", "").await;
+    let before = gateway.sockets();
+    let mut client = ask_and_half_close(gateway.address(), &identity, &build, true).await;
     let mut stream = executor.begin(&mut client).await;
-    client.half_close().await;
-    stream.closed().await;
-    gateway.logged("its end", |line| line.ends_with("end=client left")).await;
-    assert_eq!(client.rest().await, (Vec::new(), Ending::Reset));
+    drop(client);
+    while stream.try_write(&[b'x'; 4096]).await {}
+    gateway.logged("its end", |line| line.contains("end=client left: ")).await;
+    gateway.until_sockets(before).await;
+}
+
+/// Before the log begins, while several gateways are asked beside each other.
+#[tokio::test]
+async fn a_client_that_sent_close_notify_waits_for_a_zones_gateways() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let west = Executor::start().await;
+    system.put_gateway(Some("west"), Some(west.address.port()), false, "running").await;
+    let east = Builder::new(&system).zone("east").tls(&identity).listeners(&["tls = true"]);
+    let east = east.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let mut client = ask_and_half_close(east.address(), &identity, &build, false).await;
+    west.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

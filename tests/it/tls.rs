@@ -127,6 +127,22 @@ async fn a_handshake_has_a_deadline() {
     assert_eq!(silent.rest().await, (Vec::new(), Ending::Clean));
 }
 
+/// Its length is in its first bytes; nothing of it is read, and nothing waited for.
+#[tokio::test]
+async fn a_giant_client_hello_is_not_read() {
+    let served = served("", "handshake_timeout = \"1h\"").await;
+    for hello in [
+        // One record, and a message that is to go on in others.
+        [0x16, 3, 1, 0x40, 1, 1, 0, 0x3f, 0xfd],
+        [0x16, 3, 1, 0, 100, 1, 0, 0x40, 0],
+    ] {
+        let mut client = Client::connect(served.gateway.address()).await;
+        client.send(&hello).await;
+        let (answer, _) = client.rest().await;
+        assert_eq!(answer, b"", "{hello:x?}");
+    }
+}
+
 /// zuul-web freezes on records of more than 1024 bytes of plaintext, and on session tickets.
 #[tokio::test]
 async fn records_towards_clients_are_small_and_no_tickets_come() {
@@ -338,7 +354,10 @@ async fn many_sessions_are_resumed_at_once() {
 }
 
 /// A zone whose gateway is `other`, seen from a gateway `east` that speaks TLS.
-async fn east_of(other: &Executor, hostname: &str) -> (System, Gateway, String, Identity) {
+pub(crate) async fn east_of(
+    other: &Executor,
+    hostname: &str,
+) -> (System, Gateway, String, Identity) {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let entry = serde_json::json!({
@@ -433,7 +452,11 @@ async fn our_certificate_is_shown_to_other_gateways() {
 }
 
 /// What a client gets whose build lies behind a gateway that shows `theirs`.
-async fn behind(theirs: &Identity, authority: &Authority, verify_hostnames: bool) -> String {
+pub(crate) async fn behind(
+    theirs: &Identity,
+    authority: &Authority,
+    verify_hostnames: bool,
+) -> String {
     behind_with(theirs, authority, |builder| builder.verify_hostnames = verify_hostnames).await
 }
 
@@ -478,6 +501,7 @@ async fn a_gateways_certificate_must_be_valid_and_of_our_authority() {
         (authority.identity_only_for("elsewhere.example.org"), refused, "log\n"),
         (authority.expired("localhost"), refused, refused),
         (elsewhere.identity("localhost"), refused, refused),
+        (elsewhere.identity_only_for("elsewhere.example.org"), refused, refused),
     ] {
         assert_eq!(behind(&theirs, &authority, true).await, verified, "{theirs:?}");
         assert_eq!(behind(&theirs, &authority, false).await, unverified, "{theirs:?}");

@@ -2,9 +2,29 @@
 
 use std::fs;
 
+use rcgen::{DnValue, SanType};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
 use crate::support::certificates::{Authority, Identity};
+use crate::support::client::Client;
+use crate::support::executor::{Executor, acceptor, acceptor_with_protocols};
 use crate::support::system::System;
-use crate::tls::served_with;
+use crate::support::within;
+use crate::tls::{Served, behind, east_of, served_with};
+use crate::zookeeper_trouble::{talkative, warned_once};
+
+const REFUSED: &str = "Internal streaming error: the zone's gateways cannot be reached\r\n";
+
+/// A gateway that trusts `more` beside the system's authority.
+async fn trusting(more: &str) -> Served {
+    let system = System::new().await;
+    let mut identity = system.zookeeper.authority.identity("gateway");
+    let both = identity.cert.with_file_name("both-authorities.pem");
+    fs::write(&both, Identity::text(&identity.ca) + more).expect("a CA file");
+    identity.ca = both;
+    served_with(system, identity, "", "").await
+}
 
 /// A second authority in `tls.ca`, written in each way that OpenSSL reads. Once it was skipped
 /// without a word.
@@ -16,14 +36,140 @@ async fn every_authority_of_the_file_is_trusted() {
     let labelled = text.replace(" CERTIFICATE", " X509 CERTIFICATE");
     let trusted = text.replace(" CERTIFICATE", " TRUSTED CERTIFICATE");
     for (how, text) in [("marked", marked), ("X509", labelled), ("TRUSTED", trusted)] {
-        let system = System::new().await;
-        let mut identity = system.zookeeper.authority.identity("gateway");
-        let both = identity.cert.with_file_name("both-authorities.pem");
-        fs::write(&both, Identity::text(&identity.ca) + &text).expect("a CA file");
-        identity.ca = both;
-        let served = served_with(system, identity, "", "").await;
+        let served = trusting(&text).await;
         let client = second.identity("client");
         assert!(served.serves(Some(&client)).await, "{how}");
         assert!(!served.serves(Some(&Authority::new().identity("client"))).await, "{how}");
+    }
+}
+
+/// OpenSSL looks at the common name where there is no alternative name of type DNS.
+#[tokio::test]
+async fn a_common_name_counts_beside_names_that_are_not_dns_names() {
+    let authority = Authority::new();
+    let named = |common: &str, name: SanType| {
+        authority.amiss(common, |params| params.subject_alt_names = vec![name])
+    };
+    let address = || SanType::IpAddress([127, 0, 0, 9].into());
+    let mail = SanType::Rfc822Name("someone@example.org".try_into().expect("an address"));
+    let uri = SanType::URI("spiffe://example.org/gateway".try_into().expect("a URI"));
+    let dns = SanType::DnsName("elsewhere.example.org".try_into().expect("a name"));
+    for (theirs, expected) in [
+        (named("localhost", address()), "log\n"),
+        (named("localhost", mail), "log\n"),
+        (named("localhost", uri), "log\n"),
+        (named("localhost", dns), REFUSED),
+        (named("elsewhere", address()), REFUSED),
+    ] {
+        assert_eq!(behind(&theirs, &authority, true).await, expected, "{theirs:?}");
+    }
+}
+
+/// A certificate that is itself in `tls.ca` is trusted, though it is an authority's, while it is
+/// valid and for the name that is dialed.
+#[tokio::test]
+async fn a_certificate_that_is_in_the_file_is_trusted_as_it_is() {
+    let theirs = Authority::also_for("localhost", |_| {});
+    let expired = Authority::also_for("localhost", |params| {
+        params.not_after = rcgen::date_time_ymd(2021, 7, 1);
+    });
+    let elsewhere = Authority::also_for("elsewhere.example.org", |_| {});
+    let all = [&theirs, &expired, &elsewhere].map(|authority| Identity::text(&authority.ca()));
+    let all = all.concat();
+    for (theirs, expected) in [(&theirs, "log\n"), (&expired, REFUSED), (&elsewhere, REFUSED)] {
+        let ours = Authority::new();
+        fs::write(ours.ca(), Identity::text(&ours.ca()) + &all).expect("a CA file");
+        assert_eq!(behind(&theirs.as_identity(), &ours, true).await, expected);
+    }
+    let served = trusting(&all).await;
+    assert!(served.serves(Some(&theirs.as_identity())).await);
+    assert!(!served.serves(Some(&expired.as_identity())).await, "its time is over");
+    let unknown = Authority::also_for("localhost", |_| {});
+    assert!(!served.serves(Some(&unknown.as_identity())).await, "it is not in the file");
+}
+
+/// An authority that was renewed with its name in another string type, case or white space.
+#[tokio::test]
+async fn an_authority_is_known_however_its_name_is_written() {
+    let authority = Authority::new();
+    let printable = |name: &str| DnValue::PrintableString(name.try_into().expect("letters"));
+    for (name, known) in [
+        (printable("test CA"), true),
+        (DnValue::Utf8String("Test  ca".to_owned()), true),
+        (printable("test CAs"), false),
+    ] {
+        let served = trusting(&authority.renamed(name.clone())).await;
+        let client = authority.identity("client");
+        assert_eq!(served.serves(Some(&client)).await, known, "{name:?}");
+        let other = Authority::new();
+        let stranger = other.identity("client");
+        assert!(!served.serves(Some(&stranger)).await, "of the same name, with another key");
+    }
+}
+
+/// Names of authorities that would fill more than one message are not sent: no client could read it.
+#[tokio::test]
+async fn many_authorities_keep_nobody_out() {
+    let authority = Authority::new();
+    let named = |number: usize| authority.renamed(DnValue::Utf8String(format!("{number:0350}")));
+    let served = trusting(&(0..200).map(named).collect::<String>()).await;
+    assert!(served.serves(Some(&served.identity)).await);
+}
+
+/// What a gateway says of a ZooKeeper that shows `theirs`, with the authorities in `ca`.
+async fn said_of_zookeeper(theirs: &Identity, ca: &str) -> String {
+    let system = System::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let acceptor = acceptor(theirs);
+    let serving = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // The client does not get on with it.
+            let _ = acceptor.accept(stream).await;
+        }
+    });
+    let mut builder = talkative(&system);
+    builder.zookeeper_identity.ca = builder.directory().join("zookeeper-ca.pem");
+    fs::write(&builder.zookeeper_identity.ca, ca).expect("a CA file");
+    builder.hosts = format!("localhost:{port}");
+    let mut gateway = builder.start().await;
+    let warning = warned_once(&mut gateway).await;
+    serving.abort();
+    warning
+}
+
+/// What the ZooKeeper client cannot be made to accept is said in words.
+#[tokio::test]
+async fn what_is_wrong_with_zookeepers_certificate_is_said_in_words() {
+    let own = Authority::also_for("localhost", |_| {});
+    let said = said_of_zookeeper(&own.as_identity(), &Identity::text(&own.ca())).await;
+    assert!(said.contains("it is an authority's (CA:TRUE)"), "{said}");
+    let authority = Authority::new();
+    let renamed = authority.renamed(DnValue::Utf8String("Test CA".to_owned()));
+    let said = said_of_zookeeper(&authority.identity("localhost"), &renamed).await;
+    assert!(said.contains("the name is written differently"), "{said}");
+}
+
+/// Something that ends TLS in front of a gateway and knows other protocols only: dialed once more
+/// without ALPN, and from then on without at once.
+#[tokio::test]
+async fn a_peer_that_refuses_our_protocols_is_dialed_without_them() {
+    let other = Executor::start().await;
+    let (_system, gateway, build, identity) = east_of(&other, "localhost").await;
+    let acceptor = acceptor_with_protocols(&identity, &["h2", "http/1.1"]);
+    for attempts in [2, 1] {
+        let mut client = Client::ask(gateway.address(), &build).await;
+        let serve = async {
+            for attempt in 1..=attempts {
+                let (stream, _) = within("a hello", other.listener.accept()).await.expect("one");
+                let shaken = within("a handshake", acceptor.accept(stream)).await;
+                assert_eq!(shaken.is_ok(), attempt == attempts, "{attempt} of {attempts}");
+                let Ok(mut stream) = shaken else { continue };
+                stream.write_all(b"log\n").await.expect("a log");
+                stream.shutdown().await.expect("its end");
+            }
+        };
+        let ((), text) = tokio::join!(serve, client.text());
+        assert_eq!(text, "log\n");
     }
 }

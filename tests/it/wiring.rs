@@ -1,6 +1,8 @@
 //! Port forwards that lead to the wrong place: what a client sees, what is said of it and how often,
 //! and that it heals when the forward is mended. Forwards are proxies before the real gateways.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
@@ -10,7 +12,7 @@ use crate::support::client::Client;
 use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
-use crate::support::system::System;
+use crate::support::system::{System, Worker};
 use crate::support::within;
 
 fn faults(kind: &str) -> String {
@@ -137,6 +139,63 @@ async fn what_never_says_anything_is_named_once() {
         assert!(warnings[0].contains(&format!("zone=\"west\" gateway=\"localhost:{port}\"")));
         comes_from(&wrong, address, build).await;
     }
+}
+
+/// Entries that name this gateway as an executor: by an address that it listens on, by another
+/// address of this host, by its registered name, and by a forward that leads to it. One request stays
+/// one, or becomes few, and ends with a line.
+#[tokio::test]
+async fn an_executor_that_is_this_gateway() {
+    let system = System::new().await;
+    let mut builder = Builder::new(&system).zone("east").listeners(&["address = \"0.0.0.0:0\""]);
+    builder.root = "public_port = 7979".to_owned();
+    builder.limits = "first_byte_timeout = \"1500ms\"".to_owned();
+    builder.admin = true;
+    let gateway = builder.ready().await;
+    let port = gateway.port();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let forward = Proxy::start(port).await;
+    let idle = gateway.sockets();
+    for (hostname, port, most) in [
+        ("127.0.0.1", port, 2.0),
+        ("127.0.0.2", port, 2.0),
+        ("localhost", 7979, 1.0),
+        // Three in a second, and the three that wait when the first of them gives up.
+        ("127.0.0.1", forward.address.port(), 12.0),
+    ] {
+        let zone = Some("east".to_owned());
+        let worker = Worker { hostname: hostname.to_owned(), port, zone };
+        let build = system.put_build(None, Some(&worker)).await;
+        let accepted = "zuul_fingergw_connections_accepted_total{listener=\"plain\"}";
+        let before = metric(&gateway, accepted).await;
+        let answer = Client::ask(address, &build).await.text().await;
+        assert!(answer.starts_with("Internal streaming error: the executor "), "{answer}");
+        gateway.until_sockets(idle).await;
+        let connections = metric(&gateway, accepted).await - before;
+        assert!(connections <= most, "{hostname}:{port}: {connections} connections");
+    }
+    assert_eq!(metric(&gateway, &faults("circle")).await, 3.0);
+}
+
+/// An executor that has the address of another gateway: that one refuses to ask itself.
+#[tokio::test]
+async fn an_executor_that_is_another_gateway() {
+    let system = System::new().await;
+    let mut gateways = Vec::new();
+    for zone in ["east", "west"] {
+        let mut builder = Builder::new(&system).zone(zone);
+        builder.admin = true;
+        gateways.push(builder.ready().await);
+    }
+    let [east, west] = &gateways[..] else { unreachable!("two") };
+    let zone = Some("north".to_owned());
+    let worker = Worker { hostname: "localhost".to_owned(), port: west.port(), zone };
+    let build = system.put_build(None, Some(&worker)).await;
+    let answer = Client::ask(east.address(), &build).await.text().await;
+    assert_eq!(answer, "Internal streaming error: the executor cannot be reached\r\n");
+    let accepted = "zuul_fingergw_connections_accepted_total{listener=\"plain\"}";
+    assert_eq!(metric(east, accepted).await, 1.0);
+    assert_eq!(metric(west, accepted).await, 1.0);
 }
 
 /// A gateway of ours in `zone`, behind TLS, whose registered port is that of a forward.

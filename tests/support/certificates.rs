@@ -1,11 +1,13 @@
 //! A certificate authority and its certificates, as files, made at run time.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_RSA_SHA256, RsaKeySize,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
+    PKCS_RSA_SHA256, RsaKeySize, SanType,
 };
 use tempfile::TempDir;
 
@@ -50,6 +52,51 @@ impl Authority {
                 excluded_subtrees: Vec::new(),
             });
         })
+    }
+
+    /// One whose certificate is for `name` as well, as plain `openssl req -x509` makes them.
+    pub(crate) fn also_for(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        Self::changed(|params| {
+            params.subject_alt_names =
+                vec![SanType::DnsName(name.try_into().expect("a host name"))];
+            change(params);
+        })
+    }
+
+    /// Its own certificate and key, shown as a gateway's.
+    pub(crate) fn as_identity(&self) -> Identity {
+        let file = |name: &str| self.directory.path().join(name);
+        let both = file("both.pem");
+        let text = Identity::text(&file("CA.key")) + &Identity::text(&self.ca());
+        let private = Permissions::from_mode(0o600);
+        fs::set_permissions(file("CA.key"), private).expect("permissions");
+        fs::write(&both, text).expect("a PEM file");
+        Identity { cert: self.ca(), key: file("CA.key"), ca: self.ca(), both }
+    }
+
+    /// A certificate for the same key under another name, as PEM.
+    pub(crate) fn renamed(&self, name: DnValue) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.self_signed(self.issuer.key()).expect("a CA certificate").pem()
+    }
+
+    /// An intermediate that this one has signed; its own `ca.pem` is the root's.
+    pub(crate) fn intermediate(&self) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "intermediate CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::signed_by(params, key(), &self.issuer).expect("a CA");
+        let directory = TempDir::new().expect("a directory for certificates");
+        fs::copy(self.ca(), directory.path().join("ca.pem")).expect("ca.pem");
+        Self { issuer, directory }
+    }
+
+    /// Its certificate, as PEM.
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
     }
 
     fn changed(change: impl FnOnce(&mut CertificateParams)) -> Self {
@@ -120,6 +167,10 @@ impl Authority {
         let write = |name: &str, text: &str| {
             let path = directory.join(name);
             fs::write(&path, text).expect("a PEM file");
+            if name != "cert.pem" {
+                let private = Permissions::from_mode(0o600);
+                fs::set_permissions(&path, private).expect("permissions");
+            }
             path
         };
         Identity {

@@ -134,6 +134,16 @@ impl Client<TlsStream<TcpStream>> {
     }
 }
 
+/// The first message of a TLS client, as it sends it: a whole ClientHello.
+pub(crate) fn client_hello(ca: &Identity) -> Vec<u8> {
+    let name = ServerName::try_from("localhost").expect("a host name");
+    let config = Arc::clone(connector(ca, None).config());
+    let mut client = rustls::ClientConnection::new(config, name).expect("a TLS client");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("a Vec takes everything");
+    hello
+}
+
 /// A TLS client that trusts the CA of `ca` and shows `identity`, if any.
 pub(crate) fn connector(ca: &Identity, identity: Option<&Identity>) -> TlsConnector {
     let mut roots = RootCertStore::empty();

@@ -113,6 +113,11 @@ pub(crate) async fn unreachable(zone: Option<&str>) -> Worker {
 
 /// A TLS server with `identity` that wants a client certificate, as gateways do.
 pub(crate) fn acceptor(identity: &Identity) -> TlsAcceptor {
+    acceptor_with_protocols(identity, &[])
+}
+
+/// The same, which knows these protocols (ALPN).
+pub(crate) fn acceptor_with_protocols(identity: &Identity, protocols: &[&str]) -> TlsAcceptor {
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::from_pem_file(&identity.ca).expect("a CA");
     roots.add(ca).expect("a usable CA");
@@ -121,12 +126,13 @@ pub(crate) fn acceptor(identity: &Identity) -> TlsAcceptor {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-    let config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("TLS versions")
         .with_client_cert_verifier(verifier.build().expect("a verifier"))
         .with_single_cert(vec![certificate], key)
         .expect("a TLS server");
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     TlsAcceptor::from(Arc::new(config))
 }
 
@@ -184,6 +190,14 @@ impl<S: Duplex> Stream<S> {
 }
 
 impl Stream<TcpStream> {
+    /// Sends a byte of urgent data (tcp(7), MSG_OOB).
+    pub(crate) async fn urgent(&mut self) {
+        let stream = self.stream.get_ref();
+        let send = || SockRef::from(stream).send_out_of_band(b"!").map(|_| ());
+        let sent = stream.async_io(tokio::io::Interest::WRITABLE, send);
+        within("an urgent byte to be taken", sent).await.expect("an urgent byte");
+    }
+
     /// The port that the other side dialed from.
     pub(crate) fn peer_port(&self) -> u16 {
         self.stream.get_ref().peer_addr().expect("its address").port()

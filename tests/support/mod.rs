@@ -15,6 +15,7 @@ pub(crate) mod haproxy;
 pub(crate) mod namespace;
 pub(crate) mod prometheus;
 pub(crate) mod proxy;
+pub(crate) mod sandbox;
 pub(crate) mod system;
 pub(crate) mod zookeeper;
 

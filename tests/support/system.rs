@@ -54,12 +54,14 @@ impl System {
         let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
         root.create(&chroot, b"", &node).await.expect("a chroot");
         let client = zookeeper.client(&chroot).await;
+        make_kinds(&client).await;
         Self { zookeeper, client, chroot }
     }
 
     /// The system that has a ZooKeeper for itself, below no node.
     pub(crate) async fn at_the_top(zookeeper: &Arc<ZooKeeper>) -> Self {
         let client = zookeeper.client("").await;
+        make_kinds(&client).await;
         Self { zookeeper: Arc::clone(zookeeper), client, chroot: String::new() }
     }
 
@@ -220,6 +222,15 @@ impl System {
             }
         })
         .await
+    }
+}
+
+/// Makes the nodes that each service of Zuul makes when it starts (`zuul/zk/components.py`).
+async fn make_kinds(client: &Client) {
+    let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
+    for kind in ["scheduler", "executor", "merger", "fingergw", "web", "launcher"] {
+        let path = format!("/zuul/components/{kind}");
+        client.mkdir(&path, &node).await.expect("the nodes of a live Zuul");
     }
 }
 

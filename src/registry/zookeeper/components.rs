@@ -6,6 +6,7 @@
 //! never used but as a reason to read again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -13,8 +14,9 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, WatchedEvent};
 
+use super::presence::Presence;
 use super::{Lookup, ends_session, is_connection_loss, persist};
-use crate::registry::component::{self, Component, FINGERGW};
+use crate::registry::component::{self, Component, FINGERGW, Gateway};
 
 /// The parent of one node per kind of component.
 pub(super) const COMPONENTS: &str = "/zuul/components";
@@ -22,6 +24,7 @@ pub(super) const COMPONENTS: &str = "/zuul/components";
 /// Zuul sets no ACLs: who holds a client certificate of ZooKeeper's CA may do everything.
 pub(super) const DIRECTORY: CreateOptions<'static> =
     CreateMode::Persistent.with_acls(Acls::anyone_all());
+
 /// What our own entry depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Snapshot {
@@ -36,9 +39,19 @@ pub(super) async fn follow(
     client: &Client,
     snapshot: &watch::Sender<Option<Snapshot>>,
     lookup: &Lookup,
+    presence: &Presence<'_>,
+    chroot: &str,
 ) -> Error {
     lookup.learn_zones(client).await;
+    if let Err(error) = until_zuul_is_there(client, presence, chroot).await {
+        return error;
+    }
     let mut view = View { client, kinds: BTreeMap::new(), watches: FuturesUnordered::new() };
+    // The gateways first: clients may wait for them already.
+    if let Err(error) = view.read_kind(&FINGERGW.to_owned()).await {
+        return error;
+    }
+    lookup.set_gateways(view.gateways());
     if let Err(error) = view.read_kinds().await {
         return error;
     }
@@ -51,8 +64,7 @@ pub(super) async fn follow(
                 return error;
             }
         }
-        let gateways = view.entries().filter_map(|(_, entry)| entry.gateway.clone()).collect();
-        lookup.set_gateways(gateways);
+        lookup.set_gateways(view.gateways());
         // Even if it is as before: an entry may have come and gone between two looks.
         snapshot.send_replace(Some(view.snapshot()));
         // Always: the list of kinds is always watched.
@@ -61,6 +73,45 @@ pub(super) async fn follow(
         };
         if let Err(error) = view.heed(&event).await {
             return error;
+        }
+    }
+}
+
+/// Waits until a service of Zuul has registered below `chroot`. Each makes the nodes of all kinds of
+/// components when it starts (`zuul/zk/components.py`), and nobody removes them.
+///
+/// Where there are none, the path in `zookeeper.hosts` is wrong or Zuul has not been started yet. An
+/// entry would tell the operator that all is well, and its parents would stay behind. The node of
+/// gateways alone proves nothing: another one of this kind, of an older version, may have made it.
+async fn until_zuul_is_there(
+    client: &Client,
+    presence: &Presence<'_>,
+    chroot: &str,
+) -> Result<(), Error> {
+    let mut said = false;
+    loop {
+        let (there, appears) = persist(|| client.check_and_watch_stat(COMPONENTS)).await?;
+        let changes = if there.is_none() {
+            appears
+        } else {
+            match persist(|| client.get_and_watch_children(COMPONENTS)).await {
+                Ok((kinds, ..)) if kinds.iter().any(|kind| kind != FINGERGW) => return Ok(()),
+                Ok((_, _, changes)) => changes,
+                Err(Error::NoNode) => continue,
+                Err(error) => return Err(error),
+            }
+        };
+        if !std::mem::replace(&mut said, true) {
+            let path = format!("{chroot}{COMPONENTS}");
+            warn!(
+                path,
+                "no scheduler or executor registered below this path: is the path after the last \
+                 server in zookeeper.hosts right? Not registering; waiting for Zuul"
+            );
+            presence.without_zuul(path);
+        }
+        if changes.changed().await.event_type == EventType::Session {
+            return Err(Error::SessionExpired);
         }
     }
 }
@@ -79,6 +130,11 @@ impl View<'_> {
         self.kinds.iter().flat_map(|(kind, entries)| {
             entries.values().flatten().map(move |entry| (kind.as_str(), entry))
         })
+    }
+
+    /// Those that can be dialed.
+    fn gateways(&self) -> Arc<[Gateway]> {
+        self.entries().filter_map(|(_, entry)| entry.gateway.clone()).collect()
     }
 
     fn snapshot(&self) -> Snapshot {

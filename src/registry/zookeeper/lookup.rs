@@ -39,7 +39,8 @@ pub(crate) struct Lookup {
     /// A session, or its connection, is on its way, and no try to get it has failed yet: worth
     /// waiting for.
     hopeful: watch::Sender<bool>,
-    gateways: watch::Sender<Arc<[Gateway]>>,
+    /// `None` until they have been read once: no gateway is another thing than not knowing them.
+    gateways: watch::Sender<Option<Arc<[Gateway]>>>,
     trouble: watch::Sender<Option<Trouble>>,
     /// The zones of the last look-up that listed them, as each does that asks all of them, in the same
     /// round trip. It asks those it did not know in one more, so this may be old.
@@ -68,7 +69,7 @@ impl Lookup {
         Self {
             client: watch::Sender::new(None),
             hopeful: watch::Sender::new(true),
-            gateways: watch::Sender::new(Arc::from([])),
+            gateways: watch::Sender::new(None),
             trouble: watch::Sender::new(None),
             zones: watch::Sender::default(),
             multi_read: AtomicBool::new(true),
@@ -170,11 +171,17 @@ impl Lookup {
     }
 
     pub(super) fn set_gateways(&self, gateways: Arc<[Gateway]>) {
-        self.gateways.send_replace(gateways);
+        self.gateways.send_replace(Some(gateways));
     }
 
     pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
-        self.gateways.borrow().clone()
+        self.gateways.borrow().clone().unwrap_or_default()
+    }
+
+    /// See [`crate::registry::Registry::gateways_known`].
+    pub(crate) async fn gateways_known(&self) {
+        // Cannot fail: the sender is ours.
+        let _ = self.gateways.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Notes why there is no working session, or that there is one again.
@@ -199,9 +206,25 @@ impl Lookup {
         self: &Arc<Self>,
         build: &BuildId,
     ) -> Result<Option<Build>, LookupError> {
+        self.find(build, true).await
+    }
+
+    /// See [`crate::registry::Registry::find_build_now`].
+    pub(crate) async fn find_build_now(
+        self: &Arc<Self>,
+        build: &BuildId,
+    ) -> Result<Option<Build>, LookupError> {
+        self.find(build, false).await
+    }
+
+    async fn find(
+        self: &Arc<Self>,
+        build: &BuildId,
+        may_be_kept: bool,
+    ) -> Result<Option<Build>, LookupError> {
         let mut client = self.session(None).await?;
         loop {
-            match self.find_with(&client, build).await {
+            match self.find_with(&client, build, may_be_kept).await {
                 // It ended while it was asked: the next one may be there in a moment.
                 Err(LookupError::Away(_)) if !self.is_current(&client) => {
                     client = self.session(Some(client.session_id())).await?;
@@ -215,8 +238,9 @@ impl Lookup {
         self: &Arc<Self>,
         client: &Client,
         build: &BuildId,
+        may_be_kept: bool,
     ) -> Result<Option<Build>, LookupError> {
-        if let Some(kept) = self.places.kept(client, build) {
+        if may_be_kept && let Some(kept) = self.places.kept(client, build) {
             return Ok(Some(kept));
         }
         self.connected(client).await?;

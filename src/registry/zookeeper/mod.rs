@@ -14,11 +14,12 @@ mod presence;
 pub(crate) mod survey;
 
 use std::convert::Infallible;
+use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
 use tracing::{debug, info, warn};
 use zookeeper_client::{Client, Error, SessionState, TlsCerts, TlsDynamicCerts};
 
@@ -58,7 +59,9 @@ pub(crate) struct Tls {
     /// session on.
     pub(crate) verify_hostnames: bool,
     /// For a look of our own, with the same certificates and rules.
-    pub(crate) connector: TlsConnector,
+    pub(crate) connector: tls::Connector,
+    /// Where the authorities are, to be named where they have not signed a server's certificate.
+    pub(crate) ca_file: PathBuf,
 }
 
 /// The longest wait between two tries to get a session, and the shortest behind one that failed.
@@ -77,6 +80,9 @@ const THROTTLED: Duration = Duration::from_secs(1);
 /// it could have.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Between two looks at the servers while there is no session or no connection.
+const DIAGNOSE_EVERY: Duration = Duration::from_secs(5);
 
 /// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
 /// questions from it.
@@ -106,7 +112,7 @@ pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Regis
 
 /// How a session went.
 enum Served {
-    /// Our entry stood, or was withdrawn on order.
+    /// Our entry stood, was withdrawn on order, or waited for Zuul.
     Registered,
     /// There was a session, but no entry.
     Refused(Error),
@@ -157,7 +163,7 @@ impl Keeper {
         let mut tls = self.settings.tls.clone();
         loop {
             tls.mark_unchanged();
-            let trouble = match self.connect().await {
+            let trouble = match self.connect_reporting(&mut said).await {
                 Ok(client) => match self.serve(client).await {
                     Served::Registered => {
                         (wait, said) = (RETRY_MIN, false);
@@ -171,14 +177,12 @@ impl Keeper {
             self.lookup.hope(false);
             match trouble {
                 (error, sessionless) if !std::mem::replace(&mut said, true) => {
-                    let cause = match error {
-                        _ if sessionless => self.diagnosis.why().await,
-                        Error::NoNode => "the chroot does not exist; create that node".to_owned(),
-                        _ => "the session is refused what Zuul's services do".to_owned(),
+                    let cause = if sessionless {
+                        self.diagnosis.why().await
+                    } else {
+                        "the session is refused what Zuul's services do".to_owned()
                     };
-                    self.lookup.set_trouble(Some(cause.clone()));
-                    let hosts = &self.settings.hosts;
-                    warn!(%hosts, %error, %cause, "not registered in ZooKeeper; trying on");
+                    self.warn(&error, cause);
                 }
                 (error, _) => debug!(%error, "still not registered in ZooKeeper"),
             }
@@ -186,7 +190,42 @@ impl Keeper {
                 () = tokio::time::sleep(jittered(wait)) => wait = (wait * 2).min(RETRY_MAX),
                 // Perhaps these are better ones; if not, that is worth a new line.
                 Ok(()) = tls.changed() => (wait, said) = (RETRY_MIN, false),
+                never = self.keep_diagnosing() => match never {},
             }
+        }
+    }
+
+    /// One try at every server. Where that takes long, its cause is looked for meanwhile and
+    /// reported, unless it has been already.
+    async fn connect_reporting(&self, said: &mut bool) -> Result<Client, Error> {
+        let mut connecting = pin!(self.connect());
+        if let Ok(connected) = tokio::time::timeout(PATIENCE, &mut connecting).await {
+            return connected;
+        }
+        if !std::mem::replace(said, true) {
+            let cause = tokio::select! {
+                connected = &mut connecting => return connected,
+                cause = self.diagnosis.why() => cause,
+            };
+            self.lookup.hope(false);
+            self.warn(&Error::Timeout, cause);
+        }
+        connecting.await
+    }
+
+    fn warn(&self, error: &Error, cause: String) {
+        let hosts = &self.settings.hosts;
+        warn!(%hosts, %error, %cause, "not registered in ZooKeeper; trying on");
+        self.lookup.set_trouble(Some(cause));
+    }
+
+    /// Keeps the known cause of trouble up to date.
+    async fn keep_diagnosing(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(jittered(DIAGNOSE_EVERY)).await;
+            let cause = self.diagnosis.why().await;
+            debug!(%cause, "no session with ZooKeeper");
+            self.lookup.set_trouble(Some(cause));
         }
     }
 
@@ -206,8 +245,9 @@ impl Keeper {
         let (snapshot, snapshot_seen) = watch::channel(None);
         let Orders { wanted, standing, .. } = &self.orders;
         let presence = Presence::new(standing);
+        let chroot = &self.settings.hosts.chroot;
         let end = tokio::select! {
-            error = components::follow(&client, &snapshot, &self.lookup) => error,
+            error = components::follow(&client, &snapshot, &self.lookup, &presence, chroot) => error,
             error = entry::keep(&client, &self.announcement, wanted.clone(), &presence, snapshot_seen, &self.left_behind, &self.model_api) => error,
             error = self.follow_connection(&client, &presence) => error,
         };
@@ -216,8 +256,13 @@ impl Keeper {
             standing.send_replace(Standing::Withdrawn);
             return Served::Registered;
         }
-        match *standing.borrow() {
+        let before = standing.borrow().clone();
+        match before {
             Standing::Registered(_) | Standing::ConnectionLost => {}
+            Standing::NoZuul(_) => {
+                standing.send_replace(Standing::Connecting);
+                return Served::Registered;
+            }
             Standing::Connecting | Standing::SessionLost | Standing::Withdrawn => {
                 return Served::Refused(end);
             }
@@ -253,11 +298,13 @@ impl Keeper {
                     state = tokio::select! {
                         state = states.changed() => state,
                         () = self.overdue() => return Error::ConnectionLoss,
+                        never = self.keep_diagnosing() => match never {},
                     };
                     continue;
                 }
                 SessionState::SyncConnected | SessionState::ConnectedReadOnly => {
                     info!("connection to ZooKeeper is back within the session");
+                    self.lookup.set_trouble(None);
                     self.lookup.hope(true);
                     presence.connection(true);
                 }

@@ -42,6 +42,11 @@ impl<'a> Presence<'a> {
         self.learn(news)
     }
 
+    /// No service of Zuul has registered below `node`, so there is no entry either.
+    pub(super) fn without_zuul(&self, node: String) {
+        self.standing.send_replace(Standing::NoZuul(node));
+    }
+
     /// The entry has been taken out on order.
     pub(super) fn withdrawn(&self) {
         self.learn(|known| known.entry = None);

@@ -122,14 +122,16 @@ fn selectors_select_these_pods_alone() {
         let rendered = rendered(directory);
         let spec = |kind| &rendered.one(kind)["spec"];
         let template = &spec("Deployment")["template"];
-        let spread = &template["spec"]["topologySpreadConstraints"][0]["labelSelector"];
+        let spread = &template["spec"]["topologySpreadConstraints"][0];
+        // Else the pods that a rollout replaces count, and drive both new ones to one node.
+        assert_eq!(spread["matchLabelKeys"], json!(["pod-template-hash"]), "{directory}");
         for selector in [
             &spec("Service")["selector"],
             &spec("Deployment")["selector"]["matchLabels"],
             &spec("PodDisruptionBudget")["selector"]["matchLabels"],
             &spec("NetworkPolicy")["podSelector"]["matchLabels"],
             &spec("PodMonitor")["selector"]["matchLabels"],
-            &spread["matchLabels"],
+            &spread["labelSelector"]["matchLabels"],
         ] {
             assert_eq!(
                 selector,
@@ -151,6 +153,39 @@ fn allowed(rules: &Value, rendered: &Rendered) -> BTreeSet<u64> {
         None => container_port(rendered, &port["port"]),
     };
     ports.map(number).collect()
+}
+
+/// The API server adds a protocol that is left out, and the next `kubectl apply` finds a difference.
+#[test]
+fn network_policy_ports_name_their_protocol() {
+    for directory in DEPLOYED {
+        let policy = &rendered(directory).one("NetworkPolicy")["spec"];
+        for rule in ["ingress", "egress"].map(|direction| list(&policy[direction])).concat() {
+            for port in list(&rule["ports"]) {
+                assert!(port["protocol"].is_string(), "{directory}: {port}");
+            }
+        }
+    }
+}
+
+/// KiB of heap that a stream holds at most, measured with clients that stopped reading a log which
+/// comes by way of another gateway.
+const STALLED_STREAM_KIB: u64 = 120;
+
+/// MiB that a pod has for the program itself, and for buffers of sockets, which count in cgroups of
+/// version 2.
+const BESIDE_STREAMS_MIB: u64 = 64;
+
+#[test]
+fn connections_fit_into_the_memory_limit() {
+    for directory in DEPLOYED {
+        let rendered = rendered(directory);
+        let memory = text(&rendered.container()["resources"]["limits"]["memory"]);
+        let memory = memory.strip_suffix("Mi").and_then(|memory| memory.parse::<u64>().ok());
+        let connections = rendered.toml["limits"]["connections"].as_u64().expect("connections");
+        let streams = connections * STALLED_STREAM_KIB / 1024;
+        assert!(Some(streams + BESIDE_STREAMS_MIB) <= memory, "{directory}: {streams} MiB");
+    }
 }
 
 #[test]

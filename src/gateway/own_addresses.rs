@@ -1,0 +1,100 @@
+//! The addresses that this gateway listens on, to find connections of ours that lead back to it.
+//!
+//! An entry in the registry may name this gateway itself as an executor or as the gateway of another
+//! zone. Each request that is sent there comes in again and is sent there again, so one request takes
+//! all connections that there may be.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+/// Addresses that no host has (RFC 5737, RFC 3849).
+const DOCUMENTATION: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+
+/// The addresses of all listeners. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct OwnAddresses(Arc<[SocketAddr]>);
+
+impl OwnAddresses {
+    pub(crate) fn new(listeners: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self(listeners.into_iter().collect())
+    }
+
+    /// Whether `stream`, which was connected to `port`, leads to one of these listeners.
+    pub(crate) fn are_dialed_by(&self, stream: &TcpStream, port: u16) -> bool {
+        if self.0.iter().all(|listener| listener.port() != port) {
+            return false;
+        }
+        let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else { return false };
+        let [local, peer] = [local, peer].map(|address| address.ip().to_canonical());
+        self.take(peer, port) && (peer == local || is_own(peer))
+    }
+
+    /// Whether a connection to `port` at `ip`, an address of this host, is for one of the listeners.
+    fn take(&self, ip: IpAddr, port: u16) -> bool {
+        self.0.iter().any(|listener| {
+            listener.port() == port
+                && match listener.ip() {
+                    // The listener takes IPv4 as well.
+                    IpAddr::V6(any) if any.is_unspecified() => true,
+                    IpAddr::V4(any) if any.is_unspecified() => ip.is_ipv4(),
+                    listener => listener.to_canonical() == ip,
+                }
+        })
+    }
+}
+
+/// Whether `ip` is an address of this host: the kernel binds sockets to no others, unless
+/// `net.ipv4.ip_nonlocal_bind` tells it to, in which case this cannot tell.
+fn is_own(ip: IpAddr) -> bool {
+    let can_bind = |ip| UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok();
+    let binds_any = || {
+        let any = DOCUMENTATION.iter().filter_map(|address| address.parse::<IpAddr>().ok());
+        any.filter(|any| any.is_ipv4() == ip.is_ipv4()).any(can_bind)
+    };
+    ip.is_loopback() || can_bind(ip) && !binds_any()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_takes_what_its_address_says() {
+        for (listener, dialed, takes) in [
+            ("[::]:79", "192.0.2.1", true),
+            ("[::]:79", "2001:db8::1", true),
+            ("0.0.0.0:79", "192.0.2.1", true),
+            ("0.0.0.0:79", "2001:db8::1", false),
+            ("192.0.2.1:79", "192.0.2.1", true),
+            ("192.0.2.1:79", "192.0.2.2", false),
+            ("0.0.0.0:7900", "192.0.2.1", false),
+        ] {
+            let own = OwnAddresses::new([listener.parse().expect("an address")]);
+            assert_eq!(own.take(dialed.parse().expect("an IP address"), 79), takes, "{listener}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_any_address_of_this_host_is_found() {
+        let listener = TcpListener::bind("0.0.0.0:0").await.expect("a listener");
+        let port = listener.local_addr().expect("its address").port();
+        let own = OwnAddresses::new([listener.local_addr().expect("its address")]);
+        let other = OwnAddresses::new([SocketAddr::from(([127, 0, 0, 9], port))]);
+        for dialed in ["127.0.0.1", "127.0.0.2"] {
+            let stream = TcpStream::connect((dialed, port)).await.expect("a connection");
+            assert!(own.are_dialed_by(&stream, port), "{dialed}");
+            assert!(!other.are_dialed_by(&stream, port), "{dialed}: bound to another address");
+        }
+    }
+
+    #[test]
+    fn addresses_of_other_hosts_are_not_ours() {
+        for address in DOCUMENTATION {
+            assert!(!is_own(address.parse().expect("an IP address")));
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What a private key is, to say why it cannot be used.
+
+use rustls::pki_types::PrivateKeyDer;
+use x509_parser::asn1_rs::{Any, FromDer, Oid, Tag, oid};
+use x509_parser::prelude::SubjectPublicKeyInfo;
+
+use super::provider;
+
+const RSA: Oid<'static> = oid!(1.2.840.113549.1.1.1);
+const EC: Oid<'static> = oid!(1.2.840.10045.2.1);
+
+/// The algorithms and curves of other keys that people have.
+const OTHERS: [(Oid<'static>, &str); 5] = [
+    (oid!(1.2.840.113549.1.1.10), "RSA-PSS"),
+    (oid!(1.2.840.10040.4.1), "DSA"),
+    (oid!(1.3.101.113), "Ed448"),
+    (oid!(1.3.132.0.10), "ECDSA on secp256k1"),
+    (oid!(1.3.132.0.33), "ECDSA on P-224"),
+];
+
+/// The sizes of RSA keys that can be used, in bits.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
+
+/// Why a key cannot be used.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unsupported {
+    /// RSA of a size that is not supported, in bits.
+    RsaSize(usize),
+    /// EC with the parameters of its curve spelled out.
+    ExplicitParameters,
+    /// Another algorithm or curve, with its name if it is known.
+    Kind(Option<&'static str>),
+}
+
+/// Returns why rustls cannot use `key`, which it refuses; `None` if there is no reason to be seen.
+pub(super) fn unsupported(key: &PrivateKeyDer<'_>) -> Option<Unsupported> {
+    match key {
+        PrivateKeyDer::Pkcs1(key) => rsa(key.secret_pkcs1_der()),
+        PrivateKeyDer::Sec1(key) => {
+            let elements = elements(key.secret_sec1_der())?;
+            let parameters = elements.iter().find(|element| element.tag() == Tag(0))?;
+            curve(&Any::from_der(parameters.data).ok()?.1)
+        }
+        PrivateKeyDer::Pkcs8(key) => {
+            let outer = elements(key.secret_pkcs8_der())?;
+            let algorithm = inner(outer.get(1)?);
+            let kind = algorithm.first()?.clone().oid().ok()?;
+            if kind == RSA {
+                rsa(outer.get(2)?.data)
+            } else if kind == EC {
+                curve(algorithm.get(1)?)
+            } else {
+                Some(Unsupported::Kind(name(&kind)))
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Whether the key of the certificate is that of `key`, whatever is said about it beside its bits.
+pub(super) fn has_public_key(
+    key: &PrivateKeyDer<'_>,
+    certificate: &SubjectPublicKeyInfo<'_>,
+) -> bool {
+    let Ok(key) = provider().key_provider.load_private_key(key.clone_key()) else { return false };
+    let Some(public) = key.public_key() else { return false };
+    SubjectPublicKeyInfo::from_der(&public)
+        .is_ok_and(|(_, public)| public.subject_public_key == certificate.subject_public_key)
+}
+
+fn rsa(der: &[u8]) -> Option<Unsupported> {
+    let modulus = elements(der)?.get(1)?.data;
+    let modulus = &modulus[modulus.iter().take_while(|byte| **byte == 0).count()..];
+    let bits = modulus.len() * 8 - modulus.first().map_or(0, |byte| byte.leading_zeros() as usize);
+    (!RSA_BITS.contains(&bits)).then_some(Unsupported::RsaSize(bits))
+}
+
+fn curve(parameters: &Any<'_>) -> Option<Unsupported> {
+    match parameters.clone().oid() {
+        Ok(curve) => name(&curve).map(|name| Unsupported::Kind(Some(name))),
+        Err(_) => Some(Unsupported::ExplicitParameters),
+    }
+}
+
+fn name(oid: &Oid<'_>) -> Option<&'static str> {
+    OTHERS.iter().find(|(known, _)| known == oid).map(|(_, name)| *name)
+}
+
+/// The elements of a DER sequence.
+fn elements(der: &[u8]) -> Option<Vec<Any<'_>>> {
+    Some(inner(&Any::from_der(der).ok()?.1))
+}
+
+fn inner<'d>(sequence: &Any<'d>) -> Vec<Any<'d>> {
+    let (mut rest, mut found) = (sequence.data, Vec::new());
+    while let Ok((after, element)) = Any::from_der(rest) {
+        found.push(element);
+        rest = after;
+    }
+    found
+}

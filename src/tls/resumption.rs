@@ -1,0 +1,208 @@
+//! Tests of sessions that are resumed after a certificate has ended: in memory, with their own clock.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rustls::pki_types::{ServerName, UnixTime};
+use rustls::time_provider::TimeProvider;
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error, HandshakeKind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    Acceptor, ClientCertificate, Connector, GATEWAY_PROTOCOL, Identity, Names, acceptor, connector,
+    provider,
+};
+
+const PORT: u16 = 7979;
+
+/// The first second of 2030, in seconds since the epoch, when some certificates end.
+const END: u64 = 1_893_456_000;
+
+/// Shows half a minute before [`END`] until it is advanced.
+#[derive(Debug)]
+struct Clock(Mutex<u64>);
+
+impl Clock {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(END - 30)))
+    }
+
+    fn advance(&self) {
+        *self.0.lock().unwrap() += 60;
+    }
+}
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(*self.0.lock().unwrap())))
+    }
+}
+
+/// Two certificates of one authority, of which the first ends in the year `ends.0`.
+fn identities(ends: (i32, i32)) -> (Identity, Identity) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let authority = CertifiedIssuer::self_signed(params, key).unwrap();
+    let identity = |year| {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_after = date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &authority).unwrap().pem();
+        Identity::from_pem(&cert, &key.serialize_pem(), &authority.pem()).unwrap()
+    };
+    (identity(ends.0), identity(ends.1))
+}
+
+/// What a handshake was for the client, and for the server. Data went both ways if it succeeded.
+type Outcome = (io::Result<HandshakeKind>, io::Result<HandshakeKind>);
+
+/// Has `dial` meet `server` on a connection in memory.
+async fn meet<C, F>(server: &Acceptor, dial: C) -> Outcome
+where
+    C: FnOnce(tokio::io::DuplexStream) -> F,
+    F: Future<Output = io::Result<tokio_rustls::client::TlsStream<tokio::io::DuplexStream>>>,
+{
+    let (near, far) = duplex(1 << 16);
+    let client = async {
+        let mut stream = dial(near).await?;
+        stream.write_all(b"?").await?;
+        // Tickets come before the answer.
+        let mut answer = [0];
+        stream.read_exact(&mut answer).await?;
+        Ok(stream.get_ref().1.handshake_kind().expect("a handshake that is over"))
+    };
+    let server = async {
+        let mut stream = server.accept(far).await?;
+        let mut request = [0];
+        stream.read_exact(&mut request).await?;
+        stream.write_all(b"!").await?;
+        stream.flush().await?;
+        Ok(stream.get_ref().1.handshake_kind().expect("a handshake that is over"))
+    };
+    tokio::join!(client, server)
+}
+
+fn name() -> ServerName<'static> {
+    ServerName::try_from("localhost").unwrap()
+}
+
+fn server(identity: &Identity, clock: &Arc<dyn TimeProvider>) -> Acceptor {
+    let acceptor = acceptor(identity, ClientCertificate::Required, Names::Dialed, None);
+    acceptor.unwrap().with_clock(clock)
+}
+
+/// A client that offers its sessions for as long as it has them, as those of other programs do.
+fn careless(
+    identity: &Identity,
+    clock: &Arc<dyn TimeProvider>,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> TlsConnector {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(identity.authorities.roots())
+        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+        .unwrap();
+    config.time_provider = Arc::clone(clock);
+    config.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
+    TlsConnector::from(Arc::new(config))
+}
+
+fn rustls_error(error: &io::Error) -> &Error {
+    error.get_ref().and_then(|error| error.downcast_ref()).expect("an error of rustls")
+}
+
+fn is_expiry(error: &io::Error) -> bool {
+    matches!(
+        rustls_error(error),
+        Error::InvalidCertificate(CertificateError::ExpiredContext { .. })
+    )
+}
+
+#[tokio::test]
+async fn a_client_whose_certificate_has_ended_cannot_resume() {
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let clock = Clock::new();
+        let time: Arc<dyn TimeProvider> = clock.clone();
+        let (ending, lasting) = identities((2030, 2040));
+        let server = server(&lasting, &time);
+        let client = careless(&ending, &time, version);
+        let dial = |stream| client.connect(name(), stream);
+        for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            assert_eq!(meet(&server, dial).await.1.expect("it is valid"), expected);
+        }
+        clock.advance();
+        let (_, refused) = meet(&server, dial).await;
+        assert!(is_expiry(&refused.expect_err("it has ended")), "{version:?}");
+    }
+}
+
+/// A chain may hold expired certificates that it does not need: a resumed session is not refused
+/// where a full handshake would not be.
+#[tokio::test]
+async fn an_ended_certificate_that_is_not_needed_refuses_nobody() {
+    let clock = Clock::new();
+    let time: Arc<dyn TimeProvider> = clock.clone();
+    let (ending, lasting) = identities((2030, 2040));
+    let (mut chained, server) = (identities((2040, 2040)).0, server(&lasting, &time));
+    chained.chain = lasting.chain.iter().chain(&ending.chain).cloned().collect();
+    chained.key = lasting.key.clone_key();
+    chained.authorities = Arc::clone(&lasting.authorities);
+    let client = careless(&chained, &time, &rustls::version::TLS13);
+    let dial = |stream| client.connect(name(), stream);
+    meet(&server, dial).await.1.expect("it is valid");
+    clock.advance();
+    assert_eq!(meet(&server, dial).await.1.expect("it is valid"), HandshakeKind::Resumed);
+}
+
+/// How `dialing` meets a server of `serving` before the end of 2029, twice, and after it.
+async fn before_and_after(dialing: &Identity, serving: &Identity) -> Outcome {
+    let clock = Clock::new();
+    let time: Arc<dyn TimeProvider> = clock.clone();
+    let server = server(serving, &time);
+    let client = connector(dialing, Names::Dialed).unwrap().with_clock(&time);
+    let dial = |stream| {
+        let client: Connector = client.clone();
+        async move { client.connect(name(), PORT, None, stream).await.map_err(|(error, _)| error) }
+    };
+    for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        assert_eq!(meet(&server, dial).await.0.expect("both are valid"), expected);
+    }
+    clock.advance();
+    meet(&server, dial).await
+}
+
+/// The session is not offered any more, so the handshake is a full one and says what is wrong.
+#[tokio::test]
+async fn sessions_are_not_offered_after_a_certificate_has_ended() {
+    let (ending, lasting) = identities((2030, 2040));
+    let (theirs, _) = before_and_after(&lasting, &ending).await;
+    assert!(is_expiry(&theirs.expect_err("the server's has ended")));
+    let (ours, _) = before_and_after(&ending, &lasting).await;
+    let alert = Error::AlertReceived(AlertDescription::CertificateExpired);
+    assert_eq!(rustls_error(&ours.expect_err("the client's has ended")), &alert);
+    let (first, second) = identities((2040, 2040));
+    let (resumed, _) = before_and_after(&first, &second).await;
+    assert_eq!(resumed.expect("both are valid"), HandshakeKind::Resumed);
+}
+
+/// Two gateways may be reached under one name, by port forwards.
+#[tokio::test]
+async fn sessions_are_kept_by_port() {
+    let (one, other) = identities((2040, 2040));
+    let clock: Arc<dyn TimeProvider> = Clock::new();
+    let servers = [server(&one, &clock), server(&other, &clock)];
+    let client = connector(&one, Names::Dialed).unwrap().with_clock(&clock);
+    for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        for (server, port) in servers.iter().zip([PORT, PORT + 1]) {
+            let dial = async |stream| {
+                client.connect(name(), port, None, stream).await.map_err(|(error, _)| error)
+            };
+            assert_eq!(meet(server, dial).await.0.expect("both are valid"), expected);
+        }
+    }
+}

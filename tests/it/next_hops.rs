@@ -1,0 +1,129 @@
+//! Connections to executors and gateways: the local ports that they take, and how names are dialed.
+
+use std::fs;
+
+use nix::sched::CloneFlags;
+use tokio::net::TcpListener;
+
+use crate::support::admin::metric;
+use crate::support::client::Client;
+use crate::support::executor::Executor;
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::namespace::{apart, command};
+use crate::support::system::{System, Worker};
+use crate::support::zookeeper::ZooKeeper;
+
+/// Local ports of the namespace.
+const PORTS: usize = 32;
+
+/// Leaves so many local ports to all programs, and none that waits to be used again.
+fn narrow_ports() {
+    let set = |name: &str, value: &str| {
+        fs::write(format!("/proc/sys/net/ipv4/{name}"), value).expect("a namespace of our own");
+    };
+    set("ip_local_port_range", &format!("40000 {}", 40_000 + PORTS - 1));
+    set("tcp_tw_reuse", "0");
+}
+
+/// How often a connection to a next hop had no local port.
+async fn without_port(gateway: &Gateway) -> f64 {
+    metric(gateway, "zuul_fingergw_dials_without_port_total").await
+}
+
+/// A client decides when its stream ends, so the gateway must not be the side that keeps the ports.
+#[test]
+fn clients_that_reset_use_up_no_ports_towards_an_executor() {
+    apart(CloneFlags::CLONE_NEWNET, async || {
+        let system = System::on(ZooKeeper::start().await).await;
+        let mut builder = Builder::new(&system);
+        builder.admin = true;
+        let gateway = builder.ready().await;
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        narrow_ports();
+        for _ in 0..2 * PORTS {
+            let mut client = Client::ask(gateway.address(), &build).await;
+            let mut stream = executor.begin(&mut client).await;
+            client.reset();
+            stream.closed().await;
+        }
+        let mut client = Client::ask(gateway.address(), &build).await;
+        executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n");
+        assert_eq!(without_port(&gateway).await, 0.0);
+    });
+}
+
+/// Zone west has two gateways: one takes requests and says nothing, so it loses to the other.
+#[test]
+fn gateways_that_lose_use_up_no_ports() {
+    apart(CloneFlags::CLONE_NEWNET, async || {
+        let system = System::on(ZooKeeper::start().await).await;
+        // The head start of the silent one is a fifth.
+        let mut builder = Builder::new(&system).zone("east").limits("connect_timeout = \"250ms\"");
+        builder.admin = true;
+        let east = builder.ready().await;
+        let (silent, west) = (Executor::start().await, Executor::start().await);
+        for gateway in [&silent, &west] {
+            system.put_gateway(Some("west"), Some(gateway.address.port()), false, "running").await;
+        }
+        let worker = Worker { hostname: "127.0.0.1".into(), port: 1, zone: Some("west".into()) };
+        narrow_ports();
+        let asked_in_vain = tokio::spawn(async move {
+            loop {
+                let mut stream = silent.accept().await;
+                stream.closed().await;
+            }
+        });
+        for _ in 0..2 * PORTS {
+            let build = system.put_build(Some("west"), Some(&worker)).await;
+            let mut client = Client::ask(east.address(), &build).await;
+            let mut stream = west.begin(&mut client).await;
+            client.reset();
+            stream.closed().await;
+        }
+        assert_eq!(without_port(&east).await, 0.0);
+        asked_in_vain.abort();
+    });
+}
+
+/// All ports towards the executor are taken by others.
+#[test]
+fn a_dial_without_a_local_port_is_counted_and_logged() {
+    apart(CloneFlags::CLONE_NEWNET, async || {
+        let system = System::on(ZooKeeper::start().await).await;
+        let mut builder = Builder::new(&system);
+        builder.admin = true;
+        let mut gateway = builder.ready().await;
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        narrow_ports();
+        let mut taken = Vec::new();
+        for _ in 0..PORTS {
+            taken.push(Client::connect(executor.address).await);
+        }
+        let told = Client::ask(gateway.address(), &build).await.text().await;
+        assert_eq!(told, "Internal streaming error: the executor cannot be reached\r\n");
+        let line = gateway.logged("why", |line| line.contains("stream ended")).await;
+        assert!(line.contains("net.ipv4.tcp_tw_reuse"), "{line}");
+        assert_eq!(without_port(&gateway).await, 1.0);
+    });
+}
+
+/// A link-local address counts with its interface alone (RFC 4007, section 11).
+#[test]
+fn an_address_with_an_interface_is_dialed() {
+    apart(CloneFlags::CLONE_NEWNET, async || {
+        command("ip", "address add fe80::1/64 dev lo");
+        let system = System::on(ZooKeeper::start().await).await;
+        let gateway = Builder::new(&system).ready().await;
+        let listener = TcpListener::bind("[::]:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let executor = Executor { listener, address };
+        let worker = Worker { hostname: "fe80::1%lo".into(), port: address.port(), zone: None };
+        let build = system.put_build(None, Some(&worker)).await;
+        let mut client = Client::ask(gateway.address(), &build).await;
+        executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n");
+    });
+}

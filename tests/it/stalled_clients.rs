@@ -1,0 +1,100 @@
+//! Clients that stop reading while their logs pour: what the gateway and its kernel hold for them, and
+//! whose stream ends where there are too many of them.
+
+use std::io::ErrorKind;
+
+use socket2::SockRef;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::support::admin::ended;
+use crate::support::client::{Client, Ending};
+use crate::support::executor::{Executor, Stream};
+use crate::support::gateway::{Builder, Gateway};
+use crate::support::system::System;
+
+struct Site {
+    _system: System,
+    gateway: Gateway,
+    executor: Executor,
+    build: String,
+}
+
+impl Site {
+    async fn start(limits: &str) -> Self {
+        let system = System::new().await;
+        let mut builder = Builder::new(&system).limits(limits);
+        builder.admin = true;
+        let gateway = builder.ready().await;
+        let executor = Executor::start().await;
+        let build = system.put_build(None, Some(&executor.worker(None))).await;
+        Self { _system: system, gateway, executor, build }
+    }
+
+    /// A client at `local` that has asked and reads nothing, and the executor's side of its stream.
+    async fn ask_from(&self, local: &str) -> (Client<TcpStream>, Stream<TcpStream>) {
+        let mut client = Client::connect_narrow_from(local, self.gateway.address()).await;
+        client.send(format!("{}\n", self.build).as_bytes()).await;
+        (client, self.executor.accept().await)
+    }
+}
+
+/// What the kernel grants a stream that flows must not be what it holds for one that stalls. What was
+/// taken and not read is at the gateway, but for the executor's send buffer and the client's receive
+/// buffer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn little_is_held_for_a_client_that_stops_reading() {
+    const READ: usize = 32 << 20;
+    for (limits, at_most) in [("", 5 << 20), ("stream_buffer = 65536\n", 2 << 20)] {
+        let site = Site::start(&format!("{limits}write_timeout = \"500ms\"")).await;
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(256 << 10).expect("SO_RCVBUF");
+        let stream = socket.connect(site.gateway.address()).await.expect("connected");
+        let mut client = Client { stream };
+        client.send(format!("{}\n", site.build).as_bytes()).await;
+        let socket = site.executor.accept().await.into_inner();
+        SockRef::from(&socket).set_send_buffer_size(256 << 10).expect("SO_SNDBUF");
+        let pouring = tokio::spawn(async move {
+            let mut taken = 0;
+            while socket.writable().await.is_ok() {
+                match socket.try_write(&[b'x'; 65536]) {
+                    Ok(count) => taken += count,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(_) => break,
+                }
+            }
+            taken
+        });
+        client.expect(&vec![b'x'; READ]).await;
+        ended(&site.gateway, "client_stalled", 1).await;
+        let held = pouring.await.expect("the executor") - READ;
+        assert!(held <= at_most, "{limits:?}: {held} bytes, {at_most} allowed");
+        assert_eq!(client.rest().await.1, Ending::Reset);
+    }
+}
+
+/// An eighth of the connections of one address may wait for their clients. Beyond that streams of this
+/// address are cut, and none of another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_stalled_clients_of_an_address_are_cut_and_those_of_others_are_not() {
+    const MAY_WAIT: usize = 8;
+    const TOO_MANY: usize = 12;
+    let site = Site::start("connections_per_address = 64\nwrite_timeout = \"1h\"").await;
+    let (mut other, mut stream) = site.ask_from("127.0.0.3").await;
+    let log: Vec<u8> = (0..8_000_000_u32).map(|index| (index % 251) as u8).collect();
+    let sent = log.clone();
+    let sending = tokio::spawn(async move {
+        stream.write(&sent).await;
+        stream.finish().await;
+    });
+    let (mut clients, mut logs) = (Vec::new(), JoinSet::new());
+    for _ in 0..MAY_WAIT + TOO_MANY {
+        let (client, mut stream) = site.ask_from("127.0.0.2").await;
+        clients.push(client);
+        logs.spawn(async move { while stream.try_write(&[b'x'; 65536]).await {} });
+    }
+    ended(&site.gateway, "client_evicted", TOO_MANY).await;
+    let (received, ending) = other.rest().await;
+    assert!(received == log && ending == Ending::Clean, "{} bytes", received.len());
+    sending.await.expect("the executor");
+}
