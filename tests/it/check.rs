@@ -23,8 +23,10 @@ async fn what_the_gateway_will_be_is_shown() {
     assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
     let socket = builder.control.clone().expect("a path");
     let zookeeper = &system.zookeeper.identity.cert;
+    let features = if cfg!(feature = "otlp") { "demo, otlp" } else { "demo" };
     let lines = [
         format!("{}: OK", config.display()),
+        format!("  program: zuul-fingergw {}, features: {features}", env!("CARGO_PKG_VERSION")),
         "  registers as: fingergw.example.org, port 443, TLS, zone west".to_owned(),
         "  listens on: 127.0.0.1:0, plain".to_owned(),
         "  listens on: 127.0.0.1:0, TLS".to_owned(),
@@ -66,6 +68,19 @@ async fn files_are_read_as_the_user_of_the_configuration() {
     fs::set_permissions(&config, Permissions::from_mode(0o644)).expect("permissions");
     let Outcome { code, stderr, .. } = program(&["check"], &config).await;
     assert!(code == Some(0) && !stderr.contains("cannot be read"), "{stderr}");
+
+    let directory = builder.directory();
+    let socket = directory.join("roots/control.socket");
+    fs::create_dir(directory.join("roots")).expect("a directory");
+    let text = fs::read_to_string(&config).expect("the configuration");
+    fs::write(&config, format!("{text}\n[control]\nsocket = {socket:?}\n")).expect("a file");
+    let Outcome { code, stderr, .. } = program(&["check"], &config).await;
+    let fault = format!(
+        "cannot create the command socket {}: its directory: Permission denied (os error 13) (as \
+         user nobody); stop, reload and status need it\n",
+        socket.display()
+    );
+    assert!(code == Some(0) && stderr.contains(&fault), "{stderr}");
 
     let keys = [&builder.tls.as_ref().expect("certificates").key, &builder.zookeeper_identity.key];
     for key in keys {
