@@ -241,8 +241,8 @@ fn start_log(mut log: Log, debug: bool, account: Option<&Account>) -> anyhow::Re
         given.not_taken.push("-d (the file's level counts)".to_owned());
     }
     let logging = log::start(&log, account)?;
-    if let Some(log_config) = log.log_config.filter(|given| !given.not_taken.is_empty()) {
-        tracing::warn!("{log_config}");
+    if let Some(warning) = log.not_taken() {
+        tracing::warn!("{warning}");
     }
     Ok(logging)
 }

@@ -35,7 +35,8 @@ use crate::service::activation::Passed;
 use crate::service::control;
 use crate::service::detach::{Launch, detach};
 use crate::service::pid_file::PidFile;
-use crate::service::privileges::Account;
+use crate::service::privileges::{self, Account};
+use crate::service::runtime;
 use crate::service::signals::{StatusSignal, StopSignals};
 use crate::service::socket_file::{self, SocketFile};
 use crate::service::status::{self, CertificateStatus, Door, Sources};
@@ -72,6 +73,7 @@ pub(crate) fn run(
     logging: &mut Logging,
 ) -> Result<ExitCode> {
     let Setup { source, config, identities } = setup;
+    privileges::harden();
     if account.is_none() && pid_file.is_none() {
         // No fork and no change of user follow.
         logging.begin()?;
@@ -85,6 +87,13 @@ pub(crate) fn run(
         "zuul-fingergw {} starts",
         env!("CARGO_PKG_VERSION")
     );
+    if config.hostname.is_none() && config.zone.is_some() && !hostname.contains('.') {
+        warn!(
+            hostname,
+            "the name that this gateway registers has no domain, and hostname is not set: other \
+             zones may be unable to resolve it"
+        );
+    }
     identities.tell();
     for warning in config.warnings() {
         warn!("{warning}");
@@ -112,10 +121,7 @@ pub(crate) fn run(
         tell_whether_it_can_be_reloaded(&source);
     }
     logging.begin()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = runtime::start()?;
     let sockets = Sockets { listeners, admin, control };
     let configured = Configured { config, identities };
     let status = runtime.block_on(serve(source, configured, hostname, sockets, logging, launch));

@@ -64,11 +64,7 @@ fn warnings(usable: &Usable) -> Vec<String> {
     let Usable { path, config, identities, account } = usable;
     let mut warnings: Vec<_> = identities.findings().map(ToString::to_string).collect();
     warnings.extend(config.warnings());
-    if let Some(log_config) = &config.log.log_config
-        && !log_config.not_taken.is_empty()
-    {
-        warnings.push(log_config.to_string());
-    }
+    warnings.extend(config.log.not_taken());
     if let (Some(account), Some(socket)) = (account, config.explicit_command_socket())
         && let Ok(Err(unfit)) = account.impersonate(|| socket_file::check_writable(socket))
     {

@@ -1,20 +1,62 @@
 //! This machine's own name, where the configuration gives none.
 
-use dns_lookup::{AddrInfoHints, getaddrinfo, lookup_addr};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
-/// `AI_CANONNAME` of getaddrinfo(3).
-const CANONICAL_NAME: i32 = 0x0002;
+use dns_lookup::{AddrInfoHints, getaddrinfo, getnameinfo};
 
-/// The fully qualified name of this machine, found as upstream finds it (Python's
-/// `socket.getfqdn`): the first name with a dot in it that belongs to the host name's addresses,
+use crate::small_file;
+
+/// `NI_NAMEREQD` of getnameinfo(3): an address without a name is an error.
+const NAME_REQUIRED: i32 = 8;
+
+/// The fully qualified name of this machine, as Zuul's gateway finds it (Python's `socket.getfqdn`):
+/// of the names of the host name's first address the first one with a dot, else the canonical one,
 /// else the host name as it is. Asks the resolver; may take as long as that takes.
 pub(crate) fn fully_qualified() -> String {
     let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let hints = AddrInfoHints { flags: CANONICAL_NAME, ..AddrInfoHints::default() };
-    let mut names = Vec::new();
-    for info in getaddrinfo(Some(&own), None, Some(hints)).into_iter().flatten().flatten() {
-        names.extend(lookup_addr(&info.sockaddr.ip()));
-        names.extend(info.canonname);
+    let mut infos = getaddrinfo(Some(&own), None, Some(AddrInfoHints::default())).into_iter();
+    let address = infos.by_ref().flatten().flatten().next().map(|info| info.sockaddr.ip());
+    let names = address.map(names_of).unwrap_or_default();
+    let qualified = names.iter().find(|name| name.contains('.')).or(names.first());
+    qualified.cloned().unwrap_or(own)
+}
+
+/// The canonical name of `address` and its aliases. getnameinfo(3) returns no aliases, and those of
+/// gethostbyaddr(3) come from /etc/hosts, so that is read first.
+fn names_of(address: IpAddr) -> Vec<String> {
+    let hosts = small_file::read(Path::new("/etc/hosts")).unwrap_or_default();
+    let names = names_in(&String::from_utf8_lossy(&hosts), address);
+    if !names.is_empty() {
+        return names;
     }
-    names.into_iter().find(|name| name.contains('.')).unwrap_or(own)
+    let found = getnameinfo(&SocketAddr::new(address, 0), NAME_REQUIRED);
+    found.map(|(name, _)| name).into_iter().collect()
+}
+
+/// The names in the first line of `hosts` that is about `address` (hosts(5)).
+fn names_in(hosts: &str, address: IpAddr) -> Vec<String> {
+    for line in hosts.lines() {
+        let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
+        let found = words.next().and_then(|word| word.parse::<IpAddr>().ok());
+        if found.is_some_and(|found| found.to_canonical() == address.to_canonical()) {
+            return words.map(str::to_owned).collect();
+        }
+    }
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_first_line_with_the_address() {
+        let hosts = "# 10.0.0.5 no\n127.0.0.1 localhost\n10.0.0.5\tnode1 node1.example.org # c d\n\
+                     10.0.0.5 other\n::ffff:10.0.0.6 mapped\nnonsense\n10.0.0.7\n";
+        let names = |address: &str| names_in(hosts, address.parse().expect("an address"));
+        assert_eq!(names("10.0.0.5"), ["node1", "node1.example.org"]);
+        assert_eq!(names("10.0.0.6"), ["mapped"]);
+        assert!(names("10.0.0.7").is_empty() && names("10.0.0.8").is_empty());
+    }
 }

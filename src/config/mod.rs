@@ -299,13 +299,6 @@ pub(crate) struct LogConfig {
     pub(crate) not_taken: Vec<String>,
 }
 
-impl fmt::Display for LogConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, not_taken } = self;
-        write!(f, "{file}: level and output are taken, these are not: {}", not_taken.join(", "))
-    }
-}
-
 /// The shape of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogFormat {
@@ -324,6 +317,28 @@ pub(crate) enum LogOutput {
     File(PathBuf),
 }
 
+impl LogOutput {
+    /// The output called `path`. The usual names of the standard streams are links, which root does
+    /// not follow, and which cannot be opened where a stream is a socket, as under systemd.
+    fn at(path: PathBuf) -> Self {
+        match path.to_str() {
+            Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => Self::Stdout,
+            Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => Self::Stderr,
+            _ => Self::File(path),
+        }
+    }
+}
+
+impl fmt::Display for LogOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("standard output"),
+            Self::Stderr => f.write_str("standard error"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 impl Log {
     /// With `-d`, which counts only without a log_config, as with upstream.
     pub(crate) fn debugging(self, debug: bool) -> Self {
@@ -333,10 +348,24 @@ impl Log {
         }
     }
 
-    /// What of its log_config has no effect, if that is not what `before` tells.
-    pub(crate) fn news(&self, before: &Self) -> Option<&LogConfig> {
-        let given = self.log_config.as_ref().filter(|given| !given.not_taken.is_empty());
-        given.filter(|given| before.log_config.as_ref() != Some(given))
+    /// A warning of the parts of its `log_config` that have no effect, if there are any, which says
+    /// where lines go instead.
+    pub(crate) fn not_taken(&self) -> Option<String> {
+        let LogConfig { file, not_taken } = self.log_config.as_ref()?;
+        if not_taken.is_empty() {
+            return None;
+        }
+        let (level, output) = (self.level.as_str().to_lowercase(), &self.output);
+        Some(format!(
+            "{file}: level and output are taken, these are not: {}; lines go to {output} from level \
+             {level} on",
+            not_taken.join(", ")
+        ))
+    }
+
+    /// The warning of [`Self::not_taken`], if it is not the one that there was `before`.
+    pub(crate) fn news(&self, before: &Self) -> Option<String> {
+        self.not_taken().filter(|warning| before.not_taken().as_ref() != Some(warning))
     }
 
     /// For a process that has left its terminal: what would have gone there goes to a file.

@@ -362,7 +362,7 @@ fn output(text: &str) -> Read<LogOutput> {
     match text {
         "stdout" => Ok(LogOutput::Stdout),
         "stderr" => Ok(LogOutput::Stderr),
-        _ if text.starts_with('/') => Ok(LogOutput::File(PathBuf::from(text))),
+        _ if text.starts_with('/') => Ok(LogOutput::at(PathBuf::from(text))),
         _ => Err("must be \"stdout\", \"stderr\" or the absolute path of a file".to_owned()),
     }
 }
@@ -851,6 +851,32 @@ level = "loud"
         assert_eq!(read("/var/log/x"), Ok(LogOutput::File(PathBuf::from("/var/log/x"))));
         for bad in ["", "syslog", "fingergw.log", "~/log"] {
             assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn listeners_on_one_address_are_a_fault() {
+        let problems = |one: &str, other: &str| {
+            let listener = |address| format!("[[listener]]\naddress = \"{address}\"\n");
+            faults(&format!("{}{}{LEAST}", listener(one), listener(other))).len()
+        };
+        for (one, other) in [
+            ("[::]:79", "[::]:79"),
+            ("gw:79", "gw:79"),
+            ("[::]:79", "192.0.2.1:79"),
+            ("[2001:db8::1]:79", "[::]:79"),
+            ("0.0.0.0:79", "192.0.2.1:79"),
+            ("0.0.0.0:79", "[::]:79"),
+        ] {
+            assert_eq!(problems(one, other), 1, "{one} {other}");
+        }
+        for (one, other) in [
+            ("[::]:79", "[::]:80"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("192.0.2.2:79", "192.0.2.1:79"),
+            ("0.0.0.0:79", "[2001:db8::1]:79"),
+        ] {
+            assert_eq!(problems(one, other), 0, "{one} {other}");
         }
     }
 

@@ -38,6 +38,7 @@ use crate::registry::build::{Build, BuildId, Executor, Place};
 use crate::registry::component::Announcement;
 use crate::registry::embedded::Embedded;
 use crate::registry::{Registration, Registry};
+use crate::service::runtime;
 use crate::service::signals::StopSignals;
 use crate::tls::{self, ClientCertificate, Identity, Names};
 
@@ -63,10 +64,7 @@ pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
         let log = Log { level, output: LogOutput::Stderr, ..Log::default() };
         let mut logging = log::start(&log, None)?;
         logging.begin()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
+        let runtime = runtime::start()?;
         let shown = runtime.block_on(show(options));
         // A write to a reader that has stalled is not waited for.
         runtime.shutdown_background();

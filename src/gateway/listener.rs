@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, anyhow};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,13 +47,27 @@ pub(crate) fn bind(address: SocketAddr) -> Result<StdListener> {
         }
         bound => bound,
     };
-    bound.with_context(|| match address.port() {
-        1..1024 => format!(
-            "cannot listen on {address} (ports below 1024 need root, CAP_NET_BIND_SERVICE or \
-             sysctl net.ipv4.ip_unprivileged_port_start)"
-        ),
-        _ => format!("cannot listen on {address}"),
+    bound.map_err(|error| {
+        anyhow!("cannot listen on {address}: {error}{}", hint(&error, address.port()))
     })
+}
+
+/// What an operator can do about a socket that cannot be bound to `port`.
+fn hint(error: &io::Error, port: u16) -> String {
+    match Errno::from_io_error(error) {
+        Some(Errno::ADDRINUSE) => {
+            format!(
+                " (by which process? ss -ltnp 'sport = :{port}'; stop it, or change the address)"
+            )
+        }
+        Some(Errno::ADDRNOTAVAIL) => " (not an address of this host: see ip address)".to_owned(),
+        Some(Errno::ACCESS | Errno::PERM) if (1..1024).contains(&port) => {
+            " (ports below 1024 need root, CAP_NET_BIND_SERVICE or sysctl \
+             net.ipv4.ip_unprivileged_port_start)"
+                .to_owned()
+        }
+        _ => String::new(),
+    }
 }
 
 fn is_without_ipv6(error: &io::Error) -> bool {

@@ -90,10 +90,13 @@ impl Asked<'_> {
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         span.over(hop, route, bytes);
-        let seconds = seconds.as_secs_f64();
+        // Milliseconds: JSON would show all digits.
+        let seconds = (seconds.as_secs_f64() * 1000.0).round() / 1000.0;
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
+        let (kind, host, port, zone, tls) = hop.fields();
         log_stream!(
-            *logged, %peer, %build, event_id, trace_id, route = %hop, bytes, seconds, %end,
+            *logged, %peer, %build, event_id, trace_id, route = %hop, hop.kind = kind,
+            hop.host = host, hop.port = port, hop.zone = zone, hop.tls = tls, bytes, seconds, %end,
             "stream ended"
         );
     }

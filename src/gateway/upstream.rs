@@ -42,6 +42,20 @@ impl fmt::Display for Upstream {
     }
 }
 
+impl Upstream {
+    /// The parts of the `Display` text, as fields of a log line in JSON: kind, host, port, zone, TLS.
+    pub(crate) fn fields(&self) -> (&'static str, &str, u16, Option<&str>, bool) {
+        match self {
+            Self::Executor(Executor { hostname, port, zone }) => {
+                ("executor", hostname, *port, zone.as_deref(), false)
+            }
+            Self::Gateway(Gateway { hostname, port, zone, tls }) => {
+                ("gateway", hostname, *port, zone.as_deref(), *tls)
+            }
+        }
+    }
+}
+
 /// A next hop in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct HopAddress {
@@ -55,15 +69,9 @@ pub(crate) struct HopAddress {
 
 impl From<&Upstream> for HopAddress {
     fn from(hop: &Upstream) -> Self {
-        let (kind, host, port, zone, tls) = match hop {
-            Upstream::Executor(Executor { hostname, port, zone }) => {
-                ("executor", hostname, port, zone, false)
-            }
-            Upstream::Gateway(Gateway { hostname, port, zone, tls }) => {
-                ("gateway", hostname, port, zone, *tls)
-            }
-        };
-        Self { kind, host: host.clone(), port: *port, zone: zone.clone(), tls }
+        let (kind, host, port, zone, tls) = hop.fields();
+        let zone = zone.map(str::to_owned);
+        Self { kind, host: host.to_owned(), port, zone, tls }
     }
 }
 

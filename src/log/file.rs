@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::getuid;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use super::sink::write_line;
+use super::sink::write_lines;
 use crate::small_file::open_for_writing;
 
 /// Checks whether [`Followed::open`] would succeed at `path`, without creating a file.
@@ -115,12 +115,12 @@ impl Followed {
         }
     }
 
-    /// Appends `line`.
+    /// Appends `lines`.
     ///
     /// # Errors
-    /// It cannot be written, or only the beginning of it.
-    pub(super) fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        write_line(&self.file, &mut self.torn, line)
+    /// They cannot be written, or only as many bytes of them as are returned.
+    pub(super) fn write(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
+        write_lines(&self.file, &mut self.torn, lines)
     }
 }
 
@@ -142,7 +142,7 @@ mod tests {
     /// Follows and writes.
     fn write(file: &mut Followed, line: &str) -> io::Result<()> {
         file.follow()?;
-        file.write(line.as_bytes())
+        file.write(line.as_bytes()).map_err(|(_, error)| error)
     }
 
     #[test]

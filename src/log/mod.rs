@@ -9,18 +9,21 @@
 mod file;
 mod sink;
 pub(crate) mod stderr;
+mod text_fields;
 mod zuul_line;
 
 pub(crate) use self::sink::LostLines;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::env;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::panic;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tracing::{Level, error};
+use tracing::{Level, error, warn};
 use tracing_log::AsLog;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -29,7 +32,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use self::file::Followed;
 use self::sink::{Output, Sink};
-use self::zuul_line::ZuulLine;
+use self::text_fields::TextFields;
+use self::zuul_line::{ZuulLine, local_zone};
 use crate::config::{Log, LogFormat, LogOutput};
 use crate::service::privileges::Account;
 
@@ -106,14 +110,23 @@ pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
         LogOutput::File(path) => Output::File(open(path, account)?),
     };
     let is_stderr = output.is_stderr();
+    let colours = use_colours(output.is_terminal(), env::var_os("NO_COLOR").as_deref());
     let (writer, sink) = Sink::new(output);
     let (filter, handle) = reload::Layer::new(targets(level));
     let lines = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     match format {
-        LogFormat::Text => lines.with(layer.with_ansi(false)).init(),
+        LogFormat::Text => lines.with(layer.fmt_fields(TextFields).with_ansi(colours)).init(),
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
-        LogFormat::Zuul => lines.with(layer.with_ansi(false).event_format(ZuulLine::new())).init(),
+        LogFormat::Zuul => {
+            let (zone, problem) = local_zone();
+            lines.with(layer.fmt_fields(TextFields).event_format(ZuulLine::new(zone))).init();
+            if let Some(problem) = problem {
+                warn!(
+                    "log lines have times in UTC: {problem}; set TZ to a name such as Europe/Berlin"
+                );
+            }
+        }
     }
     panic::set_hook(Box::new(log_panic));
     Ok(Logging { sink, is_stderr, volume: Volume(handle) })
@@ -130,6 +143,11 @@ fn open(path: &Path, account: Option<&Account>) -> Result<Followed> {
         opened = Followed::open_for(path, account.ids());
     }
     opened.with_context(|| unusable(path))
+}
+
+/// Whether levels are coloured: on a terminal, unless `NO_COLOR` says otherwise (no-color.org).
+fn use_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 fn denied<T>(result: &io::Result<T>) -> bool {
@@ -209,6 +227,12 @@ impl fmt::Debug for Excerpt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_without_no_color() {
+        assert!(use_colours(true, None) && use_colours(true, Some("".as_ref())));
+        assert!(!use_colours(true, Some("1".as_ref())) && !use_colours(false, None));
+    }
 
     #[test]
     fn excerpts_are_short_and_printable() {

@@ -6,9 +6,8 @@
 //! because its thread ignores write errors: lost lines would not be reported, and a file on a full
 //! disk would keep a partial line.
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::mem;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +23,16 @@ use super::stderr;
 
 /// The most bytes that wait to be written: seconds of a busy gateway at debug level, hours at info.
 const QUEUE_MAX: usize = 4 << 20;
+
+/// The most bytes of one write: what a pipe takes whole (`PIPE_BUF` of pipe(7)), so that lines of other
+/// writers come between ours and not into them.
+const WRITE_MAX: usize = 4096;
+
+/// How long lines gather after others were written, and up to how many bytes. A busy gateway then
+/// wakes the writer thread 200 times a second and not for every line. The first line after a pause is
+/// written immediately.
+const GATHER_TIME: Duration = Duration::from_millis(5);
+const GATHER_MAX: usize = 64 << 10;
 
 /// How long the end of the program may wait for the output.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -93,13 +102,16 @@ impl Drop for Sink {
     fn drop(&mut self) {
         if self.begin().is_err()
             && let Some(output) = &mut self.output
-            && !self.queue.lock().lines.is_empty()
+            && !self.queue.lock().text.is_empty()
         {
             write_batch(output, &self.queue, &mut false);
             return;
         }
-        let busy = |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty();
-        drop(self.queue.changed.wait_timeout_while(self.queue.lock(), FLUSH_TIMEOUT, busy));
+        let mut waiting = self.queue.lock();
+        waiting.flushing = true;
+        self.queue.changed.notify_all();
+        let busy = |waiting: &mut Waiting| waiting.writing || !waiting.text.is_empty();
+        drop(self.queue.changed.wait_timeout_while(waiting, FLUSH_TIMEOUT, busy));
     }
 }
 
@@ -112,12 +124,15 @@ struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    lines: VecDeque<Vec<u8>>,
-    bytes: usize,
+    /// Whole lines.
+    text: Vec<u8>,
     /// Lines lost since the last report of lost lines.
     lost: u64,
-    /// Whether the writer thread holds lines that are not written yet.
+    /// Whether the writer thread is busy: it holds lines that may not be written yet, or lets lines
+    /// gather.
     writing: bool,
+    /// Whether the end of the program waits for the last line.
+    flushing: bool,
 }
 
 impl Queue {
@@ -127,35 +142,40 @@ impl Queue {
 
     fn push(&self, line: &[u8]) {
         let mut waiting = self.lock();
-        if waiting.bytes + line.len() > QUEUE_MAX {
-            self.lose(&mut waiting);
+        if waiting.text.len() + line.len() > QUEUE_MAX {
+            self.lose(&mut waiting, 1);
             return;
         }
-        waiting.bytes += line.len();
-        waiting.lines.push_back(line.to_vec());
-        // While the thread writes it does not wait for lines.
-        if !waiting.writing {
+        let before = waiting.text.len();
+        waiting.text.extend_from_slice(line);
+        let is_enough = before < GATHER_MAX && waiting.text.len() >= GATHER_MAX;
+        if !waiting.writing || is_enough {
             self.changed.notify_all();
         }
     }
 
-    /// Counts a line that is lost.
-    fn lose(&self, waiting: &mut Waiting) {
-        waiting.lost += 1;
-        self.lost_lines.0.fetch_add(1, Ordering::Relaxed);
+    /// Counts lines that are lost.
+    fn lose(&self, waiting: &mut Waiting, lines: u64) {
+        waiting.lost += lines;
+        self.lost_lines.0.fetch_add(lines, Ordering::Relaxed);
     }
 
     /// Waits for lines and takes all of them. The lines of the previous call count as written.
-    fn take(&self) -> VecDeque<Vec<u8>> {
+    fn take(&self) -> Vec<u8> {
         let mut waiting = self.lock();
-        waiting.writing = false;
-        self.changed.notify_all();
-        let empty = |waiting: &mut Waiting| waiting.lines.is_empty();
+        if waiting.writing {
+            let gathers =
+                |waiting: &mut Waiting| !waiting.flushing && waiting.text.len() < GATHER_MAX;
+            let gathered = self.changed.wait_timeout_while(waiting, GATHER_TIME, gathers);
+            waiting = gathered.unwrap_or_else(PoisonError::into_inner).0;
+            waiting.writing = false;
+            self.changed.notify_all();
+        }
+        let empty = |waiting: &mut Waiting| waiting.text.is_empty();
         let mut waiting =
             self.changed.wait_while(waiting, empty).unwrap_or_else(PoisonError::into_inner);
         waiting.writing = true;
-        waiting.bytes = 0;
-        mem::take(&mut waiting.lines)
+        mem::take(&mut waiting.text)
     }
 }
 
@@ -216,10 +236,11 @@ impl Output {
         }
     }
 
-    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+    /// Writes `lines`, or as many bytes of them as it returns with the error.
+    fn write(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
         match self {
-            Self::File(file) => file.write(line),
-            Self::Stream(Stream { file, torn, .. }) => write_line(file, torn, line),
+            Self::File(file) => file.write(lines),
+            Self::Stream(Stream { file, torn, .. }) => write_lines(file, torn, lines),
         }
     }
 
@@ -235,6 +256,13 @@ impl Output {
         }
     }
 
+    pub(super) fn is_terminal(&self) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Stream(stream) => stream.file.is_terminal(),
+        }
+    }
+
     fn name(&self) -> String {
         match self {
             Self::File(file) => file.path().display().to_string(),
@@ -245,11 +273,15 @@ impl Output {
 
 /// Waits for lines and writes all of them.
 fn write_batch(output: &mut Output, queue: &Queue, failing: &mut bool) {
-    let lines = queue.take();
+    let text = queue.take();
     let mut followed = output.follow();
     let mut reported = false;
-    for line in lines {
-        let written = mem::replace(&mut followed, Ok(())).and_then(|()| output.write(&line));
+    let mut rest = text.as_slice();
+    while !rest.is_empty() {
+        let (lines, after) = rest.split_at(end_of_lines(rest));
+        rest = after;
+        let followed_now = mem::replace(&mut followed, Ok(()));
+        let written = followed_now.map_err(|error| (0, error)).and_then(|()| output.write(lines));
         match written {
             Ok(()) => {
                 *failing = false;
@@ -258,8 +290,9 @@ fn write_batch(output: &mut Output, queue: &Queue, failing: &mut bool) {
                     report_lost(queue);
                 }
             }
-            Err(error) => {
-                queue.lose(&mut queue.lock());
+            Err((count, error)) => {
+                let lost = lines[count..].iter().filter(|byte| **byte == b'\n').count();
+                queue.lose(&mut queue.lock(), lost as u64);
                 if !mem::replace(failing, true) {
                     let name = output.name();
                     stderr::write(
@@ -269,10 +302,23 @@ fn write_batch(output: &mut Output, queue: &Queue, failing: &mut bool) {
                         Duration::ZERO,
                     );
                 }
-                // The next line tries again: the directory may be back.
+                // The next lines are tried again: the directory may be back.
                 followed = output.follow();
             }
         }
+    }
+}
+
+/// How many bytes of `text` to write: whole lines, as many as [`WRITE_MAX`] allows, at least one.
+fn end_of_lines(text: &[u8]) -> usize {
+    if text.len() <= WRITE_MAX {
+        return text.len();
+    }
+    let (fitting, longer) = text.split_at(WRITE_MAX);
+    let newline = |byte: &u8| *byte == b'\n';
+    match fitting.iter().rposition(newline) {
+        Some(last) => last + 1,
+        None => longer.iter().position(newline).map_or(text.len(), |at| WRITE_MAX + at + 1),
     }
 }
 
@@ -285,27 +331,35 @@ fn report_lost(queue: &Queue) {
     }
 }
 
-/// Appends `line`. `torn` is whether the last line in `file` is a partial one; it is ended first.
-pub(super) fn write_line(mut file: &File, torn: &mut bool, line: &[u8]) -> io::Result<()> {
-    let newline: &[u8] = if *torn { b"\n" } else { b"" };
-    for part in [newline, line] {
-        let mut rest = part;
-        while !rest.is_empty() {
-            match file.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => rest = &rest[count..],
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Another process that shares the pipe or terminal has made it non-blocking.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    stderr::wait_writable(file, None)?;
-                }
-                Err(error) => {
-                    *torn = *torn || rest.len() < part.len();
-                    return Err(error);
-                }
-            }
-        }
+/// Appends `lines`, or as many bytes of them as it returns with the error. `torn` is whether the last
+/// line in `file` is a partial one; it is ended first.
+pub(super) fn write_lines(
+    file: &File,
+    torn: &mut bool,
+    lines: &[u8],
+) -> Result<(), (usize, io::Error)> {
+    if *torn {
+        write_all(file, b"\n").map_err(|(_, error)| (0, error))?;
         *torn = false;
+    }
+    write_all(file, lines).inspect_err(|(count, _)| {
+        *torn = lines[..*count].last().is_some_and(|byte| *byte != b'\n');
+    })
+}
+
+fn write_all(mut file: &File, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
+    let mut count = 0;
+    while count < bytes.len() {
+        let written = match file.write(&bytes[count..]) {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            // Another process that shares the pipe or terminal has made it non-blocking.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                stderr::wait_writable(file, None).map(|()| 0)
+            }
+            written => written,
+        };
+        count += written.map_err(|error| (count, error))?;
     }
     Ok(())
 }
@@ -342,11 +396,38 @@ mod tests {
             (&lines).write_all(&line).unwrap();
         }
         let waiting = lines.0.lock();
-        assert_eq!((waiting.lines.len(), waiting.lost), (4, 2));
+        assert_eq!((waiting.text.len(), waiting.lost), (4 * line.len(), 2));
         drop(waiting);
-        assert_eq!(lines.0.take().len(), 4);
+        assert_eq!(lines.0.take().len(), 4 * line.len());
         (&lines).write_all(b"room again").unwrap();
-        assert_eq!(lines.0.lock().lines.len(), 1);
+        assert_eq!(lines.0.lock().text, b"room again");
+    }
+
+    #[test]
+    fn writes_are_whole_lines_of_at_most_a_pipes_atomic_write() {
+        let line = |length: usize| [vec![b'x'; length - 1], vec![b'\n']].concat();
+        for (lengths, end) in [
+            (vec![10], 10),
+            (vec![WRITE_MAX], WRITE_MAX),
+            (vec![WRITE_MAX - 10, 10, 1], WRITE_MAX),
+            (vec![WRITE_MAX - 10, 11, 1], WRITE_MAX - 10),
+            (vec![2 * WRITE_MAX, 5], 2 * WRITE_MAX),
+        ] {
+            let text: Vec<u8> = lengths.iter().flat_map(|length| line(*length)).collect();
+            assert_eq!(end_of_lines(&text), end, "{lengths:?}");
+        }
+        assert_eq!(end_of_lines(&[b'x'; 2 * WRITE_MAX]), 2 * WRITE_MAX, "no line at all");
+    }
+
+    #[test]
+    fn broken_pipe_is_an_error_without_a_partial_line() {
+        let (reader, writer) = pipe().unwrap();
+        let file = File::from(OwnedFd::from(writer));
+        let mut torn = false;
+        assert!(write_lines(&file, &mut torn, b"one\ntwo\n").is_ok() && !torn);
+        drop(reader);
+        let (count, error) = write_lines(&file, &mut torn, b"three\n").unwrap_err();
+        assert_eq!((count, error.kind(), torn), (0, io::ErrorKind::BrokenPipe, false));
     }
 
     #[test]
@@ -387,7 +468,7 @@ mod tests {
         });
         drop(sink);
         let waiting = lines.0.lock();
-        assert!(waiting.lines.is_empty() && !waiting.writing, "all was written");
+        assert!(waiting.text.is_empty() && !waiting.writing, "all was written");
         drop(waiting);
         // The writer thread lives as long as the process, and with it the pipe's other end.
         assert!(!reading.is_finished());

@@ -5,7 +5,9 @@
 //! upstream's formatter makes of a message of several lines: each gets the same beginning, the
 //! later ones are indented, so that a reader of lines never meets one without a time.
 
+use std::env;
 use std::fmt::{self, Write as _};
+use std::path::Path;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
@@ -15,6 +17,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::small_file;
+
 /// Makes such lines.
 pub(super) struct ZuulLine {
     /// Found once, as the C library does for Python: a change needs a restart.
@@ -22,10 +26,41 @@ pub(super) struct ZuulLine {
 }
 
 impl ZuulLine {
-    /// In the time zone of `TZ`, else of `/etc/localtime`, else UTC.
-    pub(super) fn new() -> Self {
-        Self { zone: TimeZone::system() }
+    pub(super) fn new(zone: TimeZone) -> Self {
+        Self { zone }
     }
+}
+
+/// The time zone of `TZ`, else of `/etc/localtime`, else UTC (tzset(3)). The error is why `TZ` cannot
+/// be used; UTC is used then, as by the C library.
+pub(super) fn local_zone() -> (TimeZone, Option<String>) {
+    let Some(text) = env::var_os("TZ") else { return (TimeZone::system(), None) };
+    match text.to_str().ok_or_else(|| "not UTF-8 text".to_owned()).and_then(zone) {
+        Ok(zone) => (zone, None),
+        Err(reason) => {
+            let text = text.to_string_lossy();
+            (TimeZone::UTC, Some(format!("TZ={}: {reason}", text.escape_debug())))
+        }
+    }
+}
+
+/// The zone that a value of `TZ` stands for: a file, a name below /usr/share/zoneinfo, or a POSIX rule.
+fn zone(text: &str) -> Result<TimeZone, String> {
+    let name = text.strip_prefix(':').unwrap_or(text);
+    if name.is_empty() {
+        return Ok(TimeZone::UTC);
+    }
+    if name.starts_with('/') {
+        // Not by jiff, which would read a device without end.
+        let bytes = small_file::read(Path::new(name)).map_err(|error| error.to_string())?;
+        return TimeZone::tzif(name, &bytes).map_err(|error| error.to_string());
+    }
+    // "posix/" has the same zones without leap seconds, which is how jiff reads all of them.
+    TimeZone::get(name.strip_prefix("posix/").unwrap_or(name))
+        .or_else(|_| TimeZone::posix(name))
+        // As the C library, for a summer time without rules.
+        .or_else(|_| TimeZone::posix(&format!("{name},M3.2.0,M11.1.0")))
+        .map_err(|_| "neither a known time zone nor a POSIX rule".to_owned())
 }
 
 impl<S, N> FormatEvent<S, N> for ZuulLine
@@ -134,6 +169,32 @@ mod tests {
         ];
         for (now, level, target, expected) in cases {
             assert_eq!(start(&now, level, target), expected);
+        }
+    }
+
+    #[test]
+    fn values_of_tz_are_understood_as_by_the_c_library() {
+        let offset = |tz: &str, time: &str| {
+            let time: Timestamp = time.parse().expect("a time");
+            zone(tz).unwrap_or_else(|reason| panic!("{tz}: {reason}")).to_offset(time).seconds()
+        };
+        let (winter, summer) = ("2026-01-15T12:00:00Z", "2026-07-15T12:00:00Z");
+        for (tz, in_winter, in_summer) in [
+            ("CET-1CEST", 3600, 7200),
+            ("CET-1CEST,M3.5.0,M10.5.0/3", 3600, 7200),
+            (":Europe/Berlin", 3600, 7200),
+            ("posix/Europe/Berlin", 3600, 7200),
+            (":/usr/share/zoneinfo/Europe/Berlin", 3600, 7200),
+            ("<+0330>-3:30", 12_600, 12_600),
+            ("", 0, 0),
+            ("UTC", 0, 0),
+        ] {
+            assert_eq!((offset(tz, winter), offset(tz, summer)), (in_winter, in_summer), "{tz}");
+        }
+        // The rules of the United States, by which summer begins on 8 March.
+        assert_eq!(offset("CET-1CEST", "2026-03-10T12:00:00Z"), 7200);
+        for tz in ["nonsense", "Europe/Nowhere", ":/dev/zero", ":/nowhere", "/etc"] {
+            assert!(zone(tz).is_err(), "{tz}");
         }
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod detach;
 pub(crate) mod memory;
 pub(crate) mod pid_file;
 pub(crate) mod privileges;
+pub(crate) mod runtime;
 pub(crate) mod signals;
 pub(crate) mod socket_file;
 pub(crate) mod status;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
+use std::iter;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -116,11 +117,25 @@ fn number(file: &File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Whether the process is a finger gateway. Upstream's holds its pid file by being there, without
-/// a lock.
+/// Whether the process is a finger gateway. Zuul's holds its pid file by running, without a lock.
 fn is_gateway(number: u32) -> bool {
     let command = fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
-    number != std::process::id() && command.windows(8).any(|window| window == b"fingergw")
+    number != std::process::id() && runs_gateway(&command)
+}
+
+/// Whether a command line (proc(5), `/proc/PID/cmdline`) is that of a finger gateway: this program, or
+/// Zuul's, which Python runs as a script or as a module.
+fn runs_gateway(command: &[u8]) -> bool {
+    let mut words = command.split(|byte| *byte == 0);
+    let mut next = || words.next().and_then(|word| word.rsplit(|byte| *byte == b'/').next());
+    match next() {
+        Some(b"zuul-fingergw") => true,
+        // A few options of the interpreter may come before the script.
+        Some(program) if program.starts_with(b"python") => iter::from_fn(next)
+            .take(4)
+            .any(|word| matches!(word, b"zuul-fingergw" | b"zuul.cmd.fingergw" | b"fingergw.py")),
+        _ => false,
+    }
 }
 
 /// Whether `file` is the one at `path`.
@@ -159,6 +174,23 @@ mod tests {
             fs::write(&path, content).expect("a file");
             PidFile::take(&path, None).expect("it is nobody's").write(7).expect("a number");
             assert!(!path.exists(), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn only_gateways_hold_a_pid_file_without_a_lock() {
+        for (command, is_one) in [
+            ("/usr/bin/zuul-fingergw\0-f\0", true),
+            ("/opt/zuul/bin/python3\0/opt/zuul/bin/zuul-fingergw\0-d\0", true),
+            ("python3.11\0-u\0/usr/local/bin/zuul-fingergw\0", true),
+            ("python3\0-m\0zuul.cmd.fingergw\0", true),
+            ("less\0/var/log/zuul/fingergw.log\0", false),
+            ("/usr/bin/vi\0/etc/systemd/system/zuul-fingergw.service\0", false),
+            ("python3\0/opt/fingergw/check.py\0", false),
+            ("bash\0", false),
+            ("", false),
+        ] {
+            assert_eq!(runs_gateway(command.as_bytes()), is_one, "{command:?}");
         }
     }
 

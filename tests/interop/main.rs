@@ -9,6 +9,7 @@ mod components;
 mod conversations;
 mod executor;
 mod haproxy;
+mod hostname;
 mod log_streamer;
 mod metrics;
 mod mixed_zones;

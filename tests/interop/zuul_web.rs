@@ -199,7 +199,7 @@ async fn a_browser_that_leaves_a_busy_build_tls() {
 
 async fn leaves(gateway: &mut Gateway) {
     let line = gateway.logged("the stream's end", |line| line.contains("stream ended")).await;
-    assert!(line.contains("end=client left"), "{line}");
+    assert!(line.contains("end=\"client left"), "{line}");
 }
 
 /// An executor's connection is reset in the middle of a log: the console of that build ends, and

@@ -148,7 +148,7 @@ async fn once() {
     // Nobody could use the commands: all is over in seconds.
     assert!(!stderr.contains("another terminal") && !stderr.contains("| nc "), "{stderr}");
     // Both gateways log the stream: west's next hop is the executor, east's is west.
-    for route in ["route=executor 127.0.0.1:", "route=gateway localhost:"] {
+    for route in ["route=\"executor 127.0.0.1:", "route=\"gateway localhost:"] {
         let line = stderr.lines().find(|l| l.contains("stream ended") && l.contains(route));
         let line = line.unwrap_or_else(|| panic!("{route} in {stderr}"));
         assert!(line.contains(&format!("bytes={length} ")) && line.ends_with("end=finished"));

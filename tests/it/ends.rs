@@ -47,7 +47,7 @@ impl Site {
     /// The `end` of the first line with `event`.
     async fn end(&mut self, event: &str) -> String {
         let line = self.gateway.logged(event, |line| line.contains(event)).await;
-        line.split_once(" end=").expect("why it ended").1.to_owned()
+        line.split_once(" end=").expect("why it ended").1.trim_matches('"').to_owned()
     }
 }
 
@@ -321,7 +321,7 @@ impl Hop {
             Some(line) => line,
             None => asked.logged(event, |line| line.contains(event)).await,
         };
-        line.split_once(" end=").expect("why").1.to_owned()
+        line.split_once(" end=").expect("why").1.trim_matches('"').to_owned()
     }
 }
 

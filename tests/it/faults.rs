@@ -55,7 +55,7 @@ async fn until_it_says(system: &System, asked: &mut Gateway, executor: &Executor
 
 /// What is said of a way through `gateway`, of zone west.
 fn by(gateway: &Gateway) -> String {
-    format!("route=gateway localhost:{} ", gateway.port())
+    format!("route=\"gateway localhost:{} ", gateway.port())
 }
 
 /// Broken: the process of a zone's gateway is killed while a log comes through it. Its kernel ends
@@ -98,7 +98,7 @@ async fn a_gateway_of_the_zone_is_stopped() {
 
     west.signal(Signal::STOP);
     stream.write(b"meanwhile\n").await;
-    until_it_says(&system, &mut east, &executor, "end=overtaken").await;
+    until_it_says(&system, &mut east, &executor, "end=\"overtaken").await;
 
     west.signal(Signal::CONT);
     client.expect(b"meanwhile\n").await;

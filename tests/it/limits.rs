@@ -37,9 +37,8 @@ async fn one_connection_too_many_is_told_so() {
         assert_eq!(answer, TOO_MANY);
     }
     assert_eq!(rejected(&gateway, "limit").await, 2.0);
-    let log = gateway.log();
-    let warned = |line: &&String| line.contains("WARN") && line.contains("(limits.connections)");
-    assert_eq!(log.iter().filter(warned).count(), 1, "once");
+    let warned = |line: &str| line.contains("WARN") && line.contains("(limits.connections)");
+    assert_eq!(gateway.count_logged("a warning", warned).await, 1, "once");
 
     stream.write(b"log\n").await;
     first.expect(b"log\n").await;

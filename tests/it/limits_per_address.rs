@@ -26,8 +26,8 @@ pub(crate) async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
     metric(gateway, &series).await
 }
 
-fn warnings(gateway: &Gateway, key: &str) -> usize {
-    gateway.log().iter().filter(|line| line.contains("WARN") && line.contains(key)).count()
+async fn warnings(gateway: &Gateway, key: &str) -> usize {
+    gateway.count_logged(key, |line| line.contains("WARN") && line.contains(key)).await
 }
 
 /// A build with an executor that has its log.
@@ -89,8 +89,8 @@ async fn one_address_too_often_and_the_others_not() {
     build.reaches("::1", SocketAddr::new("::1".parse().expect("an address"), port)).await;
     assert_eq!(rejected(&gateway, "address").await, 4.0);
     assert_eq!(rejected(&gateway, "limit").await, 0.0);
-    assert_eq!(warnings(&gateway, "limits.connections_per_address"), 1);
-    assert_eq!(warnings(&gateway, "peer=127.0.0.2:"), 1, "it says who");
+    assert_eq!(warnings(&gateway, "limits.connections_per_address").await, 1);
+    assert_eq!(warnings(&gateway, "peer=127.0.0.2:").await, 1, "it says who");
 
     let (mut client, mut stream) = held.pop().expect("the second");
     stream.write(b"still here\n").await;
@@ -137,7 +137,7 @@ async fn an_ipv6_network_is_one_client() {
             assert_eq!(ask(client).await.text().await, TOO_MANY, "{client}, {prefix}");
         }
         assert_eq!(rejected(&gateway, "address").await, 3.0);
-        assert_eq!(warnings(&gateway, "peer=[2001:db8::1]:"), 1, "it says who");
+        assert_eq!(warnings(&gateway, "peer=[2001:db8::1]:").await, 1, "it says who");
         // Any address of a network may have the place that another one gives back.
         let (mut client, stream) = held.swap_remove(0);
         stream.finish().await;
@@ -272,7 +272,7 @@ async fn handshakes_of_one_address_and_of_all() {
     assert_eq!(rejected(&gateway, "handshakes").await, 9.0);
     assert_eq!(half.len(), 1);
     ended(&gateway, "rejected", 9).await;
-    assert_eq!(warnings(&gateway, "limits.handshakes"), 1);
+    assert_eq!(warnings(&gateway, "limits.handshakes").await, 1);
     drop(silent);
 }
 
@@ -312,7 +312,7 @@ async fn handshakes_have_a_rate() {
     })
     .await;
     assert_eq!(rejected(&gateway, "handshake_rate").await, 5.0);
-    assert_eq!(warnings(&gateway, "limits.handshakes_per_minute"), 1);
+    assert_eq!(warnings(&gateway, "limits.handshakes_per_minute").await, 1);
     // Others have their own, and whoever has shown a certificate has none.
     let known = async || {
         let client = Client::connect_from("127.0.0.2", gateway.address()).await;
@@ -357,7 +357,7 @@ async fn lines_of_streams_have_a_rate() {
     gateway.logged_times("an exempt one", 30, of("127.0.0.3")).await;
     let lines = gateway.log().iter().filter(|line| of("127.0.0.2")(line)).count();
     assert_eq!(lines as f64, asked - metric(&gateway, not_logged).await);
-    assert_eq!(warnings(&gateway, "limits.streams_logged_per_minute"), 1);
+    assert_eq!(warnings(&gateway, "limits.streams_logged_per_minute").await, 1);
 }
 
 /// ZooKeeper hangs: so many wait for it, and the others are told at once.
@@ -374,7 +374,7 @@ async fn look_ups_of_all() {
     let asked = ask_while_it_hangs(gateway.address(), 0..10, 3).await;
     assert_eq!(rejected(&gateway, "lookups").await, 7.0);
     ended(&gateway, "rejected", 7).await;
-    assert_eq!(warnings(&gateway, "limits.lookups"), 1);
+    assert_eq!(warnings(&gateway, "limits.lookups").await, 1);
     zookeeper.resume().await;
     for answer in asked.join_all().await {
         assert_eq!(answer, "Build not found\r\n");

@@ -51,7 +51,7 @@ async fn one_line_for_each_stream() {
         " INFO ",
         "stream ended",
         "peer=127.0.0.1:",
-        "route=executor 127.0.0.1:",
+        "route=\"executor 127.0.0.1:",
         "bytes=5",
         "seconds=",
         "end=finished",
@@ -73,7 +73,13 @@ async fn json_lines() {
     let line = log.iter().find(|line| line["build"] == build.as_str()).expect("the stream's line");
     assert_eq!(line["message"], "stream ended");
     assert_eq!((&line["bytes"], &line["end"]), (&Value::from(5), &Value::from("finished")));
-    assert!(line["peer"].is_string() && line["route"].is_string() && line["seconds"].is_number());
+    assert!(line["peer"].is_string() && line["route"].is_string());
+    let hop = [&line["hop.kind"], &line["hop.host"], &line["hop.tls"]];
+    assert_eq!(hop, [&Value::from("executor"), &Value::from("127.0.0.1"), &Value::from(false)]);
+    assert!(line["hop.port"].is_u64());
+    let seconds = line["seconds"].to_string();
+    assert!(seconds.parse::<f64>().is_ok(), "{seconds}");
+    assert!(seconds.split_once('.').is_none_or(|(_, decimals)| decimals.len() <= 3), "{seconds}");
     assert!(line["timestamp"].is_string() && line["level"] == "INFO");
 }
 
@@ -264,7 +270,7 @@ async fn what_strangers_send_is_escaped_and_cut() {
     client.send(&[vec![b'z'; 900], b"\n".to_vec()].concat()).await;
     client.text().await;
     let log = whole_log(gateway).await;
-    assert!(log.iter().any(|line| line.contains(r"\x1b[31mred\x07")), "escaped");
+    assert!(log.iter().any(|line| line.contains(r"\\x1b[31mred\\x07")), "escaped");
     assert!(log.iter().all(|line| line.bytes().all(|byte| byte >= b' ')), "printable");
     let longest = "z".repeat(64) + "...";
     assert!(log.iter().any(|line| line.contains(&longest)), "cut");

@@ -100,6 +100,29 @@ async fn error_that_ends_a_start_is_on_standard_error() {
     }
 }
 
+/// By script(1), which gives it a terminal.
+#[tokio::test]
+async fn levels_are_coloured_on_a_terminal_only() {
+    let system = System::new().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address");
+    let builder = with_admin(&system).listeners(&[&format!("address = \"{address}\"")]);
+    let config = builder.write();
+    let start = format!("{} -f -c {}", crate::support::gateway::BINARY, config.display());
+    for (no_color, coloured) in [("", true), ("1", false)] {
+        let mut command = tokio::process::Command::new("script");
+        command.args(["-q", "-c", &start, "/dev/null"]).env("NO_COLOR", no_color);
+        command.stdin(std::process::Stdio::null()).kill_on_drop(true);
+        let output = crate::support::within("its end", command.output()).await.expect("script");
+        let log = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(log.contains("cannot listen on"), "{log}");
+        assert_eq!(log.contains('\x1b'), coloured, "{log:?}");
+        assert_eq!(log.matches("cannot listen on").count(), 1, "standard error is the same: {log}");
+    }
+    let Outcome { stdout, .. } = program(&["-f"], &config).await;
+    assert!(stdout.contains("cannot listen on") && !stdout.contains('\x1b'), "{stdout:?}");
+}
+
 /// The unprivileged user may write to the directory of its log and could have root create, own or
 /// write to any file by a link there.
 #[tokio::test]

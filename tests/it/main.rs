@@ -11,6 +11,7 @@ mod drift;
 mod empty_root;
 mod ends;
 mod ensemble;
+mod environment;
 mod failover;
 mod faults;
 mod hostile;

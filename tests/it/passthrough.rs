@@ -111,7 +111,7 @@ fn streams_of_both_zones_come_by_one_address() {
         assert_eq!(from_east.rest().await, (Vec::new(), Ending::Reset));
         let port = all.router.address.port();
         for (hostname, zone, end) in
-            [(WEST, "west", "finished"), (EAST, "east", "cut by the next hop")]
+            [(WEST, "west", "finished"), (EAST, "east", "\"cut by the next hop")]
         {
             let route = format!("gateway {hostname}:{port} of zone {zone} (TLS)");
             let line = all.outer.logged(&route, |line| line.contains(&route)).await;
@@ -212,7 +212,7 @@ fn who_names_no_zone_is_refused() {
             assert_eq!(told, "Internal streaming error: the zone's gateways cannot be reached\r\n");
             let line = all.outer.logged("why", |line| line.contains(&build)).await;
             let why =
-                format!("gateway {hostname}:{port} of zone {zone} (TLS) end=TLS: invalid peer");
+                format!("gateway {hostname}:{port} of zone {zone} (TLS)\" end=\"TLS: invalid peer");
             assert!(line.contains(&why), "{line}");
         }
         for Zone { gateway, .. } in &all.zones {
@@ -232,7 +232,7 @@ fn a_stream_that_is_silent_too_long_for_the_router_is_cut() {
         assert_eq!(client.rest().await, (Vec::new(), Ending::Reset));
         stream.closed().await;
         let line = all.outer.logged("why", |line| line.contains("stream ended")).await;
-        assert!(line.contains(" end=cut by the next hop"), "{line}");
+        assert!(line.contains(" end=\"cut by the next hop"), "{line}");
     });
 }
 

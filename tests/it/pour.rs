@@ -162,7 +162,7 @@ async fn a_client_that_resets_while_it_pours() {
     let mut stream = poured.executor.accept().await;
     let writing = tokio::spawn(async move { stream.try_write(&log(TOO_MUCH)).await });
     client.reset();
-    poured.gateway.logged("its end", |line| line.contains("end=client left")).await;
+    poured.gateway.logged("its end", |line| line.contains("end=\"client left")).await;
     assert!(!writing.await.expect("the executor"), "the gateway has closed that side as well");
 }
 

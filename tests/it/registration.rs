@@ -312,8 +312,8 @@ async fn an_entry_that_somebody_took_out_is_made_again() {
     assert_eq!(second.stat.ephemeral_owner, first.stat.ephemeral_owner, "the same session");
     let status = format!("registered as {}", second.name);
     gateway.status("the new name", |line| line.ends_with(&status)).await;
-    let taken_out = |line: &String| line.contains("taken out by somebody");
-    assert_eq!(gateway.log().iter().filter(|line| taken_out(line)).count(), 1);
+    let taken_out = |line: &str| line.contains("taken out by somebody");
+    assert_eq!(gateway.count_logged("why", taken_out).await, 1);
 
     gateway.signal(Signal::TERM);
     assert!(gateway.exit().await.success());

@@ -154,7 +154,7 @@ async fn a_renewed_certificate() {
 #[tokio::test]
 async fn half_a_renewal() {
     let system = System::new().await;
-    let (served, identity) = with_tls(&system, "").await;
+    let (mut served, identity) = with_tls(&system, "").await;
     let authority = &system.zookeeper.authority;
     let (client, new) = (authority.identity("client"), authority.identity("localhost"));
     let old = certificate(&identity);
@@ -199,6 +199,7 @@ async fn half_a_renewal() {
     assert_eq!(served.shows(&client).await, cert_of(&cert));
     assert_eq!(served.metric(SUCCESSFUL).await, 1.0);
     // One line each, with the fault and what to do.
+    served.gateway.logged_times("each fault", 7, |line| line.contains("ERROR")).await;
     let log = served.gateway.log();
     let errors: Vec<_> = log.iter().filter(|line| line.contains("ERROR")).collect();
     assert_eq!(errors.len(), 7, "{errors:#?}");

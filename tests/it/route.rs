@@ -94,9 +94,9 @@ async fn two_zones() {
         let TwoZones { mut west, mut east, executor, build, .. } = TwoZones::start(tls).await;
         comes_from(&executor, east.address(), &build).await;
         let speech = if tls { "TLS" } else { "plain" };
-        let hop = format!("route=gateway localhost:{} of zone west ({speech})", west.port());
+        let hop = format!("route=\"gateway localhost:{} of zone west ({speech})\"", west.port());
         east.logged("the way west", |line| line.contains(&hop)).await;
-        let hop = format!("route=executor 127.0.0.1:{}", executor.address.port());
+        let hop = format!("route=\"executor 127.0.0.1:{}\"", executor.address.port());
         west.logged("the way to the executor", |line| line.contains(&hop)).await;
     }
 }

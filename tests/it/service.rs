@@ -291,6 +291,26 @@ async fn the_status_lists_streams() {
     status_until(&config, |status| status["streams"] == json!([])).await;
 }
 
+/// The kernel gives their address as `::ffff:127.0.0.1`.
+#[tokio::test]
+async fn ipv4_clients_of_a_listener_for_both_are_written_as_ipv4() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).listeners(&["address = \"[::]:0\""]).control();
+    let config = builder.write();
+    let mut gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let address = ([127, 0, 0, 1], gateway.port()).into();
+    let mut client = Client::ask(address, &build).await;
+    let stream = executor.begin(&mut client).await;
+    let peer = client.stream.local_addr().expect("an address").to_string();
+    assert_eq!(status(&config).await["streams"][0]["peer"], json!(peer));
+    stream.finish().await;
+    let logged =
+        |line: &str| line.contains("stream ended") && line.contains(&format!("peer={peer} "));
+    gateway.logged("its line", logged).await;
+}
+
 #[tokio::test]
 async fn the_status_lists_the_gateways_of_other_zones() {
     let system = System::new().await;
@@ -331,26 +351,6 @@ async fn the_status_has_the_cause_where_zookeeper_cannot_be_reached() {
     let line = stdout.lines().find(|line| line.starts_with("ZooKeeper: ")).expect("its line");
     let cause = format!(" s: {}: ", proxy.address);
     assert!(line.starts_with("ZooKeeper: not connected for ") && line.contains(&cause), "{line}");
-}
-
-/// The kernel gives their address as `::ffff:127.0.0.1`.
-#[tokio::test]
-async fn ipv4_clients_of_a_listener_for_both_are_written_as_ipv4() {
-    let system = System::new().await;
-    let builder = Builder::new(&system).listeners(&["address = \"[::]:0\""]).control();
-    let config = builder.write();
-    let mut gateway = builder.ready().await;
-    let executor = Executor::start().await;
-    let build = system.put_build(None, Some(&executor.worker(None))).await;
-    let address = ([127, 0, 0, 1], gateway.port()).into();
-    let mut client = Client::ask(address, &build).await;
-    let stream = executor.begin(&mut client).await;
-    let peer = client.stream.local_addr().expect("an address").to_string();
-    assert_eq!(status(&config).await["streams"][0]["peer"], json!(peer));
-    stream.finish().await;
-    let logged =
-        |line: &str| line.contains("stream ended") && line.contains(&format!("peer={peer} "));
-    gateway.logged("its line", logged).await;
 }
 
 /// Upstream's programs write down what their threads do and go on.

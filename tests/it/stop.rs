@@ -70,7 +70,7 @@ async fn until_gone(system: &System) {
 fn ends(gateway: &Gateway) -> Vec<String> {
     let log = gateway.log().into_iter();
     log.filter(|line| line.contains("stream ended"))
-        .map(|line| line.split_once(" end=").expect("why it ended").1.to_owned())
+        .map(|line| line.split_once(" end=").expect("why it ended").1.trim_matches('"').to_owned())
         .collect()
 }
 

@@ -85,7 +85,7 @@ pub(crate) async fn reset_while_it_flows<S: Duplex>(
     }
     within("the executor to learn of it", async { while logs.join_next().await.is_some() {} })
         .await;
-    gateway.logged_times("why", STREAMS, |line| line.contains("end=client left: ")).await;
+    gateway.logged_times("why", STREAMS, |line| line.contains("end=\"client left: ")).await;
     gateway.until_sockets(sockets).await;
 }
 

@@ -58,7 +58,7 @@ async fn a_client_that_closes_without_close_notify_has_left() {
     drop(client);
     stream.closed().await;
     let line = gateway.logged("its end", |line| line.contains("stream ended")).await;
-    assert!(line.ends_with("end=client left"), "{line}");
+    assert!(line.ends_with("end=\"client left\""), "{line}");
     gateway.until_sockets(before).await;
 }
 
@@ -105,7 +105,7 @@ async fn a_reset_after_close_notify_ends_both_sides() {
         client.reset();
         stream.closed().await;
     }
-    gateway.logged_times("its end", 2, |line| line.contains("end=client left: ")).await;
+    gateway.logged_times("its end", 2, |line| line.contains("end=\"client left: ")).await;
 }
 
 /// As with a plain client: a closed connection looks like a half-closed one until something is sent.
@@ -117,7 +117,7 @@ async fn a_client_that_closed_after_close_notify_is_found_by_writing() {
     let mut stream = executor.begin(&mut client).await;
     drop(client);
     while stream.try_write(&[b'x'; 4096]).await {}
-    gateway.logged("its end", |line| line.contains("end=client left: ")).await;
+    gateway.logged("its end", |line| line.contains("end=\"client left: ")).await;
     gateway.until_sockets(before).await;
 }
 
@@ -156,7 +156,7 @@ async fn a_client_that_stopped_reading_is_cut_off() {
     client.send(format!("{build}\n").as_bytes()).await;
     let mut stream = executor.accept().await;
     while stream.try_write(&[b'x'; 65536]).await {}
-    gateway.logged("why", |line| line.ends_with("end=client stopped reading")).await;
+    gateway.logged("why", |line| line.ends_with("end=\"client stopped reading\"")).await;
     assert_eq!(client.rest().await.1, Ending::Reset);
     gateway.until_sockets(before).await;
 }

@@ -486,7 +486,7 @@ async fn behind_with(
     };
     let ((), text) = tokio::join!(serve, client.text());
     if text != "log\n" {
-        gateway.logged("why", |line| line.contains("end=TLS: invalid peer certificate")).await;
+        gateway.logged("why", |line| line.contains("end=\"TLS: invalid peer certificate")).await;
     }
     text
 }

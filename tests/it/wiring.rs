@@ -65,11 +65,11 @@ async fn talk(stranger: Stranger, mut stream: tokio::net::TcpStream) {
 #[tokio::test]
 async fn what_is_no_gateway_is_not_shown_as_a_log() {
     for (stranger, found) in [
-        (Stranger::Http, "found=an HTTP server"),
-        (Stranger::Ssh, "found=an SSH server"),
-        (Stranger::Mail, "found=a mail or FTP server"),
-        (Stranger::Echo, "found=it sends back what it is sent"),
-        (Stranger::Tls, "found=a TLS server, and the registry says plain"),
+        (Stranger::Http, "found=\"an HTTP server\""),
+        (Stranger::Ssh, "found=\"an SSH server\""),
+        (Stranger::Mail, "found=\"a mail or FTP server\""),
+        (Stranger::Echo, "found=\"it sends back what it is sent\""),
+        (Stranger::Tls, "found=\"a TLS server, and the registry says plain\""),
     ] {
         let system = System::new().await;
         let (wrong, executor) = (Executor::start().await, Executor::start().await);

@@ -384,6 +384,15 @@ impl Gateway {
         log.expect("the process logs as long as it lives");
     }
 
+    /// Waits for a log line that is as `wanted` says, and returns how many there are by then. The log
+    /// has a thread of its own, so lines come a moment after what they report.
+    pub(crate) async fn count_logged(&self, what: &str, wanted: impl Fn(&str) -> bool) -> usize {
+        let count = |log: &Vec<String>| log.iter().filter(|line| wanted(line)).count();
+        let mut log = self.log.clone();
+        let log = within(what, log.wait_for(|log| count(log) > 0)).await;
+        count(&log.expect("the process logs as long as it lives"))
+    }
+
     /// How many sockets it has open.
     pub(crate) fn sockets(&self) -> usize {
         let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("its descriptors");

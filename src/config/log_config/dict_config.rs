@@ -42,12 +42,12 @@ pub(super) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
     }
     for (name, entry) in entries(top, "loggers", faults) {
         let logger = logger(format!("loggers.{}", shown(name)), entry, &mut python.rest, faults);
-        python.loggers.insert(name.to_owned(), logger);
+        python.add_logger(name, logger);
     }
     match get(top, "root") {
         Some(Yaml::Mapping(entry)) => {
             let logger = logger("root".to_owned(), entry, &mut python.rest, faults);
-            python.loggers.insert("root".to_owned(), logger);
+            python.add_logger("root", logger);
         }
         Some(_) => faults.note(None, "root", None, "must be a mapping"),
         None => {}
@@ -83,22 +83,40 @@ fn load(text: &str) -> Result<Vec<Yaml<'_>>, ScanError> {
     Parser::new_from_str(text).load(&mut loader, true)?;
     match loader.error() {
         Some(error) => Err(error.clone()),
-        None => Ok(loader.into_documents()),
+        None => Ok(loader.into_documents().into_iter().map(merged).collect()),
     }
 }
 
-/// The value of `key`, also of one merged in by `<<`, which PyYAML does before anybody looks. An
-/// empty one is none, as Python has it almost everywhere.
+/// `node` with each mapping that is merged in by `<<` in its place, as PyYAML hands it on. Keys of a
+/// mapping itself count before merged ones, and earlier ones in a list of mappings before later ones.
+fn merged(node: Yaml<'_>) -> Yaml<'_> {
+    match node {
+        Yaml::Sequence(items) => Yaml::Sequence(items.into_iter().map(merged).collect()),
+        Yaml::Mapping(entries) => {
+            let (merges, own): (Vec<_>, Vec<_>) = entries
+                .into_iter()
+                .map(|(key, value)| (key, merged(value)))
+                .partition(|(key, _)| key.as_str() == Some("<<"));
+            let mut all = Mapping::new();
+            for (_, value) in merges {
+                let mappings = match value {
+                    Yaml::Sequence(mappings) => mappings,
+                    mapping => vec![mapping],
+                };
+                let mappings = mappings.into_iter().rev();
+                all.extend(mappings.filter_map(Yaml::into_mapping).flatten());
+            }
+            all.extend(own);
+            Yaml::Mapping(all)
+        }
+        other => other,
+    }
+}
+
+/// The value of `key`. An empty one is none, as Python has it almost everywhere.
 fn get<'y>(mapping: &'y Mapping<'y>, key: &str) -> Option<&'y Yaml<'y>> {
-    let find = |wanted: &str| {
-        let found = mapping.iter().find(|(key, _)| key.as_str() == Some(wanted));
-        found.map(|(_, value)| value).filter(|value| !value.is_null())
-    };
-    find(key).or_else(|| match find("<<")? {
-        Yaml::Mapping(merged) => get(merged, key),
-        Yaml::Sequence(all) => all.iter().find_map(|one| get(one.as_mapping()?, key)),
-        _ => None,
-    })
+    let found = mapping.iter().find(|(name, _)| name.as_str() == Some(key));
+    found.map(|(_, value)| value).filter(|value| !value.is_null())
 }
 
 /// The mappings in the mapping `key`.
@@ -128,11 +146,23 @@ fn entries<'y>(
     entries
 }
 
-fn read_level(place: &str, entry: &Mapping<'_>, faults: &mut Noted<'_>) -> Option<u32> {
+/// The level of a logger or handler. One that refers to a Python object is not a fault, but is named
+/// among the `rest` unless it is one of logging's own.
+fn read_level(
+    place: &str,
+    entry: &Mapping<'_>,
+    rest: &mut Vec<String>,
+    faults: &mut Noted<'_>,
+) -> Option<u32> {
     let value = get(entry, "level")?;
     let number = value.as_integer().and_then(|number| u32::try_from(number).ok());
-    let read = number.or_else(|| value.as_str().and_then(level));
-    if read.is_none() {
+    let text = value.as_str();
+    let read = number
+        .or_else(|| text.and_then(level))
+        .or_else(|| text.and_then(|text| text.strip_prefix("ext://logging.")).and_then(level));
+    if read.is_none() && text.is_some_and(is_reference) {
+        rest.push(format!("{place}.level"));
+    } else if read.is_none() {
         faults.note(None, &format!("{place}.level"), value.as_str(), LEVELS);
     }
     read
@@ -164,7 +194,12 @@ fn logger(
         Some(value) => !matches!(value.as_str(), Some("no" | "No" | "NO" | "off" | "Off" | "OFF")),
         None => true,
     };
-    Logger { level: read_level(&place, entry, faults), place, handlers, propagate }
+    Logger { level: read_level(&place, entry, rest, faults), place, handlers, propagate }
+}
+
+/// Whether a value stands for a Python object or another part of the file.
+fn is_reference(value: &str) -> bool {
+    ["ext://", "cfg://"].iter().any(|scheme| value.starts_with(scheme))
 }
 
 /// Keys of handlers that change nothing here.
@@ -205,19 +240,17 @@ fn handler(place: String, entry: &Mapping<'_>, faults: &mut Noted<'_>) -> Handle
                     faults.note(None, &key, None, "missing: the name of the file");
                     Target::Other
                 }
-                Some(name) if ["ext://", "cfg://"].iter().any(|s| name.starts_with(s)) => {
-                    Target::Other
-                }
+                Some(name) if is_reference(name) => Target::Other,
                 Some(name) => Target::File(name.into()),
             }
         }
         Some(Class::Other) | None => Target::Other,
     };
     let keys = entry.iter().filter_map(|(key, _)| key.as_str());
-    let others = keys.filter(|key| !taken.contains(key) && *key != "<<");
+    let others = keys.filter(|key| !taken.contains(key));
     rest.extend(others.map(|key| format!("{place}.{}", shown(key))));
     Handler {
-        level: read_level(&place, entry, faults).unwrap_or(0),
+        level: read_level(&place, entry, &mut rest, faults).unwrap_or(0),
         formatter: text("formatter").filter(|name| !name.is_empty()).map(str::to_owned),
         place,
         target,

@@ -41,7 +41,9 @@ pub(super) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
             "root" => Some(name),
             _ => reader.needed(&section, "qualname"),
         };
-        python.loggers.extend(name.map(|name| (name, logger)));
+        if let Some(name) = name {
+            python.add_logger(&name, logger);
+        }
     }
     python
 }
@@ -168,9 +170,10 @@ pub(super) enum Argument<'t> {
     Other,
 }
 
-/// The first argument in `(...)`, and whether there are more that matter.
+/// The first argument in `(...)` or `[...]`, and whether there are more that matter.
 pub(super) fn arguments_of(text: &str) -> (Argument<'_>, bool) {
-    let inner = text.trim().strip_prefix('(').and_then(|text| text.strip_suffix(')'));
+    let between = |open, close| text.trim().strip_prefix(open)?.strip_suffix(close);
+    let inner = between('(', ')').or_else(|| between('[', ']'));
     let Some(inner) = inner.map(str::trim) else { return (Argument::Other, false) };
     if inner.is_empty() {
         return (Argument::None, false);
@@ -214,16 +217,36 @@ fn file_name_in(text: &str) -> (Argument<'_>, bool) {
     (found, more || !rest.is_empty())
 }
 
-/// A plain Python string at the start of `text`, and what follows it.
+/// The Python string at the start of `text`, of adjacent ones all together, and what follows it.
+/// `None` also where it is a formatted string with something to put in.
 fn literal(text: &str) -> Option<(String, &str)> {
-    let body = text.trim_start_matches(['u', 'U']);
-    let quote = body.chars().next().filter(|c| ['\'', '"'].contains(c))?;
+    let (mut whole, mut rest) = one_literal(text)?;
+    while let Some((more, after)) = one_literal(rest.trim_start()) {
+        whole.push_str(&more);
+        rest = after;
+    }
+    Some((whole, rest))
+}
+
+fn one_literal(text: &str) -> Option<(String, &str)> {
+    let at = text.find(['\'', '"'])?;
+    let (prefix, body) = text.split_at(at);
+    let (raw, formatted) = match prefix.to_ascii_lowercase().as_str() {
+        "" | "u" => (false, false),
+        "r" => (true, false),
+        "f" => (false, true),
+        "fr" | "rf" => (true, true),
+        _ => return None,
+    };
+    let quote = body.chars().next()?;
     let mut value = String::new();
     let mut chars = body.char_indices().skip(1);
     while let Some((at, c)) = chars.next() {
         match c {
             _ if c == quote => return Some((value, &body[at + 1..])),
+            '{' | '}' if formatted => return None,
             '\\' => match chars.next() {
+                Some((_, escaped)) if raw => value.extend(['\\', escaped]),
                 Some((_, escaped @ ('\\' | '\'' | '"'))) => value.push(escaped),
                 _ => return None,
             },

@@ -10,6 +10,7 @@ mod dict_config;
 mod file_config;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use tracing::Level;
@@ -130,6 +131,22 @@ impl Formatter {
 }
 
 impl Python {
+    /// Adds what the file says of a logger. The root has three names in Python: its own, the empty
+    /// one, and `root` among the others. What is said later replaces the handlers, and the level if
+    /// it has one.
+    fn add_logger(&mut self, name: &str, logger: Logger) {
+        let name = if name.is_empty() { "root" } else { name };
+        match self.loggers.entry(name.to_owned()) {
+            Entry::Vacant(entry) => {
+                entry.insert(logger);
+            }
+            Entry::Occupied(mut entry) => {
+                let level = logger.level.or(entry.get().level);
+                entry.insert(Logger { level, ..logger });
+            }
+        }
+    }
+
     /// Notes names that mean nothing.
     fn check(&self, faults: &mut Noted<'_>) {
         for Logger { place, handlers, .. } in self.loggers.values() {
@@ -168,7 +185,7 @@ impl Python {
         if let Some(handler) = chosen.map(|name| &self.handlers[*name]) {
             level = level.max(handler.level);
             output = match &handler.target {
-                Target::File(path) => LogOutput::File(path.clone()),
+                Target::File(path) => LogOutput::at(path.clone()),
                 Target::Stderr => LogOutput::Stderr,
                 Target::Stdout | Target::Other => LogOutput::Stdout,
             };
@@ -180,9 +197,7 @@ impl Python {
             }
         } else {
             not_taken.push(
-                "where lines go: no handler of zuul.fingergw writes to a file, stdout \
-                            or stderr; it is stdout now"
-                    .to_owned(),
+                "that no handler of zuul.fingergw writes to a file, stdout or stderr".to_owned(),
             );
         }
         let others = self.handlers.iter().filter(|(name, _)| chosen.is_none_or(|c| c != name));

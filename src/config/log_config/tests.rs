@@ -174,6 +174,88 @@ fn the_nearest_logger_counts() {
     }
 }
 
+/// As for Python's `logging.getLogger`, and as `dictConfig` and `fileConfig` carry out such files.
+#[test]
+fn root_logger_is_found_by_all_of_its_names() {
+    let file = || file("/f");
+    for (lines, level, output) in [
+        ("loggers: {'': {level: INFO, handlers: [file]}}", Level::INFO, file()),
+        ("loggers: {root: {level: INFO, handlers: [file]}}", Level::INFO, file()),
+        // The part `root` comes last: its handlers replace, its level does if there is one.
+        (
+            "loggers: {'': {level: INFO, handlers: [out]}}\nroot: {handlers: [file]}",
+            Level::INFO,
+            file(),
+        ),
+        (
+            "loggers: {'': {level: INFO, handlers: [file]}}\nroot: {level: ERROR}",
+            Level::ERROR,
+            LogOutput::Stdout,
+        ),
+    ] {
+        assert_eq!(loggers(lines), (level, output), "{lines}");
+    }
+    let ini = WINDMILL.replace("qualname=zuul\n", "qualname=\n").replace("level=WARNING\nh", "h");
+    let (level, output, _) = taken("l.conf", &ini);
+    assert_eq!(
+        (level, output),
+        (Level::DEBUG, LogOutput::File("/var/log/zuul/fingergw-debug.log".into()))
+    );
+}
+
+/// PyYAML merges in every mapping before `dictConfig` looks.
+#[test]
+fn merged_mappings_count_wherever_they_are() {
+    let text = "version: 1\nx-more: &more\n  file: {class: logging.FileHandler, filename: /f}\n\
+                x-loggers: &loggers {zuul: {level: INFO, handlers: [file]}}\n\
+                handlers:\n  <<: *more\n  out: {class: logging.StreamHandler}\n\
+                loggers:\n  <<: [*loggers, {zuul: {level: ERROR}}]\n";
+    let (level, output, rest) = taken("l.yaml", text);
+    assert_eq!((level, output), (Level::INFO, file("/f")));
+    assert_eq!(rest, ["that handlers.file has no formatter", "handlers.out"]);
+    // A key of the mapping itself counts before a merged one.
+    let own =
+        text.replace("loggers:\n  <<", "loggers:\n  zuul: {level: DEBUG, handlers: [file]}\n  <<");
+    assert_eq!(taken("l.yaml", &own).0, Level::DEBUG);
+}
+
+#[test]
+fn level_that_is_a_reference_is_no_fault() {
+    let level = |level: &str| {
+        let text = SF_CONFIG.replace("level: INFO", &format!("level: {level}"));
+        let (level, output, rest) = taken("l.yaml", &text);
+        assert_eq!(output, file("/var/log/zuul/fingergw.log"));
+        (level, rest)
+    };
+    assert_eq!(level("ext://logging.WARNING"), (Level::WARN, Vec::new()));
+    // The logger's own is left.
+    let named = vec!["handlers.normal.level".to_owned()];
+    assert_eq!(level("ext://zuul.levels.normal"), (Level::DEBUG, named));
+}
+
+#[test]
+fn names_of_standard_streams_are_no_files() {
+    for (name, output) in [("/dev/stdout", LogOutput::Stdout), ("/dev/stderr", LogOutput::Stderr)] {
+        let text = SF_CONFIG.replace("/var/log/zuul/fingergw.log", name);
+        assert_eq!(taken("l.yaml", &text).1, output);
+    }
+}
+
+/// An expression as the file name: another handler takes over, with its own level.
+#[test]
+fn warning_says_where_lines_go_instead() {
+    let ini = WINDMILL
+        .replace("args=('/var/log/zuul/fingergw-debug.log',)", "args=(HOME,)")
+        .replace("args=('/var/log/zuul/fingergw.log', 'H', 8, 14,)", "args=(HOME,)")
+        .replace("propagate=0", "propagate=1");
+    let log = read("l.conf", &ini).unwrap_or_else(|faults| panic!("{faults:#?}"));
+    let warning = log.not_taken().expect("a warning");
+    assert!(warning.contains("[handler_debug]"), "{warning}");
+    assert!(warning.ends_with("; lines go to standard output from level warn on"), "{warning}");
+    let none = read("l.yaml", SF_CONFIG).unwrap_or_else(|faults| panic!("{faults:#?}"));
+    assert_eq!(none.not_taken(), None);
+}
+
 #[test]
 fn what_is_not_taken_is_named() {
     let text = SF_CONFIG
@@ -194,7 +276,7 @@ fn what_is_not_taken_is_named() {
     let text = SF_CONFIG.replace("WatchedFileHandler", "SysLogHandler").replace("filename", "x");
     let (_, output, rest) = taken("l.yaml", &text);
     assert_eq!(output, LogOutput::Stdout);
-    assert!(rest[0].contains("it is stdout now") && rest[1] == "handlers.normal", "{rest:?}");
+    assert!(rest[0].starts_with("that no handler ") && rest[1] == "handlers.normal", "{rest:?}");
     let dates =
         SF_CONFIG.replace("formatters:\n  console:", "formatters:\n  console:\n    datefmt: '%H'");
     assert_eq!(taken("l.yaml", &dates).2, ["formatters.console"]);
@@ -289,7 +371,13 @@ fn python_expressions() {
         ("('/a', 'w')", text("/a"), true),
         ("('/a', 'H', 8, 14,)", text("/a"), true),
         ("('/a' + x,)", Argument::Other, false),
-        ("('/a' '/b',)", Argument::Other, false),
+        ("('/a' \"/b\",)", text("/a/b"), false),
+        ("['/a']", text("/a"), false),
+        ("['/a', 'a']", text("/a"), false),
+        (r"(r'/a\b',)", text(r"/a\b"), false),
+        ("(f'/a',)", text("/a"), false),
+        ("(f'/a{x}',)", Argument::Name(""), false),
+        ("(b'/a',)", Argument::Name(""), false),
         (r"('/a\x41',)", Argument::Name(""), false),
         ("('/a'", Argument::Other, false),
         ("'/a'", Argument::Other, false),

@@ -1,0 +1,75 @@
+//! What whoever starts the program leaves to it: limits of the kernel and environment variables.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+use rustix::process::Signal;
+use tokio::process::Command;
+
+use crate::service::nobody;
+use crate::support::gateway::{BINARY, Builder};
+use crate::support::system::System;
+use crate::support::within;
+
+/// Libraries panic where threads or descriptors are missing, which names neither limit nor key.
+#[tokio::test]
+async fn limits_that_leave_no_room_to_start_are_errors() {
+    let system = System::new().await;
+    let builder = nobody(&system);
+    let config = builder.write();
+    fs::set_permissions(&config, Permissions::from_mode(0o644)).expect("permissions");
+    let binary = builder.directory().join("zuul-fingergw");
+    fs::copy(BINARY, &binary).expect("a copy that everybody can run");
+    let as_user = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
+    for (words, fault) in [
+        (&["env", "TOKIO_WORKER_THREADS=0"][..], "TOKIO_WORKER_THREADS=0: must be a number"),
+        (&["prlimit", "--nofile=12"], "the limit of open files is 12, and at least 64 are needed"),
+        (&["prlimit", "--nproc=3"], " threads: raise the limit of processes"),
+        (&["prlimit", "--nproc=1"], "cannot start the log's thread: Resource temporarily"),
+    ] {
+        let mut command = Command::new(as_user[0]);
+        command.args(&as_user[1..]).args(words).arg(&binary).args(["-f", "-c"]).arg(&config);
+        let output = within("its end", command.kill_on_drop(true).output()).await.expect("it");
+        let [stdout, stderr] = [output.stdout, output.stderr].map(String::from_utf8);
+        let (stdout, stderr) = (stdout.expect("UTF-8"), stderr.expect("UTF-8"));
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {stdout}{stderr}");
+        assert!(stderr.contains(fault), "{words:?}: {stderr}");
+        assert!(stdout.contains(" ERROR ") && stdout.contains(fault), "{words:?}: {stdout}");
+        assert!(!stdout.contains("panicked") && !stderr.contains("panicked"), "{stdout}{stderr}");
+    }
+}
+
+/// A device as the time zone would be read for ever.
+#[tokio::test]
+async fn time_zone_that_is_not_understood_is_a_warning() {
+    let system = System::new().await;
+    for tz in [":/dev/zero", "Europe/Nowhere"] {
+        let mut gateway = Builder::new(&system)
+            .ready_from_zuul_conf("", |command| {
+                command.env("TZ", tz);
+            })
+            .await;
+        let start = format!("log lines have times in UTC: TZ={tz}: ");
+        gateway.logged("a warning", |line| line.contains(&start)).await;
+        gateway.signal(Signal::TERM);
+        assert!(gateway.exit().await.success());
+    }
+}
+
+/// Keys are in memory: no core dump has them, and no other process of the same user may read them.
+#[tokio::test]
+async fn memory_is_not_for_other_processes_of_the_user() {
+    let system = System::new().await;
+    for builder in [Builder::new(&system), nobody(&system)] {
+        let gateway = builder.ready().await;
+        let process = format!("/proc/{}", gateway.pid().as_raw_nonzero());
+        let status = fs::read_to_string(format!("{process}/status")).expect("its status");
+        assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+        // As of nobody who runs it: root's, which its files here belong to where it is not dumpable.
+        let reading = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "cat"])
+            .arg(format!("{process}/environ"))
+            .output();
+        assert!(!within("cat", reading).await.expect("cat").status.success());
+    }
+}
