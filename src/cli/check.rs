@@ -65,6 +65,12 @@ fn warnings(usable: &Usable) -> Vec<String> {
     let mut warnings: Vec<_> = identities.findings().map(|finding| finding.to_string()).collect();
     warnings.extend(config.warnings());
     warnings.extend(config.log.not_taken());
+    if let (Some(account), Some(socket)) = (account, config.explicit_command_socket())
+        && let Ok(Err(unfit)) = account.impersonate(|| socket_file::check_writable(socket))
+    {
+        let user = config.user.as_deref().unwrap_or_default();
+        warnings.push(format!("{unfit} (as user {user}); stop, reload and status need it"));
+    }
     if let Some(account) = account
         && let Ok(Err(unreadable)) =
             account.impersonate(|| account.check_readable([path.as_path()]))
@@ -77,7 +83,8 @@ fn warnings(usable: &Usable) -> Vec<String> {
 /// What a gateway with this configuration is, in pairs of a key and a value.
 fn summary(usable: &Usable) -> Vec<(&'static str, String)> {
     let Usable { config, identities, account, .. } = usable;
-    let mut lines = vec![("registers as", registration(config))];
+    let program = format!("zuul-fingergw {}, features: {}", env!("CARGO_PKG_VERSION"), features());
+    let mut lines = vec![("program", program), ("registers as", registration(config))];
     for listener in &config.listeners {
         let tls = if listener.tls.is_some() { "TLS" } else { "plain" };
         lines.push(("listens on", format!("{}, {tls}", listener.address())));
@@ -103,6 +110,14 @@ fn summary(usable: &Usable) -> Vec<(&'static str, String)> {
     };
     lines.push(("user", user));
     lines
+}
+
+/// The optional parts that this program was built with.
+fn features() -> String {
+    let features = [("demo", cfg!(feature = "demo")), ("otlp", cfg!(feature = "otlp"))];
+    let built: Vec<_> =
+        features.iter().filter(|(_, built)| *built).map(|(name, _)| *name).collect();
+    if built.is_empty() { "none".to_owned() } else { built.join(", ") }
 }
 
 /// The entry that the gateway makes in Zuul's component registry.

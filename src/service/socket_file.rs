@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, accessat, fchmod, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::debug;
@@ -95,6 +95,17 @@ pub(crate) fn check_directory(path: &Path) -> Result<(), Unfit> {
     }
     let missing = format!("the directory {} does not exist; create it", directory.display());
     Err(unfit(&path, &missing))
+}
+
+/// Checks that this process may create the socket at `path`, if its directory exists.
+///
+/// # Errors
+/// The directory is not writable.
+pub(crate) fn check_writable(path: &Path) -> Result<(), Unfit> {
+    let directory = path.parent().filter(|directory| directory.exists());
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    let writable = directory.map(|directory| accessat(CWD, directory, access, AtFlags::EACCESS));
+    writable.unwrap_or(Ok(())).map_err(|error| unfit(path, &format!("its directory: {error}")))
 }
 
 fn unfit(path: &Path, reason: &str) -> Unfit {
@@ -194,18 +205,21 @@ mod tests {
     #[test]
     fn of_many_that_start_at_once_one_gets_the_socket() {
         let directory = tempdir().unwrap();
-        let path = directory.path().join("socket");
-        drop(UnixListener::bind(&path).unwrap());
-        let barrier = std::sync::Barrier::new(8);
-        let bound = thread::scope(|scope| {
-            let start = || {
-                barrier.wait();
-                bind(&path).ok()
-            };
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
-            threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-        });
-        assert_eq!(bound.len(), 1);
+        // Often enough to find a race.
+        for round in 0..50 {
+            let path = directory.path().join(format!("socket{round}"));
+            drop(UnixListener::bind(&path).unwrap());
+            let barrier = std::sync::Barrier::new(8);
+            let bound = thread::scope(|scope| {
+                let start = || {
+                    barrier.wait();
+                    bind(&path).ok()
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+                threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            assert_eq!(bound.len(), 1);
+        }
     }
 
     #[test]

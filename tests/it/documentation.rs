@@ -61,6 +61,8 @@ const NAMES: &str = "127.0.0.1 localhost finger.example.org fingergw.west.exampl
 /// Whom the pages' gateways may become.
 const USER: &str = "zuul:x:10001:0::/var/lib/zuul:/usr/sbin/nologin\n";
 
+const USER_ID: u32 = 10001;
+
 /// Becomes a host: its directories in their places, and its name.
 const ENTER: &str = r#"mount --bind "$1/zuul" /etc/zuul; mount --bind "$1/run" /run; cd "$1/work"
 shift; exec "$@""#;
@@ -234,7 +236,9 @@ impl World {
             fs::create_dir_all(at.join(directory)).expect("a directory");
         }
         let copy = |from: &Path, to: &str| {
-            fs::copy(from, at.join("zuul/ssl").join(to)).expect("a copy");
+            let to = at.join("zuul/ssl").join(to);
+            fs::copy(from, &to).expect("a copy");
+            std::os::unix::fs::chown(&to, Some(USER_ID), Some(USER_ID)).expect("an owner");
         };
         let identity = self.authority.identity_only_for(name);
         copy(&identity.cert, "fingergw.crt");

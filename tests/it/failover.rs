@@ -299,13 +299,6 @@ async fn resolve_tells_the_decision() {
     assert_eq!((&failed["hop"], &failed["build"]), (&json!(hop), &json!(build)));
     assert_eq!(failed["failure"], state["last_failure"]);
     assert_eq!((&brought["failure"], &brought["hop"]), (&Value::Null, &now["hops"][1]["hop"]));
-    // As it stands in other programs, and half of it.
-    let dashed = format!("{}-{}", build[..8].to_uppercase(), &build[8..]);
-    let Outcome { stdout, .. } = program(&["resolve", &dashed], &config).await;
-    assert!(stdout.starts_with(&format!("running: {build} ")), "{stdout}");
-    let Outcome { code, stderr, .. } = program(&["resolve", &build[..6]], &config).await;
-    let hint = format!("{} is 6 of the 32 digits of a UUID; ", &build[..6]);
-    assert!(code == Some(1) && stderr.starts_with(&hint), "{stderr}");
     let Outcome { code, stdout, .. } = program(&["resolve", &build], &config).await;
     assert_eq!(code, Some(0));
     let lines: Vec<_> = stdout.lines().collect();
@@ -341,6 +334,22 @@ async fn resolve_tells_the_decision() {
     );
     system.put_gateway(Some("west"), Some(forward.address.port()), false, "running").await;
     assert_eq!(hops(2).await["hops"][0]["state"], "never tried");
+}
+
+#[tokio::test]
+async fn resolve_takes_a_uuid_with_dashes_and_names_one_that_is_cut() {
+    let system = System::new().await;
+    let builder = Builder::new(&system).control();
+    let config = builder.write();
+    let _gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let dashed = format!("{}-{}", build[..8].to_uppercase(), &build[8..]);
+    let Outcome { code, stdout, .. } = program(&["resolve", &dashed], &config).await;
+    assert!(code == Some(0) && stdout.starts_with(&format!("running: {build} ")), "{stdout}");
+    let Outcome { code, stderr, .. } = program(&["resolve", &build[..6]], &config).await;
+    let hint = format!("{} is 6 of the 32 digits of a UUID; ", &build[..6]);
+    assert!(code == Some(1) && stderr.starts_with(&hint), "{stderr}");
 }
 
 /// Builds that are nowhere, and no gateway to ask: exit status 1 and what to do.
