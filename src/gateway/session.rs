@@ -40,7 +40,9 @@ pub(crate) struct Caller {
     /// The place that it takes of those for its address; given back by who is known otherwise.
     pub(crate) of_address: Option<AddressPlace>,
     /// Which listener accepted the connection.
-    pub(crate) index: usize,
+    pub(crate) index: u16,
+    /// Whether lines of its stream are logged at info; at debug if its address has asked too often.
+    pub(crate) logged: bool,
     /// Its entry among the connections that may be closed for a new one: until it has asked.
     pub(crate) waiting: Option<Entry<Waiting>>,
 }
@@ -66,27 +68,24 @@ pub(super) use log_stream;
 /// What a client has asked for.
 pub(super) struct Asked<'a> {
     pub(super) build: &'a BuildId,
-    pub(super) peer: &'a SocketAddr,
-    /// The place of the client's address, unless it is known otherwise.
-    of_address: Option<&'a AddressPlace>,
+    pub(super) caller: &'a Caller,
     /// When it was known where the build runs.
     began: Instant,
     pub(super) span: Span,
     pub(super) cx: &'a Context,
-    /// Whether its lines are logged at info; at debug if its address has asked too often.
-    pub(super) logged: bool,
 }
 
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(super) fn listed(&self, hop: &Upstream) -> Listed {
-        let network = self.of_address.and_then(AddressPlace::network);
-        self.cx.streams.begin(*self.peer, self.build, hop.clone(), self.began, network)
+        let Caller { peer, of_address, .. } = self.caller;
+        let network = of_address.as_ref().and_then(AddressPlace::network);
+        self.cx.streams.begin(*peer, self.build, hop.clone(), self.began, network)
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, peer, began, span, cx, logged, .. } = self;
+        let Self { build, caller: Caller { peer, logged, .. }, began, span, cx } = self;
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         span.over(hop, route, bytes);
@@ -104,7 +103,7 @@ impl Asked<'_> {
 
 /// Serves one connection of `caller`'s to its end. Every wait on the peer has a deadline.
 pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context) -> Outcome {
-    let index = caller.index;
+    let index = usize::from(caller.index);
     if access::contain(&cx.listeners[index].proxy_protocol, caller.peer.ip()) {
         match Box::pin(introduction(stream, caller, cx)).await {
             Ok(introduced) => stream = introduced,
@@ -128,9 +127,8 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    let (peer, of_address) = (&caller.peer, caller.of_address.as_ref());
-    let (began, logged) = (Instant::now(), cx.logs_stream_of(*peer));
-    let asked = Asked { build: &build, peer, of_address, began, span, cx, logged };
+    caller.logged = cx.logs_stream_of(caller.peer);
+    let asked = Asked { build: &build, caller, began: Instant::now(), span, cx };
     stream_from(&hops, client, &asked).await
 }
 
@@ -180,7 +178,7 @@ async fn introduction(
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
     let Caller { peer, index, .. } = *caller;
-    let tls = cx.acceptors[index].is_some();
+    let tls = cx.acceptors[usize::from(index)].is_some();
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
     let patience = if tls { handshake_timeout } else { request_timeout };
     let client = match timeout(patience, read_header(&mut stream)).await {
@@ -216,7 +214,7 @@ async fn introduction(
 
 /// What the rules of its listener give to `caller`, if there are any.
 fn access<'c>(client: &Connection, caller: &Caller, cx: &'c Context) -> Option<Access<'c>> {
-    let index = caller.index;
+    let index = usize::from(caller.index);
     let names = || match (client.peer_certificates(), &cx.acceptors[index]) {
         (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
         _ => Vec::new(),
