@@ -316,8 +316,9 @@ async fn descriptors_are_kept_for_what_is_no_stream() {
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut streams = Vec::new();
     for _ in 0..FITTING {
-        let client = Client::ask(served.address(), &build).await;
-        streams.push((client, executor.accept().await));
+        let mut client = Client::ask(served.address(), &build).await;
+        let stream = executor.begin(&mut client).await;
+        streams.push((client, stream));
     }
     // They stay until all have come, so that all are refused at the same time.
     let mut refused = Vec::new();
