@@ -211,7 +211,7 @@ impl Gateway {
             cut: cut.clone(),
         }));
         let (sessions, mut loops, mut probes) = (TaskTracker::new(), JoinSet::new(), Vec::new());
-        for (index, socket) in sockets.into_iter().enumerate() {
+        for (index, socket) in (0..).zip(sockets) {
             let (probe, pulse) = pulse(socket.local_addr()?);
             probes.push(probe);
             let listener = Listener {

@@ -41,7 +41,9 @@ pub(crate) struct Caller {
     /// The place that it takes of those for its address; given back by who is known otherwise.
     pub(crate) of_address: Option<AddressPlace>,
     /// Which listener accepted the connection.
-    pub(crate) index: usize,
+    pub(crate) index: u16,
+    /// Whether lines of its stream are logged at info; at debug if its address has asked too often.
+    pub(crate) logged: bool,
     /// Its entry among the connections that may be closed for a new one: until it has asked.
     pub(crate) waiting: Option<Entry<Waiting>>,
 }
@@ -72,8 +74,6 @@ pub(super) struct Asked<'a> {
     began: Instant,
     pub(super) span: Span,
     pub(super) cx: &'a Context,
-    /// Whether its lines are logged at info; at debug if its address has asked too often.
-    pub(super) logged: bool,
 }
 
 impl Asked<'_> {
@@ -86,7 +86,7 @@ impl Asked<'_> {
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, caller: Caller { peer, .. }, began, span, cx, logged } = self;
+        let Self { build, caller: Caller { peer, logged, .. }, began, span, cx } = self;
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         span.over(hop, route, bytes);
@@ -104,7 +104,7 @@ impl Asked<'_> {
 
 /// Serves one connection of `caller`'s to its end. Every wait on the peer has a deadline.
 pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context) -> Outcome {
-    let index = caller.index;
+    let index = usize::from(caller.index);
     if access::contain(&cx.listeners[index].proxy_protocol, caller.peer.ip()) {
         match Box::pin(introduction(stream, caller, cx)).await {
             Ok(introduced) => stream = introduced,
@@ -128,8 +128,8 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    let (began, logged) = (Instant::now(), cx.logs_stream_of(caller.peer));
-    let asked = Asked { build, caller, began, span, cx, logged };
+    caller.logged = cx.logs_stream_of(caller.peer);
+    let asked = Asked { build, caller, began: Instant::now(), span, cx };
     stream_from(&hops, client, &asked).await
 }
 
@@ -179,7 +179,7 @@ async fn introduction(
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
     let Caller { peer, index, .. } = *caller;
-    let tls = cx.acceptors[index].is_some();
+    let tls = cx.acceptors[usize::from(index)].is_some();
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
     let patience = if tls { handshake_timeout } else { request_timeout };
     let client = match timeout(patience, read_header(&mut stream)).await {
@@ -215,7 +215,7 @@ async fn introduction(
 
 /// What the rules of its listener give to `caller`, if there are any.
 fn access<'c>(client: &Connection, caller: &Caller, cx: &'c Context) -> Option<Access<'c>> {
-    let index = caller.index;
+    let index = usize::from(caller.index);
     let names = || match (client.peer_certificates(), &cx.acceptors[index]) {
         (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
         _ => Vec::new(),
