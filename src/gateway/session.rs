@@ -211,11 +211,18 @@ async fn shake_hands(
     };
     let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
         Ok(Ok(Err(outcome))) => return Err(outcome),
-        Ok(Ok(Ok(stream))) => {
+        Ok(Ok(Ok((stream, elsewhere)))) => {
             cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
             cx.familiar.greeted(peer.ip());
             of_address.take_if(|_| stream.get_ref().1.peer_certificates().is_some());
-            return Ok(Connection::Tls(Box::new(stream.into())));
+            let client = Connection::Tls(Box::new(stream.into()));
+            if !elsewhere {
+                return Ok(client);
+            }
+            debug!(%peer, "a gateway that wants one of another zone");
+            let reply = Reply::Error(Fault::OtherZone);
+            refuse(client, reply, cx).await;
+            return Err(Outcome::Refused(reply));
         }
         Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
