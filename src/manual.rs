@@ -330,6 +330,7 @@ mod tests {
             Fault::ExecutorUnreachable,
             Fault::ZoneUnreachable,
             Fault::ExecutorSilent,
+            Fault::OtherZone,
         ];
         let replies =
             faults.map(Reply::Error).into_iter().chain([Reply::NotFound, Reply::NotStarted]);
@@ -347,7 +348,8 @@ mod tests {
                     | Fault::UnreadableEntry
                     | Fault::ExecutorUnreachable
                     | Fault::ZoneUnreachable
-                    | Fault::ExecutorSilent => {}
+                    | Fault::ExecutorSilent
+                    | Fault::OtherZone => {}
                 },
             }
             let item = format!(".It {}\n", reply.to_string().trim_end());

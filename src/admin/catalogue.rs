@@ -182,6 +182,7 @@ pub(super) const REQUESTS: Descriptor = Descriptor {
             ("upstream_unreachable", "the executor could not be reached"),
             ("upstream_silent", "the executor or gateway took the request and said nothing"),
             ("zone_unreachable", "no gateway of the zone could be reached, nor the executor"),
+            ("other_zone", "another gateway of this kind wanted one of another zone"),
             ("proxy_header", "a balancer's connection did not begin with a PROXY header"),
             ("tls", "the TLS handshake failed or took too long"),
             ("probe", "closed before it asked for anything: health checks, port scans"),

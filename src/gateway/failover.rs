@@ -407,6 +407,10 @@ async fn ask(
     debug!(%build, route = %hop, bytes = piece.len(), "first bytes");
     let from_gateway = matches!(hop, Upstream::Gateway(_));
     let foreign = wiring::foreign(&piece, build).filter(|_| from_gateway);
+    if from_gateway && connection.is_to_own_kind() && wiring::is_of_other_zone(&piece) {
+        let names = tls::names_of_peer(connection.peer_certificates());
+        return Err(Miss::Dial(DialError::Elsewhere(names)));
+    }
     let refused = from_gateway && wiring::is_refusal(&piece);
     let answered = Answered { hop, route, connection, listed, first: (piece, failure) };
     match foreign {

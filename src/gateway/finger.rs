@@ -107,6 +107,8 @@ pub(crate) enum Fault {
     ExecutorUnreachable,
     ZoneUnreachable,
     ExecutorSilent,
+    /// Another gateway of this kind wanted one of another zone, by TLS.
+    OtherZone,
 }
 
 impl fmt::Display for Reply {
@@ -132,6 +134,7 @@ impl fmt::Display for Fault {
             Self::ExecutorUnreachable => "the executor cannot be reached",
             Self::ZoneUnreachable => "the zone's gateways cannot be reached",
             Self::ExecutorSilent => "the executor does not answer",
+            Self::OtherZone => "this gateway serves another zone",
         })
     }
 }

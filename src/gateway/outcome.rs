@@ -46,6 +46,7 @@ impl Outcome {
                 Fault::ExecutorUnreachable => "upstream_unreachable",
                 Fault::ZoneUnreachable => "zone_unreachable",
                 Fault::ExecutorSilent => "upstream_silent",
+                Fault::OtherZone => "other_zone",
             },
             Self::Streamed(End::UpstreamSilent) => "upstream_silent",
             Self::Rejected => "rejected",

@@ -267,7 +267,7 @@ async fn shake_hands(
     };
     let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
         Ok(Ok(Err(outcome))) => return Err(outcome),
-        Ok(Ok(Ok(stream))) => {
+        Ok(Ok(Ok((stream, elsewhere)))) => {
             // The client's request waits for the acknowledgement of its Finished (Nagle), which the
             // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
             // next read (tcp(7)); systems without it are as slow as before.
@@ -278,7 +278,14 @@ async fn shake_hands(
                 cx.bounds.certify(peer.ip());
                 *of_address = None;
             }
-            return Ok(Connection::Tls(Box::new(stream.into())));
+            let client = Connection::Tls(Box::new(stream.into()));
+            if !elsewhere {
+                return Ok(client);
+            }
+            debug!(%peer, "a gateway that wants one of another zone");
+            let reply = Reply::Error(Fault::OtherZone);
+            refuse(client, reply, cx).await;
+            return Err(Outcome::Refused(reply));
         }
         Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),

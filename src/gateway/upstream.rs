@@ -191,9 +191,6 @@ impl Upstream {
             match shaken {
                 Ok(Ok(stream)) => {
                     cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
-                    if let Some(found) = tls::found_elsewhere(stream.get_ref().1) {
-                        return Err(DialError::Elsewhere(found));
-                    }
                     return Ok(Connection::Tls(Box::new(stream.into())));
                 }
                 Ok(Err((error, below))) => {

@@ -67,6 +67,12 @@ pub(super) fn is_refusal(first: &[u8]) -> bool {
         && !executor.iter().any(|fault| first == Reply::Error(*fault).to_string().as_bytes())
 }
 
+/// Whether `first` is what a gateway of our own kind answers that serves another zone than the one
+/// wanted.
+pub(super) fn is_of_other_zone(first: &[u8]) -> bool {
+    first == Reply::Error(Fault::OtherZone).to_string().as_bytes()
+}
+
 /// Counts that `gateway` is none, and says so once.
 pub(super) fn found_foreign(gateway: &Gateway, foreign: Foreign, cx: &Context) {
     cx.metrics.miswired("foreign");

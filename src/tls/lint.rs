@@ -494,4 +494,33 @@ mod tests {
         assert_eq!(quoted("/a b/it's"), r"'/a b/it'\''s'");
         assert_eq!(quoted(""), "''");
     }
+
+    proptest::proptest! {
+        /// Certificates come from peers and from files: whatever they hold, reading them ends.
+        #[test]
+        fn damaged_certificates_are_read_or_refused(
+            changes in proptest::collection::vec((0_usize..600, 0_u8..), 1..6)
+        ) {
+            use crate::tls::certificate::{Validity, is_constrained, names, told_names};
+            let mut der = certificate(|params| {
+                params.subject_alt_names.push(rcgen::SanType::IpAddress([192, 0, 2, 1].into()));
+                params.extended_key_usages = vec![ServerAuth];
+            })
+            .to_vec();
+            for (at, byte) in changes {
+                let at = at % der.len();
+                der[at] = byte;
+            }
+            let der = CertificateDer::from(der);
+            let _ = (Validity::of(&der), is_constrained(&der), names(&der, true), told_names(&der));
+            let _ = said(std::slice::from_ref(&der), LISTENING, at(2025, 1, 1));
+            let mut authorities = crate::tls::authorities::Authorities::default();
+            if authorities.add(der.clone()).is_ok() {
+                let authorities = std::sync::Arc::new(authorities);
+                let now = at(2025, 1, 1);
+                let lint = crate::tls::identity_lint::certificates;
+                let _ = lint(&[der], &authorities, &files(), LISTENING, now);
+            }
+        }
+    }
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use rustls::CommonState;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::CertificateDer;
 
 pub(crate) use self::client::{Connector, Names, connector};
 #[cfg(feature = "otlp")]
@@ -38,10 +39,6 @@ pub(crate) use self::zookeeper::{zookeeper_certs, zookeeper_options};
 /// of it.
 pub(crate) const GATEWAY_PROTOCOL: &[u8] = b"zuul-fingergw";
 
-/// The protocol that such a gateway chooses which is in another zone than the one wanted: a mistake in
-/// the wiring. The request is not sent then.
-const ELSEWHERE_PROTOCOL: &[u8] = b"zuul-fingergw-elsewhere";
-
 /// How the zone that is wanted is offered, as a protocol that nobody chooses.
 const ZONE_PREFIX: &[u8] = b"zuul-fingergw-zone:";
 
@@ -52,18 +49,14 @@ const PROTOCOL_MAX: usize = 255;
 fn protocols_for(zone: Option<&str>) -> Vec<Vec<u8>> {
     let mut protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     if let Some(zone) = zone.filter(|zone| ZONE_PREFIX.len() + zone.len() <= PROTOCOL_MAX) {
-        protocols.push(ELSEWHERE_PROTOCOL.to_vec());
         protocols.push([ZONE_PREFIX, zone.as_bytes()].concat());
     }
     protocols
 }
 
-/// Who answered in another zone than the one wanted, by its certificate; `None` if that is the one.
-pub(crate) fn found_elsewhere(connection: &rustls::ClientConnection) -> Option<String> {
-    (connection.alpn_protocol() == Some(ELSEWHERE_PROTOCOL)).then(|| {
-        let shown = connection.peer_certificates().and_then(<[_]>::first);
-        shown.map(certificate::told_names).unwrap_or_default()
-    })
+/// The names in the certificate of a peer that has shown `chain`, for messages.
+pub(crate) fn names_of_peer(chain: Option<&[CertificateDer<'_>]>) -> String {
+    chain.and_then(<[_]>::first).map(certificate::told_names).unwrap_or_default()
 }
 
 /// Whether the peer of this connection has shown that it is a gateway of our own kind.

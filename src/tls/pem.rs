@@ -355,4 +355,44 @@ mod tests {
         assert!(error.problem.contains("rejected uses"), "{error:?}");
         assert!(trusted(&[0x30, 0x7f]).is_err());
     }
+
+    /// Pieces of which files are made at random.
+    const PIECES: [&str; 14] = [
+        "-----BEGIN CERTIFICATE-----",
+        "-----END CERTIFICATE-----",
+        "-----BEGIN EC PARAMETERS-----",
+        "-----END EC PARAMETERS-----",
+        "-----BEGIN",
+        "-----END",
+        "-----",
+        "\n",
+        "\r\n",
+        "MAMCAQc=",
+        "Proc-Type: 4,ENCRYPTED",
+        "#",
+        " ",
+        "\u{feff}",
+    ];
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(0_u8.., 0..300)) {
+            let _ = read(&bytes);
+        }
+
+        /// What is read has a block for each mark that is not in a comment.
+        #[test]
+        fn no_mark_is_lost(pieces in proptest::collection::vec(0..PIECES.len(), 0..24)) {
+            let text: String = pieces.iter().map(|index| PIECES[*index]).collect();
+            if let Ok(blocks) = read(text.as_bytes()) {
+                let is_comment = |line: &&str| {
+                    let line = line.trim().trim_start_matches('\u{feff}').trim();
+                    line.starts_with('#')
+                };
+                let lines = text.split(['\n', '\r']).filter(|line| !is_comment(line));
+                let marks: usize = lines.map(|line| line.matches("-----BEGIN").count()).sum();
+                proptest::prop_assert_eq!(blocks.len(), marks, "{:?}", text);
+            }
+        }
+    }
 }

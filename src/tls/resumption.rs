@@ -76,7 +76,7 @@ where
         Ok(stream.get_ref().1.handshake_kind().expect("a handshake that is over"))
     };
     let server = async {
-        let mut stream = server.accept(far).await?;
+        let (mut stream, _) = server.accept(far).await?;
         let mut request = [0];
         stream.read_exact(&mut request).await?;
         stream.write_all(b"!").await?;

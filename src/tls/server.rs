@@ -24,7 +24,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::authorities::Authorities;
 use super::certificate::{self, Validity, is_constrained};
-use super::{ELSEWHERE_PROTOCOL, GATEWAY_PROTOCOL, Identity, Names, ZONE_PREFIX, provider};
+use super::{GATEWAY_PROTOCOL, Identity, Names, ZONE_PREFIX, provider};
 
 /// The most plaintext in one record, in bytes.
 ///
@@ -54,8 +54,6 @@ pub(crate) struct Acceptor {
     cautious: Arc<ServerConfig>,
     /// For gateways of our own kind, told by ALPN: full records, and resumption.
     own_kind: Arc<ServerConfig>,
-    /// For those of them that wanted a gateway of another zone.
-    elsewhere: Arc<ServerConfig>,
     zone: Option<Arc<str>>,
     /// Whether a client's common name counts.
     common_names: bool,
@@ -88,15 +86,11 @@ pub(crate) fn acceptor(
     let mut own_kind = config(identity, verifier.as_ref())?;
     own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
-    let mut elsewhere = config(identity, verifier.as_ref())?;
-    elsewhere.alpn_protocols = vec![ELSEWHERE_PROTOCOL.to_vec()];
-    elsewhere.send_tls13_tickets = 0;
     let constrained = identity.authorities.are_constrained();
     let common_names = names != Names::DialedStrictly && !constrained;
     Ok(Acceptor {
         cautious: Arc::new(cautious),
         own_kind: Arc::new(own_kind),
-        elsewhere: Arc::new(elsewhere),
         zone: zone.map(Arc::from),
         common_names,
         verifier,
@@ -203,8 +197,10 @@ impl Acceptor {
         self.zone.as_deref().map(str::as_bytes)
     }
 
-    /// Shakes hands on `stream`. The caller sets the deadline.
-    pub(crate) async fn accept<IO>(&self, stream: IO) -> io::Result<TlsStream<IO>>
+    /// Shakes hands on `stream`. The caller sets the deadline. Also returns whether the client wants a
+    /// gateway of another zone, which matters for clients that have shown a certificate: to others
+    /// nothing is said of the zone.
+    pub(crate) async fn accept<IO>(&self, stream: IO) -> io::Result<(TlsStream<IO>, bool)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -215,20 +211,17 @@ impl Acceptor {
             let wanted = protocol.strip_prefix(ZONE_PREFIX);
             elsewhere |= wanted.is_some_and(|zone| self.zone_bytes() != Some(zone));
         }
-        let config = match own_kind {
-            true if elsewhere => &self.elsewhere,
-            true => &self.own_kind,
-            false => &self.cautious,
-        };
+        let config = if own_kind { &self.own_kind } else { &self.cautious };
         let stream = start.into_stream(Arc::clone(config)).await?;
         self.verify_resumed(stream.get_ref().1)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok(stream)
+        let known = stream.get_ref().1.peer_certificates().is_some();
+        Ok((stream, own_kind && elsewhere && known))
     }
 
     #[cfg(test)]
     pub(super) fn with_clock(mut self, clock: &Arc<dyn TimeProvider>) -> Self {
-        for config in [&mut self.cautious, &mut self.own_kind, &mut self.elsewhere] {
+        for config in [&mut self.cautious, &mut self.own_kind] {
             Arc::make_mut(config).time_provider = Arc::clone(clock);
         }
         self
