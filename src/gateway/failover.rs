@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -369,8 +370,9 @@ async fn ask(
     let slot = match &hop {
         Upstream::Gateway(_) => None,
         Upstream::Executor(executor) => {
-            let slot = cx.executor_slot(executor, build).await;
-            Some(slot.ok_or(Miss::Dial(DialError::Busy))?)
+            // The race itself ends when the client leaves.
+            let slot = cx.executor_slot(executor, build, pending::<()>()).await;
+            Some(slot.map_err(|_| Miss::Dial(DialError::Busy))?)
         }
     };
     let dialed = Instant::now();
@@ -390,7 +392,10 @@ async fn ask(
             })?
         }
     };
-    drop((place, slot));
+    drop(place);
+    if let (Some(slot), Ok(_)) = (slot, &read) {
+        slot.answered();
+    }
     let piece = match read {
         Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
         Ok(piece) => piece,

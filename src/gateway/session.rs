@@ -388,12 +388,13 @@ async fn relay_from(
             return Err(Fault::ExecutorUnreachable);
         }
     };
-    let connected = Instant::now();
-    cx.metrics.connected(route, connected - dialed);
+    cx.metrics.connected(route, dialed.elapsed());
     span.connected(hop);
     let _active = cx.metrics.stream();
     let first_byte = || {
-        drop(slot);
+        if let Some(slot) = slot {
+            slot.answered();
+        }
         memory.answered(build, hop);
         cx.metrics.first_byte(listed.age(), span.trace_id());
         span.first_byte();
@@ -408,7 +409,7 @@ async fn relay_from(
         memory.failed(build, hop, &end, Trouble::Other);
     }
     if let (End::UpstreamSilent, Upstream::Executor(executor)) = (&end, hop)
-        && connected.elapsed() >= cx.limits.first_byte_timeout
+        && listed.age() >= cx.limits.first_byte_timeout
     {
         cx.executor_slots.report_silent(executor, build);
     }
@@ -434,12 +435,14 @@ async fn executor_slot(
     // Boxed: only a crowd comes here.
     Box::pin(async {
         let mut discarded = 0;
-        tokio::select! {
-            biased;
-            () = cx.cut.cancelled() => Err(Some(End::Stopped)),
-            slot = cx.executor_slot(executor, build) => slot.map(Some).ok_or(None),
-            reason = client.departed(&mut discarded) => Err(Some(End::ClientLeft(reason))),
-        }
+        let meanwhile = async {
+            tokio::select! {
+                biased;
+                () = cx.cut.cancelled() => End::Stopped,
+                reason = client.departed(&mut discarded) => End::ClientLeft(reason),
+            }
+        };
+        cx.executor_slot(executor, build, meanwhile).await.map(Some)
     })
     .await
 }
