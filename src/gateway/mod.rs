@@ -39,6 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -141,6 +142,11 @@ pub(crate) enum Drained {
     Cut(usize),
 }
 
+/// What the kernel may hold of what a client sends and nobody reads, in bytes; it takes twice as much
+/// with its bookkeeping (socket(7)). Clients send a request of one line, and before it a PROXY header
+/// and a certificate chain, which rustls takes up to 64 KiB of.
+const CLIENT_RECEIVE_BUFFER: usize = 64 * 1024;
+
 /// How long sessions that have been cut may take to notice; and when nobody wants to wait.
 const CUT_PATIENCE: Duration = Duration::from_secs(2);
 const CUT_HASTE: Duration = Duration::from_millis(200);
@@ -214,6 +220,8 @@ impl Gateway {
         for (index, socket) in (0..).zip(sockets) {
             let (probe, pulse) = pulse(socket.local_addr()?);
             probes.push(probe);
+            // Each accepted connection takes it over. Without it the kernel has its own bound.
+            let _ = SockRef::from(&socket).set_recv_buffer_size(CLIENT_RECEIVE_BUFFER);
             let listener = Listener {
                 socket: TcpListener::from_std(socket)?,
                 index,

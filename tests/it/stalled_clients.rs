@@ -2,6 +2,7 @@
 //! whose stream ends where there are too many of them.
 
 use std::io::ErrorKind;
+use std::process::Command;
 
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
@@ -12,6 +13,7 @@ use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, Stream};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
+use crate::support::tool;
 
 struct Site {
     _system: System,
@@ -71,6 +73,29 @@ async fn little_is_held_for_a_client_that_stops_reading() {
         assert!(held <= at_most, "{limits:?}: {held} bytes, {at_most} allowed");
         assert_eq!(client.rest().await.1, Ending::Reset);
     }
+}
+
+/// What a client sends after its request is read up to a bound; the kernel must not hold much of the
+/// rest. `ss` shows the bound on a socket's receive buffer as `rb`.
+#[tokio::test]
+async fn little_is_held_of_what_a_client_sends() {
+    let site = Site::start("").await;
+    let (mut client, mut stream) = site.ask_from("127.0.0.1").await;
+    stream.write(b"a line\n").await;
+    client.expect(b"a line\n").await;
+    client.send(&[b'x'; 512 * 1024]).await;
+    let filter = format!("sport = :{}", site.gateway.port());
+    let arguments = ["--tcp", "--memory", "--numeric", "--no-header", "state", "established"];
+    let sockets = tool(Command::new("ss").args(arguments).arg(filter));
+    let bounds: Vec<u64> = sockets
+        .split("skmem:(")
+        .skip(1)
+        .map(|socket| {
+            let bound = socket.split(',').find_map(|field| field.strip_prefix("rb"));
+            bound.and_then(|bound| bound.parse().ok()).expect("rb")
+        })
+        .collect();
+    assert_eq!(bounds, [128 * 1024], "{sockets}");
 }
 
 /// An eighth of the connections of one address may wait for their clients. Beyond that streams of this

@@ -110,6 +110,7 @@ async fn soak(arguments: Arguments) -> Result<usize> {
     sleep(warm_up).await;
     load.stop().await;
     let before = usage::settled(&lab, None).await?;
+    let tcp_before = usage::tcp_memory()?;
     lab.journal.take_totals();
 
     let began = Instant::now();
@@ -134,6 +135,7 @@ async fn soak(arguments: Arguments) -> Result<usize> {
     changes.abort();
     let lasted = began.elapsed();
     let after = usage::settled(&lab, Some(&before)).await?;
+    let tcp_memory = (tcp_before, usage::tcp_memory()?);
     registered(&lab).await;
 
     let excused = lab.journal.judge();
@@ -147,6 +149,7 @@ async fn soak(arguments: Arguments) -> Result<usize> {
         excused,
         before,
         after,
+        tcp_memory,
         violations: violations.len(),
     };
     println!("{report}");

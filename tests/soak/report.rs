@@ -17,6 +17,8 @@ pub(crate) struct Report {
     pub(crate) excused: usize,
     pub(crate) before: Vec<Usage>,
     pub(crate) after: Vec<Usage>,
+    /// Before and after, in KiB.
+    pub(crate) tcp_memory: (u64, u64),
     pub(crate) violations: usize,
 }
 
@@ -94,6 +96,7 @@ impl Report {
                 after.streams
             )?;
         }
-        Ok(())
+        let (before, after) = self.tcp_memory;
+        writeln!(f, "\nThe kernel's memory for TCP, of the whole host: {before} → {after} KiB.")
     }
 }

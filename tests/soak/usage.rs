@@ -84,6 +84,17 @@ impl Usage {
 /// runtime's threads, and the thread that had none before may have them behind it.
 const PIPES_KEPT: usize = 8;
 
+/// What all TCP sockets of the host hold in the kernel, in KiB: those of the gateways, and of both ends
+/// of the load.
+pub(crate) fn tcp_memory() -> Result<u64> {
+    let path = "/proc/net/sockstat";
+    let sockets = fs::read_to_string(path).context(path)?;
+    let tcp = sockets.lines().find_map(|line| line.strip_prefix("TCP:")).context(path)?;
+    let pages = tcp.split_whitespace().skip_while(|word| *word != "mem").nth(1);
+    let pages: u64 = pages.and_then(|pages| pages.parse().ok()).context(path)?;
+    Ok(pages * rustix::param::page_size() as u64 / 1024)
+}
+
 /// The number behind `name` in a file of /proc.
 fn number_of(text: &str, name: &str) -> u64 {
     let line = text.lines().find(|line| line.starts_with(name));
