@@ -404,7 +404,9 @@ pub(super) const NOT_AFTER: Descriptor = Descriptor {
     labels: &[Label {
         name: "role",
         values: Values::Any(
-            "`gateway`: for clients and other gateways; `zookeeper`: for ZooKeeper",
+            "`gateway`: for clients and other gateways; `zookeeper`: for ZooKeeper; `gateway_ca`, \
+             `zookeeper_ca`: of the authorities in `tls.ca` and `zookeeper.tls_ca` the one that ends \
+             first, of those that have not ended yet",
         ),
     }],
     advice: "Put the new files in place, then `zuul-fingergw check` and `zuul-fingergw reload`.",

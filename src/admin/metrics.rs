@@ -107,6 +107,9 @@ pub(crate) enum Role {
     /// Clients and other gateways.
     Gateway,
     ZooKeeper,
+    /// The authorities that clients' and gateways' certificates are checked against.
+    GatewayAuthority,
+    ZooKeeperAuthority,
 }
 
 impl Role {
@@ -114,6 +117,8 @@ impl Role {
         match self {
             Self::Gateway => "gateway",
             Self::ZooKeeper => "zookeeper",
+            Self::GatewayAuthority => "gateway_ca",
+            Self::ZooKeeperAuthority => "zookeeper_ca",
         }
     }
 }

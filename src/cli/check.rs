@@ -53,7 +53,7 @@ fn checked(usable: Usable) -> Result<Usable> {
         account.impersonate(|| account.check_readable(config.files()))??;
     }
     if identities.findings().any(|finding| finding.is_error()) {
-        let lines: Vec<_> = identities.findings().map(ToString::to_string).collect();
+        let lines: Vec<_> = identities.findings().map(|finding| finding.to_string()).collect();
         return Err(anyhow!(lines.join("\n")));
     }
     Ok(usable)
@@ -62,7 +62,7 @@ fn checked(usable: Usable) -> Result<Usable> {
 /// What works and is most likely a mistake.
 fn warnings(usable: &Usable) -> Vec<String> {
     let Usable { path, config, identities, account } = usable;
-    let mut warnings: Vec<_> = identities.findings().map(ToString::to_string).collect();
+    let mut warnings: Vec<_> = identities.findings().map(|finding| finding.to_string()).collect();
     warnings.extend(config.warnings());
     warnings.extend(config.log.not_taken());
     if let Some(account) = account

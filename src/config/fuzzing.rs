@@ -109,7 +109,7 @@ fn write_toml(config: &Config) -> String {
         true => text(&format!("[{host}]:{port}")),
         false => text(&format!("{host}:{port}")),
     };
-    let files = |Files { cert, key, ca }: &Files, prefix: &str| {
+    let files = |Files { cert, key, ca, .. }: &Files, prefix: &str| {
         let (cert, key, ca) = (path(cert), path(key), path(ca));
         format!("{prefix}cert = {cert}\n{prefix}key = {key}\n{prefix}ca = {ca}\n")
     };
@@ -248,7 +248,7 @@ fn write_zuul_conf(config: &Config) -> Option<String> {
         set("prometheus_addr", host.clone());
         set("prometheus_port", port.to_string());
     }
-    let mut files = |Files { cert, key, ca }: &Files| {
+    let mut files = |Files { cert, key, ca, .. }: &Files| {
         for (option, file) in [("tls_cert", cert), ("tls_key", key), ("tls_ca", ca)] {
             set(option, path(file));
         }

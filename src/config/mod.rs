@@ -4,6 +4,7 @@
 //! each [`fault::Fault`] with file, line, key, value and what is allowed.
 
 mod change;
+mod domain;
 mod fault;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -25,6 +26,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
 pub(crate) use self::change::Change;
+pub(crate) use self::domain::to_ascii;
 pub(crate) use self::hostname::fully_qualified as own_hostname;
 #[cfg(feature = "otlp")]
 pub(crate) use self::tracing::Protocol;

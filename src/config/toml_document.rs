@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::fault::{Fault, shown};
 use super::value::{self, Read};
-use crate::tls::Files;
+use crate::tls::{Files, Keys};
 
 /// A document being read.
 pub(super) struct Document<'t> {
@@ -65,12 +65,15 @@ impl<'t> Document<'t> {
         value: Option<String>,
         problem: String,
     ) {
-        let line = span.map(|span| {
-            let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
-            1 + before.iter().filter(|byte| **byte == b'\n').count()
-        });
+        let line = span.map(|span| self.line(span.start));
         let file = self.file.to_owned();
         self.faults.borrow_mut().push(Fault { file, line, key, value, problem });
+    }
+
+    /// The line of a byte, counted from 1.
+    fn line(&self, at: usize) -> usize {
+        let before = &self.text.as_bytes()[..at.min(self.text.len())];
+        1 + before.iter().filter(|byte| **byte == b'\n').count()
     }
 
     /// The table of keys before the first header.
@@ -325,8 +328,19 @@ impl<'d> Table<'d> {
             }
         }
         match files {
-            (Some(cert), Some(key), Some(ca)) => Some(Files { cert, key, ca }),
+            (Some(cert), Some(key), Some(ca)) => {
+                let [cert_key, key_key, ca_key] = keys.map(|key| self.place(key));
+                let keys = Keys { cert: cert_key, key: key_key, ca: ca_key };
+                Some(Files { cert, key, ca, keys })
+            }
             _ => None,
         }
+    }
+
+    /// Where `key` is, for messages.
+    fn place(&self, key: &str) -> String {
+        let found = self.table.and_then(|table| table.get(key));
+        let line = found.map_or(0, |found| self.document.line(found.span().start));
+        format!("{}:{line}: {}", self.document.file, self.path(key))
     }
 }

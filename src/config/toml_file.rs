@@ -17,7 +17,7 @@ use super::{
 };
 use crate::gateway::access::Rule;
 use crate::otlp;
-use crate::tls::{ClientCertificate, Files, Names};
+use crate::tls::{ClientCertificate, Files, Keys, Names};
 
 /// ZooKeeper's usual port for TLS, which is all that this program speaks.
 const TLS_PORT: u16 = 2281;
@@ -369,7 +369,8 @@ fn output(text: &str) -> Read<LogOutput> {
 
 /// Stands in for files that a fault has been noted of.
 fn nowhere() -> Files {
-    Files { cert: PathBuf::new(), key: PathBuf::new(), ca: PathBuf::new() }
+    let [cert, key, ca] = ["", "", ""].map(PathBuf::from);
+    Files { cert, key, ca, keys: Keys::default() }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Single values, the same in both kinds of file: each parser says what it allows.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use ipnet::IpNet;
 use rustls::pki_types::{DnsName, ServerName};
 
 use super::Hosts;
+use super::domain::to_ascii;
 
 /// The result of reading one value: the value, or what is allowed instead.
 pub(super) type Read<T> = Result<T, String>;
@@ -58,13 +60,13 @@ pub(super) fn network(text: &str) -> Read<IpNet> {
     Ok(network)
 }
 
-/// A host name or IP address that a certificate can be checked against.
+/// A host name or IP address that a certificate can be checked against. A name beyond ASCII is taken in
+/// its A-label form.
 pub(super) fn hostname(text: &str) -> Read<String> {
-    if text.is_ascii() && ServerName::try_from(text.trim_end_matches('.')).is_ok() {
-        Ok(text.to_owned())
-    } else {
-        Err("must be a host name or an IP address".to_owned())
-    }
+    to_ascii(text)
+        .filter(|name| ServerName::try_from(name.trim_end_matches('.')).is_ok())
+        .map(Cow::into_owned)
+        .ok_or_else(|| "must be a host name or an IP address".to_owned())
 }
 
 /// A zone's name, which is also a znode's.
@@ -244,9 +246,10 @@ mod tests {
         for good in ["gw.example.org", "gw.example.org.", "192.0.2.1", "2001:db8::1", "a_b"] {
             assert!(hostname(good).is_ok(), "{good}");
         }
-        for bad in ["", "a b", "a/b", "a\n", "-", "\u{e9}"] {
+        for bad in ["", "a b", "a/b", "a\n", "-", "\u{fffd}"] {
             assert!(hostname(bad).is_err(), "{bad:?}");
         }
+        assert_eq!(hostname("b\u{fc}cher.test").as_deref(), Ok("xn--bcher-kva.test"));
         assert!(zone("zone one").is_ok());
         for bad in ["", "a/b", "a\tb", &"z".repeat(256)] {
             assert!(zone(bad).is_err(), "{bad:?}");

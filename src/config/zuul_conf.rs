@@ -21,7 +21,7 @@ use super::{
     Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, ZooKeeper,
 };
 use crate::otlp;
-use crate::tls::{ClientCertificate, Files, Names};
+use crate::tls::{ClientCertificate, Files, Keys, Names};
 
 const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
@@ -215,6 +215,7 @@ impl Reader<'_> {
                 cert: PathBuf::new(),
                 key: PathBuf::new(),
                 ca: PathBuf::new(),
+                keys: Keys::default(),
             }),
             session_timeout: self
                 .read(ZOOKEEPER, "session_timeout", seconds)
@@ -338,7 +339,8 @@ impl Reader<'_> {
     /// where the operator asked for TLS; that is a fault here.
     fn files(&mut self, section: &'static str, required: bool) -> Option<Files> {
         let keys = ["tls_cert", "tls_key", "tls_ca"];
-        let files = keys.map(|key| self.string(section, key).filter(|path| !path.is_empty()));
+        let values = keys.map(|key| self.value(section, key));
+        let files = values.map(|value| value.filter(|value| !value.text.is_empty()));
         if required || files.iter().any(Option::is_some) {
             for (key, file) in keys.iter().zip(&files) {
                 if file.is_none() {
@@ -347,8 +349,20 @@ impl Reader<'_> {
                 }
             }
         }
-        let [cert, key, ca] = files.map(|file| file.map(PathBuf::from));
-        Some(Files { cert: cert?, key: key?, ca: ca? })
+        let [Some(cert), Some(key), Some(ca)] = files else { return None };
+        let place = |value: &Value, option: &str| match value.line {
+            // Of the environment, or of DEFAULT.
+            0 => format!("{}: [{section}] {option}", self.file),
+            line => format!("{}:{line}: [{section}] {option}", self.file),
+        };
+        let [cert_key, key_key, ca_key] = keys;
+        let keys = Keys {
+            cert: place(&cert, cert_key),
+            key: place(&key, key_key),
+            ca: place(&ca, ca_key),
+        };
+        let [cert, key, ca] = [cert, key, ca].map(|value| PathBuf::from(value.text));
+        Some(Files { cert, key, ca, keys })
     }
 
     fn missing(&mut self, section: &str, option: &str, problem: &str) {

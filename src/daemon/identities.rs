@@ -36,8 +36,10 @@ impl Identities {
         match (gateway, zookeeper, collector) {
             (Ok(gateway), Ok(zookeeper), Ok(())) => Ok(Self { gateway, zookeeper }),
             (gateway, zookeeper, collector) => {
-                let faults = [gateway.err(), zookeeper.err(), collector.err()];
-                let faults: Vec<_> = faults.iter().flatten().map(|e| format!("{e:#}")).collect();
+                let found = [gateway.err(), zookeeper.err()].into_iter().flatten().flatten();
+                let found = Finding::merged(found);
+                let mut faults: Vec<_> = found.iter().map(ToString::to_string).collect();
+                faults.extend(collector.err().map(|error| format!("{error:#}")));
                 Err(anyhow!(faults.join("\n")))
             }
         }
@@ -45,11 +47,11 @@ impl Identities {
 
     /// What is amiss with certificates that can be used. No reason not to start, as plain listeners
     /// and executors know nothing of them; but one to act.
-    pub(crate) fn findings(&self) -> impl Iterator<Item = &Finding> {
+    pub(crate) fn findings(&self) -> impl Iterator<Item = Finding> {
         let of_gateway = self.gateway.as_ref().map_or(&[][..], Identity::findings);
+        let all = of_gateway.iter().chain(self.zookeeper.findings()).cloned();
         // Both may be from the same files.
-        let of_zookeeper = self.zookeeper.findings().iter();
-        of_gateway.iter().chain(of_zookeeper.filter(|finding| !of_gateway.contains(finding)))
+        Finding::merged(all).into_iter()
     }
 
     /// Why peers will refuse certificates here that `running` does not show already. Those it does
@@ -64,20 +66,19 @@ impl Identities {
             let Some(new) = new else { continue };
             if !running.is_some_and(|running| running.shows_what(new)) {
                 let found = new.findings().iter().filter(|finding| finding.is_error());
-                errors.extend(found.map(|finding| finding.text.clone()));
+                errors.extend(found.cloned());
             }
         }
-        errors.dedup();
-        errors
+        Finding::merged(errors).iter().map(Finding::message).collect()
     }
 
     /// Logs what is amiss.
     pub(super) fn tell(&self) {
         for finding in self.findings() {
             if finding.is_error() {
-                error!("{}", finding.text);
+                error!("{}", finding.message());
             } else {
-                warn!("{}", finding.text);
+                warn!("{}", finding.message());
             }
         }
     }
@@ -102,5 +103,8 @@ impl Identities {
         let of_gateway = self.gateway.as_ref().and_then(Identity::not_after);
         metrics.certificate(Role::Gateway, of_gateway);
         metrics.certificate(Role::ZooKeeper, self.zookeeper.not_after());
+        let of_gateway = self.gateway.as_ref().and_then(Identity::authority_not_after);
+        metrics.certificate(Role::GatewayAuthority, of_gateway);
+        metrics.certificate(Role::ZooKeeperAuthority, self.zookeeper.authority_not_after());
     }
 }

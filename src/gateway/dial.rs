@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::connection::reset_on_drop;
+use crate::config::to_ascii;
 
 /// How long one address of a next hop has before another is tried beside it.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -55,6 +56,10 @@ impl Dialer {
         if let Ok(address) = host.parse::<IpAddr>() {
             return connect_to(SocketAddr::new(address, port), buffer).await;
         }
+        let name = to_ascii(host).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "the name has no ASCII form (IDNA)")
+        })?;
+        let host = name.as_ref();
         let addresses = self.addresses(host, port).await?;
         let connected = race(interleaved(&addresses), buffer).await;
         if connected.is_err() {

@@ -271,7 +271,7 @@ impl<'a> Race<'a> {
 
     /// Takes it that a hop has failed, and says how the race ended if it was the last one.
     fn missed(&mut self, index: usize, miss: Miss, idle: bool) -> Option<Raced> {
-        let Asked { caller: Caller { peer, logged, .. }, build, .. } = self.asked;
+        let Asked { caller: Caller { peer, .. }, build, logged, .. } = self.asked;
         let hop = self.runners[index].hop.clone();
         let silent = matches!(miss, Miss::Silent);
         self.note(&hop, &miss, silent);
@@ -319,7 +319,7 @@ impl<'a> Race<'a> {
 
     /// Takes it that a hop has the log.
     fn won(&mut self, index: usize, answered: Box<Answered>) -> Raced {
-        let Asked { caller: Caller { peer, logged, .. }, build, span, cx, .. } = self.asked;
+        let Asked { caller: Caller { peer, .. }, build, span, cx, logged, .. } = self.asked;
         let before = self.runners[..index].iter().filter(|runner| !runner.over);
         for runner in before.filter(|runner| runner.since.elapsed() >= runner.head_start) {
             let miss = Miss::Overtaken(runner.head_start);

@@ -15,6 +15,7 @@ mod executor_slots;
 mod failover;
 mod familiar;
 pub(crate) mod finger;
+mod heap;
 pub(crate) mod listener;
 pub(crate) mod memory;
 pub(crate) mod outcome;
@@ -50,6 +51,7 @@ use self::decision::Decider;
 use self::dial::Dialer;
 use self::executor_slots::ExecutorSlots;
 use self::familiar::Familiar;
+use self::heap::HeapTrimmer;
 use self::listener::Listener;
 use self::own_addresses::OwnAddresses;
 use self::pulse::{Probe, pulse};
@@ -93,6 +95,7 @@ pub(crate) struct Context {
     /// Streams that wait for their clients, and those that have waited for long.
     waiting: Waiting,
     stalled: Waiting,
+    heap: HeapTrimmer,
     tracer: Tracer,
     /// Cancelled when the grace period is over: what still runs is cut.
     pub(crate) cut: CancellationToken,
@@ -203,11 +206,12 @@ impl Gateway {
             streams: streams.clone(),
             waiting: Waiting::all(),
             stalled: Waiting::stalled(),
+            heap: HeapTrimmer::default(),
             tracer,
             cut: cut.clone(),
         }));
         let (sessions, mut loops, mut probes) = (TaskTracker::new(), JoinSet::new(), Vec::new());
-        for (index, socket) in (0..).zip(sockets) {
+        for (index, socket) in sockets.into_iter().enumerate() {
             let (probe, pulse) = pulse(socket.local_addr()?);
             probes.push(probe);
             let listener = Listener {

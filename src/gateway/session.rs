@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
@@ -40,9 +41,7 @@ pub(crate) struct Caller {
     /// The place that it takes of those for its address; given back by who is known otherwise.
     pub(crate) of_address: Option<AddressPlace>,
     /// Which listener accepted the connection.
-    pub(crate) index: u16,
-    /// Whether lines of its stream are logged at info; at debug if its address has asked too often.
-    pub(crate) logged: bool,
+    pub(crate) index: usize,
     /// Its entry among the connections that may be closed for a new one: until it has asked.
     pub(crate) waiting: Option<Entry<Waiting>>,
 }
@@ -67,12 +66,14 @@ pub(super) use log_stream;
 
 /// What a client has asked for.
 pub(super) struct Asked<'a> {
-    pub(super) build: &'a BuildId,
+    pub(super) build: BuildId,
     pub(super) caller: &'a Caller,
     /// When it was known where the build runs.
     began: Instant,
     pub(super) span: Span,
     pub(super) cx: &'a Context,
+    /// Whether its lines are logged at info; at debug if its address has asked too often.
+    pub(super) logged: bool,
 }
 
 impl Asked<'_> {
@@ -80,12 +81,12 @@ impl Asked<'_> {
     pub(super) fn listed(&self, hop: &Upstream) -> Listed {
         let Caller { peer, of_address, .. } = self.caller;
         let network = of_address.as_ref().and_then(AddressPlace::network);
-        self.cx.streams.begin(*peer, self.build, hop.clone(), self.began, network)
+        self.cx.streams.begin(*peer, &self.build, hop.clone(), self.began, network)
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(super) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, caller: Caller { peer, logged, .. }, began, span, cx } = self;
+        let Self { build, caller: Caller { peer, .. }, began, span, cx, logged } = self;
         let seconds = began.elapsed();
         cx.metrics.streamed(route, seconds);
         span.over(hop, route, bytes);
@@ -103,7 +104,7 @@ impl Asked<'_> {
 
 /// Serves one connection of `caller`'s to its end. Every wait on the peer has a deadline.
 pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context) -> Outcome {
-    let index = usize::from(caller.index);
+    let index = caller.index;
     if access::contain(&cx.listeners[index].proxy_protocol, caller.peer.ip()) {
         match Box::pin(introduction(stream, caller, cx)).await {
             Ok(introduced) => stream = introduced,
@@ -127,8 +128,8 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    caller.logged = cx.logs_stream_of(caller.peer);
-    let asked = Asked { build: &build, caller, began: Instant::now(), span, cx };
+    let (began, logged) = (Instant::now(), cx.logs_stream_of(caller.peer));
+    let asked = Asked { build, caller, began, span, cx, logged };
     stream_from(&hops, client, &asked).await
 }
 
@@ -178,7 +179,7 @@ async fn introduction(
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
     let Caller { peer, index, .. } = *caller;
-    let tls = cx.acceptors[usize::from(index)].is_some();
+    let tls = cx.acceptors[index].is_some();
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
     let patience = if tls { handshake_timeout } else { request_timeout };
     let client = match timeout(patience, read_header(&mut stream)).await {
@@ -214,7 +215,7 @@ async fn introduction(
 
 /// What the rules of its listener give to `caller`, if there are any.
 fn access<'c>(client: &Connection, caller: &Caller, cx: &'c Context) -> Option<Access<'c>> {
-    let index = usize::from(caller.index);
+    let index = caller.index;
     let names = || match (client.peer_certificates(), &cx.acceptors[index]) {
         (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
         _ => Vec::new(),
@@ -267,6 +268,10 @@ async fn shake_hands(
     let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
         Ok(Ok(Err(outcome))) => return Err(outcome),
         Ok(Ok(Ok(stream))) => {
+            // The client's request waits for the acknowledgement of its Finished (Nagle), which the
+            // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
+            // next read (tcp(7)); systems without it are as slow as before.
+            let _ = SockRef::from(stream.get_ref().0.socket()).set_tcp_quickack(true);
             cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
             cx.familiar.greeted(peer.ip());
             if stream.get_ref().1.peer_certificates().is_some() {

@@ -1,7 +1,9 @@
 //! The next hop: an executor's log streamer, or the gateway of another zone.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
+use std::net::Ipv6Addr;
 
 use rustls::pki_types::ServerName;
 use serde::Serialize;
@@ -14,6 +16,7 @@ use super::Context;
 use super::connection::{Connection, end_gracefully};
 use super::read_ahead::ReadAhead;
 use crate::admin::metrics::Side;
+use crate::config::to_ascii;
 use crate::registry::build::{BuildId, Executor};
 use crate::registry::component::Gateway;
 use crate::tls::{self, Failure};
@@ -218,11 +221,15 @@ async fn in_time<T>(deadline: Instant, step: impl Future<Output = T>) -> Result<
     timeout_at(deadline, step).await.map_err(|_| DialError::TimedOut)
 }
 
-/// The name for SNI and for the certificate: without the dot of a fully qualified name, which is
-/// no part of it there (RFC 6066, section 3).
+/// The name for SNI and for the certificate: in ASCII (RFC 6066, section 3), without the dot of a fully
+/// qualified name, and without the interface of a link-local address, which no certificate names.
 fn server_name(host: &str) -> Result<ServerName<'static>, DialError> {
-    ServerName::try_from(host.trim_end_matches('.').to_owned())
-        .map_err(|error| DialError::Tls(io::Error::other(error)))
+    let host = to_ascii(host).unwrap_or(Cow::Borrowed(host));
+    let host = match host.split_once('%') {
+        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => address,
+        _ => host.trim_end_matches('.'),
+    };
+    ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))
 }
 
 #[cfg(test)]
@@ -230,10 +237,12 @@ mod tests {
     use super::server_name;
 
     #[test]
-    fn a_final_dot_is_no_part_of_a_name() {
+    fn the_name_for_tls_is_ascii_without_dot_and_interface() {
         let name = |host| server_name(host).map(|name| name.to_str().into_owned()).ok();
         assert_eq!(name("gw.example.org."), name("gw.example.org"));
         assert_eq!(name("192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(name("fe80::1%eth0").as_deref(), Some("fe80::1"));
+        assert_eq!(name("b\u{fc}cher.test.").as_deref(), Some("xn--bcher-kva.test"));
         assert_eq!(name("not a name"), None);
     }
 }

@@ -9,12 +9,14 @@ use std::{fmt, io};
 use anyhow::{Error, Result, anyhow, bail};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
-use x509_parser::asn1_rs::{Any, Oid, oid};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authorities::Authorities;
+use super::certificate::Validity;
 use super::error_text::describe_tls;
-use super::lint::{self, Finding, Use, quoted};
+use super::file_format::other_format;
+use super::identity_lint;
+use super::lint::{self, Finding, Severity, Use, quoted};
 use super::pem::{self, Block, Content};
 use super::private_key::{self, Unsupported};
 use super::provider;
@@ -30,9 +32,35 @@ pub(crate) struct Files {
     pub(crate) key: PathBuf,
     /// The authorities that peers' certificates must come from.
     pub(crate) ca: PathBuf,
+    /// Where the configuration names each.
+    pub(crate) keys: Keys,
 }
 
+/// The keys of a configuration that name the files of an identity, as they are shown in messages:
+/// `gateway.toml:8: tls.cert`. Empty where there is no configuration.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Keys {
+    pub(crate) cert: String,
+    pub(crate) key: String,
+    pub(crate) ca: String,
+}
+
+impl PartialEq for Keys {
+    /// Always: files that are named in another line are the same files.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Keys {}
+
 impl Files {
+    /// Files that no configuration names.
+    #[cfg(test)]
+    pub(crate) fn of(cert: &str, key: &str, ca: &str) -> Self {
+        Self { cert: cert.into(), key: key.into(), ca: ca.into(), keys: Keys::default() }
+    }
+
     /// All three.
     pub(crate) fn paths(&self) -> [&Path; 3] {
         [&self.cert, &self.key, &self.ca]
@@ -62,12 +90,18 @@ impl Identity {
     /// certificate `now` and for this `purpose`.
     ///
     /// # Errors
-    /// Every file that cannot be used, each with its fault and what to do.
-    pub(crate) fn load(files: &Files, purpose: Use<'_>, now: UnixTime) -> Result<Self> {
+    /// Every file that cannot be used, each with its fault and what to do, and what else was found.
+    pub(crate) fn load(
+        files: &Files,
+        purpose: Use<'_>,
+        now: UnixTime,
+    ) -> Result<Self, Vec<Finding>> {
+        let keys = &files.keys;
         let [cert, key, ca] =
             [&files.cert, &files.key, &files.ca].map(|path| path.to_string_lossy());
         let Some([cert_pem, key_pem, ca_pem]) = together(files.paths(), read) else {
-            bail!("{cert}: this file, {key} or {ca} changes while it is read");
+            let text = format!("{cert}: this file, {key} or {ca} changes while it is read");
+            return Err(vec![Finding::new(Severity::Error, &keys.cert, text)]);
         };
         let chain = parse(&cert_pem, |pem| certificates(&cert, pem));
         let key_read = parse(&key_pem, |pem| private_key_of(&key, pem));
@@ -83,45 +117,53 @@ impl Identity {
             && private_key_of(&cert, cert_pem).is_ok()
             && certificates(&key, key_pem).is_ok()
         {
-            bail!("{cert}: holds the private key, and {key} the certificate: swap the two");
+            let text =
+                format!("{cert}: holds the private key, and {key} the certificate: swap the two");
+            return Err(vec![Finding::new(Severity::Error, &keys.cert, text)]);
         }
 
         let mut found = match (&chain, &authorities) {
             (Ok(chain), Ok(authorities)) => {
-                lint::certificates(chain, authorities, files, purpose, now)
+                identity_lint::certificates(chain, authorities, files, purpose, now)
             }
             (Ok(chain), Err(_)) => lint::chain(chain, files, purpose, now),
             (Err(_), _) => Vec::new(),
         };
         if key_read.is_ok() {
-            found.extend(lint::key_mode(&files.key));
+            found.extend(identity_lint::key_mode(files));
         }
-        Self::of((&cert, chain), (&key, key_read), authorities)
-            .map(|identity| Self { findings: found.clone(), ..identity })
-            .map_err(|refusal| {
-                let mut faults: Vec<_> = found.iter().map(ToString::to_string).collect();
+        match Self::of(keys, (&cert, chain), (&key, key_read), authorities) {
+            Ok(identity) => Ok(Self { findings: found, ..identity }),
+            Err(refusal) => {
                 match refusal {
                     // Said already, and better.
                     Refusal::Certificate(_) if found.iter().any(Finding::is_error) => {}
-                    refusal => faults.push(refusal.into_text()),
+                    refusal => found.extend(refusal.into_findings()),
                 }
-                anyhow!(faults.join("\n"))
-            })
+                Err(found)
+            }
+        }
     }
 
     /// An identity made in this process.
     #[cfg(any(feature = "demo", test))]
     pub(crate) fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self> {
         let identity = Self::of(
+            &Keys::default(),
             ("certificate", certificates("certificate", cert.as_bytes())),
             ("key", private_key_of("key", key.as_bytes())),
             authorities("CA", ca.as_bytes()).map(Arc::new),
         );
-        identity.map_err(|refusal| anyhow!(refusal.into_text()))
+        identity.map_err(|refusal| {
+            let faults = refusal.into_findings();
+            let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+            anyhow!(faults.join("\n"))
+        })
     }
 
     /// Of its parts, the first two with the names to use for them in errors.
     fn of(
+        keys: &Keys,
         (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
         (key_name, key): (&str, Result<PrivateKeyDer<'static>>),
         authorities: Result<Arc<Authorities>>,
@@ -129,16 +171,19 @@ impl Identity {
         let (chain, key, authorities) = match (chain, key, authorities) {
             (Ok(chain), Ok(key), Ok(authorities)) => (chain, key, authorities),
             (chain, key, authorities) => {
-                let faults = [chain.err(), key.err(), authorities.err()];
-                let faults = faults.iter().flatten().map(|error| format!("{error:#}"));
-                let mut faults: Vec<_> = faults.collect();
-                // Two of the files may be one.
-                faults.dedup();
-                return Err(Refusal::Other(faults.join("\n")));
+                let faults = [
+                    (chain.err(), &keys.cert),
+                    (key.err(), &keys.key),
+                    (authorities.err(), &keys.ca),
+                ];
+                let faults = faults.into_iter().filter_map(|(error, key)| {
+                    Some(Finding::new(Severity::Error, key, format!("{:#}", error?)))
+                });
+                return Err(Refusal::Other(faults.collect()));
             }
         };
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
-            .map_err(|error| refusal(&error, (name, &chain[0]), (key_name, &key)))?;
+            .map_err(|error| refusal(&error, keys, (name, &chain[0]), (key_name, &key)))?;
         Ok(Self { chain, key, authorities, findings: Vec::new() })
     }
 
@@ -165,6 +210,16 @@ impl Identity {
         Some(certificate.subject().to_string().escape_default().take(200).collect())
     }
 
+    /// When the first of the authorities ends that has not ended yet, or the last one that has, in
+    /// seconds since the epoch.
+    pub(crate) fn authority_not_after(&self) -> Option<i64> {
+        let now = UnixTime::now();
+        let each = self.authorities.certificates().iter().filter_map(Validity::of);
+        let (valid, ended): (Vec<_>, Vec<_>) = each.partition(|validity| validity.contains(now));
+        let first = valid.iter().map(|validity| validity.until).min();
+        first.or_else(|| ended.iter().map(|validity| validity.until).max())
+    }
+
     /// Whether `other` shows the same certificate.
     pub(crate) fn shows_what(&self, other: &Self) -> bool {
         self.chain == other.chain
@@ -181,14 +236,15 @@ impl PartialEq for Identity {
 /// Why rustls takes no identity.
 enum Refusal {
     /// It cannot read our certificate.
-    Certificate(String),
-    Other(String),
+    Certificate(Finding),
+    Other(Vec<Finding>),
 }
 
 impl Refusal {
-    fn into_text(self) -> String {
+    fn into_findings(self) -> Vec<Finding> {
         match self {
-            Self::Certificate(text) | Self::Other(text) => text,
+            Self::Certificate(finding) => vec![finding],
+            Self::Other(findings) => findings,
         }
     }
 }
@@ -196,6 +252,7 @@ impl Refusal {
 /// Says why rustls takes no `certificate` with this `key`, of the files with these names.
 fn refusal(
     error: &rustls::Error,
+    keys: &Keys,
     (name, certificate): (&str, &CertificateDer<'_>),
     (key_name, key): (&str, &PrivateKeyDer<'_>),
 ) -> Refusal {
@@ -205,12 +262,13 @@ fn refusal(
         X509Certificate::from_der(certificate).map(|(_, parsed)| parsed.subject_pki.clone());
     let same = || public.is_ok_and(|public| private_key::has_public_key(key, &public));
     let unsupported = private_key::unsupported(key);
-    Refusal::Other(match (error, unsupported) {
+    let text = match (error, unsupported) {
         (Error::InvalidCertificate(_), _) => {
-            return Refusal::Certificate(format!(
+            let text = format!(
                 "{name}: cannot be used: {}; look at it: openssl x509 -in {cert} -noout -text",
                 describe_tls(error)
-            ));
+            );
+            return Refusal::Certificate(Finding::new(Severity::Error, &keys.cert, text));
         }
         (_, Some(Unsupported::ExplicitParameters)) => explicit_parameters(key_name),
         (Error::InconsistentKeys(InconsistentKeys::KeyMismatch), _) if same() => {
@@ -236,7 +294,8 @@ fn refusal(
             "{key_name}: cannot be used: {}; look at it: openssl pkey -in {shown} -noout -text_pub",
             describe_tls(error)
         ),
-    })
+    };
+    Refusal::Other(vec![Finding::new(Severity::Error, &keys.key, text)])
 }
 
 fn explicit_parameters(key_name: &str) -> String {
@@ -302,66 +361,6 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
     } else {
         anyhow!("{name}: cannot be read: {error}")
     }
-}
-
-/// The content types of PKCS#7 with certificates, and of PKCS#12 (RFC 2315, section 14; RFC 7292,
-/// section 4).
-const SIGNED_DATA: Oid<'static> = oid!(1.2.840.113549.1.7.2);
-const DATA: Oid<'static> = oid!(1.2.840.113549.1.7.1);
-
-/// Names the format of a file that is not PEM, with the command that converts it.
-fn other_format(path: &Path, bytes: &[u8]) -> Option<Error> {
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        let (shown, pem) = (quoted(path), quoted(format!("{}.pem", path.display())));
-        return Some(anyhow!(
-            "{}: is UTF-16, not PEM; convert it: iconv -f UTF-16 -t UTF-8 {shown} >{pem}",
-            path.display()
-        ));
-    }
-    // Text around the blocks may be of any encoding.
-    if std::str::from_utf8(bytes).is_ok() || contains_begin(bytes) {
-        return None;
-    }
-    let (name, shown) = (path.display(), quoted(path));
-    let pem = quoted(format!("{name}.pem"));
-    let (format, command) = if X509Certificate::from_der(bytes).is_ok() {
-        ("DER", format!("openssl x509 -inform DER -in {shown} -out {pem}"))
-    } else if first_oids(bytes).contains(&SIGNED_DATA) {
-        ("PKCS#7", format!("openssl pkcs7 -inform DER -in {shown} -print_certs -out {pem}"))
-    } else if first_oids(bytes).contains(&DATA) {
-        ("PKCS#12", format!("openssl pkcs12 -in {shown} -nodes -out {pem}"))
-    } else if PrivateKeyDer::try_from(bytes).is_ok() {
-        ("DER", format!("openssl pkey -inform DER -in {shown} -out {pem}"))
-    } else {
-        return Some(anyhow!(
-            "{name}: is not PEM (binary data); see what is in it: openssl storeutl -noout {shown}"
-        ));
-    };
-    Some(anyhow!("{name}: is {format}, not PEM; turn it into PEM: {command}"))
-}
-
-fn contains_begin(bytes: &[u8]) -> bool {
-    let begin = b"-----BEGIN ";
-    bytes.windows(begin.len()).any(|window| window == begin)
-}
-
-/// The object identifiers among the first elements of a DER structure, and of the structures in it:
-/// where PKCS#7 and PKCS#12 name their content.
-fn first_oids(der: &[u8]) -> Vec<Oid<'_>> {
-    fn elements(der: &[u8]) -> Vec<Any<'_>> {
-        let (mut rest, mut found) = (der, Vec::new());
-        while let Ok((after, element)) = Any::from_der(rest) {
-            found.push(element);
-            rest = after;
-        }
-        found
-    }
-    let outer = elements(der).into_iter().take(1).flat_map(|outer| elements(outer.data));
-    let outer: Vec<_> = outer.collect();
-    let inner = outer.iter().filter(|element| element.header.is_constructed());
-    let inner = inner.flat_map(|element| elements(element.data));
-    let all = outer.clone().into_iter().chain(inner);
-    all.filter_map(|element| element.oid().ok()).map(|oid| oid.to_owned()).collect()
 }
 
 /// A fault of a PEM file, with the command that shows what is in it.

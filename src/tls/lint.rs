@@ -1,18 +1,11 @@
 //! What is amiss with a certificate of ours, told before peers refuse it in words of their own.
 //!
-//! Certificates, the time and what they are for in, findings out. What peers verify is verified by what
-//! this program verifies peers with: rustls has the last word where this parser understands nothing.
+//! Pure: certificates, the time and what they are for in, findings out. Verifies nothing: rustls
+//! does, and has the last word where this parser understands nothing.
 
 use std::fmt::{self, Write as _};
-use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
-
-use rustls::client::danger::ServerCertVerifier;
-use rustls::server::danger::ClientCertVerifier;
-use rustls::{CertificateError, Error};
 
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -20,19 +13,16 @@ use rustls::server::ParsedCertificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
-use super::authorities::Authorities;
+use super::Files;
 use super::certificate::{common_name, dns_names, is_commonly_named};
-use super::client::Verifier;
-use super::error_text::describe_certificate;
-use super::server::ClientVerifier;
-use super::{Files, Names};
 
-const DAY: i64 = 24 * 60 * 60;
+pub(super) const DAY: i64 = 24 * 60 * 60;
 
 /// How long before its end a certificate is worth a warning.
-const SOON: i64 = 14 * DAY;
+pub(super) const SOON: i64 = 14 * DAY;
 
-const AUTHORITY: &str = "is an authority's (CA:TRUE), which gateways of this kind refuse as a peer's own; \
+/// What is said of an authority's certificate that is shown as our own.
+pub(super) const AUTHORITY: &str = "is an authority's (CA:TRUE), which gateways of this kind refuse as a peer's own; \
                          issue one that is none";
 
 /// What a certificate is for. Zuul uses one for both sides of a connection.
@@ -55,24 +45,57 @@ pub(super) enum Severity {
     Warning,
 }
 
-/// One thing that is amiss.
+/// One thing that is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(super) severity: Severity,
-    /// File, fault and the command that shows or mends it.
-    pub(crate) text: String,
+    /// The keys of the configuration that name the file.
+    pub(super) keys: Vec<String>,
+    /// File, fault and the command that shows or fixes it.
+    pub(super) text: String,
 }
 
 impl Finding {
+    pub(super) fn new(severity: Severity, key: &str, text: String) -> Self {
+        let key = (!key.is_empty()).then(|| key.to_owned());
+        Self { severity, keys: key.into_iter().collect(), text }
+    }
+
     pub(crate) fn is_error(&self) -> bool {
         self.severity == Severity::Error
+    }
+
+    /// Key, file, fault and command, without the severity.
+    pub(crate) fn message(&self) -> String {
+        match self.keys.join(" and ") {
+            keys if keys.is_empty() => self.text.clone(),
+            keys => format!("{keys} = {}", self.text),
+        }
+    }
+
+    /// All of `findings`, each once: what two keys name is reported with both.
+    pub(crate) fn merged(findings: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut merged: Vec<Self> = Vec::new();
+        for mut finding in findings {
+            let same = |other: &&mut Self| {
+                (other.severity, &other.text) == (finding.severity, &finding.text)
+            };
+            match merged.iter_mut().find(same) {
+                Some(other) => {
+                    finding.keys.retain(|key| !other.keys.contains(key));
+                    other.keys.append(&mut finding.keys);
+                }
+                None => merged.push(finding),
+            }
+        }
+        merged
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = if self.is_error() { "" } else { "warning: " };
-        write!(f, "{severity}{}", self.text)
+        write!(f, "{severity}{}", self.message())
     }
 }
 
@@ -80,133 +103,7 @@ impl fmt::Display for Finding {
 /// libraries, and there is more in it than the chain.
 const CHAIN_MAX: usize = 60 * 1024;
 
-/// Returns what is wrong with `chain`, read from `files`, its first certificate ours: alone, and with
-/// the `authorities` that it is checked against by peers of the same configuration.
-pub(super) fn certificates(
-    certificates: &[CertificateDer<'_>],
-    authorities: &Arc<Authorities>,
-    files: &Files,
-    purpose: Use<'_>,
-    now: UnixTime,
-) -> Vec<Finding> {
-    let mut findings = chain(certificates, files, purpose, now);
-    if authorities.certificates().contains(&certificates[0]) {
-        // Those who trust it as it is do not mind.
-        findings.retain(|finding| !finding.text.contains(AUTHORITY));
-    }
-    findings.extend(path(certificates, authorities, files, purpose, now));
-    findings.extend(self::authorities(authorities, files, now));
-    if !authorities.revocation_lists().is_empty() && purpose != Use::ZooKeeper {
-        let text = format!(
-            "{}: holds a revocation list, which is not looked at for gateways and clients; what \
-             shuts out a certificate is another authority",
-            files.ca.display()
-        );
-        findings.push(Finding { severity: Severity::Warning, text });
-    }
-    findings
-}
-
-/// Verifies our chain as a peer would that trusts the same authorities.
-fn path(
-    chain: &[CertificateDer<'_>],
-    authorities: &Arc<Authorities>,
-    files: &Files,
-    purpose: Use<'_>,
-    now: UnixTime,
-) -> Option<Finding> {
-    let (own, others) = chain.split_first()?;
-    let as_client = ClientVerifier::new(authorities, true).ok()?;
-    let as_client = as_client.verify_client_cert(own, others, now).map(drop);
-    let as_server = match purpose {
-        Use::Listening(_) => {
-            // Names are looked at separately.
-            let name = ServerName::IpAddress(IpAddr::from([0; 4]).into());
-            let verifier = Verifier::new(Arc::clone(authorities), Names::Any, None);
-            verifier.verify_server_cert(own, others, &name, &[], now).map(drop)
-        }
-        Use::Dialing | Use::ZooKeeper => Ok(()),
-    };
-    let Err(Error::InvalidCertificate(error)) = as_server.and(as_client) else { return None };
-    let (cert, ca) = (quoted(&files.cert), quoted(&files.ca));
-    let why = match &error {
-        // Found without the authorities, and said better.
-        CertificateError::Expired
-        | CertificateError::ExpiredContext { .. }
-        | CertificateError::NotValidYet
-        | CertificateError::NotValidYetContext { .. }
-        | CertificateError::InvalidPurpose
-        | CertificateError::InvalidPurposeContext { .. }
-        | CertificateError::BadEncoding => return None,
-        CertificateError::Other(other) => match other.to_string().as_str() {
-            "CaUsedAsEndEntity" | "UnsupportedCertVersion" => return None,
-            _ => describe_certificate(&error),
-        },
-        CertificateError::UnknownIssuer => {
-            format!(
-                "is not signed by an authority in {ca}; and no intermediate in {cert} leads to one"
-            )
-        }
-        error => describe_certificate(error),
-    };
-    let text = format!(
-        "{}: peers that trust the same authorities refuse it: {why}; verify it: openssl verify \
-         -CAfile {ca} -untrusted {cert} {cert}",
-        files.cert.display()
-    );
-    Some(Finding { severity: Severity::Warning, text })
-}
-
-/// The dates of the authorities, which rustls does not look at, but OpenSSL does, and with it Zuul's
-/// own services.
-fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<Finding> {
-    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let mut findings = Vec::new();
-    for (der, number) in authorities.certificates().iter().zip(1..) {
-        let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
-        let validity = certificate.validity();
-        let (from, to) = (validity.not_before, validity.not_after);
-        let left = to.timestamp() - now;
-        let fault = if left < 0 {
-            format!("has expired: valid until {to}")
-        } else if from.timestamp() > now {
-            format!("is not valid yet: valid from {from}")
-        } else if left < SOON {
-            format!("expires soon, in {} days: on {to}", left / DAY)
-        } else {
-            continue;
-        };
-        let name: String =
-            common_name(&certificate).unwrap_or_default().escape_default().take(80).collect();
-        let text = format!(
-            "{}: the authority in certificate {number} of it (\"{name}\") {fault}; OpenSSL, and with \
-             it Zuul's own services, refuses all that it has issued; replace it, or remove it if \
-             nothing needs it: openssl storeutl -noout -text -certs {}",
-            files.ca.display(),
-            quoted(&files.ca)
-        );
-        findings.push(Finding { severity: Severity::Warning, text });
-    }
-    findings
-}
-
-/// Whether every user of this host can read the private key. In a container that is this program's own
-/// there is nobody else, and orchestrators mount secrets so.
-pub(super) fn key_mode(key: &Path) -> Option<Finding> {
-    let mode = fs::metadata(key).ok()?.mode();
-    if mode & 0o004 == 0 || std::process::id() == 1 {
-        return None;
-    }
-    let text = format!(
-        "{}: the private key can be read by every user of this host (mode {:04o}): chmod o= {}",
-        key.display(),
-        mode & 0o7777,
-        quoted(key)
-    );
-    Some(Finding { severity: Severity::Warning, text })
-}
-
-/// The same of `chain` alone.
+/// Returns what is wrong with `chain`, read from `files`, its first certificate ours.
 pub(super) fn chain(
     chain: &[CertificateDer<'_>],
     files: &Files,
@@ -224,7 +121,7 @@ pub(super) fn chain(
             chain.len(),
             quoted(&files.cert)
         );
-        findings.push(Finding { severity: Severity::Error, text });
+        findings.push(Finding::new(Severity::Error, &files.keys.cert, text));
     }
     for (index, der) in chain.iter().enumerate() {
         let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
@@ -263,7 +160,7 @@ fn intermediate(
         quoted(&files.cert)
     );
     let valid = (from.timestamp()..=to.timestamp()).contains(&now);
-    (!valid).then_some(Finding { severity: Severity::Warning, text })
+    (!valid).then(|| Finding::new(Severity::Warning, &files.keys.cert, text))
 }
 
 /// The certificate that is ours.
@@ -278,7 +175,7 @@ struct Own<'c> {
 impl Own<'_> {
     fn find(&mut self, severity: Severity, fault: &str, command: &str) {
         let text = format!("{}: {fault}: {command}", self.files.cert.display());
-        self.findings.push(Finding { severity, text });
+        self.findings.push(Finding::new(severity, &self.files.keys.cert, text));
     }
 
     fn dates(&mut self, now: i64) {
@@ -384,7 +281,7 @@ impl Own<'_> {
     /// the names it has and should have, good for both sides. `CA.key` stands for the authority's
     /// key, which is hardly on this machine.
     fn issue(&self) -> String {
-        let Files { cert, key, ca } = self.files;
+        let Files { cert, key, ca, .. } = self.files;
         let subject = common_name(self.certificate).filter(|name| is_plain(name));
         let mut command = format!(
             "openssl req -x509 -new -key {} -subj {} -CA {} -CAkey CA.key -days 365 -addext \
@@ -467,7 +364,6 @@ pub(super) fn quoted(text: impl AsRef<Path>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::time::Duration;
 
     use rcgen::ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
@@ -494,8 +390,7 @@ mod tests {
     }
 
     fn files() -> Files {
-        let [cert, key, ca] = ["/gw.crt", "/gw.key", "/ca.crt"].map(PathBuf::from);
-        Files { cert, key, ca }
+        Files::of("/gw.crt", "/gw.key", "/ca.crt")
     }
 
     /// What is said, without the file in front.

@@ -227,6 +227,36 @@ async fn clients_that_never_read() {
     besieged.ends(sockets).await;
 }
 
+/// What the process holds resident, in KiB.
+fn resident(gateway: &Gateway) -> u64 {
+    let path = format!("/proc/{}/status", gateway.pid().as_raw_nonzero());
+    let status = std::fs::read_to_string(path).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// When they have gone, the memory that they took is given back to the system.
+#[tokio::test]
+async fn memory_is_given_back() {
+    let besieged = Besieged::new().await;
+    let sockets = besieged.gateway.sockets();
+    let before = resident(&besieged.gateway);
+    let plain = connect_many("127.0.0.2", besieged.secure(), MANY).await;
+    let mut shaken = Vec::new();
+    for client in plain {
+        shaken.push(Client::shake(client, &besieged.identity).await);
+    }
+    let taken = resident(&besieged.gateway) - before;
+    drop(shaken);
+    within("most of it to be given back", async {
+        while resident(&besieged.gateway).saturating_sub(before) > taken / 3 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    besieged.ends(sockets).await;
+}
+
 /// Port scanners reset what they have opened, health checkers close it.
 #[tokio::test]
 async fn they_connect_and_leave() {

@@ -9,7 +9,7 @@ use crate::support::admin::metric;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::namespace::{apart, command};
+use crate::support::namespace::{apart, command, known_here};
 use crate::support::system::{System, Worker};
 use crate::support::zookeeper::ZooKeeper;
 
@@ -107,6 +107,26 @@ fn a_dial_without_a_local_port_is_counted_and_logged() {
         let line = gateway.logged("why", |line| line.contains("stream ended")).await;
         assert!(line.contains("net.ipv4.tcp_tw_reuse"), "{line}");
         assert_eq!(without_port(&gateway).await, 1.0);
+    });
+}
+
+/// Python dials such names by its codec `idna`, and Zuul's programs register them as they are written.
+#[test]
+fn a_name_beyond_ascii_is_dialed_and_registered() {
+    apart(CloneFlags::CLONE_NEWNS, async || {
+        let _hosts = known_here(&["xn--bcher-kva.test"]);
+        let system = System::on(ZooKeeper::start().await).await;
+        let mut builder = Builder::new(&system);
+        builder.hostname = "b\u{fc}cher.test".to_owned();
+        let gateway = builder.ready().await;
+        assert_eq!(system.entries().await[0].content["hostname"], "xn--bcher-kva.test");
+        let executor = Executor::start().await;
+        let port = executor.address.port();
+        let worker = Worker { hostname: "b\u{fc}cher.test".to_owned(), port, zone: None };
+        let build = system.put_build(None, Some(&worker)).await;
+        let mut client = Client::ask(gateway.address(), &build).await;
+        executor.serve(b"log\n").await;
+        assert_eq!(client.text().await, "log\n");
     });
 }
 

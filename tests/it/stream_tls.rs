@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use nix::sched::CloneFlags;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -11,8 +12,10 @@ use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
 use crate::support::gateway::Builder;
+use crate::support::namespace::apart;
 use crate::support::system::System;
 use crate::support::within;
+use crate::support::zookeeper::ZooKeeper;
 use crate::tls::{Served, served};
 
 /// Sizes around every buffer and record there is.
@@ -159,4 +162,34 @@ async fn a_client_that_stopped_reading_is_cut_off() {
     gateway.logged("why", |line| line.ends_with("end=\"client stopped reading\"")).await;
     assert_eq!(client.rest().await.1, Ending::Reset);
     gateway.until_sockets(before).await;
+}
+
+/// How many acknowledgements of this network namespace the kernel has delayed until a timer ran out.
+fn delayed_acknowledgements() -> u64 {
+    let netstat = std::fs::read_to_string("/proc/thread-self/net/netstat").expect("counters");
+    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let mut columns = names.split(' ').zip(values.split(' '));
+    let (_, value) = columns.find(|(name, _)| *name == "DelayedACKs").expect("the counter");
+    value.parse().expect("a number")
+}
+
+/// A client without TCP_NODELAY holds its request back until its Finished is acknowledged.
+#[test]
+fn the_end_of_a_handshake_is_acknowledged_immediately() {
+    const CLIENTS: u64 = 40;
+    apart(CloneFlags::CLONE_NEWNET, async || {
+        let system = System::on(ZooKeeper::start().await).await;
+        let identity = system.zookeeper.authority.identity("gateway");
+        let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]);
+        let gateway = gateway.ready().await;
+        let before = delayed_acknowledgements();
+        for _ in 0..CLIENTS {
+            let mut client = Client::ask_tls(gateway.address(), &identity, "ab").await;
+            assert_eq!(client.text().await, "Build not found\r\n");
+        }
+        // Connections to ZooKeeper are in this namespace, too.
+        let delayed = delayed_acknowledgements() - before;
+        assert!(delayed < CLIENTS / 2, "{delayed} of {CLIENTS}");
+    });
 }
