@@ -127,7 +127,8 @@ impl ClientVerifier {
 }
 
 /// Without the names of the authorities, which TLS would send to each client: more than 64 KiB of
-/// them make a message that no client can read, and they are nobody's business.
+/// them make a message that no client can read, and they would tell clients which authorities are
+/// trusted.
 fn builder(roots: Arc<RootCertStore>) -> ClientCertVerifierBuilder {
     WebPkiClientVerifier::builder_with_provider(roots, provider()).clear_root_hint_subjects()
 }
