@@ -68,10 +68,17 @@ pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
         let shown = runtime.block_on(show(options));
         // A write to a reader that has stalled is not waited for.
         runtime.shutdown_background();
+        // Writes the lines that wait, so that the result is the last one.
+        drop(logging);
         shown
     };
     match shown() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(result) => {
+            if let Some(result) = result {
+                eprintln!("{result}");
+            }
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("demo: {error:#}");
             ExitCode::FAILURE
@@ -79,14 +86,14 @@ pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
     }
 }
 
-async fn show(options: &Options) -> Result<()> {
+/// Returns what came of it, to be printed as the last line.
+async fn show(options: &Options) -> Result<Option<String>> {
     let mut signals = StopSignals::new().context("cannot take signals")?;
     let directory = private_directory().context("no temporary directory")?;
     let build = BuildId::new(&format!("{:032x}", fastrand::u128(..))).context("hexadecimal")?;
     let mut job = Job::prepare(directory.path(), &build, options)?;
     if options.once && job.length() == Some(0) {
-        eprintln!("the log is empty");
-        return Ok(());
+        return Ok(Some("the log is empty".to_owned()));
     }
     let system = System::start(directory.path(), &build).await?;
     eprint!("{}", system.drawing(&build));
@@ -103,15 +110,15 @@ async fn show(options: &Options) -> Result<()> {
     };
     // Before the result is shown: the gateways log their streams when they stop.
     system.stop().await;
-    end.map_or(Ok(()), |received| report(&received?, job.length()))
+    end.map(|received| report(&received?, job.length())).transpose()
 }
 
-/// Shows what came through of a log that has `length` bytes, if that is known.
+/// Returns what came through of a log that has `length` bytes, if that is known.
 ///
 /// # Errors
 ///
 /// Bytes are missing although the reader of standard output wanted them all.
-fn report(received: &Received, length: Option<u64>) -> Result<()> {
+fn report(received: &Received, length: Option<u64>) -> Result<String> {
     let Received { bytes, enough, compared } = *received;
     match length {
         Some(length) if length != bytes && !enough => {
@@ -119,10 +126,9 @@ fn report(received: &Received, length: Option<u64>) -> Result<()> {
         }
         _ => {
             let equal = if compared { ", every byte equal" } else { "" };
-            eprintln!("the log has ended: {bytes} bytes through 2 gateways{equal}");
+            Ok(format!("the log has ended: {bytes} bytes through 2 gateways{equal}"))
         }
     }
-    Ok(())
 }
 
 /// A directory for the job and the keys, which nobody else may look into.
