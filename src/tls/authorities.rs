@@ -122,12 +122,12 @@ impl Authorities {
     }
 
     /// Verifies the certificate `own` and its `intermediates` with `verify`, which gets the
-    /// authorities to use. Two kinds of certificate that `verify` refuses are accepted all the same:
+    /// authorities to use. Two kinds of certificate that `verify` refuses are accepted:
     ///
     /// - One whose issuer is an authority of the file with its name written differently (RFC 5280,
     ///   section 7.1): in another string type, case or white space. webpki compares bytes.
-    /// - One that is itself in the file, while it is valid. The operator has named exactly it; webpki
-    ///   refuses an authority's certificate as a peer's own.
+    /// - One that is itself in the file, while it is valid. The operator has named exactly that
+    ///   certificate; webpki refuses an authority's certificate as a peer's own.
     ///
     /// # Errors
     /// What `verify` says about it.

@@ -129,7 +129,8 @@ pub(super) fn common_name<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'
     certificate.subject().iter_common_name().last()?.as_str().ok()
 }
 
-/// Compares names without case; `*` stands for one whole label, the first (RFC 6125, section 6.4.3).
+/// Compares names without case; `*` stands for one whole label, the first (RFC 6125, section
+/// 6.4.3).
 fn matches(pattern: &str, name: &str) -> bool {
     match (pattern.strip_prefix("*."), name.split_once('.')) {
         (Some(rest), Some((label, domain))) => {

@@ -22,8 +22,8 @@ use super::certificate::{Validity, is_commonly_named, is_constrained};
 use super::sessions::Sessions;
 use super::{Identity, protocols_for, provider};
 
-/// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which costs
-/// a handshake each.
+/// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which
+/// costs a handshake each.
 const PORTS: usize = 64;
 
 /// Which name a peer's certificate must carry.
@@ -101,8 +101,8 @@ impl Connector {
         connector.with_alpn(protocols).connect(name, stream).into_fallible().await
     }
 
-    /// From now on, for a while, offers no protocols to the gateway at `name` and `port`. `false` if
-    /// none were offered before.
+    /// From now on, for a while, offers no protocols to the gateway at `name` and `port`. `false`
+    /// if none were offered before.
     pub(crate) fn omit_protocols(&self, name: &ServerName<'_>, port: u16) -> bool {
         self.at(port).sessions.omit_protocols(name)
     }

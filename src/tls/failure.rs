@@ -66,7 +66,8 @@ impl Failure {
         rustls_error(error).map(Self::of_rustls)
     }
 
-    /// Whether the peer has refused all protocols that were offered by ALPN (RFC 7301, section 3.2).
+    /// Whether the peer has refused all protocols that were offered by ALPN (RFC 7301, section
+    /// 3.2).
     pub(crate) fn refuses_protocols(error: &io::Error) -> bool {
         let alert = Error::AlertReceived(AlertDescription::NoApplicationProtocol);
         rustls_error(error) == Some(&alert)

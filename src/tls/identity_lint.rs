@@ -20,8 +20,8 @@ use super::lint::{AUTHORITY, DAY, Finding, SOON, Severity, Use, chain, quoted};
 use super::server::ClientVerifier;
 use super::{Files, Names};
 
-/// Returns what is wrong with `chain`, read from `files`, its first certificate ours: alone, and with
-/// the `authorities` that it is checked against by peers of the same configuration.
+/// Returns what is wrong with `chain`, read from `files`, its first certificate ours: alone, and
+/// with the `authorities` that it is checked against by peers of the same configuration.
 pub(super) fn certificates(
     certificates: &[CertificateDer<'_>],
     authorities: &Arc<Authorities>,
@@ -97,8 +97,8 @@ fn path(
     Some(Finding::new(Severity::Warning, &files.keys.cert, text))
 }
 
-/// The dates of the authorities, which rustls does not look at, but OpenSSL does, and with it Zuul's
-/// own services.
+/// The dates of the authorities, which rustls does not look at, but OpenSSL does, and with it
+/// Zuul's own services.
 fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<Finding> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let mut findings = Vec::new();
@@ -130,8 +130,8 @@ fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<F
     findings
 }
 
-/// Whether every user of this host can read the private key. In a container that is this program's own
-/// there is nobody else, and orchestrators mount secrets so.
+/// Whether every user of this host can read the private key. In a container that is this program's
+/// own there is nobody else, and orchestrators mount secrets so.
 pub(super) fn key_mode(files: &Files) -> Option<Finding> {
     let key = &files.key;
     let mode = fs::metadata(key).ok()?.mode();

@@ -99,8 +99,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The longest chain that peers take, in bytes: a handshake message of TLS has at most 64 KiB in most
-/// libraries, and there is more in it than the chain.
+/// The longest chain that peers take, in bytes: a handshake message of TLS has at most 64 KiB in
+/// most libraries, and there is more in it than the chain.
 const CHAIN_MAX: usize = 60 * 1024;
 
 /// Returns what is wrong with `chain`, read from `files`, its first certificate ours.

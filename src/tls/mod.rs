@@ -79,8 +79,8 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// Makes [`provider`], with the signature algorithms for ZooKeeper, the process's default, which only
-/// the ZooKeeper client uses. Call before anything else uses TLS; later calls change nothing.
+/// Makes [`provider`], with the signature algorithms for ZooKeeper, the process's default, which
+/// only the ZooKeeper client uses. Call before anything else uses TLS; later calls change nothing.
 pub(crate) fn install_provider() {
     let provider = CryptoProvider {
         signature_verification_algorithms: *signatures::ALGORITHMS,

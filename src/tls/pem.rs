@@ -1,8 +1,8 @@
 //! PEM files (RFC 7468): each block is returned, or the file is refused with the line of the fault.
 //!
-//! OpenSSL and its relatives skip what they cannot read. In a file of authorities a skipped block is
-//! an authority that is not trusted, so this reader skips only text outside of blocks, lines that
-//! begin with `#`, and blocks whose label is known and of no use here.
+//! OpenSSL and its relatives skip what they cannot read. In a file of authorities a skipped block
+//! is an authority that is not trusted, so this reader skips only text outside of blocks, lines
+//! that begin with `#`, and blocks whose label is known and of no use here.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,5 @@
-//! Tests of sessions that are resumed after a certificate has ended: in memory, with their own clock.
+//! Tests of sessions that are resumed after a certificate has ended: in memory, with their own
+//! clock.
 
 use std::io;
 use std::sync::{Arc, Mutex};

@@ -61,9 +61,9 @@ pub(crate) struct Acceptor {
     verifier: Option<Arc<ClientVerifier>>,
 }
 
-/// A TLS server with `identity`, in `zone`, that wants to see `client`. As `names` has it for gateways
-/// that are dialed, a client's common name counts or not; never where an authority is bound to
-/// certain names.
+/// A TLS server with `identity`, in `zone`, that wants to see `client`. As `names` has it for
+/// gateways that are dialed, a client's common name counts or not; never where an authority is
+/// bound to certain names.
 ///
 /// # Errors
 /// The identity cannot be used by a server.
@@ -198,9 +198,9 @@ impl Acceptor {
         self.zone.as_deref().map(str::as_bytes)
     }
 
-    /// Shakes hands on `stream`. The caller sets the deadline. Also returns whether the client wants a
-    /// gateway of another zone, which matters for clients that have shown a certificate: to others
-    /// nothing is said of the zone.
+    /// Shakes hands on `stream`. The caller sets the deadline. Also returns whether the client
+    /// wants a gateway of another zone, which matters for clients that have shown a certificate: to
+    /// others nothing is said of the zone.
     pub(crate) async fn accept<IO>(&self, stream: IO) -> io::Result<(TlsStream<IO>, bool)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,

@@ -3,8 +3,8 @@
 //! A ticket is good for one connection. rustls's own store keeps eight for each server; people who
 //! come at one moment would have all but the first eight wait for a whole handshake each.
 //!
-//! Nobody's certificate is verified when a session is resumed. So a session is only offered while the
-//! certificates of both sides are valid; after that the next handshake is a full one.
+//! Nobody's certificate is verified when a session is resumed. So a session is only offered while
+//! the certificates of both sides are valid; after that the next handshake is a full one.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,8 +25,8 @@ const SERVERS: usize = 256;
 /// Tickets kept for each. One is some 2 KiB.
 const TICKETS: usize = 256;
 
-/// How long a server that has refused all protocols (ALPN) is offered none. What ends TLS in front of a
-/// gateway may be taken away.
+/// How long a server that has refused all protocols (ALPN) is offered none. What ends TLS in front
+/// of a gateway may be taken away.
 const WITHOUT_PROTOCOLS: Duration = Duration::from_secs(3600);
 
 /// Sessions by the name that was dialed.

@@ -1,10 +1,10 @@
 //! The signature algorithms for the ZooKeeper client.
 //!
 //! Where host names are not verified, `zookeeper-client` 0.11 checks the signature of a TLS 1.3
-//! handshake with the function for TLS 1.2. That one accepts RSA PKCS#1 and curves that do not belong
-//! to the scheme, which TLS 1.3 forbids (RFC 8446, section 4.2.3). Its verifier cannot be replaced, but
-//! it takes its algorithms from the process's default provider: the ones here refuse to verify what
-//! only TLS 1.3 signs.
+//! handshake with the function for TLS 1.2. That one accepts RSA PKCS#1 and curves that do not
+//! belong to the scheme, which TLS 1.3 forbids (RFC 8446, section 4.2.3). Its verifier cannot be
+//! replaced, but it takes its algorithms from the process's default provider: the ones here refuse
+//! to verify what only TLS 1.3 signs.
 
 use std::sync::LazyLock;
 

@@ -12,7 +12,8 @@ use super::Identity;
 /// The client finds something amiss that [`Identity::load`] did not.
 pub(crate) fn zookeeper_certs(identity: &Identity) -> Result<TlsCerts> {
     let Identity { chain, key, authorities, .. } = identity;
-    // The client takes PEM alone, and skips what it cannot read: it gets what this program has read.
+    // The client takes PEM alone, and skips what it cannot read: it gets what this program has
+    // read.
     let blocks = |label: &str, blocks: &mut dyn Iterator<Item = &[u8]>| -> String {
         blocks.map(|der| ::pem::encode(&::pem::Pem::new(label, der))).collect()
     };
