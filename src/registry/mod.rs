@@ -58,6 +58,7 @@ impl Registry {
     ) -> Result<Option<Build>, LookupError> {
         match self {
             Self::ZooKeeper(lookup) => lookup.find_build_now(build).await,
+            #[cfg(any(feature = "demo", test))]
             Self::Embedded(embedded) => Ok(embedded.find_build(build)),
         }
     }
@@ -75,6 +76,7 @@ impl Registry {
     pub(crate) async fn gateways_known(&self) {
         match self {
             Self::ZooKeeper(lookup) => lookup.gateways_known().await,
+            #[cfg(any(feature = "demo", test))]
             Self::Embedded(_) => {}
         }
     }
@@ -84,6 +86,7 @@ impl Registry {
     pub(crate) fn trouble(&self) -> Option<Trouble> {
         match self {
             Self::ZooKeeper(lookup) => lookup.trouble(),
+            #[cfg(any(feature = "demo", test))]
             Self::Embedded(_) => None,
         }
     }
