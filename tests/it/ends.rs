@@ -52,6 +52,17 @@ impl Site {
 }
 
 impl Site {
+    /// Asks more often than the silent executor has slots; returns what the log says of one that got
+    /// none.
+    async fn end_of_many_waiting(&mut self, worker: &Worker) -> String {
+        // Three of them are sent to the executor in each second.
+        let mut clients = Vec::new();
+        for _ in 0..30 {
+            clients.push(self.ask(worker).await);
+        }
+        self.end(BUSY).await
+    }
+
     /// The end of the first stream of more clients that read nothing than may wait.
     async fn end_of_many_stalled(&mut self, worker: &Worker) -> String {
         let build = self.system.put_build(None, Some(worker)).await;
@@ -148,14 +159,7 @@ impl Stream {
                 let _client = site.ask(&worker).await;
                 site.executor.accept().await.closed().await;
             }
-            Self::WaitsForASlotInVain => {
-                // Three of them are sent to the executor in each second.
-                let mut clients = Vec::new();
-                for _ in 0..30 {
-                    clients.push(site.ask(&worker).await);
-                }
-                return site.end(BUSY).await;
-            }
+            Self::WaitsForASlotInVain => return site.end_of_many_waiting(&worker).await,
             Self::ExecutorRefuses => {
                 let _client = site.ask(&unreachable(None).await).await;
             }
