@@ -168,23 +168,29 @@ fn network_policy_ports_name_their_protocol() {
     }
 }
 
-/// KiB of heap that a stream holds at most, measured with clients that stopped reading a log which
-/// comes by way of another gateway.
-const STALLED_STREAM_KIB: u64 = 120;
+/// The part of the connections that may wait for their clients at a time (`limits.connections`).
+const WAITING: u64 = 8;
 
-/// MiB that a pod has for the program itself, and for buffers of sockets, which count in cgroups of
-/// version 2.
-const BESIDE_STREAMS_MIB: u64 = 64;
+/// KiB that a connection takes, and what the gateway holds in addition while it waits for its client
+/// (`src/service/memory.rs`).
+const CONNECTION_KIB: u64 = 32;
+const WAITING_KIB: u64 = 128;
 
+/// MiB of a pod that are left for the program itself.
+const PROGRAM_MIB: u64 = 64;
+
+/// The buffers of sockets count in cgroups of version 2: two for each stream that waits.
 #[test]
 fn connections_fit_into_the_memory_limit() {
     for directory in DEPLOYED {
         let rendered = rendered(directory);
         let memory = text(&rendered.container()["resources"]["limits"]["memory"]);
         let memory = memory.strip_suffix("Mi").and_then(|memory| memory.parse::<u64>().ok());
-        let connections = rendered.toml["limits"]["connections"].as_u64().expect("connections");
-        let streams = connections * STALLED_STREAM_KIB / 1024;
-        assert!(Some(streams + BESIDE_STREAMS_MIB) <= memory, "{directory}: {streams} MiB");
+        let limit = |key: &str| rendered.toml["limits"][key].as_u64().expect("a number");
+        let buffers = 2 * limit("stream_buffer") / 1024;
+        let connection = CONNECTION_KIB + (WAITING_KIB + buffers) / WAITING;
+        let streams = limit("connections") * connection / 1024;
+        assert!(Some(streams + PROGRAM_MIB) <= memory, "{directory}: {streams} MiB");
     }
 }
 
