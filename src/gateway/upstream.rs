@@ -187,7 +187,7 @@ impl Upstream {
             stream.set_nodelay(true).map_err(DialError::Tcp)?;
             let zone = gateway.zone.as_deref();
             let tcp = ReadAhead::from_next_hop(stream);
-            let shaken = in_time(deadline, connector.connect(name.clone(), port, zone, tcp)).await;
+            let shaken = in_time(deadline, connector.connect(&name, port, zone, tcp)).await;
             match shaken {
                 Ok(Ok(stream)) => {
                     cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());

@@ -20,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 use super::authorities::Authorities;
 use super::certificate::{Validity, is_commonly_named, is_constrained};
 use super::sessions::Sessions;
-use super::{Identity, protocols_for, provider};
+use super::{Identity, is_own_kind, protocols_for, provider};
 
 /// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which
 /// costs a handshake each.
@@ -87,7 +87,7 @@ impl Connector {
     /// The handshake failed: the reason, and the stream below TLS.
     pub(crate) async fn connect<IO>(
         &self,
-        name: ServerName<'static>,
+        name: &ServerName<'static>,
         port: u16,
         zone: Option<&str>,
         stream: IO,
@@ -96,13 +96,19 @@ impl Connector {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let Port { connector, sessions } = self.at(port);
-        let omit = sessions.omits_protocols(&name);
+        let omit = sessions.omits_protocols(name);
         let protocols = if omit { Vec::new() } else { protocols_for(zone) };
-        connector.with_alpn(protocols).connect(name, stream).into_fallible().await
+        let connector = connector.with_alpn(protocols);
+        let stream = connector.connect(name.clone(), stream).into_fallible().await?;
+        if is_own_kind(stream.get_ref().1) {
+            sessions.set_own_kind(name);
+        }
+        Ok(stream)
     }
 
-    /// From now on, for a while, offers no protocols to the gateway at `name` and `port`. `false`
-    /// if none were offered before.
+    /// From now on, for a while, offers no protocols to the gateway at `name` and `port`. Returns
+    /// `false` if none were offered before, and if it is known to choose ours: its refusal may be
+    /// that of an attacker on the path, and is final.
     pub(crate) fn omit_protocols(&self, name: &ServerName<'_>, port: u16) -> bool {
         self.at(port).sessions.omit_protocols(name)
     }

@@ -168,7 +168,7 @@ async fn before_and_after(dialing: &Identity, serving: &Identity) -> Outcome {
     let client = connector(dialing, Names::Dialed).unwrap().with_clock(&time);
     let dial = |stream| {
         let client: Connector = client.clone();
-        async move { client.connect(name(), PORT, None, stream).await.map_err(|(error, _)| error) }
+        async move { client.connect(&name(), PORT, None, stream).await.map_err(|(error, _)| error) }
     };
     for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
         assert_eq!(meet(&server, dial).await.0.expect("both are valid"), expected);
@@ -201,7 +201,7 @@ async fn sessions_are_kept_by_port() {
     for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
         for (server, port) in servers.iter().zip([PORT, PORT + 1]) {
             let dial = async |stream| {
-                client.connect(name(), port, None, stream).await.map_err(|(error, _)| error)
+                client.connect(&name(), port, None, stream).await.map_err(|(error, _)| error)
             };
             assert_eq!(meet(server, dial).await.0.expect("both are valid"), expected);
         }

@@ -43,6 +43,8 @@ struct Server {
     validity: Validity,
     /// Since when it is offered no protocols.
     without_protocols: Option<Instant>,
+    /// It has chosen our protocol in a handshake, so it is a gateway of our own kind.
+    is_own_kind: bool,
     group: Option<NamedGroup>,
     tls12: Option<Tls12ClientSessionValue>,
     tickets: Vec<Tls13ClientSessionValue>,
@@ -60,11 +62,28 @@ impl Sessions {
         self.with(name.to_owned(), |server| server.validity = validity);
     }
 
-    /// Notes that the server `name` refuses all protocols; `false` if that is known.
+    /// Records that the server `name` has chosen our protocol.
+    pub(super) fn set_own_kind(&self, name: &ServerName<'_>) {
+        self.with(name.to_owned(), |server| {
+            server.is_own_kind = true;
+            server.without_protocols = None;
+        });
+    }
+
+    /// Records that the server `name` refuses all protocols. Returns `false`, which means not to
+    /// dial it again, if none were offered, or if it has chosen ours before.
+    ///
+    /// The alert comes before the server has proved who it is. An attacker on the path can send it,
+    /// and without our protocol the end of TCP would count as the end of a log.
     pub(super) fn omit_protocols(&self, name: &ServerName<'_>) -> bool {
         let known = self.omits_protocols(name);
-        self.with(name.to_owned(), |server| server.without_protocols = Some(Instant::now()));
-        !known
+        self.with(name.to_owned(), |server| {
+            if server.is_own_kind {
+                return false;
+            }
+            server.without_protocols = Some(Instant::now());
+            !known
+        })
     }
 
     /// Whether the server `name` has refused all protocols lately.
@@ -155,6 +174,22 @@ mod tests {
 
     fn name(host: &str) -> ServerName<'static> {
         ServerName::try_from(host.to_owned()).expect("a name")
+    }
+
+    #[test]
+    fn protocols_are_offered_for_ever_to_a_server_that_has_chosen_ours() {
+        let clock = Arc::new(rustls::time_provider::DefaultTimeProvider);
+        let sessions = Sessions::new(Validity::default(), clock);
+        let (one, other) = (name("one.example.org"), name("other.example.org"));
+        assert!(sessions.omit_protocols(&one));
+        assert!(!sessions.omit_protocols(&one), "none were offered");
+        assert!(sessions.omits_protocols(&one));
+        // Of two handshakes at one time the one is refused and the other is not.
+        sessions.set_own_kind(&one);
+        assert!(!sessions.omits_protocols(&one));
+        assert!(!sessions.omit_protocols(&one));
+        assert!(!sessions.omits_protocols(&one));
+        assert!(sessions.omit_protocols(&other));
     }
 
     /// Sessions themselves only a handshake can make: `tests/it/tls.rs` resumes them.

@@ -176,6 +176,34 @@ async fn a_peer_that_refuses_our_protocols_is_dialed_without_them() {
     }
 }
 
+/// The alert comes before the handshake has shown who sends it. An attacker on the path could send it
+/// and then end a log early, which only gateways of our own kind cannot do unnoticed.
+#[tokio::test]
+async fn a_gateway_that_chose_our_protocol_is_never_dialed_without_it() {
+    let other = Executor::start().await;
+    let (_system, gateway, build, identity) = east_of(&other, "localhost").await;
+    let acceptor = acceptor_with_protocols(&identity, &["zuul-fingergw"]);
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let serve = async {
+        let (stream, _) = within("a hello", other.listener.accept()).await.expect("one");
+        let mut stream = within("a handshake", acceptor.accept(stream)).await.expect("TLS");
+        stream.write_all(b"log\n").await.expect("a log");
+        stream.shutdown().await.expect("its end");
+    };
+    let ((), text) = tokio::join!(serve, client.text());
+    assert_eq!(text, "log\n");
+
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let (mut stream, _) = within("a hello", other.listener.accept()).await.expect("one");
+    within("a hello", stream.read_exact(&mut [0; 64])).await.expect("a hello");
+    // no_application_protocol, fatal and in plain text (RFC 8446, sections 5.1 and 6).
+    stream.write_all(&[21, 3, 3, 0, 2, 2, 120]).await.expect("an alert");
+    tokio::select! {
+        text = client.text() => assert_eq!(text, REFUSED),
+        again = other.listener.accept() => panic!("dialed again: {again:?}"),
+    }
+}
+
 /// The protocol that a listener chooses does not depend on the zone that a client names, so a client
 /// without a certificate cannot find it out. One with a certificate is answered.
 #[tokio::test]
