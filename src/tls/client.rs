@@ -55,9 +55,9 @@ struct Inner {
 }
 
 #[derive(Clone)]
-struct Port {
+pub(super) struct Port {
     connector: TlsConnector,
-    sessions: Arc<Sessions>,
+    pub(super) sessions: Arc<Sessions>,
 }
 
 /// Returns what dials with `identity`.
@@ -134,7 +134,7 @@ impl Connector {
     }
 
     /// The configuration, and with it the sessions, of the servers at `port`.
-    fn at(&self, port: u16) -> Port {
+    pub(super) fn at(&self, port: u16) -> Port {
         let Inner { config, authorities, names, own, ports } = &*self.0;
         // Whole between any two statements.
         let mut ports = ports.lock().unwrap_or_else(PoisonError::into_inner);

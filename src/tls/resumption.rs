@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rustls::client::ClientSessionStore;
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
-use rustls::{AlertDescription, CertificateError, ClientConfig, Error, HandshakeKind};
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error, HandshakeKind, NamedGroup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_rustls::TlsConnector;
 
@@ -189,6 +190,32 @@ async fn sessions_are_not_offered_after_a_certificate_has_ended() {
     let (first, second) = identities((2040, 2040));
     let (resumed, _) = before_and_after(&first, &second).await;
     assert_eq!(resumed.expect("both are valid"), HandshakeKind::Resumed);
+}
+
+/// More servers are dialed than are remembered. A session that comes after the dates of its server's
+/// chain were forgotten is not kept, not even when the server is known again for another reason.
+#[tokio::test]
+async fn sessions_of_a_server_that_was_forgotten_are_not_kept() {
+    let (ending, lasting) = identities((2030, 2040));
+    let clock = Clock::new();
+    let time: Arc<dyn TimeProvider> = clock.clone();
+    let server = server(&ending, &time);
+    let client = connector(&lasting, Names::Dialed).unwrap().with_clock(&time);
+    let dial = async |stream| {
+        let stream = client.connect(&name(), PORT, None, stream).await.map_err(|(error, _)| error);
+        let sessions = client.at(PORT).sessions;
+        for number in 0..300 {
+            let other = ServerName::try_from(format!("gw{number}.example.org")).unwrap();
+            sessions.set_kx_hint(other, NamedGroup::X25519);
+        }
+        sessions.set_kx_hint(name(), NamedGroup::X25519);
+        stream
+    };
+    for _ in 0..2 {
+        assert_eq!(meet(&server, dial).await.0.expect("both are valid"), HandshakeKind::Full);
+    }
+    clock.advance();
+    assert!(is_expiry(&meet(&server, dial).await.0.expect_err("the server's has ended")));
 }
 
 /// Two gateways may be reached under one name, by port forwards.

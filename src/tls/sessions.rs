@@ -39,8 +39,9 @@ pub(super) struct Sessions {
 
 #[derive(Default)]
 struct Server {
-    /// When the chain that was verified in the last full handshake is valid.
-    validity: Validity,
+    /// When the chain that was verified in the last full handshake is valid; no session is kept
+    /// without it.
+    validity: Option<Validity>,
     /// Since when it is offered no protocols.
     without_protocols: Option<Instant>,
     /// It has chosen our protocol in a handshake, so it is a gateway of our own kind.
@@ -59,7 +60,7 @@ impl Sessions {
     /// Keeps the sessions of the server `name` within `validity`, that of the chain that it has
     /// shown in a full handshake.
     pub(super) fn limit(&self, name: &ServerName<'_>, validity: Validity) {
-        self.with(name.to_owned(), |server| server.validity = validity);
+        self.with(name.to_owned(), |server| server.validity = Some(validity));
     }
 
     /// Records that the server `name` has chosen our protocol.
@@ -101,13 +102,24 @@ impl Sessions {
     ) -> Option<T> {
         let mut servers = self.lock();
         let server = servers.get_mut(name)?;
-        let valid = self.own.and(server.validity);
-        if self.clock.current_time().is_some_and(|now| valid.contains(now)) {
+        let valid = server.validity.map(|validity| self.own.and(validity));
+        let now = self.clock.current_time();
+        if valid.zip(now).is_some_and(|(valid, now)| valid.contains(now)) {
             return take(server);
         }
         server.tls12 = None;
         server.tickets.clear();
         None
+    }
+
+    /// Changes the server `name`, unless no chain of it is remembered: a session comes after the
+    /// handshake, and the server may have been forgotten in between.
+    fn with_verified(&self, name: &ServerName<'static>, change: impl FnOnce(&mut Server)) {
+        if let Some(server) = self.lock().get_mut(name)
+            && server.validity.is_some()
+        {
+            change(server);
+        }
     }
 
     fn with<T>(&self, name: ServerName<'static>, change: impl FnOnce(&mut Server) -> T) -> T {
@@ -141,7 +153,7 @@ impl ClientSessionStore for Sessions {
     }
 
     fn set_tls12_session(&self, name: ServerName<'static>, session: Tls12ClientSessionValue) {
-        self.with(name, |server| server.tls12 = Some(session));
+        self.with_verified(&name, |server| server.tls12 = Some(session));
     }
 
     fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
@@ -155,7 +167,7 @@ impl ClientSessionStore for Sessions {
     }
 
     fn insert_tls13_ticket(&self, name: ServerName<'static>, ticket: Tls13ClientSessionValue) {
-        self.with(name, |server| {
+        self.with_verified(&name, |server| {
             if server.tickets.len() < TICKETS {
                 server.tickets.push(ticket);
             }
