@@ -72,6 +72,7 @@ impl SignatureVerificationAlgorithm for NotForTls13 {
 #[cfg(test)]
 mod tests {
     use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, PublicKeyData, SigningKey};
+    use rustls::crypto::CryptoProvider;
 
     use super::*;
 
@@ -84,6 +85,15 @@ mod tests {
             algorithm.verify_signature(key.der_bytes(), message, &signature).is_ok()
         };
         algorithms.iter().any(verify)
+    }
+
+    #[test]
+    fn the_provider_of_the_process_has_these_algorithms() {
+        crate::tls::install_provider();
+        let installed = CryptoProvider::get_default().expect("a provider");
+        let algorithms = format!("{:?}", installed.signature_verification_algorithms.mapping);
+        assert_eq!(algorithms, format!("{:?}", ALGORITHMS.mapping));
+        assert!(algorithms.contains("NotForTls13"), "{algorithms}");
     }
 
     #[test]
