@@ -126,7 +126,7 @@ impl Identity {
             (Ok(chain), Ok(authorities)) => {
                 identity_lint::certificates(chain, authorities, files, purpose, now)
             }
-            (Ok(chain), Err(_)) => lint::chain(chain, files, purpose, now),
+            (Ok(chain), Err(_)) => lint::chain(chain, false, files, purpose, now),
             (Err(_), _) => Vec::new(),
         };
         if key_read.is_ok() {

@@ -16,7 +16,7 @@ use super::authorities::Authorities;
 use super::certificate::common_name;
 use super::client::Verifier;
 use super::error_text::describe_certificate;
-use super::lint::{AUTHORITY, DAY, Finding, SOON, Severity, Use, chain, quoted};
+use super::lint::{DAY, Finding, SOON, Severity, Use, chain, quoted};
 use super::server::ClientVerifier;
 use super::{Files, Names};
 
@@ -29,11 +29,8 @@ pub(super) fn certificates(
     purpose: Use<'_>,
     now: UnixTime,
 ) -> Vec<Finding> {
-    let mut findings = chain(certificates, files, purpose, now);
-    if authorities.certificates().contains(&certificates[0]) {
-        // Those who trust it as it is do not mind.
-        findings.retain(|finding| !finding.text.contains(AUTHORITY));
-    }
+    let is_pinned = authorities.certificates().contains(&certificates[0]);
+    let mut findings = chain(certificates, is_pinned, files, purpose, now);
     findings.extend(path(certificates, authorities, files, purpose, now));
     findings.extend(self::authorities(authorities, files, now));
     if !authorities.revocation_lists().is_empty() && purpose != Use::ZooKeeper {

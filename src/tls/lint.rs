@@ -21,10 +21,6 @@ pub(super) const DAY: i64 = 24 * 60 * 60;
 /// How long before its end a certificate is worth a warning.
 pub(super) const SOON: i64 = 14 * DAY;
 
-/// What is said of an authority's certificate that is shown as our own.
-pub(super) const AUTHORITY: &str = "is an authority's (CA:TRUE), which gateways of this kind refuse as a peer's own; \
-                         issue one that is none";
-
 /// What a certificate is for. Zuul uses one for both sides of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use<'c> {
@@ -103,9 +99,11 @@ impl fmt::Display for Finding {
 /// most libraries, and there is more in it than the chain.
 const CHAIN_MAX: usize = 60 * 1024;
 
-/// Returns what is wrong with `chain`, read from `files`, its first certificate ours.
+/// Returns what is wrong with `chain`, read from `files`, its first certificate ours. With `is_pinned`
+/// peers trust that very certificate, and accept it although it is an authority's.
 pub(super) fn chain(
     chain: &[CertificateDer<'_>],
+    is_pinned: bool,
     files: &Files,
     purpose: Use<'_>,
     now: UnixTime,
@@ -135,7 +133,9 @@ pub(super) fn chain(
         if certificate.version() == X509Version::V1 {
             own.version_1();
         } else {
-            own.authority();
+            if !is_pinned {
+                own.authority();
+            }
             own.purposes();
             own.names();
         }
@@ -206,7 +206,9 @@ impl Own<'_> {
     /// and Java do not, so ZooKeeper has no part in this.
     fn authority(&mut self) {
         if self.certificate.is_ca() && self.purpose != Use::ZooKeeper {
-            self.find(Severity::Error, AUTHORITY, &self.issue());
+            let fault = "is an authority's (CA:TRUE), which gateways of this kind refuse as a peer's \
+                         own; issue one that is none";
+            self.find(Severity::Error, fault, &self.issue());
         }
     }
 
@@ -395,7 +397,7 @@ mod tests {
 
     /// What is said, without the file in front.
     fn said(der: &[CertificateDer<'_>], purpose: Use<'_>, now: UnixTime) -> Vec<String> {
-        let findings = chain(der, &files(), purpose, now);
+        let findings = chain(der, false, &files(), purpose, now);
         findings.iter().map(|finding| finding.to_string().replacen("/gw.crt: ", "", 1)).collect()
     }
 
