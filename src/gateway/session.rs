@@ -162,7 +162,7 @@ async fn asked_for(
             return Err(None);
         }
         Ok(Err(QueryError::Io(error))) => {
-            debug!(%peer, %error, "no request");
+            debug!(%peer, error = %tls::describe(&error), "no request");
             return Err(None);
         }
         Err(_) => (Reply::Error(Fault::NoRequest), "nothing in time".to_owned()),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
-use super::identity::{authorities, certificates, private_key_of, read};
+use super::identity::{authorities, certificates, check_pair, private_key_of, read};
 use super::provider;
 
 /// A TLS client that trusts `roots`, or whom the system trusts, and shows `identity`, a certificate
@@ -33,8 +33,8 @@ pub(crate) fn collector_connector(
             let (name, key_name) = (cert.to_string_lossy(), key.to_string_lossy());
             let chain = certificates(&name, &read(cert)?)?;
             let key = private_key_of(&key_name, &read(key)?)?;
-            let shown = builder.with_client_auth_cert(chain, key);
-            shown.with_context(|| format!("{name}: cannot be used with {key_name}"))?
+            check_pair((&name, &chain), (&key_name, &key))?;
+            builder.with_client_auth_cert(chain, key).context("the client certificate")?
         }
         None => builder.with_no_client_auth(),
     };
@@ -54,4 +54,30 @@ fn system() -> Result<RootCertStore> {
         ));
     }
     Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused_in_words() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        let params = CertificateParams::new(["gw.example.org".to_owned()]).expect("a name");
+        let cert = params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate");
+        fs::write(at("cert.pem"), cert.pem()).expect("a file");
+        let other = KeyPair::generate().expect("a key");
+        fs::write(at("key.pem"), other.serialize_pem()).expect("a file");
+        let (cert, key) = (at("cert.pem"), at("key.pem"));
+        let made = collector_connector(Some((&cert, &key)), Some(&cert), b"h2");
+        let error = format!("{:#}", made.err().expect("a refusal"));
+        let expected =
+            format!("{}: is not the key of the certificate in {}", key.display(), cert.display());
+        assert!(error.starts_with(&expected), "{error}");
+    }
 }

@@ -154,11 +154,7 @@ impl Identity {
             ("key", private_key_of("key", key.as_bytes())),
             authorities("CA", ca.as_bytes()).map(Arc::new),
         );
-        identity.map_err(|refusal| {
-            let faults = refusal.into_findings();
-            let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
-            anyhow!(faults.join("\n"))
-        })
+        identity.map_err(Refusal::into_error)
     }
 
     /// Of its parts, the first two with the names to use for them in errors.
@@ -247,6 +243,29 @@ impl Refusal {
             Self::Other(findings) => findings,
         }
     }
+
+    #[cfg(any(feature = "demo", feature = "otlp", test))]
+    fn into_error(self) -> Error {
+        let faults: Vec<_> = self.into_findings().iter().map(ToString::to_string).collect();
+        anyhow!(faults.join("\n"))
+    }
+}
+
+/// Checks that `chain` and `key`, each with the name of its file, can be used together.
+///
+/// # Errors
+/// What is wrong with them and what to do.
+#[cfg(feature = "otlp")]
+pub(super) fn check_pair(
+    (name, chain): (&str, &[CertificateDer<'static>]),
+    (key_name, key): (&str, &PrivateKeyDer<'static>),
+) -> Result<()> {
+    CertifiedKey::from_der(chain.to_vec(), key.clone_key(), &provider()).map(drop).map_err(
+        |error| {
+            let files = ((name, &chain[0]), (key_name, key));
+            refusal(&error, &Keys::default(), files.0, files.1).into_error()
+        },
+    )
 }
 
 /// Says why rustls takes no `certificate` with this `key`, of the files with these names.
