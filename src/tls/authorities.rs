@@ -15,6 +15,10 @@ use super::provider;
 /// The certificates of a peer's chain whose issuers are compared with the authorities' names.
 const CHAIN_MAX: usize = 8;
 
+/// The most authorities that are tried under other spellings of their names. Peers choose the names,
+/// before they have shown that any certificate is theirs.
+const RESPELLED_MAX: usize = 16;
+
 const RESPELLED: &str = "its issuer is an authority in the file, but the name is written differently \
                          there (string type, case or spaces); issue one of the two again";
 
@@ -160,31 +164,35 @@ impl Authorities {
         }
     }
 
-    /// Returns the authorities with each one that is an issuer in this chain added once more under
-    /// the issuer's spelling; `None` if that adds nothing.
+    /// Returns the authorities that are an issuer in this chain, each under the issuer's spelling;
+    /// `None` if all are spelled alike. At most [`RESPELLED_MAX`]; the others need no second look,
+    /// as no path to them was found.
     fn respelled(
         &self,
         own: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
     ) -> Option<RootCertStore> {
-        let mut added = Vec::new();
+        let mut roots: Vec<TrustAnchor<'static>> = Vec::new();
         for certificate in [own].into_iter().chain(intermediates).take(CHAIN_MAX) {
             let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { continue };
             let issuer = certificate.issuer();
             // The anchor's subject is without the header of its sequence.
             let Ok((_, name)) = Any::from_der(issuer.as_raw()) else { continue };
+            if roots.iter().any(|root| root.subject.as_ref() == name.data) {
+                continue;
+            }
             let wanted = comparable(issuer);
             let anchors = self.subjects.iter().zip(&self.roots.roots);
             let same = anchors.filter(|(subject, _)| {
                 subject.comparable == wanted && subject.der != issuer.as_raw()
             });
-            added.extend(same.map(|(_, anchor)| TrustAnchor {
+            let room = RESPELLED_MAX - roots.len();
+            roots.extend(same.take(room).map(|(_, anchor)| TrustAnchor {
                 subject: name.data.to_vec().into(),
                 ..anchor.clone()
             }));
         }
-        let all = self.roots.roots.iter().cloned();
-        (!added.is_empty()).then(|| RootCertStore { roots: all.chain(added).collect() })
+        (!roots.is_empty()).then_some(RootCertStore { roots })
     }
 }
 
@@ -224,6 +232,25 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params
+    }
+
+    /// Peers choose how often, and of how many authorities, the names are spelled anew.
+    #[test]
+    fn respelled_authorities_are_bounded_and_each_once() {
+        let authority = |name: &str| params(DnValue::Utf8String(name.to_owned()));
+        let key = KeyPair::generate().expect("a key");
+        let issuer = CertifiedIssuer::self_signed(authority("test CA"), key).expect("an issuer");
+        let leaf = CertificateParams::new(["gw.example.org".to_owned()]).expect("a name");
+        let key = KeyPair::generate().expect("a key");
+        let leaf = leaf.signed_by(&key, &issuer).expect("a leaf").der().clone();
+        let chain = vec![leaf.clone(); CHAIN_MAX];
+        let mut authorities = Authorities::default();
+        for count in 1..=2 * RESPELLED_MAX {
+            let root = authority("Test CA").self_signed(&key).expect("a root").der().clone();
+            authorities.add(root).expect("a root");
+            let respelled = authorities.respelled(&leaf, &chain).expect("another spelling");
+            assert_eq!(respelled.len(), count.min(RESPELLED_MAX));
+        }
     }
 
     /// The name of the issuer in the leaf, that of the authority, and whether they are one.
