@@ -270,7 +270,8 @@ fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
 impl Loaded {
     fn usable(self) -> anyhow::Result<Usable> {
         let Self { path, config } = self;
-        match (Identities::load(&config), Account::of(config.user.as_deref())) {
+        match (Identities::load(&config, config::own_hostname), Account::of(config.user.as_deref()))
+        {
             (Ok(identities), Ok(account)) => Ok(Usable { path, config, identities, account }),
             (Err(error), Ok(_)) => Err(error),
             (Ok(_), Err(unfit)) => Err(anyhow!("{}: {unfit}", path.display())),

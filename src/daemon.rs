@@ -113,7 +113,7 @@ pub(crate) fn run(
             let launch = detach()?;
             pid_file.write(std::process::id())?;
             // Relative paths may lead elsewhere now.
-            Identities::load(&config)?;
+            Identities::load(&config, || hostname.clone())?;
             Some(launch)
         }
     };
@@ -261,6 +261,7 @@ async fn serve(
     }
     let mut reloader = Reloader {
         source,
+        hostname: listening.announcement.hostname.clone(),
         running: Arc::new(configured),
         gateway: gateway.adjuster(),
         zookeeper: zookeeper_tls,

@@ -5,7 +5,7 @@ use rustls::pki_types::UnixTime;
 use tracing::{error, warn};
 
 use crate::admin::metrics::{Metrics, Role};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::otlp;
 use crate::service::status::CertificateStatus;
 use crate::tls::{Finding, Identity, Use};
@@ -17,16 +17,16 @@ pub(crate) struct Identities {
 }
 
 impl Identities {
-    /// Reads the files that `config` names and tries each for what it is to do.
+    /// Reads the files that `config` names and tries each for what it is to do. The name that is
+    /// registered is `own_hostname` if `config` names none.
     ///
     /// # Errors
     /// Every file that cannot be used, with its fault.
-    pub(crate) fn load(config: &Config) -> Result<Self> {
+    pub(crate) fn load(config: &Config, own_hostname: impl FnOnce() -> String) -> Result<Self> {
         let now = UnixTime::now();
         let listening = config.listeners.iter().any(|listener| listener.tls.is_some());
         // The name that will be registered.
-        let hostname =
-            listening.then(|| config.hostname.clone().unwrap_or_else(config::own_hostname));
+        let hostname = listening.then(|| config.hostname.clone().unwrap_or_else(own_hostname));
         let purpose = hostname.as_deref().map_or(Use::Dialing, |name| Use::Listening(Some(name)));
         let gateway = config.tls.as_ref().map(|files| Identity::load(files, purpose, now));
         let gateway = gateway.transpose();

@@ -137,6 +137,8 @@ impl Orders {
 /// Reloads what a gateway runs with.
 pub(super) struct Reloader {
     pub(super) source: Source,
+    /// The name that is registered, which takes a restart to change.
+    pub(super) hostname: String,
     /// What runs now.
     pub(super) running: Arc<Configured>,
     pub(super) gateway: Adjuster,
@@ -189,11 +191,12 @@ impl Reloader {
     /// but that thread.
     async fn prepared(&self) -> Result<Prepared> {
         let (source, running) = (self.source.clone(), Arc::clone(&self.running));
+        let hostname = self.hostname.clone();
         let acceptors = self.gateway.settings().acceptors;
         let (done, outcome) = oneshot::channel();
         let work = move || {
             // Whoever waits no more is stopping.
-            let _ = done.send(prepare(&source, &running, &acceptors));
+            let _ = done.send(prepare(&source, hostname, &running, &acceptors));
         };
         thread::Builder::new().name("reload".to_owned()).spawn(work).context("no thread")?;
         outcome.await.context("the program broke off; please report what it has logged")?
@@ -258,13 +261,14 @@ impl Reloader {
 /// All faults of the configuration; or of its files; or what would make peers refuse us.
 fn prepare(
     source: &Source,
+    hostname: String,
     running: &Configured,
     acceptors: &[Option<Acceptor>],
 ) -> Result<Prepared> {
     let Source { path, debug } = source;
     let mut wanted = config::load(path)?;
     wanted.log = wanted.log.debugging(*debug);
-    let identities = Identities::load(&wanted)?;
+    let identities = Identities::load(&wanted, || hostname)?;
     let errors = identities.new_errors(&running.identities);
     if !errors.is_empty() {
         bail!(errors.join("\n"));
