@@ -21,7 +21,7 @@ pub(crate) fn collector_connector(
     protocol: &[u8],
 ) -> Result<TlsConnector> {
     let roots = match roots {
-        Some(path) => authorities(&path.to_string_lossy(), &read(path)?)?.roots(),
+        Some(path) => authorities(&path.to_string_lossy(), &read(path)?, false)?.roots(),
         None => Arc::new(system()?),
     };
     let builder = ClientConfig::builder_with_provider(provider())

@@ -105,7 +105,8 @@ impl Identity {
         };
         let chain = parse(&cert_pem, |pem| certificates(&cert, pem));
         let key_read = parse(&key_pem, |pem| private_key_of(&key, pem));
-        let authorities = parse(&ca_pem, |pem| authorities(&ca, pem));
+        let of_clients = matches!(purpose, Use::Listening(_));
+        let authorities = parse(&ca_pem, |pem| authorities(&ca, pem, of_clients));
         let authorities = match purpose {
             Use::ZooKeeper => authorities.map(Authorities::with_webpki_alone),
             Use::Dialing | Use::Listening(_) => authorities,
@@ -152,7 +153,7 @@ impl Identity {
             &Keys::default(),
             ("certificate", certificates("certificate", cert.as_bytes())),
             ("key", private_key_of("key", key.as_bytes())),
-            authorities("CA", ca.as_bytes()).map(Arc::new),
+            authorities("CA", ca.as_bytes(), true).map(Arc::new),
         );
         identity.map_err(Refusal::into_error)
     }
@@ -403,7 +404,9 @@ fn blocks(name: &str, pem: &[u8]) -> Result<Vec<Block>> {
 pub(super) fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     let mut chain = Vec::new();
     for Block { line, content } in blocks(name, pem)? {
-        let Content::Certificate(certificate) = content else { continue };
+        let (Content::Certificate(certificate) | Content::Trusted(certificate, _)) = content else {
+            continue;
+        };
         // The first one is parsed by rustls, which has more to say about it.
         if !chain.is_empty() && X509Certificate::from_der(&certificate).is_err() {
             return Err(not_in(line, "cannot be used: this is not a certificate", name));
@@ -439,18 +442,33 @@ pub(super) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'st
                      or Ed25519 key: openssl pkey -in {key} -out {plain}"
                 );
             }
-            Content::Certificate(_) | Content::RevocationList(_) | Content::Unused => {}
+            Content::Certificate(_)
+            | Content::Trusted(..)
+            | Content::RevocationList(_)
+            | Content::Unused => {}
         }
     }
     Err(not("holds no private key (-----BEGIN PRIVATE KEY-----)", name))
 }
 
-/// The certificates in `pem` as those to trust.
-pub(super) fn authorities(name: &str, pem: &[u8]) -> Result<Authorities> {
+/// The certificates in `pem` as those to trust, for servers, and for clients if they are `of_clients`.
+pub(super) fn authorities(name: &str, pem: &[u8], of_clients: bool) -> Result<Authorities> {
     let mut authorities = Authorities::default();
     for Block { line, content } in blocks(name, pem)? {
         let added = match content {
             Content::Certificate(certificate) => authorities.add(certificate),
+            Content::Trusted(certificate, uses) => {
+                // OpenSSL trusts it for nothing else.
+                if !uses.servers || (of_clients && !uses.clients) {
+                    let lacking = if uses.servers { "clientAuth" } else { "serverAuth" };
+                    let fault = format!(
+                        "cannot be used: the certificate has trusted uses (openssl x509 -addtrust), \
+                         and {lacking} is none of them; add it, or remove them: openssl x509 -clrtrust"
+                    );
+                    return Err(not_in(line, &fault, name));
+                }
+                authorities.add(certificate)
+            }
             Content::RevocationList(list) => authorities.add_revocation_list(list),
             Content::Key(_) | Content::EncryptedKey | Content::OtherKey(_) | Content::Unused => {
                 continue;
@@ -469,6 +487,26 @@ pub(super) fn authorities(name: &str, pem: &[u8]) -> Result<Authorities> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// OpenSSL trusts a certificate with trusted uses for nothing else.
+    #[test]
+    fn authorities_must_be_trusted_for_the_use_that_there_is() {
+        let params = rcgen::CertificateParams::new(["ca.example.org".to_owned()]).unwrap();
+        let root = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        for (purpose, servers, clients) in [(1, true, false), (2, false, true), (4, false, false)] {
+            let uses = [0x30, 12, 0x30, 10, 0x06, 8, 0x2b, 6, 1, 5, 5, 7, 3, purpose];
+            let der = [&root.der()[..], &uses].concat();
+            let pem = ::pem::encode(&::pem::Pem::new("TRUSTED CERTIFICATE", der));
+            let refused = |of_clients| {
+                authorities("ca.pem", pem.as_bytes(), of_clients).err().map(|e| e.to_string())
+            };
+            assert_eq!(refused(false).is_none(), servers, "{purpose}");
+            assert_eq!(refused(true).is_none(), servers && clients, "{purpose}");
+            let lacking = if servers { "clientAuth is none" } else { "serverAuth is none" };
+            assert!(refused(true).is_some_and(|error| error.contains(lacking)), "{purpose}");
+            assert_eq!(certificates("gw.pem", pem.as_bytes()).unwrap(), [root.der().clone()]);
+        }
+    }
 
     /// A secret that is swapped while it is read comes out as one whole, whichever.
     #[test]

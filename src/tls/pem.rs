@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls_pemfile::Item;
-use x509_parser::asn1_rs::{Any, Class, FromDer};
+use x509_parser::asn1_rs::{self, Any, Class, FromDer, Tag, oid};
 
 const BEGIN: &[u8] = b"-----BEGIN";
 const END: &[u8] = b"-----END";
@@ -30,6 +30,8 @@ pub(super) struct Block {
 #[derive(Debug)]
 pub(super) enum Content {
     Certificate(CertificateDer<'static>),
+    /// A certificate with a list of the uses that it is trusted for.
+    Trusted(CertificateDer<'static>, TrustedUses),
     /// A private key in one of the three formats that rustls reads.
     Key(Vec<u8>),
     EncryptedKey,
@@ -38,6 +40,13 @@ pub(super) enum Content {
     RevocationList(CertificateRevocationListDer<'static>),
     /// Parameters, requests, public keys.
     Unused,
+}
+
+/// What an authority is trusted for, in OpenSSL's settings (x509(1), TRUST SETTINGS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TrustedUses {
+    pub(super) servers: bool,
+    pub(super) clients: bool,
 }
 
 /// Why a file is refused.
@@ -155,7 +164,7 @@ fn shown(label: &str) -> String {
 fn content(label: &str, line: usize, body: &[u8], encrypted: bool) -> Result<Content, PemError> {
     Ok(match label {
         "CERTIFICATE" | "X509 CERTIFICATE" => Content::Certificate(decode(line, body)?.into()),
-        "TRUSTED CERTIFICATE" => Content::Certificate(trusted(line, &decode(line, body)?)?),
+        "TRUSTED CERTIFICATE" => trusted(line, &decode(line, body)?)?,
         "ENCRYPTED PRIVATE KEY" => Content::EncryptedKey,
         label if encrypted && label.ends_with("PRIVATE KEY") => Content::EncryptedKey,
         "PRIVATE KEY" | "RSA PRIVATE KEY" | "EC PRIVATE KEY" => Content::Key(decode(line, body)?),
@@ -188,8 +197,9 @@ fn decode(line: usize, body: &[u8]) -> Result<Vec<u8>, PemError> {
 
 /// Returns the certificate in OpenSSL's `TRUSTED CERTIFICATE`, which is followed by settings
 /// (x509(1), TRUST SETTINGS). Those that only describe it are left out.
-fn trusted(line: usize, der: &[u8]) -> Result<CertificateDer<'static>, PemError> {
+fn trusted(line: usize, der: &[u8]) -> Result<Content, PemError> {
     let malformed = |_| PemError::new(line, "the block is not a certificate");
+    let mut uses = None;
     let (settings, _) = Any::from_der(der).map_err(malformed)?;
     if !settings.is_empty() {
         let (_, settings) = Any::from_der(settings).map_err(malformed)?;
@@ -203,10 +213,31 @@ fn trusted(line: usize, der: &[u8]) -> Result<CertificateDer<'static>, PemError>
                                -clrreject";
                 return Err(PemError::new(line, problem));
             }
+            if setting.tag() == Tag::Sequence {
+                uses = Some(trusted_uses(setting.data).map_err(malformed)?);
+            }
             rest = after;
         }
     }
-    Ok(der[..der.len() - settings.len()].to_vec().into())
+    let certificate = der[..der.len() - settings.len()].to_vec().into();
+    Ok(match uses {
+        Some(uses) => Content::Trusted(certificate, uses),
+        None => Content::Certificate(certificate),
+    })
+}
+
+/// Reads the list of uses in `trust` of `X509_CERT_AUX`.
+fn trusted_uses(mut list: &[u8]) -> Result<TrustedUses, asn1_rs::Err<asn1_rs::Error>> {
+    let mut uses = TrustedUses { servers: false, clients: false };
+    while !list.is_empty() {
+        let (rest, oid) = Any::from_der(list)?;
+        let is = |expected: &asn1_rs::Oid<'_>| oid.data == expected.as_bytes();
+        let any = is(&oid!(2.5.29.37.0));
+        uses.servers |= any || is(&oid!(1.3.6.1.5.5.7.3.1));
+        uses.clients |= any || is(&oid!(1.3.6.1.5.5.7.3.2));
+        list = rest;
+    }
+    Ok(uses)
 }
 
 fn contains(line: &[u8], part: &[u8]) -> bool {
@@ -343,10 +374,9 @@ mod tests {
             let der = [DER, settings].concat();
             read(::pem::encode(&::pem::Pem::new("TRUSTED CERTIFICATE", der)).as_bytes())
         };
-        // An alias; a list of trusted uses; a list of rejected ones.
+        // An alias; a list of rejected uses.
         let alias = [0x30, 0x04, 0x0c, 0x02, b'g', b'w'];
-        let uses = [0x30, 0x07, 0x30, 0x05, 0x06, 0x03, 0x2a, 0x03, 0x04];
-        for settings in [&[][..], &[0x30, 0x00], &alias, &uses] {
+        for settings in [&[][..], &[0x30, 0x00], &alias] {
             let blocks = trusted(settings).expect("a certificate");
             assert!(matches!(&blocks[0].content, Content::Certificate(der) if der.as_ref() == DER));
         }
@@ -354,6 +384,33 @@ mod tests {
         let error = trusted(&rejected).expect_err("a rejection");
         assert!(error.problem.contains("rejected uses"), "{error:?}");
         assert!(trusted(&[0x30, 0x7f]).is_err());
+    }
+
+    #[test]
+    fn trusted_uses_are_read() {
+        let any: &[u8] = &[0x06, 0x04, 0x55, 0x1d, 0x25, 0x00];
+        let server: &[u8] = &[0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
+        let client: &[u8] = &[0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x02];
+        let mail: &[u8] = &[0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x04];
+        for (list, servers, clients) in [
+            (vec![any], true, true),
+            (vec![server], true, false),
+            (vec![mail, client], false, true),
+            (vec![server, client], true, true),
+            (vec![mail], false, false),
+        ] {
+            let sequence = |content: &[u8]| {
+                [&[0x30, u8::try_from(content.len()).expect("short")], content].concat()
+            };
+            let der = [DER, &sequence(&sequence(&list.concat()))].concat();
+            let file = ::pem::encode(&::pem::Pem::new("TRUSTED CERTIFICATE", der));
+            let blocks = read(file.as_bytes()).expect("a certificate");
+            let Content::Trusted(certificate, uses) = &blocks[0].content else {
+                panic!("{blocks:?}")
+            };
+            assert_eq!(certificate.as_ref(), DER);
+            assert_eq!(*uses, TrustedUses { servers, clients }, "{list:?}");
+        }
     }
 
     /// Pieces of which files are made at random.
