@@ -52,7 +52,8 @@ fn describe_alert(alert: AlertDescription) -> Option<&'static str> {
         AlertDescription::UnknownCA => "the peer does not trust the authority of our certificate",
         AlertDescription::AccessDenied => "the peer does not let our certificate in",
         AlertDescription::NoApplicationProtocol => {
-            "what answers is not a gateway but knows other protocols only (ALPN)"
+            "what answers knows other protocols only (ALPN); if it was a gateway before and something \
+             ends TLS in front of it now, reload this gateway"
         }
         AlertDescription::UnrecognisedName => "the peer does not know the name that was dialed",
         AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion => {
