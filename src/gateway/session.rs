@@ -237,11 +237,8 @@ async fn shake_hands(
         // Until all of the ClientHello is there it costs no more than any other connection.
         match arrival(&stream).await {
             Ok(Arrival::Complete) => {}
-            Ok(Arrival::TooLong) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the ClientHello is too long",
-                ));
+            Ok(Arrival::Invalid(reason)) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
             }
             Ok(Arrival::Closed) | Err(_) => {
                 debug!(%peer, "closed without a word");
