@@ -92,6 +92,13 @@ impl<T> Entry<T> {
         self.number
     }
 
+    /// Changes the value, unless the entry has none or has left.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut T)) {
+        if let Some(Some(value)) = self.queue.lock().values.get_mut(&self.number) {
+            change(value);
+        }
+    }
+
     /// Removes the entry: from here on the connection cannot be evicted. Returns whether it was
     /// still there; if not, the connection has been evicted.
     pub(crate) fn leave(self) -> bool {
@@ -132,7 +139,9 @@ mod tests {
         let (first, second) = (queue.reserve(), queue.insert("second"));
         assert_eq!(queue.evict(|_| true), Some("second"));
         assert_eq!(queue.evict(|_| true), None);
-        queue.fill(first.number(), "first");
+        first.update(|_| panic!("it has no value"));
+        queue.fill(first.number(), "1st");
+        first.update(|value| *value = "first");
         assert_eq!(queue.evict(|_| true), Some("first"));
         assert!(!first.leave() && !second.leave());
     }

@@ -11,7 +11,8 @@
 //!
 //! Bounded: a scraper that is slow, or many of them, cost nobody else anything. Half a request
 //! makes room for a newer connection, and only metrics have a limit on answers: health checks that
-//! fail because of other clients would have a healthy gateway restarted.
+//! fail because of other clients would have a healthy gateway restarted. One address has a quarter
+//! of each kind of place.
 
 pub(crate) mod catalogue;
 pub(crate) mod descriptor;
@@ -36,7 +37,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rustix::net::{RecvFlags, recv};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -49,14 +50,14 @@ use crate::eviction::{Entry, EvictionQueue};
 use crate::registry::Standing;
 use crate::registry::component::State;
 
+// `service::descriptors` keeps a descriptor for each of these places.
 /// Connections at once whose first segment is waited for, and for how long. A client that sends its
 /// request with its connection is not in the queue of those that may be closed.
-const NEW: usize = 256;
+const NEW: usize = 32;
 const NEW_FOR: Duration = Duration::from_millis(50);
 
-/// Connections at once that have not sent their request's head, in total and from one address.
+/// Connections at once that have not sent their request's head.
 const READING: usize = 32;
-const READING_PER_ADDRESS: usize = READING / 4;
 
 /// Expositions of metrics under way at once.
 const EXPOSITIONS: usize = 16;
@@ -79,10 +80,11 @@ pub(crate) struct Admin {
     registry: Registry,
     standing: watch::Receiver<Standing>,
     state: watch::Receiver<State>,
-    expositions: Arc<Semaphore>,
+    /// The clients that read metrics.
+    expositions: EvictionQueue<IpAddr>,
 }
 
-/// A connection that has not sent its request's head.
+/// A connection that has not sent its request's head, or not even its first segment.
 struct Reading {
     client: IpAddr,
     evicted: CancellationToken,
@@ -93,7 +95,7 @@ struct Held {
     /// Until its request's head has been read.
     reading: Option<Entry<Reading>>,
     /// From then on, for metrics.
-    exposition: Option<OwnedSemaphorePermit>,
+    exposition: Option<Entry<IpAddr>>,
 }
 
 impl Admin {
@@ -104,21 +106,20 @@ impl Admin {
         let (state, standing) = (system.state.clone(), system.standing.clone());
         registry.register_collector(Box::new(system));
         registry.register_collector(Box::new(Process::new()));
-        let expositions = Arc::new(Semaphore::new(EXPOSITIONS));
-        Self { registry, standing, state, expositions }
+        Self { registry, standing, state, expositions: EvictionQueue::default() }
     }
 
     /// Answers on `listener` for as long as it is polled.
     pub(crate) async fn serve(self, listener: TcpListener) -> Infallible {
         let this = Arc::new(self);
-        let (reading, new) = (EvictionQueue::default(), Arc::new(Semaphore::new(NEW)));
+        let (new, reading) = (EvictionQueue::default(), EvictionQueue::default());
         loop {
             match listener.accept().await {
                 Ok((stream, client)) => {
-                    let Ok(permit) = Arc::clone(&new).try_acquire_owned() else { continue };
-                    let (this, reading) = (Arc::clone(&this), reading.clone());
                     let client = client.ip().to_canonical();
-                    tokio::spawn(async move { this.begin(stream, client, &reading, permit).await });
+                    let new = queue(&new, client, NEW);
+                    let (this, reading) = (Arc::clone(&this), reading.clone());
+                    tokio::spawn(async move { this.begin(stream, client, new, &reading).await });
                 }
                 Err(error) => {
                     debug!(%error, "admin: cannot accept");
@@ -129,34 +130,39 @@ impl Admin {
     }
 
     /// Answers a connection whose request is there, as those of health checkers and scrapers most
-    /// often are. Any other may be closed for a newer one until its request has been read.
+    /// often are. Any other may be closed for a newer one until its request has been read. `new` is
+    /// evicted when the first segment may be waited for no longer.
     async fn begin(
         &self,
         stream: TcpStream,
         client: IpAddr,
+        (new, newer): (Entry<Reading>, CancellationToken),
         reading: &EvictionQueue<Reading>,
-        permit: OwnedSemaphorePermit,
     ) {
-        let _ = timeout(NEW_FOR, stream.peek(&mut [0])).await;
-        let evicted = CancellationToken::new();
-        let entry = (!has_head(&stream)).then(|| {
-            make_room(reading, client);
-            reading.insert(Reading { client, evicted: evicted.clone() })
-        });
-        drop(permit);
+        let mut byte = [0];
+        let first_segment = timeout(NEW_FOR, stream.peek(&mut byte));
+        let _ = newer.run_until_cancelled(first_segment).await;
+        let (entry, evicted) = match has_head(&stream) {
+            true => (None, CancellationToken::new()),
+            false => {
+                let (entry, evicted) = queue(reading, client, READING);
+                (Some(entry), evicted)
+            }
+        };
+        drop(new);
         tokio::select! {
             biased;
-            () = self.converse(stream, entry) => {}
+            () = self.converse(stream, client, entry) => {}
             () = evicted.cancelled() => debug!(%client, "admin: closed for a newer connection"),
         }
     }
 
-    async fn converse(&self, stream: TcpStream, reading: Option<Entry<Reading>>) {
+    async fn converse(&self, stream: TcpStream, client: IpAddr, reading: Option<Entry<Reading>>) {
         let held = Mutex::new(Held { reading, exposition: None });
         let answer = service_fn(|request| {
             let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
             held.reading = None;
-            std::future::ready(Ok::<_, Infallible>(self.answer(&request, &mut held)))
+            std::future::ready(Ok::<_, Infallible>(self.answer(&request, client, &mut held)))
         });
         let conversation = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -171,7 +177,12 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>, held: &mut Held) -> Response<Full<Bytes>> {
+    fn answer(
+        &self,
+        request: &Request<Incoming>,
+        client: IpAddr,
+        held: &mut Held,
+    ) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, None, String::new());
             response
@@ -193,11 +204,12 @@ impl Admin {
                 respond(StatusCode::OK, Some("text/plain"), state)
             }
             "/metrics" | "/" => {
-                let Ok(permit) = Arc::clone(&self.expositions).try_acquire_owned() else {
-                    let text = format!("{EXPOSITIONS} clients are reading metrics already\n");
-                    return respond(StatusCode::SERVICE_UNAVAILABLE, Some("text/plain"), text);
+                let Some(place) = exposition_place(&self.expositions, client) else {
+                    let text = "too many clients, or this one too often, are reading metrics\n";
+                    let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+                    return respond(unavailable, Some("text/plain"), text.to_owned());
                 };
-                held.exposition = Some(permit);
+                held.exposition = Some(place);
                 let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
                 let openmetrics =
                     accept.is_some_and(|accept| accept.contains("application/openmetrics-text"));
@@ -235,20 +247,34 @@ fn has_head(stream: &TcpStream) -> bool {
     head[0].is_ascii_alphabetic() && head[..count].windows(4).any(|end| end == b"\r\n\r\n")
 }
 
-/// Closes the oldest connections, of all or of `client`'s, until one more of `client`'s may wait for
-/// its request.
-fn make_room(reading: &EvictionQueue<Reading>, client: IpAddr) {
+/// Adds a connection of `client` to `queue`, which has so many `places`, a quarter of them for one
+/// address; the oldest one makes room. Returns its entry, and what is cancelled when it has to make
+/// room itself.
+fn queue(
+    queue: &EvictionQueue<Reading>,
+    client: IpAddr,
+    places: usize,
+) -> (Entry<Reading>, CancellationToken) {
     let of_client = |other: &Reading| other.client == client;
-    let evicted = if reading.count(of_client) >= READING_PER_ADDRESS {
-        reading.evict(of_client)
-    } else if reading.len() >= READING {
-        reading.evict(|_| true)
+    let oldest = if queue.count(of_client) >= places / 4 {
+        queue.evict(of_client)
+    } else if queue.len() >= places {
+        queue.evict(|_| true)
     } else {
         None
     };
-    if let Some(Reading { evicted, .. }) = evicted {
+    if let Some(Reading { evicted, .. }) = oldest {
         evicted.cancel();
     }
+    let evicted = CancellationToken::new();
+    (queue.insert(Reading { client, evicted: evicted.clone() }), evicted)
+}
+
+/// A place among the clients that read metrics, unless all are taken or a quarter of them by `client`.
+fn exposition_place(reading: &EvictionQueue<IpAddr>, client: IpAddr) -> Option<Entry<IpAddr>> {
+    let of_client = reading.count(|other| *other == client);
+    let is_free = of_client < EXPOSITIONS / 4 && reading.len() < EXPOSITIONS;
+    is_free.then(|| reading.insert(client))
 }
 
 fn respond(
@@ -313,6 +339,38 @@ mod tests {
     use crate::registry::component::Announcement;
     use crate::registry::embedded::Embedded;
     use crate::tls::Failure;
+
+    /// A quarter of the places is one address's, in whichever queue.
+    #[test]
+    fn an_address_makes_room_for_itself_before_others_do() {
+        let waiting = EvictionQueue::default();
+        let mut all = Vec::new();
+        let mut come = |client: &str, times: usize| {
+            for _ in 0..times {
+                all.push((client.to_owned(), queue(&waiting, client.parse().unwrap(), 16)));
+            }
+            let left = all.iter().filter(|(_, (_, evicted))| !evicted.is_cancelled());
+            left.map(|(client, _)| client.chars().last().unwrap()).collect::<String>()
+        };
+        assert_eq!(come("192.0.2.1", 1), "1");
+        assert_eq!(come("192.0.2.2", 300), "12222");
+        assert_eq!(come("192.0.2.3", 4), "122223333");
+        assert_eq!(come("192.0.2.4", 4), "1222233334444");
+        assert_eq!(come("192.0.2.5", 4), "2222333344445555", "the oldest of all");
+        assert_eq!(waiting.len(), 16);
+    }
+
+    #[test]
+    fn an_address_reads_metrics_in_a_quarter_of_the_places() {
+        let reading = EvictionQueue::default();
+        let fitting = |client: [u8; 4]| -> Vec<_> {
+            (0..EXPOSITIONS).map_while(|_| exposition_place(&reading, client.into())).collect()
+        };
+        let held = [1, 2, 3, 4, 5].map(|last| fitting([192, 0, 2, last]));
+        assert_eq!(held.each_ref().map(Vec::len), [4, 4, 4, 4, 0]);
+        drop(held);
+        assert_eq!(fitting([192, 0, 2, 5]).len(), 4);
+    }
 
     /// What a gateway of zone west exports, that is registered in a registry of this process.
     async fn exported() -> String {

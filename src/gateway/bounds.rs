@@ -42,9 +42,17 @@ const CERTIFIED_FOR: Duration = Duration::from_secs(3600);
 const SITES: [u8; 3] = [64, 56, 48];
 
 /// A connection that has not asked for a build yet.
-pub(crate) struct Waiting {
+pub(crate) struct Unasked {
     task: AbortHandle,
+    /// The client; the balancer until its PROXY header has come.
     peer: SocketAddr,
+}
+
+impl Unasked {
+    /// Sets the client that a PROXY header names.
+    pub(crate) fn set_peer(&mut self, peer: SocketAddr) {
+        self.peer = peer;
+    }
 }
 
 /// A TLS handshake that waits for its client.
@@ -57,7 +65,7 @@ struct Handshaking {
 /// Bounds on what all listeners together take.
 pub(crate) struct Bounds {
     connections: Arc<AtomicUsize>,
-    waiting: EvictionQueue<Waiting>,
+    waiting: EvictionQueue<Unasked>,
     addresses: Arc<Addresses>,
     handshakes: EvictionQueue<Handshaking>,
     handshake_rate: RateLimiter,
@@ -186,14 +194,14 @@ impl Bounds {
     }
 
     /// Reserves an entry among the connections that have not asked yet.
-    pub(crate) fn waiting(&self) -> Entry<Waiting> {
+    pub(crate) fn waiting(&self) -> Entry<Unasked> {
         self.waiting.reserve()
     }
 
     /// Lets the connection of `peer`, which `task` serves, be closed for another one until its
     /// entry `number` leaves.
     pub(crate) fn may_be_closed(&self, number: u64, task: AbortHandle, peer: SocketAddr) {
-        self.waiting.fill(number, Waiting { task, peer });
+        self.waiting.fill(number, Unasked { task, peer });
     }
 
     /// Whether it is time to warn of `limit` again.
@@ -213,7 +221,7 @@ impl Context {
     pub(super) fn connection_place(&self) -> Option<Place> {
         let (bounds, limit) = (&self.bounds, self.limits.connections);
         Place::among(&bounds.connections, limit).or_else(|| {
-            let Waiting { task, peer } = bounds.waiting.evict(|_| true)?;
+            let Unasked { task, peer } = bounds.waiting.evict(|_| true)?;
             task.abort();
             self.turned_away(Rejection::Limit, peer);
             self.metrics.ended(&Outcome::Rejected);

@@ -19,16 +19,18 @@ const RECORD_HEADER: usize = 5;
 /// The header of a handshake message: type, length (RFC 8446, section 4).
 const MESSAGE_HEADER: usize = 4;
 
+/// The types of records (RFC 8446, appendix B.1; 24 is RFC 6520's).
 const RECORD_OF_HANDSHAKE: u8 = 22;
-const CLIENT_HELLO: u8 = 1;
+const OTHER_RECORDS_MIN: u8 = 20;
+const OTHER_RECORDS_MAX: u8 = 24;
 
 /// What a TLS client has sent before the handshake begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
     /// The whole first record, or what the TLS library refuses immediately.
     Complete,
-    /// A ClientHello longer than [`HELLO_MAX`].
-    TooLong,
+    /// A ClientHello longer than [`HELLO_MAX`], or what could hide one; the reason.
+    Invalid(&'static str),
     /// The end, before the first byte.
     Closed,
 }
@@ -66,18 +68,29 @@ fn peek(stream: &TcpStream) -> io::Result<Arrival> {
 /// What `received` bytes that begin with `head` are; `None` as long as more has to come.
 fn needed(head: &[u8], received: usize) -> Option<Arrival> {
     let (header, message) = head.split_at_checked(RECORD_HEADER)?;
-    if header[0] != RECORD_OF_HANDSHAKE {
-        return Some(Arrival::Complete);
+    match header[0] {
+        RECORD_OF_HANDSHAKE => {}
+        // The TLS library would wait for the rest, and skip an alert and wait for the next record.
+        OTHER_RECORDS_MIN..=OTHER_RECORDS_MAX => {
+            return Some(Arrival::Invalid("the first record is not a handshake record"));
+        }
+        _ => return Some(Arrival::Complete),
     }
     let record = usize::from(u16::from_be_bytes([header[3], header[4]]));
-    let hello = match *message {
-        [CLIENT_HELLO, high, middle, low] => {
+    // The TLS library refuses an empty record immediately. In a shorter fragment, the length of the
+    // message is not known: `message` ends with the next record's header.
+    if (1..MESSAGE_HEADER).contains(&record) {
+        return Some(Arrival::Invalid("the first record is too short"));
+    }
+    // The TLS library gathers a message of any type before it looks at the type.
+    let message = match *message {
+        [_, high, middle, low] => {
             MESSAGE_HEADER + u32::from_be_bytes([0, high, middle, low]) as usize
         }
         _ => 0,
     };
-    match record.max(hello) > HELLO_MAX {
-        true => Some(Arrival::TooLong),
+    match record.max(message) > HELLO_MAX {
+        true => Some(Arrival::Invalid("the ClientHello is too long")),
         false => (received >= RECORD_HEADER + record).then_some(Arrival::Complete),
     }
 }
@@ -92,7 +105,7 @@ mod tests {
     /// A ClientHello of `length` bytes, in records of at most `record`.
     fn hello(length: usize, record: usize) -> Vec<u8> {
         let [_, _, _, _, _, high, middle, low] = (length as u64).to_be_bytes();
-        let message = [&[CLIENT_HELLO, high, middle, low], vec![0; length].as_slice()].concat();
+        let message = [&[1, high, middle, low], vec![0; length].as_slice()].concat();
         let mut bytes = Vec::new();
         for piece in message.chunks(record) {
             let [high, low] = u16::try_from(piece.len()).unwrap().to_be_bytes();
@@ -114,16 +127,44 @@ mod tests {
         assert_eq!(needed(&split[..9], 105), Some(Arrival::Complete), "of two records one");
     }
 
+    fn is_invalid(bytes: &[u8]) -> bool {
+        matches!(needed(&bytes[..9], 9), Some(Arrival::Invalid(_)))
+    }
+
     #[test]
     fn what_is_too_long_is_known_from_its_head() {
-        for (length, record, arrival) in [
-            (HELLO_MAX - MESSAGE_HEADER, 16_384, None),
-            (HELLO_MAX - MESSAGE_HEADER + 1, 16_384, Some(Arrival::TooLong)),
-            (65_536, 16_384, Some(Arrival::TooLong)),
-            (65_536, 512, Some(Arrival::TooLong)),
-            (20_000, 65_535, Some(Arrival::TooLong)),
+        for (length, record, invalid) in [
+            (HELLO_MAX - MESSAGE_HEADER, 16_384, false),
+            (HELLO_MAX - MESSAGE_HEADER + 1, 16_384, true),
+            (65_536, 16_384, true),
+            (65_536, 512, true),
+            (20_000, 65_535, true),
+            (65_000, 4, true),
+            (200, 4, false),
         ] {
-            assert_eq!(needed(&hello(length, record)[..9], 9), arrival, "{length} in {record}");
+            let mut bytes = hello(length, record);
+            assert_eq!(is_invalid(&bytes), invalid, "{length} in {record}");
+            bytes[RECORD_HEADER] = 2;
+            assert_eq!(is_invalid(&bytes), invalid, "a ServerHello of {length} in {record}");
+        }
+    }
+
+    /// A first record in which the length of the message is not whole, so that the next record's
+    /// header would be taken for it.
+    #[test]
+    fn a_first_record_shorter_than_a_messages_header_is_invalid() {
+        for record in 1..MESSAGE_HEADER {
+            assert!(is_invalid(&hello(65_000, record)), "{record}");
+        }
+    }
+
+    #[test]
+    fn a_first_record_of_another_type_is_invalid() {
+        let warning = [21, 3, 1, 0, 2, 1, 90];
+        let followed = [&warning[..], &hello(65_000, 16_384)].concat();
+        assert!(is_invalid(&followed));
+        for kind in [20, 21, 23, 24] {
+            assert!(is_invalid(&[kind, 3, 3, 0x40, 0, 0, 0, 0, 0]), "{kind}");
         }
     }
 

@@ -14,7 +14,7 @@ use tracing::field::display;
 
 use super::Context;
 use super::access::{self, Access};
-use super::bounds::{AddressPlace, Waiting};
+use super::bounds::{AddressPlace, Unasked};
 use super::client_hello::{Arrival, arrival};
 use super::connection::Connection;
 use super::executor_slots::ExecutorSlot;
@@ -45,7 +45,7 @@ pub(crate) struct Caller {
     /// Whether lines of its stream are logged at info; at debug if its address has asked too often.
     pub(crate) logged: bool,
     /// Its entry among the connections that may be closed for a new one: until it has asked.
-    pub(crate) waiting: Option<Entry<Waiting>>,
+    pub(crate) waiting: Option<Entry<Unasked>>,
 }
 
 impl Caller {
@@ -201,9 +201,14 @@ async fn introduction(
     debug!(proxy = %peer, peer = %client, "PROXY header");
     caller.of_address = cx.bounds.of_address(client.ip(), &cx.limits);
     caller.peer = client;
+    if let Some(waiting) = &caller.waiting {
+        waiting.update(|unasked| unasked.set_peer(client));
+    }
     if caller.of_address.is_some() {
         return Ok(stream);
     }
+    // So that it is not closed, and counted, for another connection as well.
+    caller.stop_waiting().await;
     cx.turned_away(Rejection::Address, client);
     // As the listener does with clients that come by themselves.
     if !tls && let Some(_permit) = cx.bounds.refusal() {
@@ -237,11 +242,8 @@ async fn shake_hands(
         // Until all of the ClientHello is there it costs no more than any other connection.
         match arrival(&stream).await {
             Ok(Arrival::Complete) => {}
-            Ok(Arrival::TooLong) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the ClientHello is too long",
-                ));
+            Ok(Arrival::Invalid(reason)) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
             }
             Ok(Arrival::Closed) | Err(_) => {
                 debug!(%peer, "closed without a word");

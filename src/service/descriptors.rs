@@ -6,9 +6,9 @@ use tracing::warn;
 /// Two for each stream: the client's and the next hop's.
 const PER_CONNECTION: u64 = 2;
 
-/// Kept free for all that is no stream: 64 refusals, 32 pipes of two ends, 32 connections for health
-/// and metrics, 8 for commands, ZooKeeper, listeners, logs, and the addresses of a next hop that are
-/// tried at once.
+/// Kept free for all that is no stream: 64 refusals, 32 pipes of two ends, 80 connections for health
+/// and metrics (`admin`), 8 for commands, and 40 for ZooKeeper, listeners, logs, and the addresses of
+/// a next hop that are tried at once.
 const RESERVE: u64 = 256;
 
 /// Raises the limit of open files as far as it may be raised, and returns how many of the wanted

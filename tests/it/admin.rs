@@ -170,8 +170,8 @@ async fn openmetrics_for_those_who_ask() {
     assert!(plain.contains("# TYPE zuul_fingergw_requests_total counter"), "{plain}");
 }
 
-/// Half requests in every place, from other addresses and from the health checker's own, and metrics
-/// that are not read.
+/// Silent connections and half requests in every place, from other addresses and from the health
+/// checker's own, and metrics that are not read.
 #[tokio::test]
 async fn health_checks_are_answered_whatever_others_do() {
     let system = System::new().await;
@@ -181,6 +181,11 @@ async fn health_checks_are_answered_whatever_others_do() {
     let mut held = Vec::new();
     for sent in ["GET /health/live HTT", "GET /metrics HTTP/1.1\r\nHost: g\r\n\r\n"] {
         for local in ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"] {
+            let mut silent = Vec::new();
+            for _ in 0..400 {
+                silent.push(Client::connect_narrow_from(local, address).await);
+            }
+            assert_eq!(get(address, "/health/live").await.status, "HTTP/1.1 200 OK", "{local}");
             for _ in 0..20 {
                 let mut client = Client::connect_narrow_from(local, address).await;
                 // It may have been closed for a newer one already.

@@ -135,6 +135,9 @@ async fn a_giant_client_hello_is_not_read() {
         // One record, and a message that is to go on in others.
         [0x16, 3, 1, 0x40, 1, 1, 0, 0x3f, 0xfd],
         [0x16, 3, 1, 0, 100, 1, 0, 0x40, 0],
+        // A first record that ends within the length, and an alert before the ClientHello.
+        [0x16, 3, 1, 0, 2, 1, 0, 0x16, 3],
+        [0x15, 3, 1, 0, 2, 1, 90, 0x16, 3],
     ] {
         let mut client = Client::connect(served.gateway.address()).await;
         client.send(&hello).await;
