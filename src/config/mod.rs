@@ -439,11 +439,7 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
     if is_toml(path) {
         Ok(toml_file::read(&name, text)?)
     } else {
-        // Others need not be UTF-8, and are no business of ours.
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| name.starts_with("ZUUL_"));
-        let read = zuul_conf::read(&name, text, environment);
+        let read = zuul_conf::read(&name, text, environment());
         read.map_err(|faults| match toml_file::is_likely(text) {
             true => anyhow!(
                 "{name}: is TOML, and was read as a zuul.conf, because its name does not end in \
@@ -457,8 +453,21 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
 /// The command socket that the configuration in `path` sets, whatever else is wrong with it: the
 /// gateway that runs was started with an earlier version of it.
 pub(crate) fn command_socket(path: &Path) -> Option<PathBuf> {
-    let text = String::from_utf8(small_file::read(path).ok()?).ok()?;
-    if is_toml(path) { toml_file::command_socket(&text) } else { zuul_conf::command_socket(&text) }
+    let bytes = small_file::read(path).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    match is_toml(path) {
+        true => toml_file::command_socket(text),
+        false => zuul_conf::command_socket(text, environment()),
+    }
+}
+
+/// The variables that Zuul's services take as options of every section of a `zuul.conf`.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    // Other variables need not be UTF-8, and are not ours.
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with("ZUUL_"))
 }
 
 /// Why the configuration in `path` cannot be read, and what to do.

@@ -79,10 +79,18 @@ pub(super) fn read(
     Faults::none_or(config, reader.faults)
 }
 
-/// The command socket that `text` sets, even if there are errors elsewhere in it.
-pub(super) fn command_socket(text: &str) -> Option<PathBuf> {
+/// The command socket that `text` sets, or else the default one, even if there are errors in it.
+/// `None` if a syntax error may have hidden the section: the default could be another gateway's.
+pub(super) fn command_socket(
+    text: &str,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Option<PathBuf> {
+    let (ini, errors) = Ini::parse_recoverable(text, environment);
+    if !errors.is_empty() && !ini.has_section(FINGERGW) {
+        return None;
+    }
     let mut reader = Reader::new("");
-    reader.ini = Ini::parse(text.strip_prefix('\u{feff}').unwrap_or(text), []).ok()?;
+    reader.ini = ini;
     reader.path("command_socket", COMMAND_SOCKET)
 }
 
@@ -597,6 +605,26 @@ mod tests {
         for bad in ["port = 0x4f", "port = _79", "port = 79 ; x", "port = ++79", "port = -1"] {
             assert!(conf(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_command_socket_is_found_in_a_faulty_file() {
+        let environment = [("ZUUL_RUN".to_owned(), "/run/z".to_owned())];
+        let socket = |text: &str| command_socket(text, environment.clone());
+        let path = |path: &str| Some(PathBuf::from(path));
+        for faulty in ["port 79\n", "port = 1\nport = 2\n", "port = x\n", " = 5\n"] {
+            let text = format!("stray\n[fingergw]\n{faulty}");
+            assert_eq!(socket(&text), path(COMMAND_SOCKET), "{text}");
+            assert_eq!(socket(&format!("{text}command_socket = /s\n")), path("/s"), "{text}");
+            let twice = format!("[fingergw]\ncommand_socket = /s\n[fingergw]\n{faulty}");
+            assert_eq!(socket(&twice), path("/s"), "{twice}");
+        }
+        let text = "[fingergw]\ncommand_socket = %(zuul_run)s/s\nstray\n";
+        assert_eq!(socket(text), path("/run/z/s"));
+        assert_eq!(socket("[fingergw]\ncommand_socket =\nstray\n"), None, "it is switched off");
+        // Whose socket that is cannot be known.
+        assert_eq!(socket("[web]\n[fingergw\ncommand_socket = /s\n"), None);
+        assert_eq!(socket(LEAST), path(COMMAND_SOCKET));
     }
 
     #[test]
