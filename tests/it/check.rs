@@ -4,7 +4,11 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
+use tempfile::TempDir;
+
+use crate::ends::full_listener;
 use crate::service::{Outcome, nobody, program};
+use crate::support::certificates::Identity;
 use crate::support::gateway::Builder;
 use crate::support::proxy::Proxy;
 use crate::support::system::System;
@@ -135,4 +139,30 @@ async fn connect_without_zookeeper_says_what_each_server_answers() {
     let Outcome { code, stderr, .. } = program(&["check", "--connect"], &builder.write()).await;
     let expected = format!("cannot get a session with ZooKeeper: {}: ", proxy.address);
     assert!(code == Some(1) && stderr.starts_with(&expected), "{stderr}");
+}
+
+/// As behind a firewall that drops packets. The session timeout of a `zuul.conf` is so long that the
+/// tries at both servers together last longer than the command does.
+#[tokio::test]
+async fn connect_to_servers_that_do_not_answer_says_what_each_of_them_does() {
+    let system = System::new().await;
+    let (one, _in_its_queue) = full_listener().await;
+    let (other, _in_its_queue) = full_listener().await;
+    let [one, other] = [&one, &other].map(|listener| listener.local_addr().expect("its address"));
+    let Identity { cert, key, ca, .. } = &system.zookeeper.identity;
+    let directory = TempDir::new().expect("a directory");
+    let config = directory.path().join("zuul.conf");
+    let text = format!(
+        "[zookeeper]\nhosts = {one},{other}\ntls_cert = {}\ntls_key = {}\ntls_ca = {}\n[fingergw]\n\
+         command_socket =\n",
+        cert.display(),
+        key.display(),
+        ca.display()
+    );
+    fs::write(&config, text).expect("zuul.conf");
+    let Outcome { code, stderr, .. } = program(&["check", "--connect"], &config).await;
+    let expected = format!(
+        "cannot get a session with ZooKeeper: {one}, {other}: no connection within 5s: is a firewall"
+    );
+    assert!(code == Some(1) && stderr.contains(&expected), "{stderr}");
 }
