@@ -143,7 +143,7 @@ impl Survey {
                  path after the last server in hosts the one that Zuul's services use?"
             );
         }
-        let kinds = self.kinds.iter().map(|(kind, count)| format!("{count} {}", shown(kind)));
+        let kinds = self.kinds.iter().map(|(kind, count)| format!("{} ({count})", shown(kind)));
         let kinds: Vec<_> = kinds.collect();
         if !kinds.is_empty() {
             let _ = writeln!(text, "  components: {}", kinds.join(", "));
@@ -206,7 +206,8 @@ mod tests {
         assert!(survey.is_zuul());
         assert_eq!(
             survey.text(),
-            "ZooKeeper at zk:2281/z: connected\n  components: 3 executor, 2 fingergw, 1 scheduler\n  \
+            "ZooKeeper at zk:2281/z: connected\n  \
+             components: executor (3), fingergw (2), scheduler (1)\n  \
              no zone: 2 executors, no gateway\n  zone west: 1 executor, gateways gw:79 (TLS)\n"
         );
     }
