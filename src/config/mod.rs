@@ -110,6 +110,17 @@ pub(crate) fn display_address(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
+/// Refuses an address that one of `listeners` has.
+fn refuse_taken(host: &str, port: u16, listeners: &[Listener]) -> value::Read<()> {
+    match listeners.iter().find(|other| value::is_same((host, port), (&other.host, other.port))) {
+        Some(other) => Err(format!(
+            "the listener on {} takes this address; give each another address or port",
+            other.address()
+        )),
+        None => Ok(()),
+    }
+}
+
 impl Config {
     /// The command socket, unless it is where a `zuul.conf` has it that says nothing of one: such a
     /// configuration also runs where that directory does not exist.
@@ -140,6 +151,7 @@ impl Config {
                 zone.escape_default(),
             ));
         }
+        warnings.extend(self.overlaps());
         let ruled = self.listeners.iter().find(|listener| !listener.allow.is_empty());
         for listener in &self.listeners {
             let address = listener.address();
@@ -172,6 +184,29 @@ impl Config {
                 tracing.endpoint
             )),
             _ => {}
+        }
+        warnings
+    }
+
+    /// A warning of each pair of addresses of which one covers the other.
+    fn overlaps(&self) -> Vec<String> {
+        let listeners =
+            self.listeners.iter().map(|listener| (listener.host.as_str(), listener.port));
+        let admin = self.admin.iter().map(|(host, port)| (host.as_str(), *port));
+        let addresses: Vec<_> = listeners.chain(admin).collect();
+        let mut warnings = Vec::new();
+        for (index, one) in addresses.iter().enumerate() {
+            for other in &addresses[index + 1..] {
+                if value::overlap(*one, *other) {
+                    let [one, other] =
+                        [one, other].map(|(host, port)| display_address(host, *port));
+                    warnings.push(format!(
+                        "the addresses {one} and {other} overlap: unless the service manager passes \
+                         sockets for both, only one of them can be bound ([::] is IPv4 as well; use \
+                         another port)"
+                    ));
+                }
+            }
         }
         warnings
     }
