@@ -71,9 +71,16 @@ fn warnings(usable: &Usable) -> Vec<String> {
         let user = config.user.as_deref().unwrap_or_default();
         warnings.push(format!("{unfit} (as user {user}); stop, reload and status need it"));
     }
+    if account.is_none()
+        && let Some(socket) = config.explicit_command_socket()
+        && let Err(unfit) = socket_file::check_creatable(socket)
+    {
+        warnings.push(format!("{unfit}; a start as this user would fail"));
+    }
+    let log_config = config.log.log_config.iter().map(|log_config| Path::new(&log_config.file));
+    let read_again = log_config.chain([path.as_path()]);
     if let Some(account) = account
-        && let Ok(Err(unreadable)) =
-            account.impersonate(|| account.check_readable([path.as_path()]))
+        && let Ok(Err(unreadable)) = account.impersonate(|| account.check_readable(read_again))
     {
         warnings.push(format!("{unreadable}; the gateway starts, but cannot reload"));
     }

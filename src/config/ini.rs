@@ -5,6 +5,7 @@
 //! `Lib/configparser.py` with its defaults, which Zuul leaves as they are.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::fault::shown;
 
@@ -60,6 +61,15 @@ impl Ini {
         text: &str,
         defaults: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Vec<IniError>> {
+        let (ini, errors) = Self::parse_recoverable(text, defaults);
+        if errors.is_empty() { Ok(ini) } else { Err(errors) }
+    }
+
+    /// Parses `text` as [`Self::parse`] does. Returns what can be read of it, and the errors.
+    pub(super) fn parse_recoverable(
+        text: &str,
+        defaults: impl IntoIterator<Item = (String, String)>,
+    ) -> (Self, Vec<IniError>) {
         let mut parser = Parser::default();
         for (name, value) in defaults {
             parser.ini.defaults.insert(name.to_lowercase(), Raw { line: 0, value });
@@ -69,7 +79,7 @@ impl Ini {
             parser.line(index + 1, line);
         }
         parser.end_option();
-        if parser.errors.is_empty() { Ok(parser.ini) } else { Err(parser.errors) }
+        (parser.ini, parser.errors)
     }
 
     /// The value of `option` in `section`, its references filled in; `None` if there is none.
@@ -163,10 +173,14 @@ impl Parser {
 
     fn begin_section(&mut self, number: usize, header: &str) {
         self.section = Some(header.to_owned());
-        if header != DEFAULT
-            && self.ini.sections.insert(header.to_owned(), Options::new()).is_some()
-        {
-            self.error(number, "the section is there twice");
+        if header == DEFAULT {
+            return;
+        }
+        match self.ini.sections.entry(header.to_owned()) {
+            Entry::Vacant(entry) => {
+                entry.insert(Options::new());
+            }
+            Entry::Occupied(_) => self.error(number, "the section is there twice"),
         }
     }
 

@@ -110,6 +110,17 @@ pub(crate) fn display_address(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
+/// Refuses an address that one of `listeners` has.
+fn refuse_taken(host: &str, port: u16, listeners: &[Listener]) -> value::Read<()> {
+    match listeners.iter().find(|other| value::is_same((host, port), (&other.host, other.port))) {
+        Some(other) => Err(format!(
+            "the listener on {} takes this address; give each another address or port",
+            other.address()
+        )),
+        None => Ok(()),
+    }
+}
+
 impl Config {
     /// The command socket, unless it is where a `zuul.conf` has it that says nothing of one: such a
     /// configuration also runs where that directory does not exist.
@@ -140,6 +151,7 @@ impl Config {
                 zone.escape_default(),
             ));
         }
+        warnings.extend(self.overlaps());
         let ruled = self.listeners.iter().find(|listener| !listener.allow.is_empty());
         for listener in &self.listeners {
             let address = listener.address();
@@ -172,6 +184,29 @@ impl Config {
                 tracing.endpoint
             )),
             _ => {}
+        }
+        warnings
+    }
+
+    /// A warning of each pair of addresses of which one covers the other.
+    fn overlaps(&self) -> Vec<String> {
+        let listeners =
+            self.listeners.iter().map(|listener| (listener.host.as_str(), listener.port));
+        let admin = self.admin.iter().map(|(host, port)| (host.as_str(), *port));
+        let addresses: Vec<_> = listeners.chain(admin).collect();
+        let mut warnings = Vec::new();
+        for (index, one) in addresses.iter().enumerate() {
+            for other in &addresses[index + 1..] {
+                if value::overlap(*one, *other) {
+                    let [one, other] =
+                        [one, other].map(|(host, port)| display_address(host, *port));
+                    warnings.push(format!(
+                        "the addresses {one} and {other} overlap: unless the service manager passes \
+                         sockets for both, only one of them can be bound ([::] is IPv4 as well; use \
+                         another port)"
+                    ));
+                }
+            }
         }
         warnings
     }
@@ -439,11 +474,7 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
     if is_toml(path) {
         Ok(toml_file::read(&name, text)?)
     } else {
-        // Others need not be UTF-8, and are no business of ours.
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| name.starts_with("ZUUL_"));
-        let read = zuul_conf::read(&name, text, environment);
+        let read = zuul_conf::read(&name, text, environment());
         read.map_err(|faults| match toml_file::is_likely(text) {
             true => anyhow!(
                 "{name}: is TOML, and was read as a zuul.conf, because its name does not end in \
@@ -457,8 +488,21 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
 /// The command socket that the configuration in `path` sets, whatever else is wrong with it: the
 /// gateway that runs was started with an earlier version of it.
 pub(crate) fn command_socket(path: &Path) -> Option<PathBuf> {
-    let text = String::from_utf8(small_file::read(path).ok()?).ok()?;
-    if is_toml(path) { toml_file::command_socket(&text) } else { zuul_conf::command_socket(&text) }
+    let bytes = small_file::read(path).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    match is_toml(path) {
+        true => toml_file::command_socket(text),
+        false => zuul_conf::command_socket(text, environment()),
+    }
+}
+
+/// The variables that Zuul's services take as options of every section of a `zuul.conf`.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    // Other variables need not be UTF-8, and are not ours.
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with("ZUUL_"))
 }
 
 /// Why the configuration in `path` cannot be read, and what to do.

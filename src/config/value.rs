@@ -96,16 +96,22 @@ pub(super) fn address(text: &str) -> Read<(String, u16)> {
         .ok_or_else(|| "must be ADDRESS:PORT, such as \"[::]:79\" or \"192.0.2.1:7979\"".to_owned())
 }
 
-/// Whether sockets on the two addresses cannot be bound at the same time. `::` is IPv4 as well, and
-/// port 0 is a free one. What names resolve to is not known here.
+/// Whether the two addresses are the same. Port 0 is a free one each time. What names resolve to is not
+/// known here.
+pub(super) fn is_same((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
+    let same = host.trim_end_matches('.').eq_ignore_ascii_case(other.trim_end_matches('.'));
+    port != 0 && port == other_port && same
+}
+
+/// Whether one of the two addresses is a wildcard that covers the other. Both can be bound only as
+/// sockets with options that this program does not set, such as `IPV6_V6ONLY`: `::` is IPv4 as well.
 pub(super) fn overlap((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
     let covers = |wide: &str, host: &str| match wide {
         "::" => host.parse::<IpAddr>().is_ok(),
         "0.0.0.0" => host.parse::<Ipv4Addr>().is_ok(),
         _ => false,
     };
-    let same = host.trim_end_matches('.').eq_ignore_ascii_case(other.trim_end_matches('.'));
-    port != 0 && port == other_port && (same || covers(host, other) || covers(other, host))
+    port != 0 && port == other_port && (covers(host, other) || covers(other, host))
 }
 
 /// The name of a tenant, as Zuul writes it.

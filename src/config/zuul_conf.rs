@@ -19,6 +19,7 @@ use super::tracing::{self, Given, PROTOCOLS, Tracing};
 use super::value::{self, Read};
 use super::{
     Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, ZooKeeper,
+    refuse_taken,
 };
 use crate::otlp;
 use crate::tls::{ClientCertificate, Files, Keys, Names};
@@ -79,10 +80,18 @@ pub(super) fn read(
     Faults::none_or(config, reader.faults)
 }
 
-/// The command socket that `text` sets, even if there are errors elsewhere in it.
-pub(super) fn command_socket(text: &str) -> Option<PathBuf> {
+/// The command socket that `text` sets, or else the default one, even if there are errors in it.
+/// `None` if a syntax error may have hidden the section: the default could be another gateway's.
+pub(super) fn command_socket(
+    text: &str,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Option<PathBuf> {
+    let (ini, errors) = Ini::parse_recoverable(text, environment);
+    if !errors.is_empty() && !ini.has_section(FINGERGW) {
+        return None;
+    }
     let mut reader = Reader::new("");
-    reader.ini = Ini::parse(text.strip_prefix('\u{feff}').unwrap_or(text), []).ok()?;
+    reader.ini = ini;
     reader.path("command_socket", COMMAND_SOCKET)
 }
 
@@ -123,6 +132,7 @@ impl Reader<'_> {
             proxy_protocol: Vec::new(),
             allow: Vec::new(),
         };
+        let admin = self.admin(&listener);
         Config {
             hostname: self.read(FINGERGW, "hostname", value::hostname),
             zone: self.read(FINGERGW, "zone", zone),
@@ -134,7 +144,7 @@ impl Reader<'_> {
                 false => Names::Any,
             },
             zookeeper: self.zookeeper(),
-            admin: self.admin(),
+            admin,
             // Upstream takes an empty one for none.
             user: self.string(FINGERGW, "user").filter(|user| !user.is_empty()),
             pid_file: self.path("pidfile", PID_FILE).map(|path| expand_user(&path)),
@@ -177,10 +187,15 @@ impl Reader<'_> {
     }
 
     /// Upstream's monitoring server, off unless it is given a port.
-    fn admin(&mut self) -> Option<(String, u16)> {
+    fn admin(&mut self, listener: &Listener) -> Option<(String, u16)> {
         let host = self.read(FINGERGW, "prometheus_addr", value::hostname);
-        let port = self.read(FINGERGW, "prometheus_port", port)?;
-        Some((host.unwrap_or_else(|| "0.0.0.0".to_owned()), port))
+        let host = host.unwrap_or_else(|| "0.0.0.0".to_owned());
+        let port = self.read(FINGERGW, "prometheus_port", |text| {
+            let port = port(text)?;
+            refuse_taken(&host, port, std::slice::from_ref(listener))?;
+            Ok(port)
+        })?;
+        Some((host, port))
     }
 
     fn log(&mut self) -> Log {
@@ -597,6 +612,41 @@ mod tests {
         for bad in ["port = 0x4f", "port = _79", "port = 79 ; x", "port = ++79", "port = -1"] {
             assert!(conf(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn port_and_prometheus_port_are_two() {
+        let same = conf(
+            "port = 9079\nprometheus_port = 9079\nlisten_address = ::1\nprometheus_addr = ::1",
+        );
+        let faults = same.expect_err("a fault");
+        let fault = faults.list()[0].to_string();
+        let expected = "zuul.conf:8: [fingergw] prometheus_port = 9079: the listener on [::1]:9079";
+        assert!(faults.list().len() == 1 && fault.starts_with(expected), "{fault}");
+        let overlapping = conf("port = 9079\nprometheus_port = 9079").expect("no fault").warnings();
+        let expected = "the addresses [::]:9079 and 0.0.0.0:9079 overlap: ";
+        assert!(overlapping.len() == 1 && overlapping[0].starts_with(expected), "{overlapping:?}");
+        assert_eq!(conf("port = 0\nprometheus_port = 0").expect("no fault").warnings(), [""; 0]);
+    }
+
+    #[test]
+    fn the_command_socket_is_found_in_a_faulty_file() {
+        let environment = [("ZUUL_RUN".to_owned(), "/run/z".to_owned())];
+        let socket = |text: &str| command_socket(text, environment.clone());
+        let path = |path: &str| Some(PathBuf::from(path));
+        for faulty in ["port 79\n", "port = 1\nport = 2\n", "port = x\n", " = 5\n"] {
+            let text = format!("stray\n[fingergw]\n{faulty}");
+            assert_eq!(socket(&text), path(COMMAND_SOCKET), "{text}");
+            assert_eq!(socket(&format!("{text}command_socket = /s\n")), path("/s"), "{text}");
+            let twice = format!("[fingergw]\ncommand_socket = /s\n[fingergw]\n{faulty}");
+            assert_eq!(socket(&twice), path("/s"), "{twice}");
+        }
+        let text = "[fingergw]\ncommand_socket = %(zuul_run)s/s\nstray\n";
+        assert_eq!(socket(text), path("/run/z/s"));
+        assert_eq!(socket("[fingergw]\ncommand_socket =\nstray\n"), None, "it is switched off");
+        // Whose socket that is cannot be known.
+        assert_eq!(socket("[web]\n[fingergw\ncommand_socket = /s\n"), None);
+        assert_eq!(socket(LEAST), path(COMMAND_SOCKET));
     }
 
     #[test]

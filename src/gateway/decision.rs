@@ -33,7 +33,7 @@ pub(crate) struct Decision {
     build: String,
     /// What is wrong, if something is.
     error: Option<String>,
-    executor: Option<String>,
+    executor: Option<HopAddress>,
     executor_zone: Option<String>,
     own_zone: Option<String>,
     /// This gateway.
@@ -49,7 +49,7 @@ pub(crate) struct Decision {
 pub(crate) struct Hop {
     #[serde(flatten)]
     address: Option<HopAddress>,
-    /// The same for people, as in the attempts.
+    /// The same for people.
     hop: String,
     /// `executor`, or of a gateway `ok`, `never tried`, `due`, `avoided` or `leads back`.
     state: &'static str,
@@ -63,6 +63,9 @@ pub(crate) struct Hop {
 struct Tried {
     seconds_ago: f64,
     build: String,
+    #[serde(flatten)]
+    address: HopAddress,
+    /// The same for people.
     hop: String,
     /// `None`: it brought a log.
     failure: Option<String>,
@@ -103,15 +106,15 @@ impl Decider {
         };
         let memory = cx.resolver.memory();
         let hops = cx.resolver.order(&hops);
-        let hops: Vec<_> = hops.into_iter().map(|(hop, _)| Hop::of(&hop, memory)).collect();
-        let names: Vec<_> = hops.iter().map(|hop| hop.hop.clone()).collect();
-        let attempts = memory.recent(build, &names);
+        let hops: Vec<_> = hops.into_iter().map(|(hop, _)| hop).collect();
+        let attempts = memory.recent(build, &hops);
+        let hops = hops.iter().map(|hop| Hop::of(hop, memory)).collect();
         let zone = executor.as_ref().and_then(|executor| executor.zone.clone());
         Decision {
             state,
             build: build.to_string(),
             error,
-            executor: executor.map(|executor| executor.place()),
+            executor: executor.map(|executor| HopAddress::from(&Upstream::Executor(executor))),
             executor_zone: zone,
             own_zone: cx.resolver.zone().map(str::to_owned),
             here: cx.resolver.own(),
@@ -151,11 +154,13 @@ impl Tried {
             // A clock that was set back meanwhile.
             let ago = SystemTime::now().duration_since(at).unwrap_or_default();
             let (seconds_ago, build) = (in_tenths(ago), build.to_string());
-            let alike =
-                |tried: &Self| tried.build == build && tried.hop == hop && tried.failure == failure;
+            let (hop, address) = (hop.to_string(), HopAddress::from(&hop));
+            let alike = |tried: &Self| {
+                tried.build == build && tried.address == address && tried.failure == failure
+            };
             let before = all.iter().position(alike).map(|index| all.remove(index));
             let times = before.map_or(0, |before| before.times) + 1;
-            all.push(Self { seconds_ago, build, hop, failure, times });
+            all.push(Self { seconds_ago, build, address, hop, failure, times });
         }
         all
     }
@@ -179,7 +184,8 @@ impl Decision {
             (Some(executor), _) => {
                 let zone = self.executor_zone.as_deref();
                 let zone = zone.map(|zone| format!(" of zone {}", zone.escape_default()));
-                format!("{state}: {build} on executor {executor}{}\n", zone.unwrap_or_default())
+                let place = executor.place();
+                format!("{state}: {build} on executor {place}{}\n", zone.unwrap_or_default())
             }
             (None, Some(error)) => format!("{state}: {build}: {error}\n"),
             (None, None) if *state == "waiting" => {
@@ -204,7 +210,7 @@ impl Decision {
         if !attempts.is_empty() {
             text.push_str("lately:\n");
         }
-        for Tried { seconds_ago, build, hop, failure, times } in attempts {
+        for Tried { seconds_ago, build, hop, failure, times, .. } in attempts {
             let end = failure.as_deref().unwrap_or("brought a log");
             let times = if *times > 1 { format!(" ({times} times)") } else { String::new() };
             let _ = writeln!(text, "  {seconds_ago} s ago, {build} from {hop}: {end}{times}");
@@ -256,6 +262,7 @@ impl Hop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::build::Executor;
 
     fn decision(state: &'static str) -> Decision {
         let running = state == "running";
@@ -273,9 +280,12 @@ mod tests {
             hop("gateway c", "avoided", 1, Some(0.5), Some("refused")),
             hop("executor d", "executor", 0, None, None),
         ];
+        let executor = Executor { hostname: "d".to_owned(), port: 7900, zone: None };
+        let executor = HopAddress::from(&Upstream::Executor(executor));
         let tried = |failure: Option<&str>| Tried {
             seconds_ago: 1.5,
             build: "ab".to_owned(),
+            address: executor.clone(),
             hop: "gateway c".to_owned(),
             failure: failure.map(str::to_owned),
             times: 1,
@@ -284,7 +294,7 @@ mod tests {
             state,
             build: "ab".to_owned(),
             error: (state == "error").then(|| "ZooKeeper is away".to_owned()),
-            executor: running.then(|| "d:7900".to_owned()),
+            executor: running.then(|| executor.clone()),
             executor_zone: running.then(|| "west".to_owned()),
             own_zone: None,
             here: "gw".to_owned(),
@@ -333,10 +343,13 @@ mod tests {
     #[test]
     fn attempts_that_went_alike_are_one_with_a_count() {
         let build = BuildId::new("ab").expect("a build id");
+        let executor = |hostname: &str| {
+            Upstream::Executor(Executor { hostname: hostname.to_owned(), port: 1, zone: None })
+        };
         let attempt = |hop: &str, failure: Option<&str>| Attempt {
             at: SystemTime::now(),
             build: build.clone(),
-            hop: hop.to_owned(),
+            hop: executor(hop),
             failure: failure.map(str::to_owned),
         };
         let tried = Tried::all(vec![
@@ -347,7 +360,8 @@ mod tests {
         ]);
         let tried: Vec<_> =
             tried.iter().map(|t| (t.hop.as_str(), t.failure.as_deref(), t.times)).collect();
-        assert_eq!(tried, [("b", None, 1), ("a", Some("refused"), 2), ("a", None, 1)]);
+        let [a, b] = ["executor a:1", "executor b:1"];
+        assert_eq!(tried, [(b, None, 1), (a, Some("refused"), 2), (a, None, 1)]);
     }
 
     /// The exit status goes by how an answer begins.

@@ -103,7 +103,7 @@ impl Standing {
 pub(crate) struct Attempt {
     pub(crate) at: SystemTime,
     pub(crate) build: BuildId,
-    pub(crate) hop: String,
+    pub(crate) hop: Upstream,
     /// What came of it; `None`: a log.
     pub(crate) failure: Option<String>,
 }
@@ -219,7 +219,7 @@ impl Memory {
     }
 
     /// The last attempts at `build` and at `hops`, the oldest first.
-    pub(crate) fn recent(&self, build: &BuildId, hops: &[String]) -> Vec<Attempt> {
+    pub(crate) fn recent(&self, build: &BuildId, hops: &[Upstream]) -> Vec<Attempt> {
         let known = self.lock();
         let all = known.failed.iter().chain(&known.answered);
         let concerns = |attempt: &&Attempt| attempt.build == *build || hops.contains(&attempt.hop);
@@ -277,7 +277,7 @@ impl Known {
 
 impl Attempt {
     fn new(build: &BuildId, hop: &Upstream, failure: Option<String>) -> Self {
-        Self { at: SystemTime::now(), build: build.clone(), hop: hop.to_string(), failure }
+        Self { at: SystemTime::now(), build: build.clone(), hop: hop.clone(), failure }
     }
 }
 

@@ -70,6 +70,13 @@ pub(crate) struct HopAddress {
     tls: bool,
 }
 
+impl HopAddress {
+    /// Host and port, for people.
+    pub(crate) fn place(&self) -> String {
+        format!("{}:{}", self.host.escape_default(), self.port)
+    }
+}
+
 impl From<&Upstream> for HopAddress {
     fn from(hop: &Upstream) -> Self {
         let (kind, host, port, zone, tls) = hop.fields();

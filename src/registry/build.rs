@@ -55,13 +55,6 @@ pub(crate) struct Executor {
     pub(crate) zone: Option<String>,
 }
 
-impl Executor {
-    /// Host and port, for people.
-    pub(crate) fn place(&self) -> String {
-        format!("{}:{}", self.hostname.escape_default(), self.port)
-    }
-}
-
 /// The members of a build request that are used.
 #[derive(Deserialize)]
 struct Request<'j> {

@@ -108,6 +108,26 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), Unfit> {
     writable.unwrap_or(Ok(())).map_err(|error| unfit(path, &format!("its directory: {error}")))
 }
 
+/// Checks that this process may create the directory of the socket at `path`, if that is missing.
+///
+/// # Errors
+/// The directory above is not writable.
+pub(crate) fn check_creatable(path: &Path) -> Result<(), Unfit> {
+    let missing = path.parent().filter(|directory| !directory.exists());
+    let Some((directory, above)) = missing.and_then(|missing| Some((missing, missing.parent()?)))
+    else {
+        return Ok(());
+    };
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    accessat(CWD, above, access, AtFlags::EACCESS).map_err(|error| {
+        let directory = directory.display();
+        unfit(
+            path,
+            &format!("the directory {directory} does not exist and cannot be created: {error}"),
+        )
+    })
+}
+
 fn unfit(path: &Path, reason: &str) -> Unfit {
     Unfit::new(format!("cannot create the command socket {}: {reason}", path.display()))
 }

@@ -4,8 +4,13 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
-use crate::service::{Outcome, nobody, program};
-use crate::support::gateway::Builder;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::ends::full_listener;
+use crate::service::{Outcome, nobody, program, run};
+use crate::support::certificates::Identity;
+use crate::support::gateway::{BINARY, Builder};
 use crate::support::proxy::Proxy;
 use crate::support::system::System;
 
@@ -118,7 +123,8 @@ async fn connect_shows_the_zones_and_gateways_of_a_zuul() {
     let Outcome { code, stdout, stderr } = program(&["check", "--connect"], &config).await;
     assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
     let expected = format!(
-        "ZooKeeper at {}: connected\n  components: 1 executor, 2 fingergw, 1 scheduler\n  \
+        "ZooKeeper at {}: connected\n  \
+         components: executor (1), fingergw (2), scheduler (1)\n  \
          zone west: 1 executor, gateways localhost:7979 (TLS)\n",
         system.hosts()
     );
@@ -135,4 +141,82 @@ async fn connect_without_zookeeper_says_what_each_server_answers() {
     let Outcome { code, stderr, .. } = program(&["check", "--connect"], &builder.write()).await;
     let expected = format!("cannot get a session with ZooKeeper: {}: ", proxy.address);
     assert!(code == Some(1) && stderr.starts_with(&expected), "{stderr}");
+}
+
+/// As behind a firewall that drops packets. The session timeout of a `zuul.conf` is so long that the
+/// tries at both servers together last longer than the command does.
+#[tokio::test]
+async fn connect_to_servers_that_do_not_answer_says_what_each_of_them_does() {
+    let system = System::new().await;
+    let (one, _in_its_queue) = full_listener().await;
+    let (other, _in_its_queue) = full_listener().await;
+    let [one, other] = [&one, &other].map(|listener| listener.local_addr().expect("its address"));
+    let Identity { cert, key, ca, .. } = &system.zookeeper.identity;
+    let directory = TempDir::new().expect("a directory");
+    let config = directory.path().join("zuul.conf");
+    let text = format!(
+        "[zookeeper]\nhosts = {one},{other}\ntls_cert = {}\ntls_key = {}\ntls_ca = {}\n[fingergw]\n\
+         command_socket =\n",
+        cert.display(),
+        key.display(),
+        ca.display()
+    );
+    fs::write(&config, text).expect("zuul.conf");
+    let Outcome { code, stderr, .. } = program(&["check", "--connect"], &config).await;
+    let expected = format!(
+        "cannot get a session with ZooKeeper: {one}, {other}: no connection within 5s: is a firewall"
+    );
+    assert!(code == Some(1) && stderr.contains(&expected), "{stderr}");
+}
+
+/// The gateway creates a directory in /run only as root.
+#[tokio::test]
+async fn a_directory_in_run_that_this_user_cannot_create_is_warned_of() {
+    let system = System::new().await;
+    let builder = nobody(&system);
+    let config = builder.write();
+    let text = fs::read_to_string(&config).expect("the configuration");
+    let socket = "/run/of-no-package/control.socket";
+    fs::write(&config, format!("{text}\n[control]\nsocket = \"{socket}\"\n")).expect("a file");
+    let binary = builder.directory().join("zuul-fingergw");
+    fs::copy(BINARY, &binary).expect("a copy that everybody can run");
+    for (user, is_warned) in [("0", false), ("65534", true)] {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]).arg(&binary);
+        let Outcome { code, stderr, .. } = run(command.args(["check", "-c"]).arg(&config)).await;
+        let fault = format!(
+            "cannot create the command socket {socket}: the directory /run/of-no-package does not \
+             exist and cannot be created: Permission denied"
+        );
+        assert_eq!((code, stderr.contains(&fault)), (Some(0), is_warned), "{user}: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_config_that_the_user_cannot_read_again_is_warned_of() {
+    let system = System::new().await;
+    let builder = nobody(&system);
+    let Identity { cert, key, ca, .. } = &builder.zookeeper_identity;
+    let [config, log_config] = ["zuul.conf", "log.conf"].map(|name| builder.directory().join(name));
+    let handler = "class=StreamHandler\nargs=(sys.stdout,)\n";
+    let logging = format!(
+        "[loggers]\nkeys=root\n[handlers]\nkeys=out\n[formatters]\nkeys=\n[logger_root]\nlevel=INFO\n\
+         handlers=out\n[handler_out]\n{handler}"
+    );
+    fs::write(&log_config, logging).expect("a file");
+    let text = format!(
+        "[zookeeper]\nhosts = zk:2281\ntls_cert = {}\ntls_key = {}\ntls_ca = {}\n[fingergw]\n\
+         user = nobody\ncommand_socket =\nlog_config = {}\n",
+        cert.display(),
+        key.display(),
+        ca.display(),
+        log_config.display()
+    );
+    fs::write(&config, text).expect("zuul.conf");
+    let fault = format!("{}: cannot be read by user nobody", log_config.display());
+    for (mode, is_warned) in [(0o600, true), (0o644, false)] {
+        fs::set_permissions(&log_config, Permissions::from_mode(mode)).expect("permissions");
+        let Outcome { code, stderr, .. } = program(&["check"], &config).await;
+        assert_eq!((code, stderr.contains(&fault)), (Some(0), is_warned), "{mode:o}: {stderr}");
+    }
 }

@@ -214,7 +214,7 @@ impl Stream {
 
 /// A listener that takes no more connections than the one that is returned with it: the kernel keeps
 /// one for a backlog of 0, and drops the next one's SYN.
-async fn full_listener() -> (TcpListener, Client<TcpStream>) {
+pub(crate) async fn full_listener() -> (TcpListener, Client<TcpStream>) {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
     let listener = socket.listen(0).expect("a listener");

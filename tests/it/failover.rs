@@ -247,6 +247,12 @@ pub(crate) async fn resolve(config: &Path, build: &str) -> Value {
     serde_json::from_str(&stdout).expect("JSON")
 }
 
+/// The parts of `hop` that say where it is.
+fn address(hop: &Value) -> Value {
+    let keys = ["kind", "host", "port", "zone", "tls"];
+    keys.iter().map(|key| (key.to_owned(), hop[*key].clone())).collect()
+}
+
 /// The decision and its reasons, from never tried to failed to mended.
 #[tokio::test]
 async fn resolve_tells_the_decision() {
@@ -276,7 +282,7 @@ async fn resolve_tells_the_decision() {
          "avoided_seconds": null, "last_failure": null},
     ]);
     let expected = json!({
-        "state": "running", "build": build, "error": null, "executor": place,
+        "state": "running", "build": build, "error": null, "executor": address(&hops[1]),
         "executor_zone": "west", "own_zone": "east", "here": here, "hops": hops, "attempts": [],
     });
     let zones = now.as_object_mut().expect("an object").remove("zones_with_gateways");
@@ -299,6 +305,8 @@ async fn resolve_tells_the_decision() {
     assert_eq!((&failed["hop"], &failed["build"]), (&json!(hop), &json!(build)));
     assert_eq!(failed["failure"], state["last_failure"]);
     assert_eq!((&brought["failure"], &brought["hop"]), (&Value::Null, &now["hops"][1]["hop"]));
+    let asked = [address(failed), address(brought)];
+    assert_eq!(asked, [address(&hops[0]), address(&hops[1])]);
     let Outcome { code, stdout, .. } = program(&["resolve", &build], &config).await;
     assert_eq!(code, Some(0));
     let lines: Vec<_> = stdout.lines().collect();

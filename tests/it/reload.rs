@@ -663,6 +663,10 @@ async fn from_a_zuul_conf() {
     fs::write(&identity.key, "").expect("a file");
     assert!(served.refuses().await[0].contains("holds no private key"));
     assert_eq!(served.shows(&client).await, certificate(&new));
+    let before = served.metric(FAILED).await;
+    served.edit("zone = west\n", "zone west\n");
+    assert!(served.refuses().await[0].contains("neither \"option = value\" nor a [section]"));
+    assert_eq!(served.metric(FAILED).await, before + 1.0, "the gateway itself refuses it");
     flow.ends().await;
 }
 

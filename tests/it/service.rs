@@ -37,7 +37,7 @@ pub(crate) struct Outcome {
 }
 
 /// Runs a command to its end.
-async fn run(command: &mut Command) -> Outcome {
+pub(crate) async fn run(command: &mut Command) -> Outcome {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = within("the program to end", output).await.expect("a program");
     Outcome {

@@ -31,6 +31,16 @@ const NAMES_SHOWN: usize = 5;
 /// unspecific `certificate_unknown`.
 const DOUBT: &str = "; does it trust our certificate?";
 
+/// What is said of a server to which a TLS connection can be made.
+const NO_SESSION: &str = "answers, but gives no session (no quorum?)";
+
+/// Why the servers of one ZooKeeper give no session.
+pub(super) struct Causes {
+    pub(super) text: String,
+    /// Whether a TLS connection can be made to one of them, which may still give a session.
+    pub(super) any_answers: bool,
+}
+
 /// Looks at the servers of one ZooKeeper.
 pub(super) struct Diagnosis {
     servers: Vec<(String, u16)>,
@@ -45,8 +55,22 @@ impl Diagnosis {
     /// Looks at all servers concurrently. Returns one phrase for each, or one for all where the
     /// causes are the same.
     pub(super) async fn why(&self) -> String {
+        self.causes().await.text
+    }
+
+    /// Looks at all servers concurrently.
+    pub(super) async fn causes(&self) -> Causes {
         let looks = self.servers.iter().map(|(host, port)| self.look(host, *port));
-        let causes = join_all(looks).await;
+        let looks = join_all(looks).await;
+        let any_answers = looks.iter().any(Result::is_ok);
+        let causes: Vec<_> = looks
+            .into_iter()
+            .map(|look| look.map_or_else(|cause| cause, |()| NO_SESSION.to_owned()))
+            .collect();
+        Causes { text: self.text(&causes), any_answers }
+    }
+
+    fn text(&self, causes: &[String]) -> String {
         let places = self.servers.iter().map(|(host, port)| format!("{host}:{port}"));
         match causes.first() {
             Some(first) if causes.iter().all(|cause| cause == first) => {
@@ -54,39 +78,44 @@ impl Diagnosis {
                 format!("{}: {first}", places.join(", "))
             }
             _ => {
-                let phrases = places.zip(&causes).map(|(place, cause)| format!("{place}: {cause}"));
+                let phrases = places.zip(causes).map(|(place, cause)| format!("{place}: {cause}"));
                 phrases.collect::<Vec<_>>().join("; ")
             }
         }
     }
 
-    /// What is wrong with one server, as far as a connection to it shows.
-    async fn look(&self, host: &str, port: u16) -> String {
+    /// Connects to one server.
+    ///
+    /// # Errors
+    /// What is wrong with it, as far as a connection shows.
+    async fn look(&self, host: &str, port: u16) -> Result<(), String> {
         let stream = match timeout(PATIENCE, TcpStream::connect((host, port))).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return error.to_string(),
-            Err(_) => return format!("no connection within {PATIENCE:?}: is a firewall between?"),
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => {
+                return Err(format!("no connection within {PATIENCE:?}: is a firewall between?"));
+            }
         };
         let name = match ServerName::try_from(host.to_owned()) {
             Ok(name) => name,
-            Err(error) => return error.to_string(),
+            Err(error) => return Err(error.to_string()),
         };
         let Tls { connector, ca_file, .. } = self.tls.borrow().clone();
         let mut stream =
             match timeout(PATIENCE, connector.connect_plainly(name, port, stream)).await {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return handshake_failure(&error, host, &ca_file),
+                Ok(Err(error)) => return Err(handshake_failure(&error, host, &ca_file)),
                 Err(_) => {
-                    return format!(
+                    return Err(format!(
                         "no answer to TLS within {PATIENCE:?}: is it ZooKeeper that listens there?"
-                    );
+                    ));
                 }
             };
         match timeout(REFUSAL, stream.read_u8()).await {
             Ok(Err(error)) => {
-                format!("TLS: closed by the server ({}){DOUBT}", tls::describe(&error))
+                Err(format!("TLS: closed by the server ({}){DOUBT}", tls::describe(&error)))
             }
-            Ok(Ok(_)) | Err(_) => "answers, but gives no session (no quorum?)".to_owned(),
+            Ok(Ok(_)) | Err(_) => Ok(()),
         }
     }
 }

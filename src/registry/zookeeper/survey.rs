@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::pin::pin;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use zookeeper_client::{Client, Error, TlsDynamicCerts};
 
 use super::components::COMPONENTS;
@@ -17,8 +18,11 @@ use super::{Tls, connect};
 use crate::config::Hosts;
 use crate::registry::component::{Component, FINGERGW};
 
-/// For everything, the reasons of a failure included.
+/// How long an answer may take, from the first connection on.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long servers have to give a session before the reasons are looked for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The components without which no build runs.
 const ESSENTIAL: [&str; 2] = ["scheduler", "executor"];
@@ -45,18 +49,50 @@ struct Zone {
 /// # Errors
 /// No session comes about: what each server answers. Or the registry cannot be read.
 pub(crate) async fn survey(hosts: &Hosts, tls: Tls, session_timeout: Duration) -> Result<Survey> {
-    let work = async {
-        let certs = TlsDynamicCerts::new(tls.certs.clone());
-        let connected = connect(hosts, &tls, session_timeout, certs).await;
-        let Ok(client) = connected else {
-            let (_sender, tls) = watch::channel(tls);
-            bail!(Diagnosis::new(hosts.servers.clone(), tls).why().await);
-        };
-        let mut survey = Survey { hosts: hosts.to_string(), ..Survey::default() };
-        survey.read(&client).await.map_err(|error| anyhow!("{COMPONENTS}: {error}"))?;
-        Ok(survey)
+    let deadline = Instant::now() + TIMEOUT;
+    let client = session(hosts, tls, session_timeout, deadline).await?;
+    let mut survey = Survey { hosts: hosts.to_string(), ..Survey::default() };
+    match timeout_at(deadline, survey.read(&client)).await {
+        Ok(Ok(())) => Ok(survey),
+        Ok(Err(error)) => bail!("{COMPONENTS}: {error}"),
+        Err(_) => bail!("{COMPONENTS}: no answer within {TIMEOUT:?}"),
+    }
+}
+
+/// Gets a session. One try at each server may take 8/20 of the session timeout, so that after
+/// [`PATIENCE`] the causes are looked for meanwhile.
+///
+/// # Errors
+/// What each server answers, if none of them can give a session or `deadline` has come.
+async fn session(
+    hosts: &Hosts,
+    tls: Tls,
+    session_timeout: Duration,
+    deadline: Instant,
+) -> Result<Client> {
+    let (_sender, shown) = watch::channel(tls.clone());
+    let diagnosis = Diagnosis::new(hosts.servers.clone(), shown);
+    let certs = TlsDynamicCerts::new(tls.certs.clone());
+    let mut connecting = pin!(connect(hosts, &tls, session_timeout, certs));
+    let connected = match timeout(PATIENCE, &mut connecting).await {
+        Ok(connected) => connected,
+        Err(_) => tokio::select! {
+            connected = &mut connecting => connected,
+            causes = diagnosis.causes() => {
+                if !causes.any_answers {
+                    bail!(causes.text);
+                }
+                let Ok(connected) = timeout_at(deadline, connecting).await else {
+                    bail!(causes.text);
+                };
+                connected
+            }
+        },
     };
-    timeout(TIMEOUT, work).await.unwrap_or_else(|_| bail!("no answer within {TIMEOUT:?}"))
+    match connected {
+        Ok(client) => Ok(client),
+        Err(_) => bail!(diagnosis.why().await),
+    }
 }
 
 impl Survey {
@@ -107,7 +143,7 @@ impl Survey {
                  path after the last server in hosts the one that Zuul's services use?"
             );
         }
-        let kinds = self.kinds.iter().map(|(kind, count)| format!("{count} {}", shown(kind)));
+        let kinds = self.kinds.iter().map(|(kind, count)| format!("{} ({count})", shown(kind)));
         let kinds: Vec<_> = kinds.collect();
         if !kinds.is_empty() {
             let _ = writeln!(text, "  components: {}", kinds.join(", "));
@@ -170,7 +206,8 @@ mod tests {
         assert!(survey.is_zuul());
         assert_eq!(
             survey.text(),
-            "ZooKeeper at zk:2281/z: connected\n  components: 3 executor, 2 fingergw, 1 scheduler\n  \
+            "ZooKeeper at zk:2281/z: connected\n  \
+             components: executor (3), fingergw (2), scheduler (1)\n  \
              no zone: 2 executors, no gateway\n  zone west: 1 executor, gateways gw:79 (TLS)\n"
         );
     }
