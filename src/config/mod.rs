@@ -152,6 +152,15 @@ impl Config {
             ));
         }
         warnings.extend(self.overlaps());
+        if let Some((host, port)) =
+            self.zookeeper.hosts.servers.iter().find(|(_, port)| *port == 2181)
+        {
+            warnings.push(format!(
+                "ZooKeeper at {}: 2181 is usually its port without TLS, which Zuul's services and \
+                 this gateway do not speak (write the port with TLS, usually 2281, in zookeeper hosts)",
+                display_address(host, *port),
+            ));
+        }
         let ruled = self.listeners.iter().find(|listener| !listener.allow.is_empty());
         for listener in &self.listeners {
             let address = listener.address();

@@ -580,6 +580,20 @@ mod tests {
     }
 
     #[test]
+    fn zookeeper_hosts_without_a_port_are_warned_of() {
+        let warnings = |hosts: &str| {
+            let text =
+                format!("[zookeeper]\nhosts = {hosts}\ntls_cert = c\ntls_key = k\ntls_ca = a\n");
+            read("zuul.conf", &text, []).unwrap().warnings()
+        };
+        assert_eq!(warnings("zk1:2281,zk2:2281"), [""; 0]);
+        for hosts in ["zk1", "zk1:2281,zk2", "zk1:2181"] {
+            let warnings = warnings(hosts);
+            assert!(warnings.len() == 1 && warnings[0].contains("2281"), "{hosts}: {warnings:?}");
+        }
+    }
+
+    #[test]
     fn homes() {
         let home = |user: &OsStr| match user.to_str()? {
             "" => Some(PathBuf::from("/root")),
