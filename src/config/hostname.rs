@@ -23,7 +23,8 @@ pub(crate) fn fully_qualified() -> String {
 }
 
 /// The canonical name of `address` and its aliases. getnameinfo(3) returns no aliases, and those of
-/// gethostbyaddr(3) come from /etc/hosts, so that is read first.
+/// gethostbyaddr(3) come from /etc/hosts, so that is read first. A file that [`small_file`] does not
+/// read, as it is longer than its bound, counts as empty.
 fn names_of(address: IpAddr) -> Vec<String> {
     let hosts = small_file::read(Path::new("/etc/hosts")).unwrap_or_default();
     let names = names_in(&String::from_utf8_lossy(&hosts), address);

@@ -136,14 +136,17 @@ fn is_unavailable(error: Errno) -> bool {
         error,
         Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP
     );
-    let unavailable = denied
-        && SUPPORT
-            .compare_exchange(UNKNOWN, UNAVAILABLE, Ordering::Relaxed, Ordering::Relaxed)
-            .map_or_else(|known| known == UNAVAILABLE, |_| true);
-    if unavailable {
-        info!(%error, "splice(2) is unavailable: logs are copied, which takes more processor time");
+    if !denied {
+        return false;
     }
-    unavailable
+    match SUPPORT.compare_exchange(UNKNOWN, UNAVAILABLE, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => {
+            info!(%error, "splice(2) is unavailable: logs are copied, which takes more processor time");
+            true
+        }
+        // Another thread may have noted, and logged, the same.
+        Err(known) => known == UNAVAILABLE,
+    }
 }
 
 impl Drop for Lent {

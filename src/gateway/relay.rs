@@ -9,15 +9,16 @@
 //! begun; keepalive probes find peers that vanished meanwhile.
 
 use std::fmt;
-use std::future::{poll_fn, ready};
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::consume_budget;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::buffer::Piece;
 use super::connection::Connection;
@@ -29,6 +30,10 @@ use crate::tls;
 
 /// A read of this many bytes, between plain connections, shows a log that pours.
 const POURS: usize = 16 * 1024;
+
+/// How long a stream that has begun waits until its peers are probed: eight system calls, which a
+/// short log does without.
+const SILENCE: Duration = Duration::from_millis(250);
 
 /// How a relay went.
 pub(crate) struct Relayed {
@@ -105,9 +110,17 @@ pub(crate) async fn run(
     listed: &Listed,
 ) -> Relayed {
     let (begun, failure) = begun.map_or((None, None), |(piece, failure)| (Some(piece), failure));
-    let mut relay =
-        Relay { cx, listed, bytes: 0, discarded: 0, failure, pours: false, probed: false };
-    client.bound_send_buffer(cx.limits.stream_buffer);
+    let mut relay = Relay {
+        cx,
+        listed,
+        bytes: 0,
+        discarded: 0,
+        failure,
+        pours: false,
+        probed: false,
+        silence: None,
+        bounded: false,
+    };
     let mut allowance = allowance::of(listed, &cx.limits);
     let end = tokio::select! {
         biased;
@@ -132,6 +145,10 @@ struct Relay<'a> {
     pours: bool,
     /// Both sides are probed while they are silent.
     probed: bool,
+    /// When they are, from the first moment without bytes.
+    silence: Option<Pin<Box<Sleep>>>,
+    /// The kernel's send buffer towards the client has its bound.
+    bounded: bool,
 }
 
 impl Relay<'_> {
@@ -150,7 +167,7 @@ impl Relay<'_> {
                     // An error is met by the next read.
                     _ = from.readable() => {}
                     reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                    () = ready(()), if !self.probed => {
+                    () = is_silent(&mut self.silence), if !self.probed => {
                         self.probe(upstream, client);
                         continue;
                     }
@@ -168,9 +185,10 @@ impl Relay<'_> {
                 piece = async { begun.take().expect("looked") }, if begun.is_some() => Some(Ok(piece)),
                 read = within(patience, upstream.read_log(room, &mut self.failure)) => read,
                 reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                // Neither has anything to say. Up to the first byte there is a deadline, and most
-                // logs that have ended already never come here.
-                () = ready(()), if self.bytes > 0 && !self.probed => {
+                // Neither has anything to say. Up to the first byte there is a deadline, and a log
+                // that has ended already is not silent for long: its end may come as a record of
+                // its own.
+                () = is_silent(&mut self.silence), if self.bytes > 0 && !self.probed => {
                     self.probe(upstream, client);
                     continue;
                 }
@@ -187,6 +205,11 @@ impl Relay<'_> {
             if let Some(first_byte) = first_byte.take() {
                 first_byte();
             }
+            // A short log is a single piece, which fits anyway; a system call less for it.
+            if !self.bounded && (self.bytes > 0 || piece.len() >= POURS) {
+                self.bounded = true;
+                client.bound_send_buffer(self.cx.limits.stream_buffer);
+            }
             self.pours = plain && piece.len() == room;
             if let Err(end) = self.hand_on(client, piece).await {
                 return end;
@@ -202,6 +225,7 @@ impl Relay<'_> {
     /// Sees to it that a side that vanishes while it is silent is found.
     fn probe(&mut self, upstream: &Connection, client: &Connection) {
         self.probed = true;
+        self.silence = None;
         let keepalive = self.cx.limits.keepalive;
         upstream.probe(keepalive);
         client.probe(keepalive);
@@ -313,11 +337,13 @@ impl Relay<'_> {
     }
 }
 
+/// Completes [`SILENCE`] after the first call, unless there are bytes first.
+async fn is_silent(silence: &mut Option<Pin<Box<Sleep>>>) {
+    silence.get_or_insert_with(|| Box::pin(sleep(SILENCE))).await;
+}
+
 /// `future`, or `None` when `patience`, if there is any, is over.
-async fn within<T>(
-    patience: Option<std::time::Duration>,
-    future: impl Future<Output = T>,
-) -> Option<T> {
+async fn within<T>(patience: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
     match patience {
         Some(patience) => timeout(patience, future).await.ok(),
         None => Some(future.await),

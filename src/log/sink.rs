@@ -169,7 +169,10 @@ impl Queue {
             let gathered = self.changed.wait_timeout_while(waiting, GATHER_TIME, gathers);
             waiting = gathered.unwrap_or_else(PoisonError::into_inner).0;
             waiting.writing = false;
-            self.changed.notify_all();
+            // A system call, even if nothing waits.
+            if waiting.flushing {
+                self.changed.notify_all();
+            }
         }
         let empty = |waiting: &mut Waiting| waiting.text.is_empty();
         let mut waiting =
