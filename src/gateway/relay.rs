@@ -13,22 +13,30 @@ use std::future::{poll_fn, ready};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::consume_budget;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::buffer::Piece;
-use super::connection::Connection;
+use super::connection::{Connection, UNACKNOWLEDGED_FEW};
 use super::streams::Listed;
-use super::waiting::STALL;
+use super::waiting;
 use super::{Context, allowance};
 use super::{buffer, pipe};
 use crate::tls;
 
 /// A read of this many bytes, between plain connections, shows a log that pours.
 const POURS: usize = 16 * 1024;
+
+/// Between two looks at what the client of a silent stream has not acknowledged.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Added for each write to the bytes that the client may not have acknowledged: more than a TLS record
+/// adds to its content.
+const OVERHEAD: usize = 64;
 
 /// How a relay went.
 pub(crate) struct Relayed {
@@ -105,8 +113,17 @@ pub(crate) async fn run(
     listed: &Listed,
 ) -> Relayed {
     let (begun, failure) = begun.map_or((None, None), |(piece, failure)| (Some(piece), failure));
-    let mut relay =
-        Relay { cx, listed, bytes: 0, discarded: 0, failure, pours: false, probed: false };
+    let mut relay = Relay {
+        cx,
+        listed,
+        bytes: 0,
+        discarded: 0,
+        failure,
+        pours: false,
+        probed: false,
+        unacknowledged: 0,
+        undelivered: None,
+    };
     client.bound_send_buffer(cx.limits.stream_buffer);
     let mut allowance = allowance::of(listed, &cx.limits);
     let end = tokio::select! {
@@ -132,9 +149,36 @@ struct Relay<'a> {
     pours: bool,
     /// Both sides are probed while they are silent.
     probed: bool,
+    /// The most that the client may not have acknowledged, in bytes.
+    unacknowledged: usize,
+    /// The wait for the client of a silent stream, if it has not acknowledged much.
+    undelivered: Option<Box<Undelivered<'a>>>,
 }
 
-impl Relay<'_> {
+/// Completes when a stream that waits for its client must end.
+type MustEnd<'a> = Pin<Box<dyn Future<Output = End> + Send + 'a>>;
+
+/// The wait for a client that has not acknowledged what the kernel holds for it.
+struct Undelivered<'a> {
+    /// What it had not acknowledged when the wait began, in bytes, and what had been handed on by then.
+    unacknowledged: usize,
+    handed_on: u64,
+    must_end: MustEnd<'a>,
+    look: Pin<Box<Sleep>>,
+}
+
+/// Completes when the stream must end, or with `None` when it is time to look at the client again.
+fn undelivered(wait: &mut Option<Box<Undelivered<'_>>>) -> impl Future<Output = Option<End>> {
+    poll_fn(|cx| {
+        let Some(wait) = wait else { return Poll::Pending };
+        if let Poll::Ready(end) = wait.must_end.as_mut().poll(cx) {
+            return Poll::Ready(Some(end));
+        }
+        wait.look.as_mut().poll(cx).map(|()| None)
+    })
+}
+
+impl<'a> Relay<'a> {
     async fn copy(
         &mut self,
         upstream: &mut Connection,
@@ -150,8 +194,15 @@ impl Relay<'_> {
                     // An error is met by the next read.
                     _ = from.readable() => {}
                     reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                    () = ready(()), if !self.probed => {
-                        self.probe(upstream, client);
+                    end = undelivered(&mut self.undelivered), if self.undelivered.is_some() => {
+                        match end {
+                            Some(end) => return end,
+                            None => self.look(client),
+                        }
+                        continue;
+                    }
+                    () = ready(()), if self.is_to_be_looked_after() => {
+                        self.look_after(upstream, client);
                         continue;
                     }
                 }
@@ -168,10 +219,17 @@ impl Relay<'_> {
                 piece = async { begun.take().expect("looked") }, if begun.is_some() => Some(Ok(piece)),
                 read = within(patience, upstream.read_log(room, &mut self.failure)) => read,
                 reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
+                end = undelivered(&mut self.undelivered), if self.undelivered.is_some() => {
+                    match end {
+                        Some(end) => return end,
+                        None => self.look(client),
+                    }
+                    continue;
+                }
                 // Neither has anything to say. Up to the first byte there is a deadline, and most
                 // logs that have ended already never come here.
-                () = ready(()), if self.bytes > 0 && !self.probed => {
-                    self.probe(upstream, client);
+                () = ready(()), if self.bytes > 0 && self.is_to_be_looked_after() => {
+                    self.look_after(upstream, client);
                     continue;
                 }
             };
@@ -197,6 +255,51 @@ impl Relay<'_> {
                 return end;
             }
         }
+    }
+
+    /// Whether something has to be done for a stream on which neither side has anything to say.
+    fn is_to_be_looked_after(&self) -> bool {
+        let unknown = self.unacknowledged > UNACKNOWLEDGED_FEW && self.undelivered.is_none();
+        !self.probed || unknown
+    }
+
+    fn look_after(&mut self, upstream: &Connection, client: &Connection) {
+        if !self.probed {
+            self.probe(upstream, client);
+        }
+        if self.unacknowledged > UNACKNOWLEDGED_FEW {
+            self.look(client);
+        }
+    }
+
+    /// Finds out whether the kernel holds much for the client. A stream that does counts as waiting
+    /// until the client has acknowledged some of it: with a log that is smaller than the send buffer
+    /// no write would wait.
+    fn look(&mut self, client: &Connection) {
+        let now = client.unacknowledged();
+        self.unacknowledged = now;
+        if now <= UNACKNOWLEDGED_FEW {
+            self.undelivered = None;
+            return;
+        }
+        if let Some(wait) = &mut self.undelivered {
+            let since = usize::try_from(self.bytes - wait.handed_on).unwrap_or(usize::MAX);
+            let taken = wait.unacknowledged.saturating_add(since).saturating_sub(now);
+            if taken < UNACKNOWLEDGED_FEW {
+                wait.look.as_mut().reset(Instant::now() + LOOK_AGAIN);
+                return;
+            }
+        }
+        self.undelivered = Some(Box::new(Undelivered {
+            unacknowledged: now,
+            handed_on: self.bytes,
+            must_end: self.must_end(),
+            look: Box::pin(sleep(LOOK_AGAIN)),
+        }));
+    }
+
+    fn must_end(&self) -> MustEnd<'a> {
+        Box::pin(waiting::wait(self.cx, self.listed.client()))
     }
 
     /// Sees to it that a side that vanishes while it is silent is found.
@@ -278,7 +381,7 @@ impl Relay<'_> {
 
     /// Does a step that may have to wait for the client, up to the write deadline and as long as the
     /// stream need not make way for others.
-    async fn in_time<T>(&self, step: impl Future<Output = io::Result<T>>) -> Result<T, End> {
+    async fn in_time<T>(&mut self, step: impl Future<Output = io::Result<T>>) -> Result<T, End> {
         let mut step = pin!(step);
         let done = match poll_fn(|cx| Poll::Ready(step.as_mut().poll(cx))).await {
             Poll::Ready(done) => done,
@@ -288,24 +391,19 @@ impl Relay<'_> {
         done.map_err(|error| End::ClientLeft(Some(error)))
     }
 
-    async fn wait<T>(&self, step: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
-        let (network, limits) = (self.listed.network(), &self.cx.limits);
-        let waiting = self.cx.waiting.begin(network, limits);
-        let stalled = async {
-            sleep(STALL).await;
-            self.cx.stalled.begin(network, limits).evicted().await;
-        };
+    async fn wait<T>(&mut self, step: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
+        let wait = self.undelivered.take();
+        let must_end = wait.map_or_else(|| self.must_end(), |wait| wait.must_end);
         tokio::select! {
             biased;
             done = step => Ok(done),
-            () = waiting.evicted() => Err(End::ClientEvicted),
-            () = stalled => Err(End::ClientEvicted),
-            () = sleep(limits.write_timeout) => Err(End::ClientStalled),
+            end = must_end => Err(end),
         }
     }
 
     /// Notes bytes that the client's connection has taken.
     fn count(&mut self, bytes: usize) {
+        self.unacknowledged = self.unacknowledged.saturating_add(bytes + OVERHEAD);
         let bytes = bytes as u64;
         self.bytes += bytes;
         self.cx.metrics.sent(bytes);
@@ -314,10 +412,7 @@ impl Relay<'_> {
 }
 
 /// `future`, or `None` when `patience`, if there is any, is over.
-async fn within<T>(
-    patience: Option<std::time::Duration>,
-    future: impl Future<Output = T>,
-) -> Option<T> {
+async fn within<T>(patience: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
     match patience {
         Some(patience) => timeout(patience, future).await.ok(),
         None => Some(future.await),
