@@ -240,6 +240,13 @@ mod tests {
     }
 
     #[test]
+    fn a_crowd_behind_one_address_may_wait_for_a_moment() {
+        let (waiting, limits) = (WaitingStreams::all(), Limits::default());
+        let waits: Vec<_> = (0..200).map(|_| waiting.begin(client("192.0.2.1"), &limits)).collect();
+        assert_eq!(evicted(&waits), [0; 0]);
+    }
+
+    #[test]
     fn few_connections_leave_room_for_some() {
         let (waiting, limits) = (WaitingStreams::stalled(), limits(1, 1));
         let begin = |_| waiting.begin(client("192.0.2.1"), &limits);

@@ -151,12 +151,18 @@ async fn clients_that_do_not_read_a_silent_log_are_bounded() {
         streams.push((client, stream));
     }
     ended(&site.gateway, "client_evicted", TOO_MANY).await;
-    for (client, stream) in streams.drain(TOO_MANY..) {
-        let mut client = client;
-        client.expect(&[b'x'; 768 * 1024]).await;
-        stream.finish().await;
-        assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
+    let mut whole = 0;
+    for (mut client, mut stream) in streams {
+        // The gateway has reset those of the streams that it has cut.
+        if stream.try_write(b"x").await {
+            stream.finish().await;
+            let (received, ending) = client.rest().await;
+            assert!(received == [b'x'; 768 * 1024 + 1], "{} bytes", received.len());
+            assert_eq!(ending, Ending::Clean);
+            whole += 1;
+        }
     }
+    assert_eq!(whole, MAY_WAIT);
 }
 
 #[tokio::test]
