@@ -147,7 +147,7 @@ async fn clients_that_do_not_read_a_silent_log_are_bounded() {
     let mut streams = Vec::new();
     for _ in 0..MAY_WAIT + TOO_MANY {
         let (client, mut stream) = site.ask_from("127.0.0.2").await;
-        stream.write(&[b'x'; 768 * 1024]).await;
+        stream.write(&[b'x'; 256 * 1024]).await;
         streams.push((client, stream));
     }
     ended(&site.gateway, "client_evicted", TOO_MANY).await;
@@ -157,7 +157,7 @@ async fn clients_that_do_not_read_a_silent_log_are_bounded() {
         if stream.try_write(b"x").await {
             stream.finish().await;
             let (received, ending) = client.rest().await;
-            assert!(received == [b'x'; 768 * 1024 + 1], "{} bytes", received.len());
+            assert!(received == [b'x'; 256 * 1024 + 1], "{} bytes", received.len());
             assert_eq!(ending, Ending::Clean);
             whole += 1;
         }
