@@ -229,7 +229,8 @@ async fn serve(
     info!("{}", listening.text);
 
     let mut live = Live::of(&configured, &[])?;
-    live.settings.limits.connections = descriptors::budget(memory::budget(&config.limits));
+    let fitting = descriptors::budget(memory::budget(&config.limits));
+    live.settings.limits.fit_connections(fitting);
     configured.identities.measure(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
     let settings = zookeeper_settings(config, tls, &metrics, &tracer);

@@ -298,6 +298,15 @@ pub(crate) struct Limits {
 impl Limits {
     /// Of the connections, one in so many may wait for its client to take something.
     pub(crate) const WAITING: usize = 8;
+
+    /// Lowers the connections to as many as are `fitting`. Where these are fewer than wanted, one
+    /// address has at most half of them.
+    pub(crate) fn fit_connections(&mut self, fitting: usize) {
+        if fitting < self.connections {
+            self.connections = fitting;
+            self.connections_per_address = self.connections_per_address.min(fitting.div_ceil(2));
+        }
+    }
 }
 
 impl Default for Limits {

@@ -207,13 +207,13 @@ impl Reloader {
         let Prepared { configured, mut live, taken, waiting } = prepared;
         let (wanted, before) = (&configured.config.limits, &self.running.config.limits);
         let same = |of: fn(&Limits) -> usize| of(wanted) == of(before);
-        live.settings.limits.connections =
-            if same(|limits| limits.connections) && same(|limits| limits.stream_buffer) {
-                // What the limits of open files and of memory leave of it is known, and was told.
-                self.gateway.settings().limits.connections
-            } else {
-                descriptors::budget(memory::budget(wanted))
-            };
+        let fitting = if same(|limits| limits.connections) && same(|limits| limits.stream_buffer) {
+            // What the limits of open files and of memory leave of it is known, and was told.
+            self.gateway.settings().limits.connections
+        } else {
+            descriptors::budget(memory::budget(wanted))
+        };
+        live.settings.limits.fit_connections(fitting);
         self.gateway.adjust(live.settings);
         self.zookeeper.send_replace(live.zookeeper);
         self.volume.set(configured.config.log.level);

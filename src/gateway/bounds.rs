@@ -349,9 +349,24 @@ impl AddressPlace {
         Self { counted: None }
     }
 
-    /// The network that it counts for, if it counts for one.
-    pub(crate) fn network(&self) -> Option<IpNet> {
-        self.counted.as_ref().map(Counted::network)
+    /// The client that it counts for, if it counts for one.
+    pub(crate) fn client(&self) -> Option<CountedClient> {
+        let Counted { ip, prefix, .. } = self.counted.as_ref()?;
+        Some(CountedClient { ip: *ip, prefix: *prefix })
+    }
+}
+
+/// A client that limits count by its address.
+#[derive(Clone, Copy)]
+pub(crate) struct CountedClient {
+    pub(crate) ip: IpAddr,
+    pub(crate) prefix: u8,
+}
+
+impl CountedClient {
+    /// The networks that it is counted in, as [`networks`] returns them.
+    pub(crate) fn networks(self) -> impl Iterator<Item = (IpNet, usize)> {
+        networks(self.ip, self.prefix)
     }
 }
 

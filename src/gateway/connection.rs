@@ -32,6 +32,14 @@ const ASK_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// nothing; what comes then makes our close a reset.
 const UNWANTED_MAX: usize = 1024 * 1024;
 
+/// After so many unwanted bytes the client's receive buffer is made as small as the kernel allows, so
+/// that little is held of what comes after [`UNWANTED_MAX`].
+const UNWANTED_MANY: usize = UNWANTED_MAX / 2;
+
+/// A peer that has not acknowledged more than this, in bytes, is waited for: the kernel holds more for
+/// it than for a quiet stream.
+pub(super) const UNACKNOWLEDGED_FEW: usize = 16 * 1024;
+
 /// Between two keepalive probes, and how many stay unanswered before the peer counts as gone.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 const PROBES: u32 = 6;
@@ -90,6 +98,11 @@ impl Connection {
         if let Err(error) = SockRef::from(self.tcp()).set_send_buffer_size(bytes / 2) {
             debug!(%error, "no bound on the send buffer");
         }
+    }
+
+    /// The bytes written that the peer has not acknowledged; 0 where the system does not tell.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        unacknowledged(self.tcp()).unwrap_or_default()
     }
 
     /// Closes the connection to a next hop that has ended its side, without the reset that a drop
@@ -171,7 +184,14 @@ impl Connection {
         while *discarded < UNWANTED_MAX {
             match self.discard().await {
                 Ok(0) => break,
-                Ok(count) => *discarded += count,
+                Ok(count) => {
+                    let before = *discarded;
+                    *discarded += count;
+                    if before < UNWANTED_MANY && *discarded >= UNWANTED_MANY {
+                        // Refused by a sandbox, it goes without. The kernel has a minimum.
+                        let _ = SockRef::from(self.tcp()).set_recv_buffer_size(1);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return None,
                 Err(error) => return Some(error),
             }
@@ -189,10 +209,22 @@ impl Connection {
         }
     }
 
-    /// Ends as finished: everything sent arrives, then FIN, on TLS behind a close_notify, for which
-    /// room is waited for up to `patience`.
-    pub(crate) async fn finish(mut self, patience: Duration) {
-        if !matches!(timeout(patience, self.shutdown()).await, Ok(Ok(()))) {
+    /// Ends as finished: everything sent arrives, then FIN, on TLS after a close_notify.
+    ///
+    /// `patience` is started for each wait for the client to take something; when it ends, the
+    /// connection is reset. The kernel would otherwise hold what was not delivered after the close,
+    /// without a bound on its number of connections.
+    pub(crate) async fn finish<P: Future>(mut self, patience: impl Fn() -> P) {
+        let finished = tokio::select! {
+            biased;
+            finished = self.shutdown() => finished,
+            // Boxed, here and below: most clients have taken everything.
+            _ = Box::pin(async { patience().await }) => Err(io::ErrorKind::TimedOut.into()),
+        };
+        if finished.is_err()
+            || (self.unacknowledged() > UNACKNOWLEDGED_FEW && !Box::pin(self.taken(patience)).await)
+        {
+            reset_on_drop(self.tcp());
             return;
         }
         let gone = async { while matches!(self.discard().await, Ok(1..)) {} };
@@ -200,12 +232,42 @@ impl Connection {
         let _ = timeout(LINGER, gone).await;
     }
 
+    /// Waits until the peer has acknowledged nearly everything. Returns whether it did.
+    async fn taken<P: Future>(&mut self, patience: impl Fn() -> P) -> bool {
+        let mut left = self.unacknowledged();
+        while left > UNACKNOWLEDGED_FEW {
+            let some_taken = async {
+                let mut pause = ASK_AGAIN_MIN;
+                loop {
+                    let now = self.unacknowledged();
+                    if now <= UNACKNOWLEDGED_FEW || now + UNACKNOWLEDGED_FEW <= left {
+                        return Some(now);
+                    }
+                    if !matches!(self.tcp().take_error(), Ok(None)) {
+                        return None;
+                    }
+                    sleep(pause).await;
+                    pause = (pause * 2).min(ASK_AGAIN_MAX);
+                }
+            };
+            left = tokio::select! {
+                biased;
+                now = some_taken => match now {
+                    Some(now) => now,
+                    None => return false,
+                },
+                _ = patience() => return false,
+            };
+        }
+        true
+    }
+
     /// Ends as cut: a reset, on TLS without a close_notify before it.
     ///
     /// A missing close_notify alone would say nothing: Python's TLS ends every stream so, and the
     /// next gateway takes it for an end. A reset throws away what the kernel has not delivered
-    /// yet, so the peer is given up to `patience` to take it first.
-    pub(crate) async fn cut(self, patience: Duration) {
+    /// yet, so the peer may take it until `patience` ends.
+    pub(crate) async fn cut(self, patience: impl Future) {
         let stream = match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => match *stream {
@@ -215,8 +277,10 @@ impl Connection {
         };
         // A failure, here and below, means that the connection is gone already.
         reset_on_drop(&stream);
-        if !patience.is_zero() {
-            let _ = timeout(patience, delivered(stream)).await;
+        tokio::select! {
+            biased;
+            _ = patience => {}
+            _ = delivered(stream) => {}
         }
     }
 }
@@ -254,10 +318,11 @@ async fn delivered(stream: TcpStream) -> io::Result<()> {
 
 /// The bytes written to `stream` that its peer has not acknowledged.
 #[expect(unsafe_code, reason = "no library offers SIOCOUTQ (tcp(7)) as a safe call")]
-fn unacknowledged(stream: &TcpStream) -> io::Result<i32> {
+fn unacknowledged(stream: &TcpStream) -> io::Result<usize> {
     const SIOCOUTQ: Opcode = 0x5411;
     // SAFETY: SIOCOUTQ of a TCP socket writes one int, the type that this `Getter` has room for.
-    Ok(unsafe { ioctl(stream, Getter::<SIOCOUTQ, i32>::new()) }?)
+    let bytes = unsafe { ioctl(stream, Getter::<SIOCOUTQ, i32>::new()) }?;
+    Ok(usize::try_from(bytes).unwrap_or_default())
 }
 
 /// Forgets a readiness that turned out to be no error, so that the next wait really waits.

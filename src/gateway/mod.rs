@@ -58,7 +58,7 @@ use self::own_addresses::OwnAddresses;
 use self::pulse::{Probe, pulse};
 use self::resolver::Resolver;
 use self::streams::Streams;
-use self::waiting::Waiting;
+use self::waiting::WaitingStreams;
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Limits};
 use crate::otlp::Tracer;
@@ -94,8 +94,8 @@ pub(crate) struct Context {
     pub(crate) metrics: Metrics,
     streams: Streams,
     /// Streams that wait for their clients, and those that have waited for long.
-    waiting: Waiting,
-    stalled: Waiting,
+    waiting: WaitingStreams,
+    stalled: WaitingStreams,
     heap: HeapTrimmer,
     tracer: Tracer,
     /// Cancelled when the grace period is over: what still runs is cut.
@@ -210,8 +210,8 @@ impl Gateway {
             own_addresses: OwnAddresses::new(addresses),
             metrics,
             streams: streams.clone(),
-            waiting: Waiting::all(),
-            stalled: Waiting::stalled(),
+            waiting: WaitingStreams::all(),
+            stalled: WaitingStreams::stalled(),
             heap: HeapTrimmer::default(),
             tracer,
             cut: cut.clone(),

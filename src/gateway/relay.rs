@@ -9,7 +9,7 @@
 //! begun; keepalive probes find peers that vanished meanwhile.
 
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
@@ -18,12 +18,12 @@ use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::consume_budget;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::buffer::Piece;
-use super::connection::Connection;
+use super::connection::{Connection, UNACKNOWLEDGED_FEW};
 use super::streams::Listed;
-use super::waiting::STALL;
+use super::waiting;
 use super::{Context, allowance};
 use super::{buffer, pipe};
 use crate::tls;
@@ -34,6 +34,13 @@ const POURS: usize = 16 * 1024;
 /// How long a stream that has begun waits until its peers are probed: eight system calls, which a
 /// short log does without.
 const SILENCE: Duration = Duration::from_millis(250);
+
+/// Between two looks at what the client of a silent stream has not acknowledged.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Added for each write to the bytes that the client may not have acknowledged: more than a TLS record
+/// adds to its content.
+const OVERHEAD: usize = 64;
 
 /// How a relay went.
 pub(crate) struct Relayed {
@@ -120,6 +127,8 @@ pub(crate) async fn run(
         probed: false,
         silence: None,
         bounded: false,
+        unacknowledged: 0,
+        undelivered: None,
     };
     let mut allowance = allowance::of(listed, &cx.limits);
     let end = tokio::select! {
@@ -149,9 +158,36 @@ struct Relay<'a> {
     silence: Option<Pin<Box<Sleep>>>,
     /// The kernel's send buffer towards the client has its bound.
     bounded: bool,
+    /// The most that the client may not have acknowledged, in bytes.
+    unacknowledged: usize,
+    /// The wait for the client of a silent stream, if it has not acknowledged much.
+    undelivered: Option<Box<Undelivered<'a>>>,
 }
 
-impl Relay<'_> {
+/// Completes when a stream that waits for its client must end.
+type MustEnd<'a> = Pin<Box<dyn Future<Output = End> + Send + 'a>>;
+
+/// The wait for a client that has not acknowledged what the kernel holds for it.
+struct Undelivered<'a> {
+    /// What it had not acknowledged when the wait began, in bytes, and what had been handed on by then.
+    unacknowledged: usize,
+    handed_on: u64,
+    must_end: MustEnd<'a>,
+    look: Pin<Box<Sleep>>,
+}
+
+/// Completes when the stream must end, or with `None` when it is time to look at the client again.
+fn undelivered(wait: &mut Option<Box<Undelivered<'_>>>) -> impl Future<Output = Option<End>> {
+    poll_fn(|cx| {
+        let Some(wait) = wait else { return Poll::Pending };
+        if let Poll::Ready(end) = wait.must_end.as_mut().poll(cx) {
+            return Poll::Ready(Some(end));
+        }
+        wait.look.as_mut().poll(cx).map(|()| None)
+    })
+}
+
+impl<'a> Relay<'a> {
     async fn copy(
         &mut self,
         upstream: &mut Connection,
@@ -167,8 +203,19 @@ impl Relay<'_> {
                     // An error is met by the next read.
                     _ = from.readable() => {}
                     reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
+                    end = undelivered(&mut self.undelivered), if self.undelivered.is_some() => {
+                        match end {
+                            Some(end) => return end,
+                            None => self.look(client),
+                        }
+                        continue;
+                    }
                     () = is_silent(&mut self.silence), if !self.probed => {
                         self.probe(upstream, client);
+                        continue;
+                    }
+                    () = ready(()), if self.is_to_be_looked_at() => {
+                        self.look(client);
                         continue;
                     }
                 }
@@ -185,11 +232,22 @@ impl Relay<'_> {
                 piece = async { begun.take().expect("looked") }, if begun.is_some() => Some(Ok(piece)),
                 read = within(patience, upstream.read_log(room, &mut self.failure)) => read,
                 reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                // Neither has anything to say. Up to the first byte there is a deadline, and a log
-                // that has ended already is not silent for long: its end may come as a record of
+                end = undelivered(&mut self.undelivered), if self.undelivered.is_some() => {
+                    match end {
+                        Some(end) => return end,
+                        None => self.look(client),
+                    }
+                    continue;
+                }
+                // Neither side has anything to say. Up to the first byte there is a deadline, and a
+                // log that has ended already is not silent for long: its end may come as a record of
                 // its own.
                 () = is_silent(&mut self.silence), if self.bytes > 0 && !self.probed => {
                     self.probe(upstream, client);
+                    continue;
+                }
+                () = ready(()), if self.is_to_be_looked_at() => {
+                    self.look(client);
                     continue;
                 }
             };
@@ -220,6 +278,42 @@ impl Relay<'_> {
                 return end;
             }
         }
+    }
+
+    /// Whether the kernel may hold much for the client of a stream that has been silent before, and
+    /// nothing waits for that client yet.
+    fn is_to_be_looked_at(&self) -> bool {
+        self.probed && self.unacknowledged > UNACKNOWLEDGED_FEW && self.undelivered.is_none()
+    }
+
+    /// Finds out whether the kernel holds much for the client. A stream that does counts as waiting
+    /// until the client has acknowledged some of it: with a log that is smaller than the send buffer
+    /// no write would wait.
+    fn look(&mut self, client: &Connection) {
+        let now = client.unacknowledged();
+        self.unacknowledged = now;
+        if now <= UNACKNOWLEDGED_FEW {
+            self.undelivered = None;
+            return;
+        }
+        if let Some(wait) = &mut self.undelivered {
+            let since = usize::try_from(self.bytes - wait.handed_on).unwrap_or(usize::MAX);
+            let taken = wait.unacknowledged.saturating_add(since).saturating_sub(now);
+            if taken < UNACKNOWLEDGED_FEW {
+                wait.look.as_mut().reset(Instant::now() + LOOK_AGAIN);
+                return;
+            }
+        }
+        self.undelivered = Some(Box::new(Undelivered {
+            unacknowledged: now,
+            handed_on: self.bytes,
+            must_end: self.must_end(),
+            look: Box::pin(sleep(LOOK_AGAIN)),
+        }));
+    }
+
+    fn must_end(&self) -> MustEnd<'a> {
+        Box::pin(waiting::wait(self.cx, self.listed.client()))
     }
 
     /// Sees to it that a side that vanishes while it is silent is found.
@@ -302,7 +396,7 @@ impl Relay<'_> {
 
     /// Does a step that may have to wait for the client, up to the write deadline and as long as the
     /// stream need not make way for others.
-    async fn in_time<T>(&self, step: impl Future<Output = io::Result<T>>) -> Result<T, End> {
+    async fn in_time<T>(&mut self, step: impl Future<Output = io::Result<T>>) -> Result<T, End> {
         let mut step = pin!(step);
         let done = match poll_fn(|cx| Poll::Ready(step.as_mut().poll(cx))).await {
             Poll::Ready(done) => done,
@@ -312,24 +406,19 @@ impl Relay<'_> {
         done.map_err(|error| End::ClientLeft(Some(error)))
     }
 
-    async fn wait<T>(&self, step: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
-        let (network, limits) = (self.listed.network(), &self.cx.limits);
-        let waiting = self.cx.waiting.begin(network, limits);
-        let stalled = async {
-            sleep(STALL).await;
-            self.cx.stalled.begin(network, limits).evicted().await;
-        };
+    async fn wait<T>(&mut self, step: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
+        let wait = self.undelivered.take();
+        let must_end = wait.map_or_else(|| self.must_end(), |wait| wait.must_end);
         tokio::select! {
             biased;
             done = step => Ok(done),
-            () = waiting.evicted() => Err(End::ClientEvicted),
-            () = stalled => Err(End::ClientEvicted),
-            () = sleep(limits.write_timeout) => Err(End::ClientStalled),
+            end = must_end => Err(end),
         }
     }
 
     /// Notes bytes that the client's connection has taken.
     fn count(&mut self, bytes: usize) {
+        self.unacknowledged = self.unacknowledged.saturating_add(bytes + OVERHEAD);
         let bytes = bytes as u64;
         self.bytes += bytes;
         self.cx.metrics.sent(bytes);

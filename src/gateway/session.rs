@@ -1,6 +1,7 @@
 //! One connection from its first byte to its last.
 
 use std::fmt::Display;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,13 +9,13 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::debug;
 use tracing::field::display;
 
 use super::Context;
 use super::access::{self, Access};
-use super::bounds::{AddressPlace, Unasked};
+use super::bounds::{AddressPlace, CountedClient, Unasked};
 use super::client_hello::{Arrival, arrival};
 use super::connection::Connection;
 use super::executor_slots::ExecutorSlot;
@@ -27,6 +28,7 @@ use super::read_ahead::ReadAhead;
 use super::relay::{self, End, Relayed};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
+use super::waiting::wait;
 use crate::admin::metrics::{Rejection, Route, Side};
 use crate::config::Limits;
 use crate::eviction::Entry;
@@ -79,9 +81,13 @@ pub(super) struct Asked<'a> {
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(super) fn listed(&self, hop: &Upstream) -> Listed {
-        let Caller { peer, of_address, .. } = self.caller;
-        let network = of_address.as_ref().and_then(AddressPlace::network);
-        self.cx.streams.begin(*peer, &self.build, hop.clone(), self.began, network)
+        let (peer, client) = (self.caller.peer, self.client());
+        self.cx.streams.begin(peer, &self.build, hop.clone(), self.began, client)
+    }
+
+    /// The client, if limits count it by its address.
+    fn client(&self) -> Option<CountedClient> {
+        self.caller.of_address.as_ref().and_then(AddressPlace::client)
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
@@ -345,13 +351,13 @@ async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_
     };
     asked.span.end(&outcome);
     match &outcome {
-        Outcome::Streamed(End::Finished) => client.finish(cx.limits.write_timeout).await,
+        Outcome::Streamed(End::Finished) => client.finish(|| wait(cx, asked.client())).await,
         Outcome::Streamed(End::UpstreamFailed(_) | End::Idle | End::Overlong) => {
-            client.cut(cx.limits.write_timeout).await;
+            client.cut(wait(cx, asked.client())).await;
         }
         // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
         Outcome::Refused(reply) => refuse(client, *reply, cx).await,
-        _ => client.cut(Duration::ZERO).await,
+        _ => client.cut(ready(())).await,
     }
     outcome
 }
@@ -469,14 +475,14 @@ async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -
 /// not and get the line.
 pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
     if reply == Reply::Error(Fault::RegistryAway) && client.is_to_own_kind() {
-        client.cut(Duration::ZERO).await;
+        client.cut(ready(())).await;
         return;
     }
     let line = reply.to_string();
     // A client that does not take one line has no claim to be told anything.
     if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line.as_bytes())).await
     {
-        client.finish(cx.limits.request_timeout).await;
+        client.finish(|| sleep(cx.limits.request_timeout)).await;
     }
 }
 

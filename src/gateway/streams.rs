@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
-
+use super::bounds::CountedClient;
 use super::upstream::Upstream;
 use crate::registry::build::BuildId;
 
@@ -27,8 +26,8 @@ pub(crate) struct Stream {
     pub(crate) build: BuildId,
     pub(crate) hop: Upstream,
     pub(crate) began: Instant,
-    /// The client network that its connection counts for.
-    pub(crate) network: Option<IpNet>,
+    /// The client, if limits count it by its address.
+    pub(crate) client: Option<CountedClient>,
     bytes: AtomicU64,
 }
 
@@ -54,10 +53,10 @@ impl Streams {
         build: &BuildId,
         hop: Upstream,
         began: Instant,
-        network: Option<IpNet>,
+        client: Option<CountedClient>,
     ) -> Listed {
         let (build, bytes) = (build.clone(), AtomicU64::new(0));
-        let stream = Arc::new(Stream { peer, build, hop, began, network, bytes });
+        let stream = Arc::new(Stream { peer, build, hop, began, client, bytes });
         let mut running = self.lock();
         let number = running.begun;
         running.begun += 1;
@@ -87,9 +86,9 @@ impl Listed {
         self.stream.bytes()
     }
 
-    /// The client network that its connection counts for.
-    pub(crate) fn network(&self) -> Option<IpNet> {
-        self.stream.network
+    /// The client, if limits count it by its address.
+    pub(crate) fn client(&self) -> Option<CountedClient> {
+        self.stream.client
     }
 
     /// Notes that so many more bytes have been handed on.

@@ -25,7 +25,8 @@ pub(crate) fn budget(connections: usize) -> usize {
             files,
             wanted = connections,
             allowed = fitting,
-            "limit of open files (LimitNOFILE, ulimit -n) is too low for limits.connections"
+            "limit of open files (LimitNOFILE, ulimit -n) is too low for limits.connections; one \
+             address has at most half of those allowed"
         );
     }
     connections.min(fitting)

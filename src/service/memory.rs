@@ -10,6 +10,10 @@ use crate::config::Limits;
 /// What a quiet connection takes at most, in bytes: its task, TLS on both sides, and its sockets.
 const QUIET: u64 = 32 * 1024;
 
+/// What the kernel may hold of what such a client sends, in bytes, its bookkeeping included:
+/// `CLIENT_RECEIVE_BUFFER` of the gateway.
+const RECEIVED: u64 = 128 * 1024;
+
 /// What the gateway itself holds for a stream that waits for its client, in bytes: a buffer's length
 /// below TLS, and as much on its way to the client.
 const HELD: u64 = 128 * 1024;
@@ -35,7 +39,8 @@ pub(crate) fn budget(limits: &Limits) -> usize {
             wanted = limits.connections,
             allowed = fitting,
             "memory limit of the cgroup (MemoryMax, limits.memory) is too low for limits.connections; \
-             a smaller limits.stream_buffer makes room for more"
+             one address has at most half of those allowed; a smaller limits.stream_buffer makes room \
+             for more"
         );
     }
     limits.connections.min(fitting)
@@ -68,7 +73,7 @@ fn limit(mounted: &Path, groups: &str) -> Option<MemoryLimit> {
 
 /// A quarter is left for all that is no connection.
 fn fitting(limit: MemoryLimit, stream_buffer: u64) -> usize {
-    let buffers = if limit.counts_sockets { 2 * stream_buffer } else { 0 };
+    let buffers = if limit.counts_sockets { 2 * stream_buffer + RECEIVED } else { 0 };
     let connection = QUIET + (HELD + buffers) / Limits::WAITING as u64;
     let connections = limit.bytes / 4 * 3 / connection;
     usize::try_from(connections).unwrap_or(usize::MAX).max(1)
@@ -112,8 +117,8 @@ mod tests {
             fitting(MemoryLimit { bytes, counts_sockets }, stream_buffer)
         };
         let (pod, buffer) = (256 << 20, 1 << 20);
-        assert_eq!(fitting(pod, true, buffer), 646);
-        assert_eq!(fitting(pod, true, 256 << 10), 1755);
+        assert_eq!(fitting(pod, true, buffer), 614);
+        assert_eq!(fitting(pod, true, 256 << 10), 1536);
         assert_eq!(fitting(pod, false, buffer), 4096);
         assert_eq!(fitting(0, true, buffer), 1);
         // No limit, in version 1.

@@ -303,7 +303,8 @@ async fn descriptors_are_kept_for_what_is_no_stream() {
     const FILES: u64 = 256 + 2 * FITTING;
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
-    let limits = "connections = 5000\nrequest_timeout = \"1h\"";
+    let limits =
+        "connections = 5000\nrequest_timeout = \"1h\"\nexempt_networks = [\"127.0.0.1/32\"]";
     let mut served = Reloadable::start(Builder::new(&system).limits(limits)).await;
     let limit = Rlimit { current: Some(FILES), maximum: Some(FILES) };
     prlimit(Some(served.gateway.pid()), Resource::Nofile, limit).expect("a lower limit");

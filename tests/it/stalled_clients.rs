@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::process::Command;
 
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
@@ -13,7 +14,7 @@ use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, Stream};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
-use crate::support::tool;
+use crate::support::{tool, within};
 
 struct Site {
     _system: System,
@@ -75,27 +76,39 @@ async fn little_is_held_for_a_client_that_stops_reading() {
     }
 }
 
+/// The bounds on the receive buffers of the gateway's connections to clients, which `ss` shows as `rb`.
+fn receive_buffers(gateway: &Gateway) -> Vec<u64> {
+    let filter = format!("sport = :{}", gateway.port());
+    let arguments = ["--tcp", "--memory", "--numeric", "--no-header", "state", "established"];
+    let sockets = tool(Command::new("ss").args(arguments).arg(filter));
+    let bound = |socket: &str| {
+        let bound = socket.split(',').find_map(|field| field.strip_prefix("rb"));
+        bound.and_then(|bound| bound.parse().ok()).expect("rb")
+    };
+    sockets.split("skmem:(").skip(1).map(bound).collect()
+}
+
 /// What a client sends after its request is read up to a bound; the kernel must not hold much of the
-/// rest. `ss` shows the bound on a socket's receive buffer as `rb`.
-#[tokio::test]
+/// rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn little_is_held_of_what_a_client_sends() {
     let site = Site::start("").await;
     let (mut client, mut stream) = site.ask_from("127.0.0.1").await;
     stream.write(b"a line\n").await;
     client.expect(b"a line\n").await;
-    client.send(&[b'x'; 512 * 1024]).await;
-    let filter = format!("sport = :{}", site.gateway.port());
-    let arguments = ["--tcp", "--memory", "--numeric", "--no-header", "state", "established"];
-    let sockets = tool(Command::new("ss").args(arguments).arg(filter));
-    let bounds: Vec<u64> = sockets
-        .split("skmem:(")
-        .skip(1)
-        .map(|socket| {
-            let bound = socket.split(',').find_map(|field| field.strip_prefix("rb"));
-            bound.and_then(|bound| bound.parse().ok()).expect("rb")
-        })
-        .collect();
-    assert_eq!(bounds, [128 * 1024], "{sockets}");
+    client.send(&[b'x'; 128 * 1024]).await;
+    assert_eq!(receive_buffers(&site.gateway), [128 * 1024]);
+    let sending = tokio::spawn(async move {
+        client.send(&[b'x'; 64 << 20]).await;
+        client
+    });
+    within("a small receive buffer", async {
+        while receive_buffers(&site.gateway).iter().any(|bound| *bound > 8 * 1024) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    sending.abort();
 }
 
 /// An eighth of the connections of one address may wait for their clients. Beyond that streams of this
@@ -122,4 +135,56 @@ async fn too_many_stalled_clients_of_an_address_are_cut_and_those_of_others_are_
     let (received, ending) = other.rest().await;
     assert!(received == log && ending == Ending::Clean, "{} bytes", received.len());
     sending.await.expect("the executor");
+}
+
+/// A log that is smaller than the buffers never makes the gateway wait for room. While it is silent the
+/// kernel holds all of it all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_do_not_read_a_silent_log_are_bounded() {
+    const MAY_WAIT: usize = 8;
+    const TOO_MANY: usize = 4;
+    let site = Site::start("connections_per_address = 64\nwrite_timeout = \"1h\"").await;
+    let mut streams = Vec::new();
+    for _ in 0..MAY_WAIT + TOO_MANY {
+        let (client, mut stream) = site.ask_from("127.0.0.2").await;
+        stream.write(&[b'x'; 256 * 1024]).await;
+        streams.push((client, stream));
+    }
+    ended(&site.gateway, "client_evicted", TOO_MANY).await;
+    let mut whole = 0;
+    for (mut client, mut stream) in streams {
+        // The gateway has reset those of the streams that it has cut.
+        if stream.try_write(b"x").await {
+            stream.finish().await;
+            let (received, ending) = client.rest().await;
+            assert!(received == [b'x'; 256 * 1024 + 1], "{} bytes", received.len());
+            assert_eq!(ending, Ending::Clean);
+            whole += 1;
+        }
+    }
+    assert_eq!(whole, MAY_WAIT);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_a_silent_log_is_cut_in_time() {
+    let site = Site::start("write_timeout = \"500ms\"").await;
+    let (_client, mut stream) = site.ask_from("127.0.0.1").await;
+    stream.write(&[b'x'; 256 * 1024]).await;
+    ended(&site.gateway, "client_stalled", 1).await;
+}
+
+/// The kernel would go on to hold a log that has ended for a client that does not read it.
+#[tokio::test]
+async fn a_client_that_does_not_read_a_log_that_has_ended_is_reset() {
+    let site = Site::start("write_timeout = \"500ms\"").await;
+    for half_closes in [false, true] {
+        let (mut client, mut stream) = site.ask_from("127.0.0.1").await;
+        if half_closes {
+            client.half_close().await;
+        }
+        stream.write(&[b'x'; 256 * 1024]).await;
+        stream.finish().await;
+        let reset = client.stream.ready(Interest::ERROR);
+        within("a reset", reset).await.expect("a socket");
+    }
 }
