@@ -13,6 +13,7 @@ use std::future::{poll_fn, ready};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -35,6 +36,8 @@ pub(crate) struct Relayed {
     /// Handed to the client's connection.
     pub(crate) bytes: u64,
     pub(crate) end: End,
+    /// It ended as the first byte did not come in time.
+    pub(crate) timed_out: bool,
 }
 
 /// Why a relay ended.
@@ -94,19 +97,40 @@ pub(super) fn room(upstream_tls: bool, client_tls: bool) -> usize {
     if upstream_tls || client_tls { buffer::LENGTH } else { POURS }
 }
 
-/// Copies until one side ends or the gateway cuts its streams. Closes neither. `begun` is what has
-/// been read already. Calls `first_byte` when there is one; counts in the list what it has handed on.
+/// What a relay begins with.
+pub(crate) enum Begin {
+    /// Waiting for the first byte, this long.
+    Wait(Duration),
+    /// What has been read already, and the error that the read met after it.
+    Read(Piece, Option<io::Error>),
+}
+
+/// Copies until one side ends or the gateway cuts its streams. Closes neither. Calls `first_byte` when
+/// there is one; counts in the list what it has handed on.
 pub(crate) async fn run(
     upstream: &mut Connection,
     client: &mut Connection,
     cx: &Context,
-    begun: Option<(Piece, Option<io::Error>)>,
+    begin: Begin,
     first_byte: impl FnOnce(),
     listed: &Listed,
 ) -> Relayed {
-    let (begun, failure) = begun.map_or((None, None), |(piece, failure)| (Some(piece), failure));
-    let mut relay =
-        Relay { cx, listed, bytes: 0, discarded: 0, failure, pours: false, probed: false };
+    let (patience, begun, failure) = match begin {
+        Begin::Wait(patience) => (patience, None, None),
+        Begin::Read(piece, failure) => (Duration::ZERO, Some(piece), failure),
+    };
+    let patience_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    let mut relay = Relay {
+        cx,
+        listed,
+        patience_ms,
+        bytes: 0,
+        discarded: 0,
+        failure,
+        pours: false,
+        probed: false,
+        timed_out: false,
+    };
     client.bound_send_buffer(cx.limits.stream_buffer);
     let mut allowance = allowance::of(listed, &cx.limits);
     let end = tokio::select! {
@@ -116,13 +140,15 @@ pub(crate) async fn run(
         end = async { allowance.as_mut().expect("asked for only where there is one").await },
             if allowance.is_some() => end,
     };
-    Relayed { bytes: relay.bytes, end }
+    Relayed { bytes: relay.bytes, end, timed_out: relay.timed_out }
 }
 
 /// A relay under way.
 struct Relay<'a> {
     cx: &'a Context,
     listed: &'a Listed,
+    /// How long to wait for the first byte. In four bytes, as each quiet stream holds them.
+    patience_ms: u32,
     bytes: u64,
     /// Bytes of the client's that nobody wants.
     discarded: usize,
@@ -132,6 +158,8 @@ struct Relay<'a> {
     pours: bool,
     /// Both sides are probed while they are silent.
     probed: bool,
+    /// The first byte did not come in time.
+    timed_out: bool,
 }
 
 impl Relay<'_> {
@@ -162,11 +190,11 @@ impl Relay<'_> {
             }
             let plain = !upstream.is_tls() && !client.is_tls();
             let room = room(upstream.is_tls(), client.is_tls());
-            let patience = (self.bytes == 0).then_some(self.cx.limits.first_byte_timeout);
+            let patience = (self.bytes == 0).then_some(u64::from(self.patience_ms));
             let read = tokio::select! {
                 biased;
                 piece = async { begun.take().expect("looked") }, if begun.is_some() => Some(Ok(piece)),
-                read = within(patience, upstream.read_log(room, &mut self.failure)) => read,
+                read = within(patience.map(Duration::from_millis), upstream.read_log(room, &mut self.failure)) => read,
                 reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
                 // Neither has anything to say. Up to the first byte there is a deadline, and most
                 // logs that have ended already never come here.
@@ -176,7 +204,10 @@ impl Relay<'_> {
                 }
             };
             let piece = match read {
-                None => return End::UpstreamSilent,
+                None => {
+                    self.timed_out = true;
+                    return End::UpstreamSilent;
+                }
                 Some(Err(error)) => return End::UpstreamFailed(error),
                 Some(Ok(piece)) if piece.is_empty() && self.bytes == 0 => {
                     return End::UpstreamSilent;
@@ -314,10 +345,7 @@ impl Relay<'_> {
 }
 
 /// `future`, or `None` when `patience`, if there is any, is over.
-async fn within<T>(
-    patience: Option<std::time::Duration>,
-    future: impl Future<Output = T>,
-) -> Option<T> {
+async fn within<T>(patience: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
     match patience {
         Some(patience) => timeout(patience, future).await.ok(),
         None => Some(future.await),
