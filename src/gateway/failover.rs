@@ -367,7 +367,8 @@ async fn ask(
     } else {
         None
     };
-    let slot = match &hop {
+    let deadline = cx.first_byte_deadline();
+    let mut slot = match &hop {
         Upstream::Gateway(_) => None,
         Upstream::Executor(executor) => {
             // The race itself ends when the client leaves.
@@ -385,9 +386,12 @@ async fn ask(
     let read = match &hop {
         // Bounded by the patience with all.
         Upstream::Gateway(_) => read.await,
-        Upstream::Executor(executor) => {
-            timeout(cx.limits.first_byte_timeout, read).await.map_err(|_| {
-                cx.executor_slots.report_silent(executor, build);
+        Upstream::Executor(_) => {
+            let patience = cx.first_byte_patience(deadline);
+            timeout(patience, read).await.map_err(|_| {
+                if let Some(slot) = slot.take_if(|_| patience == cx.limits.first_byte_timeout) {
+                    slot.silent(build);
+                }
                 Miss::Silent
             })?
         }

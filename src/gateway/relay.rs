@@ -47,6 +47,8 @@ pub(crate) struct Relayed {
     /// Handed to the client's connection.
     pub(crate) bytes: u64,
     pub(crate) end: End,
+    /// It ended as the first byte did not come in time.
+    pub(crate) timed_out: bool,
 }
 
 /// Why a relay ended.
@@ -106,20 +108,33 @@ pub(super) fn room(upstream_tls: bool, client_tls: bool) -> usize {
     if upstream_tls || client_tls { buffer::LENGTH } else { POURS }
 }
 
-/// Copies until one side ends or the gateway cuts its streams. Closes neither. `begun` is what has
-/// been read already. Calls `first_byte` when there is one; counts in the list what it has handed on.
+/// What a relay begins with.
+pub(crate) enum Begin {
+    /// Waiting for the first byte, this long.
+    Wait(Duration),
+    /// What has been read already, and the error that the read met after it.
+    Read(Piece, Option<io::Error>),
+}
+
+/// Copies until one side ends or the gateway cuts its streams. Closes neither. Calls `first_byte` when
+/// there is one; counts in the list what it has handed on.
 pub(crate) async fn run(
     upstream: &mut Connection,
     client: &mut Connection,
     cx: &Context,
-    begun: Option<(Piece, Option<io::Error>)>,
+    begin: Begin,
     first_byte: impl FnOnce(),
     listed: &Listed,
 ) -> Relayed {
-    let (begun, failure) = begun.map_or((None, None), |(piece, failure)| (Some(piece), failure));
+    let (patience, begun, failure) = match begin {
+        Begin::Wait(patience) => (patience, None, None),
+        Begin::Read(piece, failure) => (Duration::ZERO, Some(piece), failure),
+    };
+    let patience_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
     let mut relay = Relay {
         cx,
         listed,
+        patience_ms,
         bytes: 0,
         discarded: 0,
         failure,
@@ -129,6 +144,7 @@ pub(crate) async fn run(
         bounded: false,
         unacknowledged: 0,
         undelivered: None,
+        timed_out: false,
     };
     let mut allowance = allowance::of(listed, &cx.limits);
     let end = tokio::select! {
@@ -138,13 +154,15 @@ pub(crate) async fn run(
         end = async { allowance.as_mut().expect("asked for only where there is one").await },
             if allowance.is_some() => end,
     };
-    Relayed { bytes: relay.bytes, end }
+    Relayed { bytes: relay.bytes, end, timed_out: relay.timed_out }
 }
 
 /// A relay under way.
 struct Relay<'a> {
     cx: &'a Context,
     listed: &'a Listed,
+    /// How long to wait for the first byte. In four bytes, as each quiet stream holds them.
+    patience_ms: u32,
     bytes: u64,
     /// Bytes of the client's that nobody wants.
     discarded: usize,
@@ -162,6 +180,8 @@ struct Relay<'a> {
     unacknowledged: usize,
     /// The wait for the client of a silent stream, if it has not acknowledged much.
     undelivered: Option<Box<Undelivered<'a>>>,
+    /// The first byte did not come in time.
+    timed_out: bool,
 }
 
 /// Completes when a stream that waits for its client must end.
@@ -226,11 +246,11 @@ impl<'a> Relay<'a> {
             }
             let plain = !upstream.is_tls() && !client.is_tls();
             let room = room(upstream.is_tls(), client.is_tls());
-            let patience = (self.bytes == 0).then_some(self.cx.limits.first_byte_timeout);
+            let patience = (self.bytes == 0).then_some(u64::from(self.patience_ms));
             let read = tokio::select! {
                 biased;
                 piece = async { begun.take().expect("looked") }, if begun.is_some() => Some(Ok(piece)),
-                read = within(patience, upstream.read_log(room, &mut self.failure)) => read,
+                read = within(patience.map(Duration::from_millis), upstream.read_log(room, &mut self.failure)) => read,
                 reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
                 end = undelivered(&mut self.undelivered), if self.undelivered.is_some() => {
                     match end {
@@ -252,7 +272,10 @@ impl<'a> Relay<'a> {
                 }
             };
             let piece = match read {
-                None => return End::UpstreamSilent,
+                None => {
+                    self.timed_out = true;
+                    return End::UpstreamSilent;
+                }
                 Some(Err(error)) => return End::UpstreamFailed(error),
                 Some(Ok(piece)) if piece.is_empty() && self.bytes == 0 => {
                     return End::UpstreamSilent;

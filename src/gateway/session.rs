@@ -25,7 +25,7 @@ use super::memory::Trouble;
 use super::outcome::Outcome;
 use super::proxy_protocol::{NoHeader, read_header};
 use super::read_ahead::ReadAhead;
-use super::relay::{self, End, Relayed};
+use super::relay::{self, Begin, End, Relayed};
 use super::streams::Listed;
 use super::upstream::{DialError, Upstream};
 use super::waiting::wait;
@@ -372,7 +372,8 @@ async fn relay_from(
     let route = Route::Direct;
     let listed = asked.listed(hop);
     let memory = cx.resolver.memory();
-    let slot = match executor_slot(hop, client, asked).await {
+    let deadline = cx.first_byte_deadline();
+    let mut slot = match executor_slot(hop, client, asked).await {
         Ok(slot) => slot,
         Err(Some(end)) => {
             asked.ended(hop, route, 0, &end);
@@ -399,16 +400,24 @@ async fn relay_from(
     cx.metrics.connected(route, dialed.elapsed());
     span.connected(hop);
     let _active = cx.metrics.stream();
+    // A block, so that a quiet stream does not hold what is in it.
+    let (begin, whole_timeout) = {
+        let patience = cx.first_byte_patience(deadline);
+        (Begin::Wait(patience), patience == cx.limits.first_byte_timeout)
+    };
     let first_byte = || {
-        if let Some(slot) = slot {
+        if let Some(slot) = slot.take() {
             slot.answered();
         }
-        memory.answered(build, hop);
+        // One reference, and not one to each of these.
+        let asked: &Asked<'_> = asked;
+        let Asked { build, span, cx, .. } = asked;
+        cx.resolver.memory().answered(build, hop);
         cx.metrics.first_byte(listed.age(), span.trace_id());
         span.first_byte();
     };
-    let relayed = relay::run(&mut upstream, client, cx, None, first_byte, &listed).await;
-    let Relayed { bytes, end } = relayed;
+    let relayed = relay::run(&mut upstream, client, cx, begin, first_byte, &listed).await;
+    let Relayed { bytes, end, timed_out } = relayed;
     if matches!(end, End::Finished) {
         upstream.close();
     }
@@ -416,10 +425,8 @@ async fn relay_from(
     if bytes == 0 && end.is_upstreams_fault() {
         memory.failed(build, hop, &end, Trouble::Other);
     }
-    if let (End::UpstreamSilent, Upstream::Executor(executor)) = (&end, hop)
-        && listed.age() >= cx.limits.first_byte_timeout
-    {
-        cx.executor_slots.report_silent(executor, build);
+    if let Some(slot) = slot.filter(|_| timed_out && whole_timeout) {
+        slot.silent(build);
     }
     match end {
         End::UpstreamSilent => Err(Fault::ExecutorSilent),
@@ -457,10 +464,11 @@ async fn executor_slot(
 
 /// Relays the log of which one of several hops has sent the first bytes.
 async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> End {
-    let Answered { hop, route, mut connection, listed, first } = answered;
+    let Answered { hop, route, mut connection, listed, first: (piece, failure) } = answered;
     let _active = asked.cx.metrics.stream();
-    let relayed = relay::run(&mut connection, client, asked.cx, Some(first), || {}, &listed).await;
-    let Relayed { bytes, end } = relayed;
+    let begin = Begin::Read(piece, failure);
+    let relayed = relay::run(&mut connection, client, asked.cx, begin, || {}, &listed).await;
+    let Relayed { bytes, end, .. } = relayed;
     if matches!(end, End::Finished) {
         connection.close();
     }
@@ -509,7 +517,7 @@ mod tests {
             size_of::<F>()
         }
         let bytes = size(run);
-        assert!(bytes <= 1792, "{bytes} bytes: box what a quiet stream does not need");
+        assert!(bytes <= 1808, "{bytes} bytes: box what a quiet stream does not need");
     }
 
     #[tokio::test(start_paused = true)]

@@ -150,3 +150,25 @@ async fn two_hundred_clients_at_once_all_get_the_log() {
         gateway.logged_times("the ends", 200, |line| line.contains("end=finished")).await;
     }
 }
+
+/// Two gateways do not know of each other's connections: together they fit into its listen queue.
+#[tokio::test]
+async fn a_hundred_clients_at_once_at_each_of_two_gateways_all_get_the_log() {
+    let system = System::new().await;
+    let gateways = [Builder::new(&system).ready().await, Builder::new(&system).ready().await];
+    let mut executor = Executor::start(&system, None).await;
+    let (build, mut log) = executor.run(None).await;
+    let text = b"0123456789\n".repeat(2000);
+    log.write(&text);
+    let crowds =
+        gateways.each_ref().map(|gateway| crowd(gateway.address(), &build, 100, text.len()));
+    let [first, second] = crowds;
+    let (first, second) = tokio::join!(first, second);
+    let broken = first.iter().chain(&second).filter(|log| **log != text).count();
+    assert_eq!(broken, 0, "of 200 logs");
+    // Ends the streams.
+    log.remove();
+    for mut gateway in gateways {
+        gateway.logged_times("the ends", 100, |line| line.contains("end=finished")).await;
+    }
+}

@@ -119,6 +119,35 @@ async fn a_zone_in_which_all_are_silent_ends_in_one_line() {
     assert_eq!(metric(&gateway, &failovers("silent")).await, 2.0);
 }
 
+/// More requests than a hanging executor has slots for, through the gateway of its zone. The last ones
+/// get their slot there after four seconds, which count into the six that each may wait for its first
+/// byte: the answer arrives before the asking gateway's nine seconds are over.
+#[tokio::test]
+async fn a_wait_for_a_slot_in_another_zone_leaves_time_for_its_answer() {
+    const CLIENTS: usize = 15;
+    let limits = "lookup_timeout = \"1s\"\nconnect_timeout = \"1s\"\nfirst_byte_timeout = \"6s\"";
+    let system = System::new().await;
+    let [west, east] = ["west", "east"].map(async |zone| {
+        let mut builder = Builder::new(&system).zone(zone).limits(limits);
+        builder.admin = true;
+        builder.ready().await
+    });
+    let (west, east) = (west.await, east.await);
+    let hanging = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&hanging.worker(Some("west")))).await;
+    let mut answers = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let mut client = Client::ask(east.address(), &build).await;
+        answers.spawn(async move { client.text().await });
+    }
+    for answer in answers.join_all().await {
+        assert_eq!(answer, "Internal streaming error: the executor does not answer\r\n");
+    }
+    assert_eq!(metric(&east, &failovers("silent")).await, 0.0, "the gateway answered in time");
+    let accepted = "zuul_fingergw_connections_accepted_total{listener=\"plain\"}";
+    assert_eq!(metric(&west, accepted).await, CLIENTS as f64);
+}
+
 /// A gateway that was down for a while: passed over, avoided, tried again, used again.
 #[tokio::test]
 async fn a_gateway_that_failed_is_avoided_and_comes_back() {

@@ -258,14 +258,15 @@ impl Keeper {
         }
         let before = standing.borrow().clone();
         match before {
-            Standing::Registered(_) | Standing::ConnectionLost => {}
-            Standing::NoZuul(_) => {
-                standing.send_replace(Standing::Connecting);
-                return Served::Registered;
-            }
+            Standing::Registered(_) | Standing::ConnectionLost | Standing::NoZuul(_) => {}
             Standing::Connecting | Standing::SessionLost | Standing::Withdrawn => {
                 return Served::Refused(end);
             }
+        }
+        if !presence.is_registered() {
+            warn!(error = %end, "session with ZooKeeper lost while waiting for Zuul; starting a new one");
+            standing.send_replace(Standing::Connecting);
+            return Served::Registered;
         }
         warn!(error = %end, "session with ZooKeeper lost, and our entry with it; starting a new one");
         standing.send_replace(Standing::SessionLost);

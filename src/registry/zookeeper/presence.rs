@@ -1,7 +1,7 @@
 //! Where our entry stands, from what two sides know of one session: whether it is entered, and
 //! whether there is a connection.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
@@ -16,15 +16,21 @@ pub(super) struct Presence<'a> {
 
 struct Known {
     connected: bool,
-    /// The name of the entry, while it is there.
-    entry: Option<String>,
+    /// Whether the entry is there, or why not, as long as there is a connection; `None` before that
+    /// is known.
+    entry: Option<Standing>,
+    /// The entry has been taken out on order: this session enters nothing more.
+    withdrawn: bool,
 }
 
 impl<'a> Presence<'a> {
     /// Of a session that has just come about, without an entry. `standing` is left as it is until
     /// there is one.
     pub(super) fn new(standing: &'a watch::Sender<Standing>) -> Self {
-        Self { known: Mutex::new(Known { connected: true, entry: None }), standing }
+        Self {
+            known: Mutex::new(Known { connected: true, entry: None, withdrawn: false }),
+            standing,
+        }
     }
 
     /// The connection was lost, or is back.
@@ -34,32 +40,45 @@ impl<'a> Presence<'a> {
 
     /// The entry is there. Says whether that is news.
     pub(super) fn registered(&self, name: &str) -> bool {
-        let news = |known: &mut Known| {
-            let news = known.entry.as_deref() != Some(name);
-            known.entry = Some(name.to_owned());
-            news
-        };
-        self.learn(news)
+        self.enter(Standing::Registered(name.to_owned()))
     }
 
     /// No service of Zuul has registered below `node`, so there is no entry either.
     pub(super) fn without_zuul(&self, node: String) {
-        self.standing.send_replace(Standing::NoZuul(node));
+        self.enter(Standing::NoZuul(node));
+    }
+
+    /// Whether an entry of this session is in the registry, as far as is known.
+    pub(super) fn is_registered(&self) -> bool {
+        matches!(self.lock().entry, Some(Standing::Registered(_)))
+    }
+
+    fn enter(&self, entry: Standing) -> bool {
+        self.learn(|known| {
+            let news = !known.withdrawn && known.entry.as_ref() != Some(&entry);
+            if news {
+                known.entry = Some(entry);
+            }
+            news
+        })
     }
 
     /// The entry has been taken out on order.
     pub(super) fn withdrawn(&self) {
-        self.learn(|known| known.entry = None);
+        self.learn(|known| {
+            known.entry = None;
+            known.withdrawn = true;
+        });
         self.standing.send_replace(Standing::Withdrawn);
     }
 
     /// Notes something and publishes what follows.
     fn learn<T>(&self, note: impl FnOnce(&mut Known) -> T) -> T {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.lock();
         let noted = note(&mut known);
-        if let Some(name) = &known.entry {
+        if let Some(entry) = &known.entry {
             let now = match known.connected {
-                true => Standing::Registered(name.clone()),
+                true => entry.clone(),
                 false => Standing::ConnectionLost,
             };
             self.standing.send_if_modified(|standing| {
@@ -69,6 +88,11 @@ impl<'a> Presence<'a> {
             });
         }
         noted
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Consistent between any two statements.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -107,9 +131,27 @@ mod tests {
         let presence = Presence::new(&standing);
         presence.registered("gw1");
         presence.withdrawn();
+        presence.without_zuul("/zuul/components".to_owned());
+        assert_eq!(*standing.borrow(), Standing::Withdrawn);
         for connected in [false, true] {
             presence.connection(connected);
             assert_eq!(*standing.borrow(), Standing::Withdrawn);
         }
+    }
+
+    #[test]
+    fn a_missing_zuul_is_not_reported_while_the_connection_is_lost() {
+        let standing = watch::Sender::new(Standing::Connecting);
+        let presence = Presence::new(&standing);
+        let without_zuul = Standing::NoZuul("/zuul/components".to_owned());
+        presence.without_zuul("/zuul/components".to_owned());
+        assert_eq!(*standing.borrow(), without_zuul);
+        presence.connection(false);
+        assert_eq!(*standing.borrow(), Standing::ConnectionLost);
+        assert!(!presence.is_registered());
+        presence.connection(true);
+        assert_eq!(*standing.borrow(), without_zuul);
+        assert!(presence.registered("gw1"));
+        assert!(presence.is_registered());
     }
 }
