@@ -9,7 +9,7 @@
 //! begun; keepalive probes find peers that vanished meanwhile.
 
 use std::fmt;
-use std::future::{poll_fn, ready};
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
@@ -196,10 +196,11 @@ struct Undelivered<'a> {
     look: Pin<Box<Sleep>>,
 }
 
-/// Completes when the stream must end, or with `None` when it is time to look at the client again.
+/// Completes when the stream must end, or with `None` when it is time to look at the client: the first
+/// time immediately.
 fn undelivered(wait: &mut Option<Box<Undelivered<'_>>>) -> impl Future<Output = Option<End>> {
     poll_fn(|cx| {
-        let Some(wait) = wait else { return Poll::Pending };
+        let Some(wait) = wait else { return Poll::Ready(None) };
         if let Poll::Ready(end) = wait.must_end.as_mut().poll(cx) {
             return Poll::Ready(Some(end));
         }
@@ -223,7 +224,7 @@ impl<'a> Relay<'a> {
                     // An error is met by the next read.
                     _ = from.readable() => {}
                     reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                    end = undelivered(&mut self.undelivered), if self.undelivered.is_some() => {
+                    end = undelivered(&mut self.undelivered), if self.is_to_be_looked_at() => {
                         match end {
                             Some(end) => return end,
                             None => self.look(client),
@@ -232,10 +233,6 @@ impl<'a> Relay<'a> {
                     }
                     () = is_silent(&mut self.silence), if !self.probed => {
                         self.probe(upstream, client);
-                        continue;
-                    }
-                    () = ready(()), if self.is_to_be_looked_at() => {
-                        self.look(client);
                         continue;
                     }
                 }
@@ -252,7 +249,7 @@ impl<'a> Relay<'a> {
                 piece = async { begun.take().expect("looked") }, if begun.is_some() => Some(Ok(piece)),
                 read = within(patience.map(Duration::from_millis), upstream.read_log(room, &mut self.failure)) => read,
                 reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                end = undelivered(&mut self.undelivered), if self.undelivered.is_some() => {
+                end = undelivered(&mut self.undelivered), if self.is_to_be_looked_at() => {
                     match end {
                         Some(end) => return end,
                         None => self.look(client),
@@ -264,10 +261,6 @@ impl<'a> Relay<'a> {
                 // its own.
                 () = is_silent(&mut self.silence), if self.bytes > 0 && !self.probed => {
                     self.probe(upstream, client);
-                    continue;
-                }
-                () = ready(()), if self.is_to_be_looked_at() => {
-                    self.look(client);
                     continue;
                 }
             };
@@ -303,10 +296,10 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Whether the kernel may hold much for the client of a stream that has been silent before, and
-    /// nothing waits for that client yet.
+    /// Whether the kernel holds much for the client of a silent stream, or may do so: only for one that
+    /// has been silent before, so that a short log does without a look.
     fn is_to_be_looked_at(&self) -> bool {
-        self.probed && self.unacknowledged > UNACKNOWLEDGED_FEW && self.undelivered.is_none()
+        self.undelivered.is_some() || self.probed && self.unacknowledged > UNACKNOWLEDGED_FEW
     }
 
     /// Finds out whether the kernel holds much for the client. A stream that does counts as waiting
