@@ -30,11 +30,11 @@ const ASK_AGAIN_MAX: Duration = Duration::from_secs(1);
 
 /// The most of a client's unwanted bytes that is read, so that one that sends for ever costs
 /// nothing; what comes then makes our close a reset.
-const UNWANTED_MAX: usize = 1024 * 1024;
+const UNWANTED_MAX: u32 = 1024 * 1024;
 
 /// After so many unwanted bytes the client's receive buffer is made as small as the kernel allows, so
 /// that little is held of what comes after [`UNWANTED_MAX`].
-const UNWANTED_MANY: usize = UNWANTED_MAX / 2;
+const UNWANTED_MANY: u32 = UNWANTED_MAX / 2;
 
 /// A peer that has not acknowledged more than this, in bytes, is waited for: the kernel holds more for
 /// it than for a quiet stream.
@@ -180,13 +180,13 @@ impl Connection {
     /// a TLS client leaves that does not shut TLS down, as zuul-web does.
     ///
     /// Can be dropped and called again at any time; `discarded` counts over all calls.
-    pub(crate) async fn departed(&mut self, discarded: &mut usize) -> Option<io::Error> {
+    pub(crate) async fn departed(&mut self, discarded: &mut u32) -> Option<io::Error> {
         while *discarded < UNWANTED_MAX {
             match self.discard().await {
                 Ok(0) => break,
                 Ok(count) => {
                     let before = *discarded;
-                    *discarded += count;
+                    *discarded += u32::try_from(count).unwrap_or(UNWANTED_MAX);
                     if before < UNWANTED_MANY && *discarded >= UNWANTED_MANY {
                         // Refused by a sandbox, it goes without. The kernel has a minimum.
                         let _ = SockRef::from(self.tcp()).set_recv_buffer_size(1);

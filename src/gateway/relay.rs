@@ -165,7 +165,7 @@ struct Relay<'a> {
     patience_ms: u32,
     bytes: u64,
     /// Bytes of the client's that nobody wants.
-    discarded: usize,
+    discarded: u32,
     /// What the last read met behind the bytes that it returned.
     failure: Option<io::Error>,
     /// The log pours: the next bytes go through a pipe at once.
@@ -177,7 +177,7 @@ struct Relay<'a> {
     /// The kernel's send buffer towards the client has its bound.
     bounded: bool,
     /// The most that the client may not have acknowledged, in bytes.
-    unacknowledged: usize,
+    unacknowledged: u32,
     /// The wait for the client of a silent stream, if it has not acknowledged much.
     undelivered: Option<Box<Undelivered<'a>>>,
     /// The first byte did not come in time.
@@ -299,7 +299,8 @@ impl<'a> Relay<'a> {
     /// Whether the kernel holds much for the client of a silent stream, or may do so: only for one that
     /// has been silent before, so that a short log does without a look.
     fn is_to_be_looked_at(&self) -> bool {
-        self.undelivered.is_some() || self.probed && self.unacknowledged > UNACKNOWLEDGED_FEW
+        self.undelivered.is_some()
+            || self.probed && self.unacknowledged as usize > UNACKNOWLEDGED_FEW
     }
 
     /// Finds out whether the kernel holds much for the client. A stream that does counts as waiting
@@ -307,7 +308,7 @@ impl<'a> Relay<'a> {
     /// no write would wait.
     fn look(&mut self, client: &Connection) {
         let now = client.unacknowledged();
-        self.unacknowledged = now;
+        self.unacknowledged = u32::try_from(now).unwrap_or(u32::MAX);
         if now <= UNACKNOWLEDGED_FEW {
             self.undelivered = None;
             return;
@@ -434,7 +435,8 @@ impl<'a> Relay<'a> {
 
     /// Notes bytes that the client's connection has taken.
     fn count(&mut self, bytes: usize) {
-        self.unacknowledged = self.unacknowledged.saturating_add(bytes + OVERHEAD);
+        let held = u32::try_from(bytes + OVERHEAD).unwrap_or(u32::MAX);
+        self.unacknowledged = self.unacknowledged.saturating_add(held);
         let bytes = bytes as u64;
         self.bytes += bytes;
         self.cx.metrics.sent(bytes);

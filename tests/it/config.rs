@@ -348,7 +348,11 @@ async fn pem_files_that_openssl_reads_are_accepted() {
     let directory = files.0.path();
     let ca = good.ca.display();
     openssl(directory, &format!("x509 -in {ca} -trustout -out trusted")).await;
-    openssl(directory, &format!("x509 -in {ca} -addtrust clientAuth -setalias x -out uses")).await;
+    openssl(
+        directory,
+        &format!("x509 -in {ca} -addtrust clientAuth -addtrust serverAuth -setalias x -out uses"),
+    )
+    .await;
     openssl(directory, "ecparam -name prime256v1 -out parameters").await;
     let read = |path: &Path| fs::read(path).expect("a PEM file");
     let [cert, key, ca] = [&good.cert, &good.key, &good.ca].map(|path| read(path));
