@@ -34,8 +34,10 @@ pub fn query(data: &[u8]) {
     let line = request.iter().take(QUERY_MAX).position(|byte| *byte == b'\n');
     match whole {
         Ok(build) => {
-            let line = &request[..line.expect("a whole line")];
-            let asked = line.trim_ascii_end();
+            let line = std::str::from_utf8(&request[..line.expect("a whole line")]);
+            // As Python's `str.strip`.
+            let is_space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
+            let asked = line.expect("text").trim_end_matches(is_space).as_bytes();
             let id = build.as_str().as_bytes();
             assert!((1..=BuildId::MAX).contains(&id.len()));
             assert!(id.iter().all(u8::is_ascii_hexdigit));
