@@ -1,6 +1,6 @@
 //! A queue of connections that may be closed to make room for a new one, oldest first.
 //!
-//! A limit that refuses the newest connection is held by whoever came first and sends nothing.
+//! A limit that refuses the newest connection is used up by the first clients that send nothing.
 //! OpenSSH's `MaxStartups` answers the same attack by dropping connections that have not
 //! authenticated yet.
 

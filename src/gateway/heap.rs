@@ -1,7 +1,7 @@
 //! The heap, which is to shrink when many connections have gone.
 //!
-//! glibc keeps freed memory for the next time, and what lies between two blocks in use for ever: after
-//! a siege most of what it took would stay resident. musl's allocator gives it back by itself.
+//! glibc keeps freed memory for the next time, and what lies between two blocks in use forever: most of
+//! what many connections took would stay resident. musl's allocator gives it back by itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
