@@ -13,7 +13,6 @@ pub(crate) mod decision;
 mod dial;
 mod executor_slots;
 mod failover;
-mod familiar;
 pub(crate) mod finger;
 mod heap;
 pub(crate) mod listener;
@@ -51,7 +50,6 @@ use self::bounds::Bounds;
 use self::decision::Decider;
 use self::dial::Dialer;
 use self::executor_slots::ExecutorSlots;
-use self::familiar::Familiar;
 use self::heap::HeapTrimmer;
 use self::listener::Listener;
 use self::own_addresses::OwnAddresses;
@@ -89,7 +87,6 @@ pub(crate) struct Context {
     asking: Asking,
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
-    familiar: Arc<Familiar>,
     own_addresses: OwnAddresses,
     pub(crate) metrics: Metrics,
     streams: Streams,
@@ -206,7 +203,6 @@ impl Gateway {
             asking: Asking::default(),
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
-            familiar: Arc::default(),
             own_addresses: OwnAddresses::new(addresses),
             metrics,
             streams: streams.clone(),

@@ -22,7 +22,7 @@ use super::connection::Connection;
 use super::executor_slots::ExecutorSlot;
 use super::failover::{self, Answered, Raced};
 use super::finger::{Fault, QueryError, Reply, read_query};
-use super::memory::Trouble;
+use super::memory::FailureKind;
 use super::outcome::Outcome;
 use super::proxy_protocol::{NoHeader, read_header};
 use super::read_ahead::ReadAhead;
@@ -282,7 +282,6 @@ async fn shake_hands(
             // next read (tcp(7)); systems without it are as slow as before.
             let _ = SockRef::from(stream.get_ref().0.socket()).set_tcp_quickack(true);
             cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
-            cx.familiar.greeted(peer.ip());
             if stream.get_ref().1.peer_certificates().is_some() {
                 cx.bounds.certify(peer.ip());
                 *of_address = None;
@@ -300,10 +299,6 @@ async fn shake_hands(
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
     cx.metrics.handshake(Side::Client, Err(failure));
-    // Who leaves in the middle of it looks whether we speak TLS.
-    if failure != Failure::Closed {
-        cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways_elsewhere(), &error).await;
-    }
     debug!(%peer, error, "no connection");
     Err(Outcome::NoHandshake)
 }
@@ -381,7 +376,7 @@ async fn relay_from(
             return Ok(end);
         }
         Err(None) => {
-            memory.failed(build, hop, &DialError::Busy, Trouble::Other);
+            memory.failed(build, hop, &DialError::Busy, FailureKind::Other);
             asked.ended(hop, route, 0, &DialError::Busy);
             return Err(Fault::ExecutorSilent);
         }
@@ -393,7 +388,7 @@ async fn relay_from(
             if matches!(error, DialError::Ourselves) {
                 cx.metrics.miswired("circle");
             }
-            memory.failed(build, hop, &error, Trouble::Other);
+            memory.failed(build, hop, &error, FailureKind::Other);
             asked.ended(hop, route, 0, &error);
             return Err(Fault::ExecutorUnreachable);
         }
@@ -424,7 +419,7 @@ async fn relay_from(
     }
     asked.ended(hop, route, bytes, &end);
     if bytes == 0 && end.is_upstreams_fault() {
-        memory.failed(build, hop, &end, Trouble::Other);
+        memory.failed(build, hop, &end, FailureKind::Other);
     }
     if let Some(slot) = slot.filter(|_| timed_out && whole_timeout) {
         slot.silent(build);
