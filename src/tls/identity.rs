@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authorities::Authorities;
 use super::certificate_lint;
-use super::certificate_lint::{Finding, Severity, Use, quoted};
+use super::certificate_lint::{CertificatePurpose, Finding, Severity, quoted};
 use super::certificate_names::Validity;
 use super::error_text::describe_tls;
 use super::file_format::other_format;
@@ -96,7 +96,7 @@ impl Identity {
     /// Every file that cannot be used, each with its fault and what to do, and what else was found.
     pub(crate) fn load(
         files: &Files,
-        purpose: Use<'_>,
+        purpose: CertificatePurpose<'_>,
         now: UnixTime,
     ) -> Result<Self, Vec<Finding>> {
         let keys = &files.keys;
@@ -108,11 +108,11 @@ impl Identity {
         };
         let chain = parse(&cert_pem, |pem| certificates(&cert, pem));
         let key_read = parse(&key_pem, |pem| private_key_of(&key, pem));
-        let of_clients = matches!(purpose, Use::Listening(_));
+        let of_clients = matches!(purpose, CertificatePurpose::Listening(_));
         let authorities = parse(&ca_pem, |pem| authorities(&ca, pem, of_clients));
         let authorities = match purpose {
-            Use::ZooKeeper => authorities.map(Authorities::with_webpki_alone),
-            Use::Dialing | Use::Listening(_) => authorities,
+            CertificatePurpose::ZooKeeper => authorities.map(Authorities::with_webpki_alone),
+            CertificatePurpose::Dialing | CertificatePurpose::Listening(_) => authorities,
         };
         let authorities = authorities.map(Arc::new);
         if let (Ok(cert_pem), Ok(key_pem)) = (&cert_pem, &key_pem)

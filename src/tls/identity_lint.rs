@@ -13,7 +13,7 @@ use rustls::{CertificateError, Error};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authorities::Authorities;
-use super::certificate_lint::{DAY, Finding, SOON, Severity, Use, chain, quoted};
+use super::certificate_lint::{CertificatePurpose, DAY, Finding, SOON, Severity, chain, quoted};
 use super::certificate_names::common_name;
 use super::client::Verifier;
 use super::error_text::describe_certificate;
@@ -26,14 +26,14 @@ pub(crate) fn certificates(
     certificates: &[CertificateDer<'_>],
     authorities: &Arc<Authorities>,
     files: &Files,
-    purpose: Use<'_>,
+    purpose: CertificatePurpose<'_>,
     now: UnixTime,
 ) -> Vec<Finding> {
     let is_pinned = authorities.certificates().contains(&certificates[0]);
     let mut findings = chain(certificates, is_pinned, files, purpose, now);
     findings.extend(path(certificates, authorities, files, purpose, now));
     findings.extend(self::authorities(authorities, files, now));
-    if !authorities.revocation_lists().is_empty() && purpose != Use::ZooKeeper {
+    if !authorities.revocation_lists().is_empty() && purpose != CertificatePurpose::ZooKeeper {
         let text = format!(
             "{}: holds a revocation list, which is not looked at for gateways and clients; what \
              shuts out a certificate is another authority",
@@ -49,20 +49,20 @@ fn path(
     chain: &[CertificateDer<'_>],
     authorities: &Arc<Authorities>,
     files: &Files,
-    purpose: Use<'_>,
+    purpose: CertificatePurpose<'_>,
     now: UnixTime,
 ) -> Option<Finding> {
     let (own, others) = chain.split_first()?;
     let as_client = ClientVerifier::new(authorities, true).ok()?;
     let as_client = as_client.verify_client_cert(own, others, now).map(drop);
     let as_server = match purpose {
-        Use::Listening(_) => {
+        CertificatePurpose::Listening(_) => {
             // Names are looked at separately.
             let name = ServerName::IpAddress(IpAddr::from([0; 4]).into());
             let verifier = Verifier::new(Arc::clone(authorities), Names::Any, None);
             verifier.verify_server_cert(own, others, &name, &[], now).map(drop)
         }
-        Use::Dialing | Use::ZooKeeper => Ok(()),
+        CertificatePurpose::Dialing | CertificatePurpose::ZooKeeper => Ok(()),
     };
     let Err(Error::InvalidCertificate(error)) = as_server.and(as_client) else { return None };
     let (cert, ca) = (quoted(&files.cert), quoted(&files.ca));

@@ -27,7 +27,7 @@ use rustls::CommonState;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
 
-pub(crate) use self::certificate_lint::{Finding, Use};
+pub(crate) use self::certificate_lint::{CertificatePurpose, Finding};
 pub(crate) use self::client::{Connector, Names, connector};
 pub(crate) use self::error_text::describe;
 pub(crate) use self::handshake_error::Failure;
