@@ -66,7 +66,7 @@ impl Identities {
         let mut errors = Vec::new();
         for (new, running) in pairs {
             let Some(new) = new else { continue };
-            if !running.is_some_and(|running| running.shows_what(new)) {
+            if !running.is_some_and(|running| running.same_chain(new)) {
                 let found = new.findings().iter().filter(|finding| finding.is_error());
                 errors.extend(found.cloned());
             }

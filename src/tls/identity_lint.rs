@@ -1,5 +1,5 @@
-//! What is wrong with the files of an identity together: the own chain is verified against the own
-//! authorities with what verifies peers, since all gateways of a Zuul have the same authorities.
+//! Finds problems of the files of an identity together: verifies our own chain against our own CA
+//! file with the code that verifies peers, because all gateways of a Zuul system share their CAs.
 
 use std::fs;
 use std::net::IpAddr;
@@ -20,8 +20,8 @@ use super::error_text::describe_certificate;
 use super::server::ClientVerifier;
 use super::{Files, Names};
 
-/// Returns what is wrong with `chain`, read from `files`, its first certificate ours: alone, and
-/// with the `authorities` that it is checked against by peers of the same configuration.
+/// Returns the problems of `certificates`, a chain that begins with our own, read from `files`: alone,
+/// and as peers with the same `authorities` will verify it.
 pub(crate) fn certificates(
     certificates: &[CertificateDer<'_>],
     authorities: &Arc<Authorities>,
@@ -35,8 +35,8 @@ pub(crate) fn certificates(
     findings.extend(self::authorities(authorities, files, now));
     if !authorities.revocation_lists().is_empty() && purpose != CertificatePurpose::ZooKeeper {
         let text = format!(
-            "{}: holds a revocation list, which is not looked at for gateways and clients; what \
-             shuts out a certificate is another authority",
+            "{}: holds a revocation list, which is used only for ZooKeeper servers; to shut out a \
+             gateway or client, issue the other certificates from another CA",
             files.ca.display()
         );
         findings.push(Finding::new(Severity::Warning, &files.keys.ca, text));
@@ -44,7 +44,7 @@ pub(crate) fn certificates(
     findings
 }
 
-/// Verifies our chain as a peer would that trusts the same authorities.
+/// Verifies our chain as a peer with the same CA file does.
 fn path(
     chain: &[CertificateDer<'_>],
     authorities: &Arc<Authorities>,
@@ -57,7 +57,7 @@ fn path(
     let as_client = as_client.verify_client_cert(own, others, now).map(drop);
     let as_server = match purpose {
         CertificatePurpose::Listening(_) => {
-            // Names are looked at separately.
+            // Names are checked separately.
             let name = ServerName::IpAddress(IpAddr::from([0; 4]).into());
             let verifier = Verifier::new(Arc::clone(authorities), Names::Any, None);
             verifier.verify_server_cert(own, others, &name, &[], now).map(drop)
@@ -67,7 +67,7 @@ fn path(
     let Err(Error::InvalidCertificate(error)) = as_server.and(as_client) else { return None };
     let (cert, ca) = (quoted(&files.cert), quoted(&files.ca));
     let why = match &error {
-        // Found without the authorities, and said better.
+        // Reported by `certificate_lint` with more detail.
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
@@ -80,22 +80,20 @@ fn path(
             _ => describe_certificate(&error),
         },
         CertificateError::UnknownIssuer => {
-            format!(
-                "is not signed by an authority in {ca}, and no intermediate in {cert} leads to one"
-            )
+            format!("is not signed by a CA in {ca}, and no intermediate in {cert} leads to one")
         }
         error => describe_certificate(error),
     };
     let text = format!(
-        "{}: peers that trust the same authorities refuse it: {why}; verify it: openssl verify \
+        "{}: peers with the same CA file refuse it: {why}; verify it: openssl verify \
          -CAfile {ca} -untrusted {cert} {cert}",
         files.cert.display()
     );
     Some(Finding::new(Severity::Warning, &files.keys.cert, text))
 }
 
-/// The dates of the authorities, which rustls does not look at, but OpenSSL does, and with it
-/// Zuul's own services.
+/// Checks the dates of the CA certificates. rustls ignores them; OpenSSL, and with it Zuul's own
+/// services, does not.
 fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<Finding> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let mut findings = Vec::new();
@@ -104,7 +102,7 @@ fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<F
         let validity = certificate.validity();
         let (from, to) = (validity.not_before, validity.not_after);
         let left = to.timestamp() - now;
-        let fault = if left < 0 {
+        let problem = if left < 0 {
             format!("has expired: valid until {to}")
         } else if from.timestamp() > now {
             format!("is not valid yet: valid from {from}")
@@ -116,9 +114,9 @@ fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<F
         let name: String =
             common_name(&certificate).unwrap_or_default().escape_default().take(80).collect();
         let text = format!(
-            "{}: the authority in certificate {number} of it (\"{name}\") {fault}; OpenSSL, and with \
-             it Zuul's own services, refuses all that it has issued; replace it, or remove it if \
-             nothing needs it: openssl storeutl -noout -text -certs {}",
+            "{}: the CA certificate {number} of the file (\"{name}\") {problem}; OpenSSL, and with it \
+             Zuul's own services, refuses all certificates that it has issued; replace it, or remove \
+             it if it is not needed: openssl storeutl -noout -text -certs {}",
             files.ca.display(),
             quoted(&files.ca)
         );
@@ -127,8 +125,8 @@ fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<F
     findings
 }
 
-/// Whether every user of this host can read the private key. In a container that is this program's
-/// own there is nobody else, and orchestrators mount secrets so.
+/// Reports a private key that every user of this host can read. Not in a container whose first process
+/// is this program: it has no other users, and orchestrators mount secrets with such modes.
 pub(crate) fn key_mode(files: &Files) -> Option<Finding> {
     let key = &files.key;
     let mode = fs::metadata(key).ok()?.mode();
