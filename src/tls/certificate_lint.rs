@@ -470,12 +470,12 @@ mod tests {
             let der = CertificateDer::from(der);
             let _ = (Validity::of(&der), is_constrained(&der), names(&der, true), told_names(&der));
             let _ = findings(std::slice::from_ref(&der), LISTENING, at(2025, 1, 1));
-            let mut authorities = crate::tls::authorities::Authorities::default();
-            if authorities.add(der.clone()).is_ok() {
-                let authorities = std::sync::Arc::new(authorities);
+            let mut trust_anchors = crate::tls::trust_anchors::TrustAnchors::default();
+            if trust_anchors.add(der.clone()).is_ok() {
+                let trust_anchors = std::sync::Arc::new(trust_anchors);
                 let now = at(2025, 1, 1);
                 let lint = crate::tls::identity_lint::certificates;
-                let _ = lint(&[der], &authorities, &files(), LISTENING, now);
+                let _ = lint(&[der], &trust_anchors, &files(), LISTENING, now);
             }
         }
     }

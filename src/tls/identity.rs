@@ -11,7 +11,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::authorities::Authorities;
 use super::certificate_lint;
 use super::certificate_lint::{CertificatePurpose, Finding, Severity, quoted};
 use super::certificate_names::Validity;
@@ -23,6 +22,7 @@ use super::pem::{Block, Content};
 use super::private_key;
 use super::private_key::Unsupported;
 use super::provider;
+use super::trust_anchors::TrustAnchors;
 use crate::os::file;
 
 /// The PEM files of one identity. All three are required: every TLS peer in a Zuul system presents a
@@ -77,7 +77,7 @@ const READS: usize = 3;
 pub(crate) struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
-    pub(crate) authorities: Arc<Authorities>,
+    pub(crate) trust_anchors: Arc<TrustAnchors>,
     findings: Vec<Finding>,
 }
 
@@ -112,12 +112,12 @@ impl Identity {
         let chain = parse(&cert_pem, |pem| certificates(&cert, pem));
         let key_read = parse(&key_pem, |pem| private_key_of(&key, pem));
         let of_clients = matches!(purpose, CertificatePurpose::Listening(_));
-        let authorities = parse(&ca_pem, |pem| authorities(&ca, pem, of_clients));
-        let authorities = match purpose {
-            CertificatePurpose::ZooKeeper => authorities.map(Authorities::with_webpki_alone),
-            CertificatePurpose::Dialing | CertificatePurpose::Listening(_) => authorities,
+        let trust_anchors = parse(&ca_pem, |pem| trust_anchors(&ca, pem, of_clients));
+        let trust_anchors = match purpose {
+            CertificatePurpose::ZooKeeper => trust_anchors.map(TrustAnchors::with_webpki_alone),
+            CertificatePurpose::Dialing | CertificatePurpose::Listening(_) => trust_anchors,
         };
-        let authorities = authorities.map(Arc::new);
+        let trust_anchors = trust_anchors.map(Arc::new);
         if let (Ok(cert_pem), Ok(key_pem)) = (&cert_pem, &key_pem)
             && chain.is_err()
             && key_read.is_err()
@@ -129,9 +129,9 @@ impl Identity {
             return Err(vec![Finding::new(Severity::Error, &keys.cert, text)]);
         }
 
-        let mut findings = match (&chain, &authorities) {
-            (Ok(chain), Ok(authorities)) => {
-                identity_lint::certificates(chain, authorities, files, purpose, now)
+        let mut findings = match (&chain, &trust_anchors) {
+            (Ok(chain), Ok(trust_anchors)) => {
+                identity_lint::certificates(chain, trust_anchors, files, purpose, now)
             }
             (Ok(chain), Err(_)) => certificate_lint::chain(chain, false, files, purpose, now),
             (Err(_), _) => Vec::new(),
@@ -139,7 +139,7 @@ impl Identity {
         if key_read.is_ok() {
             findings.extend(identity_lint::key_mode(files));
         }
-        match Self::from_parts(keys, (&cert, chain), (&key, key_read), authorities) {
+        match Self::from_parts(keys, (&cert, chain), (&key, key_read), trust_anchors) {
             Ok(identity) => Ok(Self { findings, ..identity }),
             Err(error) => {
                 match error {
@@ -159,7 +159,7 @@ impl Identity {
             &Keys::default(),
             ("certificate", certificates("certificate", cert.as_bytes())),
             ("key", private_key_of("key", key.as_bytes())),
-            authorities("CA", ca.as_bytes(), true).map(Arc::new),
+            trust_anchors("CA", ca.as_bytes(), true).map(Arc::new),
         );
         identity.map_err(IdentityError::into_error)
     }
@@ -169,15 +169,15 @@ impl Identity {
         keys: &Keys,
         (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
         (key_name, key): (&str, Result<PrivateKeyDer<'static>>),
-        authorities: Result<Arc<Authorities>>,
+        trust_anchors: Result<Arc<TrustAnchors>>,
     ) -> Result<Self, IdentityError> {
-        let (chain, key, authorities) = match (chain, key, authorities) {
-            (Ok(chain), Ok(key), Ok(authorities)) => (chain, key, authorities),
-            (chain, key, authorities) => {
+        let (chain, key, trust_anchors) = match (chain, key, trust_anchors) {
+            (Ok(chain), Ok(key), Ok(trust_anchors)) => (chain, key, trust_anchors),
+            (chain, key, trust_anchors) => {
                 let faults = [
                     (chain.err(), &keys.cert),
                     (key.err(), &keys.key),
-                    (authorities.err(), &keys.ca),
+                    (trust_anchors.err(), &keys.ca),
                 ];
                 let faults = faults.into_iter().filter_map(|(error, key)| {
                     Some(Finding::new(Severity::Error, key, format!("{:#}", error?)))
@@ -187,7 +187,7 @@ impl Identity {
         };
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
             .map_err(|error| explain(&error, keys, (name, &chain[0]), (key_name, &key)))?;
-        Ok(Self { chain, key, authorities, findings: Vec::new() })
+        Ok(Self { chain, key, trust_anchors, findings: Vec::new() })
     }
 
     /// Returns the findings about files that can be used nevertheless.
@@ -217,7 +217,7 @@ impl Identity {
     /// is valid, when the last one has ended.
     pub(crate) fn authority_not_after(&self) -> Option<i64> {
         let now = UnixTime::now();
-        let each = self.authorities.certificates().iter().filter_map(Validity::of);
+        let each = self.trust_anchors.certificates().iter().filter_map(Validity::of);
         let (valid, ended): (Vec<_>, Vec<_>) = each.partition(|validity| validity.contains(now));
         let first = valid.iter().map(|validity| validity.until).min();
         first.or_else(|| ended.iter().map(|validity| validity.until).max())
@@ -230,9 +230,11 @@ impl Identity {
 }
 
 impl PartialEq for Identity {
-    /// Whether both have the same certificates, key, authorities and revocation lists.
+    /// Whether both have the same certificates, key, CA certificates and revocation lists.
     fn eq(&self, other: &Self) -> bool {
-        self.chain == other.chain && self.key == other.key && self.authorities == other.authorities
+        self.chain == other.chain
+            && self.key == other.key
+            && self.trust_anchors == other.trust_anchors
     }
 }
 
@@ -460,11 +462,11 @@ pub(crate) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'st
 }
 
 /// Returns the certificates in `pem` as trusted CAs for servers and, with `of_clients`, for clients.
-pub(crate) fn authorities(name: &str, pem: &[u8], of_clients: bool) -> Result<Authorities> {
-    let mut authorities = Authorities::default();
+pub(crate) fn trust_anchors(name: &str, pem: &[u8], of_clients: bool) -> Result<TrustAnchors> {
+    let mut trust_anchors = TrustAnchors::default();
     for Block { line, content } in blocks(name, pem)? {
         let added = match content {
-            Content::Certificate(certificate) => authorities.add(certificate),
+            Content::Certificate(certificate) => trust_anchors.add(certificate),
             Content::Trusted(certificate, uses) => {
                 // OpenSSL trusts the certificate for these uses only.
                 if !uses.servers || (of_clients && !uses.clients) {
@@ -475,9 +477,9 @@ pub(crate) fn authorities(name: &str, pem: &[u8], of_clients: bool) -> Result<Au
                     );
                     return Err(pem_block_error(line, &problem, name));
                 }
-                authorities.add(certificate)
+                trust_anchors.add(certificate)
             }
-            Content::RevocationList(list) => authorities.add_revocation_list(list),
+            Content::RevocationList(list) => trust_anchors.add_revocation_list(list),
             Content::Key(_) | Content::EncryptedKey | Content::OtherKey(_) | Content::Unused => {
                 continue;
             }
@@ -486,10 +488,10 @@ pub(crate) fn authorities(name: &str, pem: &[u8], of_clients: bool) -> Result<Au
             pem_block_error(line, &format!("cannot be used: {}", describe_tls(&error)), name)
         })?;
     }
-    if authorities.is_empty() {
+    if trust_anchors.is_empty() {
         return Err(pem_error("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
     }
-    Ok(authorities)
+    Ok(trust_anchors)
 }
 
 #[cfg(test)]
@@ -506,7 +508,7 @@ mod tests {
             let der = [&root.der()[..], &uses].concat();
             let pem = ::pem::encode(&::pem::Pem::new("TRUSTED CERTIFICATE", der));
             let refused = |of_clients| {
-                authorities("ca.pem", pem.as_bytes(), of_clients).err().map(|e| e.to_string())
+                trust_anchors("ca.pem", pem.as_bytes(), of_clients).err().map(|e| e.to_string())
             };
             assert_eq!(refused(false).is_none(), servers, "{purpose}");
             assert_eq!(refused(true).is_none(), servers && clients, "{purpose}");

@@ -12,28 +12,28 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{CertificateError, Error};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::authorities::Authorities;
 use super::certificate_lint::{CertificatePurpose, DAY, Finding, SOON, Severity, chain, quoted};
 use super::certificate_names::common_name;
 use super::client::Verifier;
 use super::error_text::describe_certificate;
 use super::server::ClientVerifier;
+use super::trust_anchors::TrustAnchors;
 use super::{Files, Names};
 
 /// Returns the problems of `certificates`, a chain that begins with our own, read from `files`: alone,
-/// and as peers with the same `authorities` will verify it.
+/// and as peers with the same `trust_anchors` will verify it.
 pub(crate) fn certificates(
     certificates: &[CertificateDer<'_>],
-    authorities: &Arc<Authorities>,
+    trust_anchors: &Arc<TrustAnchors>,
     files: &Files,
     purpose: CertificatePurpose<'_>,
     now: UnixTime,
 ) -> Vec<Finding> {
-    let is_pinned = authorities.certificates().contains(&certificates[0]);
+    let is_pinned = trust_anchors.certificates().contains(&certificates[0]);
     let mut findings = chain(certificates, is_pinned, files, purpose, now);
-    findings.extend(path(certificates, authorities, files, purpose, now));
-    findings.extend(self::authorities(authorities, files, now));
-    if !authorities.revocation_lists().is_empty() && purpose != CertificatePurpose::ZooKeeper {
+    findings.extend(path(certificates, trust_anchors, files, purpose, now));
+    findings.extend(self::trust_anchors(trust_anchors, files, now));
+    if !trust_anchors.revocation_lists().is_empty() && purpose != CertificatePurpose::ZooKeeper {
         let text = format!(
             "{}: holds a revocation list, which is used only for ZooKeeper servers; to shut out a \
              gateway or client, issue the other certificates from another CA",
@@ -47,19 +47,19 @@ pub(crate) fn certificates(
 /// Verifies our chain as a peer with the same CA file does.
 fn path(
     chain: &[CertificateDer<'_>],
-    authorities: &Arc<Authorities>,
+    trust_anchors: &Arc<TrustAnchors>,
     files: &Files,
     purpose: CertificatePurpose<'_>,
     now: UnixTime,
 ) -> Option<Finding> {
     let (own, others) = chain.split_first()?;
-    let as_client = ClientVerifier::new(authorities, true).ok()?;
+    let as_client = ClientVerifier::new(trust_anchors, true).ok()?;
     let as_client = as_client.verify_client_cert(own, others, now).map(drop);
     let as_server = match purpose {
         CertificatePurpose::Listening(_) => {
             // Names are checked separately.
             let name = ServerName::IpAddress(IpAddr::from([0; 4]).into());
-            let verifier = Verifier::new(Arc::clone(authorities), Names::Any, None);
+            let verifier = Verifier::new(Arc::clone(trust_anchors), Names::Any, None);
             verifier.verify_server_cert(own, others, &name, &[], now).map(drop)
         }
         CertificatePurpose::Dialing | CertificatePurpose::ZooKeeper => Ok(()),
@@ -94,10 +94,10 @@ fn path(
 
 /// Checks the dates of the CA certificates. rustls ignores them; OpenSSL, and with it Zuul's own
 /// services, does not.
-fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<Finding> {
+fn trust_anchors(trust_anchors: &TrustAnchors, files: &Files, now: UnixTime) -> Vec<Finding> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let mut findings = Vec::new();
-    for (der, number) in authorities.certificates().iter().zip(1..) {
+    for (der, number) in trust_anchors.certificates().iter().zip(1..) {
         let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
         let validity = certificate.validity();
         let (from, to) = (validity.not_before, validity.not_after);

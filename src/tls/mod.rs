@@ -1,7 +1,6 @@
 //! TLS for both sides of the gateway: one provider, certificates from PEM, a server and a client
 //! configuration.
 
-pub(crate) mod authorities;
 pub(crate) mod certificate_lint;
 pub(crate) mod certificate_names;
 pub(crate) mod client;
@@ -19,6 +18,7 @@ pub(crate) mod resumption;
 pub(crate) mod server;
 pub(crate) mod session_cache;
 pub(crate) mod signatures;
+pub(crate) mod trust_anchors;
 pub(crate) mod zookeeper_client;
 
 use std::sync::Arc;
