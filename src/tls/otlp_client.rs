@@ -49,7 +49,7 @@ fn system() -> Result<RootCertStore> {
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
         return Err(anyhow!(
-            "tracing: this system has no certificates of trust_anchors to check the collector's with; \
+            "tracing: this system has no CA certificates to verify the collector's with; \
              name a file with them: tls_ca, or certificate_file with protocol http/protobuf"
         ));
     }

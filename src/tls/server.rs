@@ -127,8 +127,8 @@ impl ClientVerifier {
     }
 }
 
-/// Without the names of the trust_anchors, which TLS would send to each client: more than 64 KiB of
-/// them make a message that no client can read, and they would tell clients which trust_anchors are
+/// Without the names of the CAs, which TLS would send to each client: more than 64 KiB of
+/// them make a message that no client can read, and they would tell clients which CAs are
 /// trusted.
 fn builder(roots: Arc<RootCertStore>) -> ClientCertVerifierBuilder {
     WebPkiClientVerifier::builder_with_provider(roots, provider()).clear_root_hint_subjects()
