@@ -53,7 +53,7 @@ impl Config {
             public_port,
             listeners,
             tls,
-            names,
+            name_check,
             zookeeper,
             admin,
             user,
@@ -79,13 +79,13 @@ impl Config {
                 &self.tls,
                 tls,
             ),
-            names: found.take(
+            name_check: found.take(
                 (
                     "tls.verify_hostnames or tls.common_name_fallback",
                     "[fingergw] tls_verify_hostnames",
                 ),
-                &self.names,
-                names,
+                &self.name_check,
+                name_check,
             ),
             zookeeper: change_zookeeper(&self.zookeeper, zookeeper, found),
             admin: found.keep(
@@ -289,8 +289,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::ClientCertificate;
     use crate::config::{LogOutput, toml, zuul_conf};
-    use crate::tls::ClientCertificate;
 
     const ZOOKEEPER: &str = r#"
         [zookeeper]

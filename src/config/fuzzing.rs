@@ -8,10 +8,11 @@ use serde_json::json;
 
 use super::error::{Fault, Faults};
 use super::zuul_conf::python_logging;
-use super::{Config, Limits, Listener, Log, LogFormat, LogOutput, ZooKeeper, toml, zuul_conf};
+use super::{
+    ClientCertificate, Config, Limits, Listener, Log, LogFormat, LogOutput, NameCheck, Rule,
+    TlsFiles, ZooKeeper, toml, zuul_conf,
+};
 use crate::fuzzing::presentable;
-use crate::gateway::routing::access::Rule;
-use crate::tls::{ClientCertificate, Files, Names};
 
 /// Our TOML.
 pub fn toml(data: &[u8]) {
@@ -107,7 +108,7 @@ fn write_toml(config: &Config) -> String {
         true => text(&format!("[{host}]:{port}")),
         false => text(&format!("{host}:{port}")),
     };
-    let files = |Files { cert, key, ca, .. }: &Files, prefix: &str| {
+    let files = |TlsFiles { cert, key, ca, .. }: &TlsFiles, prefix: &str| {
         let (cert, key, ca) = (path(cert), path(key), path(ca));
         format!("{prefix}cert = {cert}\n{prefix}key = {key}\n{prefix}ca = {ca}\n")
     };
@@ -137,10 +138,10 @@ fn write_toml(config: &Config) -> String {
         );
         write_access(listener, &mut toml);
     }
-    let (verify, fallback) = match config.names {
-        Names::Any => (false, true),
-        Names::Dialed => (true, true),
-        Names::DialedStrictly => (true, false),
+    let (verify, fallback) = match config.name_check {
+        NameCheck::Off => (false, true),
+        NameCheck::SanOrCommonName => (true, true),
+        NameCheck::SanOnly => (true, false),
     };
     let identity = config.tls.as_ref().map(|tls| files(tls, "")).unwrap_or_default();
     let _ = writeln!(
@@ -237,7 +238,7 @@ fn write_zuul_conf(config: &Config) -> Option<String> {
     set("listen_address", listener.host.clone());
     set("port", listener.port.to_string());
     set("public_port", config.public_port.unwrap_or(0).to_string());
-    set("tls_verify_hostnames", (config.names != Names::Any).to_string());
+    set("tls_verify_hostnames", (config.name_check != NameCheck::Off).to_string());
     set("tls_client_only", listener.tls.is_none().to_string());
     for (option, value) in [("pidfile", &config.pid_file), ("command_socket", &config.control)] {
         set(option, value.as_deref().map(path).unwrap_or_default());
@@ -246,7 +247,7 @@ fn write_zuul_conf(config: &Config) -> Option<String> {
         set("prometheus_addr", host.clone());
         set("prometheus_port", port.to_string());
     }
-    let mut files = |Files { cert, key, ca, .. }: &Files| {
+    let mut files = |TlsFiles { cert, key, ca, .. }: &TlsFiles| {
         for (option, file) in [("tls_cert", cert), ("tls_key", key), ("tls_ca", ca)] {
             set(option, path(file));
         }

@@ -11,6 +11,7 @@ pub(crate) mod fqdn;
 pub(crate) mod fuzzing;
 pub(crate) mod otlp;
 pub(crate) mod parse;
+mod tls;
 pub(crate) mod toml;
 pub(crate) mod zuul_conf;
 
@@ -28,10 +29,9 @@ pub(crate) use self::fqdn::fully_qualified as own_hostname;
 #[cfg(feature = "otlp")]
 pub(crate) use self::otlp::Protocol;
 pub(crate) use self::otlp::Tracing;
+pub(crate) use self::tls::{ClientCertificate, NameCheck, TlsFileKeys, TlsFiles};
 
-use crate::gateway::routing::access::Rule;
 use crate::os::file;
-use crate::tls::{ClientCertificate, Files, Names};
 
 /// Everything an operator can say. Complete: what was not said has its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,9 +45,9 @@ pub(crate) struct Config {
     /// At least one.
     pub(crate) listeners: Vec<Listener>,
     /// The identity towards clients and other gateways; there if any listener speaks TLS.
-    pub(crate) tls: Option<Files>,
+    pub(crate) tls: Option<TlsFiles>,
     /// Which name a gateway's certificate must carry.
-    pub(crate) names: Names,
+    pub(crate) name_check: NameCheck,
     pub(crate) zookeeper: ZooKeeper,
     /// Where health and metrics are told, host and port; nowhere if `None`.
     pub(crate) admin: Option<(String, u16)>,
@@ -63,6 +63,17 @@ pub(crate) struct Config {
     pub(crate) tracing: Option<Tracing>,
     /// What the file has that is ignored and most likely a mistake, each with its line.
     pub(crate) file_warnings: Vec<String>,
+}
+
+/// An access rule of a listener: what a request must match to be allowed. `None` matches everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// Networks of the client's address.
+    pub(crate) networks: Option<Vec<IpNet>>,
+    /// Tenants of the build, as its build request names them.
+    pub(crate) tenants: Option<Vec<String>>,
+    /// Names in the client's verified certificate; `*.` stands for one label in front.
+    pub(crate) clients: Option<Vec<String>>,
 }
 
 /// One listening socket.
@@ -178,7 +189,7 @@ impl Config {
         }
         match &self.tracing {
             // Zuul's other services read the same section, so it is no fault of the file.
-            Some(_) if !crate::telemetry::otlp::COMPILED => warnings.push(
+            Some(_) if !cfg!(feature = "otlp") => warnings.push(
                 "[tracing] is enabled, but this program was built without it, so nothing is traced \
                  (cargo build --features otlp makes one that can)"
                     .to_owned(),
@@ -221,7 +232,7 @@ impl Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ZooKeeper {
     pub(crate) hosts: Hosts,
-    pub(crate) tls: Files,
+    pub(crate) tls: TlsFiles,
     pub(crate) session_timeout: Duration,
     pub(crate) verify_hostnames: bool,
 }

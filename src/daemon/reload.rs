@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use super::Identities;
 use crate::config;
-use crate::config::{Change, Config, Limits};
+use crate::config::{Change, Config, Limits, NameCheck};
 use crate::control::status::CertificateStatus;
 use crate::control::{RELOADED, Reload};
 use crate::gateway::{Adjuster, Settings};
@@ -28,7 +28,7 @@ use crate::registry::zookeeper::session;
 use crate::telemetry::log::Volume;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
-use crate::tls::{Acceptor, Identity, Names};
+use crate::tls::{Acceptor, Identity};
 
 /// What people can do about a reload that failed.
 const MEND: &str = "nothing has changed; if files were being replaced just now, reload again";
@@ -70,13 +70,14 @@ impl Live {
             match (listener.tls, gateway) {
                 (Some(client), Some(identity)) => {
                     let zone = config.zone.as_deref();
-                    tls::acceptor(identity, client, config.names, zone).map(Some)
+                    tls::acceptor(identity, client, config.name_check, zone).map(Some)
                 }
                 (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
                 (None, _) => Ok(None),
             }
         });
-        let connector = gateway.as_ref().map(|identity| tls::connector(identity, config.names));
+        let connector =
+            gateway.as_ref().map(|identity| tls::connector(identity, config.name_check));
         let settings = Settings {
             listeners: config.listeners.clone().into(),
             acceptors: acceptors.collect::<Result<_>>()?,
@@ -93,7 +94,7 @@ impl Live {
 /// The certificate cannot be used.
 pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<session::Tls> {
     let verify_hostnames = config.zookeeper.verify_hostnames;
-    let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
+    let names = if verify_hostnames { NameCheck::SanOnly } else { NameCheck::Off };
     Ok(session::Tls {
         certs: tls::zookeeper_certs(identity)?,
         verify_hostnames,

@@ -13,8 +13,8 @@ use rustls::server::ParsedCertificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
-use super::Files;
 use super::certificate_names::{common_name, dns_names, is_commonly_named};
+use crate::config::TlsFiles;
 
 pub(crate) const DAY: i64 = 24 * 60 * 60;
 
@@ -104,7 +104,7 @@ const CHAIN_MAX: usize = 60 * 1024;
 pub(crate) fn chain(
     chain: &[CertificateDer<'_>],
     is_pinned: bool,
-    files: &Files,
+    files: &TlsFiles,
     purpose: Use<'_>,
     now: UnixTime,
 ) -> Vec<Finding> {
@@ -148,7 +148,7 @@ pub(crate) fn chain(
 fn intermediate(
     certificate: &X509Certificate<'_>,
     number: usize,
-    files: &Files,
+    files: &TlsFiles,
     now: i64,
 ) -> Option<Finding> {
     let validity = certificate.validity();
@@ -167,7 +167,7 @@ fn intermediate(
 struct Own<'c> {
     der: &'c CertificateDer<'c>,
     certificate: &'c X509Certificate<'c>,
-    files: &'c Files,
+    files: &'c TlsFiles,
     purpose: Use<'c>,
     findings: Vec<Finding>,
 }
@@ -283,7 +283,7 @@ impl Own<'_> {
     /// the names it has and should have, good for both sides. `CA.key` stands for the authority's
     /// key, which is hardly on this machine.
     fn issue(&self) -> String {
-        let Files { cert, key, ca, .. } = self.files;
+        let TlsFiles { cert, key, ca, .. } = self.files;
         let subject = common_name(self.certificate).filter(|name| is_plain(name));
         let mut command = format!(
             "openssl req -x509 -new -key {} -subj {} -CA {} -CAkey CA.key -days 365 -addext \
@@ -391,8 +391,8 @@ mod tests {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds.try_into().unwrap()))
     }
 
-    fn files() -> Files {
-        Files::of("/gw.crt", "/gw.key", "/ca.crt")
+    fn files() -> TlsFiles {
+        TlsFiles::of("/gw.crt", "/gw.key", "/ca.crt")
     }
 
     /// What is said, without the file in front.

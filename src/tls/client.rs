@@ -21,22 +21,11 @@ use super::authorities::Authorities;
 use super::certificate_names::{Validity, is_commonly_named, is_constrained};
 use super::session_cache::Sessions;
 use super::{Identity, is_own_kind, protocols_for, provider};
+use crate::config::NameCheck;
 
 /// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which
 /// costs a handshake each.
 const PORTS: usize = 64;
-
-/// Which name a peer's certificate must carry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Names {
-    /// Any: `verify_hostnames = false`.
-    Any,
-    /// The one that was dialed, as an alternative name; or as the common name, where there is no
-    /// alternative name of type DNS.
-    Dialed,
-    /// The one that was dialed, as an alternative name.
-    DialedStrictly,
-}
 
 /// Dials TLS servers. Shows our certificate, sends the name it dials as SNI and checks the peer's
 /// chain, and as much of its name as it was made for.
@@ -47,7 +36,7 @@ struct Inner {
     /// What each port's configuration is made of.
     config: ClientConfig,
     authorities: Arc<Authorities>,
-    names: Names,
+    names: NameCheck,
     /// When our own certificate is valid.
     own: Validity,
     /// rustls knows servers by name alone, and several may be reached under one name.
@@ -64,7 +53,7 @@ pub(crate) struct Port {
 ///
 /// # Errors
 /// The identity cannot be used by a client.
-pub(crate) fn connector(identity: &Identity, names: Names) -> Result<Connector> {
+pub(crate) fn connector(identity: &Identity, names: NameCheck) -> Result<Connector> {
     let authorities = Arc::clone(&identity.authorities);
     let verifier = Verifier::new(Arc::clone(&authorities), names, None);
     let config = ClientConfig::builder_with_provider(provider())
@@ -159,7 +148,7 @@ impl Connector {
 #[derive(Debug)]
 pub(crate) struct Verifier {
     pub(crate) authorities: Arc<Authorities>,
-    pub(crate) names: Names,
+    pub(crate) names: NameCheck,
     algorithms: WebPkiSupportedAlgorithms,
     /// Where the sessions of the servers that were verified go.
     sessions: Option<Arc<Sessions>>,
@@ -168,7 +157,7 @@ pub(crate) struct Verifier {
 impl Verifier {
     pub(crate) fn new(
         authorities: Arc<Authorities>,
-        names: Names,
+        names: NameCheck,
         sessions: Option<Arc<Sessions>>,
     ) -> Self {
         let algorithms = provider().signature_verification_algorithms;
@@ -182,7 +171,7 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
     ) -> Result<(), Error> {
-        if self.names == Names::Any {
+        if self.names == NameCheck::Off {
             return Ok(());
         }
         let error = match verify_server_name(parsed, name) {
@@ -193,7 +182,10 @@ impl Verifier {
         // would get around them.
         let constrained =
             || self.authorities.are_constrained() || intermediates.iter().any(is_constrained);
-        if self.names == Names::Dialed && is_commonly_named(end_entity, name) && !constrained() {
+        if self.names == NameCheck::SanOrCommonName
+            && is_commonly_named(end_entity, name)
+            && !constrained()
+        {
             return Ok(());
         }
         Err(error)

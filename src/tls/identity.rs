@@ -2,7 +2,7 @@
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::{fmt, io};
 
@@ -23,52 +23,8 @@ use super::pem::{Block, Content};
 use super::private_key;
 use super::private_key::Unsupported;
 use super::provider;
+use crate::config::{TlsFileKeys, TlsFiles};
 use crate::os::file;
-
-/// The PEM files of one identity. All three are needed: every TLS peer in a Zuul system shows a
-/// certificate and checks the other's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Files {
-    /// Our certificate, its intermediates behind it.
-    pub(crate) cert: PathBuf,
-    /// Its private key.
-    pub(crate) key: PathBuf,
-    /// The authorities that peers' certificates must come from.
-    pub(crate) ca: PathBuf,
-    /// Where the configuration names each.
-    pub(crate) keys: Keys,
-}
-
-/// The keys of a configuration that name the files of an identity, as they are shown in messages:
-/// `gateway.toml:8: tls.cert`. Empty where there is no configuration.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Keys {
-    pub(crate) cert: String,
-    pub(crate) key: String,
-    pub(crate) ca: String,
-}
-
-impl PartialEq for Keys {
-    /// Always: files that are named in another line are the same files.
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Keys {}
-
-impl Files {
-    /// Files that no configuration names.
-    #[cfg(test)]
-    pub(crate) fn of(cert: &str, key: &str, ca: &str) -> Self {
-        Self { cert: cert.into(), key: key.into(), ca: ca.into(), keys: Keys::default() }
-    }
-
-    /// All three.
-    pub(crate) fn paths(&self) -> [&Path; 3] {
-        [&self.cert, &self.key, &self.ca]
-    }
-}
 
 /// How often files are read that change meanwhile.
 const LOOKS: usize = 3;
@@ -95,7 +51,7 @@ impl Identity {
     /// # Errors
     /// Every file that cannot be used, each with its fault and what to do, and what else was found.
     pub(crate) fn load(
-        files: &Files,
+        files: &TlsFiles,
         purpose: Use<'_>,
         now: UnixTime,
     ) -> Result<Self, Vec<Finding>> {
@@ -153,7 +109,7 @@ impl Identity {
     #[cfg(any(feature = "demo", test))]
     pub(crate) fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self> {
         let identity = Self::of(
-            &Keys::default(),
+            &TlsFileKeys::default(),
             ("certificate", certificates("certificate", cert.as_bytes())),
             ("key", private_key_of("key", key.as_bytes())),
             authorities("CA", ca.as_bytes(), true).map(Arc::new),
@@ -163,7 +119,7 @@ impl Identity {
 
     /// Of its parts, the first two with the names to use for them in errors.
     fn of(
-        keys: &Keys,
+        keys: &TlsFileKeys,
         (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
         (key_name, key): (&str, Result<PrivateKeyDer<'static>>),
         authorities: Result<Arc<Authorities>>,
@@ -267,7 +223,7 @@ pub(crate) fn check_pair(
     CertifiedKey::from_der(chain.to_vec(), key.clone_key(), &provider()).map(drop).map_err(
         |error| {
             let files = ((name, &chain[0]), (key_name, key));
-            refusal(&error, &Keys::default(), files.0, files.1).into_error()
+            refusal(&error, &TlsFileKeys::default(), files.0, files.1).into_error()
         },
     )
 }
@@ -275,7 +231,7 @@ pub(crate) fn check_pair(
 /// Says why rustls takes no `certificate` with this `key`, of the files with these names.
 fn refusal(
     error: &rustls::Error,
-    keys: &Keys,
+    keys: &TlsFileKeys,
     (name, certificate): (&str, &CertificateDer<'_>),
     (key_name, key): (&str, &PrivateKeyDer<'_>),
 ) -> Refusal {
@@ -490,6 +446,7 @@ pub(crate) fn authorities(name: &str, pem: &[u8], of_clients: bool) -> Result<Au
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     /// OpenSSL trusts a certificate with trusted uses for nothing else.
     #[test]

@@ -18,14 +18,14 @@ use super::certificate_names::common_name;
 use super::client::Verifier;
 use super::error_text::describe_certificate;
 use super::server::ClientVerifier;
-use super::{Files, Names};
+use crate::config::{NameCheck, TlsFiles};
 
 /// Returns what is wrong with `chain`, read from `files`, its first certificate ours: alone, and
 /// with the `authorities` that it is checked against by peers of the same configuration.
 pub(crate) fn certificates(
     certificates: &[CertificateDer<'_>],
     authorities: &Arc<Authorities>,
-    files: &Files,
+    files: &TlsFiles,
     purpose: Use<'_>,
     now: UnixTime,
 ) -> Vec<Finding> {
@@ -48,7 +48,7 @@ pub(crate) fn certificates(
 fn path(
     chain: &[CertificateDer<'_>],
     authorities: &Arc<Authorities>,
-    files: &Files,
+    files: &TlsFiles,
     purpose: Use<'_>,
     now: UnixTime,
 ) -> Option<Finding> {
@@ -59,7 +59,7 @@ fn path(
         Use::Listening(_) => {
             // Names are looked at separately.
             let name = ServerName::IpAddress(IpAddr::from([0; 4]).into());
-            let verifier = Verifier::new(Arc::clone(authorities), Names::Any, None);
+            let verifier = Verifier::new(Arc::clone(authorities), NameCheck::Off, None);
             verifier.verify_server_cert(own, others, &name, &[], now).map(drop)
         }
         Use::Dialing | Use::ZooKeeper => Ok(()),
@@ -96,7 +96,7 @@ fn path(
 
 /// The dates of the authorities, which rustls does not look at, but OpenSSL does, and with it
 /// Zuul's own services.
-fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<Finding> {
+fn authorities(authorities: &Authorities, files: &TlsFiles, now: UnixTime) -> Vec<Finding> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let mut findings = Vec::new();
     for (der, number) in authorities.certificates().iter().zip(1..) {
@@ -129,7 +129,7 @@ fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<F
 
 /// Whether every user of this host can read the private key. In a container that is this program's
 /// own there is nobody else, and orchestrators mount secrets so.
-pub(crate) fn key_mode(files: &Files) -> Option<Finding> {
+pub(crate) fn key_mode(files: &TlsFiles) -> Option<Finding> {
     let key = &files.key;
     let mode = fs::metadata(key).ok()?.mode();
     if mode & 0o004 == 0 || std::process::id() == 1 {

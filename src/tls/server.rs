@@ -25,7 +25,8 @@ use tokio_rustls::server::TlsStream;
 use super::authorities::Authorities;
 use super::certificate_names;
 use super::certificate_names::{Validity, is_constrained};
-use super::{GATEWAY_PROTOCOL, Identity, Names, ZONE_PREFIX, provider};
+use super::{GATEWAY_PROTOCOL, Identity, ZONE_PREFIX, provider};
+use crate::config::{ClientCertificate, NameCheck};
 
 /// The most plaintext in one record, in bytes.
 ///
@@ -35,17 +36,6 @@ const PLAINTEXT_MAX: usize = 1024;
 
 /// rustls counts a record's header into its limit.
 const RECORD_HEADER: usize = 5;
-
-/// Whether a TLS listener wants to see the client's certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ClientCertificate {
-    /// None, no connection: what Zuul's own gateway does.
-    Required,
-    /// Checked if shown.
-    Optional,
-    /// Not asked for.
-    None,
-}
 
 /// Shakes hands with clients.
 #[derive(Clone)]
@@ -71,7 +61,7 @@ pub(crate) struct Acceptor {
 pub(crate) fn acceptor(
     identity: &Identity,
     client: ClientCertificate,
-    names: Names,
+    names: NameCheck,
     zone: Option<&str>,
 ) -> Result<Acceptor> {
     let verifier = match client {
@@ -88,7 +78,7 @@ pub(crate) fn acceptor(
     own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
     let constrained = identity.authorities.are_constrained();
-    let common_names = names != Names::DialedStrictly && !constrained;
+    let common_names = names != NameCheck::SanOnly && !constrained;
     Ok(Acceptor {
         cautious: Arc::new(cautious),
         own_kind: Arc::new(own_kind),

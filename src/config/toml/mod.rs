@@ -14,12 +14,9 @@ use super::error::Faults;
 use super::otlp::{Given, PROTOCOLS, TIMEOUT, Tracing};
 use super::parse::Read;
 use super::{
-    Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, LogOutput,
-    ZooKeeper, parse, refuse_taken,
+    ClientCertificate, Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat,
+    LogOutput, NameCheck, Rule, TlsFileKeys, TlsFiles, ZooKeeper, parse, refuse_taken,
 };
-use crate::gateway::routing::access::Rule;
-use crate::telemetry::otlp;
-use crate::tls::{ClientCertificate, Files, Keys, Names};
 
 /// ZooKeeper's usual port for TLS, which is all that this program speaks.
 const TLS_PORT: u16 = 2281;
@@ -72,7 +69,7 @@ fn config(document: &Document<'_>) -> Config {
         public_port: root.integer("public_port", 1..=65_535).map(|port| port as u16),
         listeners,
         tls,
-        names,
+        name_check: names,
         zookeeper,
         admin,
         user: root.text("user", parse::user),
@@ -87,15 +84,15 @@ fn config(document: &Document<'_>) -> Config {
     config
 }
 
-fn tls(mut table: Table<'_>) -> (Option<Files>, Names) {
+fn tls(mut table: Table<'_>) -> (Option<TlsFiles>, NameCheck) {
     let given = table.has("cert");
     let files = table.identity(["cert", "key", "ca"], false);
     let verify = table.boolean("verify_hostnames", true);
     let fallback = table.boolean("common_name_fallback", true);
     let names = match (verify, fallback) {
-        (false, _) => Names::Any,
-        (true, true) => Names::Dialed,
-        (true, false) => Names::DialedStrictly,
+        (false, _) => NameCheck::Off,
+        (true, true) => NameCheck::SanOrCommonName,
+        (true, false) => NameCheck::SanOnly,
     };
     table.finish();
     // A path that was refused is reported already; a listener need not complain again.
@@ -328,7 +325,7 @@ fn tracing(mut table: Table<'_>) -> Option<Tracing> {
     let found = table.find("enabled").filter(|_| enabled);
     let tracing = found.and_then(|found| match given.together() {
         // This file is for nobody else, so whoever wrote that wants it.
-        _ if !otlp::COMPILED => {
+        _ if !cfg!(feature = "otlp") => {
             let problem = "this program was built without it: build it with cargo's feature otlp";
             table.refuse("enabled", Some(found), problem.to_owned());
             None
@@ -359,9 +356,9 @@ fn output(text: &str) -> Read<LogOutput> {
 }
 
 /// Stands in for files that a fault has been noted of.
-fn nowhere() -> Files {
+fn nowhere() -> TlsFiles {
     let [cert, key, ca] = ["", "", ""].map(PathBuf::from);
-    Files { cert, key, ca, keys: Keys::default() }
+    TlsFiles { cert, key, ca, keys: TlsFileKeys::default() }
 }
 
 #[cfg(test)]
@@ -542,10 +539,10 @@ mod tests {
     #[test]
     fn which_name_a_gateway_must_carry() {
         let names =
-            |lines: &str| read("f.toml", &format!("[tls]\n{lines}\n{LEAST}")).unwrap().names;
-        assert_eq!(names(""), Names::Dialed);
-        assert_eq!(names("common_name_fallback = false"), Names::DialedStrictly);
-        assert_eq!(names("verify_hostnames = false"), Names::Any);
+            |lines: &str| read("f.toml", &format!("[tls]\n{lines}\n{LEAST}")).unwrap().name_check;
+        assert_eq!(names(""), NameCheck::SanOrCommonName);
+        assert_eq!(names("common_name_fallback = false"), NameCheck::SanOnly);
+        assert_eq!(names("verify_hostnames = false"), NameCheck::Off);
     }
 
     const FILES: &str = "[tls]\ncert = \"/c\"\nkey = \"/k\"\nca = \"/a\"\n";

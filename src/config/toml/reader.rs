@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use crate::config::error::{Fault, shown};
 use crate::config::parse;
 use crate::config::parse::Read;
-use crate::tls::{Files, Keys};
+use crate::config::{TlsFileKeys, TlsFiles};
 
 /// A document being read.
 pub(crate) struct Document<'t> {
@@ -318,7 +318,7 @@ impl<'d> Table<'d> {
     }
 
     /// The three files of an identity: all or none. `None` is also what a fault leaves.
-    pub(crate) fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<Files> {
+    pub(crate) fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<TlsFiles> {
         let [cert, key, ca] = keys;
         let given = keys.map(|key| self.has(key));
         let files = (self.path_of_file(cert), self.path_of_file(key), self.path_of_file(ca));
@@ -331,8 +331,8 @@ impl<'d> Table<'d> {
         match files {
             (Some(cert), Some(key), Some(ca)) => {
                 let [cert_key, key_key, ca_key] = keys.map(|key| self.place(key));
-                let keys = Keys { cert: cert_key, key: key_key, ca: ca_key };
-                Some(Files { cert, key, ca, keys })
+                let keys = TlsFileKeys { cert: cert_key, key: key_key, ca: ca_key };
+                Some(TlsFiles { cert, key, ca, keys })
             }
             _ => None,
         }

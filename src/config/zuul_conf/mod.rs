@@ -23,10 +23,9 @@ use super::otlp::{Given, PROTOCOLS, Tracing};
 use super::parse;
 use super::parse::Read;
 use super::{
-    Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, ZooKeeper,
-    refuse_taken,
+    ClientCertificate, Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat,
+    NameCheck, TlsFileKeys, TlsFiles, ZooKeeper, refuse_taken,
 };
-use crate::tls::{ClientCertificate, Files, Keys, Names};
 
 const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
@@ -143,9 +142,9 @@ impl Reader<'_> {
             public_port: self.read(FINGERGW, "public_port", port).filter(|port| *port != 0),
             listeners: vec![listener],
             tls,
-            names: match self.boolean(FINGERGW, "tls_verify_hostnames", true) {
-                true => Names::Dialed,
-                false => Names::Any,
+            name_check: match self.boolean(FINGERGW, "tls_verify_hostnames", true) {
+                true => NameCheck::SanOrCommonName,
+                false => NameCheck::Off,
             },
             zookeeper: self.zookeeper(),
             admin,
@@ -230,11 +229,11 @@ impl Reader<'_> {
             hosts: self
                 .read(ZOOKEEPER, "hosts", |text| parse::hosts(text, KAZOO_PORT))
                 .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
-            tls: self.files(ZOOKEEPER, true).unwrap_or_else(|| Files {
+            tls: self.files(ZOOKEEPER, true).unwrap_or_else(|| TlsFiles {
                 cert: PathBuf::new(),
                 key: PathBuf::new(),
                 ca: PathBuf::new(),
-                keys: Keys::default(),
+                keys: TlsFileKeys::default(),
             }),
             session_timeout: self
                 .read(ZOOKEEPER, "session_timeout", seconds)
@@ -252,7 +251,7 @@ impl Reader<'_> {
         if !self.string(TRACING, "enabled").is_some_and(is_yes) {
             return None;
         }
-        if !crate::telemetry::otlp::COMPILED {
+        if !cfg!(feature = "otlp") {
             return Given::default().together().ok();
         }
         let faults = self.faults.len();
@@ -356,7 +355,7 @@ impl Reader<'_> {
 
     /// The files of one identity. Upstream takes two of the three for none, and speaks plain text
     /// where the operator asked for TLS; that is a fault here.
-    fn files(&mut self, section: &'static str, required: bool) -> Option<Files> {
+    fn files(&mut self, section: &'static str, required: bool) -> Option<TlsFiles> {
         let keys = ["tls_cert", "tls_key", "tls_ca"];
         let values = keys.map(|key| self.value(section, key));
         let files = values.map(|value| value.filter(|value| !value.text.is_empty()));
@@ -375,13 +374,13 @@ impl Reader<'_> {
             line => format!("{}:{line}: [{section}] {option}", self.file),
         };
         let [cert_key, key_key, ca_key] = keys;
-        let keys = Keys {
+        let keys = TlsFileKeys {
             cert: place(&cert, cert_key),
             key: place(&key, key_key),
             ca: place(&ca, ca_key),
         };
         let [cert, key, ca] = [cert, key, ca].map(|value| PathBuf::from(value.text));
-        Some(Files { cert, key, ca, keys })
+        Some(TlsFiles { cert, key, ca, keys })
     }
 
     fn missing(&mut self, section: &str, option: &str, problem: &str) {
@@ -471,7 +470,9 @@ mod tests {
         assert_eq!(config.listeners, [listener]);
         assert_eq!(config.zookeeper.session_timeout, Duration::from_secs(120));
         assert_eq!(config.zookeeper.hosts.to_string(), "zk:2281/zuul");
-        assert!(config.names == Names::Dialed && !config.zookeeper.verify_hostnames);
+        assert!(
+            config.name_check == NameCheck::SanOrCommonName && !config.zookeeper.verify_hostnames
+        );
         assert_eq!((config.zone, config.public_port, config.hostname), (None, None, None));
         assert_eq!(config.pid_file, Some(PathBuf::from("/var/run/zuul/fingergw.pid")));
         assert_eq!(config.control, Some(PathBuf::from("/var/lib/zuul/fingergw.socket")));
@@ -498,7 +499,7 @@ mod tests {
         assert_eq!(config.public_port, Some(79));
         assert_eq!(config.admin, Some(("::1".to_owned(), 9090)));
         assert_eq!((config.hostname.as_deref(), config.zone.as_deref()), (Some("gw"), Some("w")));
-        assert_eq!(config.names, Names::Any);
+        assert_eq!(config.name_check, NameCheck::Off);
         assert_eq!(config.tls.unwrap().ca, PathBuf::from("/a"));
         assert_eq!(config.user.as_deref(), Some("zuul"));
         assert_eq!(config.control, Some(PathBuf::from("~/s")), "upstream expands nothing here");
@@ -520,7 +521,7 @@ mod tests {
         }
         // What is not compiled in is not read.
         told.retain(|(section, option)| {
-            crate::telemetry::otlp::COMPILED || *section != TRACING || *option == "enabled"
+            cfg!(feature = "otlp") || *section != TRACING || *option == "enabled"
         });
         told.sort_unstable();
         let mut reader = Reader::new("zuul.conf");
@@ -702,7 +703,7 @@ mod tests {
             assert_eq!(config.endpoint.to_string(), "http://localhost:4317/");
             assert_eq!((config.service_name.as_str(), config.timeout.as_secs()), ("zuul", 10));
         }
-        if !crate::telemetry::otlp::COMPILED {
+        if !cfg!(feature = "otlp") {
             assert!(traced("enabled = true\nprotocol = x").is_ok(), "as upstream's gateway");
             return;
         }
@@ -742,7 +743,7 @@ mod tests {
         let warnings =
             |lines: &str| conf(&format!("[tracing]\nenabled = true\n{lines}")).unwrap().warnings();
         let tls_in_vain = warnings("tls_ca = /a");
-        if crate::telemetry::otlp::COMPILED {
+        if cfg!(feature = "otlp") {
             assert!(warnings("").is_empty());
             assert!(tls_in_vain[0].contains("http://localhost:4317/ is reached without it"));
             assert!(warnings("tls_ca = /a\nendpoint = https://c:1").is_empty());
