@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::error::{Fault, Faults};
+use super::error::{ConfigError, ConfigErrors};
 use super::zuul_conf::python_logging;
 use super::{
     ClientCertificate, Config, Limits, Listener, Log, LogFormat, LogOutput, NameCheck, Rule,
@@ -57,8 +57,8 @@ pub fn log_config(data: &[u8]) {
     match python_logging::read(path, text) {
         Ok(log) => {
             let given = log.log_config.expect("the file it comes from");
-            if !given.not_taken.is_empty() {
-                for part in &given.not_taken {
+            if !given.ignored.is_empty() {
+                for part in &given.ignored {
                     assert!(!part.contains(char::is_control), "control characters: {part:?}");
                 }
             }
@@ -71,13 +71,13 @@ pub fn log_config(data: &[u8]) {
     }
 }
 
-fn check_faults(faults: &Faults, text: &str) {
+fn check_faults(faults: &ConfigErrors, text: &str) {
     assert!(!faults.list().is_empty());
     assert!(faults.list().is_sorted_by_key(|fault| fault.line.unwrap_or(usize::MAX)));
     check_each(faults.list(), text);
 }
 
-fn check_each(faults: &[Fault], text: &str) {
+fn check_each(faults: &[ConfigError], text: &str) {
     // As editors count them, whichever of the three ends a line has.
     let lines = text.replace("\r\n", "\n").split(['\n', '\r']).count();
     for fault in faults {

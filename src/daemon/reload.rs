@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use super::Identities;
 use crate::config;
-use crate::config::{Change, Config, Limits, NameCheck};
+use crate::config::{Config, ConfigDiff, Limits, NameCheck};
 use crate::control::status::CertificateStatus;
 use crate::control::{RELOADED, Reload};
 use crate::gateway::{Adjuster, Settings};
@@ -241,7 +241,7 @@ impl Reloader {
             let _ = writeln!(outcome, "changes with a restart: {restart}");
         }
         let (log, before) = (&configured.config.log, &self.running.config.log);
-        if let Some(log_config) = log.news(before) {
+        if let Some(log_config) = log.new_warnings(before) {
             warn!("{log_config}");
             let _ = writeln!(outcome, "{log_config}");
         }
@@ -270,13 +270,13 @@ fn prepare(
 ) -> Result<Prepared> {
     let Source { path, debug } = source;
     let mut wanted = config::load(path)?;
-    wanted.log = wanted.log.debugging(*debug);
+    wanted.log = wanted.log.with_debug(*debug);
     let identities = Identities::load(&wanted, || hostname)?;
     let errors = identities.new_errors(&running.identities);
     if !errors.is_empty() {
         bail!(errors.join("\n"));
     }
-    let Change { config, mut taken, waiting } =
+    let ConfigDiff { config, mut taken, waiting } =
         running.config.change(wanted, config::is_toml(path));
     if identities.gateway != running.identities.gateway {
         taken.push("certificate, key or authorities of the gateway");

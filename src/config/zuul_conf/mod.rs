@@ -17,11 +17,11 @@ use nix::unistd::User;
 
 use self::configparser::{Ini, IniError, Value};
 use self::python_logging::Unusable;
-use super::error::{Fault, Faults, shown};
+use super::error::{ConfigError, ConfigErrors, excerpt};
 use super::otlp;
-use super::otlp::{Given, PROTOCOLS, Tracing};
+use super::otlp::{OtlpOptions, PROTOCOLS, Tracing};
 use super::parse;
-use super::parse::Read;
+use super::parse::Parsed;
 use super::{
     ClientCertificate, Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat,
     NameCheck, TlsFileKeys, TlsFiles, ZooKeeper, refuse_taken,
@@ -69,18 +69,20 @@ pub(crate) fn read(
     file: &str,
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
-) -> Result<Config, Faults> {
+) -> Result<Config, ConfigErrors> {
     let mut reader = Reader::new(file);
     match Ini::parse(text, environment) {
         Ok(ini) => reader.ini = ini,
         Err(errors) => {
             let faults = errors.into_iter().map(|error| reader.unreadable(error, "", ""));
             let faults = faults.collect();
-            return Err(Faults::none_or((), faults).expect_err("an error came with each"));
+            return Err(
+                ConfigErrors::ok_or_errors((), faults).expect_err("an error came with each")
+            );
         }
     }
     let config = reader.config();
-    Faults::none_or(config, reader.faults)
+    ConfigErrors::ok_or_errors(config, reader.faults)
 }
 
 /// The command socket that `text` sets, or else the default one, even if there are errors in it.
@@ -101,7 +103,7 @@ pub(crate) fn command_socket(
 struct Reader<'t> {
     file: &'t str,
     ini: Ini,
-    faults: Vec<Fault>,
+    faults: Vec<ConfigError>,
     /// What there is to read.
     #[cfg(test)]
     asked: std::collections::BTreeSet<(&'static str, &'static str)>,
@@ -171,7 +173,7 @@ impl Reader<'_> {
                 if !known.contains(&option) && !self.ini.is_referenced(section, option) {
                     let meant = parse::closest(option, known.iter().copied());
                     let meant = meant.map_or(String::new(), |m| format!("; did you mean {m}?"));
-                    let option = shown(option);
+                    let option = excerpt(option);
                     warnings.push(format!(
                         "{file}:{line}: [{section}] {option}: unknown option, ignored{meant}"
                     ));
@@ -180,7 +182,7 @@ impl Reader<'_> {
             if !self.ini.has_section(section)
                 && let Some(name) = parse::closest(section, self.ini.sections())
             {
-                let name = shown(name);
+                let name = excerpt(name);
                 warnings.push(format!(
                     "{file}: [{name}]: unknown section, ignored; did you mean [{section}]?"
                 ));
@@ -210,12 +212,12 @@ impl Reader<'_> {
         match python_logging::load(&path.to_string_lossy()) {
             Ok(log) => return log,
             Err(Unusable::Content(faults)) => self.faults.extend(faults),
-            Err(Unusable::File(problem)) => self.faults.push(Fault {
+            Err(Unusable::File(reason)) => self.faults.push(ConfigError {
                 file: self.file.to_owned(),
                 line: (line > 0).then_some(line),
                 key: format!("[{FINGERGW}] log_config"),
-                value: Some(shown(&text)),
-                problem: format!("cannot be read: {problem}"),
+                value: Some(excerpt(&text)),
+                reason: format!("cannot be read: {reason}"),
             }),
         }
         default
@@ -252,7 +254,7 @@ impl Reader<'_> {
             return None;
         }
         if !cfg!(feature = "otlp") {
-            return Given::default().together().ok();
+            return OtlpOptions::default().build().ok();
         }
         let faults = self.faults.len();
         let protocol = |text: &str| {
@@ -260,7 +262,7 @@ impl Reader<'_> {
             let known = known.map(|(_, protocol)| *protocol);
             known.ok_or_else(|| "must be grpc or http/protobuf".to_owned())
         };
-        let given = Given {
+        let given = OtlpOptions {
             protocol: self.read(TRACING, "protocol", protocol),
             endpoint: self.some(TRACING, "endpoint"),
             service_name: self.string(TRACING, "service_name"),
@@ -277,14 +279,14 @@ impl Reader<'_> {
         if self.faults.len() > faults {
             return None;
         }
-        let misfits = match given.together() {
+        let misfits = match given.build() {
             Ok(tracing) => return Some(tracing),
             Err(misfits) => misfits,
         };
-        for (option, problem) in misfits {
+        for (option, reason) in misfits {
             match self.value(TRACING, option) {
-                Some(value) => self.refuse(TRACING, option, &value, problem),
-                None => self.missing(TRACING, option, &problem),
+                Some(value) => self.refuse(TRACING, option, &value, reason),
+                None => self.missing(TRACING, option, &reason),
             }
         }
         None
@@ -322,25 +324,25 @@ impl Reader<'_> {
         &mut self,
         section: &'static str,
         option: &'static str,
-        read: impl Fn(&str) -> Read<T>,
+        read: impl Fn(&str) -> Parsed<T>,
     ) -> Option<T> {
         let value = self.value(section, option)?;
         match read(&value.text) {
             Ok(read) => Some(read),
-            Err(problem) => {
-                self.refuse(section, option, &value, problem);
+            Err(reason) => {
+                self.refuse(section, option, &value, reason);
                 None
             }
         }
     }
 
-    fn refuse(&mut self, section: &str, option: &str, value: &Value, problem: String) {
-        self.faults.push(Fault {
+    fn refuse(&mut self, section: &str, option: &str, value: &Value, reason: String) {
+        self.faults.push(ConfigError {
             file: self.file.to_owned(),
             line: (value.line > 0).then_some(value.line),
             key: format!("[{section}] {option}"),
-            value: Some(shown(&value.text)),
-            problem,
+            value: Some(excerpt(&value.text)),
+            reason,
         });
     }
 
@@ -362,8 +364,8 @@ impl Reader<'_> {
         if required || files.iter().any(Option::is_some) {
             for (key, file) in keys.iter().zip(&files) {
                 if file.is_none() {
-                    let problem = "missing; tls_cert, tls_key and tls_ca are needed together";
-                    self.missing(section, key, problem);
+                    let reason = "missing; tls_cert, tls_key and tls_ca are needed together";
+                    self.missing(section, key, reason);
                 }
             }
         }
@@ -383,30 +385,30 @@ impl Reader<'_> {
         Some(TlsFiles { cert, key, ca, keys })
     }
 
-    fn missing(&mut self, section: &str, option: &str, problem: &str) {
+    fn missing(&mut self, section: &str, option: &str, reason: &str) {
         let section_missing = if self.ini.has_section(section) { "" } else { " (no such section)" };
-        self.faults.push(Fault {
+        self.faults.push(ConfigError {
             file: self.file.to_owned(),
             line: None,
             key: format!("[{section}] {option}"),
             value: None,
-            problem: format!("{problem}{section_missing}"),
+            reason: format!("{reason}{section_missing}"),
         });
     }
 
-    fn unreadable(&self, error: IniError, section: &str, option: &str) -> Fault {
-        Fault {
+    fn unreadable(&self, error: IniError, section: &str, option: &str) -> ConfigError {
+        ConfigError {
             file: self.file.to_owned(),
             line: (error.line > 0).then_some(error.line),
             key: if section.is_empty() { String::new() } else { format!("[{section}] {option}") },
             value: None,
-            problem: error.problem,
+            reason: error.reason,
         }
     }
 }
 
 /// Python's `int()`, as far as it makes ports: blanks around, a plus sign, `_` between digits.
-fn port(text: &str) -> Read<u16> {
+fn port(text: &str) -> Parsed<u16> {
     let digits = text.trim();
     let digits = digits.strip_prefix('+').unwrap_or(digits);
     let well_formed = !digits.starts_with('_') && !digits.ends_with('_') && !digits.contains("__");
@@ -438,7 +440,7 @@ fn home(user: &OsStr) -> Option<PathBuf> {
 }
 
 /// Python's `float()`, as far as it makes times.
-fn seconds(text: &str) -> Read<Duration> {
+fn seconds(text: &str) -> Parsed<Duration> {
     text.trim()
         .parse()
         .ok()
@@ -448,7 +450,7 @@ fn seconds(text: &str) -> Read<Duration> {
 }
 
 /// Upstream registers an empty `zone =` as a zone of that name; so do we.
-fn zone(text: &str) -> Read<String> {
+fn zone(text: &str) -> Parsed<String> {
     if text.is_empty() { Ok(String::new()) } else { parse::zone(text) }
 }
 
@@ -459,7 +461,7 @@ mod tests {
     const LEAST: &str =
         "[zookeeper]\nhosts = zk:2281/zuul\ntls_cert = c\ntls_key = k\ntls_ca = a\n";
 
-    fn conf(fingergw: &str) -> Result<Config, Faults> {
+    fn conf(fingergw: &str) -> Result<Config, ConfigErrors> {
         read("zuul.conf", &format!("{LEAST}[fingergw]\n{fingergw}\n"), [])
     }
 
