@@ -11,8 +11,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
-use super::Files;
 use super::certificate_names::{common_name, dns_names, is_commonly_named};
+use crate::config::TlsFiles;
 
 /// One day in seconds.
 pub(crate) const DAY: i64 = 24 * 60 * 60;
@@ -159,7 +159,7 @@ pub(crate) fn chain(
 fn intermediate(
     certificate: &X509Certificate<'_>,
     number: usize,
-    files: &Files,
+    files: &TlsFiles,
     now: i64,
 ) -> Option<Finding> {
     let validity = certificate.validity();
@@ -337,8 +337,8 @@ mod tests {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds.try_into().unwrap()))
     }
 
-    fn files() -> Files {
-        Files::of("/gw.crt", "/gw.key", "/ca.crt")
+    fn files() -> TlsFiles {
+        TlsFiles::of("/gw.crt", "/gw.key", "/ca.crt")
     }
 
     /// Returns the texts of the findings without the file name.

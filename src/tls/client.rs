@@ -21,22 +21,11 @@ use super::certificate_names::{Validity, is_commonly_named, is_constrained};
 use super::session_cache::Sessions;
 use super::trust_anchors::TrustAnchors;
 use super::{Identity, is_own_kind, protocols_for, provider};
+use crate::config::NameCheck;
 
 /// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which
 /// costs a handshake each.
 const PORTS: usize = 64;
-
-/// Which name a peer's certificate must carry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Names {
-    /// Any: `verify_hostnames = false`.
-    Any,
-    /// The one that was dialed, as an alternative name; or as the common name, where there is no
-    /// alternative name of type DNS.
-    Dialed,
-    /// The one that was dialed, as an alternative name.
-    DialedStrictly,
-}
 
 /// Dials TLS servers. Shows our certificate, sends the name it dials as SNI and checks the peer's
 /// chain, and as much of its name as it was made for.
@@ -182,7 +171,7 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
     ) -> Result<(), Error> {
-        if self.names == Names::Any {
+        if self.names == NameCheck::Off {
             return Ok(());
         }
         let error = match verify_server_name(parsed, name) {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::{fmt, io};
 
@@ -280,7 +280,7 @@ pub(crate) fn check_pair(
 /// Explains why rustls does not accept `certificate` with this `key`, from the files of these names.
 fn explain(
     error: &rustls::Error,
-    keys: &Keys,
+    keys: &TlsFileKeys,
     (name, certificate): (&str, &CertificateDer<'_>),
     (key_name, key): (&str, &PrivateKeyDer<'_>),
 ) -> IdentityError {
@@ -497,6 +497,7 @@ pub(crate) fn trust_anchors(name: &str, pem: &[u8], of_clients: bool) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     /// OpenSSL trusts a certificate with trusted uses for nothing else.
     #[test]

@@ -31,10 +31,10 @@ pub(crate) use self::certificate_lint::{CertificatePurpose, Finding};
 pub(crate) use self::client::{Connector, Names, connector};
 pub(crate) use self::error_text::describe;
 pub(crate) use self::handshake_error::Failure;
-pub(crate) use self::identity::{Files, Identity, Keys};
+pub(crate) use self::identity::Identity;
 #[cfg(feature = "otlp")]
 pub(crate) use self::otlp_client::collector_connector;
-pub(crate) use self::server::{Acceptor, ClientCertificate, acceptor};
+pub(crate) use self::server::{Acceptor, acceptor};
 pub(crate) use self::zookeeper_client::{zookeeper_certs, zookeeper_options};
 
 /// The ALPN protocol by which gateways of our own kind know each other. Upstream's take no notice

@@ -36,17 +36,6 @@ const PLAINTEXT_MAX: usize = 1024;
 /// rustls counts a record's header into its limit.
 const RECORD_HEADER: usize = 5;
 
-/// Whether a TLS listener wants to see the client's certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ClientCertificate {
-    /// None, no connection: what Zuul's own gateway does.
-    Required,
-    /// Checked if shown.
-    Optional,
-    /// Not asked for.
-    None,
-}
-
 /// Shakes hands with clients.
 #[derive(Clone)]
 pub(crate) struct Acceptor {
@@ -71,7 +60,7 @@ pub(crate) struct Acceptor {
 pub(crate) fn acceptor(
     identity: &Identity,
     client: ClientCertificate,
-    names: Names,
+    names: NameCheck,
     zone: Option<&str>,
 ) -> Result<Acceptor> {
     let verifier = match client {
