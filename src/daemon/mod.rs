@@ -2,7 +2,6 @@
 
 pub(crate) mod certificates;
 pub(crate) mod reload;
-pub(crate) mod runtime;
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::net::UnixListener;
@@ -41,7 +40,7 @@ use crate::os::sd_notify::Manager;
 use crate::os::signals::{StatusSignal, StopSignals};
 use crate::os::socket_activation::Passed;
 use crate::os::watchdog;
-use crate::os::{fd_limit, memory_limit};
+use crate::os::{fd_limit, memory_limit, runtime};
 use crate::registry::zookeeper::session;
 use crate::registry::{Registration, Registry, Standing};
 use crate::telemetry::log::Logging;
