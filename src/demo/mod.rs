@@ -29,7 +29,7 @@ use self::certificates::Authority;
 use self::job::Job;
 use crate::config::{Limits, Listener, Log, LogOutput};
 use crate::daemon::runtime;
-use crate::gateway::accept::bind;
+use crate::gateway::accept::socket::bind;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Gateway, Settings};
 use crate::model::build_request::{Build, BuildId, Executor, Place};
