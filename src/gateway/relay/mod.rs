@@ -442,7 +442,7 @@ impl<'a> Relay<'a> {
         self.unacknowledged = self.unacknowledged.saturating_add(held);
         let bytes = bytes as u64;
         self.bytes += bytes;
-        self.cx.metrics.sent(bytes);
+        self.cx.metrics.bytes_sent(bytes);
         self.listed.add(bytes);
     }
 }

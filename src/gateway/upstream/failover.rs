@@ -30,7 +30,7 @@ use crate::gateway::session::{Asked, Caller, log_stream};
 use crate::gateway::transport::buffer_pool::Piece;
 use crate::gateway::transport::connection::Connection;
 use crate::telemetry::log::Excerpt;
-use crate::telemetry::metrics::{Route, Side};
+use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;
 
@@ -229,7 +229,7 @@ impl<'a> Race<'a> {
             over: false,
         });
         let took = Arc::clone(&self.runners[index].took);
-        let route = Route::of(&hop, self.hops);
+        let route = hop.route(self.hops);
         let listed = asked.listed(&hop);
         let room = |tls_hop| room(tls_hop, self.tls_client);
         let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
@@ -254,7 +254,7 @@ impl<'a> Race<'a> {
         };
         let mutes = cx.resolver.memory().failed(build, hop, miss, trouble);
         if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
-            cx.metrics.miswired("circle");
+            cx.metrics.misrouted("circle");
         }
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
@@ -299,7 +299,7 @@ impl<'a> Race<'a> {
         if let Some(refusal) = self.refusal.take() {
             return Some(Raced::Answered(refusal));
         }
-        self.asked.ended(&hop, Route::of(&hop, self.hops), 0, &miss);
+        self.asked.ended(&hop, hop.route(self.hops), 0, &miss);
         Some(self.failed())
     }
 
@@ -315,7 +315,7 @@ impl<'a> Race<'a> {
     fn late(&mut self) -> Raced {
         for runner in self.runners.iter().filter(|runner| !runner.over) {
             self.note(&runner.hop, &Miss::Silent, runner.is_mute());
-            let route = Route::of(&runner.hop, self.hops);
+            let route = runner.hop.route(self.hops);
             self.asked.ended(&runner.hop, route, 0, &End::UpstreamSilent);
         }
         self.silent = true;
@@ -344,7 +344,7 @@ impl<'a> Race<'a> {
 
     fn over(&self, end: End) -> Raced {
         if let Some(Runner { hop, .. }) = self.runners.last() {
-            self.asked.ended(hop, Route::of(hop, self.hops), 0, &end);
+            self.asked.ended(hop, hop.route(self.hops), 0, &end);
         }
         Raced::Over(end)
     }
@@ -409,7 +409,7 @@ async fn ask(
         Ok(piece) => piece,
         Err(error) => {
             if let (Upstream::Gateway(gateway), Some(late)) = (&hop, Failure::late(&error)) {
-                cx.metrics.handshake(Side::Upstream, Err(late));
+                cx.metrics.handshake_failed(Direction::Outbound, late.label());
                 let error = DialError::Tls(error);
                 cx.familiar.dialing_failed(gateway, &error);
                 return Err(Miss::Dial(error));

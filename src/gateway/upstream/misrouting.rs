@@ -75,7 +75,7 @@ pub(crate) fn is_of_other_zone(first: &[u8]) -> bool {
 
 /// Counts that `gateway` is none, and says so once.
 pub(crate) fn found_foreign(gateway: &Gateway, foreign: Foreign, cx: &Context) {
-    cx.metrics.miswired("foreign");
+    cx.metrics.misrouted("foreign");
     if cx.resolver.memory().is_news(gateway, "foreign") {
         let (zone, gateway) = ends(gateway);
         warn!(
@@ -88,7 +88,7 @@ pub(crate) fn found_foreign(gateway: &Gateway, foreign: Foreign, cx: &Context) {
 
 /// Counts that a request for `build` comes back from `gateway`, and says so once.
 pub(crate) fn found_circle(gateway: &Gateway, build: &BuildId, cx: &Context) {
-    cx.metrics.miswired("circle");
+    cx.metrics.misrouted("circle");
     if cx.resolver.memory().is_news(gateway, "circle") {
         let (zone, gateway) = ends(gateway);
         warn!(
@@ -102,7 +102,7 @@ pub(crate) fn found_circle(gateway: &Gateway, build: &BuildId, cx: &Context) {
 /// Counts that `gateway` is one of another zone, known by the names in its certificate, and says so
 /// once.
 pub(crate) fn found_elsewhere(gateway: &Gateway, names: &str, cx: &Context) {
-    cx.metrics.miswired("zone");
+    cx.metrics.misrouted("zone");
     if cx.resolver.memory().is_news(gateway, "zone") {
         let (zone, gateway) = ends(gateway);
         warn!(
@@ -117,7 +117,7 @@ pub(crate) fn found_elsewhere(gateway: &Gateway, names: &str, cx: &Context) {
 
 /// Counts that `gateway` takes requests and never says anything, so often in a row, and says so once.
 pub(crate) fn found_mute(gateway: &Gateway, times: u32, cx: &Context) {
-    cx.metrics.miswired("silent");
+    cx.metrics.misrouted("silent");
     if cx.resolver.memory().is_news(gateway, "silent") {
         let (zone, gateway) = ends(gateway);
         warn!(
