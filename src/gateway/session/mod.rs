@@ -25,7 +25,7 @@ use self::outcome::Outcome;
 use self::proxy_protocol::{NoHeader, read_header};
 use self::stream_table::Listed;
 use super::Context;
-use super::health::Trouble;
+use super::health::FailureKind;
 use super::limits::eviction_queue::Entry;
 use super::limits::{AddressPlace, CountedClient, Unasked};
 use super::protocol::request::{Fault, QueryError, Reply, read_query};
@@ -294,7 +294,6 @@ async fn shake_hands(
             let kind = stream.get_ref().1.handshake_kind();
             let resumed = kind == Some(HandshakeKind::Resumed);
             cx.metrics.handshake_ok(Direction::Inbound, resumed);
-            cx.familiar.greeted(peer.ip());
             if stream.get_ref().1.peer_certificates().is_some() {
                 cx.bounds.certify(peer.ip());
                 *of_address = None;
@@ -312,10 +311,6 @@ async fn shake_hands(
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
     cx.metrics.handshake_failed(Direction::Inbound, failure.label());
-    // Who leaves in the middle of it looks whether we speak TLS.
-    if failure != Failure::Closed {
-        cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways_elsewhere(), &error).await;
-    }
     debug!(%peer, error, "no connection");
     Err(Outcome::NoHandshake)
 }
@@ -393,7 +388,7 @@ async fn relay_from(
             return Ok(end);
         }
         Err(None) => {
-            memory.failed(build, hop, &DialError::Busy, Trouble::Other);
+            memory.failed(build, hop, &DialError::Busy, FailureKind::Other);
             asked.ended(hop, route, 0, &DialError::Busy);
             return Err(Fault::ExecutorSilent);
         }
@@ -405,7 +400,7 @@ async fn relay_from(
             if matches!(error, DialError::Ourselves) {
                 cx.metrics.misrouted("circle");
             }
-            memory.failed(build, hop, &error, Trouble::Other);
+            memory.failed(build, hop, &error, FailureKind::Other);
             asked.ended(hop, route, 0, &error);
             return Err(Fault::ExecutorUnreachable);
         }
@@ -436,7 +431,7 @@ async fn relay_from(
     }
     asked.ended(hop, route, bytes, &end);
     if bytes == 0 && end.is_upstreams_fault() {
-        memory.failed(build, hop, &end, Trouble::Other);
+        memory.failed(build, hop, &end, FailureKind::Other);
     }
     if let Some(slot) = slot.filter(|_| timed_out && whole_timeout) {
         slot.silent(build);

@@ -236,7 +236,6 @@ impl Upstream {
             }
         };
         cx.metrics.handshake_failed(Direction::Outbound, failure.label());
-        cx.familiar.dialing_failed(gateway, &error);
         Err(error)
     }
 }

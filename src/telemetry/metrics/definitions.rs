@@ -58,10 +58,9 @@ const FAILOVER_REASONS: &[&str] = &[
     "cut",
     "overtaken",
     "refused",
-    "foreign",
 ];
 
-const MISROUTING_KINDS: &[&str] = &["circle", "zone", "foreign", "silent"];
+const MISROUTING_KINDS: &[&str] = &["circle", "zone"];
 
 /// `ok`, and why a TLS handshake failed, as `tls::handshake_error` names it.
 pub(super) const HANDSHAKE_RESULTS: &[&str] = &[
