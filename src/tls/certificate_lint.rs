@@ -108,7 +108,7 @@ impl fmt::Display for Finding {
 pub(crate) fn chain(
     chain: &[CertificateDer<'_>],
     is_pinned: bool,
-    files: &Files,
+    files: &TlsFiles,
     purpose: CertificatePurpose<'_>,
     now: UnixTime,
 ) -> Vec<Finding> {
@@ -180,7 +180,7 @@ fn intermediate(
 struct LeafLint<'c> {
     der: &'c CertificateDer<'c>,
     certificate: &'c X509Certificate<'c>,
-    files: &'c Files,
+    files: &'c TlsFiles,
     purpose: CertificatePurpose<'c>,
     findings: Vec<Finding>,
 }

@@ -36,7 +36,7 @@ struct Inner {
     /// What each port's configuration is made of.
     config: ClientConfig,
     trust_anchors: Arc<TrustAnchors>,
-    names: Names,
+    names: NameCheck,
     /// When our own certificate is valid.
     own: Validity,
     /// rustls knows servers by name alone, and several may be reached under one name.
@@ -53,7 +53,7 @@ pub(crate) struct Port {
 ///
 /// # Errors
 /// The identity cannot be used by a client.
-pub(crate) fn connector(identity: &Identity, names: Names) -> Result<Connector> {
+pub(crate) fn connector(identity: &Identity, names: NameCheck) -> Result<Connector> {
     let trust_anchors = Arc::clone(&identity.trust_anchors);
     let verifier = Verifier::new(Arc::clone(&trust_anchors), names, None);
     let config = ClientConfig::builder_with_provider(provider())
@@ -148,7 +148,7 @@ impl Connector {
 #[derive(Debug)]
 pub(crate) struct Verifier {
     pub(crate) trust_anchors: Arc<TrustAnchors>,
-    pub(crate) names: Names,
+    pub(crate) names: NameCheck,
     algorithms: WebPkiSupportedAlgorithms,
     /// Where the sessions of the servers that were verified go.
     sessions: Option<Arc<Sessions>>,
@@ -157,7 +157,7 @@ pub(crate) struct Verifier {
 impl Verifier {
     pub(crate) fn new(
         trust_anchors: Arc<TrustAnchors>,
-        names: Names,
+        names: NameCheck,
         sessions: Option<Arc<Sessions>>,
     ) -> Self {
         let algorithms = provider().signature_verification_algorithms;
@@ -182,7 +182,10 @@ impl Verifier {
         // would get around them.
         let constrained =
             || self.trust_anchors.are_constrained() || intermediates.iter().any(is_constrained);
-        if self.names == Names::Dialed && is_commonly_named(end_entity, name) && !constrained() {
+        if self.names == NameCheck::SanOrCommonName
+            && is_commonly_named(end_entity, name)
+            && !constrained()
+        {
             return Ok(());
         }
         Err(error)

@@ -23,52 +23,8 @@ use super::private_key;
 use super::private_key::Unsupported;
 use super::provider;
 use super::trust_anchors::TrustAnchors;
+use crate::config::{TlsFileKeys, TlsFiles};
 use crate::os::file;
-
-/// The PEM files of one identity. All three are required: every TLS peer in a Zuul system presents a
-/// certificate and verifies the other end's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Files {
-    /// Our certificate, followed by its intermediates.
-    pub(crate) cert: PathBuf,
-    /// Its private key.
-    pub(crate) key: PathBuf,
-    /// The CA certificates that must have issued the certificates of peers.
-    pub(crate) ca: PathBuf,
-    /// The configuration keys that name the files.
-    pub(crate) keys: Keys,
-}
-
-/// The configuration keys that name the files of an identity, as messages show them:
-/// `gateway.toml:8: tls.cert`. Empty for identities that do not come from a configuration.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Keys {
-    pub(crate) cert: String,
-    pub(crate) key: String,
-    pub(crate) ca: String,
-}
-
-impl PartialEq for Keys {
-    /// Always true: files that another line names are still the same files.
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Keys {}
-
-impl Files {
-    /// Returns files that no configuration names.
-    #[cfg(test)]
-    pub(crate) fn of(cert: &str, key: &str, ca: &str) -> Self {
-        Self { cert: cert.into(), key: key.into(), ca: ca.into(), keys: Keys::default() }
-    }
-
-    /// Returns the three paths.
-    pub(crate) fn paths(&self) -> [&Path; 3] {
-        [&self.cert, &self.key, &self.ca]
-    }
-}
 
 /// How often files that change while they are read are read again.
 const READS: usize = 3;
@@ -95,7 +51,7 @@ impl Identity {
     /// # Errors
     /// A finding for each file that cannot be used, and all other findings.
     pub(crate) fn load(
-        files: &Files,
+        files: &TlsFiles,
         purpose: CertificatePurpose<'_>,
         now: UnixTime,
     ) -> Result<Self, Vec<Finding>> {
@@ -156,7 +112,7 @@ impl Identity {
     #[cfg(any(feature = "demo", test))]
     pub(crate) fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self> {
         let identity = Self::from_parts(
-            &Keys::default(),
+            &TlsFileKeys::default(),
             ("certificate", certificates("certificate", cert.as_bytes())),
             ("key", private_key_of("key", key.as_bytes())),
             trust_anchors("CA", ca.as_bytes(), true).map(Arc::new),
@@ -166,7 +122,7 @@ impl Identity {
 
     /// Checks that rustls accepts the parts. The names are those that errors use for the first two.
     fn from_parts(
-        keys: &Keys,
+        keys: &TlsFileKeys,
         (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
         (key_name, key): (&str, Result<PrivateKeyDer<'static>>),
         trust_anchors: Result<Arc<TrustAnchors>>,
@@ -272,7 +228,7 @@ pub(crate) fn check_pair(
     CertifiedKey::from_der(chain.to_vec(), key.clone_key(), &provider()).map(drop).map_err(
         |error| {
             let files = ((name, &chain[0]), (key_name, key));
-            explain(&error, &Keys::default(), files.0, files.1).into_error()
+            explain(&error, &TlsFileKeys::default(), files.0, files.1).into_error()
         },
     )
 }

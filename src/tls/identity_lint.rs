@@ -18,14 +18,14 @@ use super::client::Verifier;
 use super::error_text::describe_certificate;
 use super::server::ClientVerifier;
 use super::trust_anchors::TrustAnchors;
-use super::{Files, Names};
+use crate::config::{NameCheck, TlsFiles};
 
 /// Returns the problems of `certificates`, a chain that begins with our own, read from `files`: alone,
 /// and as peers with the same `trust_anchors` will verify it.
 pub(crate) fn certificates(
     certificates: &[CertificateDer<'_>],
     trust_anchors: &Arc<TrustAnchors>,
-    files: &Files,
+    files: &TlsFiles,
     purpose: CertificatePurpose<'_>,
     now: UnixTime,
 ) -> Vec<Finding> {
@@ -48,7 +48,7 @@ pub(crate) fn certificates(
 fn path(
     chain: &[CertificateDer<'_>],
     trust_anchors: &Arc<TrustAnchors>,
-    files: &Files,
+    files: &TlsFiles,
     purpose: CertificatePurpose<'_>,
     now: UnixTime,
 ) -> Option<Finding> {
@@ -59,7 +59,7 @@ fn path(
         CertificatePurpose::Listening(_) => {
             // Names are checked separately.
             let name = ServerName::IpAddress(IpAddr::from([0; 4]).into());
-            let verifier = Verifier::new(Arc::clone(trust_anchors), Names::Any, None);
+            let verifier = Verifier::new(Arc::clone(trust_anchors), NameCheck::Off, None);
             verifier.verify_server_cert(own, others, &name, &[], now).map(drop)
         }
         CertificatePurpose::Dialing | CertificatePurpose::ZooKeeper => Ok(()),
@@ -94,7 +94,7 @@ fn path(
 
 /// Checks the dates of the CA certificates. rustls ignores them; OpenSSL, and with it Zuul's own
 /// services, does not.
-fn trust_anchors(trust_anchors: &TrustAnchors, files: &Files, now: UnixTime) -> Vec<Finding> {
+fn trust_anchors(trust_anchors: &TrustAnchors, files: &TlsFiles, now: UnixTime) -> Vec<Finding> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let mut findings = Vec::new();
     for (der, number) in trust_anchors.certificates().iter().zip(1..) {
@@ -127,7 +127,7 @@ fn trust_anchors(trust_anchors: &TrustAnchors, files: &Files, now: UnixTime) -> 
 
 /// Reports a private key that every user of this host can read. Not in a container whose first process
 /// is this program: it has no other users, and orchestrators mount secrets with such modes.
-pub(crate) fn key_mode(files: &Files) -> Option<Finding> {
+pub(crate) fn key_mode(files: &TlsFiles) -> Option<Finding> {
     let key = &files.key;
     let mode = fs::metadata(key).ok()?.mode();
     if mode & 0o004 == 0 || std::process::id() == 1 {

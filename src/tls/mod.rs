@@ -28,7 +28,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
 
 pub(crate) use self::certificate_lint::{CertificatePurpose, Finding};
-pub(crate) use self::client::{Connector, Names, connector};
+pub(crate) use self::client::{Connector, connector};
 pub(crate) use self::error_text::describe;
 pub(crate) use self::handshake_error::Failure;
 pub(crate) use self::identity::Identity;

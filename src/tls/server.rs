@@ -25,7 +25,8 @@ use tokio_rustls::server::TlsStream;
 use super::certificate_names;
 use super::certificate_names::{Validity, is_constrained};
 use super::trust_anchors::TrustAnchors;
-use super::{GATEWAY_PROTOCOL, Identity, Names, ZONE_PREFIX, provider};
+use super::{GATEWAY_PROTOCOL, Identity, ZONE_PREFIX, provider};
+use crate::config::{ClientCertificate, NameCheck};
 
 /// The most plaintext in one record, in bytes.
 ///
@@ -77,7 +78,7 @@ pub(crate) fn acceptor(
     own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
     let constrained = identity.trust_anchors.are_constrained();
-    let common_names = names != Names::DialedStrictly && !constrained;
+    let common_names = names != NameCheck::SanOnly && !constrained;
     Ok(Acceptor {
         cautious: Arc::new(cautious),
         own_kind: Arc::new(own_kind),
