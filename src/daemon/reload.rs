@@ -69,8 +69,7 @@ impl Live {
         let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
             match (listener.tls, gateway) {
                 (Some(client), Some(identity)) => {
-                    let zone = config.zone.as_deref();
-                    tls::acceptor(identity, client, config.names, zone).map(Some)
+                    tls::acceptor(identity, client, config.names).map(Some)
                 }
                 (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
                 (None, _) => Ok(None),

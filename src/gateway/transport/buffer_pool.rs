@@ -61,6 +61,13 @@ impl Piece {
     pub(crate) fn new(lent: Lent, length: usize) -> Self {
         Self { lent, length }
     }
+
+    /// Appends `more`, which must fit into the buffer.
+    pub(crate) fn append(&mut self, more: &[u8]) {
+        let length = self.length + more.len();
+        self.lent[self.length..length].copy_from_slice(more);
+        self.length = length;
+    }
 }
 
 impl Deref for Piece {

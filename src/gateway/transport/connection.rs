@@ -71,10 +71,10 @@ impl Connection {
     }
 
     /// Whether the peer is a gateway of our own kind, which ends no log without close_notify.
-    pub(crate) fn is_to_own_kind(&self) -> bool {
+    pub(crate) fn is_peer_gateway(&self) -> bool {
         match self {
             Self::Plain(_) => false,
-            Self::Tls(stream) => tls::is_own_kind(stream.get_ref().1),
+            Self::Tls(stream) => tls::is_peer_gateway(stream.get_ref().1),
         }
     }
 
@@ -142,7 +142,7 @@ impl Connection {
                     Poll::Ready(Err(error)) => {
                         let ended = is_tls
                             && error.kind() == io::ErrorKind::UnexpectedEof
-                            && !self.is_to_own_kind();
+                            && !self.is_peer_gateway();
                         if !ended && length == 0 {
                             return Poll::Ready(Err(error));
                         }
