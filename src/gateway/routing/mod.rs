@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use self::access::Access;
 use super::health::Memory;
-use super::protocol::request::{Fault, Reply};
+use super::protocol::reply::{Reply, ReplyError};
 use super::upstream::Upstream;
 use crate::model::build_request::{Build, BuildId, Executor, Place};
 use crate::model::component::{Announcement, Gateway};
@@ -115,9 +115,11 @@ impl Resolver {
                 fastrand::shuffle(&mut hops[..gateways]);
                 Ok((hops, origin))
             }
-            Err(LookupError::Away(cause)) => Err((Reply::Error(Fault::RegistryAway), cause)),
+            Err(LookupError::Away(cause)) => {
+                Err((Reply::Error(ReplyError::RegistryUnavailable), cause))
+            }
             Err(LookupError::Unreadable(fault)) => {
-                Err((Reply::Error(Fault::UnreadableEntry), fault))
+                Err((Reply::Error(ReplyError::MalformedEntry), fault))
             }
         }
     }
