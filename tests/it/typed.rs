@@ -2,8 +2,7 @@
 //! behind `sh`, which the tests that boot machines take from the pages and run there, each of them.
 //! docs/CONTRIBUTING.md tells the rules for those who write pages.
 
-use crate::documentation::compare;
-use crate::pages::{self, Block};
+use crate::pages::{self, Block, compare};
 use crate::support::debian_root::Machine;
 
 /// The machines, and the source of the tests that boot them.

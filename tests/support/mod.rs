@@ -13,9 +13,11 @@ pub(crate) mod flow;
 pub(crate) mod gateway;
 pub(crate) mod haproxy;
 pub(crate) mod namespace;
+pub(crate) mod process;
 pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod sandbox;
+pub(crate) mod static_program;
 pub(crate) mod system;
 pub(crate) mod zookeeper;
 
