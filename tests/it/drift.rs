@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::pages;
 use crate::support::checkout::{read, top};
+use crate::support::pages;
 
 /// All sources of the program, below `src`.
 fn sources() -> Vec<PathBuf> {
@@ -348,7 +348,7 @@ fn exists(name: &str) -> bool {
     let path = path.replace("::", "/");
     let directory = match path.split_once('/') {
         Some(("src", _)) => "",
-        Some(("interop", _)) => "tests",
+        Some(("docs" | "interop" | "system", _)) => "tests",
         _ => "tests/it",
     };
     let file = top().join(directory).join(path);

@@ -13,12 +13,14 @@ pub(crate) mod flow;
 pub(crate) mod gateway;
 pub(crate) mod haproxy;
 pub(crate) mod namespace;
+pub(crate) mod pages;
 pub(crate) mod process;
 pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod sandbox;
 pub(crate) mod static_program;
 pub(crate) mod system;
+pub(crate) mod typed;
 pub(crate) mod zookeeper;
 
 use std::io::Write as _;

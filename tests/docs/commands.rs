@@ -23,15 +23,15 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UnixDatagram};
 use tokio::process::{Child, Command};
 
-use crate::pages::{self, Block, compare};
 use crate::support::certificates::Authority;
 use crate::support::executor::Executor;
 use crate::support::gateway::BINARY;
 use crate::support::namespace::{apart, command};
+use crate::support::pages::{self, Block, compare};
 use crate::support::system::{System, Worker};
+use crate::support::typed::is_machine;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
-use crate::typed::is_machine;
 
 /// The build that the pages ask for, and what its executor says.
 const BUILD: &str = "25f6e270b80e4331891413c0ca6dc9fc";
