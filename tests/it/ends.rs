@@ -2,14 +2,14 @@
 //! next hop" where a hop made way for another. `docs/operating.md` lists them for operators.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 
 use rustix::process::Signal;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
+use crate::support::executor::full_listener;
 use crate::support::executor::{Executor, acceptor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::{System, Worker};
@@ -210,16 +210,6 @@ impl Stream {
         }
         site.end("stream ended").await
     }
-}
-
-/// A listener that takes no more connections than the one that is returned with it: the kernel keeps
-/// one for a backlog of 0, and drops the next one's SYN.
-pub(crate) async fn full_listener() -> (TcpListener, Client<TcpStream>) {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
-    let listener = socket.listen(0).expect("a listener");
-    let first = Client::connect(listener.local_addr().expect("its address")).await;
-    (listener, first)
 }
 
 /// Why a gateway of another zone makes way for the executor behind it.

@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
-use crate::route::comes_from;
 use crate::support::admin::metric;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, unreachable};
@@ -14,6 +13,7 @@ use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
 use crate::support::system::{System, Worker};
 use crate::support::within;
+use crate::support::zones::comes_from;
 
 fn faults(kind: &str) -> String {
     format!("zuul_fingergw_wiring_faults_total{{kind=\"{kind}\"}}")
