@@ -9,11 +9,11 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
-use crate::gateway::finger::{QUERY_MAX, QueryError, read_query};
-use crate::gateway::proxy_protocol::{HEADER_MAX, Header};
-use crate::registry::build::{Build, BuildId, Executor, Place};
-use crate::registry::component::{Announcement, Component, FINGERGW, Gateway, State};
-use crate::service::control::Request;
+use crate::control::Request;
+use crate::gateway::protocol::request::{QUERY_MAX, QueryError, read_query};
+use crate::gateway::session::proxy_protocol::{HEADER_MAX, Header};
+use crate::model::build_request::{Build, BuildId, Executor, Place};
+use crate::model::component::{Announcement, Component, FINGERGW, Gateway, State};
 
 /// Panics unless `text` can be shown to people: on one line, printable and not too long.
 pub(crate) fn presentable(text: &str) {

@@ -27,22 +27,20 @@
 //! Live state travels by `watch` channels; no lock is held across an await. The pure parts (query,
 //! route, component and build documents, configuration) know no socket, clock or ZooKeeper.
 
-pub mod cli;
-#[cfg(any(test, fuzzing))]
-pub mod fuzzing;
-
 mod admin;
+pub mod cli;
 mod config;
+mod control;
 mod daemon;
 #[cfg_attr(not(feature = "demo"), path = "demo/absent.rs")]
 mod demo;
-mod eviction;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod gateway;
-mod log;
 #[cfg(test)]
 mod manual;
-mod otlp;
+mod model;
+mod os;
 mod registry;
-mod service;
-mod small_file;
+mod telemetry;
 mod tls;

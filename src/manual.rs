@@ -9,7 +9,7 @@
 //! The manual pages are in mdoc(7). A mark is a comment: `.\" BEGIN name` and `.\" END name`, in
 //! Markdown `<!-- BEGIN name -->`.
 
-mod metrics;
+pub(crate) mod metrics;
 
 use std::fmt::Write as _;
 
@@ -244,10 +244,10 @@ mod tests {
     use std::path::PathBuf;
     use std::process;
 
-    use super::metrics::{of_alerts, of_catalogue};
     use super::*;
     use crate::cli;
-    use crate::gateway::finger::{Fault, Reply};
+    use crate::gateway::protocol::request::{Fault, Reply};
+    use crate::manual::metrics::{of_alerts, of_catalogue};
 
     const EXAMPLE: &str = include_str!("../etc/zuul-fingergw.toml");
 

@@ -14,11 +14,8 @@
 //! fail because of other clients would have a healthy gateway restarted. One address has a quarter
 //! of each kind of place.
 
-pub(crate) mod catalogue;
-pub(crate) mod descriptor;
-pub(crate) mod metrics;
-mod process;
-mod system;
+pub(crate) mod process_collector;
+pub(crate) mod state_collector;
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -42,13 +39,13 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use self::metrics::Metrics;
-use self::process::Process;
-pub(crate) use self::system::System;
-use self::system::is_ready;
-use crate::eviction::{Entry, EvictionQueue};
+use self::process_collector::Process;
+pub(crate) use self::state_collector::System;
+use self::state_collector::is_ready;
+use crate::gateway::limits::eviction_queue::{Entry, EvictionQueue};
+use crate::model::component::State;
 use crate::registry::Standing;
-use crate::registry::component::State;
+use crate::telemetry::metrics::Metrics;
 
 // `service::descriptors` keeps a descriptor for each of these places.
 /// Connections at once whose first segment is waited for, and for how long. A client that sends its
@@ -330,14 +327,15 @@ fn without_exemplar(sample: &str) -> &str {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::catalogue::PAGE;
-    use super::descriptor::Values;
     use super::*;
-    use crate::gateway::resolver::Resolver;
-    use crate::log::LostLines;
+    use crate::gateway::routing::Resolver;
+    use crate::model::component::Announcement;
     use crate::registry::Registry as Components;
-    use crate::registry::component::Announcement;
-    use crate::registry::embedded::Embedded;
+    use crate::registry::in_memory::Embedded;
+    use crate::telemetry::log::LostLines;
+    use crate::telemetry::metrics::definitions::PAGE;
+    use crate::telemetry::metrics::descriptor::Values;
+    use crate::telemetry::metrics::{self, definitions};
     use crate::tls::Failure;
 
     /// A quarter of the places is one address's, in whichever queue.
@@ -465,11 +463,11 @@ mod tests {
     /// What cannot be counted without being in the catalogue, because the types know its values.
     #[test]
     fn the_catalogue_has_the_values_of_the_types() {
-        use metrics::{Rejection, Route};
+        use crate::telemetry::metrics::{Rejection, Route};
         for failure in Failure::ALL {
-            assert!(catalogue::HANDSHAKES.has(1, failure.label()), "{failure:?}");
+            assert!(definitions::HANDSHAKES.has(1, failure.label()), "{failure:?}");
         }
-        assert_eq!(catalogue::HANDSHAKES.values(1).count(), Failure::ALL.len() + 1);
+        assert_eq!(definitions::HANDSHAKES.values(1).count(), Failure::ALL.len() + 1);
         for reason in [
             Rejection::Limit,
             Rejection::Address,
@@ -478,11 +476,11 @@ mod tests {
             Rejection::Lookups,
             Rejection::Accept,
         ] {
-            assert!(catalogue::REJECTED.has(0, reason.as_str()), "{reason:?}");
+            assert!(definitions::REJECTED.has(0, reason.as_str()), "{reason:?}");
         }
         for route in [Route::Direct, Route::Zone, Route::Fallback] {
-            assert!(catalogue::ROUTES.has(0, route.as_str()), "{route:?}");
+            assert!(definitions::ROUTES.has(0, route.as_str()), "{route:?}");
         }
-        assert!(!catalogue::ROUTES.has(0, "detour"));
+        assert!(!definitions::ROUTES.has(0, "detour"));
     }
 }

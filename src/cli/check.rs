@@ -7,15 +7,16 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow};
 
 use super::{Loaded, Usable, load, refuse};
-use crate::config::{self, Config};
+use crate::config;
+use crate::config::Config;
+use crate::control::socket_file;
 use crate::daemon;
-use crate::log;
 use crate::registry::zookeeper::survey::{Survey, survey};
-use crate::service::socket_file;
+use crate::telemetry::log;
 use crate::tls::Identity;
 
 /// Checks the configuration in `path`; with `connect` looks into its ZooKeeper as well.
-pub(super) fn run(path: Option<&Path>, connect: bool) -> ExitCode {
+pub(crate) fn run(path: Option<&Path>, connect: bool) -> ExitCode {
     let usable = match load(path).and_then(Loaded::usable).and_then(checked) {
         Ok(usable) => usable,
         Err(error) => return refuse(&error),

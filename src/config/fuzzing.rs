@@ -6,22 +6,20 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::fault::{Fault, Faults};
-use super::{
-    Config, Limits, Listener, Log, LogFormat, LogOutput, ZooKeeper, log_config, toml_file,
-    zuul_conf,
-};
+use super::error::{Fault, Faults};
+use super::zuul_conf::python_logging;
+use super::{Config, Limits, Listener, Log, LogFormat, LogOutput, ZooKeeper, toml, zuul_conf};
 use crate::fuzzing::presentable;
-use crate::gateway::access::Rule;
+use crate::gateway::routing::access::Rule;
 use crate::tls::{ClientCertificate, Files, Names};
 
 /// Our TOML.
 pub fn toml(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
-    match toml_file::read("f.toml", text) {
+    match toml::read("f.toml", text) {
         Ok(config) => {
             let written = write_toml(&config);
-            assert_eq!(toml_file::read("f.toml", &written), Ok(config), "{written}");
+            assert_eq!(toml::read("f.toml", &written), Ok(config), "{written}");
         }
         Err(faults) => check_faults(&faults, text),
     }
@@ -55,7 +53,7 @@ pub fn log_config(data: &[u8]) {
     let Some((&first, text)) = data.split_first() else { return };
     let Ok(text) = str::from_utf8(text) else { return };
     let path = if first % 2 == 1 { "log.yaml" } else { "log.conf" };
-    match log_config::read(path, text) {
+    match python_logging::read(path, text) {
         Ok(log) => {
             let given = log.log_config.expect("the file it comes from");
             if !given.not_taken.is_empty() {

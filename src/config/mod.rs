@@ -3,19 +3,16 @@
 //! The only place that knows keys and defaults. Whatever is wrong with a file is reported together,
 //! each [`fault::Fault`] with file, line, key, value and what is allowed.
 
-mod change;
-mod domain;
-mod fault;
+pub(crate) mod diff;
+pub(crate) mod domain;
+pub(crate) mod error;
+pub(crate) mod fqdn;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod hostname;
-mod ini;
-mod log_config;
-mod toml_document;
-mod toml_file;
-mod tracing;
-mod value;
-mod zuul_conf;
+pub(crate) mod otlp;
+pub(crate) mod parse;
+pub(crate) mod toml;
+pub(crate) mod zuul_conf;
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -25,16 +22,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
-pub(crate) use self::change::Change;
+pub(crate) use self::diff::Change;
 pub(crate) use self::domain::to_ascii;
-pub(crate) use self::hostname::fully_qualified as own_hostname;
+pub(crate) use self::fqdn::fully_qualified as own_hostname;
 #[cfg(feature = "otlp")]
-pub(crate) use self::tracing::Protocol;
-pub(crate) use self::tracing::Tracing;
+pub(crate) use self::otlp::Protocol;
+pub(crate) use self::otlp::Tracing;
 
-use crate::gateway::access::Rule;
-use crate::otlp;
-use crate::small_file;
+use crate::gateway::routing::access::Rule;
+use crate::os::file;
 use crate::tls::{ClientCertificate, Files, Names};
 
 /// Everything an operator can say. Complete: what was not said has its default.
@@ -111,8 +107,8 @@ pub(crate) fn display_address(host: &str, port: u16) -> String {
 }
 
 /// Refuses an address that one of `listeners` has.
-fn refuse_taken(host: &str, port: u16, listeners: &[Listener]) -> value::Read<()> {
-    match listeners.iter().find(|other| value::is_same((host, port), (&other.host, other.port))) {
+fn refuse_taken(host: &str, port: u16, listeners: &[Listener]) -> parse::Read<()> {
+    match listeners.iter().find(|other| parse::is_same((host, port), (&other.host, other.port))) {
         Some(other) => Err(format!(
             "the listener on {} takes this address; give each another address or port",
             other.address()
@@ -182,7 +178,7 @@ impl Config {
         }
         match &self.tracing {
             // Zuul's other services read the same section, so it is no fault of the file.
-            Some(_) if !otlp::COMPILED => warnings.push(
+            Some(_) if !crate::telemetry::otlp::COMPILED => warnings.push(
                 "[tracing] is enabled, but this program was built without it, so nothing is traced \
                  (cargo build --features otlp makes one that can)"
                     .to_owned(),
@@ -206,7 +202,7 @@ impl Config {
         let mut warnings = Vec::new();
         for (index, one) in addresses.iter().enumerate() {
             for other in &addresses[index + 1..] {
-                if value::overlap(*one, *other) {
+                if parse::overlap(*one, *other) {
                     let [one, other] =
                         [one, other].map(|(host, port)| display_address(host, *port));
                     warnings.push(format!(
@@ -482,7 +478,7 @@ pub(crate) fn is_toml(path: &Path) -> bool {
 /// # Errors
 /// All [`fault::Faults`] of the file, or why it cannot be read.
 pub(crate) fn load(path: &Path) -> Result<Config> {
-    let bytes = small_file::read(path).map_err(|error| unreadable(path, &error))?;
+    let bytes = file::read(path).map_err(|error| unreadable(path, &error))?;
     let Ok(text) = String::from_utf8(bytes) else {
         bail!("{}: is not UTF-8 text", path.display());
     };
@@ -490,10 +486,10 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let name = path.display().to_string();
     if is_toml(path) {
-        Ok(toml_file::read(&name, text)?)
+        Ok(toml::read(&name, text)?)
     } else {
         let read = zuul_conf::read(&name, text, environment());
-        read.map_err(|faults| match toml_file::is_likely(text) {
+        read.map_err(|faults| match toml::is_likely(text) {
             true => anyhow!(
                 "{name}: is TOML, and was read as a zuul.conf, because its name does not end in \
                  .toml; rename it"
@@ -506,11 +502,11 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
 /// The command socket that the configuration in `path` sets, whatever else is wrong with it: the
 /// gateway that runs was started with an earlier version of it.
 pub(crate) fn command_socket(path: &Path) -> Option<PathBuf> {
-    let bytes = small_file::read(path).ok()?;
+    let bytes = file::read(path).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     match is_toml(path) {
-        true => toml_file::command_socket(text),
+        true => toml::command_socket(text),
         false => zuul_conf::command_socket(text, environment()),
     }
 }

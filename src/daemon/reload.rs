@@ -16,17 +16,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::Identities;
-use crate::admin::metrics::Metrics;
-use crate::config::{self, Change, Config, Limits};
+use crate::config;
+use crate::config::{Change, Config, Limits};
+use crate::control::status::CertificateStatus;
+use crate::control::{RELOADED, Reload};
 use crate::gateway::{Adjuster, Settings};
-use crate::log::Volume;
-use crate::registry::zookeeper;
-use crate::service::control::{RELOADED, Reload};
-use crate::service::signals::ReloadSignal;
-use crate::service::status::CertificateStatus;
-use crate::service::systemd::Manager;
-use crate::service::{descriptors, memory};
-use crate::tls::{self, Acceptor, Identity, Names};
+use crate::os::sd_notify::Manager;
+use crate::os::signals::ReloadSignal;
+use crate::os::{fd_limit, memory_limit};
+use crate::registry::zookeeper::session;
+use crate::telemetry::log::Volume;
+use crate::telemetry::metrics::Metrics;
+use crate::tls;
+use crate::tls::{Acceptor, Identity, Names};
 
 /// What people can do about a reload that failed.
 const MEND: &str = "nothing has changed; if files were being replaced just now, reload again";
@@ -44,15 +46,15 @@ pub(crate) struct Source {
 }
 
 /// A configuration with its certificates.
-pub(super) struct Configured {
-    pub(super) config: Config,
-    pub(super) identities: Identities,
+pub(crate) struct Configured {
+    pub(crate) config: Config,
+    pub(crate) identities: Identities,
 }
 
 /// What a running gateway takes from them, made and ready to use.
-pub(super) struct Live {
-    pub(super) settings: Settings,
-    pub(super) zookeeper: zookeeper::Tls,
+pub(crate) struct Live {
+    pub(crate) settings: Settings,
+    pub(crate) zookeeper: session::Tls,
 }
 
 impl Live {
@@ -61,7 +63,7 @@ impl Live {
     ///
     /// # Errors
     /// A certificate cannot be used.
-    pub(super) fn of(configured: &Configured, kept: &[Option<Acceptor>]) -> Result<Self> {
+    pub(crate) fn of(configured: &Configured, kept: &[Option<Acceptor>]) -> Result<Self> {
         let Configured { config, identities } = configured;
         let Identities { gateway, zookeeper } = identities;
         let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
@@ -89,10 +91,10 @@ impl Live {
 ///
 /// # Errors
 /// The certificate cannot be used.
-pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zookeeper::Tls> {
+pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<session::Tls> {
     let verify_hostnames = config.zookeeper.verify_hostnames;
     let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
-    Ok(zookeeper::Tls {
+    Ok(session::Tls {
         certs: tls::zookeeper_certs(identity)?,
         verify_hostnames,
         connector: tls::connector(identity, names)?,
@@ -101,14 +103,14 @@ pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zook
 }
 
 /// Who asks for reloads.
-pub(super) struct Orders {
+pub(crate) struct Orders {
     signal: ReloadSignal,
     commands: mpsc::Receiver<Reload>,
 }
 
 impl Orders {
     /// Takes the signal over, and returns what takes commands. Needs a runtime.
-    pub(super) fn new() -> io::Result<(mpsc::Sender<Reload>, Self)> {
+    pub(crate) fn new() -> io::Result<(mpsc::Sender<Reload>, Self)> {
         let (sender, commands) = mpsc::channel(COMMANDS_WAITING);
         Ok((sender, Self { signal: ReloadSignal::new()?, commands }))
     }
@@ -123,7 +125,7 @@ impl Orders {
     }
 
     /// Refuses all orders: the gateway is stopping.
-    pub(super) async fn refuse(&mut self) -> Infallible {
+    pub(crate) async fn refuse(&mut self) -> Infallible {
         loop {
             if let Some(reload) = self.next().await {
                 // Nobody listens any more: nobody wants to know.
@@ -135,18 +137,18 @@ impl Orders {
 }
 
 /// Reloads what a gateway runs with.
-pub(super) struct Reloader {
-    pub(super) source: Source,
+pub(crate) struct Reloader {
+    pub(crate) source: Source,
     /// The name that is registered, which takes a restart to change.
-    pub(super) hostname: String,
+    pub(crate) hostname: String,
     /// What runs now.
-    pub(super) running: Arc<Configured>,
-    pub(super) gateway: Adjuster,
-    pub(super) zookeeper: watch::Sender<zookeeper::Tls>,
-    pub(super) volume: Volume,
-    pub(super) metrics: Metrics,
+    pub(crate) running: Arc<Configured>,
+    pub(crate) gateway: Adjuster,
+    pub(crate) zookeeper: watch::Sender<session::Tls>,
+    pub(crate) volume: Volume,
+    pub(crate) metrics: Metrics,
     /// Those in use, for `status`.
-    pub(super) certificates: watch::Sender<Vec<CertificateStatus>>,
+    pub(crate) certificates: watch::Sender<Vec<CertificateStatus>>,
 }
 
 /// All that a reload changes.
@@ -159,7 +161,7 @@ struct Prepared {
 
 impl Reloader {
     /// Fulfils `orders`, one after the other.
-    pub(super) async fn serve(&mut self, orders: &mut Orders, manager: &Manager) -> Infallible {
+    pub(crate) async fn serve(&mut self, orders: &mut Orders, manager: &Manager) -> Infallible {
         loop {
             let asked = orders.next().await;
             manager.reloading().await;
@@ -211,7 +213,7 @@ impl Reloader {
             // What the limits of open files and of memory leave of it is known, and was told.
             self.gateway.settings().limits.connections
         } else {
-            descriptors::budget(memory::budget(wanted))
+            fd_limit::budget(memory_limit::budget(wanted))
         };
         live.settings.limits.fit_connections(fitting);
         self.gateway.adjust(live.settings);

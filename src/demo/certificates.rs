@@ -9,10 +9,10 @@ use rcgen::{
 use crate::tls::Identity;
 
 /// Signs the demo's certificates.
-pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "zuul-fingergw demo CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -21,13 +21,13 @@ impl Authority {
     }
 
     /// The authority's certificate.
-    pub(super) fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
     /// A certificate for `name`, good for both sides of a connection as Zuul uses it, and the same
     /// as one PEM text with its key.
-    pub(super) fn identity(&self, name: &str) -> Result<(Identity, String)> {
+    pub(crate) fn identity(&self, name: &str) -> Result<(Identity, String)> {
         let mut params = CertificateParams::new([name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages =

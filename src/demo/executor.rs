@@ -24,12 +24,12 @@ const REQUEST_MAX: usize = 1024;
 const FAILURE: &str = "Internal streaming error";
 
 /// Where an executor keeps the log of `build`.
-pub(super) fn log_of(builds: &Path, build: &str) -> PathBuf {
+pub(crate) fn log_of(builds: &Path, build: &str) -> PathBuf {
     builds.join(build).join("work/logs/job-output.txt")
 }
 
 /// Serves the logs below `builds` for as long as the process lives.
-pub(super) async fn serve(listener: TcpListener, builds: PathBuf) {
+pub(crate) async fn serve(listener: TcpListener, builds: PathBuf) {
     loop {
         match listener.accept().await {
             Ok((client, _)) => {

@@ -11,7 +11,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::Options;
 use super::executor::log_of;
-use crate::registry::build::BuildId;
+use crate::model::build_request::BuildId;
 
 /// Between two lines of the made-up log.
 const LINE_EVERY: Duration = Duration::from_millis(300);
@@ -20,7 +20,7 @@ const LINE_EVERY: Duration = Duration::from_millis(300);
 const LINES: u32 = 12;
 
 /// A job whose log somebody streams.
-pub(super) struct Job {
+pub(crate) struct Job {
     directory: PathBuf,
     log: Content,
     /// The log that is streamed, open for reading. `None` where the user's own file is followed,
@@ -39,7 +39,7 @@ enum Content {
 
 impl Job {
     /// Makes the job directory below `root`, with the log that `options` ask for.
-    pub(super) fn prepare(root: &Path, build: &BuildId, options: &Options) -> Result<Self> {
+    pub(crate) fn prepare(root: &Path, build: &BuildId, options: &Options) -> Result<Self> {
         let builds = root.join("builds");
         let log = log_of(&builds, build.as_str());
         fs::create_dir_all(log.parent().context("a log is in a directory")?)?;
@@ -76,7 +76,7 @@ impl Job {
     }
 
     /// The log's length, where it is known to be whole.
-    pub(super) fn length(&self) -> Option<u64> {
+    pub(crate) fn length(&self) -> Option<u64> {
         match &self.log {
             Content::Users { length } => *length,
             Content::MadeUp { length, .. } => self.ended.then_some(*length),
@@ -84,13 +84,13 @@ impl Job {
     }
 
     /// Whether [`Self::contains`] can be asked.
-    pub(super) fn is_comparable(&self) -> bool {
+    pub(crate) fn is_comparable(&self) -> bool {
         self.source.is_some()
     }
 
     /// Whether the log has `bytes` at `offset`; also after the job's directory is gone. Never, where
     /// the log is not comparable.
-    pub(super) fn contains(&self, bytes: &[u8], offset: u64) -> io::Result<bool> {
+    pub(crate) fn contains(&self, bytes: &[u8], offset: u64) -> io::Result<bool> {
         let Some(source) = &self.source else { return Ok(false) };
         let mut own = vec![0; bytes.len()];
         match source.read_exact_at(&mut own, offset) {
@@ -101,7 +101,7 @@ impl Job {
 
     /// Takes the job one step further, when it is time for it. `streaming` says that somebody has
     /// the log open: from then on its directory may vanish, as a finished build's does.
-    pub(super) async fn go_on(&mut self, streaming: bool) -> Result<()> {
+    pub(crate) async fn go_on(&mut self, streaming: bool) -> Result<()> {
         let finished = match &mut self.log {
             _ if self.ended => return std::future::pending().await,
             Content::Users { .. } => true,

@@ -4,9 +4,9 @@
 //! and an executor. A build's log crosses from west to east. The gateways are the real ones; only
 //! the registry ([`Embedded`]) and the executor ([`executor`]) are stand-ins.
 
-mod certificates;
-mod executor;
-mod job;
+pub(crate) mod certificates;
+pub(crate) mod executor;
+pub(crate) mod job;
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -27,20 +27,21 @@ use tracing::Level;
 
 use self::certificates::Authority;
 use self::job::Job;
-use crate::admin::metrics::Metrics;
 use crate::config::{Limits, Listener, Log, LogOutput};
-use crate::gateway::listener::bind;
-use crate::gateway::resolver::Resolver;
+use crate::daemon::runtime;
+use crate::gateway::accept::bind;
+use crate::gateway::routing::Resolver;
 use crate::gateway::{Gateway, Settings};
-use crate::log;
-use crate::otlp::{Origin, Tracer};
-use crate::registry::build::{Build, BuildId, Executor, Place};
-use crate::registry::component::Announcement;
-use crate::registry::embedded::Embedded;
+use crate::model::build_request::{Build, BuildId, Executor, Place};
+use crate::model::component::Announcement;
+use crate::os::signals::StopSignals;
+use crate::registry::in_memory::Embedded;
 use crate::registry::{Registration, Registry};
-use crate::service::runtime;
-use crate::service::signals::StopSignals;
-use crate::tls::{self, ClientCertificate, Identity, Names};
+use crate::telemetry::log;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::otlp::{Origin, Tracer};
+use crate::tls;
+use crate::tls::{ClientCertificate, Identity, Names};
 
 /// What a person may ask of the demo.
 #[derive(Args)]

@@ -2,36 +2,15 @@
 //! through, [`finger`] reads the request, [`resolver`] says where to, [`upstream`] dials, [`relay`]
 //! copies; [`streams`] lists what runs.
 
-pub(crate) mod access;
-mod allowance;
-mod asking;
-mod bounds;
-mod buffer;
-mod client_hello;
-pub(crate) mod connection;
-pub(crate) mod decision;
-mod dial;
-mod executor_slots;
-mod failover;
-mod familiar;
-pub(crate) mod finger;
-mod heap;
-pub(crate) mod listener;
-pub(crate) mod memory;
-pub(crate) mod outcome;
-mod own_addresses;
-mod pipe;
-pub(crate) mod proxy_protocol;
-pub(crate) mod pulse;
-mod rates;
-pub(crate) mod read_ahead;
+pub(crate) mod accept;
+pub(crate) mod health;
+pub(crate) mod limits;
+pub(crate) mod protocol;
 pub(crate) mod relay;
-pub(crate) mod resolver;
+pub(crate) mod routing;
 pub(crate) mod session;
-pub(crate) mod streams;
+pub(crate) mod transport;
 pub(crate) mod upstream;
-mod waiting;
-mod wiring;
 
 use std::io;
 use std::net::TcpListener as StdListener;
@@ -46,22 +25,23 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::asking::Asking;
-use self::bounds::Bounds;
-use self::decision::Decider;
-use self::dial::Dialer;
-use self::executor_slots::ExecutorSlots;
-use self::familiar::Familiar;
-use self::heap::HeapTrimmer;
-use self::listener::Listener;
-use self::own_addresses::OwnAddresses;
-use self::pulse::{Probe, pulse};
-use self::resolver::Resolver;
-use self::streams::Streams;
-use self::waiting::WaitingStreams;
-use crate::admin::metrics::Metrics;
-use crate::config::{self, Limits};
-use crate::otlp::Tracer;
+use self::accept::Listener;
+use self::accept::heartbeat::{Probe, pulse};
+use self::health::handshake_failures::Familiar;
+use self::limits::Bounds;
+use self::relay::stalled_clients::WaitingStreams;
+use self::routing::Resolver;
+use self::routing::explain::Decider;
+use self::session::stream_table::Streams;
+use self::upstream::dialer::Dialer;
+use self::upstream::executor_slots::ExecutorSlots;
+use self::upstream::loop_guard::Asking;
+use self::upstream::own_addresses::OwnAddresses;
+use crate::config;
+use crate::config::Limits;
+use crate::os::heap::HeapTrimmer;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::otlp::Tracer;
 use crate::tls::{Acceptor, Connector};
 
 /// What of a gateway can change while it runs.

@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use prometheus_client::metrics::MetricType;
 use saphyr::{LoadableYamlNode, Yaml};
 
-use crate::admin::catalogue::PAGE;
-use crate::admin::descriptor::{Descriptor, Values};
+use crate::telemetry::metrics::definitions::PAGE;
+use crate::telemetry::metrics::descriptor::{Descriptor, Values};
 
 /// A table of all metrics, and what there is to say of each.
-pub(super) fn of_catalogue() -> String {
+pub(crate) fn of_catalogue() -> String {
     let mut text = "| metric | type | unit | labels |\n| --- | --- | --- | --- |\n".to_owned();
     for descriptor in PAGE.iter().flat_map(|(_, descriptors)| *descriptors) {
         let name = exported(descriptor);
@@ -54,7 +54,7 @@ fn exported(descriptor: &Descriptor) -> String {
 }
 
 /// A table of the alerts in a file of rules.
-pub(super) fn of_alerts(rules: &str) -> String {
+pub(crate) fn of_alerts(rules: &str) -> String {
     let documents = Yaml::load_from_str(rules).expect("YAML");
     let mut text = "| alert | severity | after | cause, and what to do |\n\
                     | --- | --- | --- | --- |\n"

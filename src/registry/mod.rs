@@ -4,11 +4,8 @@
 //! `zuul-fingergw demo`. Either is split in two: a [`Registry`] answers questions and is handed
 //! to every connection; a [`Registration`] is this gateway's own entry, and belongs to the daemon.
 
-pub(crate) mod build;
-pub(crate) mod component;
 #[cfg(any(feature = "demo", test))]
-pub(crate) mod embedded;
-mod json;
+pub(crate) mod in_memory;
 pub(crate) mod zookeeper;
 
 use std::fmt;
@@ -19,17 +16,17 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::build::{Build, BuildId};
-use self::component::{Gateway, State};
+use crate::model::build_request::{Build, BuildId};
+use crate::model::component::{Gateway, State};
 
 /// Answers where a build runs and which gateways there are. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Registry {
     /// Zuul's own.
-    ZooKeeper(Arc<zookeeper::Lookup>),
+    ZooKeeper(Arc<zookeeper::build_lookup::Lookup>),
     /// In this process.
     #[cfg(any(feature = "demo", test))]
-    Embedded(Arc<embedded::Embedded>),
+    Embedded(Arc<in_memory::Embedded>),
 }
 
 /// Why the registry has no answer.
@@ -107,13 +104,13 @@ const NAME_MAX: usize = 255;
 
 /// Whether `hostname`, as an entry names it, can be dialed. Others are garbage, which must not reach
 /// the log.
-fn is_dialable(hostname: &str) -> bool {
+pub(crate) fn is_dialable(hostname: &str) -> bool {
     !hostname.is_empty() && is_name(hostname)
 }
 
 /// Whether `name`, a host's or a zone's in an entry, is short enough and printable. A zone may be
 /// empty.
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     name.len() <= NAME_MAX && !name.chars().any(char::is_control)
 }
 

@@ -9,7 +9,7 @@ use rustls::{CertificateError, Error, OtherError, RootCertStore};
 use x509_parser::asn1_rs::Any;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
-use super::certificate::Validity;
+use super::certificate_names::Validity;
 use super::provider;
 
 /// The certificates of a peer's chain whose issuers are compared with the authorities' names.
@@ -24,7 +24,7 @@ const RESPELLED: &str = "its issuer is an authority in the file, but the name is
 
 /// The certificates that peers' certificates must come from.
 #[derive(Debug)]
-pub(super) struct Authorities {
+pub(crate) struct Authorities {
     certificates: Vec<CertificateDer<'static>>,
     revocation_lists: Vec<CertificateRevocationListDer<'static>>,
     roots: Arc<RootCertStore>,
@@ -64,7 +64,7 @@ impl Authorities {
     ///
     /// # Errors
     /// rustls cannot read it.
-    pub(super) fn add(&mut self, certificate: CertificateDer<'static>) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, certificate: CertificateDer<'static>) -> Result<(), Error> {
         Arc::make_mut(&mut self.roots).add(certificate.clone())?;
         let subject = X509Certificate::from_der(&certificate).map(|(_, parsed)| Subject {
             der: parsed.subject().as_raw().to_vec(),
@@ -79,7 +79,7 @@ impl Authorities {
     ///
     /// # Errors
     /// rustls cannot read it; the ZooKeeper client would panic on it.
-    pub(super) fn add_revocation_list(
+    pub(crate) fn add_revocation_list(
         &mut self,
         list: CertificateRevocationListDer<'static>,
     ) -> Result<(), Error> {
@@ -99,29 +99,29 @@ impl Authorities {
     }
 
     /// The same, but what webpki refuses is refused.
-    pub(super) fn with_webpki_alone(self) -> Self {
+    pub(crate) fn with_webpki_alone(self) -> Self {
         Self { webpki_alone: true, ..self }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.certificates.is_empty()
     }
 
-    pub(super) fn certificates(&self) -> &[CertificateDer<'static>] {
+    pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.certificates
     }
 
-    pub(super) fn revocation_lists(&self) -> &[CertificateRevocationListDer<'static>] {
+    pub(crate) fn revocation_lists(&self) -> &[CertificateRevocationListDer<'static>] {
         &self.revocation_lists
     }
 
     /// The same certificates as rustls takes them.
-    pub(super) fn roots(&self) -> Arc<RootCertStore> {
+    pub(crate) fn roots(&self) -> Arc<RootCertStore> {
         Arc::clone(&self.roots)
     }
 
     /// Whether an authority may issue for certain names only (RFC 5280, section 4.2.1.10).
-    pub(super) fn are_constrained(&self) -> bool {
+    pub(crate) fn are_constrained(&self) -> bool {
         self.roots.roots.iter().any(|root| root.name_constraints.is_some())
     }
 
@@ -135,7 +135,7 @@ impl Authorities {
     ///
     /// # Errors
     /// What `verify` says about it.
-    pub(super) fn verify(
+    pub(crate) fn verify(
         &self,
         own: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],

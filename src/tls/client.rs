@@ -18,8 +18,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::authorities::Authorities;
-use super::certificate::{Validity, is_commonly_named, is_constrained};
-use super::sessions::Sessions;
+use super::certificate_names::{Validity, is_commonly_named, is_constrained};
+use super::session_cache::Sessions;
 use super::{Identity, is_own_kind, protocols_for, provider};
 
 /// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which
@@ -55,9 +55,9 @@ struct Inner {
 }
 
 #[derive(Clone)]
-pub(super) struct Port {
+pub(crate) struct Port {
     connector: TlsConnector,
-    pub(super) sessions: Arc<Sessions>,
+    pub(crate) sessions: Arc<Sessions>,
 }
 
 /// Returns what dials with `identity`.
@@ -127,14 +127,14 @@ impl Connector {
     }
 
     #[cfg(test)]
-    pub(super) fn with_clock(self, clock: &Arc<dyn TimeProvider>) -> Self {
+    pub(crate) fn with_clock(self, clock: &Arc<dyn TimeProvider>) -> Self {
         let mut inner = Arc::into_inner(self.0).expect("nothing else uses it yet");
         inner.config.time_provider = Arc::clone(clock);
         Self(Arc::new(inner))
     }
 
     /// The configuration, and with it the sessions, of the servers at `port`.
-    pub(super) fn at(&self, port: u16) -> Port {
+    pub(crate) fn at(&self, port: u16) -> Port {
         let Inner { config, authorities, names, own, ports } = &*self.0;
         // Whole between any two statements.
         let mut ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,16 +157,16 @@ impl Connector {
 /// Checks the chain of a server's certificate, and then, as a step of its own, as much of its name
 /// as is wanted.
 #[derive(Debug)]
-pub(super) struct Verifier {
-    pub(super) authorities: Arc<Authorities>,
-    pub(super) names: Names,
+pub(crate) struct Verifier {
+    pub(crate) authorities: Arc<Authorities>,
+    pub(crate) names: Names,
     algorithms: WebPkiSupportedAlgorithms,
     /// Where the sessions of the servers that were verified go.
     sessions: Option<Arc<Sessions>>,
 }
 
 impl Verifier {
-    pub(super) fn new(
+    pub(crate) fn new(
         authorities: Arc<Authorities>,
         names: Names,
         sessions: Option<Arc<Sessions>>,

@@ -6,7 +6,7 @@ use rustls::{AlertDescription, CertificateError, Error};
 use x509_parser::asn1_rs::{FromDer, Oid};
 use x509_parser::time::ASN1Time;
 
-use super::failure::rustls_error;
+use super::handshake_error::rustls_error;
 
 /// Returns the text for `error`, which may be one of TLS.
 pub(crate) fn describe(error: &io::Error) -> String {
@@ -14,7 +14,7 @@ pub(crate) fn describe(error: &io::Error) -> String {
 }
 
 /// Returns the text for an error of the TLS library.
-pub(super) fn describe_tls(error: &Error) -> String {
+pub(crate) fn describe_tls(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(error) => {
             format!("invalid peer certificate: {}", describe_certificate(error))
@@ -64,7 +64,7 @@ fn describe_alert(alert: AlertDescription) -> Option<&'static str> {
 }
 
 /// Returns what is wrong with a certificate.
-pub(super) fn describe_certificate(error: &CertificateError) -> String {
+pub(crate) fn describe_certificate(error: &CertificateError) -> String {
     match error {
         CertificateError::BadEncoding => "it cannot be parsed".to_owned(),
         CertificateError::UnknownIssuer => {

@@ -7,7 +7,7 @@ use rustls::pki_types::PrivateKeyDer;
 use x509_parser::asn1_rs::{Any, Oid, oid};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::lint::quoted;
+use super::certificate_lint::quoted;
 
 /// The content types of PKCS#7 with certificates, and of PKCS#12 (RFC 2315, section 14; RFC 7292,
 /// section 4).
@@ -15,7 +15,7 @@ const SIGNED_DATA: Oid<'static> = oid!(1.2.840.113549.1.7.2);
 const DATA: Oid<'static> = oid!(1.2.840.113549.1.7.1);
 
 /// Names the format of a file that is not PEM, with the command that converts it.
-pub(super) fn other_format(path: &Path, bytes: &[u8]) -> Option<Error> {
+pub(crate) fn other_format(path: &Path, bytes: &[u8]) -> Option<Error> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         let (shown, pem) = (quoted(path), quoted(format!("{}.pem", path.display())));
         return Some(anyhow!(

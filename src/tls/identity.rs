@@ -12,15 +12,18 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authorities::Authorities;
-use super::certificate::Validity;
+use super::certificate_lint;
+use super::certificate_lint::{Finding, Severity, Use, quoted};
+use super::certificate_names::Validity;
 use super::error_text::describe_tls;
 use super::file_format::other_format;
 use super::identity_lint;
-use super::lint::{self, Finding, Severity, Use, quoted};
-use super::pem::{self, Block, Content};
-use super::private_key::{self, Unsupported};
+use super::pem;
+use super::pem::{Block, Content};
+use super::private_key;
+use super::private_key::Unsupported;
 use super::provider;
-use crate::small_file;
+use crate::os::file;
 
 /// The PEM files of one identity. All three are needed: every TLS peer in a Zuul system shows a
 /// certificate and checks the other's.
@@ -72,9 +75,9 @@ const LOOKS: usize = 3;
 
 /// Who we are and whom we trust.
 pub(crate) struct Identity {
-    pub(super) chain: Vec<CertificateDer<'static>>,
-    pub(super) key: PrivateKeyDer<'static>,
-    pub(super) authorities: Arc<Authorities>,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) authorities: Arc<Authorities>,
     findings: Vec<Finding>,
 }
 
@@ -127,7 +130,7 @@ impl Identity {
             (Ok(chain), Ok(authorities)) => {
                 identity_lint::certificates(chain, authorities, files, purpose, now)
             }
-            (Ok(chain), Err(_)) => lint::chain(chain, false, files, purpose, now),
+            (Ok(chain), Err(_)) => certificate_lint::chain(chain, false, files, purpose, now),
             (Err(_), _) => Vec::new(),
         };
         if key_read.is_ok() {
@@ -257,7 +260,7 @@ impl Refusal {
 /// # Errors
 /// What is wrong with them and what to do.
 #[cfg(feature = "otlp")]
-pub(super) fn check_pair(
+pub(crate) fn check_pair(
     (name, chain): (&str, &[CertificateDer<'static>]),
     (key_name, key): (&str, &PrivateKeyDer<'static>),
 ) -> Result<()> {
@@ -363,8 +366,8 @@ fn parse<T>(pem: &Result<Vec<u8>>, parse: impl FnOnce(&[u8]) -> Result<T>) -> Re
 ///
 /// # Errors
 /// It cannot be read, or is of another format.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    let bytes = small_file::read(path).map_err(|error| unreadable(path, &error))?;
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    let bytes = file::read(path).map_err(|error| unreadable(path, &error))?;
     match other_format(path, &bytes) {
         None => Ok(bytes),
         Some(error) => Err(error),
@@ -401,7 +404,7 @@ fn blocks(name: &str, pem: &[u8]) -> Result<Vec<Block>> {
 }
 
 /// The certificates in `pem`, at least one.
-pub(super) fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
+pub(crate) fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     let mut chain = Vec::new();
     for Block { line, content } in blocks(name, pem)? {
         let (Content::Certificate(certificate) | Content::Trusted(certificate, _)) = content else {
@@ -420,7 +423,7 @@ pub(super) fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<
 }
 
 /// The first private key in `pem`; as with OpenSSL, others are not used.
-pub(super) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>> {
+pub(crate) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>> {
     for Block { line, content } in blocks(name, pem)? {
         match content {
             // By its structure: some tools label PKCS#8 as RSA PRIVATE KEY.
@@ -452,7 +455,7 @@ pub(super) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'st
 }
 
 /// The certificates in `pem` as those to trust, for servers, and for clients if they are `of_clients`.
-pub(super) fn authorities(name: &str, pem: &[u8], of_clients: bool) -> Result<Authorities> {
+pub(crate) fn authorities(name: &str, pem: &[u8], of_clients: bool) -> Result<Authorities> {
     let mut authorities = Authorities::default();
     for Block { line, content } in blocks(name, pem)? {
         let added = match content {

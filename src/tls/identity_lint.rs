@@ -13,16 +13,16 @@ use rustls::{CertificateError, Error};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authorities::Authorities;
-use super::certificate::common_name;
+use super::certificate_lint::{DAY, Finding, SOON, Severity, Use, chain, quoted};
+use super::certificate_names::common_name;
 use super::client::Verifier;
 use super::error_text::describe_certificate;
-use super::lint::{DAY, Finding, SOON, Severity, Use, chain, quoted};
 use super::server::ClientVerifier;
 use super::{Files, Names};
 
 /// Returns what is wrong with `chain`, read from `files`, its first certificate ours: alone, and
 /// with the `authorities` that it is checked against by peers of the same configuration.
-pub(super) fn certificates(
+pub(crate) fn certificates(
     certificates: &[CertificateDer<'_>],
     authorities: &Arc<Authorities>,
     files: &Files,
@@ -129,7 +129,7 @@ fn authorities(authorities: &Authorities, files: &Files, now: UnixTime) -> Vec<F
 
 /// Whether every user of this host can read the private key. In a container that is this program's
 /// own there is nobody else, and orchestrators mount secrets so.
-pub(super) fn key_mode(files: &Files) -> Option<Finding> {
+pub(crate) fn key_mode(files: &Files) -> Option<Finding> {
     let key = &files.key;
     let mode = fs::metadata(key).ok()?.mode();
     if mode & 0o004 == 0 || std::process::id() == 1 {

@@ -1,23 +1,25 @@
 //! TLS for both sides of the gateway: one provider, certificates from PEM, a server and a client
 //! configuration.
 
-mod authorities;
-mod certificate;
-mod client;
+pub(crate) mod authorities;
+pub(crate) mod certificate_lint;
+pub(crate) mod certificate_names;
+pub(crate) mod client;
+pub(crate) mod error_text;
+pub(crate) mod file_format;
+pub(crate) mod handshake_error;
+pub(crate) mod identity;
+pub(crate) mod identity_lint;
 #[cfg(feature = "otlp")]
-mod collector;
-mod error_text;
-mod failure;
-mod file_format;
-mod identity;
-mod identity_lint;
-mod lint;
-mod pem;
-mod private_key;
-mod server;
-mod sessions;
-mod signatures;
-mod zookeeper;
+pub(crate) mod otlp_client;
+pub(crate) mod pem;
+pub(crate) mod private_key;
+#[cfg(test)]
+pub(crate) mod resumption;
+pub(crate) mod server;
+pub(crate) mod session_cache;
+pub(crate) mod signatures;
+pub(crate) mod zookeeper_client;
 
 use std::sync::Arc;
 
@@ -25,15 +27,15 @@ use rustls::CommonState;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
 
+pub(crate) use self::certificate_lint::{Finding, Use};
 pub(crate) use self::client::{Connector, Names, connector};
-#[cfg(feature = "otlp")]
-pub(crate) use self::collector::collector_connector;
 pub(crate) use self::error_text::describe;
-pub(crate) use self::failure::Failure;
+pub(crate) use self::handshake_error::Failure;
 pub(crate) use self::identity::{Files, Identity, Keys};
-pub(crate) use self::lint::{Finding, Use};
+#[cfg(feature = "otlp")]
+pub(crate) use self::otlp_client::collector_connector;
 pub(crate) use self::server::{Acceptor, ClientCertificate, acceptor};
-pub(crate) use self::zookeeper::{zookeeper_certs, zookeeper_options};
+pub(crate) use self::zookeeper_client::{zookeeper_certs, zookeeper_options};
 
 /// The ALPN protocol by which gateways of our own kind know each other. Upstream's take no notice
 /// of it.
@@ -56,7 +58,7 @@ fn protocols_for(zone: Option<&str>) -> Vec<Vec<u8>> {
 
 /// The names in the certificate of a peer that has shown `chain`, for messages.
 pub(crate) fn names_of_peer(chain: Option<&[CertificateDer<'_>]>) -> String {
-    chain.and_then(<[_]>::first).map(certificate::told_names).unwrap_or_default()
+    chain.and_then(<[_]>::first).map(certificate_names::told_names).unwrap_or_default()
 }
 
 /// Whether the peer of this connection has shown that it is a gateway of our own kind.
@@ -89,6 +91,3 @@ pub(crate) fn install_provider() {
     // An error says that a default is there already: this one, from an earlier call.
     let _ = provider.install_default();
 }
-
-#[cfg(test)]
-mod resumption;

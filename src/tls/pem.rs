@@ -20,15 +20,15 @@ const LABEL_MAX: usize = 40;
 
 /// One block of a file.
 #[derive(Debug)]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// The line of its `-----BEGIN`, counted from 1.
-    pub(super) line: usize,
-    pub(super) content: Content,
+    pub(crate) line: usize,
+    pub(crate) content: Content,
 }
 
 /// The content of a block, decoded from base64 but not parsed.
 #[derive(Debug)]
-pub(super) enum Content {
+pub(crate) enum Content {
     Certificate(CertificateDer<'static>),
     /// A certificate with a list of the uses that it is trusted for.
     Trusted(CertificateDer<'static>, TrustedUses),
@@ -44,17 +44,17 @@ pub(super) enum Content {
 
 /// What an authority is trusted for, in OpenSSL's settings (x509(1), TRUST SETTINGS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TrustedUses {
-    pub(super) servers: bool,
-    pub(super) clients: bool,
+pub(crate) struct TrustedUses {
+    pub(crate) servers: bool,
+    pub(crate) clients: bool,
 }
 
 /// Why a file is refused.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct PemError {
+pub(crate) struct PemError {
     /// Counted from 1.
-    pub(super) line: usize,
-    pub(super) problem: Cow<'static, str>,
+    pub(crate) line: usize,
+    pub(crate) problem: Cow<'static, str>,
 }
 
 impl PemError {
@@ -76,7 +76,7 @@ struct Open {
 ///
 /// # Errors
 /// The first block that is not whole, or whose label is unknown.
-pub(super) fn read(file: &[u8]) -> Result<Vec<Block>, PemError> {
+pub(crate) fn read(file: &[u8]) -> Result<Vec<Block>, PemError> {
     let mut blocks = Vec::new();
     let mut open: Option<Open> = None;
     let numbered = file.split(|byte| *byte == b'\n').zip(1..);

@@ -23,7 +23,7 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// Why a key cannot be used.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Unsupported {
+pub(crate) enum Unsupported {
     /// RSA of a size that is not supported, in bits.
     RsaSize(usize),
     /// EC with the parameters of its curve spelled out.
@@ -33,7 +33,7 @@ pub(super) enum Unsupported {
 }
 
 /// Returns why rustls cannot use `key`, which it refuses; `None` if there is no reason to be seen.
-pub(super) fn unsupported(key: &PrivateKeyDer<'_>) -> Option<Unsupported> {
+pub(crate) fn unsupported(key: &PrivateKeyDer<'_>) -> Option<Unsupported> {
     match key {
         PrivateKeyDer::Pkcs1(key) => rsa(key.secret_pkcs1_der()),
         PrivateKeyDer::Sec1(key) => {
@@ -58,7 +58,7 @@ pub(super) fn unsupported(key: &PrivateKeyDer<'_>) -> Option<Unsupported> {
 }
 
 /// Whether the key of the certificate is that of `key`, whatever is said about it beside its bits.
-pub(super) fn has_public_key(
+pub(crate) fn has_public_key(
     key: &PrivateKeyDer<'_>,
     certificate: &SubjectPublicKeyInfo<'_>,
 ) -> bool {

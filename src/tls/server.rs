@@ -23,7 +23,8 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::authorities::Authorities;
-use super::certificate::{self, Validity, is_constrained};
+use super::certificate_names;
+use super::certificate_names::{Validity, is_constrained};
 use super::{GATEWAY_PROTOCOL, Identity, Names, ZONE_PREFIX, provider};
 
 /// The most plaintext in one record, in bytes.
@@ -112,14 +113,14 @@ fn config(identity: &Identity, verifier: Option<&Arc<ClientVerifier>>) -> Result
 
 /// Checks the certificates of clients.
 #[derive(Debug)]
-pub(super) struct ClientVerifier {
+pub(crate) struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     authorities: Arc<Authorities>,
 }
 
 impl ClientVerifier {
     /// For clients that must show a certificate if `mandatory`.
-    pub(super) fn new(authorities: &Arc<Authorities>, mandatory: bool) -> Result<Self> {
+    pub(crate) fn new(authorities: &Arc<Authorities>, mandatory: bool) -> Result<Self> {
         let builder = builder(authorities.roots());
         let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
         Ok(Self { webpki: builder.build()?, authorities: Arc::clone(authorities) })
@@ -191,7 +192,7 @@ impl Acceptor {
     pub(crate) fn names_of(&self, chain: &[CertificateDer<'_>]) -> Vec<String> {
         let Some((own, authorities)) = chain.split_first() else { return Vec::new() };
         let common = self.common_names && !authorities.iter().any(is_constrained);
-        certificate::names(own, common)
+        certificate_names::names(own, common)
     }
 
     fn zone_bytes(&self) -> Option<&[u8]> {
@@ -221,7 +222,7 @@ impl Acceptor {
     }
 
     #[cfg(test)]
-    pub(super) fn with_clock(mut self, clock: &Arc<dyn TimeProvider>) -> Self {
+    pub(crate) fn with_clock(mut self, clock: &Arc<dyn TimeProvider>) -> Self {
         for config in [&mut self.cautious, &mut self.own_kind] {
             Arc::make_mut(config).time_provider = Arc::clone(clock);
         }

@@ -16,7 +16,7 @@ use super::provider;
 
 /// The algorithms of [`provider`], of which TLS 1.3 signatures are verified only by those that it
 /// allows.
-pub(super) static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> = LazyLock::new(|| {
+pub(crate) static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> = LazyLock::new(|| {
     let all = provider().signature_verification_algorithms;
     let mapping = all.mapping.iter().map(|(scheme, algorithms)| {
         let allowed = usize::from(!matches!(

@@ -27,7 +27,7 @@ const MUCH: usize = 256 * 1024;
 /// that there are few such clients.
 const TOO_MUCH: usize = 8 * 1024 * 1024;
 
-/// More than there are pipes for (`src/gateway/pipe.rs`).
+/// More than there are pipes for (`src/gateway/relay/splice.rs`).
 const FEW: usize = 50;
 
 /// A gateway with the limits that everybody has, but for deadlines that would end the siege.
@@ -214,7 +214,7 @@ async fn never_read(
 }
 
 /// They ask for logs, which pour or fit into the kernel's buffers, and never read a byte. Of each address
-/// so many of them stay as may wait for more than a second (`src/gateway/waiting.rs`).
+/// so many of them stay as may wait for more than a second (`src/gateway/relay/stalled_clients.rs`).
 #[tokio::test]
 async fn clients_that_never_read() {
     let mut besieged = Besieged::new().await;

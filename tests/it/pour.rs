@@ -10,7 +10,7 @@ use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
 use crate::support::zones::TwoZones;
 
-/// Pipes that the program has at once (`src/gateway/pipe.rs`).
+/// Pipes that the program has at once (`src/gateway/relay/splice.rs`).
 const PIPES: usize = 32;
 
 /// More than all buffers between an executor and a client that does not read hold together.

@@ -354,7 +354,7 @@ async fn zones_with_odd_names() {
     comes_from(&executor, gateway.address(), &build).await;
 }
 
-/// More zones than a look-up asks at first (`FIRST` in `src/registry/zookeeper/lookup.rs`): builds are
+/// More zones than a look-up asks at first (`FIRST` in `src/registry/zookeeper/build_lookup.rs`): builds are
 /// found in each of them, whichever was asked for before, and in one that is new.
 #[tokio::test]
 async fn many_zones() {

@@ -12,11 +12,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use zookeeper_client::{Client, Error, TlsDynamicCerts};
 
-use super::components::COMPONENTS;
-use super::diagnosis::Diagnosis;
-use super::{Tls, connect};
+use super::component_watcher::COMPONENTS;
+use super::connect_diagnostics::Diagnosis;
+use super::session::{Tls, connect};
 use crate::config::Hosts;
-use crate::registry::component::{Component, FINGERGW};
+use crate::model::component::{Component, FINGERGW};
 
 /// How long an answer may take, from the first connection on.
 const TIMEOUT: Duration = Duration::from_secs(60);

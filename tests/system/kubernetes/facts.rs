@@ -172,7 +172,7 @@ fn network_policy_ports_name_their_protocol() {
 const WAITING: u64 = 8;
 
 /// KiB that a connection takes, and what the gateway holds in addition while it waits for its client
-/// (`src/service/memory.rs`).
+/// (`src/os/memory_limit.rs`).
 const CONNECTION_KIB: u64 = 32;
 const WAITING_KIB: u64 = 128;
 

@@ -1,0 +1,257 @@
+//! The file of the command socket: its directory, its creation and its removal.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, lchown};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, accessat, fchmod, flock};
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tracing::debug;
+
+use crate::os::privileges::{Account, Unfit};
+
+/// Directories that are empty after a boot. A service manager creates a program's own directory
+/// there before it starts the program; without one, this program does.
+const RUN_DIRECTORIES: [&str; 2] = ["/run", "/var/run"];
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// How long to wait for another gateway that starts or stops with the same directory.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+
+/// The file of a bound socket. Dropping this removes the file.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Tells this socket from one that another gateway has created at the same path since.
+    identity: Identity,
+}
+
+/// Device, inode, and time of the last modification: an inode number alone is used again.
+#[derive(PartialEq, Eq)]
+struct Identity(u64, u64, i64, i64);
+
+impl Identity {
+    fn read(path: &Path) -> io::Result<Self> {
+        let file = fs::symlink_metadata(path)?;
+        Ok(Self(file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _lock = lock_directory(&self.path);
+        if Identity::read(&self.path).is_ok_and(|identity| identity == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            debug!(path = %self.path.display(), %error, "command socket not removed");
+        }
+    }
+}
+
+/// Creates the directory of the socket at `path` if it is missing and lies directly in `/run`: mode
+/// 0750, owned by `account`. Call before root is given up.
+///
+/// # Errors
+/// The directory is missing and cannot be created, or is missing and not in `/run`.
+pub(crate) fn create_directory(path: &Path, account: Option<&Account>) -> Result<(), Unfit> {
+    check_directory(path)?;
+    let path = std::path::absolute(path).map_err(|error| unfit(path, &error.to_string()))?;
+    let Some(directory) = path.parent().filter(|directory| !directory.exists()) else {
+        return Ok(());
+    };
+    let created = DirBuilder::new().mode(0o750).create(directory).and_then(|()| {
+        let ids = account.map(Account::ids);
+        ids.map_or(Ok(()), |(user, group)| lchown(directory, Some(user), Some(group)))
+    });
+    match created {
+        // Another gateway that starts in this moment has created it.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        created => created.map_err(|error| {
+            unfit(&path, &format!("cannot create its directory {}: {error}", directory.display()))
+        }),
+    }
+}
+
+/// Checks that the directory of the socket at `path` exists, or is one that [`create_directory`]
+/// creates.
+///
+/// # Errors
+/// It is missing.
+pub(crate) fn check_directory(path: &Path) -> Result<(), Unfit> {
+    let path = std::path::absolute(path).map_err(|error| unfit(path, &error.to_string()))?;
+    let Some(directory) = path.parent() else { return Ok(()) };
+    let in_run = directory.parent().is_some_and(|parent| {
+        RUN_DIRECTORIES.iter().any(|run_directory| Path::new(run_directory) == parent)
+    });
+    if in_run || directory.exists() {
+        return Ok(());
+    }
+    let missing = format!("the directory {} does not exist; create it", directory.display());
+    Err(unfit(&path, &missing))
+}
+
+/// Checks that this process may create the socket at `path`, if its directory exists.
+///
+/// # Errors
+/// The directory is not writable.
+pub(crate) fn check_writable(path: &Path) -> Result<(), Unfit> {
+    let directory = path.parent().filter(|directory| directory.exists());
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    let writable = directory.map(|directory| accessat(CWD, directory, access, AtFlags::EACCESS));
+    writable.unwrap_or(Ok(())).map_err(|error| unfit(path, &format!("its directory: {error}")))
+}
+
+/// Checks that this process may create the directory of the socket at `path`, if that is missing.
+///
+/// # Errors
+/// The directory above is not writable.
+pub(crate) fn check_creatable(path: &Path) -> Result<(), Unfit> {
+    let missing = path.parent().filter(|directory| !directory.exists());
+    let Some((directory, above)) = missing.and_then(|missing| Some((missing, missing.parent()?)))
+    else {
+        return Ok(());
+    };
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    accessat(CWD, above, access, AtFlags::EACCESS).map_err(|error| {
+        let directory = directory.display();
+        unfit(
+            path,
+            &format!("the directory {directory} does not exist and cannot be created: {error}"),
+        )
+    })
+}
+
+fn unfit(path: &Path, reason: &str) -> Unfit {
+    Unfit::new(format!("cannot create the command socket {}: {reason}", path.display()))
+}
+
+/// Creates the socket at `path`, in place of one on which no process listens any more: it is left
+/// behind when a process is killed. Only the user of this process and root may connect.
+///
+/// # Errors
+/// A process listens there, something else than a socket is there, or the directory cannot be
+/// written.
+pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    // The working directory changes when the process detaches.
+    let absolute = std::path::absolute(path)?;
+    let _lock = lock_directory(&absolute);
+    match fs::symlink_metadata(path) {
+        Ok(file) if !file.file_type().is_socket() => {
+            return Err(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "the file there is not a socket; remove it, or set another path",
+            ));
+        }
+        Ok(_) if is_in_use(path)? => {
+            return Err(io::Error::new(
+                ErrorKind::AddrInUse,
+                "another process listens on it; give each gateway a command socket of its own",
+            ));
+        }
+        Ok(_) => fs::remove_file(path)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Linux creates the file with the mode of the socket's descriptor. The umask would do as well,
+    // and belongs to the whole process.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    let identity = Identity::read(&absolute)?;
+    Ok((socket.into(), SocketFile { path: absolute, identity }))
+}
+
+/// Whether a process listens on the socket at `path`. A connection without a request harms neither
+/// this program nor Zuul's.
+fn is_in_use(path: &Path) -> io::Result<bool> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(true),
+        // Its queue is full.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Locks the directory of `path`, so that of gateways that start or stop in the same moment only one
+/// at a time examines the socket and replaces or removes it. Any user who can read the directory
+/// could hold the lock, so it is not waited for longer than [`LOCK_TIMEOUT`].
+fn lock_directory(path: &Path) -> Option<File> {
+    let directory = File::open(path.parent()?).ok()?;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(directory),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            Err(_) => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use tempfile::tempdir;
+
+    #[test]
+    fn a_socket_without_a_listener_is_replaced_and_one_with_a_listener_is_not() {
+        let directory = tempdir().unwrap();
+        let path = directory.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        let (listener, file) = bind(&path).unwrap();
+        assert_eq!(bind(&path).err().unwrap().kind(), ErrorKind::AddrInUse);
+        // As a gateway that is killed leaves it.
+        drop(listener);
+        let (_listener, second) = bind(&path).unwrap();
+        drop(file);
+        assert!(path.exists(), "the first one removes only what it has created");
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    /// All but one of those that start in the same moment find it in use.
+    #[test]
+    fn of_many_that_start_at_once_one_gets_the_socket() {
+        let directory = tempdir().unwrap();
+        // Often enough to find a race.
+        for round in 0..50 {
+            let path = directory.path().join(format!("socket{round}"));
+            drop(UnixListener::bind(&path).unwrap());
+            let barrier = std::sync::Barrier::new(8);
+            let bound = thread::scope(|scope| {
+                let start = || {
+                    barrier.wait();
+                    bind(&path).ok()
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+                threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            assert_eq!(bound.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_missing_directory_is_an_error_outside_run() {
+        let directory = tempdir().unwrap();
+        let missing = directory.path().join("missing/socket");
+        for checked in [check_directory(&missing), create_directory(&missing, None)] {
+            let unfit = checked.expect_err("missing").to_string();
+            assert!(unfit.contains("missing does not exist"), "{unfit}");
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert!(check_directory(Path::new("/run/no-such-directory/socket")).is_ok());
+        assert!(check_directory(Path::new("/run/no-such-directory/deeper/socket")).is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! The finger protocol on the wire: requests and replies.
+
+pub(crate) mod request;

@@ -1,0 +1,258 @@
+//! Where to: from a build id to the hops worth trying, in order.
+//!
+//! The rule is Zuul's (`zuul/lib/streamer_utils.py`): the zone of the executor that has the build
+//! decides. In our own zone, or with none, the executor is dialed; else a gateway of that zone,
+//! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
+//! count, and every one of them is tried before the executor is.
+
+pub(crate) mod access;
+pub(crate) mod explain;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use self::access::Access;
+use super::health::Memory;
+use super::protocol::request::{Fault, Reply};
+use super::upstream::Upstream;
+use crate::model::build_request::{Build, BuildId, Executor, Place};
+use crate::model::component::{Announcement, Gateway};
+use crate::registry::{LookupError, Registry};
+use crate::telemetry::otlp::Origin;
+
+/// Resolves builds as seen from one gateway.
+pub(crate) struct Resolver {
+    registry: Registry,
+    own: Announcement,
+    memory: Arc<Memory>,
+}
+
+impl Resolver {
+    /// For the gateway that announces `own`.
+    pub(crate) fn new(registry: Registry, own: Announcement) -> Self {
+        Self { registry, own, memory: Arc::default() }
+    }
+
+    /// Who we are, for people: host name, port and zone.
+    pub(crate) fn own(&self) -> String {
+        let Announcement { hostname, public_port, zone, .. } = &self.own;
+        let port = public_port.map(|port| format!(":{port}")).unwrap_or_default();
+        let zone = zone.as_deref().map(|zone| format!(" of zone {}", zone.escape_default()));
+        format!("{}{port}{}", hostname.escape_default(), zone.unwrap_or_default())
+    }
+
+    /// What became of asking gateways.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// `hops` in the order to try them, and whether each is avoided.
+    pub(crate) fn order(&self, hops: &[Upstream]) -> Vec<(Upstream, bool)> {
+        self.memory.order(hops, self.registry.gateways())
+    }
+
+    /// The gateways that can be dialed now, but those of our own zone: they have no reason to dial us.
+    pub(crate) fn gateways_elsewhere(&self) -> Vec<Gateway> {
+        let all = self.registry.gateways();
+        all.iter().filter(|gateway| gateway.zone != self.own.zone).cloned().collect()
+    }
+
+    /// Where `build` runs. The caller sets the deadline.
+    pub(crate) async fn find(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
+        self.registry.find_build(build).await
+    }
+
+    /// The hops worth trying for a build of `executor`'s, which comes last. Waits until the gateways
+    /// are known where they matter; the caller sets the deadline.
+    pub(crate) async fn hops(&self, executor: Executor) -> Vec<Upstream> {
+        if is_elsewhere(&executor, &self.own) {
+            self.registry.gateways_known().await;
+        }
+        route(executor, &self.own, &self.registry.gateways())
+    }
+
+    /// Whether others reach this gateway at `host` and `port`, as it is registered.
+    pub(crate) fn is_own(&self, host: &str, port: u16) -> bool {
+        self.own.hostname == host && self.own.public_port == Some(port)
+    }
+
+    /// Whether a gateway is registered with the address of `executor`, so that requests for its
+    /// builds may come back.
+    pub(crate) fn is_gateway(&self, executor: &Executor) -> bool {
+        let Executor { hostname, port, .. } = executor;
+        let gateways = self.registry.gateways();
+        gateways.iter().any(|gateway| gateway.port == *port && gateway.hostname == *hostname)
+    }
+
+    /// The zones that have a gateway that can be dialed, in alphabetical order.
+    pub(crate) fn zones_with_gateways(&self) -> BTreeSet<String> {
+        self.registry.gateways().iter().filter_map(|gateway| gateway.zone.clone()).collect()
+    }
+
+    /// Why ZooKeeper does not answer, as far as is known.
+    pub(crate) fn registry_trouble(&self) -> Option<String> {
+        self.registry.trouble().map(|trouble| trouble.cause)
+    }
+
+    /// Our zone.
+    pub(crate) fn zone(&self) -> Option<&str> {
+        self.own.zone.as_deref()
+    }
+
+    /// The hops to try for `build`, at least one, and the trace it is part of; or what the client
+    /// is told instead, and why. Where there are rules, `access` is what they give to the client.
+    pub(crate) async fn resolve(
+        &self,
+        build: &BuildId,
+        access: Option<&Access<'_>>,
+    ) -> Result<(Vec<Upstream>, Origin), (Reply, String)> {
+        let found = match access {
+            None => self.find(build).await,
+            // Boxed: who has no rules is to pay nothing for those that have.
+            Some(access) => Box::pin(self.find_allowed(build, access)).await?,
+        };
+        match found.map(|found| found.map(|Build { place, origin, .. }| (place, origin))) {
+            Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
+            Ok(Some((Place::Waiting, _))) => Err((Reply::NotStarted, "no executor yet".to_owned())),
+            Ok(Some((Place::On(executor), origin))) => {
+                let mut hops = self.hops(executor).await;
+                // All gateways of a zone are equal; the executor behind them is the last resort.
+                let gateways = hops.len() - 1;
+                fastrand::shuffle(&mut hops[..gateways]);
+                Ok((hops, origin))
+            }
+            Err(LookupError::Away(cause)) => Err((Reply::Error(Fault::RegistryAway), cause)),
+            Err(LookupError::Unreadable(fault)) => {
+                Err((Reply::Error(Fault::UnreadableEntry), fault))
+            }
+        }
+    }
+
+    /// Finds `build`; an error if it is there but denied.
+    ///
+    /// A denial needs ZooKeeper's own answer, as "not found" does, and not that of a kept build:
+    /// while ZooKeeper does not answer, both are reported in the same way. The session hides how
+    /// long the look-ups took.
+    async fn find_allowed(
+        &self,
+        build: &BuildId,
+        access: &Access<'_>,
+    ) -> Result<Result<Option<Build>, LookupError>, (Reply, String)> {
+        let found = self.registry.find_build(build).await;
+        let allowed = match &found {
+            Ok(Some(build)) => access.allows(build.tenant.as_deref()),
+            // Its tenant cannot be read either.
+            Err(LookupError::Unreadable(_)) => access.allows(None),
+            Ok(None) | Err(LookupError::Away(_)) => Ok(()),
+        };
+        let Err(denial) = allowed else { return Ok(found) };
+        match self.registry.find_build_now(build).await {
+            Err(away @ LookupError::Away(_)) => Ok(Err(away)),
+            _ => Err((Reply::Denied, format!("denied: {denial}"))),
+        }
+    }
+}
+
+/// The gateways to try, then the executor.
+fn route(executor: Executor, own: &Announcement, gateways: &[Gateway]) -> Vec<Upstream> {
+    // Most often the executor alone, for as long as its log is watched.
+    let mut hops = Vec::with_capacity(1);
+    if is_elsewhere(&executor, own) {
+        let there = gateways.iter().filter(|gateway| gateway.zone == executor.zone);
+        hops.extend(
+            there.filter(|gateway| !leads_to(gateway, own)).cloned().map(Upstream::Gateway),
+        );
+    }
+    hops.push(Upstream::Executor(executor));
+    hops
+}
+
+/// Whether `executor` is in a zone that is not ours, so that a gateway of that zone is asked.
+fn is_elsewhere(executor: &Executor, own: &Announcement) -> bool {
+    executor.zone.is_some() && executor.zone != own.zone
+}
+
+/// Whether dialing `gateway` would reach the gateway that announces `own`: an entry of another
+/// zone with our address is a mistake that would make a circle.
+fn leads_to(gateway: &Gateway, own: &Announcement) -> bool {
+    gateway.hostname == own.hostname && Some(gateway.port) == own.public_port
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn executor(zone: Option<&str>) -> Executor {
+        Executor { hostname: "ze01".into(), port: 7900, zone: zone.map(str::to_owned) }
+    }
+
+    fn gateway(host: &str, zone: Option<&str>) -> Gateway {
+        Gateway { hostname: host.into(), port: 7979, zone: zone.map(str::to_owned), tls: true }
+    }
+
+    fn own(zone: Option<&str>) -> Announcement {
+        Announcement {
+            hostname: "own".into(),
+            public_port: Some(7979),
+            zone: zone.map(str::to_owned),
+            use_ssl: true,
+        }
+    }
+
+    fn hosts(hops: &[Upstream]) -> Vec<&str> {
+        hops.iter().map(|hop| hop.address().0).collect()
+    }
+
+    #[test]
+    fn the_table_of_zones() {
+        let gateways = [
+            gateway("west1", Some("west")),
+            gateway("east1", Some("east")),
+            gateway("west2", Some("west")),
+            gateway("nowhere", None),
+        ];
+        let cases: [(Option<&str>, Option<&str>, &[&str]); 7] = [
+            (None, None, &["ze01"]),
+            (Some("west"), None, &["ze01"]),
+            (Some("west"), Some("west"), &["ze01"]),
+            (None, Some("west"), &["west1", "west2", "ze01"]),
+            (Some("east"), Some("west"), &["west1", "west2", "ze01"]),
+            (Some("west"), Some("east"), &["east1", "ze01"]),
+            (Some("west"), Some("north"), &["ze01"]),
+        ];
+        for (ours, theirs, expected) in cases {
+            let hops = route(executor(theirs), &own(ours), &gateways);
+            assert_eq!(hosts(&hops), expected, "{ours:?} -> {theirs:?}");
+        }
+    }
+
+    #[test]
+    fn never_to_ourselves() {
+        let gateways = [gateway("own", Some("west")), gateway("west1", Some("west"))];
+        let hops = route(executor(Some("west")), &own(Some("east")), &gateways);
+        assert_eq!(hosts(&hops), ["west1", "ze01"]);
+    }
+
+    proptest! {
+        /// The executor comes last, once; all before it are gateways of its zone and not of ours.
+        #[test]
+        fn any_system(
+            ours in prop::option::of("[ab]"),
+            theirs in prop::option::of("[abc]"),
+            zones in prop::collection::vec(prop::option::of("[abc]"), 0..8),
+        ) {
+            let gateways: Vec<_> =
+                zones.iter().map(|zone| gateway("gw", zone.as_deref())).collect();
+            let executor = executor(theirs.as_deref());
+            let hops = route(executor.clone(), &own(ours.as_deref()), &gateways);
+            prop_assert_eq!(hops.last(), Some(&Upstream::Executor(executor)));
+            let direct = theirs.is_none() || theirs == ours;
+            let there = zones.iter().filter(|zone| **zone == theirs).count();
+            prop_assert_eq!(hops.len() - 1, if direct { 0 } else { there });
+            for hop in &hops[..hops.len() - 1] {
+                prop_assert!(matches!(hop, Upstream::Gateway(gateway) if gateway.zone == theirs));
+            }
+        }
+    }
+}

@@ -1,0 +1,555 @@
+//! One connection from its first byte to its last.
+
+pub(crate) mod client_hello;
+pub(crate) mod outcome;
+pub(crate) mod proxy_protocol;
+pub(crate) mod stream_table;
+
+use std::fmt::Display;
+use std::future::ready;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, sleep_until, timeout};
+use tracing::debug;
+use tracing::field::display;
+
+use self::client_hello::{Arrival, arrival};
+use self::outcome::Outcome;
+use self::proxy_protocol::{NoHeader, read_header};
+use self::stream_table::Listed;
+use super::Context;
+use super::health::Trouble;
+use super::limits::eviction_queue::Entry;
+use super::limits::{AddressPlace, CountedClient, Unasked};
+use super::protocol::request::{Fault, QueryError, Reply, read_query};
+use super::relay;
+use super::relay::stalled_clients::wait;
+use super::relay::{Begin, End, Relayed};
+use super::routing::access;
+use super::routing::access::Access;
+use super::transport::connection::Connection;
+use super::transport::read_ahead::ReadAhead;
+use super::upstream::executor_slots::ExecutorSlot;
+use super::upstream::failover;
+use super::upstream::failover::{Answered, Raced};
+use super::upstream::{DialError, Upstream};
+use crate::config::Limits;
+use crate::model::build_request::BuildId;
+use crate::telemetry::metrics::{Rejection, Route, Side};
+use crate::telemetry::otlp::Span;
+use crate::tls;
+use crate::tls::{Acceptor, Failure};
+
+/// Who has connected.
+pub(crate) struct Caller {
+    /// The client, once a balancer has said for whom it comes.
+    pub(crate) peer: SocketAddr,
+    /// The place that it takes of those for its address; given back by who is known otherwise.
+    pub(crate) of_address: Option<AddressPlace>,
+    /// Which listener accepted the connection.
+    pub(crate) index: u16,
+    /// Whether lines of its stream are logged at info; at debug if its address has asked too often.
+    pub(crate) logged: bool,
+    /// Its entry among the connections that may be closed for a new one: until it has asked.
+    pub(crate) waiting: Option<Entry<Unasked>>,
+}
+
+impl Caller {
+    /// Keeps the connection from being closed for a new one. Does not return if it has been closed
+    /// already: then its task is about to be aborted.
+    pub(crate) async fn stop_waiting(&mut self) {
+        if self.waiting.take().is_some_and(|entry| !entry.leave()) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Logs a line of a stream at info, or at debug if `$logged` is false.
+macro_rules! log_stream {
+    ($logged:expr, $($line:tt)+) => {
+        if $logged { tracing::info!($($line)+) } else { tracing::debug!($($line)+) }
+    };
+}
+pub(crate) use log_stream;
+
+/// What a client has asked for.
+pub(crate) struct Asked<'a> {
+    pub(crate) build: BuildId,
+    pub(crate) caller: &'a Caller,
+    /// When it was known where the build runs.
+    began: Instant,
+    pub(crate) span: Span,
+    pub(crate) cx: &'a Context,
+}
+
+impl Asked<'_> {
+    /// Its place in the list of streams, as long as `hop` is asked or relayed from.
+    pub(crate) fn listed(&self, hop: &Upstream) -> Listed {
+        let (peer, client) = (self.caller.peer, self.client());
+        self.cx.streams.begin(peer, &self.build, hop.clone(), self.began, client)
+    }
+
+    /// The client, if limits count it by its address.
+    fn client(&self) -> Option<CountedClient> {
+        self.caller.of_address.as_ref().and_then(AddressPlace::client)
+    }
+
+    /// Counts and logs how the stream from `hop` ended, or the wait for it.
+    pub(crate) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
+        let Self { build, caller: Caller { peer, logged, .. }, began, span, cx } = self;
+        let seconds = began.elapsed();
+        cx.metrics.streamed(route, seconds);
+        span.over(hop, route, bytes);
+        // Milliseconds: JSON would show all digits.
+        let seconds = (seconds.as_secs_f64() * 1000.0).round() / 1000.0;
+        let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
+        let (kind, host, port, zone, tls) = hop.fields();
+        log_stream!(
+            *logged, %peer, %build, event_id, trace_id, route = %hop, hop.kind = kind,
+            hop.host = host, hop.port = port, hop.zone = zone, hop.tls = tls, bytes, seconds, %end,
+            "stream ended"
+        );
+    }
+}
+
+/// Serves one connection of `caller`'s to its end. Every wait on the peer has a deadline.
+pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context) -> Outcome {
+    let index = usize::from(caller.index);
+    if access::contain(&cx.listeners[index].proxy_protocol, caller.peer.ip()) {
+        match Box::pin(introduction(stream, caller, cx)).await {
+            Ok(introduced) => stream = introduced,
+            Err(outcome) => return outcome,
+        }
+    }
+    let mut client = match &cx.acceptors[index] {
+        None => Connection::Plain(stream),
+        // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
+        Some(acceptor) => match Box::pin(shake_hands(stream, caller, acceptor, cx)).await {
+            Ok(client) => client,
+            Err(outcome) => return outcome,
+        },
+    };
+    // What is bound here lives as long as the stream, and is part of it.
+    let (build, hops, span) = match asked_for(&mut client, caller, cx).await {
+        Ok(asked) => asked,
+        Err(None) => return Outcome::Probe,
+        Err(Some(reply)) => {
+            refuse(client, reply, cx).await;
+            return Outcome::Refused(reply);
+        }
+    };
+    caller.logged = cx.logs_stream_of(caller.peer);
+    let asked = Asked { build, caller, began: Instant::now(), span, cx };
+    stream_from(&hops, client, &asked).await
+}
+
+/// Reads what `client` asks for and finds out who may have it, in order. An error is what the client
+/// is told instead, if it has not left.
+async fn asked_for(
+    client: &mut Connection,
+    caller: &mut Caller,
+    cx: &Context,
+) -> Result<(BuildId, Vec<Upstream>, Span), Option<Reply>> {
+    let peer = caller.peer;
+    let query = timeout(cx.limits.request_timeout, read_query(client)).await;
+    if matches!(query, Ok(Ok(_))) {
+        caller.stop_waiting().await;
+    }
+    let (reply, reason) = match query {
+        Ok(Ok(build)) => match resolve(&build, access(client, caller, cx), peer, cx).await {
+            Ok((hops, span)) => {
+                if client.peer_certificates().is_some() {
+                    span.asked_by(peer);
+                }
+                return Ok((build, hops, span));
+            }
+            Err((reply, reason)) => (reply, format!("{build}: {reason}")),
+        },
+        Ok(Err(QueryError::NotABuild(text))) => (Reply::NotFound, format!("no build id: {text}")),
+        Ok(Err(QueryError::TooLong)) => (Reply::Error(Fault::TooLong), "too long".to_owned()),
+        Ok(Err(QueryError::Closed)) => {
+            debug!(%peer, "closed without a request");
+            return Err(None);
+        }
+        Ok(Err(QueryError::Io(error))) => {
+            debug!(%peer, error = %tls::describe(&error), "no request");
+            return Err(None);
+        }
+        Err(_) => (Reply::Error(Fault::NoRequest), "nothing in time".to_owned()),
+    };
+    debug!(%peer, %reason, "request refused");
+    Err(Some(reply))
+}
+
+/// Has a balancer say for whom it comes: `caller` is from here on the client, or the balancer itself if
+/// it comes for nobody, and counts against that address.
+async fn introduction(
+    mut stream: TcpStream,
+    caller: &mut Caller,
+    cx: &Context,
+) -> Result<TcpStream, Outcome> {
+    let Caller { peer, index, .. } = *caller;
+    let tls = cx.acceptors[usize::from(index)].is_some();
+    let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
+    let patience = if tls { handshake_timeout } else { request_timeout };
+    let client = match timeout(patience, read_header(&mut stream)).await {
+        Ok(Ok(client)) => client.unwrap_or(peer),
+        Ok(Err(NoHeader::Closed)) => {
+            debug!(%peer, "closed without a PROXY header");
+            return Err(Outcome::Probe);
+        }
+        Ok(Err(error)) => {
+            debug!(%peer, %error, "no connection");
+            return Err(Outcome::NoHeader);
+        }
+        Err(_) => {
+            debug!(%peer, error = "no PROXY header in time", "no connection");
+            return Err(Outcome::NoHeader);
+        }
+    };
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    debug!(proxy = %peer, peer = %client, "PROXY header");
+    caller.of_address = cx.bounds.of_address(client.ip(), &cx.limits);
+    caller.peer = client;
+    if let Some(waiting) = &caller.waiting {
+        waiting.update(|unasked| unasked.set_peer(client));
+    }
+    if caller.of_address.is_some() {
+        return Ok(stream);
+    }
+    // So that it is not closed, and counted, for another connection as well.
+    caller.stop_waiting().await;
+    cx.turned_away(Rejection::Address, client);
+    // As the listener does with clients that come by themselves.
+    if !tls && let Some(_permit) = cx.bounds.refusal() {
+        let reply = Reply::Error(Fault::TooManyFromAddress);
+        refuse(Connection::Plain(stream), reply, cx).await;
+    }
+    Err(Outcome::Rejected)
+}
+
+/// What the rules of its listener give to `caller`, if there are any.
+fn access<'c>(client: &Connection, caller: &Caller, cx: &'c Context) -> Option<Access<'c>> {
+    let index = usize::from(caller.index);
+    let names = || match (client.peer_certificates(), &cx.acceptors[index]) {
+        (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
+        _ => Vec::new(),
+    };
+    Access::new(&cx.listeners[index].allow, caller.peer.ip(), names)
+}
+
+/// Shakes hands with a TLS client. One that shows a certificate is known, and gives the place of
+/// its address back: other gateways and zuul-web bring many people through one.
+async fn shake_hands(
+    stream: TcpStream,
+    caller: &mut Caller,
+    acceptor: &Acceptor,
+    cx: &Context,
+) -> Result<Connection, Outcome> {
+    let Caller { peer, of_address, .. } = caller;
+    let peer = *peer;
+    let shaken = async {
+        // Until all of the ClientHello is there it costs no more than any other connection.
+        match arrival(&stream).await {
+            Ok(Arrival::Complete) => {}
+            Ok(Arrival::Invalid(reason)) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            }
+            Ok(Arrival::Closed) | Err(_) => {
+                debug!(%peer, "closed without a word");
+                return Ok(Err(Outcome::Probe));
+            }
+        }
+        // Counted before the connection is closed, here and below: a client that sees the close also
+        // sees the counter.
+        if !cx.bounds.may_begin_handshake(of_address.as_ref(), peer.ip(), &cx.limits) {
+            cx.turned_away(Rejection::HandshakeRate, peer);
+            return Ok(Err(Outcome::Rejected));
+        }
+        let handshake = cx.bounds.handshake(of_address.as_ref(), peer.ip(), &cx.limits);
+        let evicted = async {
+            handshake.evicted().await;
+            cx.turned_away(Rejection::Handshakes, peer);
+        };
+        tokio::select! {
+            biased;
+            shaken = acceptor.accept(ReadAhead::from_client(stream)) => shaken.map(Ok),
+            () = evicted => Ok(Err(Outcome::Rejected)),
+        }
+    };
+    let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
+        Ok(Ok(Err(outcome))) => return Err(outcome),
+        Ok(Ok(Ok((stream, elsewhere)))) => {
+            // The client's request waits for the acknowledgement of its Finished (Nagle), which the
+            // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
+            // next read (tcp(7)); systems without it are as slow as before.
+            let _ = SockRef::from(stream.get_ref().0.socket()).set_tcp_quickack(true);
+            cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
+            cx.familiar.greeted(peer.ip());
+            if stream.get_ref().1.peer_certificates().is_some() {
+                cx.bounds.certify(peer.ip());
+                *of_address = None;
+            }
+            let client = Connection::Tls(Box::new(stream.into()));
+            if !elsewhere {
+                return Ok(client);
+            }
+            debug!(%peer, "a gateway that wants one of another zone");
+            let reply = Reply::Error(Fault::OtherZone);
+            refuse(client, reply, cx).await;
+            return Err(Outcome::Refused(reply));
+        }
+        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
+        Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
+    };
+    cx.metrics.handshake(Side::Client, Err(failure));
+    // Who leaves in the middle of it looks whether we speak TLS.
+    if failure != Failure::Closed {
+        cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways_elsewhere(), &error).await;
+    }
+    debug!(%peer, error, "no connection");
+    Err(Outcome::NoHandshake)
+}
+
+async fn resolve(
+    build: &BuildId,
+    access: Option<Access<'_>>,
+    peer: SocketAddr,
+    cx: &Context,
+) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
+    let Some(place) = cx.bounds.lookup(&cx.limits) else {
+        cx.turned_away(Rejection::Lookups, peer);
+        return Err((Reply::Error(Fault::TooManyLookups), "too many look-ups".to_owned()));
+    };
+    let began = Instant::now();
+    let resolved = cx.resolver.resolve(build, access.as_ref());
+    let resolved = timeout(cx.limits.lookup_timeout, resolved).await;
+    let resolved = resolved.unwrap_or_else(|_| {
+        Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
+    });
+    cx.metrics.looked_up(began.elapsed());
+    drop(place);
+    if access.is_some() && matches!(resolved, Err((Reply::NotFound | Reply::Denied, _))) {
+        Box::pin(hide_duration(began.into())).await;
+    }
+    let (hops, origin) = resolved?;
+    Ok((hops, cx.tracer.span(&origin, build, cx.resolver.zone(), began)))
+}
+
+/// Relays the log from one of `hops`, and logs how the stream went.
+async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_>) -> Outcome {
+    let cx = asked.cx;
+    let streamed = match hops {
+        [hop @ Upstream::Executor(executor)] if !cx.resolver.is_gateway(executor) => {
+            relay_from(hop, &mut client, asked).await
+        }
+        _ => match Box::pin(failover::race(hops, &mut client, asked)).await {
+            Raced::Answered(answered) => Ok(go_on(*answered, &mut client, asked).await),
+            Raced::Failed(fault) => Err(fault),
+            Raced::Over(end) => Ok(end),
+        },
+    };
+    let outcome = match streamed {
+        Ok(end) => Outcome::Streamed(end),
+        Err(fault) => Outcome::Refused(Reply::Error(fault)),
+    };
+    asked.span.end(&outcome);
+    match &outcome {
+        Outcome::Streamed(End::Finished) => client.finish(|| wait(cx, asked.client())).await,
+        Outcome::Streamed(End::UpstreamFailed(_) | End::Idle | End::Overlong) => {
+            client.cut(wait(cx, asked.client())).await;
+        }
+        // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
+        Outcome::Refused(reply) => refuse(client, *reply, cx).await,
+        _ => client.cut(ready(())).await,
+    }
+    outcome
+}
+
+/// Asks the only hop, an executor, for the log and relays it.
+async fn relay_from(
+    hop: &Upstream,
+    client: &mut Connection,
+    asked: &Asked<'_>,
+) -> Result<End, Fault> {
+    let Asked { build, span, cx, .. } = asked;
+    let route = Route::Direct;
+    let listed = asked.listed(hop);
+    let memory = cx.resolver.memory();
+    let deadline = cx.first_byte_deadline();
+    let mut slot = match executor_slot(hop, client, asked).await {
+        Ok(slot) => slot,
+        Err(Some(end)) => {
+            asked.ended(hop, route, 0, &end);
+            return Ok(end);
+        }
+        Err(None) => {
+            memory.failed(build, hop, &DialError::Busy, Trouble::Other);
+            asked.ended(hop, route, 0, &DialError::Busy);
+            return Err(Fault::ExecutorSilent);
+        }
+    };
+    let dialed = Instant::now();
+    let mut upstream = match Box::pin(hop.ask(build, cx)).await {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            if matches!(error, DialError::Ourselves) {
+                cx.metrics.miswired("circle");
+            }
+            memory.failed(build, hop, &error, Trouble::Other);
+            asked.ended(hop, route, 0, &error);
+            return Err(Fault::ExecutorUnreachable);
+        }
+    };
+    cx.metrics.connected(route, dialed.elapsed());
+    span.connected(hop);
+    let _active = cx.metrics.stream();
+    // A block, so that a quiet stream does not hold what is in it.
+    let (begin, whole_timeout) = {
+        let patience = cx.first_byte_patience(deadline);
+        (Begin::Wait(patience), patience == cx.limits.first_byte_timeout)
+    };
+    let first_byte = || {
+        if let Some(slot) = slot.take() {
+            slot.answered();
+        }
+        // One reference, and not one to each of these.
+        let asked: &Asked<'_> = asked;
+        let Asked { build, span, cx, .. } = asked;
+        cx.resolver.memory().answered(build, hop);
+        cx.metrics.first_byte(listed.age(), span.trace_id());
+        span.first_byte();
+    };
+    let relayed = relay::run(&mut upstream, client, cx, begin, first_byte, &listed).await;
+    let Relayed { bytes, end, timed_out } = relayed;
+    if matches!(end, End::Finished) {
+        upstream.close();
+    }
+    asked.ended(hop, route, bytes, &end);
+    if bytes == 0 && end.is_upstreams_fault() {
+        memory.failed(build, hop, &end, Trouble::Other);
+    }
+    if let Some(slot) = slot.filter(|_| timed_out && whole_timeout) {
+        slot.silent(build);
+    }
+    match end {
+        End::UpstreamSilent => Err(Fault::ExecutorSilent),
+        End::UpstreamFailed(_) if bytes == 0 => Err(Fault::ExecutorUnreachable),
+        end => Ok(end),
+    }
+}
+
+/// Takes a slot to ask `hop`, waiting for it up to the first-byte deadline. Without one the error is
+/// how the stream has ended meanwhile, or `None` if it is to fail.
+async fn executor_slot(
+    hop: &Upstream,
+    client: &mut Connection,
+    asked: &Asked<'_>,
+) -> Result<Option<ExecutorSlot>, Option<End>> {
+    let Upstream::Executor(executor) = hop else { return Ok(None) };
+    let Asked { build, cx, .. } = asked;
+    if let Some(slot) = cx.executor_slots.try_acquire(executor) {
+        return Ok(Some(slot));
+    }
+    // Boxed: only a crowd comes here.
+    Box::pin(async {
+        let mut discarded = 0;
+        let meanwhile = async {
+            tokio::select! {
+                biased;
+                () = cx.cut.cancelled() => End::Stopped,
+                reason = client.departed(&mut discarded) => End::ClientLeft(reason),
+            }
+        };
+        cx.executor_slot(executor, build, meanwhile).await.map(Some)
+    })
+    .await
+}
+
+/// Relays the log of which one of several hops has sent the first bytes.
+async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> End {
+    let Answered { hop, route, mut connection, listed, first: (piece, failure) } = answered;
+    let _active = asked.cx.metrics.stream();
+    let begin = Begin::Read(piece, failure);
+    let relayed = relay::run(&mut connection, client, asked.cx, begin, || {}, &listed).await;
+    let Relayed { bytes, end, .. } = relayed;
+    if matches!(end, End::Finished) {
+        connection.close();
+    }
+    asked.ended(&hop, route, bytes, &end);
+    end
+}
+
+/// Sends the one line that stands for a log, and closes.
+///
+/// Another gateway would take it for the log. Where ZooKeeper is away from us alone, another one of
+/// our zone may do better, and the asking gateway tries that when it is cut; those of upstream's do
+/// not and get the line.
+pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
+    if reply == Reply::Error(Fault::RegistryAway) && client.is_to_own_kind() {
+        client.cut(ready(())).await;
+        return;
+    }
+    let line = reply.to_string();
+    // A client that does not take one line has no claim to be told anything.
+    if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line.as_bytes())).await
+    {
+        client.finish(|| sleep(cx.limits.request_timeout)).await;
+    }
+}
+
+/// On a listener with rules, "Build not found" comes a multiple of this time after the request.
+const NOT_FOUND_STEP: Duration = Duration::from_millis(50);
+
+/// Waits until a multiple of [`NOT_FOUND_STEP`] has passed since `began`, at least one, so that the
+/// time does not show which look-ups were made: for a build that a rule denies they are others than
+/// for one that does not exist.
+async fn hide_duration(began: tokio::time::Instant) {
+    let steps = began.elapsed().as_nanos().div_ceil(NOT_FOUND_STEP.as_nanos()).max(1);
+    let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+    let until = began + NOT_FOUND_STEP * steps;
+    sleep_until(until - TIMER_DELAY).await;
+    let left = until.saturating_duration_since(tokio::time::Instant::now());
+    // Fails only when the runtime ends.
+    let _ = spawn_blocking(move || std::thread::sleep(left)).await;
+}
+
+/// How late a timer of the runtime may be. It waits in whole milliseconds from the moment in which its
+/// thread has nothing more to do, so the rest would show when the last look-up was answered. For this
+/// last part a thread sleeps, which is exact.
+const TIMER_DELAY: Duration = Duration::from_millis(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What bounds the number of quiet streams is what each of their tasks holds.
+    #[test]
+    fn a_session_is_small() {
+        fn size<F>(_: impl Fn(TcpStream, &'static mut Caller, &'static Context) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(run);
+        assert!(bytes <= 1808, "{bytes} bytes: box what a quiet stream does not need");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn not_found_comes_at_multiples_of_its_step() {
+        for (took, answered) in
+            [(0, 50), (1, 50), (49, 50), (50, 50), (51, 100), (99, 100), (100, 100), (4999, 5000)]
+        {
+            let began = tokio::time::Instant::now();
+            tokio::time::advance(Duration::from_millis(took)).await;
+            hide_duration(began).await;
+            // The clock of the test stands still while the thread sleeps.
+            let elapsed = began.elapsed().as_millis();
+            assert!((answered - 2..=answered + 1).contains(&elapsed), "{took} ms: {elapsed} ms");
+        }
+    }
+}

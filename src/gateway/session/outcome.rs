@@ -1,0 +1,58 @@
+//! How a connection ended, as it is counted.
+
+use crate::gateway::protocol::request::{Fault, Reply};
+use crate::gateway::relay::End;
+
+/// The end of one accepted connection.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// A log was relayed, at least its first byte.
+    Streamed(End),
+    /// One line of ours stood for it.
+    Refused(Reply),
+    /// Closed without a line at a limit of TLS handshakes, or for a newer connection.
+    Rejected,
+    /// A balancer whose word counts did not say for whom it came.
+    NoHeader,
+    /// The TLS handshake failed, or took too long.
+    NoHandshake,
+    /// The peer left before it had asked: health checkers, port scans.
+    Probe,
+}
+
+impl Outcome {
+    /// The value of the metric label `result`.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Streamed(End::Finished) => "ok",
+            Self::Streamed(End::UpstreamFailed(_)) => "upstream_cut",
+            Self::Streamed(End::ClientLeft(_)) => "client_left",
+            Self::Streamed(End::ClientStalled) => "client_stalled",
+            Self::Streamed(End::ClientEvicted) => "client_evicted",
+            Self::Streamed(End::Stopped) => "stopped",
+            Self::Streamed(End::Idle) => "stream_idle",
+            Self::Streamed(End::Overlong) => "stream_total",
+            Self::Refused(Reply::NotFound) => "not_found",
+            Self::Refused(Reply::NotStarted) => "not_started",
+            Self::Refused(Reply::Denied) => "denied",
+            Self::Refused(Reply::Error(fault)) => match fault {
+                Fault::TooLong => "bad_request",
+                Fault::NoRequest => "timeout",
+                Fault::TooManyConnections | Fault::TooManyFromAddress | Fault::TooManyLookups => {
+                    "rejected"
+                }
+                Fault::RegistryAway => "zookeeper",
+                Fault::UnreadableEntry => "unreadable",
+                Fault::ExecutorUnreachable => "upstream_unreachable",
+                Fault::ZoneUnreachable => "zone_unreachable",
+                Fault::ExecutorSilent => "upstream_silent",
+                Fault::OtherZone => "other_zone",
+            },
+            Self::Streamed(End::UpstreamSilent) => "upstream_silent",
+            Self::Rejected => "rejected",
+            Self::NoHeader => "proxy_header",
+            Self::NoHandshake => "tls",
+            Self::Probe => "probe",
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! From a host name to a connection: name servers asked in moderation, addresses tried beside each
+//! other (RFC 8305).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use crate::config::to_ascii;
+use crate::gateway::transport::connection::reset_on_drop;
+
+/// How long one address of a next hop has before another is tried beside it.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// How long a name's addresses are believed. getaddrinfo(3) tells no lifetime; this is short enough
+/// for an executor that moves, and saves a burst of clients a burst of questions.
+const KEEP: Duration = Duration::from_secs(5);
+
+/// Names remembered. They come from Zuul's registry, so there are not many; beyond this all are
+/// forgotten together.
+const REMEMBERED: usize = 1024;
+
+/// Dials hosts.
+#[derive(Default)]
+pub(crate) struct Dialer(Mutex<HashMap<String, Arc<Name>>>);
+
+/// One name's addresses, once somebody has asked for them.
+struct Name {
+    asked: Instant,
+    addresses: OnceCell<Vec<SocketAddr>>,
+}
+
+impl Dialer {
+    /// Connects to the first address of `host` that answers. Its kernel holds up to `buffer` bytes
+    /// that have not been read.
+    ///
+    /// Addresses are tried in the resolver's order, the families in turn, each a quarter of a
+    /// second behind the one before or as soon as that has failed, so that one that swallows
+    /// packets does not hide the others (RFC 8305, sections 4 and 5).
+    ///
+    /// # Errors
+    /// The name has no address, or the last address that was tried failed like this.
+    pub(crate) async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        buffer: usize,
+    ) -> io::Result<TcpStream> {
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return connect_to(SocketAddr::new(address, port), buffer).await;
+        }
+        let name = to_ascii(host).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "the name has no ASCII form (IDNA)")
+        })?;
+        let host = name.as_ref();
+        let addresses = self.addresses(host, port).await?;
+        let connected = race(interleaved(&addresses), buffer).await;
+        if connected.is_err() {
+            // It may have moved.
+            self.lock().remove(host);
+        }
+        connected
+    }
+
+    /// The addresses of `host`, with `port` and, of link-local ones, the interface that the name
+    /// gives (`fe80::1%eth0`, RFC 4007, section 11). One question for all who ask within [`KEEP`].
+    async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let name = {
+            let mut names = self.lock();
+            match names.get(host) {
+                Some(name) if name.asked.elapsed() < KEEP => Arc::clone(name),
+                _ => {
+                    if names.len() >= REMEMBERED {
+                        names.clear();
+                    }
+                    let name = Arc::new(Name { asked: Instant::now(), addresses: OnceCell::new() });
+                    names.insert(host.to_owned(), Arc::clone(&name));
+                    name
+                }
+            }
+        };
+        let ask = || async { Ok::<_, io::Error>(lookup_host((host, port)).await?.collect()) };
+        let mut addresses = name.addresses.get_or_try_init(ask).await?.clone();
+        // A name is asked for once, whatever the port.
+        addresses.iter_mut().for_each(|address| address.set_port(port));
+        Ok(addresses)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Name>>> {
+        // Whole between any two statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The families in turn, beginning with that of the first address (RFC 8305, section 4).
+fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first_is_ipv6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<SocketAddr>, Vec<SocketAddr>) =
+        addresses.iter().partition(|address| address.is_ipv6() == first_is_ipv6);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut all = Vec::with_capacity(addresses.len());
+    while all.len() < addresses.len() {
+        all.extend(first.next());
+        all.extend(second.next());
+    }
+    all
+}
+
+/// Connects to `address`. A connection that is dropped before the next hop has ended it, one that
+/// lost a race among them, is reset. The kernel receives up to `buffer` bytes that are not read, its
+/// bookkeeping included; that must be known when the connection begins (tcp(7)).
+async fn connect_to(address: SocketAddr, buffer: usize) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    reset_on_drop(&socket);
+    // The kernel doubles the number (socket(7)). Without it there is the kernel's own bound.
+    let _ = SockRef::from(&socket).set_recv_buffer_size(buffer / 2);
+    socket.connect(address).await
+}
+
+async fn race(addresses: Vec<SocketAddr>, buffer: usize) -> io::Result<TcpStream> {
+    if let [address] = addresses[..] {
+        return connect_to(address, buffer).await;
+    }
+    let mut addresses = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        match addresses.next() {
+            Some(address) => {
+                attempts.spawn(connect_to(address, buffer));
+            }
+            None if attempts.is_empty() => return Err(failure),
+            None => {}
+        }
+        let attempt = if addresses.len() > 0 {
+            timeout(STAGGER, attempts.join_next()).await
+        } else {
+            Ok(attempts.join_next().await)
+        };
+        match attempt {
+            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
+            Ok(Some(Ok(Err(error)))) => failure = error,
+            Ok(Some(Err(panic))) => failure = io::Error::other(panic),
+            // Time for the next address.
+            Ok(None) | Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const BUFFER: usize = 1024 * 1024;
+
+    fn addresses(list: &str, port: u16) -> Vec<SocketAddr> {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        list.split_whitespace().map(|text| SocketAddr::new(ip(text), port)).collect()
+    }
+
+    #[test]
+    fn the_families_take_turns() {
+        let cases = [
+            ("", ""),
+            ("192.0.2.1", "192.0.2.1"),
+            ("::1 ::2 192.0.2.1 ::3", "::1 192.0.2.1 ::2 ::3"),
+            ("192.0.2.1 192.0.2.2 ::1", "192.0.2.1 ::1 192.0.2.2"),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(interleaved(&addresses(given, 79)), addresses(expected, 79), "{given}");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_refuses_makes_way_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        // Nobody listens on the first two.
+        let stream = race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port), BUFFER).await;
+        let stream = stream.expect("connected");
+        assert_eq!([stream.peer_addr().expect("an address")][..], addresses("127.0.0.1", port));
+        drop(listener);
+        assert!(race(addresses("127.0.0.2 127.0.0.1", port), BUFFER).await.is_err());
+        assert!(race(Vec::new(), BUFFER).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn names_are_kept_and_forgotten() {
+        let dialer = Dialer::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        dialer.connect("localhost", port, BUFFER).await.expect("connected");
+        assert!(dialer.lock().contains_key("localhost"));
+        dialer.connect("127.0.0.1", port, BUFFER).await.expect("connected");
+        assert_eq!(dialer.lock().len(), 1, "an address is no name");
+        drop(listener);
+        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
+        assert!(dialer.lock().is_empty(), "it may have moved");
+        for number in 0..2 * REMEMBERED {
+            let name = Arc::new(Name { asked: Instant::now(), addresses: OnceCell::new() });
+            dialer.lock().insert(number.to_string(), name);
+        }
+        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
+        assert!(dialer.lock().len() <= 1);
+    }
+}

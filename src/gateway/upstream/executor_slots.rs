@@ -1,0 +1,393 @@
+//! Slots for connections to executors: at most three connections to one executor wait for their first
+//! byte at a time, over all builds and clients.
+//!
+//! An executor's log streamer listens with a backlog of 5 (`request_queue_size` of Python's
+//! `socketserver`). A connection that finds it full is established for us, but the executor's kernel
+//! has dropped it and takes it only when the client's kernel sends again, after 1, 3, 7 and 15
+//! seconds. So of 100 clients that ask for one build in the same moment a third gets no log in time.
+//! The same clients one after the other get it within a second.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until};
+
+use crate::gateway::Context;
+use crate::model::build_request::{BuildId, Executor};
+
+/// Slots of one executor. With three, two gateways that ask the same executor fit into its backlog
+/// and the connection that it is accepting.
+const SLOTS: usize = 3;
+
+/// How long a slot is held at most while other requests wait: an executor that does not answer
+/// delays the next request by no more than this.
+const HOLD: Duration = Duration::from_secs(1);
+
+/// The slots of all executors that are being asked. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct ExecutorSlots(Arc<Mutex<Executors>>);
+
+/// By host and port. An entry exists as long as it has users.
+type Executors = HashMap<(String, u16), Entry>;
+
+struct Entry {
+    slots: Arc<Slots>,
+    /// The number of [`ExecutorSlot`]s that refer to `slots`.
+    users: usize,
+}
+
+/// The slots of one executor.
+struct Slots {
+    executor: (String, u16),
+    /// The table that this is an entry of, until it has no users any more.
+    table: ExecutorSlots,
+    /// A permit for each free slot, given to waiters in the order in which they came. It is forgotten
+    /// when the slot enters [`State::taken`].
+    free: Semaphore,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Numbers what happens, to compare what came first.
+    last: u64,
+    /// The slots that are taken, the oldest first: the number of the request, and since when.
+    taken: VecDeque<(u64, Instant)>,
+    /// The executor's last first byte.
+    answered: u64,
+    /// The last report that a build got no first byte in time. A later answer removes it.
+    silent: Option<(u64, BuildId)>,
+}
+
+/// A slot, free again when this is dropped, or after [`HOLD`] if a request waits for it.
+pub(crate) struct ExecutorSlot {
+    slots: Arc<Slots>,
+    /// That of the wait for the slot, or of the request once the slot is taken.
+    number: u64,
+}
+
+impl ExecutorSlots {
+    /// Takes a slot of `executor` if one is free and no request waits for it.
+    pub(crate) fn try_acquire(&self, executor: &Executor) -> Option<ExecutorSlot> {
+        let mut slot = self.slot(executor);
+        slot.slots.free.try_acquire().ok()?.forget();
+        slot.take();
+        Some(slot)
+    }
+
+    /// Waits for a slot of `executor` after the requests that wait already.
+    ///
+    /// # Errors
+    /// `None` at `deadline`, or when a request for `build` has meanwhile been reported to get no first
+    /// byte: this one would fare no better. Otherwise what `meanwhile` returns. Both are looked at
+    /// only in waits of about [`HOLD`] and more: most are over within a millisecond and must not cost
+    /// more than the request itself.
+    pub(crate) async fn acquire<T>(
+        &self,
+        executor: &Executor,
+        build: &BuildId,
+        deadline: Instant,
+        meanwhile: impl Future<Output = T>,
+    ) -> Result<ExecutorSlot, Option<T>> {
+        let mut slot = self.slot(executor);
+        slot.number = slot.slots.state().next();
+        {
+            let slots = &slot.slots;
+            let mut permit = pin!(slots.free.acquire());
+            let mut meanwhile = pin!(meanwhile);
+            let mut is_long = false;
+            loop {
+                tokio::select! {
+                    biased;
+                    permit = &mut permit => {
+                        // The semaphore is never closed.
+                        let permit = permit.map_err(|_| None)?;
+                        if slots.is_silent(build, slot.number) {
+                            return Err(None);
+                        }
+                        permit.forget();
+                        break;
+                    }
+                    () = sleep_until(deadline.min(slots.next_release())) => {
+                        if Instant::now() >= deadline || slots.is_silent(build, slot.number) {
+                            return Err(None);
+                        }
+                        slots.release_held();
+                        is_long = true;
+                    }
+                    ended = &mut meanwhile, if is_long => return Err(Some(ended)),
+                }
+            }
+        }
+        slot.take();
+        Ok(slot)
+    }
+
+    /// A slot of `executor` that is not yet taken.
+    fn slot(&self, executor: &Executor) -> ExecutorSlot {
+        let key = (executor.hostname.clone(), executor.port);
+        let mut executors = self.lock();
+        let entry = executors.entry(key).or_insert_with_key(|key| {
+            let (executor, table) = (key.clone(), self.clone());
+            let (free, state) = (Semaphore::new(SLOTS), Mutex::default());
+            let slots = Slots { executor, table, free, state };
+            Entry { slots: Arc::new(slots), users: 0 }
+        });
+        entry.users += 1;
+        ExecutorSlot { slots: Arc::clone(&entry.slots), number: 0 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Executors> {
+        // The table is consistent between any two statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Context {
+    /// When a request to an executor that begins now must have its first byte: the wait for a slot
+    /// takes from that time as dialing does.
+    pub(crate) fn first_byte_deadline(&self) -> Instant {
+        Instant::now() + self.limits.connect_timeout + self.limits.first_byte_timeout
+    }
+
+    /// How long a request that has just been sent waits for its first byte: up to `deadline`, at most
+    /// the first-byte timeout.
+    pub(crate) fn first_byte_patience(&self, deadline: Instant) -> Duration {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        remaining.min(self.limits.first_byte_timeout)
+    }
+
+    /// A slot to ask `executor` for `build`, waiting for it up to the first-byte timeout. Fails as
+    /// [`ExecutorSlots::acquire`] does.
+    pub(crate) async fn executor_slot<T>(
+        &self,
+        executor: &Executor,
+        build: &BuildId,
+        meanwhile: impl Future<Output = T>,
+    ) -> Result<ExecutorSlot, Option<T>> {
+        if let Some(slot) = self.executor_slots.try_acquire(executor) {
+            return Ok(slot);
+        }
+        let began = Instant::now();
+        let deadline = began + self.limits.first_byte_timeout;
+        let slot = self.executor_slots.acquire(executor, build, deadline, meanwhile).await;
+        self.metrics.waited_for_executor(began.elapsed());
+        slot
+    }
+}
+
+impl Slots {
+    /// When the slot that is held for longest has been held for [`HOLD`].
+    fn next_release(&self) -> Instant {
+        let oldest = self.state().taken.front().map(|(_, since)| *since);
+        oldest.unwrap_or_else(Instant::now) + HOLD
+    }
+
+    /// Frees the slots that have been held for [`HOLD`].
+    fn release_held(&self) {
+        let mut state = self.state();
+        while let Some((_, since)) = state.taken.front()
+            && since.elapsed() >= HOLD
+        {
+            state.taken.pop_front();
+            self.free.add_permits(1);
+        }
+    }
+
+    /// Whether a request for `build` has been reported to get no first byte after `number`.
+    fn is_silent(&self, build: &BuildId, number: u64) -> bool {
+        let state = self.state();
+        state.silent.as_ref().is_some_and(|(report, silent)| *report > number && silent == build)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Consistent between any two statements.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
+
+impl ExecutorSlot {
+    /// Enters this slot, whose permit has been forgotten, as taken.
+    fn take(&mut self) {
+        let mut state = self.slots.state();
+        self.number = state.next();
+        state.taken.push_back((self.number, Instant::now()));
+    }
+
+    /// Frees the slot: the first byte has come.
+    pub(crate) fn answered(self) {
+        let mut state = self.slots.state();
+        state.answered = state.next();
+        state.silent = None;
+    }
+
+    /// Frees the slot and lets requests for `build` that wait for one fail: this one got no byte
+    /// within the first-byte timeout. Ignored if the executor has answered another one meanwhile.
+    pub(crate) fn silent(self, build: &BuildId) {
+        let mut state = self.slots.state();
+        if state.answered < self.number {
+            state.silent = Some((state.next(), build.clone()));
+        }
+    }
+}
+
+impl Drop for ExecutorSlot {
+    fn drop(&mut self) {
+        let mut state = self.slots.state();
+        if let Some(index) = state.taken.iter().position(|(number, _)| *number == self.number) {
+            state.taken.remove(index);
+            self.slots.free.add_permits(1);
+        }
+        drop(state);
+        let mut executors = self.slots.table.lock();
+        if let Some(entry) = executors.get_mut(&self.slots.executor) {
+            entry.users -= 1;
+            if entry.users == 0 {
+                executors.remove(&self.slots.executor);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn executor(port: u16) -> Executor {
+        Executor { hostname: "ze01".to_owned(), port, zone: None }
+    }
+
+    fn build(id: &str) -> BuildId {
+        BuildId::new(id).expect("a build id")
+    }
+
+    async fn acquire(slots: &ExecutorSlots, id: &str, patience: Duration) -> Option<ExecutorSlot> {
+        let deadline = Instant::now() + patience;
+        slots.acquire(&executor(1), &build(id), deadline, pending::<()>()).await.ok()
+    }
+
+    fn take_all(slots: &ExecutorSlots, port: u16) -> Vec<ExecutorSlot> {
+        (0..SLOTS).map(|_| slots.try_acquire(&executor(port)).expect("a free slot")).collect()
+    }
+
+    /// Requests that have held their slots for too long, and those that have them now.
+    async fn hanging(slots: &ExecutorSlots) -> (Vec<ExecutorSlot>, Vec<ExecutorSlot>) {
+        let hanging = take_all(slots, 1);
+        let mut held = Vec::new();
+        for _ in 0..SLOTS {
+            held.push(acquire(slots, "ab", PATIENCE).await.expect("a slot"));
+        }
+        (hanging, held)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_released_slot_goes_to_the_first_waiter() {
+        let slots = ExecutorSlots::default();
+        let mut held = take_all(&slots, 1);
+        assert!(slots.try_acquire(&executor(1)).is_none(), "all are taken");
+        assert!(slots.try_acquire(&executor(2)).is_some(), "another executor");
+        let mut first = pin!(acquire(&slots, "ab", PATIENCE));
+        let mut second = pin!(acquire(&slots, "ab", PATIENCE));
+        assert!(first.as_mut().now_or_never().is_none());
+        assert!(second.as_mut().now_or_never().is_none());
+        held.pop();
+        assert!(slots.try_acquire(&executor(1)).is_none(), "it belongs to a waiter");
+        assert!(second.as_mut().now_or_never().is_none(), "the other one came first");
+        assert!(first.now_or_never().flatten().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slot_held_for_a_second_goes_to_a_waiter_and_is_freed_only_once() {
+        let slots = ExecutorSlots::default();
+        let held = take_all(&slots, 1);
+        let began = Instant::now();
+        let mut taken = Vec::new();
+        for _ in 0..2 * SLOTS {
+            taken.push(acquire(&slots, "ab", PATIENCE).await.expect("a slot"));
+        }
+        assert_eq!(began.elapsed().as_secs(), 2, "three a second");
+        drop(held);
+        assert!(slots.try_acquire(&executor(1)).is_none(), "these were freed before");
+        drop(taken);
+        assert_eq!(take_all(&slots, 1).len(), SLOTS);
+        assert!(slots.lock().is_empty(), "no executor is asked any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiter_gives_up_after_its_patience_and_leaves_no_trace() {
+        let slots = ExecutorSlots::default();
+        let held = take_all(&slots, 1);
+        let patience = HOLD / 2;
+        assert!(acquire(&slots, "ab", patience).await.is_none());
+        drop(held);
+        assert!(slots.lock().is_empty());
+        assert_eq!(take_all(&slots, 1).len(), SLOTS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_of_silence_ends_the_waits_for_the_same_build_that_began_before() {
+        let slots = ExecutorSlots::default();
+        let (mut hanging, _held) = hanging(&slots).await;
+        let mut waiting = pin!(acquire(&slots, "ab", PATIENCE));
+        let mut others = pin!(acquire(&slots, "cd", PATIENCE));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert!(others.as_mut().now_or_never().is_none());
+        hanging.remove(0).silent(&build("ab"));
+        let later = acquire(&slots, "ab", PATIENCE);
+        let (waited, other, later) = tokio::join!(waiting, others, later);
+        assert!(waited.is_none());
+        assert!(other.is_some(), "another build");
+        assert!(later.is_some(), "it came after the report");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_withdraws_a_report_of_silence_and_older_ones_are_ignored() {
+        let slots = ExecutorSlots::default();
+        let (mut hanging, mut held) = hanging(&slots).await;
+        let mut first = pin!(acquire(&slots, "cd", PATIENCE));
+        let mut waiting = pin!(acquire(&slots, "ab", PATIENCE));
+        assert!(first.as_mut().now_or_never().is_none());
+        assert!(waiting.as_mut().now_or_never().is_none());
+        hanging.remove(0).silent(&build("ab"));
+        held.remove(0).answered();
+        hanging.remove(0).silent(&build("ab"));
+        let _first = first.await.expect("the slot of the one that was answered");
+        assert!(waiting.await.is_some(), "the executor answers again");
+    }
+
+    /// A client that leaves is noticed at the latest when a slot has been held for long.
+    #[tokio::test(start_paused = true)]
+    async fn something_else_ends_only_a_wait_that_is_long() {
+        let slots = ExecutorSlots::default();
+        let _held = take_all(&slots, 1);
+        let (executor, build) = (executor(1), build("ab"));
+        let before = join_all((0..SLOTS).map(|_| acquire(&slots, "ab", PATIENCE)));
+        let mut before = pin!(before);
+        assert!(before.as_mut().now_or_never().is_none(), "these get the slots");
+        let patience = HOLD / 2;
+        let waits = [patience, PATIENCE].map(|patience| {
+            slots.acquire(&executor, &build, Instant::now() + patience, ready("left"))
+        });
+        let [mut short, mut long] = waits.map(Box::pin);
+        assert!(short.as_mut().now_or_never().is_none() && long.as_mut().now_or_never().is_none());
+        assert_eq!(short.await.err(), Some(None), "its patience is over");
+        assert_eq!(long.await.err(), Some(Some("left")));
+    }
+}

@@ -1,0 +1,434 @@
+//! Several next hops for one log: the first that sends some of it is the one.
+//!
+//! Hops are asked in order. Each has a head start of [`head_start`], then the next one is asked
+//! beside it, and at once where one fails: so dead gateways cost a client little, whether they
+//! refuse, swallow packets, never end a handshake, or say nothing behind it. The executor is asked
+//! when all gateways have failed, or [`executor_after`] has passed, however many are still to be
+//! asked. All together have [`patience`]. What of a gateway failed, [`crate::gateway::health`] remembers.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
+
+use super::misrouting;
+use super::misrouting::Foreign;
+use super::{DialError, Upstream};
+use crate::config::Limits;
+use crate::gateway::health::Trouble;
+use crate::gateway::protocol::request::Fault;
+use crate::gateway::relay::{End, room};
+use crate::gateway::session::stream_table::Listed;
+use crate::gateway::session::{Asked, Caller, log_stream};
+use crate::gateway::transport::buffer_pool::Piece;
+use crate::gateway::transport::connection::Connection;
+use crate::telemetry::log::Excerpt;
+use crate::telemetry::metrics::{Route, Side};
+use crate::tls;
+use crate::tls::Failure;
+
+/// How long a hop is asked alone: a fifth of the connect deadline; a quarter of that for one that is
+/// avoided, and is asked for want of a better one.
+fn head_start(limits: &Limits, avoided: bool) -> Duration {
+    limits.connect_timeout / if avoided { 20 } else { 5 }
+}
+
+/// How long gateways have before the executor is asked beside them.
+fn executor_after(limits: &Limits, all_avoided: bool) -> Duration {
+    if all_avoided { head_start(limits, false) } else { limits.connect_timeout }
+}
+
+/// For a first byte from whichever hop: longer than a gateway of our kind on the way takes to find
+/// the executor dead or silent, so that its words arrive.
+///
+/// No shorter where the executor has been silent for its `first_byte_timeout`. A log has a first line
+/// before anybody is told of it, so that is no young build but a host that hangs, or something
+/// on our way to it that takes connections for it; behind that a gateway may still do better.
+fn patience(limits: &Limits) -> Duration {
+    limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout
+}
+
+/// The hop that has the log.
+pub(crate) struct Answered {
+    pub(crate) hop: Upstream,
+    pub(crate) route: Route,
+    pub(crate) connection: Connection,
+    pub(crate) listed: Listed,
+    /// The first bytes, and what was met behind them.
+    pub(crate) first: (Piece, Option<io::Error>),
+}
+
+/// How asking several hops ended.
+pub(crate) enum Raced {
+    Answered(Box<Answered>),
+    /// Not one has it.
+    Failed(Fault),
+    /// The client left, or we stop.
+    Over(End),
+}
+
+/// Why a hop brought no log.
+enum Miss {
+    Dial(DialError),
+    /// It closed without a byte, or said nothing in time.
+    Silent,
+    /// The connection failed.
+    Cut(io::Error),
+    /// Another hop had sent something before it did.
+    Overtaken(Duration),
+    /// It has the line of a gateway that cannot serve the log.
+    Refused(Box<Answered>),
+    /// It is no gateway.
+    Foreign(Foreign),
+}
+
+impl fmt::Display for Miss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial(error) => write!(f, "{error}"),
+            Self::Silent => write!(f, "{}", End::UpstreamSilent),
+            Self::Cut(error) => write!(f, "cut by the next hop: {}", tls::describe(error)),
+            Self::Overtaken(after) => {
+                write!(f, "overtaken: nothing within {after:?}, when another hop had the log")
+            }
+            Self::Refused(answered) => {
+                let line = answered.first.0.split(|byte| b"\r\n".contains(byte)).next();
+                write!(f, "the gateway answered: {}", Excerpt::new(line.unwrap_or_default()))
+            }
+            Self::Foreign(foreign) => write!(f, "no gateway: {foreign}"),
+        }
+    }
+}
+
+impl Miss {
+    /// The value of the metric label `reason`.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Dial(error) => error.label(),
+            Self::Silent => "silent",
+            Self::Cut(_) => "cut",
+            Self::Overtaken(_) => "overtaken",
+            Self::Refused(_) => "refused",
+            Self::Foreign(_) => "foreign",
+        }
+    }
+}
+
+/// A hop that is being asked.
+struct Runner {
+    hop: Upstream,
+    since: Instant,
+    head_start: Duration,
+    /// It has taken the request.
+    took: Arc<AtomicBool>,
+    over: bool,
+}
+
+impl Runner {
+    /// It has taken the request and said nothing, up to now.
+    fn is_mute(&self) -> bool {
+        !self.over && self.took.load(Ordering::Relaxed)
+    }
+}
+
+/// Asks `hops` until one has sent something.
+pub(crate) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Asked<'_>) -> Raced {
+    let Asked { cx, .. } = asked;
+    let began = Instant::now();
+    let mut race = Race::new(hops, client.is_tls(), asked, began);
+    let mut running = FuturesUnordered::new();
+    let mut discarded = 0;
+    running.extend(race.next());
+    loop {
+        let next = race.next_at();
+        let outcome = tokio::select! {
+            biased;
+            () = cx.cut.cancelled() => return race.over(End::Stopped),
+            Some((index, outcome)) = running.next() => {
+                race.runners[index].over = true;
+                Some((index, outcome))
+            }
+            reason = client.departed(&mut discarded) => return race.over(End::ClientLeft(reason)),
+            () = sleep_until(next.unwrap_or(began)), if next.is_some() => None,
+            () = sleep_until(began + patience(&cx.limits)) => return race.late(),
+        };
+        match outcome {
+            None => running.extend(race.next()),
+            Some((index, Ok(answered))) => return race.won(index, Box::new(answered)),
+            Some((index, Err(miss))) => {
+                let idle = running.is_empty();
+                if let Some(raced) = race.missed(index, miss, idle) {
+                    return raced;
+                }
+                if idle || !race.waiting.is_empty() {
+                    running.extend(race.next());
+                }
+            }
+        }
+    }
+}
+
+/// Who is asked, and who is to be asked.
+struct Race<'a> {
+    asked: &'a Asked<'a>,
+    tls_client: bool,
+    hops: usize,
+    /// Gateways that are to be asked, and whether each is avoided.
+    waiting: VecDeque<(Upstream, bool)>,
+    /// The executor, until it is asked.
+    executor: Option<Upstream>,
+    /// When the executor is asked, whatever has become of the gateways by then.
+    executor_at: Instant,
+    runners: Vec<Runner>,
+    /// A gateway's own line, for when nobody has better.
+    refusal: Option<Box<Answered>>,
+    silent: bool,
+}
+
+impl<'a> Race<'a> {
+    fn new(hops: &[Upstream], tls_client: bool, asked: &'a Asked<'a>, began: Instant) -> Self {
+        let mut waiting: VecDeque<_> = asked.cx.resolver.order(hops).into();
+        // What comes behind the executor leads back to us.
+        let executor = waiting.iter().position(|(hop, _)| matches!(hop, Upstream::Executor(_)));
+        let executor = executor.and_then(|index| waiting.drain(index..).next());
+        let all_avoided = waiting.iter().all(|(_, avoided)| *avoided);
+        Self {
+            asked,
+            tls_client,
+            hops: hops.len(),
+            waiting,
+            executor: executor.map(|(hop, _)| hop),
+            executor_at: began + executor_after(&asked.cx.limits, all_avoided),
+            runners: Vec::new(),
+            refusal: None,
+            silent: false,
+        }
+    }
+
+    /// Asks the next hop, if there is one.
+    fn next(&mut self) -> Option<impl Future<Output = (usize, Result<Answered, Miss>)> + use<'a>> {
+        let late = self.waiting.is_empty() || self.executor_at <= Instant::now();
+        let (hop, avoided) = match self.executor.take_if(|_| late) {
+            Some(executor) => (executor, false),
+            None => self.waiting.pop_front()?,
+        };
+        let asked = self.asked;
+        let index = self.runners.len();
+        self.runners.push(Runner {
+            hop: hop.clone(),
+            since: Instant::now(),
+            head_start: head_start(&asked.cx.limits, avoided),
+            took: Arc::default(),
+            over: false,
+        });
+        let took = Arc::clone(&self.runners[index].took);
+        let route = Route::of(&hop, self.hops);
+        let listed = asked.listed(&hop);
+        let room = |tls_hop| room(tls_hop, self.tls_client);
+        let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
+        Some(async move { (index, ask(hop, route, listed, room, asked, &took).await) })
+    }
+
+    /// When the next hop is to be asked, though nobody has failed.
+    fn next_at(&self) -> Option<Instant> {
+        let executor = self.executor.is_some().then_some(self.executor_at);
+        let last = self.runners.last().filter(|_| !self.waiting.is_empty());
+        executor.into_iter().chain(last.map(|last| last.since + last.head_start)).min()
+    }
+
+    /// Notes that a hop brought nothing; `mute` if it had taken the request.
+    fn note(&self, hop: &Upstream, miss: &Miss, mute: bool) {
+        let Asked { build, span, cx, .. } = self.asked;
+        span.passed_over(hop, miss);
+        let trouble = match miss {
+            Miss::Dial(DialError::Circle | DialError::Ourselves) => Trouble::LeadsBack,
+            _ if mute => Trouble::Mute,
+            _ => Trouble::Other,
+        };
+        let mutes = cx.resolver.memory().failed(build, hop, miss, trouble);
+        if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
+            cx.metrics.miswired("circle");
+        }
+        if let Upstream::Gateway(gateway) = hop {
+            cx.metrics.failed_over(miss.label());
+            match miss {
+                Miss::Foreign(foreign) => misrouting::found_foreign(gateway, *foreign, cx),
+                Miss::Dial(DialError::Elsewhere(found)) => {
+                    misrouting::found_elsewhere(gateway, found, cx);
+                }
+                Miss::Dial(DialError::Circle | DialError::Ourselves) => {
+                    misrouting::found_circle(gateway, build, cx);
+                }
+                _ if mute && mutes >= misrouting::MUTE => {
+                    misrouting::found_mute(gateway, mutes, cx)
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes it that a hop has failed, and says how the race ended if it was the last one.
+    fn missed(&mut self, index: usize, miss: Miss, idle: bool) -> Option<Raced> {
+        let Asked { caller: Caller { peer, logged, .. }, build, .. } = self.asked;
+        let hop = self.runners[index].hop.clone();
+        let silent = matches!(miss, Miss::Silent);
+        self.note(&hop, &miss, silent);
+        self.silent |= silent || matches!(miss, Miss::Dial(DialError::Busy));
+        let last = idle && self.waiting.is_empty() && self.executor.is_none();
+        if !last || matches!(miss, Miss::Refused(_)) || self.refusal.is_some() {
+            log_stream!(
+                *logged, %peer, %build, route = %hop, end = %miss, "trying the next hop"
+            );
+        }
+        if !last {
+            if let Miss::Refused(answered) = miss {
+                self.refusal.get_or_insert(answered);
+            }
+            return None;
+        }
+        if let Miss::Refused(answered) = miss {
+            return Some(Raced::Answered(self.refusal.take().unwrap_or(answered)));
+        }
+        if let Some(refusal) = self.refusal.take() {
+            return Some(Raced::Answered(refusal));
+        }
+        self.asked.ended(&hop, Route::of(&hop, self.hops), 0, &miss);
+        Some(self.failed())
+    }
+
+    fn failed(&self) -> Raced {
+        Raced::Failed(match self.hops {
+            _ if self.silent => Fault::ExecutorSilent,
+            1 => Fault::ExecutorUnreachable,
+            _ => Fault::ZoneUnreachable,
+        })
+    }
+
+    /// Takes it that nobody has said anything in time.
+    fn late(&mut self) -> Raced {
+        for runner in self.runners.iter().filter(|runner| !runner.over) {
+            self.note(&runner.hop, &Miss::Silent, runner.is_mute());
+            let route = Route::of(&runner.hop, self.hops);
+            self.asked.ended(&runner.hop, route, 0, &End::UpstreamSilent);
+        }
+        self.silent = true;
+        self.refusal.take().map_or_else(|| self.failed(), Raced::Answered)
+    }
+
+    /// Takes it that a hop has the log.
+    fn won(&mut self, index: usize, answered: Box<Answered>) -> Raced {
+        let Asked { caller: Caller { peer, logged, .. }, build, span, cx, .. } = self.asked;
+        let before = self.runners[..index].iter().filter(|runner| !runner.over);
+        for runner in before.filter(|runner| runner.since.elapsed() >= runner.head_start) {
+            let miss = Miss::Overtaken(runner.head_start);
+            log_stream!(
+                *logged, %peer, %build, route = %runner.hop, end = %miss, "trying the next hop"
+            );
+            self.note(&runner.hop, &miss, runner.is_mute());
+        }
+        cx.resolver.memory().answered(build, &answered.hop);
+        if let Upstream::Gateway(gateway) = &answered.hop {
+            cx.familiar.dialed(gateway);
+        }
+        cx.metrics.first_byte(answered.listed.age(), span.trace_id());
+        span.first_byte();
+        Raced::Answered(answered)
+    }
+
+    fn over(&self, end: End) -> Raced {
+        if let Some(Runner { hop, .. }) = self.runners.last() {
+            self.asked.ended(hop, Route::of(hop, self.hops), 0, &end);
+        }
+        Raced::Over(end)
+    }
+}
+
+/// Asks one hop and waits for the first bytes, at most `room`.
+async fn ask(
+    hop: Upstream,
+    route: Route,
+    listed: Listed,
+    room: usize,
+    asked: &Asked<'_>,
+    took: &AtomicBool,
+) -> Result<Answered, Miss> {
+    let Asked { build, span, cx, .. } = asked;
+    let may_lead_back = match &hop {
+        Upstream::Gateway(_) => true,
+        Upstream::Executor(executor) => cx.resolver.is_gateway(executor),
+    };
+    let place = if may_lead_back {
+        let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
+        let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
+        Some(place.ok_or(Miss::Dial(DialError::Circle))?)
+    } else {
+        None
+    };
+    let deadline = cx.first_byte_deadline();
+    let mut slot = match &hop {
+        Upstream::Gateway(_) => None,
+        Upstream::Executor(executor) => {
+            // The race itself ends when the client leaves.
+            let slot = cx.executor_slot(executor, build, pending::<()>()).await;
+            Some(slot.map_err(|_| Miss::Dial(DialError::Busy))?)
+        }
+    };
+    let dialed = Instant::now();
+    let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;
+    took.store(true, Ordering::Relaxed);
+    cx.metrics.connected(route, dialed.elapsed());
+    span.connected(&hop);
+    let mut failure = None;
+    let read = connection.read_log(room, &mut failure);
+    let read = match &hop {
+        // Bounded by the patience with all.
+        Upstream::Gateway(_) => read.await,
+        Upstream::Executor(_) => {
+            let patience = cx.first_byte_patience(deadline);
+            timeout(patience, read).await.map_err(|_| {
+                if let Some(slot) = slot.take_if(|_| patience == cx.limits.first_byte_timeout) {
+                    slot.silent(build);
+                }
+                Miss::Silent
+            })?
+        }
+    };
+    drop(place);
+    if let (Some(slot), Ok(_)) = (slot, &read) {
+        slot.answered();
+    }
+    let piece = match read {
+        Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
+        Ok(piece) => piece,
+        Err(error) => {
+            if let (Upstream::Gateway(gateway), Some(late)) = (&hop, Failure::late(&error)) {
+                cx.metrics.handshake(Side::Upstream, Err(late));
+                let error = DialError::Tls(error);
+                cx.familiar.dialing_failed(gateway, &error);
+                return Err(Miss::Dial(error));
+            }
+            return Err(Miss::Cut(error));
+        }
+    };
+    debug!(%build, route = %hop, bytes = piece.len(), "first bytes");
+    let from_gateway = matches!(hop, Upstream::Gateway(_));
+    let foreign = misrouting::foreign(&piece, build).filter(|_| from_gateway);
+    if from_gateway && connection.is_to_own_kind() && misrouting::is_of_other_zone(&piece) {
+        let names = tls::names_of_peer(connection.peer_certificates());
+        return Err(Miss::Dial(DialError::Elsewhere(names)));
+    }
+    let refused = from_gateway && misrouting::is_refusal(&piece);
+    let answered = Answered { hop, route, connection, listed, first: (piece, failure) };
+    match foreign {
+        Some(foreign) => Err(Miss::Foreign(foreign)),
+        None if refused => Err(Miss::Refused(Box::new(answered))),
+        None => Ok(answered),
+    }
+}

@@ -1,0 +1,260 @@
+//! The next hop: an executor's log streamer, or the gateway of another zone.
+
+pub(crate) mod dialer;
+pub(crate) mod executor_slots;
+pub(crate) mod failover;
+pub(crate) mod loop_guard;
+pub(crate) mod misrouting;
+pub(crate) mod own_addresses;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::net::Ipv6Addr;
+
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tracing::debug;
+
+use super::Context;
+use super::transport::connection::{Connection, end_gracefully};
+use super::transport::read_ahead::ReadAhead;
+use crate::config::to_ascii;
+use crate::model::build_request::{BuildId, Executor};
+use crate::model::component::Gateway;
+use crate::telemetry::metrics::Side;
+use crate::tls;
+use crate::tls::Failure;
+
+/// Somebody who may have the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Upstream {
+    /// The executor itself. Executors speak no TLS.
+    Executor(Executor),
+    /// A gateway of the executor's zone.
+    Gateway(Gateway),
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Executor(Executor { hostname, port, .. }) => {
+                write!(f, "executor {}:{port}", hostname.escape_default())
+            }
+            Self::Gateway(Gateway { hostname, port, zone, tls }) => {
+                let zone = zone.as_deref().unwrap_or_default().escape_default();
+                let speech = if *tls { "TLS" } else { "plain" };
+                write!(f, "gateway {}:{port} of zone {zone} ({speech})", hostname.escape_default())
+            }
+        }
+    }
+}
+
+impl Upstream {
+    /// The parts of the `Display` text, as fields of a log line in JSON: kind, host, port, zone, TLS.
+    pub(crate) fn fields(&self) -> (&'static str, &str, u16, Option<&str>, bool) {
+        match self {
+            Self::Executor(Executor { hostname, port, zone }) => {
+                ("executor", hostname, *port, zone.as_deref(), false)
+            }
+            Self::Gateway(Gateway { hostname, port, zone, tls }) => {
+                ("gateway", hostname, *port, zone.as_deref(), *tls)
+            }
+        }
+    }
+}
+
+/// A next hop in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct HopAddress {
+    /// `executor` or `gateway`.
+    kind: &'static str,
+    host: String,
+    port: u16,
+    zone: Option<String>,
+    tls: bool,
+}
+
+impl HopAddress {
+    /// Host and port, for people.
+    pub(crate) fn place(&self) -> String {
+        format!("{}:{}", self.host.escape_default(), self.port)
+    }
+}
+
+impl From<&Upstream> for HopAddress {
+    fn from(hop: &Upstream) -> Self {
+        let (kind, host, port, zone, tls) = hop.fields();
+        let zone = zone.map(str::to_owned);
+        Self { kind, host: host.to_owned(), port, zone, tls }
+    }
+}
+
+/// Why the next hop could not be asked.
+#[derive(Debug)]
+pub(crate) enum DialError {
+    /// Not connected, or no TLS session, within the deadline.
+    TimedOut,
+    /// The name, the connection or the request failed.
+    Tcp(io::Error),
+    /// The TLS handshake failed.
+    Tls(io::Error),
+    /// It speaks TLS and this gateway has no certificate.
+    NoCertificate,
+    /// Too many requests for the build wait for it already.
+    Circle,
+    /// Its address is one that this gateway listens on, or is registered with.
+    Ourselves,
+    /// No slot to ask this executor became free in time.
+    Busy,
+    /// It is a gateway of another zone than its entry says, with these names in its certificate.
+    Elsewhere(String),
+}
+
+impl DialError {
+    /// The value of the metric label `reason`.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::TimedOut => "timeout",
+            Self::Tcp(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::NoCertificate => "no_certificate",
+            Self::Circle | Self::Ourselves => "circle",
+            Self::Busy => "busy",
+            Self::Elsewhere(_) => "zone",
+        }
+    }
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimedOut => f.write_str("no connection in time"),
+            Self::Tcp(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                write!(f, "{error}; no local port is free (net.ipv4.tcp_tw_reuse)")
+            }
+            Self::Tcp(error) => write!(f, "{error}"),
+            Self::Tls(error) => write!(f, "TLS: {}", tls::describe(error)),
+            Self::Circle => f.write_str("too many requests for this build wait for it"),
+            Self::Ourselves => f.write_str("its address is that of this gateway itself"),
+            Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
+            Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
+            Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
+        }
+    }
+}
+
+impl Upstream {
+    /// Host and port.
+    pub(crate) fn address(&self) -> (&str, u16) {
+        match self {
+            Self::Executor(executor) => (&executor.hostname, executor.port),
+            Self::Gateway(gateway) => (&gateway.hostname, gateway.port),
+        }
+    }
+
+    /// Connects and asks for `build`, all within the connect deadline.
+    pub(crate) async fn ask(&self, build: &BuildId, cx: &Context) -> Result<Connection, DialError> {
+        let deadline = Instant::now() + cx.limits.connect_timeout;
+        let mut connection = self.dial(deadline, cx).await?;
+        let request = format!("{build}\n");
+        let asked = async {
+            connection.write_all(request.as_bytes()).await?;
+            connection.flush().await
+        };
+        in_time(deadline, asked).await?.map_err(DialError::Tcp)?;
+        Ok(connection)
+    }
+
+    async fn dial(&self, deadline: Instant, cx: &Context) -> Result<Connection, DialError> {
+        let (host, port) = self.address();
+        if cx.resolver.is_own(host, port) {
+            return Err(DialError::Ourselves);
+        }
+        let secure = match self {
+            Self::Gateway(gateway @ Gateway { tls: true, .. }) => {
+                Some((gateway, cx.connector.as_ref().ok_or(DialError::NoCertificate)?))
+            }
+            _ => None,
+        };
+        let connect = async || -> Result<TcpStream, DialError> {
+            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
+            let stream = in_time(deadline, connected).await?.map_err(|error| {
+                if error.kind() == io::ErrorKind::AddrNotAvailable {
+                    cx.metrics.no_local_port();
+                }
+                DialError::Tcp(error)
+            })?;
+            if cx.own_addresses.are_dialed_by(&stream, port) {
+                return Err(DialError::Ourselves);
+            }
+            Ok(stream)
+        };
+        let mut stream = connect().await?;
+        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
+        let name = server_name(host)?;
+        let (failure, error) = loop {
+            // The request follows the handshake's last message at once; a plain one has nothing to
+            // wait for anyway.
+            stream.set_nodelay(true).map_err(DialError::Tcp)?;
+            let zone = gateway.zone.as_deref();
+            let tcp = ReadAhead::from_next_hop(stream);
+            let shaken = in_time(deadline, connector.connect(&name, port, zone, tcp)).await;
+            match shaken {
+                Ok(Ok(stream)) => {
+                    cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
+                    return Ok(Connection::Tls(Box::new(stream.into())));
+                }
+                Ok(Err((error, below))) => {
+                    // The alert that says why has to arrive.
+                    end_gracefully(below.socket());
+                    // A TLS terminator in between knows other protocols only.
+                    if !(Failure::refuses_protocols(&error)
+                        && connector.omit_protocols(&name, port))
+                    {
+                        break (Failure::of(&error), DialError::Tls(error));
+                    }
+                    debug!(route = %self, "TLS without ALPN, which this gateway's address refuses");
+                    stream = connect().await?;
+                }
+                Err(late) => break (Failure::Timeout, late),
+            }
+        };
+        cx.metrics.handshake(Side::Upstream, Err(failure));
+        cx.familiar.dialing_failed(gateway, &error);
+        Err(error)
+    }
+}
+
+async fn in_time<T>(deadline: Instant, step: impl Future<Output = T>) -> Result<T, DialError> {
+    timeout_at(deadline, step).await.map_err(|_| DialError::TimedOut)
+}
+
+/// The name for SNI and for the certificate: in ASCII (RFC 6066, section 3), without the dot of a fully
+/// qualified name, and without the interface of a link-local address, which no certificate names.
+fn server_name(host: &str) -> Result<ServerName<'static>, DialError> {
+    let host = to_ascii(host).unwrap_or(Cow::Borrowed(host));
+    let host = match host.split_once('%') {
+        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => address,
+        _ => host.trim_end_matches('.'),
+    };
+    ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::server_name;
+
+    #[test]
+    fn the_name_for_tls_is_ascii_without_dot_and_interface() {
+        let name = |host| server_name(host).map(|name| name.to_str().into_owned()).ok();
+        assert_eq!(name("gw.example.org."), name("gw.example.org"));
+        assert_eq!(name("192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(name("fe80::1%eth0").as_deref(), Some("fe80::1"));
+        assert_eq!(name("b\u{fc}cher.test.").as_deref(), Some("xn--bcher-kva.test"));
+        assert_eq!(name("not a name"), None);
+    }
+}

@@ -1,0 +1,14 @@
+//! Being a good daemon: signals, the service manager and its watchdog, descriptors, whom to run as, the
+//! command socket, detaching.
+
+pub(crate) mod daemonize;
+pub(crate) mod fd_limit;
+pub(crate) mod file;
+pub(crate) mod heap;
+pub(crate) mod memory_limit;
+pub(crate) mod pid_file;
+pub(crate) mod privileges;
+pub(crate) mod sd_notify;
+pub(crate) mod signals;
+pub(crate) mod socket_activation;
+pub(crate) mod watchdog;
