@@ -27,7 +27,7 @@ use crate::control::socket_file;
 use crate::control::socket_file::SocketFile;
 use crate::control::status;
 use crate::control::status::{BoundListener, CertificateStatus, StatusSource};
-use crate::gateway::accept::bind;
+use crate::gateway::accept::socket::bind;
 use crate::gateway::health::Memory;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Drained, Gateway};

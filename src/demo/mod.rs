@@ -28,7 +28,7 @@ use tracing::Level;
 use self::certificates::Authority;
 use self::job::Job;
 use crate::config::{ClientCertificate, Limits, Listener, Log, LogOutput, NameCheck};
-use crate::gateway::accept::bind;
+use crate::gateway::accept::socket::bind;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Gateway, Settings};
 use crate::model::build_request::{Build, BuildId, Executor, Place};
