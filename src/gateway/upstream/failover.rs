@@ -27,7 +27,7 @@ use crate::gateway::session::{Asked, Caller, log_stream};
 use crate::gateway::transport::buffer_pool::Chunk;
 use crate::gateway::transport::connection::{Connection, read_size};
 use crate::telemetry::log::Excerpt;
-use crate::telemetry::metrics::{Route, Side};
+use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;
 
@@ -212,7 +212,7 @@ impl<'a> Race<'a> {
             head_start: head_start(&asked.cx.limits, avoided),
             over: false,
         });
-        let route = Route::of(&hop, self.hops);
+        let route = hop.route(self.hops);
         let listed = asked.listed(&hop);
         let is_tls = matches!(&hop, Upstream::Gateway(gateway) if gateway.tls);
         let room = read_size(is_tls, self.tls_client);
@@ -236,7 +236,7 @@ impl<'a> Race<'a> {
         };
         cx.resolver.memory().failed(build, hop, miss, kind);
         if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
-            cx.metrics.miswired("circle");
+            cx.metrics.misrouted("circle");
         }
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
@@ -277,7 +277,7 @@ impl<'a> Race<'a> {
         if let Some(refusal) = self.refusal.take() {
             return Some(Raced::Answered(refusal));
         }
-        self.asked.ended(&hop, Route::of(&hop, self.hops), 0, &miss);
+        self.asked.ended(&hop, hop.route(self.hops), 0, &miss);
         Some(self.failed())
     }
 
@@ -293,7 +293,7 @@ impl<'a> Race<'a> {
     fn late(&mut self) -> Raced {
         for runner in self.runners.iter().filter(|runner| !runner.over) {
             self.note(&runner.hop, &Miss::Silent);
-            let route = Route::of(&runner.hop, self.hops);
+            let route = runner.hop.route(self.hops);
             self.asked.ended(&runner.hop, route, 0, &SILENT);
         }
         self.silent = true;
@@ -319,7 +319,7 @@ impl<'a> Race<'a> {
 
     fn over(&self, end: EndReason) -> Raced {
         if let Some(Runner { hop, .. }) = self.runners.last() {
-            self.asked.ended(hop, Route::of(hop, self.hops), 0, &end);
+            self.asked.ended(hop, hop.route(self.hops), 0, &end);
         }
         Raced::Over(end)
     }
@@ -381,7 +381,7 @@ async fn ask(
         Ok(piece) => piece,
         Err(error) => {
             if let (Upstream::Gateway(_), Some(late)) = (&hop, Failure::late(&error)) {
-                cx.metrics.handshake(Side::Upstream, Err(late));
+                cx.metrics.handshake_failed(Direction::Outbound, late.label());
                 return Err(Miss::Dial(DialError::Tls(error)));
             }
             return Err(Miss::Cut(error));

@@ -27,7 +27,7 @@ pub(crate) fn is_of_other_zone(first: &[u8]) -> bool {
 
 /// Counts that a request for `build` comes back from `gateway`, and says so once.
 pub(crate) fn found_circle(gateway: &Gateway, build: &BuildId, cx: &Context) {
-    cx.metrics.miswired("circle");
+    cx.metrics.misrouted("circle");
     if cx.resolver.memory().is_news(gateway, "circle") {
         let (zone, gateway) = ends(gateway);
         warn!(
@@ -41,7 +41,7 @@ pub(crate) fn found_circle(gateway: &Gateway, build: &BuildId, cx: &Context) {
 /// Counts that `gateway` is one of another zone, known by the names in its certificate, and says so
 /// once.
 pub(crate) fn found_elsewhere(gateway: &Gateway, names: &str, cx: &Context) {
-    cx.metrics.miswired("zone");
+    cx.metrics.misrouted("zone");
     if cx.resolver.memory().is_news(gateway, "zone") {
         let (zone, gateway) = ends(gateway);
         warn!(
