@@ -44,7 +44,7 @@ pub(crate) use self::state_collector::System;
 use self::state_collector::is_ready;
 use crate::gateway::limits::eviction_queue::{Entry, EvictionQueue};
 use crate::model::component::State;
-use crate::registry::Standing;
+use crate::registry::RegistrationStatus;
 use crate::telemetry::metrics::Metrics;
 
 // `service::descriptors` keeps a descriptor for each of these places.
@@ -75,7 +75,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// What there is to tell.
 pub(crate) struct Admin {
     registry: Registry,
-    standing: watch::Receiver<Standing>,
+    standing: watch::Receiver<RegistrationStatus>,
     state: watch::Receiver<State>,
     /// The clients that read metrics.
     expositions: EvictionQueue<IpAddr>,
@@ -223,7 +223,7 @@ impl Admin {
         match (state, standing) {
             _ if is_ready(state, standing) => None,
             (State::Stopped, _) => Some("stopping".to_owned()),
-            (_, Standing::Registered(_)) => Some("starting".to_owned()),
+            (_, RegistrationStatus::Registered(_)) => Some("starting".to_owned()),
             (_, standing) => Some(format!("ZooKeeper: {standing}")),
         }
     }
@@ -329,9 +329,9 @@ mod tests {
 
     use super::*;
     use crate::gateway::routing::Resolver;
-    use crate::model::component::Announcement;
+    use crate::model::component::OwnComponent;
     use crate::registry::Registry as Components;
-    use crate::registry::in_memory::Embedded;
+    use crate::registry::in_memory::InMemoryRegistry;
     use crate::telemetry::log::LostLines;
     use crate::telemetry::metrics::definitions::PAGE;
     use crate::telemetry::metrics::descriptor::Values;
@@ -374,13 +374,13 @@ mod tests {
     async fn exported() -> String {
         let metrics = Metrics::default();
         metrics.certificate(metrics::Role::Gateway, Some(1));
-        let embedded = Arc::new(Embedded::default());
+        let embedded = Arc::new(InMemoryRegistry::default());
         let (hostname, zone) = ("localhost".to_owned(), Some("west".to_owned()));
-        let own = Announcement { hostname, public_port: Some(79), zone, use_ssl: false };
+        let own = OwnComponent { hostname, public_port: Some(79), zone, use_ssl: false };
         let registration = embedded.register(own.clone());
         registration.running();
-        embedded.until_gateways(1).await;
-        let components = Components::Embedded(embedded);
+        embedded.wait_for_gateway_count(1).await;
+        let components = Components::InMemory(embedded);
         let resolver = Resolver::new(components.clone(), own);
         let system = System::new(&registration, components, &resolver, LostLines::default());
         Admin::new(&metrics, system).exposition(true)

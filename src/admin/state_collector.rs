@@ -14,14 +14,14 @@ use tokio::sync::watch;
 use crate::gateway::health::Memory;
 use crate::gateway::routing::Resolver;
 use crate::model::component::State;
-use crate::registry::{Registration, Registry, Standing};
+use crate::registry::{Registration, RegistrationStatus, Registry};
 use crate::telemetry::log::LostLines;
 use crate::telemetry::metrics::definitions;
 
 /// Looks at the live state.
 pub(crate) struct System {
     pub(crate) state: watch::Receiver<State>,
-    pub(crate) standing: watch::Receiver<Standing>,
+    pub(crate) standing: watch::Receiver<RegistrationStatus>,
     pub(crate) components: Registry,
     pub(crate) memory: Arc<Memory>,
     pub(crate) lost_lines: LostLines,
@@ -39,7 +39,7 @@ impl System {
     ) -> Self {
         Self {
             state: registration.state(),
-            standing: registration.standing(),
+            standing: registration.status(),
             components,
             memory: Arc::clone(resolver.memory()),
             lost_lines,
@@ -49,8 +49,8 @@ impl System {
 }
 
 /// Whether new streams can be served: our entry stands, we serve, and ZooKeeper answers.
-pub(crate) fn is_ready(state: State, standing: &Standing) -> bool {
-    state == State::Running && matches!(standing, Standing::Registered(_))
+pub(crate) fn is_ready(state: State, standing: &RegistrationStatus) -> bool {
+    state == State::Running && matches!(standing, RegistrationStatus::Registered(_))
 }
 
 impl fmt::Debug for System {
@@ -62,7 +62,7 @@ impl fmt::Debug for System {
 impl Collector for System {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (state, standing) = (*self.state.borrow(), self.standing.borrow().clone());
-        let registered = matches!(standing, Standing::Registered(_));
+        let registered = matches!(standing, RegistrationStatus::Registered(_));
         for (descriptor, value) in [
             (&definitions::READY, is_ready(state, &standing)),
             (&definitions::ZOOKEEPER_CONNECTED, registered),

@@ -32,7 +32,7 @@ use crate::gateway::accept::bind;
 use crate::gateway::health::Memory;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Drained, Gateway};
-use crate::model::component::Announcement;
+use crate::model::component::OwnComponent;
 use crate::os::daemonize::{Launch, detach};
 use crate::os::pid_file::PidFile;
 use crate::os::privileges;
@@ -43,7 +43,7 @@ use crate::os::socket_activation::Passed;
 use crate::os::watchdog;
 use crate::os::{fd_limit, memory_limit};
 use crate::registry::zookeeper::session;
-use crate::registry::{Registration, Registry, Standing};
+use crate::registry::{Registration, RegistrationStatus, Registry};
 use crate::telemetry::log::Logging;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::Tracer;
@@ -359,7 +359,7 @@ struct Known {
 
 /// What the listeners got, for others and for people.
 struct Listening {
-    announcement: Announcement,
+    announcement: OwnComponent,
     doors: Vec<Door>,
     admin: Option<SocketAddr>,
     text: String,
@@ -388,7 +388,7 @@ impl Listening {
             }
         }
         let announcement =
-            Announcement { hostname, public_port: port, zone: config.zone.clone(), use_ssl };
+            OwnComponent { hostname, public_port: port, zone: config.zone.clone(), use_ssl };
         let mut text = status::listening(config.zone.as_deref(), &doors);
         let admin =
             admin.map(|admin| admin.local_addr().context("the admin listener has no address"));
@@ -418,7 +418,7 @@ impl Listening {
             admin: self.admin,
             zookeeper: config.zookeeper.hosts.to_string(),
             state: registration.state(),
-            standing: registration.standing(),
+            standing: registration.status(),
             registry,
             memory,
             certificates,
@@ -431,12 +431,12 @@ impl Listening {
 /// Tells the service manager how the registration stands, and the registry that we serve. Ends
 /// only if the registry's task does.
 async fn follow(listening: &str, registration: &Registration, manager: &Manager) {
-    let mut standing: watch::Receiver<Standing> = registration.standing();
+    let mut standing: watch::Receiver<RegistrationStatus> = registration.status();
     let mut ready = false;
     loop {
         let now = standing.borrow_and_update().clone();
         manager.status(&format!("{listening}; ZooKeeper: {now}")).await;
-        if !ready && matches!(now, Standing::Registered(_)) {
+        if !ready && matches!(now, RegistrationStatus::Registered(_)) {
             ready = true;
             registration.running();
             manager.ready().await;

@@ -5,7 +5,6 @@
 //! (`zuul/model.py`, `zuul/executor/server.py`). Of a document with a dozen keys this reader needs
 //! two; builds of any state have a log as long as their executor keeps it.
 
-use std::fmt;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -14,36 +13,6 @@ use serde_json::value::RawValue;
 use super::json::{member, object};
 use crate::registry::{is_dialable, is_name};
 use crate::telemetry::otlp::{Origin, Origins};
-
-/// A build's UUID as Zuul's executors accept it: hexadecimal digits; not more than
-/// [`BuildId::MAX`], where Zuul makes 32.
-///
-/// Being nothing else, it is safe as part of a znode's path and on a log line. Its case is kept:
-/// znode names know the difference.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct BuildId(String);
-
-impl BuildId {
-    /// The most digits: what a stranger sends is asked for in every zone.
-    pub(crate) const MAX: usize = 64;
-
-    /// Takes `text` if it is a build id, else nothing.
-    pub(crate) fn new(text: &str) -> Option<Self> {
-        let hex = (1..=Self::MAX).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        hex.then(|| Self(text.to_owned()))
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for BuildId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// Where an executor serves a build's log. Executors speak no TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,18 +49,18 @@ struct WorkerInfo<'j> {
 pub(crate) struct Build {
     /// Whose it is; `None` if the request does not say, as no request of Zuul's does.
     pub(crate) tenant: Option<Arc<str>>,
-    pub(crate) place: Place,
+    pub(crate) location: BuildLocation,
     /// The trace it is part of; whoever reads the request says whether that is wanted.
     pub(crate) origin: Origin,
 }
 
 /// Where a build is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum BuildLocation {
     /// No executor has taken it yet.
-    Waiting,
+    Queued,
     /// This executor has it.
-    On(Executor),
+    Executor(Executor),
 }
 
 impl Build {
@@ -101,7 +70,7 @@ impl Build {
     /// Those of [`Self::from_json`].
     pub(crate) fn from_request(json: &[u8], origins: Origins) -> Result<Option<Self>, String> {
         let mut build = Self::from_json(json)?;
-        if let Some(build @ Self { place: Place::On(_), .. }) = &mut build {
+        if let Some(build @ Self { location: BuildLocation::Executor(_), .. }) = &mut build {
             build.origin = origins.read(json);
         }
         Ok(build)
@@ -119,15 +88,15 @@ impl Build {
         let Request { tenant_name, worker_info } = object(json)?;
         let tenant: Option<String> = member("tenant_name", tenant_name).unwrap_or_default();
         let tenant = tenant.filter(|tenant| is_name(tenant)).map(Arc::from);
-        let at = |place| Ok(Some(Self { tenant, place, origin: Origin::default() }));
+        let at = |location| Ok(Some(Self { tenant, location, origin: Origin::default() }));
         // Upstream takes an empty object for none.
         let is_empty = |info: &str| info.trim_matches(['{', '}']).trim_ascii().is_empty();
         let info = match worker_info.map(RawValue::get) {
-            None => return at(Place::Waiting),
+            None => return at(BuildLocation::Queued),
             Some(info) if !info.starts_with('{') => {
                 return Err("worker_info is not an object".to_owned());
             }
-            Some(info) if is_empty(info) => return at(Place::Waiting),
+            Some(info) if is_empty(info) => return at(BuildLocation::Queued),
             Some(info) => info,
         };
         let WorkerInfo { hostname, log_port, zone } = object(info.as_bytes())?;
@@ -143,7 +112,7 @@ impl Build {
         }
         let zone = zone.filter(|zone| !zone.is_empty());
         let executor = Executor { hostname, port, zone };
-        at(Place::On(executor))
+        at(BuildLocation::Executor(executor))
     }
 }
 
@@ -168,14 +137,14 @@ mod tests {
         Build::from_json(request(worker_info).as_bytes())
     }
 
-    fn build(tenant: Option<&str>, place: Place) -> Result<Option<Build>, String> {
-        Ok(Some(Build { tenant: tenant.map(Arc::from), place, origin: Origin::default() }))
+    fn build(tenant: Option<&str>, location: BuildLocation) -> Result<Option<Build>, String> {
+        Ok(Some(Build { tenant: tenant.map(Arc::from), location, origin: Origin::default() }))
     }
 
     #[test]
     fn a_build_on_an_executor() {
         let on = |zone: Option<&str>| {
-            Place::On(Executor {
+            BuildLocation::Executor(Executor {
                 hostname: "ze01".into(),
                 port: 7900,
                 zone: zone.map(str::to_owned),
@@ -199,13 +168,17 @@ mod tests {
 
     #[test]
     fn a_build_that_waits_or_is_not_there() {
-        assert_eq!(read("null"), build(Some("t"), Place::Waiting));
-        assert_eq!(read("{}"), build(Some("t"), Place::Waiting));
-        assert_eq!(Build::from_json(b"{}"), build(None, Place::Waiting));
+        assert_eq!(read("null"), build(Some("t"), BuildLocation::Queued));
+        assert_eq!(read("{}"), build(Some("t"), BuildLocation::Queued));
+        assert_eq!(Build::from_json(b"{}"), build(None, BuildLocation::Queued));
         let nobodys = Build::from_json(br#"{"tenant_name": ["t"]}"#);
-        assert_eq!(nobodys, build(None, Place::Waiting), "no name");
+        assert_eq!(nobodys, build(None, BuildLocation::Queued), "no name");
         let long = format!(r#"{{"tenant_name": "{}"}}"#, "t".repeat(256));
-        assert_eq!(Build::from_json(long.as_bytes()), build(None, Place::Waiting), "no tenant's");
+        assert_eq!(
+            Build::from_json(long.as_bytes()),
+            build(None, BuildLocation::Queued),
+            "no tenant's"
+        );
         assert_eq!(Build::from_json(b""), Ok(None));
     }
 
@@ -216,7 +189,7 @@ mod tests {
         let request =
             format!(r#"{{"a": {nested}, "b": 1e999, "worker_info": {worker}{nested}}}}}"#);
         let read = Build::from_json(request.as_bytes()).expect("a request").expect("a build");
-        assert!(matches!(read.place, Place::On(Executor { port: 7900, .. })));
+        assert!(matches!(read.location, BuildLocation::Executor(Executor { port: 7900, .. })));
     }
 
     #[test]
@@ -258,7 +231,7 @@ mod tests {
             let read = Build::from_json(request.to_string().as_bytes());
             let valid = !hostname.is_empty() && (1..=65535).contains(&port);
             prop_assert_eq!(read.is_ok(), valid);
-            if let Ok(Some(Build { place: Place::On(executor), .. })) = read {
+            if let Ok(Some(Build { location: BuildLocation::Executor(executor), .. })) = read {
                 prop_assert_eq!(executor.hostname, hostname);
                 prop_assert_eq!(executor.port as i64, port);
                 prop_assert_eq!(executor.zone.unwrap_or_default(), zone);

@@ -47,7 +47,7 @@ impl State {
 
 /// What this gateway says of itself, but for its state and data model, which change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Announcement {
+pub(crate) struct OwnComponent {
     /// The name others dial and send as SNI.
     pub(crate) hostname: String,
     /// The port others dial; `None` tells them not to.
@@ -58,7 +58,7 @@ pub(crate) struct Announcement {
     pub(crate) use_ssl: bool,
 }
 
-impl Announcement {
+impl OwnComponent {
     /// The entry's content in `state`, speaking `model_api`.
     pub(crate) fn to_json(&self, state: State, model_api: u64) -> String {
         let entry = Entry {
@@ -180,8 +180,8 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    fn announcement() -> Announcement {
-        Announcement {
+    fn announcement() -> OwnComponent {
+        OwnComponent {
             hostname: "gw.example.org".into(),
             public_port: Some(7979),
             zone: Some("zone2".into()),
@@ -203,7 +203,7 @@ mod tests {
             )
         );
         let plain =
-            Announcement { public_port: None, zone: None, use_ssl: false, ..announcement() };
+            OwnComponent { public_port: None, zone: None, use_ssl: false, ..announcement() };
         let json: Value = serde_json::from_str(&plain.to_json(State::Stopped, 15)).unwrap();
         assert_eq!(json["zone"], Value::Null);
         assert_eq!(json["public_port"], Value::Null);
@@ -224,7 +224,7 @@ mod tests {
         for state in [State::Initializing, State::Stopped] {
             assert_eq!(read(&announcement().to_json(state, 38)).unwrap().gateway, None);
         }
-        let portless = Announcement { public_port: None, ..announcement() };
+        let portless = OwnComponent { public_port: None, ..announcement() };
         assert_eq!(read(&portless.to_json(State::Running, 38)).unwrap().gateway, None);
         assert_eq!(read(r#"{"public_port": 1}"#).unwrap().gateway, None, "no state: stopped");
         assert_eq!(read(r#"{"public_port": 1, "state": "paused"}"#).unwrap().gateway, None);

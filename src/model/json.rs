@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::telemetry::log::Excerpt;
+use crate::model::excerpt::Excerpt;
 
 /// Reads the JSON object `json`. `T` should have an `Option<&RawValue>` for each member that is used,
 /// so that one with a value of an unexpected type concerns that member alone.

@@ -40,7 +40,7 @@ use super::upstream::failover;
 use super::upstream::failover::{Answered, Raced};
 use super::upstream::{DialError, Upstream};
 use crate::config::Limits;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::telemetry::metrics::{Rejection, Route, Side};
 use crate::telemetry::otlp::Span;
 use crate::tls;

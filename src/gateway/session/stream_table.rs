@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::gateway::limits::CountedClient;
 use crate::gateway::upstream::Upstream;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// All running streams, in the order in which they began.
 #[derive(Clone, Default)]

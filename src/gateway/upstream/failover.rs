@@ -29,7 +29,7 @@ use crate::gateway::session::stream_table::Listed;
 use crate::gateway::session::{Asked, Caller, log_stream};
 use crate::gateway::transport::buffer_pool::Piece;
 use crate::gateway::transport::connection::Connection;
-use crate::telemetry::log::Excerpt;
+use crate::model::excerpt::Excerpt;
 use crate::telemetry::metrics::{Route, Side};
 use crate::tls;
 use crate::tls::Failure;

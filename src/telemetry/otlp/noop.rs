@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::config::Tracing;
 use crate::gateway::session::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::telemetry::metrics::{Metrics, Route};
 
 /// Where a build's trace would be.

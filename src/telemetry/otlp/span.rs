@@ -20,7 +20,7 @@ use crate::config::Tracing;
 use crate::gateway::relay::End;
 use crate::gateway::session::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::telemetry::metrics::{Metrics, Route};
 
 /// How long the last spans may take to reach the collector when the gateway stops.
