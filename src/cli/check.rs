@@ -65,7 +65,7 @@ fn warnings(usable: &Usable) -> Vec<String> {
     let Usable { path, config, identities, account } = usable;
     let mut warnings: Vec<_> = identities.findings().map(|finding| finding.to_string()).collect();
     warnings.extend(config.warnings());
-    warnings.extend(config.log.not_taken());
+    warnings.extend(config.log.ignored());
     if let (Some(account), Some(socket)) = (account, config.explicit_command_socket())
         && let Ok(Err(unfit)) = account.impersonate(|| socket_file::check_writable(socket))
     {

@@ -211,8 +211,9 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Err(error) => return refuse(&anyhow!("{}: {error}", path.display())),
     };
     let detaching = if foreground { None } else { config.pid_file.clone() };
-    let config = Config { log: config.log.debugging(debug), ..config };
-    let log = if detaching.is_some() { config.log.clone().detached() } else { config.log.clone() };
+    let config = Config { log: config.log.with_debug(debug), ..config };
+    let log =
+        if detaching.is_some() { config.log.clone().for_daemon() } else { config.log.clone() };
     let pid_file = detaching.map(|path| PidFile::take(&path, account.as_ref())).transpose();
     let pid_file = match pid_file {
         Ok(pid_file) => pid_file,
@@ -241,10 +242,10 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
 /// Starts logging, and tells what of a `log_config` has no effect.
 fn start_log(mut log: Log, debug: bool, account: Option<&Account>) -> anyhow::Result<Logging> {
     if let Some(given) = log.log_config.as_mut().filter(|_| debug) {
-        given.not_taken.push("-d (the file's level counts)".to_owned());
+        given.ignored.push("-d (the file's level counts)".to_owned());
     }
     let logging = log::start(&log, account)?;
-    if let Some(warning) = log.not_taken() {
+    if let Some(warning) = log.ignored() {
         tracing::warn!("{warning}");
     }
     Ok(logging)

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::control::status::CertificateStatus;
 use crate::telemetry::metrics::{Metrics, Role};
 use crate::telemetry::otlp;
-use crate::tls::{Finding, Identity, Use};
+use crate::tls::{CertificatePurpose, Finding, Identity};
 
 /// All of them, read and found usable.
 pub(crate) struct Identities {
@@ -27,10 +27,12 @@ impl Identities {
         let listening = config.listeners.iter().any(|listener| listener.tls.is_some());
         // The name that will be registered.
         let hostname = listening.then(|| config.hostname.clone().unwrap_or_else(own_hostname));
-        let purpose = hostname.as_deref().map_or(Use::Dialing, |name| Use::Listening(Some(name)));
+        let purpose = hostname
+            .as_deref()
+            .map_or(CertificatePurpose::Dialing, |name| CertificatePurpose::Listening(Some(name)));
         let gateway = config.tls.as_ref().map(|files| Identity::load(files, purpose, now));
         let gateway = gateway.transpose();
-        let zookeeper = Identity::load(&config.zookeeper.tls, Use::ZooKeeper, now);
+        let zookeeper = Identity::load(&config.zookeeper.tls, CertificatePurpose::ZooKeeper, now);
         // Read again whenever the collector is dialed.
         let collector = otlp::check(config.tracing.as_ref());
         match (gateway, zookeeper, collector) {
@@ -64,7 +66,7 @@ impl Identities {
         let mut errors = Vec::new();
         for (new, running) in pairs {
             let Some(new) = new else { continue };
-            if !running.is_some_and(|running| running.shows_what(new)) {
+            if !running.is_some_and(|running| running.same_chain(new)) {
                 let found = new.findings().iter().filter(|finding| finding.is_error());
                 errors.extend(found.cloned());
             }

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use super::Identities;
 use crate::config;
-use crate::config::{Change, Config, Limits};
+use crate::config::{Config, ConfigDiff, Limits, NameCheck};
 use crate::control::status::CertificateStatus;
 use crate::control::{RELOADED, Reload};
 use crate::gateway::{Adjuster, Settings};
@@ -28,7 +28,7 @@ use crate::registry::zookeeper::session;
 use crate::telemetry::log::Volume;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
-use crate::tls::{Acceptor, Identity, Names};
+use crate::tls::{Acceptor, Identity};
 
 /// What people can do about a reload that failed.
 const MEND: &str = "nothing has changed; if files were being replaced just now, reload again";
@@ -70,13 +70,14 @@ impl Live {
             match (listener.tls, gateway) {
                 (Some(client), Some(identity)) => {
                     let zone = config.zone.as_deref();
-                    tls::acceptor(identity, client, config.names, zone).map(Some)
+                    tls::acceptor(identity, client, config.name_check, zone).map(Some)
                 }
                 (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
                 (None, _) => Ok(None),
             }
         });
-        let connector = gateway.as_ref().map(|identity| tls::connector(identity, config.names));
+        let connector =
+            gateway.as_ref().map(|identity| tls::connector(identity, config.name_check));
         let settings = Settings {
             listeners: config.listeners.clone().into(),
             acceptors: acceptors.collect::<Result<_>>()?,
@@ -93,7 +94,7 @@ impl Live {
 /// The certificate cannot be used.
 pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<session::Tls> {
     let verify_hostnames = config.zookeeper.verify_hostnames;
-    let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
+    let names = if verify_hostnames { NameCheck::SanOnly } else { NameCheck::Off };
     Ok(session::Tls {
         certs: tls::zookeeper_certs(identity)?,
         verify_hostnames,
@@ -240,7 +241,7 @@ impl Reloader {
             let _ = writeln!(outcome, "changes with a restart: {restart}");
         }
         let (log, before) = (&configured.config.log, &self.running.config.log);
-        if let Some(log_config) = log.news(before) {
+        if let Some(log_config) = log.new_warnings(before) {
             warn!("{log_config}");
             let _ = writeln!(outcome, "{log_config}");
         }
@@ -269,13 +270,13 @@ fn prepare(
 ) -> Result<Prepared> {
     let Source { path, debug } = source;
     let mut wanted = config::load(path)?;
-    wanted.log = wanted.log.debugging(*debug);
+    wanted.log = wanted.log.with_debug(*debug);
     let identities = Identities::load(&wanted, || hostname)?;
     let errors = identities.new_errors(&running.identities);
     if !errors.is_empty() {
         bail!(errors.join("\n"));
     }
-    let Change { config, mut taken, waiting } =
+    let ConfigDiff { config, mut taken, waiting } =
         running.config.change(wanted, config::is_toml(path));
     if identities.gateway != running.identities.gateway {
         taken.push("certificate, key or authorities of the gateway");

@@ -24,7 +24,7 @@ use self::outcome::Outcome;
 use self::proxy_protocol::{NoHeader, read_header};
 use self::stream_table::Listed;
 use super::Context;
-use super::health::Trouble;
+use super::health::FailureKind;
 use super::limits::eviction_queue::Entry;
 use super::limits::{AddressPlace, CountedClient, Unasked};
 use super::protocol::request::{Fault, QueryError, Reply, read_query};
@@ -291,7 +291,6 @@ async fn shake_hands(
             // next read (tcp(7)); systems without it are as slow as before.
             let _ = SockRef::from(stream.get_ref().0.socket()).set_tcp_quickack(true);
             cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
-            cx.familiar.greeted(peer.ip());
             if stream.get_ref().1.peer_certificates().is_some() {
                 cx.bounds.certify(peer.ip());
                 *of_address = None;
@@ -309,10 +308,6 @@ async fn shake_hands(
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
     cx.metrics.handshake(Side::Client, Err(failure));
-    // Who leaves in the middle of it looks whether we speak TLS.
-    if failure != Failure::Closed {
-        cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways_elsewhere(), &error).await;
-    }
     debug!(%peer, error, "no connection");
     Err(Outcome::NoHandshake)
 }
@@ -390,7 +385,7 @@ async fn relay_from(
             return Ok(end);
         }
         Err(None) => {
-            memory.failed(build, hop, &DialError::Busy, Trouble::Other);
+            memory.failed(build, hop, &DialError::Busy, FailureKind::Other);
             asked.ended(hop, route, 0, &DialError::Busy);
             return Err(Fault::ExecutorSilent);
         }
@@ -402,7 +397,7 @@ async fn relay_from(
             if matches!(error, DialError::Ourselves) {
                 cx.metrics.miswired("circle");
             }
-            memory.failed(build, hop, &error, Trouble::Other);
+            memory.failed(build, hop, &error, FailureKind::Other);
             asked.ended(hop, route, 0, &error);
             return Err(Fault::ExecutorUnreachable);
         }
@@ -433,7 +428,7 @@ async fn relay_from(
     }
     asked.ended(hop, route, bytes, &end);
     if bytes == 0 && end.is_upstreams_fault() {
-        memory.failed(build, hop, &end, Trouble::Other);
+        memory.failed(build, hop, &end, FailureKind::Other);
     }
     if let Some(slot) = slot.filter(|_| timed_out && whole_timeout) {
         slot.silent(build);

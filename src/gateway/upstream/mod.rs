@@ -225,7 +225,6 @@ impl Upstream {
             }
         };
         cx.metrics.handshake(Side::Upstream, Err(failure));
-        cx.familiar.dialing_failed(gateway, &error);
         Err(error)
     }
 }

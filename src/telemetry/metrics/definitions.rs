@@ -294,7 +294,6 @@ pub(crate) const FAILOVERS: Descriptor = Descriptor {
             ("cut", "the connection failed before the first byte"),
             ("overtaken", "it said nothing in its head start, and another hop was faster"),
             ("refused", "it answered that it cannot serve the log"),
-            ("foreign", "what answered is no gateway"),
         ]),
     }],
     advice: "A client notices nothing as long as one hop serves. `zuul-fingergw resolve UUID` says \
@@ -311,8 +310,6 @@ pub(crate) const WIRING_FAULTS: Descriptor = Descriptor {
         values: Values::These(&[
             ("circle", "requests come back"),
             ("zone", "a registered address leads to a gateway of another zone"),
-            ("foreign", "a registered address leads to something that is no gateway"),
-            ("silent", "what is at a registered address takes requests and never says a word"),
         ]),
     }],
     advice: "A warning in the log names both ends; operating.md, \"Mistakes in the wiring\".",
