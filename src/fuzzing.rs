@@ -102,12 +102,12 @@ pub fn component(data: &[u8]) {
     let kind = if first % 2 == 1 { FINGERGW } else { "executor" };
     let component = match Component::from_json(kind, "gw0000000001", json) {
         Ok(component) => component,
-        Err(fault) => return presentable(&fault),
+        Err(error) => return presentable(&error.to_string()),
     };
     let Some(Gateway { hostname, port, zone, tls }) = component.gateway.clone() else { return };
     assert!(kind == FINGERGW && port != 0 && !hostname.is_empty());
-    let announcement = OwnComponent { hostname, public_port: Some(port), zone, use_ssl: tls };
-    let entry = announcement.to_json(State::Running, component.model_api);
+    let own = OwnComponent { hostname, public_port: Some(port), zone, use_ssl: tls };
+    let entry = own.to_json(State::Running, component.model_api);
     reads_back(Component::from_json(FINGERGW, "other", entry.as_bytes()), component);
 }
 
@@ -115,7 +115,7 @@ pub fn component(data: &[u8]) {
 pub fn build_request(data: &[u8]) {
     let build = match Build::from_json(data) {
         Ok(build) => build,
-        Err(fault) => return presentable(&fault),
+        Err(error) => return presentable(&error.to_string()),
     };
     assert_eq!(build.is_none(), data.is_empty());
     let Some(Build {

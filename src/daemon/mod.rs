@@ -237,7 +237,7 @@ async fn serve(
     live.settings.limits.fit_connections(fitting);
     configured.identities.measure(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
-    let settings = zookeeper_settings(config, tls, &metrics, &tracer);
+    let settings = zookeeper_settings(config, tls, &metrics);
 
     // The entry says `initializing` until there is somebody to serve.
     let (registry, registration) = session::register(settings, listening.announcement.clone());
@@ -311,14 +311,12 @@ fn zookeeper_settings(
     config: &Config,
     tls: watch::Receiver<session::Tls>,
     metrics: &Metrics,
-    tracer: &Tracer,
 ) -> session::Settings {
     session::Settings {
         hosts: config.zookeeper.hosts.clone(),
         tls,
         session_timeout: config.zookeeper.session_timeout,
         metrics: metrics.clone(),
-        origins: tracer.origins(),
     }
 }
 

@@ -40,7 +40,7 @@ use crate::registry::in_memory::InMemoryRegistry;
 use crate::registry::{Registration, Registry};
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::otlp::{Origin, Tracer};
+use crate::telemetry::otlp::Tracer;
 use crate::tls;
 use crate::tls::Identity;
 
@@ -169,7 +169,7 @@ impl System {
             build.clone(),
             Build {
                 tenant: None,
-                origin: Origin::default(),
+                trace_parent: None,
                 location: BuildLocation::Executor(Executor {
                     hostname: executor.ip().to_string(),
                     port: executor.port(),

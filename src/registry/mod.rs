@@ -99,22 +99,6 @@ pub(crate) struct Outage {
     pub(crate) cause: String,
 }
 
-/// The longest host name and the longest zone that an entry may have, in bytes: a domain name has no
-/// more (RFC 1035, section 2.3.4), and a zone is part of file names, log lines and metric labels.
-const NAME_MAX: usize = 255;
-
-/// Whether `hostname`, as an entry names it, can be dialed. Others are garbage, which must not reach
-/// the log.
-pub(crate) fn is_dialable(hostname: &str) -> bool {
-    !hostname.is_empty() && is_name(hostname)
-}
-
-/// Whether `name`, a host's or a zone's in an entry, is short enough and printable. A zone may be
-/// empty.
-pub(crate) fn is_name(name: &str) -> bool {
-    name.len() <= NAME_MAX && !name.chars().any(char::is_control)
-}
-
 /// Where this gateway's own entry stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RegistrationStatus {

@@ -18,8 +18,8 @@ use super::upstream::Upstream;
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
 use crate::model::component::{Gateway, OwnComponent};
+use crate::model::trace_parent::TraceParent;
 use crate::registry::{LookupError, Registry};
-use crate::telemetry::otlp::Origin;
 
 /// Resolves builds as seen from one gateway.
 pub(crate) struct Resolver {
@@ -100,23 +100,25 @@ impl Resolver {
         &self,
         build: &BuildId,
         access: Option<&Access<'_>>,
-    ) -> Result<(Vec<Upstream>, Origin), (Reply, String)> {
+    ) -> Result<(Vec<Upstream>, Option<Arc<TraceParent>>), (Reply, String)> {
         let found = match access {
             None => self.find(build).await,
             // Boxed: who has no rules is to pay nothing for those that have.
             Some(access) => Box::pin(self.find_allowed(build, access)).await?,
         };
-        match found.map(|found| found.map(|Build { location, origin, .. }| (location, origin))) {
+        match found
+            .map(|found| found.map(|Build { location, trace_parent, .. }| (location, trace_parent)))
+        {
             Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
             Ok(Some((BuildLocation::Queued, _))) => {
                 Err((Reply::NotStarted, "no executor yet".to_owned()))
             }
-            Ok(Some((BuildLocation::Executor(executor), origin))) => {
+            Ok(Some((BuildLocation::Executor(executor), trace_parent))) => {
                 let mut hops = self.hops(executor).await;
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);
-                Ok((hops, origin))
+                Ok((hops, trace_parent))
             }
             Err(LookupError::Unavailable(cause)) => Err((Reply::Error(Fault::RegistryAway), cause)),
             Err(LookupError::Malformed(fault)) => {

@@ -128,7 +128,7 @@ pub(crate) async fn keep(lookup: Arc<BuildLookup>, client: Client, build: BuildI
     while let Some(now) = client.take() {
         let Ok((request, _, watcher)) = now.get_and_watch_data(&path).await else { return };
         drop(now);
-        let read = Build::from_request(&request, lookup.origins);
+        let read = Build::from_json(&request);
         let Ok(Some(found @ Build { location: BuildLocation::Executor(_), .. })) = read else {
             return;
         };

@@ -26,7 +26,6 @@ use crate::registry::{
     Registration, RegistrationCommands, RegistrationStatus, Registry, registration,
 };
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::otlp::Origins;
 use crate::tls;
 
 /// How to reach ZooKeeper.
@@ -40,8 +39,6 @@ pub(crate) struct Settings {
     pub(crate) session_timeout: Duration,
     /// Counts sessions.
     pub(crate) metrics: Metrics,
-    /// Whether look-ups tell the traces of builds.
-    pub(crate) origins: Origins,
 }
 
 /// TLS towards ZooKeeper.
@@ -81,7 +78,7 @@ const DIAGNOSE_EVERY: Duration = Duration::from_secs(5);
 /// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
 /// questions from it.
 pub(crate) fn register(settings: Settings, announcement: OwnComponent) -> (Registry, Registration) {
-    let lookup = Arc::new(BuildLookup::new(settings.origins));
+    let lookup = Arc::new(BuildLookup::new());
     let registry = Registry::ZooKeeper(Arc::clone(&lookup));
     let registration = registration(|orders| {
         let Settings { hosts, tls, .. } = &settings;
