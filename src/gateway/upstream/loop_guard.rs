@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::Upstream;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// Requests for one build that may wait for a gateway's first byte: as many connections are in use
 /// while a loop lasts.
