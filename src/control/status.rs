@@ -13,7 +13,7 @@ use tracing::info;
 use crate::gateway::Usage;
 use crate::gateway::health::Memory;
 use crate::gateway::routing::explain::Hop;
-use crate::gateway::session::stream_table::Streams;
+use crate::gateway::stream_table::StreamTable;
 use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::component::State;
 use crate::os::signals::StatusSignal;
@@ -37,7 +37,7 @@ pub(crate) struct StatusSource {
     pub(crate) memory: Arc<Memory>,
     pub(crate) certificates: watch::Receiver<Vec<CertificateStatus>>,
     pub(crate) usage: Usage,
-    pub(crate) streams: Streams,
+    pub(crate) streams: StreamTable,
 }
 
 /// A listener as it is bound.
@@ -121,9 +121,9 @@ impl StatusSource {
             seconds: in_milliseconds(stream.began.elapsed()),
             peer: stream.peer,
             build: stream.build.to_string(),
-            hop: HopAddress::from(&stream.hop),
+            hop: HopAddress::from(&stream.hop()),
             bytes: stream.bytes(),
-            route: stream.hop.to_string(),
+            route: stream.hop().to_string(),
         });
         let gateways = self.registry.gateways();
         let elsewhere = gateways.iter().filter(|gateway| gateway.zone != self.zone).cloned();

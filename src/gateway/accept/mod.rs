@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use self::heartbeat::Pulse;
-use super::Context;
+use super::context::Context;
 use super::limits::{AddressPlace, Place};
 use super::protocol::reply::{Reply, ReplyError};
 use super::routing::access;
@@ -114,12 +114,8 @@ impl Listener {
         if !tls && let Some(permit) = cx.bounds.refusal() {
             self.sessions.spawn(async move {
                 let _permit = permit;
-                session::refuse(
-                    Connection::Plain(Socket::from_client(stream)),
-                    Reply::Error(fault),
-                    &cx,
-                )
-                .await;
+                let connection = Connection::Plain(Socket::from_client(stream));
+                session::send_reply(connection, Reply::Error(fault).line().as_bytes(), &cx).await;
             });
         }
     }

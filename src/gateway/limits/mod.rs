@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 
 use self::eviction_queue::{Entry, EvictionQueue};
 use self::rate_limiter::RateLimiter;
-use super::Context;
+use super::context::Context;
 use super::session::outcome::Outcome;
 use crate::config::Limits;
 use crate::telemetry::metrics::Rejection;

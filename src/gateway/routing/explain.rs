@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::gateway::Context;
+use crate::gateway::context::Context;
 use crate::gateway::health::{Attempt, Standing};
 use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::build_id::BuildId;

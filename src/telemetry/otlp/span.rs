@@ -17,8 +17,6 @@ use tracing::{info, warn};
 
 use super::exporter;
 use crate::config::Tracing;
-use crate::gateway::relay::EndReason;
-use crate::gateway::session::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
 use crate::model::build_id::BuildId;
 use crate::model::trace_parent::TraceParent;
@@ -179,22 +177,14 @@ impl Span {
         });
     }
 
-    /// Ends it. A client that leaves has its reasons; everything else but a whole log is an error.
-    pub(crate) fn end(&self, outcome: &Outcome) {
+    /// Ends the span with a result and, if the stream failed, an error.
+    pub(crate) fn end(&self, result: &'static str, error: Option<String>) {
         let Some(recording) = &self.0 else { return };
         let mut span = recording.lock();
-        span.set_attribute(KeyValue::new("zuul.stream.result", outcome.label()));
-        let failure = match outcome {
-            Outcome::Streamed(
-                EndReason::Finished | EndReason::ClientLeft(_) | EndReason::ClientStalled,
-            ) => None,
-            Outcome::Streamed(end) => Some(end.to_string()),
-            Outcome::Refused(reply) => Some(reply.to_string().trim_end().to_owned()),
-            _ => Some(outcome.label().to_owned()),
-        };
-        if let Some(failure) = failure {
-            span.set_attribute(KeyValue::new("error.type", outcome.label()));
-            span.set_status(Status::error(failure));
+        span.set_attribute(KeyValue::new("zuul.stream.result", result));
+        if let Some(error) = error {
+            span.set_attribute(KeyValue::new("error.type", result));
+            span.set_status(Status::error(error));
         }
         span.end();
     }
