@@ -107,15 +107,14 @@ impl Admin {
     }
 
     /// Answers on `listener` for as long as it is polled.
-    pub(crate) async fn serve(self, listener: TcpListener) -> Infallible {
-        let this = Arc::new(self);
+    pub(crate) async fn serve(self: Arc<Self>, listener: Arc<TcpListener>) -> Infallible {
         let (new, reading) = (EvictionQueue::default(), EvictionQueue::default());
         loop {
             match listener.accept().await {
                 Ok((stream, client)) => {
                     let client = client.ip().to_canonical();
                     let new = queue(&new, client, NEW);
-                    let (this, reading) = (Arc::clone(&this), reading.clone());
+                    let (this, reading) = (Arc::clone(&self), reading.clone());
                     tokio::spawn(async move { this.begin(stream, client, new, &reading).await });
                 }
                 Err(error) => {

@@ -31,7 +31,7 @@ use self::health::handshake_failures::Familiar;
 use self::limits::Bounds;
 use self::relay::stalled_clients::WaitingStreams;
 use self::routing::Resolver;
-use self::routing::explain::Decider;
+use self::routing::explain::RouteExplainer;
 use self::session::stream_table::Streams;
 use self::upstream::dialer::Dialer;
 use self::upstream::executor_slots::ExecutorSlots;
@@ -219,9 +219,9 @@ impl Gateway {
         Adjuster(self.cx.clone())
     }
 
-    /// What tells how builds are resolved.
-    pub(crate) fn decider(&self) -> Decider {
-        Decider(self.cx.subscribe())
+    /// Returns what explains how builds are routed.
+    pub(crate) fn explainer(&self) -> RouteExplainer {
+        RouteExplainer(self.cx.subscribe())
     }
 
     /// Waits until an accept loop has ended by itself, which only a fault of this program can
