@@ -65,7 +65,7 @@ fn warnings(validated: &ValidatedConfig) -> Vec<String> {
     let ValidatedConfig { path, config, certificates, user } = validated;
     let mut warnings: Vec<_> = certificates.findings().map(|finding| finding.to_string()).collect();
     warnings.extend(config.warnings());
-    warnings.extend(config.log.not_taken());
+    warnings.extend(config.log.ignored());
     if let Some(socket) = config.explicit_command_socket() {
         match user {
             Some(user) => {

@@ -212,8 +212,8 @@ fn run_gateway(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Err(error) => return report_config_error(&anyhow!("{}: {error}", path.display())),
     };
     let pid_file = if foreground { None } else { config.pid_file.clone() };
-    let config = Config { log: config.log.debugging(debug), ..config };
-    let log = if pid_file.is_some() { config.log.clone().detached() } else { config.log.clone() };
+    let config = Config { log: config.log.with_debug(debug), ..config };
+    let log = if pid_file.is_some() { config.log.clone().for_daemon() } else { config.log.clone() };
     let pid_file = match pid_file.map(|path| PidFile::lock(&path, user.as_ref())).transpose() {
         Ok(pid_file) => pid_file,
         Err(error) => {
@@ -245,10 +245,10 @@ fn run_gateway(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
 /// Starts logging, and warns of what is ignored in a `log_config`.
 fn start_log(mut log: Log, debug: bool, user: Option<&RunAsUser>) -> Result<Logging> {
     if let Some(log_config) = log.log_config.as_mut().filter(|_| debug) {
-        log_config.not_taken.push("-d (the file's level counts)".to_owned());
+        log_config.ignored.push("-d (the file's level counts)".to_owned());
     }
     let logging = log::start(&log, user)?;
-    if let Some(warning) = log.not_taken() {
+    if let Some(warning) = log.ignored() {
         tracing::warn!("{warning}");
     }
     Ok(logging)

@@ -94,7 +94,7 @@ pub(crate) struct ZooKeeperStatus {
 /// One of our certificates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CertificateStatus {
-    pub(crate) role: CertificateRole,
+    pub(crate) role: IdentityRole,
     pub(crate) file: String,
     pub(crate) subject: Option<String>,
     /// When it expires, as RFC 3339 has it.
@@ -104,7 +104,7 @@ pub(crate) struct CertificateStatus {
 /// Which peers a certificate is shown to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum CertificateRole {
+pub(crate) enum IdentityRole {
     /// Clients and other gateways.
     Gateway,
     /// ZooKeeper servers.

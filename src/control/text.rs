@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::protocol::ReloadReport;
-use super::status::{BoundListener, CertificateRole, ProcessState, StatusReport, ZooKeeperStatus};
+use super::status::{BoundListener, IdentityRole, ProcessState, StatusReport, ZooKeeperStatus};
 use crate::gateway::routing::explain::{BuildState, HopReport, HopState, RouteReport};
 use crate::gateway::upstream::{HopAddress, HopKind};
 
@@ -38,8 +38,8 @@ pub(crate) fn status(report: &StatusReport) -> String {
     line!(text, "connections: {} of at most {}", connections.open, connections.limit);
     for certificate in &report.certificates {
         let role = match certificate.role {
-            CertificateRole::Gateway => "gateway",
-            CertificateRole::ZooKeeper => "zookeeper",
+            IdentityRole::Gateway => "gateway",
+            IdentityRole::ZooKeeper => "zookeeper",
         };
         let not_after = certificate.not_after.as_deref().unwrap_or("?");
         line!(text, "certificate ({role}): {}, valid until {not_after}", certificate.file);

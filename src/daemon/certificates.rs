@@ -5,10 +5,10 @@ use rustls::pki_types::UnixTime;
 use tracing::{error, warn};
 
 use crate::config::Config;
-use crate::control::status::{CertificateRole, CertificateStatus};
-use crate::telemetry::metrics::{Metrics, Role};
+use crate::control::status::{CertificateStatus, IdentityRole};
+use crate::telemetry::metrics::{CertificateRole, Metrics};
 use crate::telemetry::otlp;
-use crate::tls::{Finding, Identity, Use};
+use crate::tls::{CertificatePurpose, Finding, Identity};
 
 /// The certificates of a configuration, loaded and usable.
 pub(crate) struct Certificates {
@@ -27,10 +27,12 @@ impl Certificates {
         let listening = config.listeners.iter().any(|listener| listener.tls.is_some());
         // A server certificate is checked for the name that other gateways connect to.
         let hostname = listening.then(|| config.hostname.clone().unwrap_or_else(own_hostname));
-        let purpose = hostname.as_deref().map_or(Use::Dialing, |name| Use::Listening(Some(name)));
+        let purpose = hostname
+            .as_deref()
+            .map_or(CertificatePurpose::Dialing, |name| CertificatePurpose::Listening(Some(name)));
         let gateway = config.tls.as_ref().map(|files| Identity::load(files, purpose, now));
         let gateway = gateway.transpose();
-        let zookeeper = Identity::load(&config.zookeeper.tls, Use::ZooKeeper, now);
+        let zookeeper = Identity::load(&config.zookeeper.tls, CertificatePurpose::ZooKeeper, now);
         // Only a check: these files are loaded again for each connection to the collector.
         let collector = otlp::check(config.tracing.as_ref());
         match (gateway, zookeeper, collector) {
@@ -64,7 +66,7 @@ impl Certificates {
         let mut errors = Vec::new();
         for (new, running) in pairs {
             let Some(new) = new else { continue };
-            if !running.is_some_and(|running| running.shows_what(new)) {
+            if !running.is_some_and(|running| running.same_chain(new)) {
                 let found = new.findings().iter().filter(|finding| finding.is_error());
                 errors.extend(found.cloned());
             }
@@ -86,8 +88,8 @@ impl Certificates {
     /// Returns what `status` shows of the certificates, whose files `config` names.
     pub(super) fn status(&self, config: &Config) -> Vec<CertificateStatus> {
         let gateway = config.tls.as_ref().zip(self.gateway.as_ref());
-        let gateway = gateway.map(|(files, identity)| (CertificateRole::Gateway, files, identity));
-        let zookeeper = (CertificateRole::ZooKeeper, &config.zookeeper.tls, &self.zookeeper);
+        let gateway = gateway.map(|(files, identity)| (IdentityRole::Gateway, files, identity));
+        let zookeeper = (IdentityRole::ZooKeeper, &config.zookeeper.tls, &self.zookeeper);
         let all = gateway.into_iter().chain([zookeeper]);
         all.map(|(role, files, identity)| CertificateStatus {
             role,
@@ -101,10 +103,10 @@ impl Certificates {
     /// Exports when the certificates and their CAs expire.
     pub(super) fn export_expiry(&self, metrics: &Metrics) {
         let of_gateway = self.gateway.as_ref().and_then(Identity::not_after);
-        metrics.certificate(Role::Gateway, of_gateway);
-        metrics.certificate(Role::ZooKeeper, self.zookeeper.not_after());
+        metrics.certificate(CertificateRole::Gateway, of_gateway);
+        metrics.certificate(CertificateRole::ZooKeeper, self.zookeeper.not_after());
         let of_gateway = self.gateway.as_ref().and_then(Identity::authority_not_after);
-        metrics.certificate(Role::GatewayAuthority, of_gateway);
-        metrics.certificate(Role::ZooKeeperAuthority, self.zookeeper.authority_not_after());
+        metrics.certificate(CertificateRole::GatewayCa, of_gateway);
+        metrics.certificate(CertificateRole::ZooKeeperCa, self.zookeeper.authority_not_after());
     }
 }

@@ -22,7 +22,7 @@ pub(crate) use self::reload::{ConfigSource, zookeeper_tls};
 use self::reload::LoadedConfig;
 use crate::config::{self, Config};
 use crate::control::socket_file::{self, SocketFile};
-use crate::gateway::accept::bind;
+use crate::gateway::accept::socket::bind;
 use crate::os::daemonize::daemonize;
 use crate::os::pid_file::PidFile;
 use crate::os::privileges::{self, RunAsUser};

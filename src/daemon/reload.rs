@@ -16,7 +16,7 @@ use tracing::{Level, error, info, warn};
 
 use super::Certificates;
 use super::capacity;
-use crate::config::{self, Change, Config};
+use crate::config::{self, Config, ConfigDiff, NameCheck};
 use crate::control::protocol::{ErrorReport, ReloadReport};
 use crate::control::status::CertificateStatus;
 use crate::control::{ReloadRequest, ReloadResult};
@@ -25,7 +25,7 @@ use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::ReloadSignal;
 use crate::registry::zookeeper::session;
 use crate::telemetry::metrics::Metrics;
-use crate::tls::{self, Acceptor, Identity, Names};
+use crate::tls::{self, Acceptor, Identity};
 
 /// The last line of the report of a failed reload.
 const NOTHING_CHANGED: &str =
@@ -71,13 +71,14 @@ impl RuntimeSettings {
             acceptors.push(match (listener.tls, gateway_identity) {
                 (Some(client), Some(identity)) => {
                     let zone = config.zone.as_deref();
-                    Some(tls::acceptor(identity, client, config.names, zone)?)
+                    Some(tls::acceptor(identity, client, config.name_check, zone)?)
                 }
                 (Some(_), None) => running.get(index).cloned().flatten(),
                 (None, _) => None,
             });
         }
-        let connector = gateway_identity.map(|identity| tls::connector(identity, config.names));
+        let connector =
+            gateway_identity.map(|identity| tls::connector(identity, config.name_check));
         let gateway = Settings {
             listeners: config.listeners.clone().into(),
             acceptors,
@@ -94,7 +95,7 @@ impl RuntimeSettings {
 /// The certificate cannot be used.
 pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<session::Tls> {
     let verify_hostnames = config.zookeeper.verify_hostnames;
-    let names = if verify_hostnames { Names::DialedStrictly } else { Names::Any };
+    let names = if verify_hostnames { NameCheck::SanOnly } else { NameCheck::Off };
     Ok(session::Tls {
         certs: tls::zookeeper_certs(identity)?,
         verify_hostnames,
@@ -236,7 +237,7 @@ impl Reloader {
             warn!(keys = needs_restart.join("; "), "changed keys take effect after a restart");
         }
         let mut warnings: Vec<String> =
-            config.log.news(&self.running.config.log).into_iter().collect();
+            config.log.new_warnings(&self.running.config.log).into_iter().collect();
         warnings.extend(config.warnings());
         for warning in &warnings {
             warn!("{warning}");
@@ -269,13 +270,13 @@ fn prepare(
 ) -> Result<PreparedReload> {
     let ConfigSource { path, debug } = source;
     let mut new = config::load(path)?;
-    new.log = new.log.debugging(*debug);
+    new.log = new.log.with_debug(*debug);
     let certificates = Certificates::load(&new, || hostname)?;
     let errors = certificates.newly_broken(&running.certificates);
     if !errors.is_empty() {
         bail!(errors.join("\n"));
     }
-    let Change { config, taken, waiting } = running.config.change(new, config::is_toml(path));
+    let ConfigDiff { config, taken, waiting } = running.config.change(new, config::is_toml(path));
     let mut changed = taken;
     if certificates.gateway != running.certificates.gateway {
         changed.push("certificate, key or CA of the gateway");

@@ -15,7 +15,7 @@ use super::reload::{ConfigSource, LoadedConfig, ReloadRequests, Reloader, Runtim
 use super::shutdown::{ExitMode, shut_down};
 use super::supervisor::Supervisor;
 use super::{Sockets, capacity};
-use crate::admin::{Admin, System};
+use crate::admin::{Admin, StateCollector};
 use crate::config::Config;
 use crate::control::status::{BoundListener, StatusSource};
 use crate::control::{self, CommandHandler, text};
@@ -78,7 +78,8 @@ pub(super) async fn run(
     let (registry, registration) = session::register(registry_settings, bound.component.clone());
     let router = Resolver::new(registry.clone(), bound.component.clone());
     let health = Arc::clone(router.memory());
-    let collector = System::new(&registration, registry.clone(), &router, logging.lost_lines());
+    let collector =
+        StateCollector::new(&registration, registry.clone(), &router, logging.lost_lines());
 
     // The gateway.
     let mut gateway = Gateway::open(
