@@ -19,7 +19,7 @@ use crate::control::protocol::Request;
 use crate::control::socket_file::DirectoryError;
 use crate::daemon::{self, Certificates, ConfigSource, StartupConfig};
 use crate::demo;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::os::pid_file::PidFile;
 use crate::os::privileges::{PrivilegeError, RunAsUser};
 use crate::telemetry::log::{self, Logging};

@@ -15,7 +15,7 @@ use crate::control::protocol::{ErrorReport, ReloadReport, Reply, ReplyStatus, Re
 use crate::control::status::StatusReport;
 use crate::control::text;
 use crate::gateway::routing::explain::RouteReport;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// The number of digits of the UUIDs that Zuul creates.
 const UUID_DIGITS: usize = 32;

@@ -27,7 +27,7 @@ use tracing::{debug, info};
 use self::protocol::{ErrorReport, REQUEST_MAX, ReloadReport, Reply, ReplyStatus, Request};
 use self::status::StatusSource;
 use crate::gateway::routing::explain::{BuildState, RouteExplainer};
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// The most connections that are served concurrently. More wait in the kernel.
 const MAX_CONNECTIONS: usize = 8;

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// The length limit of a request, in bytes, including its newline.
 pub(crate) const REQUEST_MAX: u64 = 1024;

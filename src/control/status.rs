@@ -14,7 +14,7 @@ use crate::gateway::routing::explain::HopReport;
 use crate::gateway::session::stream_table::Streams;
 use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::component::State;
-use crate::registry::{Registry, Standing};
+use crate::registry::{RegistrationStatus, Registry};
 
 /// Where a status report comes from: what was fixed at startup, and handles of what changes.
 pub(crate) struct StatusSource {
@@ -29,7 +29,7 @@ pub(crate) struct StatusSource {
     /// The ZooKeeper servers, as configured.
     pub(crate) zookeeper: String,
     pub(crate) state: watch::Receiver<State>,
-    pub(crate) registration: watch::Receiver<Standing>,
+    pub(crate) registration: watch::Receiver<RegistrationStatus>,
     pub(crate) registry: Registry,
     pub(crate) health: Arc<Memory>,
     pub(crate) certificates: watch::Receiver<Vec<CertificateStatus>>,
@@ -167,22 +167,24 @@ impl StatusSource {
 
     fn zookeeper(&self) -> ZooKeeperStatus {
         let registration = self.registration.borrow().clone();
-        let trouble = self.registry.trouble();
+        let outage = self.registry.outage();
         let is_disconnected = matches!(
             registration,
-            Standing::Connecting | Standing::ConnectionLost | Standing::SessionLost
+            RegistrationStatus::Connecting
+                | RegistrationStatus::ConnectionLost
+                | RegistrationStatus::SessionLost
         );
-        let disconnected = trouble.as_ref().map(|trouble| trouble.since.elapsed());
+        let disconnected = outage.as_ref().map(|outage| outage.since.elapsed());
         ZooKeeperStatus {
             hosts: self.zookeeper.clone(),
-            connected: trouble.is_none() && !is_disconnected,
+            connected: outage.is_none() && !is_disconnected,
             registration: registration.to_string(),
             entry: match registration {
-                Standing::Registered(name) => Some(name),
+                RegistrationStatus::Registered(name) => Some(name),
                 _ => None,
             },
             disconnected_seconds: disconnected.map(round_to_milliseconds),
-            disconnected_reason: trouble.map(|trouble| trouble.cause),
+            disconnected_reason: outage.map(|outage| outage.cause),
         }
     }
 }

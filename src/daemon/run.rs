@@ -21,13 +21,13 @@ use crate::control::status::{BoundListener, StatusSource};
 use crate::control::{self, CommandHandler, text};
 use crate::gateway::Gateway;
 use crate::gateway::routing::Resolver;
-use crate::model::component::Announcement;
+use crate::model::component::OwnComponent;
 use crate::os::daemonize::DaemonizeGuard;
 use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::{StatusSignal, StopSignals};
 use crate::os::watchdog;
 use crate::registry::zookeeper::session;
-use crate::registry::{Registration, Standing};
+use crate::registry::{Registration, RegistrationStatus};
 use crate::telemetry::log::Logging;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::Tracer;
@@ -73,7 +73,6 @@ pub(super) async fn run(
         tls: zookeeper_tls_receiver,
         session_timeout: config.zookeeper.session_timeout,
         metrics: metrics.clone(),
-        origins: tracer.origins(),
     };
     let (registry, registration) = session::register(registry_settings, bound.component.clone());
     let router = Resolver::new(registry.clone(), bound.component.clone());
@@ -101,7 +100,7 @@ pub(super) async fn run(
         admin: bound.admin,
         zookeeper: config.zookeeper.hosts.to_string(),
         state: registration.state(),
-        registration: registration.standing(),
+        registration: registration.status(),
         registry,
         health,
         certificates: certificates.subscribe(),
@@ -199,7 +198,7 @@ struct BoundListeners {
     listeners: Vec<BoundListener>,
     admin: Option<SocketAddr>,
     /// What is registered.
-    component: Announcement,
+    component: OwnComponent,
     /// All addresses in one line.
     summary: String,
 }
@@ -229,7 +228,7 @@ impl BoundListeners {
                 }
             }
         }
-        let component = Announcement { hostname, public_port, zone: config.zone.clone(), use_ssl };
+        let component = OwnComponent { hostname, public_port, zone: config.zone.clone(), use_ssl };
         let admin = admin
             .map(|admin| admin.local_addr().context("the admin listener has no address"))
             .transpose()?;
@@ -244,12 +243,12 @@ impl BoundListeners {
 /// Reports the status of the registration to the service manager, and tells the registry once that
 /// the gateway is running. Returns only if the registry's task has ended.
 async fn publish_status(listeners: &str, registration: &Registration, manager: &ServiceManager) {
-    let mut status = registration.standing();
+    let mut status = registration.status();
     let mut ready = false;
     loop {
         let now = status.borrow_and_update().clone();
         manager.status(&format!("{listeners}; ZooKeeper: {now}")).await;
-        if !ready && matches!(now, Standing::Registered(_)) {
+        if !ready && matches!(now, RegistrationStatus::Registered(_)) {
             ready = true;
             registration.running();
             manager.ready().await;

@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use crate::gateway::Context;
 use crate::gateway::health::{Attempt, Memory, Standing};
 use crate::gateway::upstream::{HopAddress, Upstream};
-use crate::model::build_request::{Build, BuildId, Place};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::{Build, BuildLocation};
 use crate::registry::LookupError;
 
 /// Routes builds as sessions do, and explains the result.
@@ -101,34 +102,34 @@ impl RouteExplainer {
         let lookup = async {
             let found = cx.resolver.find(build).await?;
             let hops = match &found {
-                Some(Build { place: Place::On(executor), .. }) => {
+                Some(Build { location: BuildLocation::Executor(executor), .. }) => {
                     cx.resolver.hops(executor.clone()).await
                 }
                 _ => Vec::new(),
             };
-            Ok((found.map(|build| build.place), hops))
+            Ok((found.map(|build| build.location), hops))
         };
         let result = timeout(cx.limits.lookup_timeout, lookup).await;
-        let result =
-            result.unwrap_or_else(|_| Err(LookupError::Away("no answer in time".to_owned())));
+        let result = result
+            .unwrap_or_else(|_| Err(LookupError::Unavailable("no answer in time".to_owned())));
         let mut executor = None;
         let mut candidates = Vec::new();
         let mut error = None;
         let state = match result {
-            Ok((Some(Place::On(on)), hops)) => {
+            Ok((Some(BuildLocation::Executor(on)), hops)) => {
                 executor = Some(on);
                 candidates = hops;
                 BuildState::Running
             }
-            Ok((Some(Place::Waiting), _)) => BuildState::Queued,
+            Ok((Some(BuildLocation::Queued), _)) => BuildState::Queued,
             Ok((None, _)) => BuildState::Unknown,
-            Err(LookupError::Away(reason)) => {
+            Err(LookupError::Unavailable(reason)) => {
                 let cause = cx.resolver.registry_trouble().map(|cause| format!(": {cause}"));
                 let cause = cause.unwrap_or_default();
                 error = Some(format!("ZooKeeper cannot be reached: {reason}{cause}"));
                 BuildState::Error
             }
-            Err(LookupError::Unreadable(reason)) => {
+            Err(LookupError::Malformed(reason)) => {
                 error = Some(format!("the build's entry cannot be read: {reason}"));
                 BuildState::Error
             }
