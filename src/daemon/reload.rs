@@ -70,8 +70,7 @@ impl RuntimeSettings {
         for (index, listener) in config.listeners.iter().enumerate() {
             acceptors.push(match (listener.tls, gateway_identity) {
                 (Some(client), Some(identity)) => {
-                    let zone = config.zone.as_deref();
-                    Some(tls::acceptor(identity, client, config.name_check, zone)?)
+                    Some(tls::acceptor(identity, client, config.name_check)?)
                 }
                 (Some(_), None) => running.get(index).cloned().flatten(),
                 (None, _) => None,
