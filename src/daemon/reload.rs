@@ -156,7 +156,7 @@ pub(crate) struct Reloader {
 struct Prepared {
     configured: Configured,
     live: Live,
-    taken: Vec<&'static str>,
+    applied: Vec<&'static str>,
     waiting: Vec<&'static str>,
 }
 
@@ -207,7 +207,7 @@ impl Reloader {
 
     /// Puts what is `prepared` in the place of what runs.
     fn apply(&mut self, prepared: Prepared) -> String {
-        let Prepared { configured, mut live, taken, waiting } = prepared;
+        let Prepared { configured, mut live, applied, waiting } = prepared;
         let (wanted, before) = (&configured.config.limits, &self.running.config.limits);
         let same = |of: fn(&Limits) -> usize| of(wanted) == of(before);
         let fitting = if same(|limits| limits.connections) && same(|limits| limits.stream_buffer) {
@@ -225,9 +225,9 @@ impl Reloader {
         self.certificates.send_replace(certificates);
 
         let path = self.source.path.display();
-        let (changed, restart) = (taken.join("; "), waiting.join("; "));
+        let (changed, restart) = (applied.join("; "), waiting.join("; "));
         let mut outcome = format!("{RELOADED}{path}\n");
-        if !taken.is_empty() {
+        if !applied.is_empty() {
             info!(%path, changed, "reloaded");
             let _ = writeln!(outcome, "changed: {changed}");
         } else if waiting.is_empty() {
@@ -276,16 +276,16 @@ fn prepare(
     if !errors.is_empty() {
         bail!(errors.join("\n"));
     }
-    let ConfigDiff { config, mut taken, waiting } =
-        running.config.change(wanted, config::is_toml(path));
+    let ConfigDiff { config, mut applied, waiting } =
+        running.config.diff(wanted, config::is_toml(path));
     if identities.gateway != running.identities.gateway {
-        taken.push("certificate, key or authorities of the gateway");
+        applied.push("certificate, key or authorities of the gateway");
     }
     if identities.zookeeper != running.identities.zookeeper {
         // The connection that there is goes on with the ones it began with.
-        taken.push("certificate, key or authorities for ZooKeeper, from the next connection on");
+        applied.push("certificate, key or authorities for ZooKeeper, from the next connection on");
     }
     let configured = Configured { config, identities };
     let live = Live::of(&configured, acceptors)?;
-    Ok(Prepared { configured, live, taken, waiting })
+    Ok(Prepared { configured, live, applied, waiting })
 }
