@@ -83,7 +83,7 @@ fn has_control_characters(text: &str) -> bool {
 
 /// The name of a zone, which is also that of a znode.
 pub(super) fn zone(text: &str) -> Parsed<String> {
-    // Other gateways do not accept a longer one from the registry (`crate::registry`).
+    // Other gateways do not accept a longer one from the registry (`crate::model`).
     let fits = (1..=255).contains(&text.len());
     match fits && !text.contains('/') && !has_control_characters(text) {
         true => Ok(text.to_owned()),

@@ -17,22 +17,22 @@ use crate::gateway::session::stream_table::Streams;
 use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::component::State;
 use crate::os::signals::StatusSignal;
-use crate::registry::{Registry, Standing};
+use crate::registry::{RegistrationStatus, Registry};
 
 /// Where to look for what changes, and what does not.
-pub(crate) struct Sources {
+pub(crate) struct StatusSource {
     pub(crate) hostname: String,
     pub(crate) zone: Option<String>,
     /// The file that the gateway was started with.
     pub(crate) configuration: PathBuf,
     pub(crate) started: Instant,
-    pub(crate) listeners: Vec<Door>,
+    pub(crate) listeners: Vec<BoundListener>,
     /// Where health and metrics are.
     pub(crate) admin: Option<SocketAddr>,
     /// ZooKeeper's servers, as they are configured.
     pub(crate) zookeeper: String,
     pub(crate) state: watch::Receiver<State>,
-    pub(crate) standing: watch::Receiver<Standing>,
+    pub(crate) standing: watch::Receiver<RegistrationStatus>,
     pub(crate) registry: Registry,
     pub(crate) memory: Arc<Memory>,
     pub(crate) certificates: watch::Receiver<Vec<CertificateStatus>>,
@@ -42,7 +42,7 @@ pub(crate) struct Sources {
 
 /// A listener as it is bound.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Door {
+pub(crate) struct BoundListener {
     pub(crate) address: SocketAddr,
     pub(crate) tls: bool,
     /// The one that the registry entry describes.
@@ -59,7 +59,7 @@ pub(crate) struct Status {
     zone: Option<String>,
     configuration: String,
     uptime_seconds: f64,
-    listeners: Vec<Door>,
+    listeners: Vec<BoundListener>,
     admin: Option<SocketAddr>,
     zookeeper: ZooKeeperStatus,
     certificates: Vec<CertificateStatus>,
@@ -113,7 +113,7 @@ struct StreamStatus {
     route: String,
 }
 
-impl Sources {
+impl StatusSource {
     /// How things stand now.
     pub(crate) fn now(&self) -> Status {
         let streams = self.streams.list();
@@ -152,10 +152,12 @@ impl Sources {
     }
 
     fn zookeeper(&self) -> ZooKeeperStatus {
-        let (standing, trouble) = (self.standing.borrow().clone(), self.registry.trouble());
+        let (standing, trouble) = (self.standing.borrow().clone(), self.registry.outage());
         let is_away = matches!(
             standing,
-            Standing::Connecting | Standing::ConnectionLost | Standing::SessionLost
+            RegistrationStatus::Connecting
+                | RegistrationStatus::ConnectionLost
+                | RegistrationStatus::SessionLost
         );
         let disconnected = trouble.as_ref().map(|trouble| trouble.since.elapsed());
         ZooKeeperStatus {
@@ -163,7 +165,7 @@ impl Sources {
             connected: trouble.is_none() && !is_away,
             standing: standing.to_string(),
             entry: match standing {
-                Standing::Registered(name) => Some(name),
+                RegistrationStatus::Registered(name) => Some(name),
                 _ => None,
             },
             disconnected_seconds: disconnected.map(in_milliseconds),
@@ -173,7 +175,7 @@ impl Sources {
 }
 
 /// Logs how things stand whenever `signal` comes.
-pub(crate) async fn tell(mut signal: StatusSignal, sources: Arc<Sources>) {
+pub(crate) async fn tell(mut signal: StatusSignal, sources: Arc<StatusSource>) {
     while signal.next().await.is_some() {
         for line in sources.now().text().lines() {
             info!("{line}");
@@ -243,7 +245,7 @@ impl ZooKeeperStatus {
 }
 
 /// `zone west; plain [::]:79, TLS [::]:7979`
-pub(crate) fn listening(zone: Option<&str>, doors: &[Door]) -> String {
+pub(crate) fn listening(zone: Option<&str>, doors: &[BoundListener]) -> String {
     let zone = zone.map_or("no zone".to_owned(), |zone| format!("zone {zone}"));
     let doors: Vec<_> = doors
         .iter()
@@ -277,7 +279,7 @@ mod tests {
             zone: Some("we\"st".to_owned()),
             configuration: "/gw.toml".to_owned(),
             uptime_seconds: 3.5,
-            listeners: vec![Door { address, tls: true, advertised: true }],
+            listeners: vec![BoundListener { address, tls: true, advertised: true }],
             admin: None,
             zookeeper: ZooKeeperStatus {
                 hosts: "zk:2281".to_owned(),

@@ -27,9 +27,8 @@ use tokio_util::task::TaskTracker;
 
 use self::accept::Listener;
 use self::accept::heartbeat::{Probe, pulse};
-use self::health::handshake_failures::Familiar;
 use self::limits::Bounds;
-use self::relay::stalled_clients::WaitingStreams;
+use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
 use self::routing::explain::Decider;
 use self::session::stream_table::Streams;
@@ -69,13 +68,10 @@ pub(crate) struct Context {
     asking: Asking,
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
-    familiar: Arc<Familiar>,
     own_addresses: OwnAddresses,
     pub(crate) metrics: Metrics,
     streams: Streams,
-    /// Streams that wait for their clients, and those that have waited for long.
-    waiting: WaitingStreams,
-    stalled: WaitingStreams,
+    stalled_clients: StalledClients,
     heap: HeapTrimmer,
     tracer: Tracer,
     /// Cancelled when the grace period is over: what still runs is cut.
@@ -186,12 +182,10 @@ impl Gateway {
             asking: Asking::default(),
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
-            familiar: Arc::default(),
             own_addresses: OwnAddresses::new(addresses),
             metrics,
             streams: streams.clone(),
-            waiting: WaitingStreams::all(),
-            stalled: WaitingStreams::stalled(),
+            stalled_clients: StalledClients::default(),
             heap: HeapTrimmer::default(),
             tracer,
             cut: cut.clone(),

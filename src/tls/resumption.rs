@@ -105,7 +105,7 @@ fn careless(
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[version])
         .unwrap()
-        .with_root_certificates(identity.authorities.roots())
+        .with_root_certificates(identity.trust_anchors.roots())
         .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
         .unwrap();
     config.time_provider = Arc::clone(clock);
@@ -152,7 +152,7 @@ async fn an_ended_certificate_that_is_not_needed_refuses_nobody() {
     let (mut chained, server) = (identities((2040, 2040)).0, server(&lasting, &time));
     chained.chain = lasting.chain.iter().chain(&ending.chain).cloned().collect();
     chained.key = lasting.key.clone_key();
-    chained.authorities = Arc::clone(&lasting.authorities);
+    chained.trust_anchors = Arc::clone(&lasting.trust_anchors);
     let client = careless(&chained, &time, &rustls::version::TLS13);
     let dial = |stream| client.connect(name(), stream);
     meet(&server, dial).await.1.expect("it is valid");

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::proxy_protocol::v2;
-use crate::reload::Reloadable;
-use crate::service::program;
 use crate::support::admin::{metric, until_metric};
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, serves};
 use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::program::program;
+use crate::support::proxy_header::v2;
+use crate::support::reloadable::Reloadable;
 use crate::support::system::{System, TENANT, request_path};
 use crate::support::zookeeper::ZooKeeper;
 use crate::support::{Duplex, within};
@@ -251,7 +251,7 @@ async fn the_gateways_of_other_zones() {
     for _ in 0..3 {
         assert_eq!(stage.told_from(&east, 0, HOME, &build).await, LOG);
     }
-    let resumed = "zuul_fingergw_tls_sessions_resumed_total{side=\"client\"}";
+    let resumed = "zuul_fingergw_tls_sessions_resumed_total{direction=\"inbound\"}";
     assert!(metric(&inner, resumed).await >= 1.0);
 
     let north = outer("gw.north.example.org", "a").await;

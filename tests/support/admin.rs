@@ -51,13 +51,6 @@ pub(crate) async fn exposition(gateway: &Gateway) -> String {
     get(admin(gateway), "/metrics").await.body
 }
 
-/// The same in OpenMetrics, asked for as Prometheus does it.
-pub(crate) async fn openmetrics(gateway: &Gateway) -> Answer {
-    let request = "GET /metrics HTTP/1.1\r\nHost: gateway\r\n\
-                   Accept: application/openmetrics-text; version=1.0.0, text/plain; q=0.5\r\n\r\n";
-    ask(admin(gateway), request).await
-}
-
 /// The value of one series.
 pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
     let body = exposition(gateway).await;
@@ -67,6 +60,12 @@ pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
 fn value(exposition: &str, series: &str) -> Option<f64> {
     let value = exposition.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     value.map(|value| value.parse().expect("a number"))
+}
+
+/// How many connections the limit `reason` has rejected.
+pub(crate) async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
+    let series = format!("zuul_fingergw_connections_rejected_total{{reason=\"{reason}\"}}");
+    metric(gateway, &series).await
 }
 
 /// Waits until so many connections have ended as `result`, which are all.

@@ -1,6 +1,6 @@
 use super::*;
-use crate::config::{Listener, Rule};
 use crate::config::error::ConfigError;
+use crate::config::{Listener, Rule};
 
 const EXAMPLE: &str = include_str!("../../../etc/zuul-fingergw.toml");
 const LEAST: &str = r#"

@@ -10,8 +10,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::pending;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -19,18 +17,17 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::misrouting;
-use super::misrouting::Foreign;
 use super::{DialError, Upstream};
 use crate::config::Limits;
-use crate::gateway::health::Trouble;
+use crate::gateway::health::FailureKind;
 use crate::gateway::protocol::request::Fault;
-use crate::gateway::relay::{End, room};
+use crate::gateway::relay::EndReason;
 use crate::gateway::session::stream_table::Listed;
 use crate::gateway::session::{Asked, Caller, log_stream};
-use crate::gateway::transport::buffer_pool::Piece;
-use crate::gateway::transport::connection::Connection;
-use crate::telemetry::log::Excerpt;
-use crate::telemetry::metrics::{Route, Side};
+use crate::gateway::transport::buffer_pool::Chunk;
+use crate::gateway::transport::connection::{Connection, read_size};
+use crate::model::excerpt::Excerpt;
+use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;
 
@@ -55,14 +52,16 @@ fn patience(limits: &Limits) -> Duration {
     limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout
 }
 
+/// How the wait for a hop that sends nothing ends.
+pub(crate) const SILENT: &str = "the next hop said nothing";
+
 /// The hop that has the log.
 pub(crate) struct Answered {
     pub(crate) hop: Upstream,
     pub(crate) route: Route,
     pub(crate) connection: Connection,
     pub(crate) listed: Listed,
-    /// The first bytes, and what was met behind them.
-    pub(crate) first: (Piece, Option<io::Error>),
+    pub(crate) first: Chunk,
 }
 
 /// How asking several hops ended.
@@ -71,7 +70,7 @@ pub(crate) enum Raced {
     /// Not one has it.
     Failed(Fault),
     /// The client left, or we stop.
-    Over(End),
+    Over(EndReason),
 }
 
 /// Why a hop brought no log.
@@ -85,24 +84,21 @@ enum Miss {
     Overtaken(Duration),
     /// It has the line of a gateway that cannot serve the log.
     Refused(Box<Answered>),
-    /// It is no gateway.
-    Foreign(Foreign),
 }
 
 impl fmt::Display for Miss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dial(error) => write!(f, "{error}"),
-            Self::Silent => write!(f, "{}", End::UpstreamSilent),
+            Self::Silent => f.write_str(SILENT),
             Self::Cut(error) => write!(f, "cut by the next hop: {}", tls::describe(error)),
             Self::Overtaken(after) => {
                 write!(f, "overtaken: nothing within {after:?}, when another hop had the log")
             }
             Self::Refused(answered) => {
-                let line = answered.first.0.split(|byte| b"\r\n".contains(byte)).next();
+                let line = answered.first.split(|byte| b"\r\n".contains(byte)).next();
                 write!(f, "the gateway answered: {}", Excerpt::new(line.unwrap_or_default()))
             }
-            Self::Foreign(foreign) => write!(f, "no gateway: {foreign}"),
         }
     }
 }
@@ -116,7 +112,6 @@ impl Miss {
             Self::Cut(_) => "cut",
             Self::Overtaken(_) => "overtaken",
             Self::Refused(_) => "refused",
-            Self::Foreign(_) => "foreign",
         }
     }
 }
@@ -126,16 +121,7 @@ struct Runner {
     hop: Upstream,
     since: Instant,
     head_start: Duration,
-    /// It has taken the request.
-    took: Arc<AtomicBool>,
     over: bool,
-}
-
-impl Runner {
-    /// It has taken the request and said nothing, up to now.
-    fn is_mute(&self) -> bool {
-        !self.over && self.took.load(Ordering::Relaxed)
-    }
 }
 
 /// Asks `hops` until one has sent something.
@@ -144,18 +130,17 @@ pub(crate) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Ask
     let began = Instant::now();
     let mut race = Race::new(hops, client.is_tls(), asked, began);
     let mut running = FuturesUnordered::new();
-    let mut discarded = 0;
     running.extend(race.next());
     loop {
         let next = race.next_at();
         let outcome = tokio::select! {
             biased;
-            () = cx.cut.cancelled() => return race.over(End::Stopped),
+            () = cx.cut.cancelled() => return race.over(EndReason::Stopped),
             Some((index, outcome)) = running.next() => {
                 race.runners[index].over = true;
                 Some((index, outcome))
             }
-            reason = client.departed(&mut discarded) => return race.over(End::ClientLeft(reason)),
+            reason = client.wait_closed() => return race.over(EndReason::ClientLeft(reason)),
             () = sleep_until(next.unwrap_or(began)), if next.is_some() => None,
             () = sleep_until(began + patience(&cx.limits)) => return race.late(),
         };
@@ -225,15 +210,13 @@ impl<'a> Race<'a> {
             hop: hop.clone(),
             since: Instant::now(),
             head_start: head_start(&asked.cx.limits, avoided),
-            took: Arc::default(),
             over: false,
         });
-        let took = Arc::clone(&self.runners[index].took);
-        let route = Route::of(&hop, self.hops);
+        let route = hop.route(self.hops);
         let listed = asked.listed(&hop);
-        let room = |tls_hop| room(tls_hop, self.tls_client);
-        let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
-        Some(async move { (index, ask(hop, route, listed, room, asked, &took).await) })
+        let is_tls = matches!(&hop, Upstream::Gateway(gateway) if gateway.tls);
+        let room = read_size(is_tls, self.tls_client);
+        Some(async move { (index, ask(hop, route, listed, room, asked).await) })
     }
 
     /// When the next hop is to be asked, though nobody has failed.
@@ -243,31 +226,26 @@ impl<'a> Race<'a> {
         executor.into_iter().chain(last.map(|last| last.since + last.head_start)).min()
     }
 
-    /// Notes that a hop brought nothing; `mute` if it had taken the request.
-    fn note(&self, hop: &Upstream, miss: &Miss, mute: bool) {
+    /// Notes that a hop brought nothing.
+    fn note(&self, hop: &Upstream, miss: &Miss) {
         let Asked { build, span, cx, .. } = self.asked;
         span.passed_over(hop, miss);
-        let trouble = match miss {
-            Miss::Dial(DialError::Circle | DialError::Ourselves) => Trouble::LeadsBack,
-            _ if mute => Trouble::Mute,
-            _ => Trouble::Other,
+        let kind = match miss {
+            Miss::Dial(DialError::Circle | DialError::Ourselves) => FailureKind::Loop,
+            _ => FailureKind::Other,
         };
-        let mutes = cx.resolver.memory().failed(build, hop, miss, trouble);
+        cx.resolver.memory().failed(build, hop, miss, kind);
         if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
-            cx.metrics.miswired("circle");
+            cx.metrics.misrouted("circle");
         }
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
             match miss {
-                Miss::Foreign(foreign) => misrouting::found_foreign(gateway, *foreign, cx),
                 Miss::Dial(DialError::Elsewhere(found)) => {
                     misrouting::found_elsewhere(gateway, found, cx);
                 }
                 Miss::Dial(DialError::Circle | DialError::Ourselves) => {
                     misrouting::found_circle(gateway, build, cx);
-                }
-                _ if mute && mutes >= misrouting::MUTE => {
-                    misrouting::found_mute(gateway, mutes, cx)
                 }
                 _ => {}
             }
@@ -279,7 +257,7 @@ impl<'a> Race<'a> {
         let Asked { caller: Caller { peer, logged, .. }, build, .. } = self.asked;
         let hop = self.runners[index].hop.clone();
         let silent = matches!(miss, Miss::Silent);
-        self.note(&hop, &miss, silent);
+        self.note(&hop, &miss);
         self.silent |= silent || matches!(miss, Miss::Dial(DialError::Busy));
         let last = idle && self.waiting.is_empty() && self.executor.is_none();
         if !last || matches!(miss, Miss::Refused(_)) || self.refusal.is_some() {
@@ -299,7 +277,7 @@ impl<'a> Race<'a> {
         if let Some(refusal) = self.refusal.take() {
             return Some(Raced::Answered(refusal));
         }
-        self.asked.ended(&hop, Route::of(&hop, self.hops), 0, &miss);
+        self.asked.ended(&hop, hop.route(self.hops), 0, &miss);
         Some(self.failed())
     }
 
@@ -314,9 +292,9 @@ impl<'a> Race<'a> {
     /// Takes it that nobody has said anything in time.
     fn late(&mut self) -> Raced {
         for runner in self.runners.iter().filter(|runner| !runner.over) {
-            self.note(&runner.hop, &Miss::Silent, runner.is_mute());
-            let route = Route::of(&runner.hop, self.hops);
-            self.asked.ended(&runner.hop, route, 0, &End::UpstreamSilent);
+            self.note(&runner.hop, &Miss::Silent);
+            let route = runner.hop.route(self.hops);
+            self.asked.ended(&runner.hop, route, 0, &SILENT);
         }
         self.silent = true;
         self.refusal.take().map_or_else(|| self.failed(), Raced::Answered)
@@ -331,20 +309,17 @@ impl<'a> Race<'a> {
             log_stream!(
                 *logged, %peer, %build, route = %runner.hop, end = %miss, "trying the next hop"
             );
-            self.note(&runner.hop, &miss, runner.is_mute());
+            self.note(&runner.hop, &miss);
         }
         cx.resolver.memory().answered(build, &answered.hop);
-        if let Upstream::Gateway(gateway) = &answered.hop {
-            cx.familiar.dialed(gateway);
-        }
         cx.metrics.first_byte(answered.listed.age(), span.trace_id());
         span.first_byte();
         Raced::Answered(answered)
     }
 
-    fn over(&self, end: End) -> Raced {
+    fn over(&self, end: EndReason) -> Raced {
         if let Some(Runner { hop, .. }) = self.runners.last() {
-            self.asked.ended(hop, Route::of(hop, self.hops), 0, &end);
+            self.asked.ended(hop, hop.route(self.hops), 0, &end);
         }
         Raced::Over(end)
     }
@@ -357,7 +332,6 @@ async fn ask(
     listed: Listed,
     room: usize,
     asked: &Asked<'_>,
-    took: &AtomicBool,
 ) -> Result<Answered, Miss> {
     let Asked { build, span, cx, .. } = asked;
     let may_lead_back = match &hop {
@@ -382,11 +356,9 @@ async fn ask(
     };
     let dialed = Instant::now();
     let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;
-    took.store(true, Ordering::Relaxed);
     cx.metrics.connected(route, dialed.elapsed());
     span.connected(&hop);
-    let mut failure = None;
-    let read = connection.read_log(room, &mut failure);
+    let read = connection.read_chunk(room);
     let read = match &hop {
         // Bounded by the patience with all.
         Upstream::Gateway(_) => read.await,
@@ -408,27 +380,20 @@ async fn ask(
         Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
         Ok(piece) => piece,
         Err(error) => {
-            if let (Upstream::Gateway(gateway), Some(late)) = (&hop, Failure::late(&error)) {
-                cx.metrics.handshake(Side::Upstream, Err(late));
-                let error = DialError::Tls(error);
-                cx.familiar.dialing_failed(gateway, &error);
-                return Err(Miss::Dial(error));
+            if let (Upstream::Gateway(_), Some(late)) = (&hop, Failure::late(&error)) {
+                cx.metrics.handshake_failed(Direction::Outbound, late.label());
+                return Err(Miss::Dial(DialError::Tls(error)));
             }
             return Err(Miss::Cut(error));
         }
     };
     debug!(%build, route = %hop, bytes = piece.len(), "first bytes");
     let from_gateway = matches!(hop, Upstream::Gateway(_));
-    let foreign = misrouting::foreign(&piece, build).filter(|_| from_gateway);
-    if from_gateway && connection.is_to_own_kind() && misrouting::is_of_other_zone(&piece) {
+    if from_gateway && connection.is_peer_gateway() && misrouting::is_of_other_zone(&piece) {
         let names = tls::names_of_peer(connection.peer_certificates());
         return Err(Miss::Dial(DialError::Elsewhere(names)));
     }
     let refused = from_gateway && misrouting::is_refusal(&piece);
-    let answered = Answered { hop, route, connection, listed, first: (piece, failure) };
-    match foreign {
-        Some(foreign) => Err(Miss::Foreign(foreign)),
-        None if refused => Err(Miss::Refused(Box::new(answered))),
-        None => Ok(answered),
-    }
+    let answered = Answered { hop, route, connection, listed, first: piece };
+    if refused { Err(Miss::Refused(Box::new(answered))) } else { Ok(answered) }
 }

@@ -17,7 +17,6 @@ pub(crate) use self::sink::LostLines;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::env;
 use std::ffi::OsStr;
-use std::fmt;
 use std::io;
 use std::panic;
 use std::path::Path;
@@ -35,7 +34,7 @@ use self::sink::{Output, Sink};
 use self::text_fields::TextFields;
 use self::zuul_format::{ZuulLine, local_zone};
 use crate::config::{Log, LogFormat, LogOutput};
-use crate::os::privileges::Account;
+use crate::os::privileges::RunAsUser;
 
 /// What operators can do about a log file that cannot be opened.
 const MEND: &str = "create its directory, and let the user that this program runs as write to both; \
@@ -101,7 +100,7 @@ fn targets(level: Level) -> Targets {
 ///
 /// # Errors
 /// The log file cannot be opened.
-pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
+pub(crate) fn start(log: &Log, account: Option<&RunAsUser>) -> Result<Logging> {
     let Log { level, format, output, log_config: _ } = log;
     let level = *level;
     let output = match output {
@@ -134,7 +133,7 @@ pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
 
 /// Opens the log file with the permissions of `account`: it may write to the directory, and could have
 /// root follow a link there. Root's own directories need root's permissions.
-fn open(path: &Path, account: Option<&Account>) -> Result<Followed> {
+fn open(path: &Path, account: Option<&RunAsUser>) -> Result<Followed> {
     let mut opened = as_account(account, || Followed::open(path))?;
     if let Some(account) = account
         && denied(&opened)
@@ -170,7 +169,7 @@ fn log_panic(panic: &panic::PanicHookInfo<'_>) {
 ///
 /// # Errors
 /// It would not.
-pub(crate) fn check(log: &Log, account: Option<&Account>) -> Result<()> {
+pub(crate) fn check(log: &Log, account: Option<&RunAsUser>) -> Result<()> {
     match &log.output {
         LogOutput::Stdout | LogOutput::Stderr => Ok(()),
         LogOutput::File(path) => {
@@ -184,7 +183,7 @@ pub(crate) fn check(log: &Log, account: Option<&Account>) -> Result<()> {
 }
 
 /// Runs `action` with the permissions of `account`, if there is one.
-fn as_account<T>(account: Option<&Account>, action: impl FnOnce() -> T) -> Result<T> {
+fn as_account<T>(account: Option<&RunAsUser>, action: impl FnOnce() -> T) -> Result<T> {
     match account {
         Some(account) => Ok(account.impersonate(action)?),
         None => Ok(action()),
@@ -195,35 +194,6 @@ fn unusable(path: &Path) -> String {
     format!("{}: cannot be opened as the log file ({MEND})", path.display())
 }
 
-/// The first bytes of something a peer sent, made harmless for a log line: at most 64 bytes, all
-/// printable ASCII.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Excerpt(String);
-
-impl Excerpt {
-    const MAX: usize = 64;
-
-    pub(crate) fn new(bytes: &[u8]) -> Self {
-        let mut text = bytes[..bytes.len().min(Self::MAX)].escape_ascii().to_string();
-        if bytes.len() > Self::MAX {
-            text.push_str("...");
-        }
-        Self(text)
-    }
-}
-
-impl fmt::Display for Excerpt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Excerpt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{self}\"")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,12 +202,5 @@ mod tests {
     fn colours_are_for_terminals_without_no_color() {
         assert!(use_colours(true, None) && use_colours(true, Some("".as_ref())));
         assert!(!use_colours(true, Some("1".as_ref())) && !use_colours(false, None));
-    }
-
-    #[test]
-    fn excerpts_are_short_and_printable() {
-        assert_eq!(Excerpt::new(b"a\x1b[31m\n\xff").to_string(), r"a\x1b[31m\n\xff");
-        let long = Excerpt::new(&[b'x'; 1000]).to_string();
-        assert_eq!(long, format!("{}...", "x".repeat(64)));
     }
 }
