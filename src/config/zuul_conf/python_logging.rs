@@ -16,7 +16,6 @@ use crate::config::{Log, LogConfig, LogFormat, LogOutput};
 
 /// The part of `dictConfig`'s schema that is used; `fileConfig` is translated to it.
 #[derive(Default, Deserialize)]
-#[serde(default)]
 struct PythonLogging {
     version: Option<u32>,
     handlers: Option<BTreeMap<String, Handler>>,
@@ -24,8 +23,7 @@ struct PythonLogging {
     root: Option<Logger>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Handler {
     #[serde(alias = "()")]
     class: Option<String>,
@@ -34,8 +32,7 @@ struct Handler {
     stream: Option<String>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Logger {
     level: Option<String>,
     handlers: Option<Vec<String>>,
@@ -54,13 +51,12 @@ pub(in crate::config) fn read(path: &str, text: &str) -> Result<Log, ConfigError
 /// The line of an error, where it is known, and the reason.
 type Invalid = (Option<usize>, String);
 
-/// Parses YAML, of which JSON is a part. The bounds are far above any real file and far below what
-/// exhausts the stack or memory: a few lines of aliases of aliases can stand for gigabytes.
+/// Parses YAML, of which JSON is a part, like PyYAML. The bounds are far above any real file and far
+/// below what exhausts the stack or memory: a few lines of aliases can stand for gigabytes.
 fn dict_config(text: &str) -> Result<PythonLogging, Invalid> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: 64, max_nodes: 100_000 },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
-        // As PyYAML.
         duplicate_keys: DuplicateKeyPolicy::LastWins,
     };
     match serde_saphyr::from_str_with_options::<PythonLogging>(text, options) {
@@ -68,8 +64,8 @@ fn dict_config(text: &str) -> Result<PythonLogging, Invalid> {
         Ok(_) => Err((None, "not a dictConfig: version must be 1".to_owned())),
         Err(error) => {
             let line = error.location().and_then(|location| location.line().try_into().ok());
-            let message = error.without_snippet().to_string();
-            Err((line, format!("not a dictConfig: {}", excerpt(&message))))
+            let message = excerpt(&error.without_snippet().to_string());
+            Err((line, format!("not a dictConfig: {message}")))
         }
     }
 }
@@ -107,14 +103,13 @@ fn file_config(text: &str) -> Result<PythonLogging, Invalid> {
         };
         match get(&section, "qualname")?.filter(|qualname| qualname != "root" && name != "root") {
             Some(qualname) => drop(config.loggers.get_or_insert_default().insert(qualname, logger)),
-            None => config.root = [config.root, Some(logger)].into_iter().flatten().reduce(replace),
+            None => config.root = Some(logger),
         }
     }
     Ok(config)
 }
 
-/// The Python string that is the first of the arguments `(...)` or `[...]`; `None` if that is another
-/// expression, or if the string has escapes or substitutions.
+/// The first of the arguments `(...)` or `[...]`, if it is a Python string without escapes.
 fn first_string(args: &str) -> Option<&str> {
     let first = args.trim_start().strip_prefix(['(', '['])?.trim_start();
     let literal = first.trim_start_matches(['r', 'u']);
@@ -123,27 +118,21 @@ fn first_string(args: &str) -> Option<&str> {
     (rest.trim_start().starts_with([',', ')', ']']) && !string.contains('\\')).then_some(string)
 }
 
-/// What a logger is after both configurations were applied to it in this order.
-fn replace(earlier: Logger, later: Logger) -> Logger {
-    Logger { level: later.level.or(earlier.level), ..later }
-}
-
 impl PythonLogging {
     fn into_log(self, path: &str) -> Result<Log, String> {
         let handlers = self.handlers.unwrap_or_default();
         let mut loggers = self.loggers.unwrap_or_default();
-        // Python knows the root logger by three names; the key `root` is applied last.
-        let roots = [loggers.remove(""), loggers.remove("root"), self.root];
-        let root = roots.into_iter().flatten().reduce(replace);
-        // The loggers that get the lines of Zuul's gateway, the most specific first.
-        let names = ["zuul.fingergw", "zuul", "root"];
-        let chain = [loggers.remove(names[0]), loggers.remove(names[1]), root];
+        // The root logger has three names in Python.
+        if let Some(root) = self.root.or_else(|| loggers.remove("")) {
+            loggers.insert("root".to_owned(), root);
+        }
         let mut ignored = Vec::new();
         let mut level = None;
         let mut propagates = true;
         let mut used = Vec::new();
-        for (place, logger) in names.iter().zip(chain) {
-            let Some(logger) = logger else { continue };
+        // The loggers that get the lines of Zuul's gateway, the most specific first.
+        for place in ["zuul.fingergw", "zuul", "root"] {
+            let Some(logger) = loggers.remove(place) else { continue };
             level = level.or(read_level(&logger.level, &format!("logger {place}"), &mut ignored)?);
             for name in logger.handlers.into_iter().flatten().filter(|_| propagates) {
                 let handler = handlers.get(&name);
@@ -158,6 +147,9 @@ impl PythonLogging {
         let mut output = LogOutput::Stdout;
         let file = used.iter().position(|(.., output)| matches!(output, Some(LogOutput::File(_))));
         let chosen = file.or_else(|| used.iter().position(|(.., output)| output.is_some()));
+        if chosen.is_none() {
+            ignored.push("no handler of zuul.fingergw writes to a file or stream".to_owned());
+        }
         if let Some((place, handler, its_output)) = chosen.map(|index| used.remove(index)) {
             output = its_output.unwrap_or(output);
             level = level.min(read_level(&handler.level, &place, &mut ignored)?.unwrap_or(level));
@@ -179,16 +171,17 @@ impl Handler {
 
     fn output(&self) -> Option<LogOutput> {
         let path = self.filename.as_ref().filter(|name| !name.is_empty() && !name.contains("://"));
+        let file = path.map(|path| LogOutput::from_path(path.into()));
         match (self.class(), self.stream.as_deref()) {
             ("StreamHandler", Some("ext://sys.stdout")) => Some(LogOutput::Stdout),
             ("StreamHandler", None | Some("ext://sys.stderr")) => Some(LogOutput::Stderr),
-            (class, _) if class.ends_with("FileHandler") => {
-                path.map(|path| LogOutput::from_path(path.into()))
-            }
+            (class, _) if class.ends_with("FileHandler") => file,
             _ => None,
         }
     }
 }
+
+const ALLOWED: &str = "must be one of CRITICAL, ERROR, WARNING, INFO, DEBUG, NOTSET";
 
 /// Reads the level of `place`. One that refers to a Python object outside of `logging` is ignored.
 fn read_level(
@@ -208,10 +201,7 @@ fn read_level(
             ignored.push(format!("level of {place}"));
             return Ok(None);
         }
-        other => {
-            let levels = "CRITICAL, ERROR, WARNING, INFO, DEBUG, NOTSET";
-            return Err(format!("level of {place} = {}: must be one of {levels}", excerpt(other)));
-        }
+        other => return Err(format!("level of {place} = {}: {ALLOWED}", excerpt(other))),
     }))
 }
 
