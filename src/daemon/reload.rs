@@ -275,8 +275,8 @@ fn prepare(
     if !errors.is_empty() {
         bail!(errors.join("\n"));
     }
-    let ConfigDiff { config, taken, waiting } = running.config.change(new, config::is_toml(path));
-    let mut changed = taken;
+    let ConfigDiff { config, applied, waiting } = running.config.diff(new, config::is_toml(path));
+    let mut changed = applied;
     if certificates.gateway != running.certificates.gateway {
         changed.push("certificate, key or CA of the gateway");
     }
