@@ -64,7 +64,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     also: Vec<PathBuf>,
     /// The gateway to measure.
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/release/zuul-fingergw"))]
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/dist/zuul-fingergw"))]
     gateway: PathBuf,
     /// Where the report goes.
     #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench"))]

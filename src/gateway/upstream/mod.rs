@@ -1,5 +1,7 @@
 //! The next hop: an executor's log streamer, or the gateway of another zone.
 
+#[cfg(test)]
+mod attempt_schedule;
 pub(crate) mod dialer;
 pub(crate) mod executor_slots;
 pub(crate) mod failover;
