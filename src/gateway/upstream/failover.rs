@@ -362,7 +362,7 @@ async fn ask(
         Upstream::Executor(executor) => cx.resolver.is_gateway(executor),
     };
     let in_flight = if may_lead_back {
-        let slot = cx.loop_guard.acquire(build, &hop, cx.limits.connect_timeout).await;
+        let slot = cx.loop_guard.acquire(build, &hop, &cx.limits).await;
         Some(slot.ok_or(Miss::Dial(DialError::TooManyForBuild))?)
     } else {
         None
