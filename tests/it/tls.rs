@@ -272,7 +272,7 @@ async fn many_sessions_are_resumed_at_once() {
     let east = east.ready().await;
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    let series = "zuul_fingergw_tls_sessions_resumed_total{side=\"upstream\"}";
+    let series = "zuul_fingergw_tls_sessions_resumed_total{direction=\"outbound\"}";
     let mut resumed = 0.0;
     for _ in 0..2 {
         resumed = metric(&east, series).await;

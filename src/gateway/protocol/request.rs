@@ -7,8 +7,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::reply::ReplyError;
-use crate::model::build_request::BuildId;
-use crate::telemetry::log::Excerpt;
+use crate::model::build_id::BuildId;
+use crate::model::excerpt::Excerpt;
 
 /// The longest request that is accepted, its newline included, in bytes.
 ///

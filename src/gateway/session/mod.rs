@@ -11,7 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
+use rustls::HandshakeKind;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
@@ -30,19 +30,19 @@ use super::limits::{AddressPlace, CountedClient, Unasked};
 use super::protocol::reply::{Reply, ReplyError};
 use super::protocol::request::{RequestError, RequestFormat, read_request};
 use super::relay;
-use super::relay::stalled_clients::wait;
-use super::relay::{Begin, End, Relayed};
+use super::relay::{EndReason, RelayContext, RelaySummary};
 use super::routing::access;
 use super::routing::access::Access;
-use super::transport::connection::Connection;
+use super::transport::connection::{Connection, read_size};
 use super::transport::read_ahead::ReadAhead;
+use super::transport::socket::Socket;
 use super::upstream::executor_slots::ExecutorSlot;
 use super::upstream::failover;
-use super::upstream::failover::{Answered, Raced};
+use super::upstream::failover::{Answered, Raced, SILENT};
 use super::upstream::{DialError, Upstream};
 use crate::config::Limits;
-use crate::model::build_request::BuildId;
-use crate::telemetry::metrics::{Rejection, Route, Side};
+use crate::model::build_id::BuildId;
+use crate::telemetry::metrics::{Direction, Rejection, Route};
 use crate::telemetry::otlp::Span;
 use crate::tls;
 use crate::tls::{Acceptor, Failure};
@@ -94,8 +94,7 @@ pub(crate) struct Asked<'a> {
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(crate) fn listed(&self, hop: &Upstream) -> Listed {
-        let (peer, client) = (self.caller.peer, self.client());
-        self.cx.streams.begin(peer, &self.build, hop.clone(), self.began, client)
+        self.cx.streams.begin(self.caller.peer, &self.build, hop.clone(), self.began)
     }
 
     /// The client, if limits count it by its address.
@@ -103,11 +102,23 @@ impl Asked<'_> {
         self.caller.of_address.as_ref().and_then(AddressPlace::client)
     }
 
+    fn relay_context<'a>(&'a self, listed: &'a Listed) -> RelayContext<'a> {
+        RelayContext {
+            limits: &self.cx.limits,
+            stalled_clients: &self.cx.stalled_clients,
+            metrics: &self.cx.metrics,
+            abort: &self.cx.cut,
+            client: self.client(),
+            began: self.began,
+            bytes: listed.byte_counter(),
+        }
+    }
+
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(crate) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
         let Self { build, caller: Caller { peer, logged, .. }, began, span, cx, .. } = self;
         let seconds = began.elapsed();
-        cx.metrics.streamed(route, seconds);
+        cx.metrics.stream_closed(route, seconds);
         span.over(hop, route, bytes);
         // Milliseconds: JSON would show all digits.
         let seconds = (seconds.as_secs_f64() * 1000.0).round() / 1000.0;
@@ -131,7 +142,7 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
         }
     }
     let mut client = match &cx.acceptors[index] {
-        None => Connection::Plain(stream),
+        None => Connection::Plain(Socket::from_client(stream)),
         // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
         Some(acceptor) => match Box::pin(shake_hands(stream, caller, acceptor, cx)).await {
             Ok(client) => client,
@@ -245,7 +256,7 @@ async fn introduction(
     // As the listener does with clients that come by themselves.
     if !tls && let Some(_permit) = cx.bounds.refusal() {
         let reply = Reply::Error(ReplyError::TooManyFromAddress);
-        refuse(Connection::Plain(stream), reply, cx).await;
+        refuse(Connection::Plain(Socket::from_client(stream)), reply, cx).await;
     }
     Err(Outcome::Rejected)
 }
@@ -295,7 +306,7 @@ async fn shake_hands(
         };
         tokio::select! {
             biased;
-            shaken = acceptor.accept(ReadAhead::from_client(stream)) => shaken.map(Ok),
+            shaken = acceptor.accept(ReadAhead::from_client(Socket::from_client(stream))) => shaken.map(Ok),
             () = evicted => Ok(Err(Outcome::Rejected)),
         }
     };
@@ -305,18 +316,20 @@ async fn shake_hands(
             // The client's request waits for the acknowledgement of its Finished (Nagle), which the
             // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
             // next read (tcp(7)); systems without it are as slow as before.
-            let _ = SockRef::from(stream.get_ref().0.socket()).set_tcp_quickack(true);
-            cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
+            stream.get_ref().0.socket().acknowledge_immediately();
+            let kind = stream.get_ref().1.handshake_kind();
+            let resumed = kind == Some(HandshakeKind::Resumed);
+            cx.metrics.handshake_ok(Direction::Inbound, resumed);
             if stream.get_ref().1.peer_certificates().is_some() {
                 cx.bounds.certify(peer.ip());
                 *of_address = None;
             }
-            return Ok(Connection::Tls(Box::new(stream.into())));
+            return Ok(Connection::tls(stream));
         }
         Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
-    cx.metrics.handshake(Side::Client, Err(failure));
+    cx.metrics.handshake_failed(Direction::Inbound, failure.label());
     debug!(%peer, error, "no connection");
     Err(Outcome::NoHandshake)
 }
@@ -337,13 +350,13 @@ async fn resolve(
     let resolved = resolved.unwrap_or_else(|_| {
         Err((Reply::Error(ReplyError::RegistryUnavailable), "no answer in time".to_owned()))
     });
-    cx.metrics.looked_up(began.elapsed());
+    cx.metrics.lookup_finished(began.elapsed());
     drop(place);
     if access.is_some() && matches!(resolved, Err((Reply::NotFound | Reply::Denied, _))) {
         Box::pin(hide_duration(began.into())).await;
     }
-    let (hops, origin) = resolved?;
-    Ok((hops, cx.tracer.span(&origin, build, cx.resolver.zone(), began)))
+    let (hops, trace_parent) = resolved?;
+    Ok((hops, cx.tracer.span(trace_parent.as_ref(), build, cx.resolver.zone(), began)))
 }
 
 /// Relays the log from one of `hops`, and logs how the stream went.
@@ -364,14 +377,15 @@ async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_
         Err(fault) => Outcome::Refused(Reply::Error(fault)),
     };
     asked.span.end(&outcome);
+    let deadline = || cx.stalled_clients.write_deadline(&cx.limits, asked.client());
     match &outcome {
-        Outcome::Streamed(End::Finished) => client.finish(|| wait(cx, asked.client())).await,
-        Outcome::Streamed(End::UpstreamFailed(_) | End::Idle | End::Overlong) => {
-            client.cut(wait(cx, asked.client())).await;
+        Outcome::Streamed(EndReason::Finished) => client.close_gracefully(deadline).await,
+        Outcome::Streamed(EndReason::UpstreamFailed(_) | EndReason::Idle | EndReason::TooLong) => {
+            client.abort(deadline).await;
         }
         // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
         Outcome::Refused(reply) => refuse(client, *reply, cx).await,
-        _ => client.cut(ready(())).await,
+        _ => client.abort(|| ready(())).await,
     }
     outcome
 }
@@ -381,7 +395,7 @@ async fn relay_from(
     hop: &Upstream,
     client: &mut Connection,
     asked: &Asked<'_>,
-) -> Result<End, ReplyError> {
+) -> Result<EndReason, ReplyError> {
     let Asked { build, span, cx, .. } = asked;
     let route = Route::Direct;
     let listed = asked.listed(hop);
@@ -404,7 +418,7 @@ async fn relay_from(
         Ok(upstream) => upstream,
         Err(error) => {
             if matches!(error, DialError::Ourselves) {
-                cx.metrics.miswired("circle");
+                cx.metrics.misrouted("circle");
             }
             memory.failed(build, hop, &error, FailureKind::Other);
             asked.ended(hop, route, 0, &error);
@@ -413,40 +427,55 @@ async fn relay_from(
     };
     cx.metrics.connected(route, dialed.elapsed());
     span.connected(hop);
-    let _active = cx.metrics.stream();
-    // A block, so that a quiet stream does not hold what is in it.
-    let (begin, whole_timeout) = {
+    let _active = cx.metrics.active_stream();
+    let first = {
         let patience = cx.first_byte_patience(deadline);
-        (Begin::Wait(patience), patience == cx.limits.first_byte_timeout)
-    };
-    let first_byte = || {
-        if let Some(slot) = slot.take() {
-            slot.answered();
+        let size = read_size(false, client.is_tls());
+        let read = Box::pin(async {
+            tokio::select! {
+                biased;
+                () = cx.cut.cancelled() => Err(EndReason::Stopped),
+                read = timeout(patience, upstream.read_chunk(size)) => Ok(read),
+                error = client.wait_closed() => Err(EndReason::ClientLeft(error)),
+            }
+        })
+        .await;
+        match read {
+            Err(end) => {
+                asked.ended(hop, route, 0, &end);
+                return Ok(end);
+            }
+            Ok(Ok(Ok(chunk))) if !chunk.is_empty() => chunk,
+            Ok(Ok(Err(error))) => {
+                let end = EndReason::UpstreamFailed(error);
+                asked.ended(hop, route, 0, &end);
+                memory.failed(build, hop, &end, FailureKind::Other);
+                return Err(ReplyError::ExecutorUnreachable);
+            }
+            Ok(silent) => {
+                asked.ended(hop, route, 0, &SILENT);
+                memory.failed(build, hop, &SILENT, FailureKind::Other);
+                let whole_timeout = patience == cx.limits.first_byte_timeout;
+                if let Some(slot) = slot.filter(|_| silent.is_err() && whole_timeout) {
+                    slot.silent(build);
+                }
+                return Err(ReplyError::ExecutorSilent);
+            }
         }
-        // One reference, and not one to each of these.
-        let asked: &Asked<'_> = asked;
-        let Asked { build, span, cx, .. } = asked;
-        cx.resolver.memory().answered(build, hop);
-        cx.metrics.first_byte(listed.age(), span.trace_id());
-        span.first_byte();
     };
-    let relayed = relay::run(&mut upstream, client, cx, begin, first_byte, &listed).await;
-    let Relayed { bytes, end, timed_out } = relayed;
-    if matches!(end, End::Finished) {
+    if let Some(slot) = slot.take() {
+        slot.answered();
+    }
+    memory.answered(build, hop);
+    cx.metrics.first_byte(listed.age(), span.trace_id());
+    span.first_byte();
+    let relay_cx = asked.relay_context(&listed);
+    let RelaySummary { bytes, end } = relay::run(&mut upstream, first, client, &relay_cx).await;
+    if matches!(end, EndReason::Finished) {
         upstream.close();
     }
     asked.ended(hop, route, bytes, &end);
-    if bytes == 0 && end.is_upstreams_fault() {
-        memory.failed(build, hop, &end, FailureKind::Other);
-    }
-    if let Some(slot) = slot.filter(|_| timed_out && whole_timeout) {
-        slot.silent(build);
-    }
-    match end {
-        End::UpstreamSilent => Err(ReplyError::ExecutorSilent),
-        End::UpstreamFailed(_) if bytes == 0 => Err(ReplyError::ExecutorUnreachable),
-        end => Ok(end),
-    }
+    Ok(end)
 }
 
 /// Takes a slot to ask `hop`, waiting for it up to the first-byte deadline. Without one the error is
@@ -455,7 +484,7 @@ async fn executor_slot(
     hop: &Upstream,
     client: &mut Connection,
     asked: &Asked<'_>,
-) -> Result<Option<ExecutorSlot>, Option<End>> {
+) -> Result<Option<ExecutorSlot>, Option<EndReason>> {
     let Upstream::Executor(executor) = hop else { return Ok(None) };
     let Asked { build, cx, .. } = asked;
     if let Some(slot) = cx.executor_slots.try_acquire(executor) {
@@ -463,12 +492,11 @@ async fn executor_slot(
     }
     // Boxed: only a crowd comes here.
     Box::pin(async {
-        let mut discarded = 0;
         let meanwhile = async {
             tokio::select! {
                 biased;
-                () = cx.cut.cancelled() => End::Stopped,
-                reason = client.departed(&mut discarded) => End::ClientLeft(reason),
+                () = cx.cut.cancelled() => EndReason::Stopped,
+                reason = client.wait_closed() => EndReason::ClientLeft(reason),
             }
         };
         cx.executor_slot(executor, build, meanwhile).await.map(Some)
@@ -477,13 +505,13 @@ async fn executor_slot(
 }
 
 /// Relays the log of which one of several hops has sent the first bytes.
-async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> End {
-    let Answered { hop, route, mut connection, listed, first: (piece, failure) } = answered;
-    let _active = asked.cx.metrics.stream();
-    let begin = Begin::Read(piece, failure);
-    let relayed = relay::run(&mut connection, client, asked.cx, begin, || {}, &listed).await;
-    let Relayed { bytes, end, .. } = relayed;
-    if matches!(end, End::Finished) {
+async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> EndReason {
+    let Answered { hop, route, mut connection, listed, first } = answered;
+    let _active = asked.cx.metrics.active_stream();
+    let relay_cx = asked.relay_context(&listed);
+    let summary = relay::run(&mut connection, first, client, &relay_cx).await;
+    let RelaySummary { bytes, end } = summary;
+    if matches!(end, EndReason::Finished) {
         connection.close();
     }
     asked.ended(&hop, route, bytes, &end);
@@ -495,7 +523,7 @@ pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
     let line = reply.line().as_bytes();
     // If the client does not read one line in time, close.
     if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line)).await {
-        client.finish(|| sleep(cx.limits.request_timeout)).await;
+        client.close_gracefully(|| sleep(cx.limits.request_timeout)).await;
     }
 }
 

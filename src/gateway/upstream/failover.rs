@@ -23,13 +23,13 @@ use super::{DialError, Upstream};
 use crate::config::Limits;
 use crate::gateway::health::FailureKind;
 use crate::gateway::protocol::reply::{FirstBytes, PeerReply, Reply, ReplyError, classify};
-use crate::gateway::relay::{End, room};
+use crate::gateway::relay::EndReason;
 use crate::gateway::session::stream_table::Listed;
 use crate::gateway::session::{Asked, Caller, log_stream};
-use crate::gateway::transport::buffer_pool::Piece;
-use crate::gateway::transport::connection::Connection;
-use crate::telemetry::log::Excerpt;
-use crate::telemetry::metrics::{Route, Side};
+use crate::gateway::transport::buffer_pool::Chunk;
+use crate::gateway::transport::connection::{Connection, read_size};
+use crate::model::excerpt::Excerpt;
+use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;
 
@@ -57,14 +57,16 @@ fn patience(limits: &Limits) -> Duration {
     limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout
 }
 
+/// How the wait for a hop that sends nothing ends.
+pub(crate) const SILENT: &str = "the next hop said nothing";
+
 /// The hop that has the log.
 pub(crate) struct Answered {
     pub(crate) hop: Upstream,
     pub(crate) route: Route,
     pub(crate) connection: Connection,
     pub(crate) listed: Listed,
-    /// The first bytes, and what was met behind them.
-    pub(crate) first: (Piece, Option<io::Error>),
+    pub(crate) first: Chunk,
 }
 
 /// How asking several hops ended.
@@ -73,7 +75,7 @@ pub(crate) enum Raced {
     /// Not one has it.
     Failed(ReplyError),
     /// The client left, or we stop.
-    Over(End),
+    Over(EndReason),
 }
 
 /// Why a hop brought no log.
@@ -93,13 +95,13 @@ impl fmt::Display for Miss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dial(error) => write!(f, "{error}"),
-            Self::Silent => write!(f, "{}", End::UpstreamSilent),
+            Self::Silent => f.write_str(SILENT),
             Self::Cut(error) => write!(f, "cut by the next hop: {}", tls::describe(error)),
             Self::Overtaken(after) => {
                 write!(f, "overtaken: nothing within {after:?}, when another hop had the log")
             }
             Self::Refused(_, answered) => {
-                let line = answered.first.0.split(|byte| b"\r\n".contains(byte)).next();
+                let line = answered.first.split(|byte| b"\r\n".contains(byte)).next();
                 write!(f, "the gateway answered: {}", Excerpt::new(line.unwrap_or_default()))
             }
         }
@@ -135,18 +137,17 @@ pub(crate) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Ask
     let began = Instant::now();
     let mut race = Race::new(hops, client.is_tls(), asked, began);
     let mut running = FuturesUnordered::new();
-    let mut discarded = 0;
     running.extend(race.next());
     loop {
         let next = race.next_at();
         let outcome = tokio::select! {
             biased;
-            () = cx.cut.cancelled() => return race.over(End::Stopped),
+            () = cx.cut.cancelled() => return race.over(EndReason::Stopped),
             Some((index, outcome)) = running.next() => {
                 race.runners[index].over = true;
                 Some((index, outcome))
             }
-            reason = client.departed(&mut discarded) => return race.over(End::ClientLeft(reason)),
+            reason = client.wait_closed() => return race.over(EndReason::ClientLeft(reason)),
             () = sleep_until(next.unwrap_or(began)), if next.is_some() => None,
             () = sleep_until(began + patience(&cx.limits)) => return race.late(),
         };
@@ -223,10 +224,10 @@ impl<'a> Race<'a> {
             over: false,
             has_slot: Arc::clone(&has_slot),
         });
-        let route = Route::of(&hop, self.hops);
+        let route = hop.route(self.hops);
         let listed = asked.listed(&hop);
-        let room = |tls_hop| room(tls_hop, self.tls_client);
-        let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
+        let is_tls = matches!(&hop, Upstream::Gateway(gateway) if gateway.tls);
+        let room = read_size(is_tls, self.tls_client);
         Some(async move { (index, ask(hop, route, listed, room, asked, &has_slot).await) })
     }
 
@@ -250,7 +251,7 @@ impl<'a> Race<'a> {
             cx.resolver.memory().failed(build, hop, miss, kind);
         }
         if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
-            cx.metrics.miswired("circle");
+            cx.metrics.misrouted("circle");
         }
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
@@ -293,7 +294,7 @@ impl<'a> Race<'a> {
         if let Some(refusal) = self.refusal.take() {
             return Some(Raced::Answered(refusal));
         }
-        self.asked.ended(&hop, Route::of(&hop, self.hops), 0, &miss);
+        self.asked.ended(&hop, hop.route(self.hops), 0, &miss);
         Some(self.failed())
     }
 
@@ -315,8 +316,8 @@ impl<'a> Race<'a> {
             }
             self.silent = true;
             self.note(&runner.hop, &Miss::Silent);
-            let route = Route::of(&runner.hop, self.hops);
-            self.asked.ended(&runner.hop, route, 0, &End::UpstreamSilent);
+            let route = runner.hop.route(self.hops);
+            self.asked.ended(&runner.hop, route, 0, &SILENT);
         }
         self.refusal.take().map_or_else(|| self.failed(), Raced::Answered)
     }
@@ -339,9 +340,9 @@ impl<'a> Race<'a> {
         Raced::Answered(answered)
     }
 
-    fn over(&self, end: End) -> Raced {
+    fn over(&self, end: EndReason) -> Raced {
         if let Some(Runner { hop, .. }) = self.runners.last() {
-            self.asked.ended(hop, Route::of(hop, self.hops), 0, &end);
+            self.asked.ended(hop, hop.route(self.hops), 0, &end);
         }
         Raced::Over(end)
     }
@@ -383,8 +384,7 @@ async fn ask(
     let in_flight = in_flight.filter(|_| !connection.is_peer_gateway());
     cx.metrics.connected(route, dialed.elapsed());
     span.connected(&hop);
-    let mut failure = None;
-    let read = connection.read_log(room, &mut failure);
+    let read = connection.read_chunk(room);
     let read = match &hop {
         // Bounded by the patience with all.
         Upstream::Gateway(_) => read.await,
@@ -407,7 +407,7 @@ async fn ask(
         Ok(piece) => piece,
         Err(error) => {
             if let (Upstream::Gateway(_), Some(late)) = (&hop, Failure::late(&error)) {
-                cx.metrics.handshake(Side::Upstream, Err(late));
+                cx.metrics.handshake_failed(Direction::Outbound, late.label());
                 return Err(Miss::Dial(DialError::Tls(error)));
             }
             return Err(Miss::Cut(error));
@@ -416,7 +416,9 @@ async fn ask(
     debug!(%build, route = %hop, bytes = piece.len(), "first bytes");
     let first = match &hop {
         Upstream::Executor(_) => FirstBytes::Log,
-        Upstream::Gateway(_) => complete_reply(&mut piece, &mut failure, &mut connection).await,
+        Upstream::Gateway(_) => {
+            complete_reply(&mut piece, &mut connection).await.map_err(Miss::Cut)?
+        }
     };
     let found = || tls::names_of_peer(connection.peer_certificates());
     let is_peer = connection.is_peer_gateway();
@@ -428,10 +430,10 @@ async fn ask(
             Err(Miss::Dial(DialError::Loop(found())))
         }
         FirstBytes::Reply(reply) if reply.allows_failover() => {
-            let answered = Answered { hop, route, connection, listed, first: (piece, failure) };
+            let answered = Answered { hop, route, connection, listed, first: piece };
             Err(Miss::Refused(reply, Box::new(answered)))
         }
-        _ => Ok(Answered { hop, route, connection, listed, first: (piece, failure) }),
+        _ => Ok(Answered { hop, route, connection, listed, first: piece }),
     }
 }
 
@@ -444,23 +446,24 @@ const REPLY_READ: usize = 1024;
 
 /// Classifies the first bytes from a gateway, after reading the rest of a reply that came in parts.
 async fn complete_reply(
-    piece: &mut Piece,
-    failure: &mut Option<io::Error>,
+    first: &mut Chunk,
     connection: &mut Connection,
-) -> FirstBytes {
+) -> Result<FirstBytes, io::Error> {
     let deadline = Instant::now() + REPLY_WAIT;
     loop {
-        let first = classify(piece, false);
-        if first != FirstBytes::Incomplete {
-            return first;
+        let classified = classify(first, false);
+        if classified != FirstBytes::Incomplete {
+            return Ok(classified);
         }
-        match timeout_at(deadline, connection.read_log(REPLY_READ, failure)).await {
-            Ok(Ok(more)) if !more.is_empty() => piece.append(&more),
+        match timeout_at(deadline, connection.read_chunk(REPLY_READ)).await {
+            Ok(Ok(more)) if !more.is_empty() => first.append(&more),
             Ok(Err(error)) => {
-                *failure = Some(error);
-                return classify(piece, true);
+                return match classify(first, true) {
+                    FirstBytes::Reply(reply) => Ok(FirstBytes::Reply(reply)),
+                    _ => Err(error),
+                };
             }
-            Ok(Ok(_)) | Err(_) => return classify(piece, true),
+            Ok(Ok(_)) | Err(_) => return Ok(classify(first, true)),
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::Upstream;
 use crate::config::Limits;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// Returns how many requests for one build may wait for a gateway's first byte: while a loop lasts,
 /// as many of the connections that this gateway accepts are in use.

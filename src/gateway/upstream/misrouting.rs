@@ -9,7 +9,7 @@ use crate::model::component::Gateway;
 /// Counts that requests to `gateway` come back, and says so once. `found` are the names in the
 /// certificate of what answered, or our own if the address is ours.
 pub(crate) fn found_circle(gateway: &Gateway, found: &str, cx: &Context) {
-    cx.metrics.miswired("circle");
+    cx.metrics.misrouted("circle");
     if cx.resolver.memory().is_news(gateway, "circle") {
         let (zone, gateway) = ends(gateway);
         warn!(
@@ -25,7 +25,7 @@ pub(crate) fn found_circle(gateway: &Gateway, found: &str, cx: &Context) {
 /// Counts that `gateway` is one of another zone, known by the names in its certificate, and says so
 /// once.
 pub(crate) fn found_elsewhere(gateway: &Gateway, names: &str, cx: &Context) {
-    cx.metrics.miswired("zone");
+    cx.metrics.misrouted("zone");
     if cx.resolver.memory().is_news(gateway, "zone") {
         let (zone, gateway) = ends(gateway);
         warn!(

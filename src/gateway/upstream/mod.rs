@@ -14,22 +14,23 @@ use std::fmt;
 use std::io;
 use std::net::Ipv6Addr;
 
+use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::Context;
-use super::transport::connection::{Connection, end_gracefully};
+use super::transport::connection::Connection;
 use super::transport::read_ahead::ReadAhead;
+use super::transport::socket::Socket;
 use crate::config::to_ascii;
 use crate::gateway::protocol::request::{Request, RequestFormat};
 use crate::gateway::session::Asked;
 use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
-use crate::telemetry::metrics::Side;
+use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;
 
@@ -164,6 +165,15 @@ impl Upstream {
         }
     }
 
+    /// Returns the route over this hop, one of `hops` candidates.
+    pub(crate) fn route(&self, hops: usize) -> Route {
+        match self {
+            Self::Gateway(_) => Route::Zone,
+            Self::Executor(_) if hops > 1 => Route::Fallback,
+            Self::Executor(_) => Route::Direct,
+        }
+    }
+
     /// Connects and sends the request, all within the connect deadline.
     pub(crate) async fn ask(&self, asked: &Asked<'_>) -> Result<Connection, DialError> {
         let Asked { build, sent_hops, cx, .. } = asked;
@@ -195,15 +205,15 @@ impl Upstream {
             }
             _ => None,
         };
-        let connect = async || -> Result<TcpStream, DialError> {
-            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
+        let connect = async || -> Result<Socket, DialError> {
+            let connected = cx.dialer.connect(host, port);
             let stream = in_time(deadline, connected).await?.map_err(|error| {
                 if error.kind() == io::ErrorKind::AddrNotAvailable {
-                    cx.metrics.no_local_port();
+                    cx.metrics.local_ports_exhausted();
                 }
                 DialError::Tcp(error)
             })?;
-            if cx.own_addresses.are_dialed_by(&stream, port) {
+            if stream.tcp().is_some_and(|tcp| cx.own_addresses.are_dialed_by(tcp, port)) {
                 return Err(DialError::Ourselves);
             }
             Ok(stream)
@@ -214,17 +224,19 @@ impl Upstream {
         let (failure, error) = loop {
             // The request follows the handshake's last message at once; a plain one has nothing to
             // wait for anyway.
-            stream.set_nodelay(true).map_err(DialError::Tcp)?;
-            let tcp = ReadAhead::from_next_hop(stream);
+            stream.set_nodelay().map_err(DialError::Tcp)?;
+            let tcp = ReadAhead::from_hop(stream);
             let shaken = in_time(deadline, connector.connect(&name, port, tcp)).await;
             match shaken {
                 Ok(Ok(stream)) => {
-                    cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
-                    return Ok(Connection::Tls(Box::new(stream.into())));
+                    let kind = stream.get_ref().1.handshake_kind();
+                    let resumed = kind == Some(HandshakeKind::Resumed);
+                    cx.metrics.handshake_ok(Direction::Outbound, resumed);
+                    return Ok(Connection::tls(stream));
                 }
                 Ok(Err((error, below))) => {
                     // The alert that says why has to arrive.
-                    end_gracefully(below.socket());
+                    below.into_socket().close();
                     // A TLS terminator in between knows other protocols only.
                     if !(Failure::refuses_protocols(&error)
                         && connector.omit_protocols(&name, port))
@@ -237,7 +249,7 @@ impl Upstream {
                 Err(late) => break (Failure::Timeout, late),
             }
         };
-        cx.metrics.handshake(Side::Upstream, Err(failure));
+        cx.metrics.handshake_failed(Direction::Outbound, failure.label());
         Err(error)
     }
 }
