@@ -29,7 +29,7 @@ use crate::gateway::transport::connection::{Connection, read_size};
 use crate::model::excerpt::Excerpt;
 use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
-use crate::tls::Failure;
+use crate::tls::HandshakeFailure;
 
 /// How long a hop is asked alone: a fifth of the connect deadline; a quarter of that for one that is
 /// avoided, and is asked for want of a better one.
@@ -380,7 +380,9 @@ async fn ask(
         Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
         Ok(piece) => piece,
         Err(error) => {
-            if let (Upstream::Gateway(_), Some(late)) = (&hop, Failure::late(&error)) {
+            if let (Upstream::Gateway(_), Some(late)) =
+                (&hop, HandshakeFailure::after_handshake(&error))
+            {
                 cx.metrics.handshake_failed(Direction::Outbound, late.label());
                 return Err(Miss::Dial(DialError::Tls(error)));
             }
