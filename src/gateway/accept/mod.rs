@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use self::heartbeat::Pulse;
 use super::Context;
 use super::limits::{AddressPlace, Place};
-use super::protocol::request::{Fault, Reply};
+use super::protocol::reply::{Reply, ReplyError};
 use super::routing::access;
 use super::session;
 use super::session::Caller;
@@ -148,16 +148,16 @@ fn places(
     peer: SocketAddr,
     index: u16,
     cx: &Context,
-) -> Result<(Place, AddressPlace), (Rejection, Fault)> {
+) -> Result<(Place, AddressPlace), (Rejection, ReplyError)> {
     // The address first: a client over its own limit must not close another one's connection.
     let of_address =
         match access::contain(&cx.listeners[usize::from(index)].proxy_protocol, peer.ip()) {
             true => Some(AddressPlace::of_nobody()),
             false => cx.bounds.of_address(peer.ip(), &cx.limits),
         };
-    let of_address = of_address.ok_or((Rejection::Address, Fault::TooManyFromAddress))?;
+    let of_address = of_address.ok_or((Rejection::Address, ReplyError::TooManyFromAddress))?;
     let place = cx.connection_place();
-    let place = place.ok_or((Rejection::Limit, Fault::TooManyConnections))?;
+    let place = place.ok_or((Rejection::Limit, ReplyError::TooManyConnections))?;
     Ok((place, of_address))
 }
 
