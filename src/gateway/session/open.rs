@@ -21,7 +21,7 @@ use crate::gateway::transport::read_ahead::ReadAhead;
 use crate::gateway::transport::socket::Socket;
 use crate::telemetry::metrics::{Direction, Rejection};
 use crate::tls;
-use crate::tls::{Acceptor, Failure};
+use crate::tls::{Acceptor, HandshakeFailure};
 
 /// Reads the PROXY header, if the peer is a proxy that the listener trusts.
 pub(super) async fn read_proxy_header(
@@ -152,8 +152,10 @@ async fn handshake(
             }
             return Ok(Connection::tls(stream));
         }
-        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
-        Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
+        Ok(Err(error)) => {
+            (HandshakeFailure::from_error(&error), format!("TLS: {}", tls::describe(&error)))
+        }
+        Err(_) => (HandshakeFailure::Timeout, "no TLS handshake in time".to_owned()),
     };
     cx.metrics.handshake_failed(Direction::Inbound, failure.label());
     debug!(%peer, error, "no connection");

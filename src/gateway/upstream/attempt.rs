@@ -25,7 +25,7 @@ use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
 use crate::model::excerpt::Excerpt;
 use crate::tls;
-use crate::tls::Failure as HandshakeFailure;
+use crate::tls::HandshakeFailure;
 
 /// How long the rest of a line is waited for that may become a reply. No log of Zuul's begins as a
 /// reply does, so this delays none.
@@ -109,7 +109,7 @@ impl AttemptError {
     pub(crate) fn handshake_failure(&self) -> Option<HandshakeFailure> {
         match self {
             Self::HandshakeTimeout => Some(HandshakeFailure::Timeout),
-            Self::Tls(error) => Some(HandshakeFailure::of(error)),
+            Self::Tls(error) => Some(HandshakeFailure::from_error(error)),
             _ => None,
         }
     }
@@ -153,7 +153,7 @@ impl Connector {
         let in_flight = match hop {
             Upstream::Executor(_) if !request.executor_is_gateway => None,
             _ => {
-                let slot = self.loop_guard.acquire(request.build, hop, limits.connect_timeout);
+                let slot = self.loop_guard.acquire(request.build, hop, limits);
                 Some(slot.await.ok_or(AttemptError::TooManyForBuild)?)
             }
         };
@@ -202,7 +202,8 @@ impl Connector {
         if matches!(hop, Upstream::Gateway(_)) {
             let length = established.first.len();
             debug!(build = %request.build, route = %hop, bytes = length, "first bytes");
-            if let Some(reply) = established.read_reply().await {
+            let reply = established.read_reply().await.map_err(AttemptError::Reset)?;
+            if let Some(reply) = reply {
                 return Err(established.into_error(reply));
             }
         }
@@ -307,7 +308,7 @@ impl Connector {
 /// Of an error of the first read. In TLS 1.3 a gateway refuses our certificate only after we have
 /// finished the handshake (RFC 8446, section 4.4.2.4).
 fn first_read_error(hop: &Upstream, error: io::Error) -> AttemptError {
-    if matches!(hop, Upstream::Gateway(_)) && HandshakeFailure::late(&error).is_some() {
+    if matches!(hop, Upstream::Gateway(_)) && HandshakeFailure::after_handshake(&error).is_some() {
         return AttemptError::Tls(error);
     }
     AttemptError::Reset(error)
@@ -316,19 +317,24 @@ fn first_read_error(hop: &Upstream, error: io::Error) -> AttemptError {
 impl Established<'_> {
     /// The reply of a gateway, if its first bytes are one and not a log. Reads on as long as they may
     /// be the beginning of one.
-    async fn read_reply(&mut self) -> Option<PeerReply> {
+    async fn read_reply(&mut self) -> io::Result<Option<PeerReply>> {
         let deadline = Instant::now() + REPLY_WAIT;
-        let mut is_last = false;
         loop {
-            match reply::classify(&self.first, is_last) {
-                FirstBytes::Log => return None,
-                FirstBytes::Reply(reply) => return Some(reply),
+            match reply::classify(&self.first, false) {
+                FirstBytes::Log => return Ok(None),
+                FirstBytes::Reply(reply) => return Ok(Some(reply)),
                 FirstBytes::Incomplete => {}
             }
             match timeout_at(deadline, self.connection.read_chunk(REPLY_READ)).await {
                 Ok(Ok(more)) if !more.is_empty() => self.first.append(&more),
-                // At the end, after an error and after the wait: no more bytes are coming.
-                _ => is_last = true,
+                last => {
+                    // No more bytes are coming.
+                    return match (reply::classify(&self.first, true), last) {
+                        (FirstBytes::Reply(reply), _) => Ok(Some(reply)),
+                        (_, Ok(Err(error))) => Err(error),
+                        _ => Ok(None),
+                    };
+                }
             }
         }
     }

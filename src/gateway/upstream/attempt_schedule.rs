@@ -53,7 +53,7 @@ impl Timing {
 
 /// A hop as the schedule sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HopKind {
+pub(super) enum Candidate {
     Gateway { backing_off: bool },
     Executor,
 }
@@ -118,7 +118,7 @@ struct Attempt {
 impl AttemptSchedule {
     /// A schedule for `hops`, in the order to try them, that begins at `now`.
     pub(super) fn new(
-        hops: impl IntoIterator<Item = HopKind>,
+        hops: impl IntoIterator<Item = Candidate>,
         timing: Timing,
         now: Instant,
     ) -> Self {
@@ -126,8 +126,8 @@ impl AttemptSchedule {
         let mut executor = None;
         for (index, hop) in hops.into_iter().enumerate() {
             match hop {
-                HopKind::Gateway { backing_off } => gateways.push_back((index, backing_off)),
-                HopKind::Executor => executor = Some(index),
+                Candidate::Gateway { backing_off } => gateways.push_back((index, backing_off)),
+                Candidate::Executor => executor = Some(index),
             }
         }
         let all_backing_off = gateways.iter().all(|(_, backing_off)| *backing_off);
@@ -240,9 +240,9 @@ impl Attempt {
 mod tests {
     use super::*;
 
-    const GATEWAY: HopKind = HopKind::Gateway { backing_off: false };
-    const BACKING_OFF: HopKind = HopKind::Gateway { backing_off: true };
-    const EXECUTOR: HopKind = HopKind::Executor;
+    const GATEWAY: Candidate = Candidate::Gateway { backing_off: false };
+    const BACKING_OFF: Candidate = Candidate::Gateway { backing_off: true };
+    const EXECUTOR: Candidate = Candidate::Executor;
 
     /// With the delays of these limits: 1 s, 250 ms, 5 s, and a deadline of 45 s.
     fn timing() -> Timing {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     impl Run {
-        fn new(hops: &[HopKind]) -> Self {
+        fn new(hops: &[Candidate]) -> Self {
             let began = Instant::now();
             let schedule = AttemptSchedule::new(hops.iter().copied(), timing(), began);
             Self { schedule, began, milliseconds: 0, may_hedge: true }

@@ -10,7 +10,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
-use super::attempt_schedule::{AttemptSchedule, Failure, HopKind, Slow, Step, Timing};
+use super::attempt_schedule::{AttemptSchedule, Candidate, Failure, Slow, Step, Timing};
 use super::{ConnectObserver, ConnectRequest, Connector, Established, Upstream};
 use crate::gateway::health::FailureKind;
 use crate::gateway::protocol::reply::{PeerReply, Reply, ReplyError};
@@ -92,9 +92,9 @@ impl Connector {
         request: &ConnectRequest<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let kinds = hops.iter().map(|hop| match hop {
-            Upstream::Executor(_) => HopKind::Executor,
+            Upstream::Executor(_) => Candidate::Executor,
             Upstream::Gateway(gateway) => {
-                HopKind::Gateway { backing_off: self.health.standing(gateway).is_avoided() }
+                Candidate::Gateway { backing_off: self.health.standing(gateway).is_avoided() }
             }
         });
         let mut schedule = AttemptSchedule::new(kinds, Timing::new(request.limits), Instant::now());
