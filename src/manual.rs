@@ -1,4 +1,4 @@
-//! The manual pages in `docs/`, and `docs/metrics.md`: prose written there by hand, and between two marks each what the
+//! The manual pages in `docs/`: prose written there by hand, and between two marks each what the
 //! program knows itself. A test holds the pages against that; with `WRITE_MANUAL` set it writes it
 //! into them:
 //!
@@ -6,10 +6,7 @@
 //! WRITE_MANUAL=1 cargo test --lib manual
 //! ```
 //!
-//! The manual pages are in mdoc(7). A mark is a comment: `.\" BEGIN name` and `.\" END name`, in
-//! Markdown `<!-- BEGIN name -->`.
-
-pub(crate) mod metrics;
+//! The pages are in mdoc(7). A mark is a comment: `.\" BEGIN name` and `.\" END name`.
 
 use std::fmt::Write as _;
 
@@ -223,7 +220,6 @@ fn escaped(text: &str) -> String {
 type Mark = (&'static str, &'static str);
 
 const MDOC: Mark = (".\\\" ", "\n");
-const MARKDOWN: Mark = ("<!-- ", " -->\n");
 
 /// `page` with what stands between its marks replaced.
 fn renew(page: &str, (opening, closing): Mark, parts: &[(&str, String)]) -> String {
@@ -247,7 +243,6 @@ mod tests {
     use super::*;
     use crate::cli;
     use crate::gateway::protocol::request::{Fault, Reply};
-    use crate::manual::metrics::{of_alerts, of_catalogue};
 
     const EXAMPLE: &str = include_str!("../etc/zuul-fingergw.toml");
 
@@ -303,16 +298,6 @@ mod tests {
     fn the_page_of_the_configuration() {
         let page = hold("zuul-fingergw.toml.5", &of_example(EXAMPLE));
         assert_eq!(page.matches("\n.It Ic ").count(), 59, "keys");
-    }
-
-    #[test]
-    fn the_page_of_the_metrics() {
-        let alerts = fs::read_to_string(path("../etc/prometheus/alerts.yaml")).expect("the alerts");
-        let parts = [("alerts", of_alerts(&alerts)), ("metrics", of_catalogue())];
-        let page = hold_text("metrics.md", MARKDOWN, &parts);
-        for told in ["### `process_open_fds`", "| `not_started` |", "| `ZuulFingergwNotReady` |"] {
-            assert!(page.contains(told), "{told}");
-        }
     }
 
     /// What clients are told is on the page, word for word.

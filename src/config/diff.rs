@@ -4,7 +4,7 @@ use super::{Config, Limits, Listener, Log, ZooKeeper};
 
 /// A configuration that takes the place of a running one.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Change {
+pub(crate) struct ConfigDiff {
     /// What runs from then on: what is wanted, but for the keys that wait.
     pub(crate) config: Config,
     /// The keys whose change takes effect.
@@ -46,14 +46,14 @@ impl Differences {
 
 impl Config {
     /// What becomes of this configuration when its file, TOML or not, says `wanted`.
-    pub(crate) fn change(&self, wanted: Self, toml: bool) -> Change {
+    pub(crate) fn change(&self, wanted: Self, toml: bool) -> ConfigDiff {
         let Self {
             hostname,
             zone,
             public_port,
             listeners,
             tls,
-            names,
+            name_check,
             zookeeper,
             admin,
             user,
@@ -79,13 +79,13 @@ impl Config {
                 &self.tls,
                 tls,
             ),
-            names: found.take(
+            name_check: found.take(
                 (
                     "tls.verify_hostnames or tls.common_name_fallback",
                     "[fingergw] tls_verify_hostnames",
                 ),
-                &self.names,
-                names,
+                &self.name_check,
+                name_check,
             ),
             zookeeper: change_zookeeper(&self.zookeeper, zookeeper, found),
             admin: found.keep(
@@ -106,7 +106,7 @@ impl Config {
             file_warnings,
         };
         let Differences { taken, waiting, .. } = found;
-        Change { config, taken: std::mem::take(taken), waiting: std::mem::take(waiting) }
+        ConfigDiff { config, taken: std::mem::take(taken), waiting: std::mem::take(waiting) }
     }
 }
 
@@ -289,8 +289,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::ClientCertificate;
     use crate::config::{LogOutput, toml, zuul_conf};
-    use crate::tls::ClientCertificate;
 
     const ZOOKEEPER: &str = r#"
         [zookeeper]
@@ -306,7 +306,7 @@ mod tests {
     }
 
     /// What becomes of `running` when `wanted` is read.
-    fn change(running: &str, wanted: &str) -> Change {
+    fn change(running: &str, wanted: &str) -> ConfigDiff {
         toml(running).change(toml(wanted), true)
     }
 
@@ -314,7 +314,7 @@ mod tests {
     fn nothing_changes() {
         let text = format!("zone = \"west\"\n[[listener]]\ntls = true\n{FILES}");
         let change = change(&text, &text);
-        assert_eq!(change, Change { config: toml(&text), taken: vec![], waiting: vec![] });
+        assert_eq!(change, ConfigDiff { config: toml(&text), taken: vec![], waiting: vec![] });
     }
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
         let running = zuul_conf::read("f", text, []).unwrap();
         let wanted = zuul_conf::read("f", &format!("{text}[tracing]\nenabled = on\n"), []).unwrap();
         assert!(wanted.tracing.is_some());
-        let Change { config, taken, waiting } = running.change(wanted, false);
+        let ConfigDiff { config, taken, waiting } = running.change(wanted, false);
         assert_eq!((config, taken, waiting), (running, vec![], vec!["[tracing]"]));
     }
 
@@ -396,7 +396,7 @@ mod tests {
         wanted.zookeeper.session_timeout = Duration::from_secs(1);
         wanted.zookeeper.tls.ca = "/other".into();
         wanted.zookeeper.verify_hostnames = false;
-        let Change { config, taken, waiting } = running.change(wanted.clone(), true);
+        let ConfigDiff { config, taken, waiting } = running.change(wanted.clone(), true);
         let kept = ["zookeeper.hosts", "zookeeper.session_timeout", "zookeeper.verify_hostnames"];
         assert_eq!(waiting, kept);
         assert_eq!(taken, ["zookeeper.tls_cert, zookeeper.tls_key or zookeeper.tls_ca"]);
@@ -405,7 +405,7 @@ mod tests {
     }
 
     /// The policies of two running TLS listeners, and what changes, when `wanted` is read.
-    fn policies(wanted: &str) -> (Vec<Option<ClientCertificate>>, Change) {
+    fn policies(wanted: &str) -> (Vec<Option<ClientCertificate>>, ConfigDiff) {
         let running = "[[listener]]\naddress = \"[::]:1\"\ntls = true\n
                        [[listener]]\naddress = \"[::]:2\"\ntls = true\n";
         let change = change(&format!("{running}{FILES}"), &format!("{wanted}{FILES}"));
@@ -471,7 +471,7 @@ mod tests {
         let tls = "tls_cert = c\ntls_key = k\ntls_ca = a\ntls_verify_hostnames = no\n";
         let mut wanted = conf(&format!("{tls}pidfile = /p\nprometheus_port = 1\n"));
         wanted.log.output = LogOutput::Stderr;
-        let Change { config, taken, waiting } = conf("").change(wanted, false);
+        let ConfigDiff { config, taken, waiting } = conf("").change(wanted, false);
         let files = "[fingergw] tls_cert, tls_key or tls_ca";
         assert_eq!(taken, [files, "[fingergw] tls_verify_hostnames"]);
         assert_eq!(

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// One fault: where, what was found, what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
+pub(crate) struct ConfigError {
     pub(crate) file: String,
     /// Counted from 1; `None` where something is missing from the whole file.
     pub(crate) line: Option<usize>,
@@ -12,10 +12,10 @@ pub(crate) struct Fault {
     pub(crate) key: String,
     /// As written, cut; `None` where nothing is.
     pub(crate) value: Option<String>,
-    pub(crate) problem: String,
+    pub(crate) reason: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.file)?;
         if let Some(line) = self.line {
@@ -26,21 +26,17 @@ impl fmt::Display for Fault {
         if let Some(value) = &self.value {
             write!(f, " = {value}")?;
         }
-        if self.key.is_empty() {
-            f.write_str(&self.problem)
-        } else {
-            write!(f, ": {}", self.problem)
-        }
+        if self.key.is_empty() { f.write_str(&self.reason) } else { write!(f, ": {}", self.reason) }
     }
 }
 
 /// All faults of one file, in the order of their lines.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Faults(Vec<Fault>);
+pub(crate) struct ConfigErrors(Vec<ConfigError>);
 
-impl Faults {
+impl ConfigErrors {
     /// `Ok(value)` if there are none.
-    pub(crate) fn none_or<T>(value: T, mut faults: Vec<Fault>) -> Result<T, Self> {
+    pub(crate) fn ok_or_errors<T>(value: T, mut faults: Vec<ConfigError>) -> Result<T, Self> {
         if faults.is_empty() {
             return Ok(value);
         }
@@ -49,12 +45,12 @@ impl Faults {
     }
 
     #[cfg(any(test, fuzzing))]
-    pub(crate) fn list(&self) -> &[Fault] {
+    pub(crate) fn list(&self) -> &[ConfigError] {
         &self.0
     }
 }
 
-impl fmt::Display for Faults {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, fault) in self.0.iter().enumerate() {
             let newline = if index > 0 { "\n" } else { "" };
@@ -64,11 +60,11 @@ impl fmt::Display for Faults {
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for ConfigErrors {}
 
 /// A value as it may be shown in a fault: as it is written, but one line, printable and at most 80
 /// characters.
-pub(crate) fn shown(value: &str) -> String {
+pub(crate) fn excerpt(value: &str) -> String {
     let mut text = String::new();
     for char in value.chars().take(80) {
         match char {

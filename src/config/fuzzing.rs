@@ -6,12 +6,13 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::error::{Fault, Faults};
+use super::error::{ConfigError, ConfigErrors};
 use super::zuul_conf::python_logging;
-use super::{Config, Limits, Listener, Log, LogFormat, LogOutput, ZooKeeper, toml, zuul_conf};
+use super::{
+    ClientCertificate, Config, Limits, Listener, Log, LogFormat, LogOutput, NameCheck, Rule,
+    TlsFiles, ZooKeeper, toml, zuul_conf,
+};
 use crate::fuzzing::presentable;
-use crate::gateway::routing::access::Rule;
-use crate::tls::{ClientCertificate, Files, Names};
 
 /// Our TOML.
 pub fn toml(data: &[u8]) {
@@ -56,8 +57,8 @@ pub fn log_config(data: &[u8]) {
     match python_logging::read(path, text) {
         Ok(log) => {
             let given = log.log_config.expect("the file it comes from");
-            if !given.not_taken.is_empty() {
-                for part in &given.not_taken {
+            if !given.ignored.is_empty() {
+                for part in &given.ignored {
                     assert!(!part.contains(char::is_control), "control characters: {part:?}");
                 }
             }
@@ -70,13 +71,13 @@ pub fn log_config(data: &[u8]) {
     }
 }
 
-fn check_faults(faults: &Faults, text: &str) {
+fn check_faults(faults: &ConfigErrors, text: &str) {
     assert!(!faults.list().is_empty());
     assert!(faults.list().is_sorted_by_key(|fault| fault.line.unwrap_or(usize::MAX)));
     check_each(faults.list(), text);
 }
 
-fn check_each(faults: &[Fault], text: &str) {
+fn check_each(faults: &[ConfigError], text: &str) {
     // As editors count them, whichever of the three ends a line has.
     let lines = text.replace("\r\n", "\n").split(['\n', '\r']).count();
     for fault in faults {
@@ -107,7 +108,7 @@ fn write_toml(config: &Config) -> String {
         true => text(&format!("[{host}]:{port}")),
         false => text(&format!("{host}:{port}")),
     };
-    let files = |Files { cert, key, ca, .. }: &Files, prefix: &str| {
+    let files = |TlsFiles { cert, key, ca, .. }: &TlsFiles, prefix: &str| {
         let (cert, key, ca) = (path(cert), path(key), path(ca));
         format!("{prefix}cert = {cert}\n{prefix}key = {key}\n{prefix}ca = {ca}\n")
     };
@@ -137,10 +138,10 @@ fn write_toml(config: &Config) -> String {
         );
         write_access(listener, &mut toml);
     }
-    let (verify, fallback) = match config.names {
-        Names::Any => (false, true),
-        Names::Dialed => (true, true),
-        Names::DialedStrictly => (true, false),
+    let (verify, fallback) = match config.name_check {
+        NameCheck::Off => (false, true),
+        NameCheck::SanOrCommonName => (true, true),
+        NameCheck::SanOnly => (true, false),
     };
     let identity = config.tls.as_ref().map(|tls| files(tls, "")).unwrap_or_default();
     let _ = writeln!(
@@ -237,7 +238,7 @@ fn write_zuul_conf(config: &Config) -> Option<String> {
     set("listen_address", listener.host.clone());
     set("port", listener.port.to_string());
     set("public_port", config.public_port.unwrap_or(0).to_string());
-    set("tls_verify_hostnames", (config.names != Names::Any).to_string());
+    set("tls_verify_hostnames", (config.name_check != NameCheck::Off).to_string());
     set("tls_client_only", listener.tls.is_none().to_string());
     for (option, value) in [("pidfile", &config.pid_file), ("command_socket", &config.control)] {
         set(option, value.as_deref().map(path).unwrap_or_default());
@@ -246,7 +247,7 @@ fn write_zuul_conf(config: &Config) -> Option<String> {
         set("prometheus_addr", host.clone());
         set("prometheus_port", port.to_string());
     }
-    let mut files = |Files { cert, key, ca, .. }: &Files| {
+    let mut files = |TlsFiles { cert, key, ca, .. }: &TlsFiles| {
         for (option, file) in [("tls_cert", cert), ("tls_key", key), ("tls_ca", ca)] {
             set(option, path(file));
         }

@@ -1,7 +1,7 @@
 //! The configuration: one validated [`Config`], from our TOML or from Zuul's own `zuul.conf`.
 //!
 //! The only place that knows keys and defaults. Whatever is wrong with a file is reported together,
-//! each [`fault::Fault`] with file, line, key, value and what is allowed.
+//! each [`fault::ConfigError`] with file, line, key, value and what is allowed.
 
 pub(crate) mod diff;
 pub(crate) mod domain;
@@ -11,6 +11,7 @@ pub(crate) mod fqdn;
 pub(crate) mod fuzzing;
 pub(crate) mod otlp;
 pub(crate) mod parse;
+mod tls;
 pub(crate) mod toml;
 pub(crate) mod zuul_conf;
 
@@ -22,16 +23,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
-pub(crate) use self::diff::Change;
+pub(crate) use self::diff::ConfigDiff;
 pub(crate) use self::domain::to_ascii;
 pub(crate) use self::fqdn::fully_qualified as own_hostname;
 #[cfg(feature = "otlp")]
 pub(crate) use self::otlp::Protocol;
 pub(crate) use self::otlp::Tracing;
+pub(crate) use self::tls::{ClientCertificate, NameCheck, TlsFileKeys, TlsFiles};
 
-use crate::gateway::routing::access::Rule;
 use crate::os::file;
-use crate::tls::{ClientCertificate, Files, Names};
 
 /// Everything an operator can say. Complete: what was not said has its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,11 +45,11 @@ pub(crate) struct Config {
     /// At least one.
     pub(crate) listeners: Vec<Listener>,
     /// The identity towards clients and other gateways; there if any listener speaks TLS.
-    pub(crate) tls: Option<Files>,
+    pub(crate) tls: Option<TlsFiles>,
     /// Which name a gateway's certificate must carry.
-    pub(crate) names: Names,
+    pub(crate) name_check: NameCheck,
     pub(crate) zookeeper: ZooKeeper,
-    /// Where health and metrics are told, host and port; nowhere if `None`.
+    /// Where health and metrics are told, host and port; placeholder if `None`.
     pub(crate) admin: Option<(String, u16)>,
     /// Who to be once the sockets are bound, if started as root.
     pub(crate) user: Option<String>,
@@ -59,10 +59,21 @@ pub(crate) struct Config {
     pub(crate) control: Option<PathBuf>,
     pub(crate) limits: Limits,
     pub(crate) log: Log,
-    /// Where spans of streams go; nowhere if `None`.
+    /// Where spans of streams go; placeholder if `None`.
     pub(crate) tracing: Option<Tracing>,
     /// What the file has that is ignored and most likely a mistake, each with its line.
     pub(crate) file_warnings: Vec<String>,
+}
+
+/// An access rule of a listener: what a request must match to be allowed. `None` matches everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// Networks of the client's address.
+    pub(crate) networks: Option<Vec<IpNet>>,
+    /// Tenants of the build, as its build request names them.
+    pub(crate) tenants: Option<Vec<String>>,
+    /// Names in the client's verified certificate; `*.` stands for one label in front.
+    pub(crate) clients: Option<Vec<String>>,
 }
 
 /// One listening socket.
@@ -107,7 +118,7 @@ pub(crate) fn display_address(host: &str, port: u16) -> String {
 }
 
 /// Refuses an address that one of `listeners` has.
-fn refuse_taken(host: &str, port: u16, listeners: &[Listener]) -> parse::Read<()> {
+fn refuse_taken(host: &str, port: u16, listeners: &[Listener]) -> parse::Parsed<()> {
     match listeners.iter().find(|other| parse::is_same((host, port), (&other.host, other.port))) {
         Some(other) => Err(format!(
             "the listener on {} takes this address; give each another address or port",
@@ -178,12 +189,12 @@ impl Config {
         }
         match &self.tracing {
             // Zuul's other services read the same section, so it is no fault of the file.
-            Some(_) if !crate::telemetry::otlp::COMPILED => warnings.push(
+            Some(_) if !cfg!(feature = "otlp") => warnings.push(
                 "[tracing] is enabled, but this program was built without it, so nothing is traced \
                  (cargo build --features otlp makes one that can)"
                     .to_owned(),
             ),
-            Some(tracing) if tracing.wants_tls_in_vain() => warnings.push(format!(
+            Some(tracing) if tracing.tls_files_unused() => warnings.push(format!(
                 "[tracing] names files of TLS, and {} is reached without it, as Zuul's services \
                  do: say https:// in endpoint",
                 tracing.endpoint
@@ -221,7 +232,7 @@ impl Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ZooKeeper {
     pub(crate) hosts: Hosts,
-    pub(crate) tls: Files,
+    pub(crate) tls: TlsFiles,
     pub(crate) session_timeout: Duration,
     pub(crate) verify_hostnames: bool,
 }
@@ -347,7 +358,7 @@ pub(crate) struct Log {
 pub(crate) struct LogConfig {
     pub(crate) file: String,
     /// Parts of it that have no effect.
-    pub(crate) not_taken: Vec<String>,
+    pub(crate) ignored: Vec<String>,
 }
 
 /// The shape of a log line.
@@ -392,7 +403,7 @@ impl fmt::Display for LogOutput {
 
 impl Log {
     /// With `-d`, which counts only without a log_config, as with upstream.
-    pub(crate) fn debugging(self, debug: bool) -> Self {
+    pub(crate) fn with_debug(self, debug: bool) -> Self {
         match self.log_config {
             None if debug => Self { level: self.level.max(::tracing::Level::DEBUG), ..self },
             _ => self,
@@ -401,26 +412,26 @@ impl Log {
 
     /// A warning of the parts of its `log_config` that have no effect, if there are any, which says
     /// where lines go instead.
-    pub(crate) fn not_taken(&self) -> Option<String> {
-        let LogConfig { file, not_taken } = self.log_config.as_ref()?;
-        if not_taken.is_empty() {
+    pub(crate) fn ignored(&self) -> Option<String> {
+        let LogConfig { file, ignored } = self.log_config.as_ref()?;
+        if ignored.is_empty() {
             return None;
         }
         let (level, output) = (self.level.as_str().to_lowercase(), &self.output);
         Some(format!(
             "{file}: level and output are taken, these are not: {}; lines go to {output} from level \
              {level} on",
-            not_taken.join(", ")
+            ignored.join(", ")
         ))
     }
 
-    /// The warning of [`Self::not_taken`], if it is not the one that there was `before`.
-    pub(crate) fn news(&self, before: &Self) -> Option<String> {
-        self.not_taken().filter(|warning| before.not_taken().as_ref() != Some(warning))
+    /// The warning of [`Self::ignored`], if it is not the one that there was `before`.
+    pub(crate) fn new_warnings(&self, before: &Self) -> Option<String> {
+        self.ignored().filter(|warning| before.ignored().as_ref() != Some(warning))
     }
 
     /// For a process that has left its terminal: what would have gone there goes to a file.
-    pub(crate) fn detached(self) -> Self {
+    pub(crate) fn for_daemon(self) -> Self {
         let output = match self.output {
             LogOutput::File(path) => path,
             LogOutput::Stdout | LogOutput::Stderr => PathBuf::from(DETACHED_LOG),
@@ -476,7 +487,7 @@ pub(crate) fn is_toml(path: &Path) -> bool {
 /// Reads and checks the configuration in `path`.
 ///
 /// # Errors
-/// All [`fault::Faults`] of the file, or why it cannot be read.
+/// All [`fault::ConfigErrors`] of the file, or why it cannot be read.
 pub(crate) fn load(path: &Path) -> Result<Config> {
     let bytes = file::read(path).map_err(|error| unreadable(path, &error))?;
     let Ok(text) = String::from_utf8(bytes) else {

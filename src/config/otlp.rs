@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::Uri;
 
 use super::parse;
-use super::parse::Read;
+use super::parse::Parsed;
 
 /// A collector, and how it gets spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Tracing {
     }
 
     /// Whether files of TLS are named that a connection without it leaves unread.
-    pub(crate) fn wants_tls_in_vain(&self) -> bool {
+    pub(crate) fn tls_files_unused(&self) -> bool {
         !self.endpoint.tls && self.files().next().is_some()
     }
 }
@@ -78,7 +78,7 @@ impl fmt::Display for Endpoint {
 
 /// The options as they are given; an empty text is none, as with upstream.
 #[derive(Default)]
-pub(crate) struct Given {
+pub(crate) struct OtlpOptions {
     pub(crate) protocol: Option<Protocol>,
     pub(crate) endpoint: Option<String>,
     pub(crate) service_name: Option<String>,
@@ -94,11 +94,11 @@ pub(crate) struct Given {
 /// The time for one batch, if none is given.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
-impl Given {
+impl OtlpOptions {
     /// What they make together; or each option that does not fit, and why.
-    pub(crate) fn together(self) -> Result<Tracing, Vec<(&'static str, String)>> {
+    pub(crate) fn build(self) -> Result<Tracing, Vec<(&'static str, String)>> {
         let protocol = self.protocol.unwrap_or(Protocol::Grpc);
-        let mut faults = self.strangers(protocol);
+        let mut faults = self.options_of_other_protocol(protocol);
         let endpoint = match protocol {
             Protocol::Grpc => grpc_endpoint(self.endpoint.as_deref(), self.insecure),
             Protocol::HttpProtobuf => http_endpoint(self.endpoint.as_deref()),
@@ -110,8 +110,8 @@ impl Given {
         let endpoint = match endpoint {
             Ok(endpoint) if faults.is_empty() => endpoint,
             Ok(_) => return Err(faults),
-            Err(problem) => {
-                faults.push(("endpoint", problem));
+            Err(reason) => {
+                faults.push(("endpoint", reason));
                 return Err(faults);
             }
         };
@@ -127,7 +127,7 @@ impl Given {
     }
 
     /// Options of the other protocol: upstream's services refuse them as well.
-    fn strangers(&self, protocol: Protocol) -> Vec<(&'static str, String)> {
+    fn options_of_other_protocol(&self, protocol: Protocol) -> Vec<(&'static str, String)> {
         let (given, other): (Vec<(&'static str, bool)>, _) = match protocol {
             Protocol::Grpc => {
                 (vec![("certificate_file", self.certificate_file.is_some())], "http/protobuf")
@@ -155,7 +155,7 @@ impl Given {
 
 /// As gRPC's libraries take it: the port is 443 if there is none, and without a scheme or with https
 /// it is TLS, unless `insecure` speaks against that.
-fn grpc_endpoint(text: Option<&str>, insecure: Option<bool>) -> Read<Endpoint> {
+fn grpc_endpoint(text: Option<&str>, insecure: Option<bool>) -> Parsed<Endpoint> {
     let text = text.unwrap_or("http://localhost:4317");
     let uri = uri(text, "HOST:PORT, http://HOST:PORT or https://HOST:PORT")?;
     let tls = match uri.scheme_str() {
@@ -167,7 +167,7 @@ fn grpc_endpoint(text: Option<&str>, insecure: Option<bool>) -> Read<Endpoint> {
 }
 
 /// The whole URL, with the path.
-fn http_endpoint(text: Option<&str>) -> Read<Endpoint> {
+fn http_endpoint(text: Option<&str>) -> Parsed<Endpoint> {
     let text = text.unwrap_or("http://localhost:4318/v1/traces");
     let wanted =
         "http://HOST:PORT/PATH or https://HOST:PORT/PATH, most often with the path /v1/traces";
@@ -180,14 +180,14 @@ fn http_endpoint(text: Option<&str>) -> Read<Endpoint> {
     endpoint(&uri, tls, if tls { 443 } else { 80 }, path)
 }
 
-fn uri(text: &str, wanted: &str) -> Read<Uri> {
+fn uri(text: &str, wanted: &str) -> Parsed<Uri> {
     let uri = text.parse::<Uri>().ok();
     let known = |uri: &Uri| matches!(uri.scheme_str(), None | Some("http" | "https"));
     let uri = uri.filter(|uri| known(uri) && uri.host().is_some() && !text.contains('@'));
     uri.ok_or_else(|| format!("must be {wanted}"))
 }
 
-fn endpoint(uri: &Uri, tls: bool, default: u16, path: String) -> Read<Endpoint> {
+fn endpoint(uri: &Uri, tls: bool, default: u16, path: String) -> Parsed<Endpoint> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let port = uri.port_u16().unwrap_or(default);
     match port {
@@ -198,7 +198,7 @@ fn endpoint(uri: &Uri, tls: bool, default: u16, path: String) -> Read<Endpoint> 
 
 /// Whether to compress. Zuul's manual says `gzip`; what its services take of it for gRPC is the number
 /// of an algorithm.
-pub(crate) fn compression(text: &str) -> Read<bool> {
+pub(crate) fn compression(text: &str) -> Parsed<bool> {
     match text {
         "gzip" | "2" => Ok(true),
         "none" | "0" => Ok(false),
@@ -209,7 +209,7 @@ pub(crate) fn compression(text: &str) -> Read<bool> {
 /// What Python's `int()` takes for a time. Zuul's manual says milliseconds, and its services take it for
 /// seconds. Nobody gives a collector a quarter of an hour, nor a tenth of a second: what is below 1000 is
 /// meant by those who have tried it, the rest by those who have read it.
-pub(crate) fn timeout(text: &str) -> Read<Option<Duration>> {
+pub(crate) fn timeout(text: &str) -> Parsed<Option<Duration>> {
     let allowed = "must be a whole number: seconds up to 999, milliseconds from 1000 to 600000";
     match text.trim().parse::<u32>() {
         Ok(0) => Ok(None),
@@ -223,17 +223,21 @@ pub(crate) fn timeout(text: &str) -> Read<Option<Duration>> {
 mod tests {
     use super::*;
 
-    fn endpoint_of(given: Given) -> Result<String, String> {
+    fn endpoint_of(given: OtlpOptions) -> Result<String, String> {
         let faults = |faults: Vec<(&str, String)>| format!("{}: {}", faults[0].0, faults[0].1);
-        given.together().map(|tracing| tracing.endpoint.to_string()).map_err(faults)
+        given.build().map(|tracing| tracing.endpoint.to_string()).map_err(faults)
     }
 
     #[test]
     fn endpoints_of_grpc() {
         let endpoint = |endpoint: &str, insecure| {
-            endpoint_of(Given { endpoint: Some(endpoint.to_owned()), insecure, ..Given::default() })
+            endpoint_of(OtlpOptions {
+                endpoint: Some(endpoint.to_owned()),
+                insecure,
+                ..OtlpOptions::default()
+            })
         };
-        assert_eq!(endpoint_of(Given::default()).unwrap(), "http://localhost:4317/");
+        assert_eq!(endpoint_of(OtlpOptions::default()).unwrap(), "http://localhost:4317/");
         for (text, insecure, expected) in [
             ("http://c:4317", None, "http://c:4317/"),
             ("http://c:4317", Some(false), "https://c:4317/"),
@@ -254,10 +258,10 @@ mod tests {
     #[test]
     fn endpoints_of_http() {
         let endpoint = |endpoint: Option<&str>| {
-            endpoint_of(Given {
+            endpoint_of(OtlpOptions {
                 protocol: Some(Protocol::HttpProtobuf),
                 endpoint: endpoint.map(str::to_owned),
-                ..Given::default()
+                ..OtlpOptions::default()
             })
         };
         for (text, expected) in [
@@ -289,27 +293,27 @@ mod tests {
     #[test]
     fn options_of_the_other_protocol() {
         let file = || Some(PathBuf::from("/f"));
-        let keys = |given: Given| -> Vec<_> {
-            given.together().unwrap_err().into_iter().map(|(key, _)| key).collect()
+        let keys = |given: OtlpOptions| -> Vec<_> {
+            given.build().unwrap_err().into_iter().map(|(key, _)| key).collect()
         };
         let protocol = Some(Protocol::HttpProtobuf);
-        let all = Given {
+        let all = OtlpOptions {
             protocol,
             tls_key: file(),
             tls_cert: file(),
             tls_ca: file(),
             insecure: Some(true),
             endpoint: Some("c".to_owned()),
-            ..Given::default()
+            ..OtlpOptions::default()
         };
         assert_eq!(keys(all), ["tls_key", "tls_cert", "tls_ca", "insecure", "endpoint"]);
-        let secure = Given { protocol, insecure: Some(false), ..Given::default() };
-        assert!(secure.together().is_ok());
+        let secure = OtlpOptions { protocol, insecure: Some(false), ..OtlpOptions::default() };
+        assert!(secure.build().is_ok());
         assert_eq!(
-            keys(Given { certificate_file: file(), ..Given::default() }),
+            keys(OtlpOptions { certificate_file: file(), ..OtlpOptions::default() }),
             ["certificate_file"]
         );
-        assert_eq!(keys(Given { tls_key: file(), ..Given::default() }), ["tls_cert"]);
-        assert_eq!(keys(Given { tls_cert: file(), ..Given::default() }), ["tls_key"]);
+        assert_eq!(keys(OtlpOptions { tls_key: file(), ..OtlpOptions::default() }), ["tls_cert"]);
+        assert_eq!(keys(OtlpOptions { tls_cert: file(), ..OtlpOptions::default() }), ["tls_key"]);
     }
 }

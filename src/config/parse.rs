@@ -12,7 +12,7 @@ use super::Hosts;
 use super::domain::to_ascii;
 
 /// The result of reading one value: the value, or what is allowed instead.
-pub(crate) type Read<T> = Result<T, String>;
+pub(crate) type Parsed<T> = Result<T, String>;
 
 /// The one of `known` that `name` is most likely a misspelling of, if any is close.
 pub(crate) fn closest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
@@ -22,7 +22,7 @@ pub(crate) fn closest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) 
 }
 
 /// A time in `range`: a whole number and its unit.
-pub(crate) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Read<Duration> {
+pub(crate) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Parsed<Duration> {
     let allowed = || {
         let (least, most) = (range.start(), range.end());
         format!(
@@ -43,7 +43,7 @@ pub(crate) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Read<Dur
 }
 
 /// A network, `ADDRESS/BITS`, or one address.
-pub(crate) fn network(text: &str) -> Read<IpNet> {
+pub(crate) fn network(text: &str) -> Parsed<IpNet> {
     let allowed =
         || "must be a network such as \"192.0.2.0/24\", \"2001:db8::/32\" or an address".to_owned();
     let network = match text.contains('/') {
@@ -62,7 +62,7 @@ pub(crate) fn network(text: &str) -> Read<IpNet> {
 
 /// A host name or IP address that a certificate can be checked against. A name beyond ASCII is taken in
 /// its A-label form.
-pub(crate) fn hostname(text: &str) -> Read<String> {
+pub(crate) fn hostname(text: &str) -> Parsed<String> {
     to_ascii(text)
         .filter(|name| ServerName::try_from(name.trim_end_matches('.')).is_ok())
         .map(Cow::into_owned)
@@ -70,7 +70,7 @@ pub(crate) fn hostname(text: &str) -> Read<String> {
 }
 
 /// A zone's name, which is also a znode's.
-pub(crate) fn zone(text: &str) -> Read<String> {
+pub(crate) fn zone(text: &str) -> Parsed<String> {
     // No longer than other gateways take it from the registry (`crate::registry`).
     let fits = (1..=255).contains(&text.len());
     if !fits || text.contains('/') || text.chars().any(char::is_control) {
@@ -81,7 +81,7 @@ pub(crate) fn zone(text: &str) -> Read<String> {
 }
 
 /// The name of a user, who need not exist: whether one does is asked where it matters.
-pub(crate) fn user(text: &str) -> Read<String> {
+pub(crate) fn user(text: &str) -> Parsed<String> {
     if text.is_empty() || text.contains([':', '/']) || text.chars().any(char::is_control) {
         Err("must be the name of a user".to_owned())
     } else {
@@ -90,7 +90,7 @@ pub(crate) fn user(text: &str) -> Read<String> {
 }
 
 /// `HOST:PORT`, IPv6 addresses in brackets.
-pub(crate) fn address(text: &str) -> Read<(String, u16)> {
+pub(crate) fn address(text: &str) -> Parsed<(String, u16)> {
     split_address(text)
         .and_then(|(host, port)| Some((hostname(host).ok()?, port?.parse().ok()?)))
         .ok_or_else(|| "must be ADDRESS:PORT, such as \"[::]:79\" or \"192.0.2.1:7979\"".to_owned())
@@ -115,7 +115,7 @@ pub(crate) fn overlap((host, port): (&str, u16), (other, other_port): (&str, u16
 }
 
 /// The name of a tenant, as Zuul writes it.
-pub(crate) fn tenant(text: &str) -> Read<String> {
+pub(crate) fn tenant(text: &str) -> Parsed<String> {
     match text.is_empty() || text.chars().any(char::is_control) {
         true => Err("must be a tenant's name".to_owned()),
         false => Ok(text.to_owned()),
@@ -123,7 +123,7 @@ pub(crate) fn tenant(text: &str) -> Read<String> {
 }
 
 /// A name in a certificate; `*.` may stand for one label in front of a domain.
-pub(crate) fn client(text: &str) -> Read<String> {
+pub(crate) fn client(text: &str) -> Parsed<String> {
     let good = match text.strip_prefix("*.") {
         Some(domain) => domain.contains('.') && DnsName::try_from(domain).is_ok(),
         None => !text.is_empty() && !text.contains('*') && !text.chars().any(char::is_control),
@@ -137,7 +137,7 @@ pub(crate) fn client(text: &str) -> Read<String> {
 }
 
 /// ZooKeeper's connect string, `HOST[:PORT],...[/CHROOT]`, with the port of servers that name none.
-pub(crate) fn hosts(text: &str, default_port: u16) -> Read<Hosts> {
+pub(crate) fn hosts(text: &str, default_port: u16) -> Parsed<Hosts> {
     let (list, chroot) = match text.find('/') {
         Some(slash) => text.split_at(slash),
         None => (text, ""),

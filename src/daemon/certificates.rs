@@ -6,17 +6,17 @@ use tracing::{error, warn};
 
 use crate::config::Config;
 use crate::control::status::CertificateStatus;
-use crate::telemetry::metrics::{Metrics, Role};
+use crate::telemetry::metrics::{CertificateRole, Metrics};
 use crate::telemetry::otlp;
-use crate::tls::{Finding, Identity, Use};
+use crate::tls::{CertificatePurpose, Finding, Identity};
 
 /// All of them, read and found usable.
-pub(crate) struct Identities {
+pub(crate) struct Certificates {
     pub(crate) gateway: Option<Identity>,
     pub(crate) zookeeper: Identity,
 }
 
-impl Identities {
+impl Certificates {
     /// Reads the files that `config` names and tries each for what it is to do. The name that is
     /// registered is `own_hostname` if `config` names none.
     ///
@@ -27,10 +27,12 @@ impl Identities {
         let listening = config.listeners.iter().any(|listener| listener.tls.is_some());
         // The name that will be registered.
         let hostname = listening.then(|| config.hostname.clone().unwrap_or_else(own_hostname));
-        let purpose = hostname.as_deref().map_or(Use::Dialing, |name| Use::Listening(Some(name)));
+        let purpose = hostname
+            .as_deref()
+            .map_or(CertificatePurpose::Dialing, |name| CertificatePurpose::Listening(Some(name)));
         let gateway = config.tls.as_ref().map(|files| Identity::load(files, purpose, now));
         let gateway = gateway.transpose();
-        let zookeeper = Identity::load(&config.zookeeper.tls, Use::ZooKeeper, now);
+        let zookeeper = Identity::load(&config.zookeeper.tls, CertificatePurpose::ZooKeeper, now);
         // Read again whenever the collector is dialed.
         let collector = otlp::check(config.tracing.as_ref());
         match (gateway, zookeeper, collector) {
@@ -56,7 +58,7 @@ impl Identities {
 
     /// Why peers will refuse certificates here that `running` does not show already. Those it does
     /// get no better by being kept.
-    pub(crate) fn new_errors(&self, running: &Self) -> Vec<String> {
+    pub(crate) fn newly_broken(&self, running: &Self) -> Vec<String> {
         let pairs = [
             (self.gateway.as_ref(), running.gateway.as_ref()),
             (Some(&self.zookeeper), Some(&running.zookeeper)),
@@ -64,7 +66,7 @@ impl Identities {
         let mut errors = Vec::new();
         for (new, running) in pairs {
             let Some(new) = new else { continue };
-            if !running.is_some_and(|running| running.shows_what(new)) {
+            if !running.is_some_and(|running| running.same_chain(new)) {
                 let found = new.findings().iter().filter(|finding| finding.is_error());
                 errors.extend(found.cloned());
             }
@@ -73,7 +75,7 @@ impl Identities {
     }
 
     /// Logs what is amiss.
-    pub(crate) fn tell(&self) {
+    pub(crate) fn log_findings(&self) {
         for finding in self.findings() {
             if finding.is_error() {
                 error!("{}", finding.message());
@@ -99,12 +101,12 @@ impl Identities {
     }
 
     /// Tells until when the certificates are good.
-    pub(crate) fn measure(&self, metrics: &Metrics) {
+    pub(crate) fn export_expiry(&self, metrics: &Metrics) {
         let of_gateway = self.gateway.as_ref().and_then(Identity::not_after);
-        metrics.certificate(Role::Gateway, of_gateway);
-        metrics.certificate(Role::ZooKeeper, self.zookeeper.not_after());
+        metrics.certificate(CertificateRole::Gateway, of_gateway);
+        metrics.certificate(CertificateRole::ZooKeeper, self.zookeeper.not_after());
         let of_gateway = self.gateway.as_ref().and_then(Identity::authority_not_after);
-        metrics.certificate(Role::GatewayAuthority, of_gateway);
-        metrics.certificate(Role::ZooKeeperAuthority, self.zookeeper.authority_not_after());
+        metrics.certificate(CertificateRole::GatewayCa, of_gateway);
+        metrics.certificate(CertificateRole::ZooKeeperCa, self.zookeeper.authority_not_after());
     }
 }

@@ -27,13 +27,13 @@ use tracing::Level;
 
 use self::certificates::Authority;
 use self::job::Job;
-use crate::config::{Limits, Listener, Log, LogOutput};
-use crate::daemon::runtime;
+use crate::config::{ClientCertificate, Limits, Listener, Log, LogOutput, NameCheck};
 use crate::gateway::accept::socket::bind;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Gateway, Settings};
 use crate::model::build_request::{Build, BuildId, Executor, Place};
 use crate::model::component::Announcement;
+use crate::os::runtime;
 use crate::os::signals::StopSignals;
 use crate::registry::in_memory::Embedded;
 use crate::registry::{Registration, Registry};
@@ -41,7 +41,7 @@ use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::{Origin, Tracer};
 use crate::tls;
-use crate::tls::{ClientCertificate, Identity, Names};
+use crate::tls::Identity;
 
 /// What a person may ask of the demo.
 #[derive(Args)]
@@ -257,7 +257,7 @@ impl Zone {
     ) -> Result<Self> {
         let address = sockets.first().context("a gateway has a socket")?.local_addr()?;
         let acceptor = use_ssl.then(|| {
-            let (client, names) = (ClientCertificate::Required, Names::DialedStrictly);
+            let (client, names) = (ClientCertificate::Required, NameCheck::SanOnly);
             tls::acceptor(identity, client, names, Some(zone))
         });
         // Open to everybody: of what else there is to say of a listener nothing counts here.
@@ -265,7 +265,7 @@ impl Zone {
         let settings = Settings {
             listeners: vec![listener; sockets.len()].into(),
             acceptors: vec![acceptor.transpose()?; sockets.len()],
-            connector: Some(tls::connector(identity, Names::DialedStrictly)?),
+            connector: Some(tls::connector(identity, NameCheck::SanOnly)?),
             limits: Limits::default(),
         };
         let announcement = Announcement {

@@ -27,7 +27,6 @@ use tokio_util::task::TaskTracker;
 
 use self::accept::Listener;
 use self::accept::heartbeat::{Probe, pulse};
-use self::health::handshake_failures::Familiar;
 use self::limits::Bounds;
 use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
@@ -69,7 +68,6 @@ pub(crate) struct Context {
     asking: Asking,
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
-    familiar: Arc<Familiar>,
     own_addresses: OwnAddresses,
     pub(crate) metrics: Metrics,
     streams: Streams,
@@ -184,7 +182,6 @@ impl Gateway {
             asking: Asking::default(),
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
-            familiar: Arc::default(),
             own_addresses: OwnAddresses::new(addresses),
             metrics,
             streams: streams.clone(),

@@ -1,82 +1,89 @@
-//! What is amiss with a certificate of ours, told before peers refuse it in words of their own.
+//! Finds problems of our own certificates before peers refuse them with less helpful messages.
 //!
-//! Pure: certificates, the time and what they are for in, findings out. Verifies nothing: rustls
-//! does, and has the last word where this parser understands nothing.
+//! Pure: takes certificates, the time and their purpose, and returns findings. Verifies no
+//! signature; rustls does, and it has the last word on certificates that this parser cannot read.
 
-use std::fmt::{self, Write as _};
-use std::net::IpAddr;
+use std::fmt;
 use std::path::Path;
 
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
-use super::Files;
 use super::certificate_names::{common_name, dns_names, is_commonly_named};
+use crate::config::TlsFiles;
 
+/// One day in seconds.
 pub(crate) const DAY: i64 = 24 * 60 * 60;
 
-/// How long before its end a certificate is worth a warning.
+/// How long before its end a certificate causes a warning, in seconds.
 pub(crate) const SOON: i64 = 14 * DAY;
 
-/// What a certificate is for. Zuul uses one for both sides of a connection.
+/// The longest chain that peers accept, in bytes: most libraries limit a TLS handshake message to
+/// 64 KiB, and the message holds more than the chain.
+const CHAIN_MAX: usize = 60 * 1024;
+
+/// Where operators find the commands that issue a certificate.
+const COMMANDS: &str = "docs/zones.md shows the commands";
+
+/// What a certificate is used for. Zuul uses one certificate for both sides of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Use<'c> {
-    /// As a client of ZooKeeper, which looks at no name.
+pub(crate) enum CertificatePurpose<'c> {
+    /// As a client of ZooKeeper, which checks no name.
     ZooKeeper,
     /// To dial other gateways.
     Dialing,
-    /// The same, and on listeners; others dial this name, where the configuration says one.
+    /// To dial other gateways and on listeners. Holds the name that peers dial, if one is configured.
     Listening(Option<&'c str>),
 }
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Severity {
-    /// For one of its uses peers refuse it: `check` does, too.
+    /// Peers refuse the certificate for one of its purposes, and `check` fails.
     Error,
-    /// Some peers do, or will.
+    /// Some peers refuse the certificate, or will do so soon.
     Warning,
 }
 
-/// One thing that is wrong with a file.
+/// One problem of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) severity: Severity,
-    /// The keys of the configuration that name the file.
+    /// The configuration keys that name the file.
     pub(crate) keys: Vec<String>,
-    /// File, fault and the command that shows or fixes it.
+    /// The file, the problem, and how to see or fix it.
     pub(crate) text: String,
 }
 
 impl Finding {
     pub(crate) fn new(severity: Severity, key: &str, text: String) -> Self {
-        let key = (!key.is_empty()).then(|| key.to_owned());
-        Self { severity, keys: key.into_iter().collect(), text }
+        let keys = if key.is_empty() { Vec::new() } else { vec![key.to_owned()] };
+        Self { severity, keys, text }
     }
 
     pub(crate) fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
 
-    /// Key, file, fault and command, without the severity.
+    /// The keys and the text, without the severity.
     pub(crate) fn message(&self) -> String {
-        match self.keys.join(" and ") {
-            keys if keys.is_empty() => self.text.clone(),
-            keys => format!("{keys} = {}", self.text),
+        if self.keys.is_empty() {
+            return self.text.clone();
         }
+        format!("{} = {}", self.keys.join(" and "), self.text)
     }
 
-    /// All of `findings`, each once: what two keys name is reported with both.
+    /// Removes duplicates from `findings`. A problem of a file that two keys name is reported once,
+    /// with both keys.
     pub(crate) fn merged(findings: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut merged: Vec<Self> = Vec::new();
         for mut finding in findings {
-            let same = |other: &&mut Self| {
-                (other.severity, &other.text) == (finding.severity, &finding.text)
-            };
-            match merged.iter_mut().find(same) {
+            let same = merged
+                .iter_mut()
+                .find(|other| other.severity == finding.severity && other.text == finding.text);
+            match same {
                 Some(other) => {
                     finding.keys.retain(|key| !other.keys.contains(key));
                     other.keys.append(&mut finding.keys);
@@ -95,17 +102,14 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The longest chain that peers take, in bytes: a handshake message of TLS has at most 64 KiB in
-/// most libraries, and there is more in it than the chain.
-const CHAIN_MAX: usize = 60 * 1024;
-
-/// Returns what is wrong with `chain`, read from `files`, its first certificate ours. With `is_pinned`
-/// peers trust that very certificate, and accept it although it is an authority's.
+/// Returns the problems of `chain`, which was read from `files` and begins with our certificate. With
+/// `is_pinned`, peers have that certificate itself in their CA file and accept it although it is a
+/// CA certificate.
 pub(crate) fn chain(
     chain: &[CertificateDer<'_>],
     is_pinned: bool,
-    files: &Files,
-    purpose: Use<'_>,
+    files: &TlsFiles,
+    purpose: CertificatePurpose<'_>,
     now: UnixTime,
 ) -> Vec<Finding> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
@@ -113,8 +117,9 @@ pub(crate) fn chain(
     let length: usize = chain.iter().map(|certificate| certificate.len()).sum();
     if length > CHAIN_MAX {
         let text = format!(
-            "{}: holds {} certificates of {length} bytes together; peers take no more than 64 KiB: \
-             only the own one and its intermediates belong there: openssl storeutl -noout -certs {}",
+            "{}: holds {} certificates with a total of {length} bytes, but peers accept at most \
+             64 KiB; keep only our certificate and its intermediates: openssl storeutl -noout \
+             -certs {}",
             files.cert.display(),
             chain.len(),
             quoted(&files.cert)
@@ -127,237 +132,178 @@ pub(crate) fn chain(
             findings.extend(intermediate(&certificate, index + 1, files, now));
             continue;
         }
-        let mut own = Own { der, certificate: &certificate, files, purpose, findings: Vec::new() };
-        own.dates(now);
-        // Version 1 knows no extensions: nothing else can be right.
+        let findings_of_leaf = Vec::new();
+        let mut leaf =
+            LeafLint { der, certificate: &certificate, files, purpose, findings: findings_of_leaf };
+        leaf.check_dates(now);
+        // Version 1 has no extensions, so all other checks would fail, too.
         if certificate.version() == X509Version::V1 {
-            own.version_1();
+            // Such a certificate comes from the recipe in Zuul's `tests/fixtures/fingergw/README.rst`.
+            leaf.add(
+                Severity::Error,
+                "is an X.509 version 1 certificate, which TLS libraries refuse; issue one with \
+                 extensions",
+            );
         } else {
-            if !is_pinned {
-                own.authority();
-            }
-            own.purposes();
-            own.names();
+            leaf.check_basic_constraints(is_pinned);
+            leaf.check_extended_key_usage();
+            leaf.check_names();
         }
-        findings.append(&mut own.findings);
+        findings.append(&mut leaf.findings);
     }
     findings
 }
 
-/// One that has ended may be there for nothing: chains often carry a path that nobody takes.
+/// Checks the dates of the certificate at position `number` of the chain. Only a warning: chains often
+/// contain an expired cross-signed certificate that is not used.
 fn intermediate(
     certificate: &X509Certificate<'_>,
     number: usize,
-    files: &Files,
+    files: &TlsFiles,
     now: i64,
 ) -> Option<Finding> {
     let validity = certificate.validity();
     let (from, to) = (validity.not_before, validity.not_after);
+    if (from.timestamp()..=to.timestamp()).contains(&now) {
+        return None;
+    }
     let text = format!(
-        "{}: certificate {number} in it is valid only from {from} until {to}; look at it: openssl \
-         storeutl -noout -text -certs {}",
+        "{}: certificate {number} of the file is valid only from {from} until {to}; show it with: \
+         openssl storeutl -noout -text -certs {}",
         files.cert.display(),
         quoted(&files.cert)
     );
-    let valid = (from.timestamp()..=to.timestamp()).contains(&now);
-    (!valid).then(|| Finding::new(Severity::Warning, &files.keys.cert, text))
+    Some(Finding::new(Severity::Warning, &files.keys.cert, text))
 }
 
-/// The certificate that is ours.
-struct Own<'c> {
+/// The checks of our own certificate.
+struct LeafLint<'c> {
     der: &'c CertificateDer<'c>,
     certificate: &'c X509Certificate<'c>,
-    files: &'c Files,
-    purpose: Use<'c>,
+    files: &'c TlsFiles,
+    purpose: CertificatePurpose<'c>,
     findings: Vec<Finding>,
 }
 
-impl Own<'_> {
-    fn find(&mut self, severity: Severity, fault: &str, command: &str) {
-        let text = format!("{}: {fault}: {command}", self.files.cert.display());
+impl LeafLint<'_> {
+    /// Adds a finding that a new certificate fixes.
+    fn add(&mut self, severity: Severity, problem: &str) {
+        let text = format!("{}: {problem} ({COMMANDS})", self.files.cert.display());
         self.findings.push(Finding::new(severity, &self.files.keys.cert, text));
     }
 
-    fn dates(&mut self, now: i64) {
+    fn check_dates(&mut self, now: i64) {
         let validity = self.certificate.validity();
         let (from, to) = (validity.not_before, validity.not_after);
         let left = to.timestamp() - now;
         if left < 0 {
-            let fault = format!("has expired: valid until {to}; issue it anew");
-            self.find(Severity::Error, &fault, &self.issue());
+            let problem = format!("has expired: valid until {to}; issue it again");
+            self.add(Severity::Error, &problem);
         } else if from.timestamp() > now {
-            let fault = format!("is not valid yet: valid from {from}; is the clock right? See");
-            let command = format!("openssl x509 -noout -dates -in {}", quoted(&self.files.cert));
-            self.find(Severity::Error, &fault, &command);
+            let text = format!(
+                "{}: is not valid yet: valid from {from}; check the clock of this host and: openssl \
+                 x509 -noout -dates -in {}",
+                self.files.cert.display(),
+                quoted(&self.files.cert)
+            );
+            self.findings.push(Finding::new(Severity::Error, &self.files.keys.cert, text));
         } else if left < SOON {
-            let fault = format!("expires soon, in {} days: on {to}; issue it anew", left / DAY);
-            self.find(Severity::Warning, &fault, &self.issue());
+            let problem = format!("expires soon, in {} days: on {to}; issue it again", left / DAY);
+            self.add(Severity::Warning, &problem);
         }
     }
 
-    /// What the recipe in Zuul's `tests/fixtures/fingergw/README.rst` makes.
-    fn version_1(&mut self) {
-        let fault = "is an X.509 version 1 certificate, which TLS libraries refuse; issue one with \
-                     extensions";
-        self.find(Severity::Error, fault, &self.issue());
-    }
-
-    /// rustls refuses it (`CaUsedAsEndEntity`), and with it every gateway of our own kind; OpenSSL
-    /// and Java do not, so ZooKeeper has no part in this.
-    fn authority(&mut self) {
-        if self.certificate.is_ca() && self.purpose != Use::ZooKeeper {
-            let fault = "is an authority's (CA:TRUE), which gateways of this kind refuse as a peer's \
-                         own; issue one that is none";
-            self.find(Severity::Error, fault, &self.issue());
+    /// rustls, and therefore every peer gateway, refuses a CA certificate as a peer's own certificate
+    /// (`CaUsedAsEndEntity`). OpenSSL and Java accept it, so the check does not apply to ZooKeeper.
+    fn check_basic_constraints(&mut self, is_pinned: bool) {
+        if self.certificate.is_ca() && !is_pinned && self.purpose != CertificatePurpose::ZooKeeper {
+            self.add(
+                Severity::Error,
+                "is a CA certificate (CA:TRUE), which peer gateways refuse as a gateway's own; \
+                 issue one with CA:FALSE",
+            );
         }
     }
 
-    /// Without the extension it is good for everything (RFC 5280, section 4.2.1.12). `any` in it
-    /// helps nobody: neither rustls nor OpenSSL takes it for one of the two.
-    fn purposes(&mut self) {
+    /// A certificate without the extension may be used for everything (RFC 5280, section 4.2.1.12).
+    /// `anyExtendedKeyUsage` does not help: neither rustls nor OpenSSL accepts it in place of
+    /// serverAuth or clientAuth.
+    fn check_extended_key_usage(&mut self) {
         let Ok(Some(usage)) = self.certificate.extended_key_usage() else { return };
-        let (server, client) = (usage.value.server_auth, usage.value.client_auth);
-        let listening = matches!(self.purpose, Use::Listening(_));
-        if listening && !server {
-            let fault = "is not for servers (extendedKeyUsage lacks serverAuth): who dials the TLS \
-                         listeners will refuse it; issue one for both sides";
-            self.find(Severity::Error, fault, &self.issue());
-        }
-        if !client {
-            // What listens is of use all the same; upstream's program served with it.
-            let severity = if listening { Severity::Warning } else { Severity::Error };
-            let zookeeper = self.purpose == Use::ZooKeeper;
-            let peers = if zookeeper { "ZooKeeper" } else { "other gateways" };
-            let fault = format!(
-                "is not for clients (extendedKeyUsage lacks clientAuth): {peers} will refuse it \
-                 when dialed; issue one for both sides"
+        let is_listening = matches!(self.purpose, CertificatePurpose::Listening(_));
+        if is_listening && !usage.value.server_auth {
+            self.add(
+                Severity::Error,
+                "is not for servers (extendedKeyUsage lacks serverAuth): clients of the TLS \
+                 listeners refuse it; issue one for both sides",
             );
-            self.find(severity, &fault, &self.issue());
+        }
+        if !usage.value.client_auth {
+            // Listeners work without it, as they do in Zuul's gateway.
+            let severity = if is_listening { Severity::Warning } else { Severity::Error };
+            let peers = match self.purpose {
+                CertificatePurpose::ZooKeeper => "ZooKeeper",
+                _ => "other gateways",
+            };
+            let problem = format!(
+                "is not for clients (extendedKeyUsage lacks clientAuth): {peers} will refuse it \
+                 when this gateway connects; issue one for both sides"
+            );
+            self.add(severity, &problem);
         }
     }
 
-    /// Names matter only to those who dial us.
-    fn names(&mut self) {
-        let Use::Listening(hostname) = self.purpose else { return };
+    /// Checks the names, which matter only to peers that dial us.
+    fn check_names(&mut self) {
+        let CertificatePurpose::Listening(hostname) = self.purpose else { return };
         let common = common_name(self.certificate).unwrap_or_default().escape_default();
+        let has_no_dns_name = dns_names(self.certificate).is_some_and(|names| names.is_empty());
         if matches!(self.certificate.subject_alternative_name(), Ok(None)) {
-            let fault = format!(
-                "has no subjectAltName, only the common name \"{common}\": gateways take that, other \
-                 TLS software does not; issue one with it"
+            let problem = format!(
+                "has no subjectAltName, only the common name \"{common}\": gateways accept that, \
+                 other TLS software does not; issue one with a subjectAltName"
             );
-            self.find(Severity::Warning, &fault, &self.issue());
-        } else if dns_names(self.certificate).is_some_and(|names| names.is_empty())
+            self.add(Severity::Warning, &problem);
+        } else if has_no_dns_name
             && hostname.is_some_and(|hostname| self.covers(hostname) && !self.carries(hostname))
         {
-            let fault = format!(
-                "has the name \"{common}\" only as its common name, as no name in its \
-                 subjectAltName is a DNS name: gateways take that, other TLS software does not; \
-                 issue one with it there"
+            let problem = format!(
+                "has the name \"{common}\" only as its common name, because its subjectAltName \
+                 holds no DNS name: gateways accept that, other TLS software does not; issue one \
+                 with a DNS name in the subjectAltName"
             );
-            self.find(Severity::Warning, &fault, &self.issue());
+            self.add(Severity::Warning, &problem);
         }
-        let Some(hostname) = hostname.filter(|hostname| !self.covers(hostname)) else { return };
-        let fault = format!(
-            "does not carry the hostname {hostname}, by which others dial this gateway; those that \
-             verify names refuse it; set hostname to a name that it carries, or issue \
-             one that does"
-        );
-        self.find(Severity::Warning, &fault, &self.issue());
+        if let Some(hostname) = hostname.filter(|hostname| !self.covers(hostname)) {
+            let problem = format!(
+                "does not carry the hostname {hostname}, by which others dial this gateway; peers \
+                 that verify names refuse it; set hostname to a name in the certificate, or issue \
+                 one with this name"
+            );
+            self.add(Severity::Warning, &problem);
+        }
     }
 
-    /// Whether gateways take the certificate for `hostname`.
+    /// Whether gateways accept the certificate for `hostname`.
     fn covers(&self, hostname: &str) -> bool {
         let Ok(name) = ServerName::try_from(hostname.trim_end_matches('.')) else { return true };
         self.carries(hostname) || is_commonly_named(self.der, &name)
     }
 
-    /// Whether `hostname` is among the alternative names. One that rustls cannot read is refused in
-    /// its own words.
+    /// Whether `hostname` is among the alternative names. True for certificates that rustls cannot
+    /// read, which it reports itself.
     fn carries(&self, hostname: &str) -> bool {
         let Ok(name) = ServerName::try_from(hostname.trim_end_matches('.')) else { return true };
         let Ok(parsed) = ParsedCertificate::try_from(self.der) else { return true };
         verify_server_name(&parsed, &name).is_ok()
     }
-
-    /// The command that makes this certificate again beside the old one: for the same key, with
-    /// the names it has and should have, good for both sides. `CA.key` stands for the authority's
-    /// key, which is hardly on this machine.
-    fn issue(&self) -> String {
-        let Files { cert, key, ca, .. } = self.files;
-        let subject = common_name(self.certificate).filter(|name| is_plain(name));
-        let mut command = format!(
-            "openssl req -x509 -new -key {} -subj {} -CA {} -CAkey CA.key -days 365 -addext \
-             basicConstraints=critical,CA:FALSE",
-            quoted(key),
-            quoted(format!("/CN={}", subject.unwrap_or("HOSTNAME"))),
-            quoted(ca),
-        );
-        let names = self.alternative_names();
-        if !names.is_empty() {
-            let names = quoted(format!("subjectAltName={}", names.join(",")));
-            let _ = write!(command, " -addext {names}");
-        }
-        let new = quoted(format!("{}.new", cert.display()));
-        let _ = write!(command, " -out {new}");
-        command
-    }
-
-    /// In openssl's notation: those there are, the configured one, else the common name.
-    fn alternative_names(&self) -> Vec<String> {
-        let mut names = Vec::new();
-        if let Ok(Some(extension)) = self.certificate.subject_alternative_name() {
-            for name in &extension.value.general_names {
-                match name {
-                    GeneralName::DNSName(name) if is_plain(name) => {
-                        names.push(format!("DNS:{name}"))
-                    }
-                    GeneralName::IPAddress(bytes) => names.extend(address(bytes)),
-                    _ => {}
-                }
-            }
-        }
-        match self.purpose {
-            Use::Listening(Some(hostname)) if names.is_empty() || !self.carries(hostname) => {
-                names.extend(notation(hostname));
-            }
-            _ => {}
-        }
-        if names.is_empty() && self.purpose != Use::ZooKeeper {
-            let common = common_name(self.certificate).and_then(notation);
-            names.push(common.unwrap_or_else(|| "DNS:HOSTNAME".to_owned()));
-        }
-        names
-    }
 }
 
-fn notation(name: &str) -> Option<String> {
-    let name = name.trim_end_matches('.');
-    let wild = name.strip_prefix("*.").unwrap_or(name);
-    match ServerName::try_from(wild).ok()? {
-        ServerName::IpAddress(_) => Some(format!("IP:{name}")),
-        _ => Some(format!("DNS:{name}")),
-    }
-}
-
-fn address(bytes: &[u8]) -> Option<String> {
-    let address = match bytes.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
-        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
-    };
-    Some(format!("IP:{address}"))
-}
-
-/// Whether openssl's `-subj` and `-addext` take `text` for one name.
-fn is_plain(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || " .-_*".contains(c);
-    !text.is_empty() && text.chars().all(plain)
-}
-
-/// `text` as one word of a shell.
+/// Quotes `text` as one word of a shell command.
 pub(crate) fn quoted(text: impl AsRef<Path>) -> String {
     let text = text.as_ref().display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/.,:=_-@+%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/.,:=_-@+%".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
         text
     } else {
         format!("'{}'", text.replace('\'', r"'\''"))
@@ -373,7 +319,7 @@ mod tests {
 
     use super::*;
 
-    const LISTENING: Use<'_> = Use::Listening(Some("gw.example.org"));
+    const LISTENING: CertificatePurpose<'_> = CertificatePurpose::Listening(Some("gw.example.org"));
 
     fn certificate(change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
         let mut params = CertificateParams::new(["gw.example.org".to_owned()]).unwrap();
@@ -391,40 +337,53 @@ mod tests {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds.try_into().unwrap()))
     }
 
-    fn files() -> Files {
-        Files::of("/gw.crt", "/gw.key", "/ca.crt")
+    fn files() -> TlsFiles {
+        TlsFiles::of("/gw.crt", "/gw.key", "/ca.crt")
     }
 
-    /// What is said, without the file in front.
-    fn said(der: &[CertificateDer<'_>], purpose: Use<'_>, now: UnixTime) -> Vec<String> {
-        let findings = chain(der, false, &files(), purpose, now);
-        findings.iter().map(|finding| finding.to_string().replacen("/gw.crt: ", "", 1)).collect()
+    /// Returns the texts of the findings without the file name.
+    fn findings(
+        der: &[CertificateDer<'_>],
+        purpose: CertificatePurpose<'_>,
+        now: UnixTime,
+    ) -> Vec<String> {
+        let found = chain(der, false, &files(), purpose, now);
+        found.iter().map(|finding| finding.to_string().replacen("/gw.crt: ", "", 1)).collect()
     }
 
-    fn said_of(purpose: Use<'_>, change: impl FnOnce(&mut CertificateParams)) -> Vec<String> {
-        said(&[certificate(change)], purpose, at(2025, 1, 1))
+    fn findings_of(
+        purpose: CertificatePurpose<'_>,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Vec<String> {
+        findings(&[certificate(change)], purpose, at(2025, 1, 1))
     }
 
     #[track_caller]
-    fn assert_one(said: &[String], start: &str) {
-        assert!(said.len() == 1 && said[0].starts_with(start), "{start}: {said:#?}");
+    fn assert_one(found: &[String], start: &str) {
+        assert!(found.len() == 1 && found[0].starts_with(start), "{start}: {found:#?}");
     }
 
     #[test]
-    fn nothing_is_amiss() {
-        for purpose in [LISTENING, Use::Listening(None), Use::Dialing, Use::ZooKeeper] {
-            assert_eq!(said_of(purpose, |_| {}), [""; 0]);
+    fn a_good_certificate_has_no_findings() {
+        for purpose in [
+            LISTENING,
+            CertificatePurpose::Listening(None),
+            CertificatePurpose::Dialing,
+            CertificatePurpose::ZooKeeper,
+        ] {
+            assert_eq!(findings_of(purpose, |_| {}), [""; 0]);
             let both = vec![ClientAuth, ServerAuth];
-            assert_eq!(said_of(purpose, |params| params.extended_key_usages = both), [""; 0]);
+            assert_eq!(findings_of(purpose, |params| params.extended_key_usages = both), [""; 0]);
         }
         let garbage = CertificateDer::from(vec![0x30, 0x01, 0xff]);
-        assert_eq!(said(&[garbage], LISTENING, at(2025, 1, 1)), [""; 0], "rustls speaks of it");
+        assert_eq!(findings(&[garbage], LISTENING, at(2025, 1, 1)), [""; 0], "rustls reports it");
     }
 
     #[test]
-    fn dates() {
+    fn expired_and_not_yet_valid_certificates_are_found() {
         let der = [certificate(|_| {})];
-        let when = |year, month, day| said(&der, Use::ZooKeeper, at(year, month, day));
+        let when =
+            |year, month, day| findings(&der, CertificatePurpose::ZooKeeper, at(year, month, day));
         assert_one(&when(2019, 12, 31), "is not valid yet: valid from Jan  1");
         assert_eq!(when(2020, 1, 1), [""; 0]);
         assert_eq!(when(2029, 12, 18), [""; 0], "14 days before");
@@ -433,72 +392,67 @@ mod tests {
         assert_one(&when(2030, 1, 2), "has expired: valid until Jan  1");
         let whole =
             [certificate(|params| params.not_after = date_time_ymd(2040, 1, 1)), der[0].clone()];
-        let of_whole = said(&whole, LISTENING, at(2035, 1, 1));
-        assert_one(&of_whole, "warning: certificate 2 in it is valid only from Jan  1");
+        let of_whole = findings(&whole, LISTENING, at(2035, 1, 1));
+        assert_one(&of_whole, "warning: certificate 2 of the file is valid only from Jan  1");
     }
 
     #[test]
-    fn purposes() {
+    fn missing_key_usages_are_found_for_their_purpose() {
         let of = |purpose, usages: &[rcgen::ExtendedKeyUsagePurpose]| {
-            said_of(purpose, |params| params.extended_key_usages = usages.to_vec())
+            findings_of(purpose, |params| params.extended_key_usages = usages.to_vec())
         };
         assert_one(&of(LISTENING, &[ClientAuth]), "is not for servers");
         assert_one(&of(LISTENING, &[ServerAuth]), "warning: is not for clients");
-        assert_one(&of(Use::Dialing, &[ServerAuth]), "is not for clients");
-        assert_one(&of(Use::ZooKeeper, &[ServerAuth]), "is not for clients");
-        assert_one(&of(Use::Dialing, &[Any]), "is not for clients");
+        assert_one(&of(CertificatePurpose::Dialing, &[ServerAuth]), "is not for clients");
+        assert_one(&of(CertificatePurpose::ZooKeeper, &[ServerAuth]), "is not for clients");
+        assert_one(&of(CertificatePurpose::Dialing, &[Any]), "is not for clients");
         assert_eq!(of(LISTENING, &[Any]).len(), 2);
     }
 
     #[test]
-    fn an_authoritys_certificate() {
+    fn a_ca_certificate_is_an_error_except_for_zookeeper() {
         let of = |purpose| {
-            said_of(purpose, |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))
+            findings_of(purpose, |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))
         };
-        assert_one(&of(LISTENING), "is an authority's (CA:TRUE)");
-        assert_one(&of(Use::Dialing), "is an authority's (CA:TRUE)");
-        assert_eq!(of(Use::ZooKeeper), [""; 0]);
+        assert_one(&of(LISTENING), "is a CA certificate (CA:TRUE)");
+        assert_one(&of(CertificatePurpose::Dialing), "is a CA certificate (CA:TRUE)");
+        assert_eq!(of(CertificatePurpose::ZooKeeper), [""; 0]);
     }
 
     #[test]
-    fn names() {
-        let nameless = |purpose| said_of(purpose, |params| params.subject_alt_names.clear());
+    fn missing_names_are_warnings_on_listeners() {
+        let nameless = |purpose| findings_of(purpose, |params| params.subject_alt_names.clear());
         assert_one(&nameless(LISTENING), "warning: has no subjectAltName, only the common name");
-        assert_eq!(nameless(Use::Dialing), [""; 0]);
-        let dialed_by = |name| said_of(Use::Listening(Some(name)), |_| {});
+        assert_eq!(nameless(CertificatePurpose::Dialing), [""; 0]);
+        let dialed_by = |name| findings_of(CertificatePurpose::Listening(Some(name)), |_| {});
         assert_eq!(dialed_by("GW.example.org."), [""; 0]);
         for other in ["example.org", "192.0.2.1"] {
             assert_one(&dialed_by(other), "warning: does not carry the hostname");
         }
-        let both =
-            said_of(Use::Listening(Some("x.org")), |params| params.subject_alt_names.clear());
+        let both = findings_of(CertificatePurpose::Listening(Some("x.org")), |params| {
+            params.subject_alt_names.clear()
+        });
         assert_eq!(both.len(), 2, "{both:#?}");
     }
 
-    /// Names that are there stay, the missing one is added; nothing gets out of its quotes.
     #[test]
-    fn the_command_that_issues_it_anew() {
-        let said = said_of(Use::Listening(Some("192.0.2.1")), |_| {});
-        let (_, command) = said[0].split_once(": openssl ").unwrap();
-        assert_eq!(
-            command,
-            "req -x509 -new -key /gw.key -subj /CN=gw.example.org -CA /ca.crt -CAkey CA.key -days \
-             365 -addext basicConstraints=critical,CA:FALSE -addext \
-             subjectAltName=DNS:gw.example.org,IP:192.0.2.1 -out /gw.crt.new"
-        );
-        let hostile = said_of(Use::Listening(None), |params| {
+    fn a_hostile_common_name_is_escaped() {
+        let hostile = findings_of(CertificatePurpose::Listening(None), |params| {
             params.subject_alt_names.clear();
-            params.distinguished_name.push(DnType::CommonName, "$(id)';\n/CN=x");
+            params.distinguished_name.push(DnType::CommonName, "gw\n\u{1b}[2J");
         });
-        assert!(hostile[0].contains("-subj /CN=HOSTNAME "), "{hostile:#?}");
-        assert!(hostile[0].contains("subjectAltName=DNS:HOSTNAME "), "{hostile:#?}");
-        assert!(!hostile[0].contains('\n'), "{hostile:#?}");
+        assert!(!hostile[0].contains(char::is_control), "{hostile:#?}");
+    }
+
+    #[test]
+    fn paths_are_quoted_for_a_shell() {
+        assert_eq!(quoted("/a/b.pem"), "/a/b.pem");
         assert_eq!(quoted("/a b/it's"), r"'/a b/it'\''s'");
         assert_eq!(quoted(""), "''");
     }
 
     proptest::proptest! {
-        /// Certificates come from peers and from files: whatever they hold, reading them ends.
+        /// Certificates come from peers and from files, so any content must be read or refused.
         #[test]
         fn damaged_certificates_are_read_or_refused(
             changes in proptest::collection::vec((0_usize..600, 0_u8..), 1..6)
@@ -515,13 +469,13 @@ mod tests {
             }
             let der = CertificateDer::from(der);
             let _ = (Validity::of(&der), is_constrained(&der), names(&der, true), told_names(&der));
-            let _ = said(std::slice::from_ref(&der), LISTENING, at(2025, 1, 1));
-            let mut authorities = crate::tls::authorities::Authorities::default();
-            if authorities.add(der.clone()).is_ok() {
-                let authorities = std::sync::Arc::new(authorities);
+            let _ = findings(std::slice::from_ref(&der), LISTENING, at(2025, 1, 1));
+            let mut trust_anchors = crate::tls::trust_anchors::TrustAnchors::default();
+            if trust_anchors.add(der.clone()).is_ok() {
+                let trust_anchors = std::sync::Arc::new(trust_anchors);
                 let now = at(2025, 1, 1);
                 let lint = crate::tls::identity_lint::certificates;
-                let _ = lint(&[der], &authorities, &files(), LISTENING, now);
+                let _ = lint(&[der], &trust_anchors, &files(), LISTENING, now);
             }
         }
     }

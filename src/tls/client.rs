@@ -17,26 +17,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::authorities::Authorities;
 use super::certificate_names::{Validity, is_commonly_named, is_constrained};
 use super::session_cache::Sessions;
+use super::trust_anchors::TrustAnchors;
 use super::{Identity, is_own_kind, protocols_for, provider};
+use crate::config::NameCheck;
 
 /// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which
 /// costs a handshake each.
 const PORTS: usize = 64;
-
-/// Which name a peer's certificate must carry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Names {
-    /// Any: `verify_hostnames = false`.
-    Any,
-    /// The one that was dialed, as an alternative name; or as the common name, where there is no
-    /// alternative name of type DNS.
-    Dialed,
-    /// The one that was dialed, as an alternative name.
-    DialedStrictly,
-}
 
 /// Dials TLS servers. Shows our certificate, sends the name it dials as SNI and checks the peer's
 /// chain, and as much of its name as it was made for.
@@ -46,8 +35,8 @@ pub(crate) struct Connector(Arc<Inner>);
 struct Inner {
     /// What each port's configuration is made of.
     config: ClientConfig,
-    authorities: Arc<Authorities>,
-    names: Names,
+    trust_anchors: Arc<TrustAnchors>,
+    names: NameCheck,
     /// When our own certificate is valid.
     own: Validity,
     /// rustls knows servers by name alone, and several may be reached under one name.
@@ -64,9 +53,9 @@ pub(crate) struct Port {
 ///
 /// # Errors
 /// The identity cannot be used by a client.
-pub(crate) fn connector(identity: &Identity, names: Names) -> Result<Connector> {
-    let authorities = Arc::clone(&identity.authorities);
-    let verifier = Verifier::new(Arc::clone(&authorities), names, None);
+pub(crate) fn connector(identity: &Identity, names: NameCheck) -> Result<Connector> {
+    let trust_anchors = Arc::clone(&identity.trust_anchors);
+    let verifier = Verifier::new(Arc::clone(&trust_anchors), names, None);
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .context("TLS versions")?
@@ -76,7 +65,7 @@ pub(crate) fn connector(identity: &Identity, names: Names) -> Result<Connector> 
         .context("the certificate cannot be used by a client")?;
     let own = identity.chain.first().and_then(Validity::of).unwrap_or_default();
     let ports = Mutex::default();
-    Ok(Connector(Arc::new(Inner { config, authorities, names, own, ports })))
+    Ok(Connector(Arc::new(Inner { config, trust_anchors, names, own, ports })))
 }
 
 impl Connector {
@@ -135,7 +124,7 @@ impl Connector {
 
     /// The configuration, and with it the sessions, of the servers at `port`.
     pub(crate) fn at(&self, port: u16) -> Port {
-        let Inner { config, authorities, names, own, ports } = &*self.0;
+        let Inner { config, trust_anchors, names, own, ports } = &*self.0;
         // Whole between any two statements.
         let mut ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
         if ports.len() >= PORTS && !ports.contains_key(&port) {
@@ -144,7 +133,7 @@ impl Connector {
         let at_port = ports.entry(port).or_insert_with(|| {
             let sessions = Arc::new(Sessions::new(*own, Arc::clone(&config.time_provider)));
             let verifier =
-                Verifier::new(Arc::clone(authorities), *names, Some(Arc::clone(&sessions)));
+                Verifier::new(Arc::clone(trust_anchors), *names, Some(Arc::clone(&sessions)));
             let mut config = config.clone();
             config.dangerous().set_certificate_verifier(Arc::new(verifier));
             config.resumption = Resumption::store(Arc::clone(&sessions) as Arc<_>);
@@ -158,8 +147,8 @@ impl Connector {
 /// as is wanted.
 #[derive(Debug)]
 pub(crate) struct Verifier {
-    pub(crate) authorities: Arc<Authorities>,
-    pub(crate) names: Names,
+    pub(crate) trust_anchors: Arc<TrustAnchors>,
+    pub(crate) names: NameCheck,
     algorithms: WebPkiSupportedAlgorithms,
     /// Where the sessions of the servers that were verified go.
     sessions: Option<Arc<Sessions>>,
@@ -167,12 +156,12 @@ pub(crate) struct Verifier {
 
 impl Verifier {
     pub(crate) fn new(
-        authorities: Arc<Authorities>,
-        names: Names,
+        trust_anchors: Arc<TrustAnchors>,
+        names: NameCheck,
         sessions: Option<Arc<Sessions>>,
     ) -> Self {
         let algorithms = provider().signature_verification_algorithms;
-        Self { authorities, names, algorithms, sessions }
+        Self { trust_anchors, names, algorithms, sessions }
     }
 
     fn verify_name(
@@ -182,7 +171,7 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
     ) -> Result<(), Error> {
-        if self.names == Names::Any {
+        if self.names == NameCheck::Off {
             return Ok(());
         }
         let error = match verify_server_name(parsed, name) {
@@ -192,8 +181,11 @@ impl Verifier {
         // webpki holds an authority's constraints against alternative names alone, so a common name
         // would get around them.
         let constrained =
-            || self.authorities.are_constrained() || intermediates.iter().any(is_constrained);
-        if self.names == Names::Dialed && is_commonly_named(end_entity, name) && !constrained() {
+            || self.trust_anchors.are_constrained() || intermediates.iter().any(is_constrained);
+        if self.names == NameCheck::SanOrCommonName
+            && is_commonly_named(end_entity, name)
+            && !constrained()
+        {
             return Ok(());
         }
         Err(error)
@@ -210,7 +202,7 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
-        self.authorities.verify(end_entity, intermediates, now, |roots| {
+        self.trust_anchors.verify(end_entity, intermediates, now, |roots| {
             let algorithms = self.algorithms.all;
             verify_server_cert_signed_by_trust_anchor(
                 &parsed,

@@ -1,8 +1,8 @@
-//! Certificates and keys: read from PEM, checked, and refused with words that say what to mend.
+//! Reads certificates and keys from PEM files and checks them, with errors that name the fix.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::{fmt, io};
 
@@ -11,9 +11,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::authorities::Authorities;
 use super::certificate_lint;
-use super::certificate_lint::{Finding, Severity, Use, quoted};
+use super::certificate_lint::{CertificatePurpose, Finding, Severity, quoted};
 use super::certificate_names::Validity;
 use super::error_text::describe_tls;
 use super::file_format::other_format;
@@ -23,61 +22,18 @@ use super::pem::{Block, Content};
 use super::private_key;
 use super::private_key::Unsupported;
 use super::provider;
+use super::trust_anchors::TrustAnchors;
+use crate::config::{TlsFileKeys, TlsFiles};
 use crate::os::file;
 
-/// The PEM files of one identity. All three are needed: every TLS peer in a Zuul system shows a
-/// certificate and checks the other's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Files {
-    /// Our certificate, its intermediates behind it.
-    pub(crate) cert: PathBuf,
-    /// Its private key.
-    pub(crate) key: PathBuf,
-    /// The authorities that peers' certificates must come from.
-    pub(crate) ca: PathBuf,
-    /// Where the configuration names each.
-    pub(crate) keys: Keys,
-}
+/// How often files that change while they are read are read again.
+const READS: usize = 3;
 
-/// The keys of a configuration that name the files of an identity, as they are shown in messages:
-/// `gateway.toml:8: tls.cert`. Empty where there is no configuration.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Keys {
-    pub(crate) cert: String,
-    pub(crate) key: String,
-    pub(crate) ca: String,
-}
-
-impl PartialEq for Keys {
-    /// Always: files that are named in another line are the same files.
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Keys {}
-
-impl Files {
-    /// Files that no configuration names.
-    #[cfg(test)]
-    pub(crate) fn of(cert: &str, key: &str, ca: &str) -> Self {
-        Self { cert: cert.into(), key: key.into(), ca: ca.into(), keys: Keys::default() }
-    }
-
-    /// All three.
-    pub(crate) fn paths(&self) -> [&Path; 3] {
-        [&self.cert, &self.key, &self.ca]
-    }
-}
-
-/// How often files are read that change meanwhile.
-const LOOKS: usize = 3;
-
-/// Who we are and whom we trust.
+/// Our certificate chain and key, and the CAs that we trust.
 pub(crate) struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
-    pub(crate) authorities: Arc<Authorities>,
+    pub(crate) trust_anchors: Arc<TrustAnchors>,
     findings: Vec<Finding>,
 }
 
@@ -89,32 +45,35 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads `files`, checks that they belong together, and looks for what is amiss with the
-    /// certificate `now` and for this `purpose`.
+    /// Reads `files`, checks that they belong together, and collects the findings about the
+    /// certificate for the time `now` and this `purpose`.
     ///
     /// # Errors
-    /// Every file that cannot be used, each with its fault and what to do, and what else was found.
+    /// A finding for each file that cannot be used, and all other findings.
     pub(crate) fn load(
-        files: &Files,
-        purpose: Use<'_>,
+        files: &TlsFiles,
+        purpose: CertificatePurpose<'_>,
         now: UnixTime,
     ) -> Result<Self, Vec<Finding>> {
         let keys = &files.keys;
         let [cert, key, ca] =
             [&files.cert, &files.key, &files.ca].map(|path| path.to_string_lossy());
-        let Some([cert_pem, key_pem, ca_pem]) = together(files.paths(), read) else {
-            let text = format!("{cert}: this file, {key} or {ca} changes while it is read");
+        let Some([cert_pem, key_pem, ca_pem]) = read_consistent(files.paths(), read) else {
+            let text = format!(
+                "{cert}: cannot be read: it, {key} or {ca} is being replaced; try again when the files \
+                 have settled"
+            );
             return Err(vec![Finding::new(Severity::Error, &keys.cert, text)]);
         };
         let chain = parse(&cert_pem, |pem| certificates(&cert, pem));
         let key_read = parse(&key_pem, |pem| private_key_of(&key, pem));
-        let of_clients = matches!(purpose, Use::Listening(_));
-        let authorities = parse(&ca_pem, |pem| authorities(&ca, pem, of_clients));
-        let authorities = match purpose {
-            Use::ZooKeeper => authorities.map(Authorities::with_webpki_alone),
-            Use::Dialing | Use::Listening(_) => authorities,
+        let of_clients = matches!(purpose, CertificatePurpose::Listening(_));
+        let trust_anchors = parse(&ca_pem, |pem| trust_anchors(&ca, pem, of_clients));
+        let trust_anchors = match purpose {
+            CertificatePurpose::ZooKeeper => trust_anchors.map(TrustAnchors::with_webpki_alone),
+            CertificatePurpose::Dialing | CertificatePurpose::Listening(_) => trust_anchors,
         };
-        let authorities = authorities.map(Arc::new);
+        let trust_anchors = trust_anchors.map(Arc::new);
         if let (Ok(cert_pem), Ok(key_pem)) = (&cert_pem, &key_pem)
             && chain.is_err()
             && key_read.is_err()
@@ -126,121 +85,123 @@ impl Identity {
             return Err(vec![Finding::new(Severity::Error, &keys.cert, text)]);
         }
 
-        let mut found = match (&chain, &authorities) {
-            (Ok(chain), Ok(authorities)) => {
-                identity_lint::certificates(chain, authorities, files, purpose, now)
+        let mut findings = match (&chain, &trust_anchors) {
+            (Ok(chain), Ok(trust_anchors)) => {
+                identity_lint::certificates(chain, trust_anchors, files, purpose, now)
             }
             (Ok(chain), Err(_)) => certificate_lint::chain(chain, false, files, purpose, now),
             (Err(_), _) => Vec::new(),
         };
         if key_read.is_ok() {
-            found.extend(identity_lint::key_mode(files));
+            findings.extend(identity_lint::key_mode(files));
         }
-        match Self::of(keys, (&cert, chain), (&key, key_read), authorities) {
-            Ok(identity) => Ok(Self { findings: found, ..identity }),
-            Err(refusal) => {
-                match refusal {
-                    // Said already, and better.
-                    Refusal::Certificate(_) if found.iter().any(Finding::is_error) => {}
-                    refusal => found.extend(refusal.into_findings()),
+        match Self::from_parts(keys, (&cert, chain), (&key, key_read), trust_anchors) {
+            Ok(identity) => Ok(Self { findings, ..identity }),
+            Err(error) => {
+                match error {
+                    // `certificate_lint` has reported the reason in more detail.
+                    IdentityError::Certificate(_) if findings.iter().any(Finding::is_error) => {}
+                    error => findings.extend(error.into_findings()),
                 }
-                Err(found)
+                Err(findings)
             }
         }
     }
 
-    /// An identity made in this process.
+    /// Makes an identity from PEM that this process has generated.
     #[cfg(any(feature = "demo", test))]
     pub(crate) fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self> {
-        let identity = Self::of(
-            &Keys::default(),
+        let identity = Self::from_parts(
+            &TlsFileKeys::default(),
             ("certificate", certificates("certificate", cert.as_bytes())),
             ("key", private_key_of("key", key.as_bytes())),
-            authorities("CA", ca.as_bytes(), true).map(Arc::new),
+            trust_anchors("CA", ca.as_bytes(), true).map(Arc::new),
         );
-        identity.map_err(Refusal::into_error)
+        identity.map_err(IdentityError::into_error)
     }
 
-    /// Of its parts, the first two with the names to use for them in errors.
-    fn of(
-        keys: &Keys,
+    /// Checks that rustls accepts the parts. The names are those that errors use for the first two.
+    fn from_parts(
+        keys: &TlsFileKeys,
         (name, chain): (&str, Result<Vec<CertificateDer<'static>>>),
         (key_name, key): (&str, Result<PrivateKeyDer<'static>>),
-        authorities: Result<Arc<Authorities>>,
-    ) -> Result<Self, Refusal> {
-        let (chain, key, authorities) = match (chain, key, authorities) {
-            (Ok(chain), Ok(key), Ok(authorities)) => (chain, key, authorities),
-            (chain, key, authorities) => {
+        trust_anchors: Result<Arc<TrustAnchors>>,
+    ) -> Result<Self, IdentityError> {
+        let (chain, key, trust_anchors) = match (chain, key, trust_anchors) {
+            (Ok(chain), Ok(key), Ok(trust_anchors)) => (chain, key, trust_anchors),
+            (chain, key, trust_anchors) => {
                 let faults = [
                     (chain.err(), &keys.cert),
                     (key.err(), &keys.key),
-                    (authorities.err(), &keys.ca),
+                    (trust_anchors.err(), &keys.ca),
                 ];
                 let faults = faults.into_iter().filter_map(|(error, key)| {
                     Some(Finding::new(Severity::Error, key, format!("{:#}", error?)))
                 });
-                return Err(Refusal::Other(faults.collect()));
+                return Err(IdentityError::Other(faults.collect()));
             }
         };
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
-            .map_err(|error| refusal(&error, keys, (name, &chain[0]), (key_name, &key)))?;
-        Ok(Self { chain, key, authorities, findings: Vec::new() })
+            .map_err(|error| explain(&error, keys, (name, &chain[0]), (key_name, &key)))?;
+        Ok(Self { chain, key, trust_anchors, findings: Vec::new() })
     }
 
-    /// What is amiss with the certificate, although it can be used.
+    /// Returns the findings about files that can be used nevertheless.
     pub(crate) fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// Until when our certificate is good, in seconds since the epoch.
+    /// Returns the end of our certificate's validity, in seconds since the epoch.
     pub(crate) fn not_after(&self) -> Option<i64> {
         let (_, certificate) = X509Certificate::from_der(self.chain.first()?).ok()?;
         Some(certificate.validity().not_after.timestamp())
     }
 
-    /// Until when our certificate is good, in RFC 3339.
+    /// Returns the end of our certificate's validity in RFC 3339.
     pub(crate) fn valid_until(&self) -> Option<String> {
         let end = jiff::Timestamp::from_second(self.not_after()?).ok()?;
         Some(end.to_string())
     }
 
-    /// The subject of our certificate, printable and at most 200 characters long.
+    /// Returns the subject of our certificate, printable and at most 200 characters long.
     pub(crate) fn subject(&self) -> Option<String> {
         let (_, certificate) = X509Certificate::from_der(self.chain.first()?).ok()?;
         Some(certificate.subject().to_string().escape_default().take(200).collect())
     }
 
-    /// When the first of the authorities ends that has not ended yet, or the last one that has, in
-    /// seconds since the epoch.
+    /// Returns when the first of the valid CA certificates ends, in seconds since the epoch; when none
+    /// is valid, when the last one has ended.
     pub(crate) fn authority_not_after(&self) -> Option<i64> {
         let now = UnixTime::now();
-        let each = self.authorities.certificates().iter().filter_map(Validity::of);
+        let each = self.trust_anchors.certificates().iter().filter_map(Validity::of);
         let (valid, ended): (Vec<_>, Vec<_>) = each.partition(|validity| validity.contains(now));
         let first = valid.iter().map(|validity| validity.until).min();
         first.or_else(|| ended.iter().map(|validity| validity.until).max())
     }
 
-    /// Whether `other` shows the same certificate.
-    pub(crate) fn shows_what(&self, other: &Self) -> bool {
+    /// Whether `other` presents the same chain.
+    pub(crate) fn same_chain(&self, other: &Self) -> bool {
         self.chain == other.chain
     }
 }
 
 impl PartialEq for Identity {
-    /// Whether both have the same certificates, key, authorities and revocation lists.
+    /// Whether both have the same certificates, key, CA certificates and revocation lists.
     fn eq(&self, other: &Self) -> bool {
-        self.chain == other.chain && self.key == other.key && self.authorities == other.authorities
+        self.chain == other.chain
+            && self.key == other.key
+            && self.trust_anchors == other.trust_anchors
     }
 }
 
-/// Why rustls takes no identity.
-enum Refusal {
-    /// It cannot read our certificate.
+/// Why rustls does not accept an identity.
+enum IdentityError {
+    /// It cannot use our certificate.
     Certificate(Finding),
     Other(Vec<Finding>),
 }
 
-impl Refusal {
+impl IdentityError {
     fn into_findings(self) -> Vec<Finding> {
         match self {
             Self::Certificate(finding) => vec![finding],
@@ -258,7 +219,7 @@ impl Refusal {
 /// Checks that `chain` and `key`, each with the name of its file, can be used together.
 ///
 /// # Errors
-/// What is wrong with them and what to do.
+/// The reason why they cannot, and the fix.
 #[cfg(feature = "otlp")]
 pub(crate) fn check_pair(
     (name, chain): (&str, &[CertificateDer<'static>]),
@@ -267,18 +228,18 @@ pub(crate) fn check_pair(
     CertifiedKey::from_der(chain.to_vec(), key.clone_key(), &provider()).map(drop).map_err(
         |error| {
             let files = ((name, &chain[0]), (key_name, key));
-            refusal(&error, &Keys::default(), files.0, files.1).into_error()
+            explain(&error, &TlsFileKeys::default(), files.0, files.1).into_error()
         },
     )
 }
 
-/// Says why rustls takes no `certificate` with this `key`, of the files with these names.
-fn refusal(
+/// Explains why rustls does not accept `certificate` with this `key`, from the files of these names.
+fn explain(
     error: &rustls::Error,
-    keys: &Keys,
+    keys: &TlsFileKeys,
     (name, certificate): (&str, &CertificateDer<'_>),
     (key_name, key): (&str, &PrivateKeyDer<'_>),
-) -> Refusal {
+) -> IdentityError {
     use rustls::{Error, InconsistentKeys};
     let (cert, shown) = (quoted(name), quoted(key_name));
     let public =
@@ -291,7 +252,7 @@ fn refusal(
                 "{name}: cannot be used: {}; look at it: openssl x509 -in {cert} -noout -text",
                 describe_tls(error)
             );
-            return Refusal::Certificate(Finding::new(Severity::Error, &keys.cert, text));
+            return IdentityError::Certificate(Finding::new(Severity::Error, &keys.cert, text));
         }
         (_, Some(Unsupported::ExplicitParameters)) => explicit_parameters(key_name),
         (Error::InconsistentKeys(InconsistentKeys::KeyMismatch), _) if same() => {
@@ -318,7 +279,7 @@ fn refusal(
             describe_tls(error)
         ),
     };
-    Refusal::Other(vec![Finding::new(Severity::Error, &keys.key, text)])
+    IdentityError::Other(vec![Finding::new(Severity::Error, &keys.key, text)])
 }
 
 fn explicit_parameters(key_name: &str) -> String {
@@ -330,14 +291,14 @@ fn explicit_parameters(key_name: &str) -> String {
     )
 }
 
-/// What `read` makes of each file, all of them as they are at one moment; `None` if they change all
-/// the time. A renewal replaces them one by one, and a Kubernetes secret is swapped as a whole, but
-/// perhaps between two of our looks.
-fn together<T>(paths: [&Path; 3], mut read: impl FnMut(&Path) -> T) -> Option<[T; 3]> {
-    let mut before = paths.map(version);
-    for _ in 0..LOOKS {
+/// Calls `read` for each file and returns the results if no file has changed meanwhile; `None` if the
+/// files keep changing. A renewal replaces them one after the other, and a Kubernetes secret as a
+/// whole, but possibly between two of our reads.
+fn read_consistent<T>(paths: [&Path; 3], mut read: impl FnMut(&Path) -> T) -> Option<[T; 3]> {
+    let mut before = paths.map(file_version);
+    for _ in 0..READS {
         let contents = paths.map(&mut read);
-        let after = paths.map(version);
+        let after = paths.map(file_version);
         if before == after {
             return Some(contents);
         }
@@ -346,8 +307,8 @@ fn together<T>(paths: [&Path; 3], mut read: impl FnMut(&Path) -> T) -> Option<[T
     None
 }
 
-/// What tells one version of a file from another: which file, how long, last changed when.
-fn version(path: &Path) -> Option<[i128; 7]> {
+/// Returns what distinguishes versions of a file: device, inode, size and times of change.
+fn file_version(path: &Path) -> Option<[i128; 7]> {
     let of = |file: Metadata| {
         let changes = [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()];
         let [modified, modified_ns, changed, changed_ns] = changes.map(i128::from);
@@ -357,7 +318,7 @@ fn version(path: &Path) -> Option<[i128; 7]> {
     fs::metadata(path).ok().map(of)
 }
 
-/// What `parse` makes of a file's content.
+/// Parses the content of a file, if it could be read.
 fn parse<T>(pem: &Result<Vec<u8>>, parse: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
     pem.as_ref().map_err(|error| anyhow!("{error:#}")).and_then(|pem| parse(pem))
 }
@@ -365,7 +326,7 @@ fn parse<T>(pem: &Result<Vec<u8>>, parse: impl FnOnce(&[u8]) -> Result<T>) -> Re
 /// Reads a PEM file.
 ///
 /// # Errors
-/// It cannot be read, or is of another format.
+/// The file cannot be read, or has another format than PEM.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let bytes = file::read(path).map_err(|error| unreadable(path, &error))?;
     match other_format(path, &bytes) {
@@ -379,62 +340,64 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
     if error.kind() == io::ErrorKind::PermissionDenied {
         let user = rustix::process::geteuid().as_raw();
         anyhow!(
-            "{name}: cannot be read by user id {user}: {error}; look at its mode: ls -l {shown}"
+            "{name}: cannot be read by user id {user}: {error}; check its owner and mode: ls -l {shown}"
         )
     } else {
         anyhow!("{name}: cannot be read: {error}")
     }
 }
 
-/// A fault of a PEM file, with the command that shows what is in it.
-fn not(fault: &str, name: &str) -> Error {
+/// Returns an error about a PEM file, with the command that shows its content.
+fn pem_error(problem: &str, name: &str) -> Error {
     let shown = quoted(name);
-    anyhow!("{name}: {fault}; see what is in it: openssl storeutl -noout {shown}")
+    anyhow!("{name}: {problem}; show its content: openssl storeutl -noout {shown}")
 }
 
-/// The same, of the block that begins in `line`.
-fn not_in(line: usize, fault: &str, name: &str) -> Error {
+/// Returns an error about the block that begins in `line` of a PEM file.
+fn pem_block_error(line: usize, problem: &str, name: &str) -> Error {
     let shown = quoted(name);
-    anyhow!("{name}:{line}: {fault}; see what is in it: openssl storeutl -noout {shown}")
+    anyhow!("{name}:{line}: {problem}; show its content: openssl storeutl -noout {shown}")
 }
 
 fn blocks(name: &str, pem: &[u8]) -> Result<Vec<Block>> {
-    pem::read(pem)
-        .map_err(|error| not_in(error.line, &format!("not valid PEM: {}", error.problem), name))
+    pem::read(pem).map_err(|error| {
+        pem_block_error(error.line, &format!("not valid PEM: {}", error.problem), name)
+    })
 }
 
-/// The certificates in `pem`, at least one.
+/// Returns the certificates in `pem`, at least one.
 pub(crate) fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     let mut chain = Vec::new();
     for Block { line, content } in blocks(name, pem)? {
         let (Content::Certificate(certificate) | Content::Trusted(certificate, _)) = content else {
             continue;
         };
-        // The first one is parsed by rustls, which has more to say about it.
+        // rustls parses the first one and reports more detail.
         if !chain.is_empty() && X509Certificate::from_der(&certificate).is_err() {
-            return Err(not_in(line, "cannot be used: this is not a certificate", name));
+            return Err(pem_block_error(line, "cannot be used: this is not a certificate", name));
         }
         chain.push(certificate);
     }
     if chain.is_empty() {
-        return Err(not("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
+        return Err(pem_error("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
     }
     Ok(chain)
 }
 
-/// The first private key in `pem`; as with OpenSSL, others are not used.
+/// Returns the first private key in `pem`. Like OpenSSL, ignores further ones.
 pub(crate) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>> {
     for Block { line, content } in blocks(name, pem)? {
         match content {
-            // By its structure: some tools label PKCS#8 as RSA PRIVATE KEY.
+            // Told by its structure, because some tools label PKCS#8 as RSA PRIVATE KEY.
             Content::Key(der) => {
-                return PrivateKeyDer::try_from(der)
-                    .map_err(|_| not_in(line, "cannot be used: this is not a private key", name));
+                return PrivateKeyDer::try_from(der).map_err(|_| {
+                    pem_block_error(line, "cannot be used: this is not a private key", name)
+                });
             }
             Content::EncryptedKey => {
                 let (key, plain) = (quoted(name), quoted(format!("{name}.plain")));
                 bail!(
-                    "{name}: is encrypted, and a daemon has nobody to ask for the passphrase; \
+                    "{name}: is encrypted, and a daemon cannot ask for the passphrase; \
                      decrypt it: openssl pkey -in {key} -out {plain}"
                 );
             }
@@ -451,49 +414,50 @@ pub(crate) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'st
             | Content::Unused => {}
         }
     }
-    Err(not("holds no private key (-----BEGIN PRIVATE KEY-----)", name))
+    Err(pem_error("holds no private key (-----BEGIN PRIVATE KEY-----)", name))
 }
 
-/// The certificates in `pem` as those to trust, for servers, and for clients if they are `of_clients`.
-pub(crate) fn authorities(name: &str, pem: &[u8], of_clients: bool) -> Result<Authorities> {
-    let mut authorities = Authorities::default();
+/// Returns the certificates in `pem` as trusted CAs for servers and, with `of_clients`, for clients.
+pub(crate) fn trust_anchors(name: &str, pem: &[u8], of_clients: bool) -> Result<TrustAnchors> {
+    let mut trust_anchors = TrustAnchors::default();
     for Block { line, content } in blocks(name, pem)? {
         let added = match content {
-            Content::Certificate(certificate) => authorities.add(certificate),
+            Content::Certificate(certificate) => trust_anchors.add(certificate),
             Content::Trusted(certificate, uses) => {
-                // OpenSSL trusts it for nothing else.
+                // OpenSSL trusts the certificate for these uses only.
                 if !uses.servers || (of_clients && !uses.clients) {
                     let lacking = if uses.servers { "clientAuth" } else { "serverAuth" };
-                    let fault = format!(
+                    let problem = format!(
                         "cannot be used: the certificate has trusted uses (openssl x509 -addtrust), \
-                         and {lacking} is none of them; add it, or remove them: openssl x509 -clrtrust"
+                         and {lacking} is not among them; add it, or remove them: openssl x509 -clrtrust"
                     );
-                    return Err(not_in(line, &fault, name));
+                    return Err(pem_block_error(line, &problem, name));
                 }
-                authorities.add(certificate)
+                trust_anchors.add(certificate)
             }
-            Content::RevocationList(list) => authorities.add_revocation_list(list),
+            Content::RevocationList(list) => trust_anchors.add_revocation_list(list),
             Content::Key(_) | Content::EncryptedKey | Content::OtherKey(_) | Content::Unused => {
                 continue;
             }
         };
         added.map_err(|error| {
-            not_in(line, &format!("cannot be used: {}", describe_tls(&error)), name)
+            pem_block_error(line, &format!("cannot be used: {}", describe_tls(&error)), name)
         })?;
     }
-    if authorities.is_empty() {
-        return Err(not("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
+    if trust_anchors.is_empty() {
+        return Err(pem_error("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
     }
-    Ok(authorities)
+    Ok(trust_anchors)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     /// OpenSSL trusts a certificate with trusted uses for nothing else.
     #[test]
-    fn authorities_must_be_trusted_for_the_use_that_there_is() {
+    fn a_ca_with_trusted_uses_is_refused_for_other_uses() {
         let params = rcgen::CertificateParams::new(["ca.example.org".to_owned()]).unwrap();
         let root = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
         for (purpose, servers, clients) in [(1, true, false), (2, false, true), (4, false, false)] {
@@ -501,19 +465,19 @@ mod tests {
             let der = [&root.der()[..], &uses].concat();
             let pem = ::pem::encode(&::pem::Pem::new("TRUSTED CERTIFICATE", der));
             let refused = |of_clients| {
-                authorities("ca.pem", pem.as_bytes(), of_clients).err().map(|e| e.to_string())
+                trust_anchors("ca.pem", pem.as_bytes(), of_clients).err().map(|e| e.to_string())
             };
             assert_eq!(refused(false).is_none(), servers, "{purpose}");
             assert_eq!(refused(true).is_none(), servers && clients, "{purpose}");
-            let lacking = if servers { "clientAuth is none" } else { "serverAuth is none" };
+            let lacking = if servers { "clientAuth is not" } else { "serverAuth is not" };
             assert!(refused(true).is_some_and(|error| error.contains(lacking)), "{purpose}");
             assert_eq!(certificates("gw.pem", pem.as_bytes()).unwrap(), [root.der().clone()]);
         }
     }
 
-    /// A secret that is swapped while it is read comes out as one whole, whichever.
+    /// A secret that is replaced while it is read is read as one consistent version.
     #[test]
-    fn files_that_are_swapped_while_they_are_read() {
+    fn files_replaced_while_they_are_read_come_from_one_version() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let names = ["cert", "key", "ca"];
@@ -527,7 +491,7 @@ mod tests {
         let paths = names.map(|name| at("data").join(name));
         let paths = paths.each_ref().map(PathBuf::as_path);
         let mut reads = 0;
-        let contents = together(paths, |path| {
+        let contents = read_consistent(paths, |path| {
             let text = fs::read_to_string(path).unwrap();
             reads += 1;
             if reads == 2 {
@@ -537,26 +501,26 @@ mod tests {
             text
         });
         assert_eq!(contents.unwrap(), ["new"; 3]);
-        assert_eq!(reads, 6, "the first look saw both");
+        assert_eq!(reads, 6, "the first read saw both versions");
 
         let mut size = 0;
-        let restless = together(paths, |path| {
+        let restless = read_consistent(paths, |path| {
             size += 1;
             fs::write(path, " ".repeat(size)).unwrap();
         });
-        assert_eq!((restless, size), (None, 3 * LOOKS));
+        assert_eq!((restless, size), (None, 3 * READS));
     }
 
-    /// Tests often run as root, whom no mode keeps out.
+    /// Tests often run as root, which may read files of any mode.
     #[test]
-    fn a_file_that_may_not_be_read() {
+    fn a_file_without_read_permission_is_an_error_with_the_user() {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-        let said = unreadable(Path::new("/a b/gw.key"), &denied).to_string();
+        let message = unreadable(Path::new("/a b/gw.key"), &denied).to_string();
         let user = rustix::process::geteuid().as_raw();
         let start = format!("/a b/gw.key: cannot be read by user id {user}: permission denied; ");
-        assert!(said.starts_with(&start) && said.ends_with(": ls -l '/a b/gw.key'"), "{said}");
+        assert!(message.starts_with(&start), "{message}");
         let missing = io::Error::from(io::ErrorKind::NotFound);
-        let said = unreadable(Path::new("/gw.key"), &missing).to_string();
-        assert_eq!(said, "/gw.key: cannot be read: entity not found");
+        let message = unreadable(Path::new("/gw.key"), &missing).to_string();
+        assert_eq!(message, "/gw.key: cannot be read: entity not found");
     }
 }

@@ -1,7 +1,6 @@
 //! TLS for both sides of the gateway: one provider, certificates from PEM, a server and a client
 //! configuration.
 
-pub(crate) mod authorities;
 pub(crate) mod certificate_lint;
 pub(crate) mod certificate_names;
 pub(crate) mod client;
@@ -19,6 +18,7 @@ pub(crate) mod resumption;
 pub(crate) mod server;
 pub(crate) mod session_cache;
 pub(crate) mod signatures;
+pub(crate) mod trust_anchors;
 pub(crate) mod zookeeper_client;
 
 use std::sync::Arc;
@@ -27,14 +27,14 @@ use rustls::CommonState;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
 
-pub(crate) use self::certificate_lint::{Finding, Use};
-pub(crate) use self::client::{Connector, Names, connector};
+pub(crate) use self::certificate_lint::{CertificatePurpose, Finding};
+pub(crate) use self::client::{Connector, connector};
 pub(crate) use self::error_text::describe;
 pub(crate) use self::handshake_error::Failure;
-pub(crate) use self::identity::{Files, Identity, Keys};
+pub(crate) use self::identity::Identity;
 #[cfg(feature = "otlp")]
 pub(crate) use self::otlp_client::collector_connector;
-pub(crate) use self::server::{Acceptor, ClientCertificate, acceptor};
+pub(crate) use self::server::{Acceptor, acceptor};
 pub(crate) use self::zookeeper_client::{zookeeper_certs, zookeeper_options};
 
 /// The ALPN protocol by which gateways of our own kind know each other. Upstream's take no notice

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
-use super::identity::{authorities, certificates, check_pair, private_key_of, read};
+use super::identity::{certificates, check_pair, private_key_of, read, trust_anchors};
 use super::provider;
 
 /// A TLS client that trusts `roots`, or whom the system trusts, and shows `identity`, a certificate
@@ -21,7 +21,7 @@ pub(crate) fn collector_connector(
     protocol: &[u8],
 ) -> Result<TlsConnector> {
     let roots = match roots {
-        Some(path) => authorities(&path.to_string_lossy(), &read(path)?, false)?.roots(),
+        Some(path) => trust_anchors(&path.to_string_lossy(), &read(path)?, false)?.roots(),
         None => Arc::new(system()?),
     };
     let builder = ClientConfig::builder_with_provider(provider())
@@ -49,7 +49,7 @@ fn system() -> Result<RootCertStore> {
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
         return Err(anyhow!(
-            "tracing: this system has no certificates of authorities to check the collector's with; \
+            "tracing: this system has no CA certificates to verify the collector's with; \
              name a file with them: tls_ca, or certificate_file with protocol http/protobuf"
         ));
     }

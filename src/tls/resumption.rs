@@ -13,10 +13,8 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, Error, HandshakeK
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_rustls::TlsConnector;
 
-use super::{
-    Acceptor, ClientCertificate, Connector, GATEWAY_PROTOCOL, Identity, Names, acceptor, connector,
-    provider,
-};
+use super::{Acceptor, Connector, GATEWAY_PROTOCOL, Identity, acceptor, connector, provider};
+use crate::config::{ClientCertificate, NameCheck};
 
 const PORT: u16 = 7979;
 
@@ -93,7 +91,8 @@ fn name() -> ServerName<'static> {
 }
 
 fn server(identity: &Identity, clock: &Arc<dyn TimeProvider>) -> Acceptor {
-    let acceptor = acceptor(identity, ClientCertificate::Required, Names::Dialed, None);
+    let acceptor =
+        acceptor(identity, ClientCertificate::Required, NameCheck::SanOrCommonName, None);
     acceptor.unwrap().with_clock(clock)
 }
 
@@ -106,7 +105,7 @@ fn careless(
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[version])
         .unwrap()
-        .with_root_certificates(identity.authorities.roots())
+        .with_root_certificates(identity.trust_anchors.roots())
         .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
         .unwrap();
     config.time_provider = Arc::clone(clock);
@@ -153,7 +152,7 @@ async fn an_ended_certificate_that_is_not_needed_refuses_nobody() {
     let (mut chained, server) = (identities((2040, 2040)).0, server(&lasting, &time));
     chained.chain = lasting.chain.iter().chain(&ending.chain).cloned().collect();
     chained.key = lasting.key.clone_key();
-    chained.authorities = Arc::clone(&lasting.authorities);
+    chained.trust_anchors = Arc::clone(&lasting.trust_anchors);
     let client = careless(&chained, &time, &rustls::version::TLS13);
     let dial = |stream| client.connect(name(), stream);
     meet(&server, dial).await.1.expect("it is valid");
@@ -166,7 +165,7 @@ async fn before_and_after(dialing: &Identity, serving: &Identity) -> Outcome {
     let clock = Clock::new();
     let time: Arc<dyn TimeProvider> = clock.clone();
     let server = server(serving, &time);
-    let client = connector(dialing, Names::Dialed).unwrap().with_clock(&time);
+    let client = connector(dialing, NameCheck::SanOrCommonName).unwrap().with_clock(&time);
     let dial = |stream| {
         let client: Connector = client.clone();
         async move { client.connect(&name(), PORT, None, stream).await.map_err(|(error, _)| error) }
@@ -200,7 +199,7 @@ async fn sessions_of_a_server_that_was_forgotten_are_not_kept() {
     let clock = Clock::new();
     let time: Arc<dyn TimeProvider> = clock.clone();
     let server = server(&ending, &time);
-    let client = connector(&lasting, Names::Dialed).unwrap().with_clock(&time);
+    let client = connector(&lasting, NameCheck::SanOrCommonName).unwrap().with_clock(&time);
     let dial = async |stream| {
         let stream = client.connect(&name(), PORT, None, stream).await.map_err(|(error, _)| error);
         let sessions = client.at(PORT).sessions;
@@ -224,7 +223,7 @@ async fn sessions_are_kept_by_port() {
     let (one, other) = identities((2040, 2040));
     let clock: Arc<dyn TimeProvider> = Clock::new();
     let servers = [server(&one, &clock), server(&other, &clock)];
-    let client = connector(&one, Names::Dialed).unwrap().with_clock(&clock);
+    let client = connector(&one, NameCheck::SanOrCommonName).unwrap().with_clock(&clock);
     for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
         for (server, port) in servers.iter().zip([PORT, PORT + 1]) {
             let dial = async |stream| {

@@ -22,10 +22,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::authorities::Authorities;
 use super::certificate_names;
 use super::certificate_names::{Validity, is_constrained};
-use super::{GATEWAY_PROTOCOL, Identity, Names, ZONE_PREFIX, provider};
+use super::trust_anchors::TrustAnchors;
+use super::{GATEWAY_PROTOCOL, Identity, ZONE_PREFIX, provider};
+use crate::config::{ClientCertificate, NameCheck};
 
 /// The most plaintext in one record, in bytes.
 ///
@@ -35,17 +36,6 @@ const PLAINTEXT_MAX: usize = 1024;
 
 /// rustls counts a record's header into its limit.
 const RECORD_HEADER: usize = 5;
-
-/// Whether a TLS listener wants to see the client's certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ClientCertificate {
-    /// None, no connection: what Zuul's own gateway does.
-    Required,
-    /// Checked if shown.
-    Optional,
-    /// Not asked for.
-    None,
-}
 
 /// Shakes hands with clients.
 #[derive(Clone)]
@@ -71,12 +61,12 @@ pub(crate) struct Acceptor {
 pub(crate) fn acceptor(
     identity: &Identity,
     client: ClientCertificate,
-    names: Names,
+    names: NameCheck,
     zone: Option<&str>,
 ) -> Result<Acceptor> {
     let verifier = match client {
-        ClientCertificate::Required => Some(ClientVerifier::new(&identity.authorities, true)?),
-        ClientCertificate::Optional => Some(ClientVerifier::new(&identity.authorities, false)?),
+        ClientCertificate::Required => Some(ClientVerifier::new(&identity.trust_anchors, true)?),
+        ClientCertificate::Optional => Some(ClientVerifier::new(&identity.trust_anchors, false)?),
         ClientCertificate::None => None,
     };
     let verifier = verifier.map(Arc::new);
@@ -87,8 +77,8 @@ pub(crate) fn acceptor(
     let mut own_kind = config(identity, verifier.as_ref())?;
     own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
     own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
-    let constrained = identity.authorities.are_constrained();
-    let common_names = names != Names::DialedStrictly && !constrained;
+    let constrained = identity.trust_anchors.are_constrained();
+    let common_names = names != NameCheck::SanOnly && !constrained;
     Ok(Acceptor {
         cautious: Arc::new(cautious),
         own_kind: Arc::new(own_kind),
@@ -115,20 +105,20 @@ fn config(identity: &Identity, verifier: Option<&Arc<ClientVerifier>>) -> Result
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
-    authorities: Arc<Authorities>,
+    trust_anchors: Arc<TrustAnchors>,
 }
 
 impl ClientVerifier {
     /// For clients that must show a certificate if `mandatory`.
-    pub(crate) fn new(authorities: &Arc<Authorities>, mandatory: bool) -> Result<Self> {
-        let builder = builder(authorities.roots());
+    pub(crate) fn new(trust_anchors: &Arc<TrustAnchors>, mandatory: bool) -> Result<Self> {
+        let builder = builder(trust_anchors.roots());
         let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
-        Ok(Self { webpki: builder.build()?, authorities: Arc::clone(authorities) })
+        Ok(Self { webpki: builder.build()?, trust_anchors: Arc::clone(trust_anchors) })
     }
 }
 
-/// Without the names of the authorities, which TLS would send to each client: more than 64 KiB of
-/// them make a message that no client can read, and they would tell clients which authorities are
+/// Without the names of the CAs, which TLS would send to each client: more than 64 KiB of
+/// them make a message that no client can read, and they would tell clients which CAs are
 /// trusted.
 fn builder(roots: Arc<RootCertStore>) -> ClientCertVerifierBuilder {
     WebPkiClientVerifier::builder_with_provider(roots, provider()).clear_root_hint_subjects()
@@ -153,8 +143,8 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.authorities.verify(end_entity, intermediates, now, |roots| {
-            let webpki = if Arc::ptr_eq(&roots, &self.authorities.roots()) {
+        self.trust_anchors.verify(end_entity, intermediates, now, |roots| {
+            let webpki = if Arc::ptr_eq(&roots, &self.trust_anchors.roots()) {
                 Arc::clone(&self.webpki)
             } else {
                 builder(roots).build().map_err(|error| Error::General(error.to_string()))?
@@ -190,8 +180,8 @@ impl ClientCertVerifier for ClientVerifier {
 impl Acceptor {
     /// The names of a client that has shown `chain`, which has been verified.
     pub(crate) fn names_of(&self, chain: &[CertificateDer<'_>]) -> Vec<String> {
-        let Some((own, authorities)) = chain.split_first() else { return Vec::new() };
-        let common = self.common_names && !authorities.iter().any(is_constrained);
+        let Some((own, intermediates)) = chain.split_first() else { return Vec::new() };
+        let common = self.common_names && !intermediates.iter().any(is_constrained);
         certificate_names::names(own, common)
     }
 

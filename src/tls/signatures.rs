@@ -48,7 +48,7 @@ impl SignatureVerificationAlgorithm for NotForTls13 {
         message: &[u8],
         signature: &[u8],
     ) -> Result<(), InvalidSignature> {
-        // RFC 8446, section 4.4.3. What TLS 1.2 signs begins with our random, and what authorities
+        // RFC 8446, section 4.4.3. What TLS 1.2 signs begins with our random, and what trust_anchors
         // sign is DER.
         if message.starts_with(&[b' '; 64]) {
             return Err(InvalidSignature);

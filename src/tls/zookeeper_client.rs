@@ -11,14 +11,14 @@ use super::Identity;
 /// # Errors
 /// The client finds something amiss that [`Identity::load`] did not.
 pub(crate) fn zookeeper_certs(identity: &Identity) -> Result<TlsCerts> {
-    let Identity { chain, key, authorities, .. } = identity;
+    let Identity { chain, key, trust_anchors, .. } = identity;
     // The client takes PEM alone, and skips what it cannot read: it gets what this program has
     // read.
     let blocks = |label: &str, blocks: &mut dyn Iterator<Item = &[u8]>| -> String {
         blocks.map(|der| ::pem::encode(&::pem::Pem::new(label, der))).collect()
     };
-    let certificates = &mut authorities.certificates().iter().map(AsRef::as_ref);
-    let revoked = &mut authorities.revocation_lists().iter().map(AsRef::as_ref);
+    let certificates = &mut trust_anchors.certificates().iter().map(AsRef::as_ref);
+    let revoked = &mut trust_anchors.revocation_lists().iter().map(AsRef::as_ref);
     let ca = blocks("CERTIFICATE", certificates) + &blocks("X509 CRL", revoked);
     let cert = blocks("CERTIFICATE", &mut chain.iter().map(AsRef::as_ref));
     let label = match key {

@@ -424,15 +424,9 @@ async fn typed(directory: &Path, command: &str) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Types the command that issues the certificate of `identity` anew, and returns that.
-async fn issued(authority: &Authority, identity: &Identity, fault: &str) -> Identity {
-    typed(authority.directory(), command(fault)).await;
-    Identity { cert: format!("{}.new", identity.cert.display()).into(), ..identity.clone() }
-}
-
 /// What Zuul's documentation tells people to make, and no TLS library of today takes.
 #[tokio::test]
-async fn a_version_1_certificate_is_refused_with_what_mends_it() {
+async fn a_version_1_certificate_is_refused() {
     let (files, authority) = (Files::new(), Authority::new());
     let directory = files.0.path();
     let request = "req -newkey rsa:2048 -nodes -keyout key.pem -subj /CN=gw -out request.pem";
@@ -445,9 +439,6 @@ async fn a_version_1_certificate_is_refused_with_what_mends_it() {
         let faults = faults(&files.write("gateway.toml", toml(tls, zookeeper))).await;
         let expected = format!("{}: is an X.509 version 1 certificate", cert.display());
         assert!(faults.len() == 1 && unkeyed(&faults[0]).starts_with(&expected), "{faults:#?}");
-        let new = issued(&authority, &identity, &faults[0]).await;
-        let checked = check(&files.write("gateway.toml", toml(&new, &new))).await;
-        assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""));
     }
 }
 
@@ -457,8 +448,7 @@ fn listening(tls: &Identity, zookeeper: &Identity) -> String {
     format!("{listener}tls = true\n{}", toml(tls, zookeeper))
 }
 
-/// Faults that peers would find, and warnings: what `check` says of each, and that the command it
-/// prints mends it.
+/// The errors and warnings that `check` reports for certificates that peers will refuse.
 #[tokio::test]
 async fn certificates_that_peers_will_refuse() {
     use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
@@ -492,7 +482,7 @@ async fn certificates_that_peers_will_refuse() {
         (&dialing, [error("is not for servers"), None, None]),
         (&expired, [error("has expired: valid until Jul  1"); 3]),
         (&soon, [warning("expires soon, in 7 days"); 3]),
-        (&authoritys, [error("is an authority's (CA:TRUE)"), error("is an authority's"), None]),
+        (&authoritys, [error("is a CA certificate (CA:TRUE)"), error("is a CA certificate"), None]),
         (
             &nameless,
             [warning("has no subjectAltName, only the common name \"gw.example.org\""), None, None],
@@ -515,10 +505,6 @@ async fn certificates_that_peers_will_refuse() {
             assert_eq!(stderr.lines().count(), 1, "{stderr}");
             assert!(unkeyed(&stderr).starts_with(&expected), "{expected}: {stderr}");
             assert_eq!((code, stdout.is_empty()), (Some(if *error { 78 } else { 0 }), *error));
-            let new = issued(&authority, identity, &stderr).await;
-            let config = files.write("gateway.toml", &configurations(&new)[index]);
-            let checked = check(&config).await;
-            assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{expected}");
         }
     }
 }
@@ -551,15 +537,15 @@ async fn certificates_that_do_not_fit_together() {
     let many = Identity { cert: files.write("many", many), ..good.clone() };
     let open = Identity { key: files.write("open", Identity::text(&good.key)), ..good.clone() };
     fs::set_permissions(&open.key, fs::Permissions::from_mode(0o644)).expect("permissions");
-    let refuse = "peers that trust the same authorities refuse it: ";
+    let refuse = "peers with the same CA file refuse it: ";
     for (identity, file, said) in [
         (&good, None, String::new()),
         (&complete, None, String::new()),
         (&stranger, Some(&stranger.cert), format!("warning: {refuse}bad signature: ")),
         (&incomplete, Some(&incomplete.cert), format!("warning: {refuse}is not signed by")),
         (&sha1, Some(&sha1.cert), format!("warning: {refuse}it, or one that it needs, is signed with")),
-        (&ended, Some(&ended.ca), "warning: the authority in certificate 1 of it (\"test CA\") has expired: valid until Jul  1".to_owned()),
-        (&many, Some(&many.cert), "holds 600 certificates of ".to_owned()),
+        (&ended, Some(&ended.ca), "warning: the CA certificate 1 of the file (\"test CA\") has expired: valid until Jul  1".to_owned()),
+        (&many, Some(&many.cert), "holds 600 certificates with a total of ".to_owned()),
         (&open, Some(&open.key), "warning: the private key can be read by every user of this host (mode 0644): chmod o= ".to_owned()),
     ] {
         for config in [listening(identity, &good), toml(&good, identity)] {

@@ -235,12 +235,11 @@ enum Hop {
     IsAskedTooOften,
     IsSlow,
     CannotServe,
-    SpeaksHttp,
     IsOfAnotherZone,
 }
 
 impl Hop {
-    const ALL: [(Self, &str); 12] = [
+    const ALL: [(Self, &str); 11] = [
         (Self::Refuses, REFUSED),
         (Self::NeverShakesHands, "no connection in time"),
         (Self::ClosesInTheHandshake, "TLS: ..."),
@@ -251,7 +250,6 @@ impl Hop {
         (Self::IsAskedTooOften, "too many requests for this build wait for it"),
         (Self::IsSlow, "overtaken: ..."),
         (Self::CannotServe, "the gateway answered: ..."),
-        (Self::SpeaksHttp, "no gateway: ..."),
         (Self::IsOfAnotherZone, "a gateway of another zone answers: ..."),
     ];
 
@@ -312,7 +310,6 @@ impl Hop {
                 assert!(within("a refusal", acceptor.accept(stream)).await.is_err());
             }
             Self::CannotServe => gateway.serve(b"Internal streaming error\n").await,
-            Self::SpeaksHttp => gateway.serve(b"HTTP/1.1 400 Bad Request\r\n").await,
             Self::Closes => gateway.accept().await.finish().await,
             Self::Resets => gateway.accept().await.reset(),
             _ => {}

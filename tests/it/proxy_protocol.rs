@@ -1,9 +1,7 @@
 //! Connections that a balancer makes for clients: the PROXY protocol's header in front, taken from
 //! those who may say it and from nobody else.
 
-use std::net::{IpAddr, Ipv4Addr};
-
-use tokio::net::TcpStream;
+use std::net::IpAddr;
 
 use crate::limits_per_address::rejected;
 use crate::service::program;
@@ -12,7 +10,6 @@ use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
-use crate::support::within;
 
 const TRUSTED: &str = "proxy_protocol = [\"127.0.0.0/8\"]";
 const BROKEN: &str = "zuul_fingergw_requests_total{result=\"proxy_header\"}";
@@ -276,34 +273,4 @@ async fn a_forged_header() {
     assert_eq!(trusted.text().await, "log\n");
     streamed_to(&mut gateway, "192.0.2.1:12345").await;
     assert_eq!(metric(&gateway, BROKEN).await, 0.0);
-}
-
-/// Which gateway it is whose handshakes fail is told by the client's address.
-#[tokio::test]
-async fn a_gateway_behind_a_balancer_whose_handshakes_fail() {
-    let system = System::new().await;
-    system.put_gateway(Some("west"), Some(7979), true, "running").await;
-    let gateway = gateway(&system, "tls = true\nproxy_protocol = [\"127.0.0.2\"]", "").await;
-    let fails = async |client: &str| {
-        let from = Ipv4Addr::new(127, 0, 0, 2);
-        let mut plain: Client<TcpStream> =
-            Client::connect_from(&from.to_string(), gateway.address()).await;
-        plain.send(format!("PROXY TCP4 {client} 192.0.2.2 1 2\r\nno TLS\r\n").as_bytes()).await;
-        plain.rest().await;
-    };
-    for _ in 0..3 {
-        fails("192.0.2.77").await;
-    }
-    // The gateways' addresses are asked for behind the first failure; those that come meanwhile do
-    // not count.
-    let told = |line: &str| line.contains("gets no TLS session with us");
-    within("the gateway to be named", async {
-        while !gateway.log().iter().any(|line| told(line)) {
-            fails("127.0.0.1").await;
-        }
-    })
-    .await;
-    let log = gateway.log();
-    let line = log.iter().find(|line| told(line)).expect("it was there");
-    assert!(line.contains("zone=west") && line.contains("peer=127.0.0.1 "), "{line}");
 }

@@ -331,7 +331,7 @@ async fn a_kubernetes_secret_swapped_under_us() {
         let Outcome { code, stdout, stderr } = program(&["reload"], &served.config).await;
         match code {
             Some(0) => taken += 1,
-            _ => assert!(stderr.contains("changes while it is read"), "{stdout}{stderr}"),
+            _ => assert!(stderr.contains("is being replaced"), "{stdout}{stderr}"),
         }
         assert!(valid.contains(&served.shows(&client).await));
         flow.goes_on("all the time\n").await;

@@ -3,7 +3,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::route::comes_from;
@@ -24,121 +23,6 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
     all.into_iter()
         .filter(|line| line.contains(" WARN ") && line.contains("port forwards"))
         .collect()
-}
-
-/// What stands at a gateway's address and is none.
-#[derive(Clone, Copy, Debug)]
-enum Stranger {
-    Http,
-    Ssh,
-    Mail,
-    Echo,
-    Tls,
-}
-
-/// Talks to one connection as the stranger does.
-async fn talk(stranger: Stranger, mut stream: tokio::net::TcpStream) {
-    let mut request = [0; 1024];
-    let _ = match stranger {
-        Stranger::Ssh => stream.write_all(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n").await,
-        Stranger::Mail => stream.write_all(b"220 mx.example.org ESMTP\r\n").await,
-        Stranger::Http => {
-            let _ = stream.read(&mut request).await;
-            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await
-        }
-        Stranger::Echo => match stream.read(&mut request).await {
-            Ok(count) => stream.write_all(&request[..count]).await,
-            Err(error) => Err(error),
-        },
-        // An alert: unexpected_message.
-        Stranger::Tls => {
-            let _ = stream.read(&mut request).await;
-            stream.write_all(&[21, 3, 3, 0, 2, 2, 10]).await
-        }
-    };
-    // The other side closes when it has seen enough.
-    while matches!(stream.read(&mut request).await, Ok(1..)) {}
-}
-
-/// Servers of other kinds: none is shown to a client as a log, each is named once with both ends,
-/// and counted for each request. The gateway behind the mended forward is used again.
-#[tokio::test]
-async fn what_is_no_gateway_is_not_shown_as_a_log() {
-    for (stranger, found) in [
-        (Stranger::Http, "found=\"an HTTP server\""),
-        (Stranger::Ssh, "found=\"an SSH server\""),
-        (Stranger::Mail, "found=\"a mail or FTP server\""),
-        (Stranger::Echo, "found=\"it sends back what it is sent\""),
-        (Stranger::Tls, "found=\"a TLS server, and the registry says plain\""),
-    ] {
-        let system = System::new().await;
-        let (wrong, executor) = (Executor::start().await, Executor::start().await);
-        let port = wrong.address.port();
-        system.put_gateway(Some("west"), Some(port), false, "running").await;
-        let mut builder = Builder::new(&system).zone("east");
-        builder.admin = true;
-        let mut gateway = builder.ready().await;
-        let worker = executor.worker(Some("west"));
-        let build = system.put_build(Some("west"), Some(&worker)).await;
-        for _ in 0..3 {
-            let mut client = Client::ask(gateway.address(), &build).await;
-            let connection = within("a connection", wrong.listener.accept()).await;
-            let (stream, _) = connection.expect("a connection");
-            let talking = tokio::spawn(talk(stranger, stream));
-            executor.serve(b"log\n").await;
-            assert_eq!(client.text().await, "log\n", "{stranger:?}");
-            talking.await.expect("the stranger");
-        }
-        assert_eq!(metric(&gateway, &faults("foreign")).await, 3.0, "{stranger:?}");
-        gateway.logged("who it is", |line| line.contains(found)).await;
-        let warnings = warnings(&gateway);
-        assert_eq!(warnings.len(), 1, "{warnings:?}");
-        assert!(warnings[0].contains(&format!("zone=\"west\" gateway=\"localhost:{port}\"")));
-        // Mended: now a gateway is there.
-        comes_from(&wrong, gateway.address(), &build).await;
-    }
-}
-
-/// A forward to something that takes everything and never says a word, and one to something that
-/// closes: the log comes from the executor each time, and one warning names the address once that has
-/// happened a few times. The gateway behind the mended forward is used again.
-#[tokio::test]
-async fn what_never_says_anything_is_named_once() {
-    for closes in [false, true] {
-        let system = System::new().await;
-        let (wrong, executor) = (Executor::start().await, Executor::start().await);
-        let port = wrong.address.port();
-        system.put_gateway(Some("west"), Some(port), false, "running").await;
-        let limits = "connect_timeout = \"500ms\"";
-        let mut builder = Builder::new(&system).zone("east").limits(limits);
-        builder.admin = true;
-        let mut gateway = builder.ready().await;
-        let worker = executor.worker(Some("west"));
-        let build = system.put_build(Some("west"), Some(&worker)).await;
-        let (address, build) = (gateway.address(), &build);
-        let served = async || {
-            let mut client = Client::ask(address, build).await;
-            let mute = wrong.accept().await;
-            let mute = (!closes).then_some(mute);
-            executor.serve(b"log\n").await;
-            assert_eq!(client.text().await, "log\n");
-            drop(mute);
-        };
-        served().await;
-        assert!(warnings(&gateway).is_empty(), "it may have been busy");
-        let met = async || metric(&gateway, &faults("silent")).await;
-        within("it to be found", async {
-            while met().await < 3.0 {
-                served().await;
-            }
-        })
-        .await;
-        gateway.logged("the warning", |line| line.contains("says nothing")).await;
-        let warnings = warnings(&gateway);
-        assert_eq!(warnings.len(), 1, "{warnings:?}");
-        assert!(warnings[0].contains(&format!("zone=\"west\" gateway=\"localhost:{port}\"")));
-        comes_from(&wrong, address, build).await;
-    }
 }
 
 /// Entries that name this gateway as an executor: by an address that it listens on, by another

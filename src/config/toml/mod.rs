@@ -10,16 +10,13 @@ use toml::de::DeTable;
 use tracing::Level;
 
 use self::reader::{Document, Found, Table};
-use super::error::Faults;
-use super::otlp::{Given, PROTOCOLS, TIMEOUT, Tracing};
-use super::parse::Read;
+use super::error::ConfigErrors;
+use super::otlp::{OtlpOptions, PROTOCOLS, TIMEOUT, Tracing};
+use super::parse::Parsed;
 use super::{
-    Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, LogOutput,
-    ZooKeeper, parse, refuse_taken,
+    ClientCertificate, Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat,
+    LogOutput, NameCheck, Rule, TlsFileKeys, TlsFiles, ZooKeeper, parse, refuse_taken,
 };
-use crate::gateway::routing::access::Rule;
-use crate::telemetry::otlp;
-use crate::tls::{ClientCertificate, Files, Keys, Names};
 
 /// ZooKeeper's usual port for TLS, which is all that this program speaks.
 const TLS_PORT: u16 = 2281;
@@ -28,10 +25,10 @@ const TLS_PORT: u16 = 2281;
 ///
 /// # Errors
 /// Every fault in it.
-pub(crate) fn read(file: &str, text: &str) -> Result<Config, Faults> {
+pub(crate) fn read(file: &str, text: &str) -> Result<Config, ConfigErrors> {
     let document = Document::new(file, text);
     let config = config(&document);
-    Faults::none_or(config, document.into_faults())
+    ConfigErrors::ok_or_errors(config, document.into_faults())
 }
 
 /// The command socket that `text` sets, even if there are errors in it.
@@ -72,7 +69,7 @@ fn config(document: &Document<'_>) -> Config {
         public_port: root.integer("public_port", 1..=65_535).map(|port| port as u16),
         listeners,
         tls,
-        names,
+        name_check: names,
         zookeeper,
         admin,
         user: root.text("user", parse::user),
@@ -87,19 +84,19 @@ fn config(document: &Document<'_>) -> Config {
     config
 }
 
-fn tls(mut table: Table<'_>) -> (Option<Files>, Names) {
+fn tls(mut table: Table<'_>) -> (Option<TlsFiles>, NameCheck) {
     let given = table.has("cert");
     let files = table.identity(["cert", "key", "ca"], false);
     let verify = table.boolean("verify_hostnames", true);
     let fallback = table.boolean("common_name_fallback", true);
     let names = match (verify, fallback) {
-        (false, _) => Names::Any,
-        (true, true) => Names::Dialed,
-        (true, false) => Names::DialedStrictly,
+        (false, _) => NameCheck::Off,
+        (true, true) => NameCheck::SanOrCommonName,
+        (true, false) => NameCheck::SanOnly,
     };
     table.finish();
     // A path that was refused is reported already; a listener need not complain again.
-    (files.or_else(|| given.then(nowhere)), names)
+    (files.or_else(|| given.then(placeholder)), names)
 }
 
 fn listeners(root: &mut Table<'_>, tls_files: bool) -> Vec<Listener> {
@@ -148,8 +145,8 @@ fn listener(
         // Refused already: it takes no other listener's place.
         (None, Some(_)) => (DEFAULT_HOST.to_owned(), 0),
     };
-    if let Err(problem) = refuse_taken(&host, port, before) {
-        table.refuse("address", given.or(Some(found)), problem);
+    if let Err(reason) = refuse_taken(&host, port, before) {
+        table.refuse("address", given.or(Some(found)), reason);
     }
     let tls = table.boolean("tls", false);
     if tls && !tls_files {
@@ -166,13 +163,13 @@ fn listener(
     );
     let advertised = table.boolean("advertised", false);
     let tls = tls.then(|| client.unwrap_or(ClientCertificate::Required));
-    let proxy_protocol = table.texts("proxy_protocol", parse::network).unwrap_or_default();
+    let proxy_protocol = table.list("proxy_protocol", parse::network).unwrap_or_default();
     let mut allow = Vec::new();
     for (found, inner) in table.tables("allow", "listener.allow") {
         if found.get_ref().as_table().is_some_and(|table| table.is_empty()) {
-            let problem = "must have networks, tenants or clients; for a listener that is open to \
+            let reason = "must have networks, tenants or clients; for a listener that is open to \
                            everybody leave out all [[listener.allow]]";
-            table.refuse("allow", Some(found), problem.to_owned());
+            table.refuse("allow", Some(found), reason.to_owned());
         }
         allow.push(rule(inner, tls));
     }
@@ -183,9 +180,9 @@ fn listener(
 /// A rule of a listener that wants to see `certificate` of its clients.
 fn rule(mut table: Table<'_>, certificate: Option<ClientCertificate>) -> Rule {
     let rule = Rule {
-        networks: table.some_texts("networks", parse::network),
-        tenants: table.some_texts("tenants", parse::tenant),
-        clients: table.some_texts("clients", parse::client),
+        networks: table.non_empty_list("networks", parse::network),
+        tenants: table.non_empty_list("tenants", parse::tenant),
+        clients: table.non_empty_list("clients", parse::client),
     };
     let why = match certificate {
         None => Some("this listener speaks no TLS: set tls = true, or leave it out"),
@@ -210,7 +207,7 @@ fn zookeeper(mut table: Table<'_>) -> ZooKeeper {
         hosts: table
             .text("hosts", |text| parse::hosts(text, TLS_PORT))
             .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
-        tls: table.identity(["tls_cert", "tls_key", "tls_ca"], true).unwrap_or_else(nowhere),
+        tls: table.identity(["tls_cert", "tls_key", "tls_ca"], true).unwrap_or_else(placeholder),
         session_timeout: table.duration("session_timeout", Duration::from_secs(40)),
         verify_hostnames: table.boolean("verify_hostnames", true),
     };
@@ -269,7 +266,7 @@ fn limits(mut table: Table<'_>) -> Limits {
             .integer("stream_buffer", STREAM_BUFFER)
             .map_or(stream_buffer, |bytes| bytes as usize),
         ipv6_prefix: table.integer("ipv6_prefix", 1..=128).map_or(ipv6_prefix, |bits| bits as u8),
-        exempt_networks: table.texts("exempt_networks", parse::network).unwrap_or(exempt_networks),
+        exempt_networks: table.list("exempt_networks", parse::network).unwrap_or(exempt_networks),
         handshake_timeout: table.duration("handshake_timeout", handshake_timeout),
         request_timeout: table.duration("request_timeout", request_timeout),
         lookup_timeout: table.duration("lookup_timeout", lookup_timeout),
@@ -313,7 +310,7 @@ fn tracing(mut table: Table<'_>) -> Option<Tracing> {
         true => Err("must be a name".to_owned()),
         false => Ok(text.to_owned()),
     };
-    let given = Given {
+    let given = OtlpOptions {
         protocol: table.choice("protocol", &PROTOCOLS),
         endpoint: table.text("endpoint", |text| Ok(text.to_owned())),
         service_name: table.text("service_name", service),
@@ -326,18 +323,18 @@ fn tracing(mut table: Table<'_>) -> Option<Tracing> {
         gzip: table.choice("compression", &[("none", false), ("gzip", true)]),
     };
     let found = table.find("enabled").filter(|_| enabled);
-    let tracing = found.and_then(|found| match given.together() {
+    let tracing = found.and_then(|found| match given.build() {
         // This file is for nobody else, so whoever wrote that wants it.
-        _ if !otlp::COMPILED => {
-            let problem = "this program was built without it: build it with cargo's feature otlp";
-            table.refuse("enabled", Some(found), problem.to_owned());
+        _ if !cfg!(feature = "otlp") => {
+            let reason = "this program was built without it: build it with cargo's feature otlp";
+            table.refuse("enabled", Some(found), reason.to_owned());
             None
         }
         Ok(tracing) => Some(tracing),
         Err(misfits) => {
-            for (key, problem) in misfits {
+            for (key, reason) in misfits {
                 let found = table.find(key);
-                table.refuse(key, found, problem);
+                table.refuse(key, found, reason);
             }
             None
         }
@@ -349,7 +346,7 @@ fn tracing(mut table: Table<'_>) -> Option<Tracing> {
 /// For one batch of spans.
 const TRACING_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
-fn output(text: &str) -> Read<LogOutput> {
+fn output(text: &str) -> Parsed<LogOutput> {
     match text {
         "stdout" => Ok(LogOutput::Stdout),
         "stderr" => Ok(LogOutput::Stderr),
@@ -359,15 +356,15 @@ fn output(text: &str) -> Read<LogOutput> {
 }
 
 /// Stands in for files that a fault has been noted of.
-fn nowhere() -> Files {
+fn placeholder() -> TlsFiles {
     let [cert, key, ca] = ["", "", ""].map(PathBuf::from);
-    Files { cert, key, ca, keys: Keys::default() }
+    TlsFiles { cert, key, ca, keys: TlsFileKeys::default() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::error::Fault;
+    use crate::config::error::ConfigError;
 
     const EXAMPLE: &str = include_str!("../../../etc/zuul-fingergw.toml");
     const LEAST: &str = r#"
@@ -378,7 +375,7 @@ mod tests {
         tls_ca = "/a"
     "#;
 
-    fn faults(text: &str) -> Vec<Fault> {
+    fn faults(text: &str) -> Vec<ConfigError> {
         read("f.toml", text).err().map(|faults| faults.list().to_vec()).unwrap_or_default()
     }
 
@@ -450,7 +447,7 @@ mod tests {
             let table = mutant.lines().skip(line);
             let table: Vec<_> = table.take_while(|line| !line.starts_with('[')).collect();
             let fault = faults(&mutant).pop().expect("the spurious key");
-            let (_, known) = fault.problem.split_once("known here: ").expect("the known keys");
+            let (_, known) = fault.reason.split_once("known here: ").expect("the known keys");
             for key in known.split(", ") {
                 let shown = table.iter().any(|line| line.starts_with(&format!("{key} = ")));
                 let header = text.contains(&format!("\n[{key}]\n"))
@@ -542,10 +539,10 @@ mod tests {
     #[test]
     fn which_name_a_gateway_must_carry() {
         let names =
-            |lines: &str| read("f.toml", &format!("[tls]\n{lines}\n{LEAST}")).unwrap().names;
-        assert_eq!(names(""), Names::Dialed);
-        assert_eq!(names("common_name_fallback = false"), Names::DialedStrictly);
-        assert_eq!(names("verify_hostnames = false"), Names::Any);
+            |lines: &str| read("f.toml", &format!("[tls]\n{lines}\n{LEAST}")).unwrap().name_check;
+        assert_eq!(names(""), NameCheck::SanOrCommonName);
+        assert_eq!(names("common_name_fallback = false"), NameCheck::SanOnly);
+        assert_eq!(names("verify_hostnames = false"), NameCheck::Off);
     }
 
     const FILES: &str = "[tls]\ncert = \"/c\"\nkey = \"/k\"\nca = \"/a\"\n";
@@ -862,6 +859,6 @@ level = "loud"
         let twice = "[[listener]]\naddress = \"[::]:0\"\nadvertised = true\n".repeat(2);
         let faults = faults(&format!("{twice}{LEAST}"));
         assert_eq!(faults.len(), 1, "{faults:?}");
-        assert_eq!(faults[0].problem, "only one can be advertised");
+        assert_eq!(faults[0].reason, "only one can be advertised");
     }
 }

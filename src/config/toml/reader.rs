@@ -10,17 +10,17 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::config::error::{Fault, shown};
+use crate::config::error::{ConfigError, excerpt};
 use crate::config::parse;
-use crate::config::parse::Read;
-use crate::tls::{Files, Keys};
+use crate::config::parse::Parsed;
+use crate::config::{TlsFileKeys, TlsFiles};
 
 /// A document being read.
 pub(crate) struct Document<'t> {
     file: &'t str,
     text: &'t str,
     tree: Spanned<DeTable<'t>>,
-    faults: RefCell<Vec<Fault>>,
+    faults: RefCell<Vec<ConfigError>>,
 }
 
 impl<'t> Document<'t> {
@@ -29,8 +29,8 @@ impl<'t> Document<'t> {
         let (tree, errors) = DeTable::parse_recoverable(text);
         let document = Self { file, text, tree, faults: RefCell::new(Vec::new()) };
         for error in errors {
-            let problem = document.syntax_problem(&error);
-            document.fault(error.span(), String::new(), None, problem);
+            let reason = document.syntax_problem(&error);
+            document.fault(error.span(), String::new(), None, reason);
         }
         document
     }
@@ -44,16 +44,20 @@ impl<'t> Document<'t> {
         let start = self.text[..span.start].rfind('\n').map_or(0, |end| end + 1);
         let line = self.text[start..].lines().next().unwrap_or_default();
         if message == "duplicate key" {
-            let name = shown(&self.text[span]);
+            let name = excerpt(&self.text[span]);
             return format!("{name}: there is one already; remove one, or merge the two");
         }
         let value = line.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
         match value {
             Some((key, value)) if value.starts_with(is_typographic_quote) => {
-                format!("{}: typographic quotes; write \"...\"", shown(key))
+                format!("{}: typographic quotes; write \"...\"", excerpt(key))
             }
             Some((key, value)) if is_bare_word(value) => {
-                format!("{} = {}: a string must be in quotes: \"...\"", shown(key), shown(value))
+                format!(
+                    "{} = {}: a string must be in quotes: \"...\"",
+                    excerpt(key),
+                    excerpt(value)
+                )
             }
             _ => message.to_owned(),
         }
@@ -64,11 +68,11 @@ impl<'t> Document<'t> {
         span: Option<Range<usize>>,
         key: String,
         value: Option<String>,
-        problem: String,
+        reason: String,
     ) {
         let line = span.map(|span| self.line(span.start));
         let file = self.file.to_owned();
-        self.faults.borrow_mut().push(Fault { file, line, key, value, problem });
+        self.faults.borrow_mut().push(ConfigError { file, line, key, value, reason });
     }
 
     /// The line of a byte, counted from 1.
@@ -83,7 +87,7 @@ impl<'t> Document<'t> {
     }
 
     /// Everything noted.
-    pub(crate) fn into_faults(self) -> Vec<Fault> {
+    pub(crate) fn into_faults(self) -> Vec<ConfigError> {
         self.faults.into_inner()
     }
 }
@@ -135,22 +139,26 @@ impl<'d> Table<'d> {
     }
 
     /// Notes a fault in the value of `key`.
-    pub(crate) fn refuse(&self, key: &str, found: Option<Found<'_>>, problem: String) {
+    pub(crate) fn refuse(&self, key: &str, found: Option<Found<'_>>, reason: String) {
         let span = found.map(Spanned::span);
-        let value = span.clone().map(|span| shown(&self.document.text[span]));
-        self.document.fault(span, self.path(key), value, problem);
+        let value = span.clone().map(|span| excerpt(&self.document.text[span]));
+        self.document.fault(span, self.path(key), value, reason);
     }
 
-    fn read<T>(&mut self, key: &'static str, read: impl Fn(&DeValue<'_>) -> Read<T>) -> Option<T> {
+    fn read<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Parsed<T>,
+    ) -> Option<T> {
         let found = self.find(key)?;
-        read(found.get_ref()).map_err(|problem| self.refuse(key, Some(found), problem)).ok()
+        read(found.get_ref()).map_err(|reason| self.refuse(key, Some(found), reason)).ok()
     }
 
     /// A string that `read` understands.
     pub(crate) fn text<T>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Read<T>,
+        read: impl Fn(&str) -> Parsed<T>,
     ) -> Option<T> {
         self.read(key, |value| match value.as_str() {
             Some(text) => read(text),
@@ -159,16 +167,16 @@ impl<'d> Table<'d> {
     }
 
     /// A list of strings, of one at least, that `read` understands.
-    pub(crate) fn some_texts<T>(
+    pub(crate) fn non_empty_list<T>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Read<T>,
+        read: impl Fn(&str) -> Parsed<T>,
     ) -> Option<Vec<T>> {
         let found = self.find(key)?;
         if found.get_ref().as_array().is_some_and(|items| items.is_empty()) {
             self.refuse(key, Some(found), "must name one at least, or be left out".to_owned());
         }
-        self.texts(key, read)
+        self.list(key, read)
     }
 
     /// The tables of the array `key`, each where it was found and to be read as `name`; none if there
@@ -247,16 +255,16 @@ impl<'d> Table<'d> {
             "never" => Ok(None),
             _ => parse::duration(text, &range)
                 .map(Some)
-                .map_err(|problem| format!("{problem}, or \"never\"")),
+                .map_err(|reason| format!("{reason}, or \"never\"")),
         };
         self.text(key, read).flatten()
     }
 
     /// A list of strings that `read` understands.
-    pub(crate) fn texts<T>(
+    pub(crate) fn list<T>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Read<T>,
+        read: impl Fn(&str) -> Parsed<T>,
     ) -> Option<Vec<T>> {
         let found = self.find(key)?;
         let Some(items) = found.get_ref().as_array() else {
@@ -268,7 +276,7 @@ impl<'d> Table<'d> {
             let text = item.get_ref().as_str().ok_or("must be a string in quotes".to_owned());
             match text.and_then(&read) {
                 Ok(value) => all.push(value),
-                Err(problem) => self.refuse(key, Some(item), problem),
+                Err(reason) => self.refuse(key, Some(item), reason),
             }
         }
         Some(all)
@@ -310,29 +318,29 @@ impl<'d> Table<'d> {
                 let known: Vec<_> = self.asked.iter().copied().collect();
                 let meant = parse::closest(key.get_ref(), known.iter().copied());
                 let meant = meant.map_or(String::new(), |key| format!(" (did you mean {key}?)"));
-                let problem = format!("unknown key{meant}; known here: {}", known.join(", "));
-                let path = self.path(&shown(key.get_ref()));
-                self.document.fault(Some(key.span()), path, None, problem);
+                let reason = format!("unknown key{meant}; known here: {}", known.join(", "));
+                let path = self.path(&excerpt(key.get_ref()));
+                self.document.fault(Some(key.span()), path, None, reason);
             }
         }
     }
 
     /// The three files of an identity: all or none. `None` is also what a fault leaves.
-    pub(crate) fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<Files> {
+    pub(crate) fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<TlsFiles> {
         let [cert, key, ca] = keys;
         let given = keys.map(|key| self.has(key));
         let files = (self.path_of_file(cert), self.path_of_file(key), self.path_of_file(ca));
         for (name, given_here) in keys.iter().zip(given) {
             if !given_here && (required || given.contains(&true)) {
-                let problem = format!("missing; {cert}, {key} and {ca} are needed together");
-                self.refuse(name, None, problem);
+                let reason = format!("missing; {cert}, {key} and {ca} are needed together");
+                self.refuse(name, None, reason);
             }
         }
         match files {
             (Some(cert), Some(key), Some(ca)) => {
                 let [cert_key, key_key, ca_key] = keys.map(|key| self.place(key));
-                let keys = Keys { cert: cert_key, key: key_key, ca: ca_key };
-                Some(Files { cert, key, ca, keys })
+                let keys = TlsFileKeys { cert: cert_key, key: key_key, ca: ca_key };
+                Some(TlsFiles { cert, key, ca, keys })
             }
             _ => None,
         }

@@ -10,7 +10,7 @@ pub(crate) mod differential;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crate::config::error::shown;
+use crate::config::error::excerpt;
 
 /// A parsed file. Values are raw: `%(...)s` is looked at only when a value is asked for, as Python
 /// does, so that a stray `%` harms nobody else.
@@ -20,11 +20,11 @@ pub(crate) struct Ini {
     sections: BTreeMap<String, Options>,
 }
 
-type Options = BTreeMap<String, Raw>;
+type Options = BTreeMap<String, RawValue>;
 
 /// A value as written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Raw {
+struct RawValue {
     /// Where its option stands; 0 for one from the environment.
     line: usize,
     value: String,
@@ -41,7 +41,7 @@ pub(crate) struct Value {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IniError {
     pub(crate) line: usize,
-    pub(crate) problem: String,
+    pub(crate) reason: String,
 }
 
 /// Options of the section `[DEFAULT]` are options of every section.
@@ -75,7 +75,7 @@ impl Ini {
     ) -> (Self, Vec<IniError>) {
         let mut parser = Parser::default();
         for (name, value) in defaults {
-            parser.ini.defaults.insert(name.to_lowercase(), Raw { line: 0, value });
+            parser.ini.defaults.insert(name.to_lowercase(), RawValue { line: 0, value });
         }
         let text = text.replace("\r\n", "\n").replace('\r', "\n");
         for (index, line) in text.split('\n').enumerate() {
@@ -92,10 +92,10 @@ impl Ini {
     pub(crate) fn get(&self, section: &str, option: &str) -> Result<Option<Value>, IniError> {
         let Some(options) = self.sections.get(section) else { return Ok(None) };
         let raw = |name: &str| options.get(name).or_else(|| self.defaults.get(name));
-        let Some(Raw { line, value }) = raw(option) else { return Ok(None) };
-        let mut filled = Filled::default();
+        let Some(RawValue { line, value }) = raw(option) else { return Ok(None) };
+        let mut filled = Interpolated::default();
         interpolate(value, &|name| raw(name).map(|raw| raw.value.as_str()), 1, &mut filled)
-            .map_err(|problem| IniError { line: *line, problem })?;
+            .map_err(|reason| IniError { line: *line, reason })?;
         Ok(Some(Value { line: *line, text: filled.text }))
     }
 
@@ -212,7 +212,7 @@ impl Parser {
         let Some(OpenOption { name, line, values }) = self.option.take() else { return };
         let value = values.join("\n").trim_end_matches(is_space).to_owned();
         if let Some(options) = self.options() {
-            options.insert(name, Raw { line, value });
+            options.insert(name, RawValue { line, value });
         }
     }
 
@@ -224,8 +224,8 @@ impl Parser {
         }
     }
 
-    fn error(&mut self, line: usize, problem: &str) {
-        self.errors.push(IniError { line, problem: problem.to_owned() });
+    fn error(&mut self, line: usize, reason: &str) {
+        self.errors.push(IniError { line, reason: reason.to_owned() });
     }
 }
 
@@ -243,7 +243,7 @@ fn header(text: &str) -> Option<&str> {
 
 /// A value whose references are being filled in.
 #[derive(Default)]
-struct Filled {
+struct Interpolated {
     text: String,
     references: usize,
 }
@@ -253,7 +253,7 @@ fn interpolate<'a>(
     value: &'a str,
     option: &dyn Fn(&str) -> Option<&'a str>,
     depth: usize,
-    filled: &mut Filled,
+    filled: &mut Interpolated,
 ) -> Result<(), String> {
     if depth > DEPTH_MAX {
         return Err("its references go deeper than 10".to_owned());
@@ -268,7 +268,7 @@ fn interpolate<'a>(
         } else if let Some((name, after)) = reference(rest) {
             let name = name.to_lowercase();
             let value = option(&name)
-                .ok_or_else(|| format!("no option to put in for %({})s", shown(&name)))?;
+                .ok_or_else(|| format!("no option to put in for %({})s", excerpt(&name)))?;
             if value.contains('%') {
                 interpolate(value, option, depth + 1, filled)?;
             } else {
@@ -302,8 +302,8 @@ mod tests {
     }
 
     fn get(text: &str, option: &str) -> Result<Option<String>, String> {
-        let value = parse(text).map_err(|errors| errors[0].problem.clone())?.get("s", option);
-        value.map(|value| value.map(|value| value.text)).map_err(|error| error.problem)
+        let value = parse(text).map_err(|errors| errors[0].reason.clone())?.get("s", option);
+        value.map(|value| value.map(|value| value.text)).map_err(|error| error.reason)
     }
 
     #[test]

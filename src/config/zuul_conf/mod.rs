@@ -17,16 +17,15 @@ use nix::unistd::User;
 
 use self::configparser::{Ini, IniError, Value};
 use self::python_logging::Unusable;
-use super::error::{Fault, Faults, shown};
+use super::error::{ConfigError, ConfigErrors, excerpt};
 use super::otlp;
-use super::otlp::{Given, PROTOCOLS, Tracing};
+use super::otlp::{OtlpOptions, PROTOCOLS, Tracing};
 use super::parse;
-use super::parse::Read;
+use super::parse::Parsed;
 use super::{
-    Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat, ZooKeeper,
-    refuse_taken,
+    ClientCertificate, Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat,
+    NameCheck, TlsFileKeys, TlsFiles, ZooKeeper, refuse_taken,
 };
-use crate::tls::{ClientCertificate, Files, Keys, Names};
 
 const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
@@ -70,18 +69,20 @@ pub(crate) fn read(
     file: &str,
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
-) -> Result<Config, Faults> {
+) -> Result<Config, ConfigErrors> {
     let mut reader = Reader::new(file);
     match Ini::parse(text, environment) {
         Ok(ini) => reader.ini = ini,
         Err(errors) => {
             let faults = errors.into_iter().map(|error| reader.unreadable(error, "", ""));
             let faults = faults.collect();
-            return Err(Faults::none_or((), faults).expect_err("an error came with each"));
+            return Err(
+                ConfigErrors::ok_or_errors((), faults).expect_err("an error came with each")
+            );
         }
     }
     let config = reader.config();
-    Faults::none_or(config, reader.faults)
+    ConfigErrors::ok_or_errors(config, reader.faults)
 }
 
 /// The command socket that `text` sets, or else the default one, even if there are errors in it.
@@ -102,7 +103,7 @@ pub(crate) fn command_socket(
 struct Reader<'t> {
     file: &'t str,
     ini: Ini,
-    faults: Vec<Fault>,
+    faults: Vec<ConfigError>,
     /// What there is to read.
     #[cfg(test)]
     asked: std::collections::BTreeSet<(&'static str, &'static str)>,
@@ -143,9 +144,9 @@ impl Reader<'_> {
             public_port: self.read(FINGERGW, "public_port", port).filter(|port| *port != 0),
             listeners: vec![listener],
             tls,
-            names: match self.boolean(FINGERGW, "tls_verify_hostnames", true) {
-                true => Names::Dialed,
-                false => Names::Any,
+            name_check: match self.boolean(FINGERGW, "tls_verify_hostnames", true) {
+                true => NameCheck::SanOrCommonName,
+                false => NameCheck::Off,
             },
             zookeeper: self.zookeeper(),
             admin,
@@ -172,7 +173,7 @@ impl Reader<'_> {
                 if !known.contains(&option) && !self.ini.is_referenced(section, option) {
                     let meant = parse::closest(option, known.iter().copied());
                     let meant = meant.map_or(String::new(), |m| format!("; did you mean {m}?"));
-                    let option = shown(option);
+                    let option = excerpt(option);
                     warnings.push(format!(
                         "{file}:{line}: [{section}] {option}: unknown option, ignored{meant}"
                     ));
@@ -181,7 +182,7 @@ impl Reader<'_> {
             if !self.ini.has_section(section)
                 && let Some(name) = parse::closest(section, self.ini.sections())
             {
-                let name = shown(name);
+                let name = excerpt(name);
                 warnings.push(format!(
                     "{file}: [{name}]: unknown section, ignored; did you mean [{section}]?"
                 ));
@@ -211,12 +212,12 @@ impl Reader<'_> {
         match python_logging::load(&path.to_string_lossy()) {
             Ok(log) => return log,
             Err(Unusable::Content(faults)) => self.faults.extend(faults),
-            Err(Unusable::File(problem)) => self.faults.push(Fault {
+            Err(Unusable::File(reason)) => self.faults.push(ConfigError {
                 file: self.file.to_owned(),
                 line: (line > 0).then_some(line),
                 key: format!("[{FINGERGW}] log_config"),
-                value: Some(shown(&text)),
-                problem: format!("cannot be read: {problem}"),
+                value: Some(excerpt(&text)),
+                reason: format!("cannot be read: {reason}"),
             }),
         }
         default
@@ -230,11 +231,11 @@ impl Reader<'_> {
             hosts: self
                 .read(ZOOKEEPER, "hosts", |text| parse::hosts(text, KAZOO_PORT))
                 .unwrap_or(Hosts { servers: Vec::new(), chroot: String::new() }),
-            tls: self.files(ZOOKEEPER, true).unwrap_or_else(|| Files {
+            tls: self.files(ZOOKEEPER, true).unwrap_or_else(|| TlsFiles {
                 cert: PathBuf::new(),
                 key: PathBuf::new(),
                 ca: PathBuf::new(),
-                keys: Keys::default(),
+                keys: TlsFileKeys::default(),
             }),
             session_timeout: self
                 .read(ZOOKEEPER, "session_timeout", seconds)
@@ -252,8 +253,8 @@ impl Reader<'_> {
         if !self.string(TRACING, "enabled").is_some_and(is_yes) {
             return None;
         }
-        if !crate::telemetry::otlp::COMPILED {
-            return Given::default().together().ok();
+        if !cfg!(feature = "otlp") {
+            return OtlpOptions::default().build().ok();
         }
         let faults = self.faults.len();
         let protocol = |text: &str| {
@@ -261,7 +262,7 @@ impl Reader<'_> {
             let known = known.map(|(_, protocol)| *protocol);
             known.ok_or_else(|| "must be grpc or http/protobuf".to_owned())
         };
-        let given = Given {
+        let given = OtlpOptions {
             protocol: self.read(TRACING, "protocol", protocol),
             endpoint: self.some(TRACING, "endpoint"),
             service_name: self.string(TRACING, "service_name"),
@@ -278,14 +279,14 @@ impl Reader<'_> {
         if self.faults.len() > faults {
             return None;
         }
-        let misfits = match given.together() {
+        let misfits = match given.build() {
             Ok(tracing) => return Some(tracing),
             Err(misfits) => misfits,
         };
-        for (option, problem) in misfits {
+        for (option, reason) in misfits {
             match self.value(TRACING, option) {
-                Some(value) => self.refuse(TRACING, option, &value, problem),
-                None => self.missing(TRACING, option, &problem),
+                Some(value) => self.refuse(TRACING, option, &value, reason),
+                None => self.missing(TRACING, option, &reason),
             }
         }
         None
@@ -323,25 +324,25 @@ impl Reader<'_> {
         &mut self,
         section: &'static str,
         option: &'static str,
-        read: impl Fn(&str) -> Read<T>,
+        read: impl Fn(&str) -> Parsed<T>,
     ) -> Option<T> {
         let value = self.value(section, option)?;
         match read(&value.text) {
             Ok(read) => Some(read),
-            Err(problem) => {
-                self.refuse(section, option, &value, problem);
+            Err(reason) => {
+                self.refuse(section, option, &value, reason);
                 None
             }
         }
     }
 
-    fn refuse(&mut self, section: &str, option: &str, value: &Value, problem: String) {
-        self.faults.push(Fault {
+    fn refuse(&mut self, section: &str, option: &str, value: &Value, reason: String) {
+        self.faults.push(ConfigError {
             file: self.file.to_owned(),
             line: (value.line > 0).then_some(value.line),
             key: format!("[{section}] {option}"),
-            value: Some(shown(&value.text)),
-            problem,
+            value: Some(excerpt(&value.text)),
+            reason,
         });
     }
 
@@ -356,15 +357,15 @@ impl Reader<'_> {
 
     /// The files of one identity. Upstream takes two of the three for none, and speaks plain text
     /// where the operator asked for TLS; that is a fault here.
-    fn files(&mut self, section: &'static str, required: bool) -> Option<Files> {
+    fn files(&mut self, section: &'static str, required: bool) -> Option<TlsFiles> {
         let keys = ["tls_cert", "tls_key", "tls_ca"];
         let values = keys.map(|key| self.value(section, key));
         let files = values.map(|value| value.filter(|value| !value.text.is_empty()));
         if required || files.iter().any(Option::is_some) {
             for (key, file) in keys.iter().zip(&files) {
                 if file.is_none() {
-                    let problem = "missing; tls_cert, tls_key and tls_ca are needed together";
-                    self.missing(section, key, problem);
+                    let reason = "missing; tls_cert, tls_key and tls_ca are needed together";
+                    self.missing(section, key, reason);
                 }
             }
         }
@@ -375,39 +376,39 @@ impl Reader<'_> {
             line => format!("{}:{line}: [{section}] {option}", self.file),
         };
         let [cert_key, key_key, ca_key] = keys;
-        let keys = Keys {
+        let keys = TlsFileKeys {
             cert: place(&cert, cert_key),
             key: place(&key, key_key),
             ca: place(&ca, ca_key),
         };
         let [cert, key, ca] = [cert, key, ca].map(|value| PathBuf::from(value.text));
-        Some(Files { cert, key, ca, keys })
+        Some(TlsFiles { cert, key, ca, keys })
     }
 
-    fn missing(&mut self, section: &str, option: &str, problem: &str) {
+    fn missing(&mut self, section: &str, option: &str, reason: &str) {
         let section_missing = if self.ini.has_section(section) { "" } else { " (no such section)" };
-        self.faults.push(Fault {
+        self.faults.push(ConfigError {
             file: self.file.to_owned(),
             line: None,
             key: format!("[{section}] {option}"),
             value: None,
-            problem: format!("{problem}{section_missing}"),
+            reason: format!("{reason}{section_missing}"),
         });
     }
 
-    fn unreadable(&self, error: IniError, section: &str, option: &str) -> Fault {
-        Fault {
+    fn unreadable(&self, error: IniError, section: &str, option: &str) -> ConfigError {
+        ConfigError {
             file: self.file.to_owned(),
             line: (error.line > 0).then_some(error.line),
             key: if section.is_empty() { String::new() } else { format!("[{section}] {option}") },
             value: None,
-            problem: error.problem,
+            reason: error.reason,
         }
     }
 }
 
 /// Python's `int()`, as far as it makes ports: blanks around, a plus sign, `_` between digits.
-fn port(text: &str) -> Read<u16> {
+fn port(text: &str) -> Parsed<u16> {
     let digits = text.trim();
     let digits = digits.strip_prefix('+').unwrap_or(digits);
     let well_formed = !digits.starts_with('_') && !digits.ends_with('_') && !digits.contains("__");
@@ -439,7 +440,7 @@ fn home(user: &OsStr) -> Option<PathBuf> {
 }
 
 /// Python's `float()`, as far as it makes times.
-fn seconds(text: &str) -> Read<Duration> {
+fn seconds(text: &str) -> Parsed<Duration> {
     text.trim()
         .parse()
         .ok()
@@ -449,7 +450,7 @@ fn seconds(text: &str) -> Read<Duration> {
 }
 
 /// Upstream registers an empty `zone =` as a zone of that name; so do we.
-fn zone(text: &str) -> Read<String> {
+fn zone(text: &str) -> Parsed<String> {
     if text.is_empty() { Ok(String::new()) } else { parse::zone(text) }
 }
 
@@ -460,7 +461,7 @@ mod tests {
     const LEAST: &str =
         "[zookeeper]\nhosts = zk:2281/zuul\ntls_cert = c\ntls_key = k\ntls_ca = a\n";
 
-    fn conf(fingergw: &str) -> Result<Config, Faults> {
+    fn conf(fingergw: &str) -> Result<Config, ConfigErrors> {
         read("zuul.conf", &format!("{LEAST}[fingergw]\n{fingergw}\n"), [])
     }
 
@@ -471,7 +472,9 @@ mod tests {
         assert_eq!(config.listeners, [listener]);
         assert_eq!(config.zookeeper.session_timeout, Duration::from_secs(120));
         assert_eq!(config.zookeeper.hosts.to_string(), "zk:2281/zuul");
-        assert!(config.names == Names::Dialed && !config.zookeeper.verify_hostnames);
+        assert!(
+            config.name_check == NameCheck::SanOrCommonName && !config.zookeeper.verify_hostnames
+        );
         assert_eq!((config.zone, config.public_port, config.hostname), (None, None, None));
         assert_eq!(config.pid_file, Some(PathBuf::from("/var/run/zuul/fingergw.pid")));
         assert_eq!(config.control, Some(PathBuf::from("/var/lib/zuul/fingergw.socket")));
@@ -498,7 +501,7 @@ mod tests {
         assert_eq!(config.public_port, Some(79));
         assert_eq!(config.admin, Some(("::1".to_owned(), 9090)));
         assert_eq!((config.hostname.as_deref(), config.zone.as_deref()), (Some("gw"), Some("w")));
-        assert_eq!(config.names, Names::Any);
+        assert_eq!(config.name_check, NameCheck::Off);
         assert_eq!(config.tls.unwrap().ca, PathBuf::from("/a"));
         assert_eq!(config.user.as_deref(), Some("zuul"));
         assert_eq!(config.control, Some(PathBuf::from("~/s")), "upstream expands nothing here");
@@ -520,7 +523,7 @@ mod tests {
         }
         // What is not compiled in is not read.
         told.retain(|(section, option)| {
-            crate::telemetry::otlp::COMPILED || *section != TRACING || *option == "enabled"
+            cfg!(feature = "otlp") || *section != TRACING || *option == "enabled"
         });
         told.sort_unstable();
         let mut reader = Reader::new("zuul.conf");
@@ -702,7 +705,7 @@ mod tests {
             assert_eq!(config.endpoint.to_string(), "http://localhost:4317/");
             assert_eq!((config.service_name.as_str(), config.timeout.as_secs()), ("zuul", 10));
         }
-        if !crate::telemetry::otlp::COMPILED {
+        if !cfg!(feature = "otlp") {
             assert!(traced("enabled = true\nprotocol = x").is_ok(), "as upstream's gateway");
             return;
         }
@@ -742,7 +745,7 @@ mod tests {
         let warnings =
             |lines: &str| conf(&format!("[tracing]\nenabled = true\n{lines}")).unwrap().warnings();
         let tls_in_vain = warnings("tls_ca = /a");
-        if crate::telemetry::otlp::COMPILED {
+        if cfg!(feature = "otlp") {
             assert!(warnings("").is_empty());
             assert!(tls_in_vain[0].contains("http://localhost:4317/ is reached without it"));
             assert!(warnings("tls_ca = /a\nendpoint = https://c:1").is_empty());

@@ -72,7 +72,7 @@ impl Listener {
                 }
                 Err(error) if is_the_peers(&error) => debug!(%error, "a connection failed early"),
                 Err(error) => {
-                    self.cx.borrow().metrics.rejected(Rejection::Accept);
+                    self.cx.borrow().metrics.connection_rejected(Rejection::Accept);
                     last_failure.take_if(over);
                     if last_failure.replace(Instant::now()).is_some() {
                         debug!(%error, "still cannot accept connections");
@@ -97,7 +97,7 @@ impl Listener {
         let (index, tls) = (self.index, cx.acceptors[usize::from(self.index)].is_some());
         let (rejection, fault) = match places(peer, index, &cx) {
             Ok((place, of_address)) => {
-                let open = (cx.heap.open(), cx.metrics.connection(tls));
+                let open = (cx.heap.open(), cx.metrics.connection_accepted(tls));
                 let waiting = cx.bounds.waiting();
                 let number = waiting.number();
                 let (of_address, waiting) = (Some(of_address), Some(waiting));
@@ -138,7 +138,7 @@ fn admitted<Held: Send>(
         let _held = held;
         let outcome = session::run(stream, &mut caller, &cx).await;
         caller.stop_waiting().await;
-        cx.metrics.ended(&outcome);
+        cx.metrics.connection_closed(outcome.label());
     }
 }
 

@@ -5,8 +5,6 @@
 //! up to a minute; a log from it clears that. Failures while it is avoided anyway, of requests that
 //! came together, count as one. An executor is not remembered: nobody else has its log.
 
-pub(crate) mod handshake_failures;
-
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,11 +34,9 @@ const RETOLD: Duration = Duration::from_secs(600);
 
 /// What kind of failure it was, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum FailureKind {
     /// Requests come back.
-    LeadsBack,
-    /// It took the request and said nothing.
-    Mute,
+    Loop,
     Other,
 }
 
@@ -56,8 +52,6 @@ struct Record {
     until: Instant,
     /// It seems to lead back to us, so it is not asked at all while it is avoided.
     leads_back: bool,
-    /// Failures in a row at which it had taken the request and said nothing.
-    mute: u32,
     /// What has been said of its wiring, and when.
     told: Vec<(&'static str, Instant)>,
 }
@@ -71,7 +65,6 @@ impl Record {
             reason: String::new(),
             until: now,
             leads_back: false,
-            mute: 0,
             told: Vec::new(),
         }
     }
@@ -176,24 +169,23 @@ impl Memory {
         }
     }
 
-    /// Notes that `hop` did not bring the log of `build`, and why. Returns how often in a row it has
-    /// taken a request and said nothing.
+    /// Notes that `hop` did not bring the log of `build`, and why.
     pub(crate) fn failed(
         &self,
         build: &BuildId,
         hop: &Upstream,
         reason: &dyn Display,
-        trouble: Trouble,
-    ) -> u32 {
+        kind: FailureKind,
+    ) {
         let reason = bounded(&reason.to_string());
         let attempt = Attempt::new(build, hop, Some(reason.clone()));
         let now = Instant::now();
         let mut known = self.lock();
         push(&mut known.failed, attempt);
-        let Upstream::Gateway(gateway) = hop else { return 0 };
+        let Upstream::Gateway(gateway) = hop else { return };
         let record = known.record(gateway, now);
         let fresh = record.until <= now;
-        let leads_back = trouble == Trouble::LeadsBack;
+        let leads_back = kind == FailureKind::Loop;
         // In a circle the others fail of the one that found it: that is not why.
         if fresh || leads_back || !record.leads_back {
             record.reason = reason;
@@ -201,10 +193,8 @@ impl Memory {
         record.leads_back = leads_back || record.leads_back && !fresh;
         if fresh {
             record.failures = record.failures.saturating_add(1);
-            record.mute = if trouble == Trouble::Mute { record.mute.saturating_add(1) } else { 0 };
             record.until = now + delay(record.failures);
         }
-        record.mute
     }
 
     /// Whether `kind` of mistake in the wiring has not been said of `gateway` yet. From now on it
@@ -351,14 +341,14 @@ mod tests {
         let registered = [1, 2, 3];
         let order = |memory: &Memory| ports(memory, &hops, &registered);
         assert_eq!(order(&memory), [(1, false), (2, false), (3, false), (7900, false)]);
-        memory.failed(&build(), &hops[0], &"refused", Trouble::Other);
+        memory.failed(&build(), &hops[0], &"refused", FailureKind::Other);
         assert_eq!(order(&memory), [(2, false), (3, false), (1, true), (7900, false)]);
-        memory.failed(&build(), &hops[1], &"leads back", Trouble::LeadsBack);
+        memory.failed(&build(), &hops[1], &"leads back", FailureKind::Loop);
         assert_eq!(order(&memory), [(3, false), (1, true), (7900, false), (2, true)]);
         memory.answered(&build(), &hops[0]);
         memory.answered(&build(), &hops[1]);
         assert_eq!(order(&memory), [(1, false), (3, false), (7900, false), (2, true)]);
-        memory.failed(&build(), &executor(), &"refused", Trouble::Other);
+        memory.failed(&build(), &executor(), &"refused", FailureKind::Other);
         assert_eq!(order(&memory).len(), 4);
     }
 
@@ -367,7 +357,7 @@ mod tests {
         let memory = Memory::default();
         assert_eq!(memory.standing(&gateway(1)), Standing::NeverTried);
         for _ in 0..100 {
-            memory.failed(&build(), &hop(1), &"refused", Trouble::Other);
+            memory.failed(&build(), &hop(1), &"refused", FailureKind::Other);
         }
         match memory.standing(&gateway(1)) {
             Standing::Avoided { remaining, failures: 1, reason, leads_back: false } => {
@@ -378,7 +368,7 @@ mod tests {
         memory.lock().records[0].until = Instant::now();
         let due = Standing::Due { failures: 1, reason: "refused".to_owned() };
         assert_eq!(memory.standing(&gateway(1)), due);
-        memory.failed(&build(), &hop(1), &"again", Trouble::Other);
+        memory.failed(&build(), &hop(1), &"again", FailureKind::Other);
         assert!(matches!(memory.standing(&gateway(1)), Standing::Avoided { failures: 2, .. }));
         memory.answered(&build(), &hop(1));
         assert_eq!(memory.standing(&gateway(1)), Standing::Good);
@@ -387,8 +377,8 @@ mod tests {
     #[test]
     fn who_leaves_the_registry_is_forgotten() {
         let memory = Memory::default();
-        memory.failed(&build(), &hop(1), &"refused", Trouble::Other);
-        memory.failed(&build(), &hop(2), &"refused", Trouble::Other);
+        memory.failed(&build(), &hop(1), &"refused", FailureKind::Other);
+        memory.failed(&build(), &hop(2), &"refused", FailureKind::Other);
         ports(&memory, &[], &[2, 3]);
         assert_eq!(memory.standing(&gateway(1)), Standing::NeverTried);
         assert!(memory.standing(&gateway(2)).is_avoided());
@@ -413,43 +403,25 @@ mod tests {
     #[test]
     fn what_led_back_may_fail_otherwise_later() {
         let memory = Memory::default();
-        let failed = |reason: &str, trouble| {
-            memory.failed(&build(), &hop(1), &reason, trouble);
+        let failed = |reason: &str, kind| {
+            memory.failed(&build(), &hop(1), &reason, kind);
             match memory.standing(&gateway(1)) {
                 Standing::Avoided { reason, leads_back, .. } => (reason, leads_back),
                 standing => panic!("{standing:?}"),
             }
         };
-        assert_eq!(failed("mute", Trouble::Mute), ("mute".to_owned(), false));
-        assert_eq!(failed("circle", Trouble::LeadsBack), ("circle".to_owned(), true));
-        assert_eq!(failed("refused", Trouble::Other), ("circle".to_owned(), true));
+        assert_eq!(failed("silent", FailureKind::Other), ("silent".to_owned(), false));
+        assert_eq!(failed("circle", FailureKind::Loop), ("circle".to_owned(), true));
+        assert_eq!(failed("refused", FailureKind::Other), ("circle".to_owned(), true));
         memory.lock().records[0].until = Instant::now();
-        assert_eq!(failed("refused", Trouble::Other), ("refused".to_owned(), false));
-    }
-
-    #[test]
-    fn silences_are_counted_in_a_row() {
-        let memory = Memory::default();
-        let failed = |trouble| {
-            let mutes = memory.failed(&build(), &hop(1), &"why", trouble);
-            memory.lock().records[0].until = Instant::now();
-            mutes
-        };
-        assert_eq!([Trouble::Mute; 3].map(failed), [1, 2, 3]);
-        assert_eq!([Trouble::Other, Trouble::Mute, Trouble::LeadsBack].map(failed), [0, 1, 0]);
-        failed(Trouble::Mute);
-        memory.answered(&build(), &hop(1));
-        assert_eq!([Trouble::Mute; 2].map(failed), [1, 2]);
-        memory.failed(&build(), &hop(1), &"why", Trouble::Mute);
-        let together = memory.failed(&build(), &hop(1), &"why", Trouble::Mute);
-        assert_eq!(together, 3, "avoided anyway");
+        assert_eq!(failed("refused", FailureKind::Other), ("refused".to_owned(), false));
     }
 
     #[test]
     fn memory_is_bounded() {
         let memory = Memory::default();
         for port in 0..3000 {
-            memory.failed(&build(), &hop(port), &"x".repeat(5000), Trouble::Other);
+            memory.failed(&build(), &hop(port), &"x".repeat(5000), FailureKind::Other);
             memory.answered(&build(), &executor());
         }
         let known = memory.lock();

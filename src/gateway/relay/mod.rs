@@ -405,7 +405,7 @@ impl<'a> Relay<'a> {
     fn add_bytes(&self, bytes: usize) {
         let bytes = bytes as u64;
         self.cx.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.cx.metrics.sent(bytes);
+        self.cx.metrics.bytes_sent(bytes);
     }
 }
 

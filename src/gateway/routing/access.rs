@@ -8,16 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// What a request has to be, to be allowed; `None` is anything.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Rule {
-    /// Networks of the client's address.
-    pub(crate) networks: Option<Vec<IpNet>>,
-    /// Tenants of the build, as its request names them.
-    pub(crate) tenants: Option<Vec<String>>,
-    /// Names in the client's verified certificate; `*.` stands for one label in front.
-    pub(crate) clients: Option<Vec<String>>,
-}
+use crate::config::Rule;
 
 /// Who asks, and the rules that count for it.
 pub(crate) struct Access<'r> {

@@ -51,12 +51,6 @@ impl Resolver {
         self.memory.order(hops, self.registry.gateways())
     }
 
-    /// The gateways that can be dialed now, but those of our own zone: they have no reason to dial us.
-    pub(crate) fn gateways_elsewhere(&self) -> Vec<Gateway> {
-        let all = self.registry.gateways();
-        all.iter().filter(|gateway| gateway.zone != self.own.zone).cloned().collect()
-    }
-
     /// Where `build` runs. The caller sets the deadline.
     pub(crate) async fn find(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
         self.registry.find_build(build).await

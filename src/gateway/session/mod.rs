@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use rustls::HandshakeKind;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
@@ -23,7 +24,7 @@ use self::outcome::Outcome;
 use self::proxy_protocol::{NoHeader, read_header};
 use self::stream_table::Listed;
 use super::Context;
-use super::health::Trouble;
+use super::health::FailureKind;
 use super::limits::eviction_queue::Entry;
 use super::limits::{AddressPlace, CountedClient, Unasked};
 use super::protocol::request::{Fault, QueryError, Reply, read_query};
@@ -40,7 +41,7 @@ use super::upstream::failover::{Answered, Raced, SILENT};
 use super::upstream::{DialError, Upstream};
 use crate::config::Limits;
 use crate::model::build_request::BuildId;
-use crate::telemetry::metrics::{Rejection, Route, Side};
+use crate::telemetry::metrics::{Direction, Rejection, Route};
 use crate::telemetry::otlp::Span;
 use crate::tls;
 use crate::tls::{Acceptor, Failure};
@@ -114,7 +115,7 @@ impl Asked<'_> {
     pub(crate) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
         let Self { build, caller: Caller { peer, logged, .. }, began, span, cx } = self;
         let seconds = began.elapsed();
-        cx.metrics.streamed(route, seconds);
+        cx.metrics.stream_closed(route, seconds);
         span.over(hop, route, bytes);
         // Milliseconds: JSON would show all digits.
         let seconds = (seconds.as_secs_f64() * 1000.0).round() / 1000.0;
@@ -300,8 +301,9 @@ async fn shake_hands(
             // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
             // next read (tcp(7)); systems without it are as slow as before.
             stream.get_ref().0.socket().acknowledge_immediately();
-            cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
-            cx.familiar.greeted(peer.ip());
+            let kind = stream.get_ref().1.handshake_kind();
+            let resumed = kind == Some(HandshakeKind::Resumed);
+            cx.metrics.handshake_ok(Direction::Inbound, resumed);
             if stream.get_ref().1.peer_certificates().is_some() {
                 cx.bounds.certify(peer.ip());
                 *of_address = None;
@@ -318,11 +320,7 @@ async fn shake_hands(
         Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
-    cx.metrics.handshake(Side::Client, Err(failure));
-    // Who leaves in the middle of it looks whether we speak TLS.
-    if failure != Failure::Closed {
-        cx.familiar.greeting_failed(peer.ip(), &cx.resolver.gateways_elsewhere(), &error).await;
-    }
+    cx.metrics.handshake_failed(Direction::Inbound, failure.label());
     debug!(%peer, error, "no connection");
     Err(Outcome::NoHandshake)
 }
@@ -343,7 +341,7 @@ async fn resolve(
     let resolved = resolved.unwrap_or_else(|_| {
         Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
     });
-    cx.metrics.looked_up(began.elapsed());
+    cx.metrics.lookup_finished(began.elapsed());
     drop(place);
     if access.is_some() && matches!(resolved, Err((Reply::NotFound | Reply::Denied, _))) {
         Box::pin(hide_duration(began.into())).await;
@@ -401,7 +399,7 @@ async fn relay_from(
             return Ok(end);
         }
         Err(None) => {
-            memory.failed(build, hop, &DialError::Busy, Trouble::Other);
+            memory.failed(build, hop, &DialError::Busy, FailureKind::Other);
             asked.ended(hop, route, 0, &DialError::Busy);
             return Err(Fault::ExecutorSilent);
         }
@@ -411,16 +409,16 @@ async fn relay_from(
         Ok(upstream) => upstream,
         Err(error) => {
             if matches!(error, DialError::Ourselves) {
-                cx.metrics.miswired("circle");
+                cx.metrics.misrouted("circle");
             }
-            memory.failed(build, hop, &error, Trouble::Other);
+            memory.failed(build, hop, &error, FailureKind::Other);
             asked.ended(hop, route, 0, &error);
             return Err(Fault::ExecutorUnreachable);
         }
     };
     cx.metrics.connected(route, dialed.elapsed());
     span.connected(hop);
-    let _active = cx.metrics.stream();
+    let _active = cx.metrics.active_stream();
     let first = {
         let patience = cx.first_byte_patience(deadline);
         let size = read_size(false, client.is_tls());
@@ -442,12 +440,12 @@ async fn relay_from(
             Ok(Ok(Err(error))) => {
                 let end = EndReason::UpstreamFailed(error);
                 asked.ended(hop, route, 0, &end);
-                memory.failed(build, hop, &end, Trouble::Other);
+                memory.failed(build, hop, &end, FailureKind::Other);
                 return Err(Fault::ExecutorUnreachable);
             }
             Ok(silent) => {
                 asked.ended(hop, route, 0, &SILENT);
-                memory.failed(build, hop, &SILENT, Trouble::Other);
+                memory.failed(build, hop, &SILENT, FailureKind::Other);
                 let whole_timeout = patience == cx.limits.first_byte_timeout;
                 if let Some(slot) = slot.filter(|_| silent.is_err() && whole_timeout) {
                     slot.silent(build);
@@ -500,7 +498,7 @@ async fn executor_slot(
 /// Relays the log of which one of several hops has sent the first bytes.
 async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> EndReason {
     let Answered { hop, route, mut connection, listed, first } = answered;
-    let _active = asked.cx.metrics.stream();
+    let _active = asked.cx.metrics.active_stream();
     let relay_cx = asked.relay_context(&listed);
     let summary = relay::run(&mut connection, first, client, &relay_cx).await;
     let RelaySummary { bytes, end } = summary;

@@ -10,8 +10,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::pending;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -19,10 +17,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::misrouting;
-use super::misrouting::Foreign;
 use super::{DialError, Upstream};
 use crate::config::Limits;
-use crate::gateway::health::Trouble;
+use crate::gateway::health::FailureKind;
 use crate::gateway::protocol::request::Fault;
 use crate::gateway::relay::EndReason;
 use crate::gateway::session::stream_table::Listed;
@@ -30,7 +27,7 @@ use crate::gateway::session::{Asked, Caller, log_stream};
 use crate::gateway::transport::buffer_pool::Chunk;
 use crate::gateway::transport::connection::{Connection, read_size};
 use crate::telemetry::log::Excerpt;
-use crate::telemetry::metrics::{Route, Side};
+use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;
 
@@ -87,8 +84,6 @@ enum Miss {
     Overtaken(Duration),
     /// It has the line of a gateway that cannot serve the log.
     Refused(Box<Answered>),
-    /// It is no gateway.
-    Foreign(Foreign),
 }
 
 impl fmt::Display for Miss {
@@ -104,7 +99,6 @@ impl fmt::Display for Miss {
                 let line = answered.first.split(|byte| b"\r\n".contains(byte)).next();
                 write!(f, "the gateway answered: {}", Excerpt::new(line.unwrap_or_default()))
             }
-            Self::Foreign(foreign) => write!(f, "no gateway: {foreign}"),
         }
     }
 }
@@ -118,7 +112,6 @@ impl Miss {
             Self::Cut(_) => "cut",
             Self::Overtaken(_) => "overtaken",
             Self::Refused(_) => "refused",
-            Self::Foreign(_) => "foreign",
         }
     }
 }
@@ -128,16 +121,7 @@ struct Runner {
     hop: Upstream,
     since: Instant,
     head_start: Duration,
-    /// It has taken the request.
-    took: Arc<AtomicBool>,
     over: bool,
-}
-
-impl Runner {
-    /// It has taken the request and said nothing, up to now.
-    fn is_mute(&self) -> bool {
-        !self.over && self.took.load(Ordering::Relaxed)
-    }
 }
 
 /// Asks `hops` until one has sent something.
@@ -226,15 +210,13 @@ impl<'a> Race<'a> {
             hop: hop.clone(),
             since: Instant::now(),
             head_start: head_start(&asked.cx.limits, avoided),
-            took: Arc::default(),
             over: false,
         });
-        let took = Arc::clone(&self.runners[index].took);
-        let route = Route::of(&hop, self.hops);
+        let route = hop.route(self.hops);
         let listed = asked.listed(&hop);
         let is_tls = matches!(&hop, Upstream::Gateway(gateway) if gateway.tls);
         let room = read_size(is_tls, self.tls_client);
-        Some(async move { (index, ask(hop, route, listed, room, asked, &took).await) })
+        Some(async move { (index, ask(hop, route, listed, room, asked).await) })
     }
 
     /// When the next hop is to be asked, though nobody has failed.
@@ -244,31 +226,26 @@ impl<'a> Race<'a> {
         executor.into_iter().chain(last.map(|last| last.since + last.head_start)).min()
     }
 
-    /// Notes that a hop brought nothing; `mute` if it had taken the request.
-    fn note(&self, hop: &Upstream, miss: &Miss, mute: bool) {
+    /// Notes that a hop brought nothing.
+    fn note(&self, hop: &Upstream, miss: &Miss) {
         let Asked { build, span, cx, .. } = self.asked;
         span.passed_over(hop, miss);
-        let trouble = match miss {
-            Miss::Dial(DialError::Circle | DialError::Ourselves) => Trouble::LeadsBack,
-            _ if mute => Trouble::Mute,
-            _ => Trouble::Other,
+        let kind = match miss {
+            Miss::Dial(DialError::Circle | DialError::Ourselves) => FailureKind::Loop,
+            _ => FailureKind::Other,
         };
-        let mutes = cx.resolver.memory().failed(build, hop, miss, trouble);
+        cx.resolver.memory().failed(build, hop, miss, kind);
         if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
-            cx.metrics.miswired("circle");
+            cx.metrics.misrouted("circle");
         }
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
             match miss {
-                Miss::Foreign(foreign) => misrouting::found_foreign(gateway, *foreign, cx),
                 Miss::Dial(DialError::Elsewhere(found)) => {
                     misrouting::found_elsewhere(gateway, found, cx);
                 }
                 Miss::Dial(DialError::Circle | DialError::Ourselves) => {
                     misrouting::found_circle(gateway, build, cx);
-                }
-                _ if mute && mutes >= misrouting::MUTE => {
-                    misrouting::found_mute(gateway, mutes, cx)
                 }
                 _ => {}
             }
@@ -280,7 +257,7 @@ impl<'a> Race<'a> {
         let Asked { caller: Caller { peer, logged, .. }, build, .. } = self.asked;
         let hop = self.runners[index].hop.clone();
         let silent = matches!(miss, Miss::Silent);
-        self.note(&hop, &miss, silent);
+        self.note(&hop, &miss);
         self.silent |= silent || matches!(miss, Miss::Dial(DialError::Busy));
         let last = idle && self.waiting.is_empty() && self.executor.is_none();
         if !last || matches!(miss, Miss::Refused(_)) || self.refusal.is_some() {
@@ -300,7 +277,7 @@ impl<'a> Race<'a> {
         if let Some(refusal) = self.refusal.take() {
             return Some(Raced::Answered(refusal));
         }
-        self.asked.ended(&hop, Route::of(&hop, self.hops), 0, &miss);
+        self.asked.ended(&hop, hop.route(self.hops), 0, &miss);
         Some(self.failed())
     }
 
@@ -315,8 +292,8 @@ impl<'a> Race<'a> {
     /// Takes it that nobody has said anything in time.
     fn late(&mut self) -> Raced {
         for runner in self.runners.iter().filter(|runner| !runner.over) {
-            self.note(&runner.hop, &Miss::Silent, runner.is_mute());
-            let route = Route::of(&runner.hop, self.hops);
+            self.note(&runner.hop, &Miss::Silent);
+            let route = runner.hop.route(self.hops);
             self.asked.ended(&runner.hop, route, 0, &SILENT);
         }
         self.silent = true;
@@ -332,12 +309,9 @@ impl<'a> Race<'a> {
             log_stream!(
                 *logged, %peer, %build, route = %runner.hop, end = %miss, "trying the next hop"
             );
-            self.note(&runner.hop, &miss, runner.is_mute());
+            self.note(&runner.hop, &miss);
         }
         cx.resolver.memory().answered(build, &answered.hop);
-        if let Upstream::Gateway(gateway) = &answered.hop {
-            cx.familiar.dialed(gateway);
-        }
         cx.metrics.first_byte(answered.listed.age(), span.trace_id());
         span.first_byte();
         Raced::Answered(answered)
@@ -345,7 +319,7 @@ impl<'a> Race<'a> {
 
     fn over(&self, end: EndReason) -> Raced {
         if let Some(Runner { hop, .. }) = self.runners.last() {
-            self.asked.ended(hop, Route::of(hop, self.hops), 0, &end);
+            self.asked.ended(hop, hop.route(self.hops), 0, &end);
         }
         Raced::Over(end)
     }
@@ -358,7 +332,6 @@ async fn ask(
     listed: Listed,
     room: usize,
     asked: &Asked<'_>,
-    took: &AtomicBool,
 ) -> Result<Answered, Miss> {
     let Asked { build, span, cx, .. } = asked;
     let may_lead_back = match &hop {
@@ -383,7 +356,6 @@ async fn ask(
     };
     let dialed = Instant::now();
     let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;
-    took.store(true, Ordering::Relaxed);
     cx.metrics.connected(route, dialed.elapsed());
     span.connected(&hop);
     let read = connection.read_chunk(room);
@@ -408,27 +380,20 @@ async fn ask(
         Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
         Ok(piece) => piece,
         Err(error) => {
-            if let (Upstream::Gateway(gateway), Some(late)) = (&hop, Failure::late(&error)) {
-                cx.metrics.handshake(Side::Upstream, Err(late));
-                let error = DialError::Tls(error);
-                cx.familiar.dialing_failed(gateway, &error);
-                return Err(Miss::Dial(error));
+            if let (Upstream::Gateway(_), Some(late)) = (&hop, Failure::late(&error)) {
+                cx.metrics.handshake_failed(Direction::Outbound, late.label());
+                return Err(Miss::Dial(DialError::Tls(error)));
             }
             return Err(Miss::Cut(error));
         }
     };
     debug!(%build, route = %hop, bytes = piece.len(), "first bytes");
     let from_gateway = matches!(hop, Upstream::Gateway(_));
-    let foreign = misrouting::foreign(&piece, build).filter(|_| from_gateway);
     if from_gateway && connection.is_peer_gateway() && misrouting::is_of_other_zone(&piece) {
         let names = tls::names_of_peer(connection.peer_certificates());
         return Err(Miss::Dial(DialError::Elsewhere(names)));
     }
     let refused = from_gateway && misrouting::is_refusal(&piece);
     let answered = Answered { hop, route, connection, listed, first: piece };
-    match foreign {
-        Some(foreign) => Err(Miss::Foreign(foreign)),
-        None if refused => Err(Miss::Refused(Box::new(answered))),
-        None => Ok(answered),
-    }
+    if refused { Err(Miss::Refused(Box::new(answered))) } else { Ok(answered) }
 }

@@ -1,5 +1,7 @@
 //! The next hop: an executor's log streamer, or the gateway of another zone.
 
+#[cfg(test)]
+mod attempt_schedule;
 pub(crate) mod dialer;
 pub(crate) mod executor_slots;
 pub(crate) mod failover;
@@ -12,6 +14,7 @@ use std::fmt;
 use std::io;
 use std::net::Ipv6Addr;
 
+use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
@@ -25,7 +28,7 @@ use super::transport::socket::Socket;
 use crate::config::to_ascii;
 use crate::model::build_request::{BuildId, Executor};
 use crate::model::component::Gateway;
-use crate::telemetry::metrics::Side;
+use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;
 
@@ -156,6 +159,15 @@ impl Upstream {
         }
     }
 
+    /// Returns the route over this hop, one of `hops` candidates.
+    pub(crate) fn route(&self, hops: usize) -> Route {
+        match self {
+            Self::Gateway(_) => Route::Zone,
+            Self::Executor(_) if hops > 1 => Route::Fallback,
+            Self::Executor(_) => Route::Direct,
+        }
+    }
+
     /// Connects and asks for `build`, all within the connect deadline.
     pub(crate) async fn ask(&self, build: &BuildId, cx: &Context) -> Result<Connection, DialError> {
         let deadline = Instant::now() + cx.limits.connect_timeout;
@@ -184,7 +196,7 @@ impl Upstream {
             let connected = cx.dialer.connect(host, port);
             let stream = in_time(deadline, connected).await?.map_err(|error| {
                 if error.kind() == io::ErrorKind::AddrNotAvailable {
-                    cx.metrics.no_local_port();
+                    cx.metrics.local_ports_exhausted();
                 }
                 DialError::Tcp(error)
             })?;
@@ -205,7 +217,9 @@ impl Upstream {
             let shaken = in_time(deadline, connector.connect(&name, port, zone, tcp)).await;
             match shaken {
                 Ok(Ok(stream)) => {
-                    cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
+                    let kind = stream.get_ref().1.handshake_kind();
+                    let resumed = kind == Some(HandshakeKind::Resumed);
+                    cx.metrics.handshake_ok(Direction::Outbound, resumed);
                     return Ok(Connection::tls(stream));
                 }
                 Ok(Err((error, below))) => {
@@ -223,8 +237,7 @@ impl Upstream {
                 Err(late) => break (Failure::Timeout, late),
             }
         };
-        cx.metrics.handshake(Side::Upstream, Err(failure));
-        cx.familiar.dialing_failed(gateway, &error);
+        cx.metrics.handshake_failed(Direction::Outbound, failure.label());
         Err(error)
     }
 }

@@ -231,7 +231,7 @@ impl Keeper {
     /// Lives one session to its end.
     async fn serve(&self, client: Client) -> Served {
         debug!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
-        self.settings.metrics.session();
+        self.settings.metrics.zookeeper_session();
         self.lookup.begin_session(client.clone());
         self.lookup.set_trouble(None);
         let (snapshot, snapshot_seen) = watch::channel(None);

@@ -28,6 +28,3 @@ pub(crate) use self::span::{Span, Tracer};
 pub(crate) use self::span_context::{Origin, Origins};
 #[cfg(feature = "otlp")]
 pub(crate) use self::transport::check;
-
-/// Whether this program can export spans.
-pub(crate) const COMPILED: bool = cfg!(feature = "otlp");

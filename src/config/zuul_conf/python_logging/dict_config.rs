@@ -6,7 +6,7 @@ use saphyr::{Mapping, Scalar, ScanError, Yaml, YamlLoader};
 use saphyr_parser::{Event, Parser};
 
 use super::{Class, Formatter, Handler, LEVELS, Logger, Noted, Python, Target, level, rotation};
-use crate::config::error::shown;
+use crate::config::error::excerpt;
 
 /// Reads `text`, as far as it can be.
 pub(crate) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
@@ -34,16 +34,16 @@ pub(crate) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
             Some("style") => value.as_str() != Some("%"),
             _ => !value.is_null(),
         });
-        let place = format!("formatters.{}", shown(name));
+        let place = format!("formatters.{}", excerpt(name));
         let formatter = Formatter::new(place, text("format"), text("class"), other);
         python.formatters.insert(name.to_owned(), formatter);
     }
     for (name, entry) in entries(top, "handlers", faults) {
-        let handler = handler(format!("handlers.{}", shown(name)), entry, faults);
+        let handler = handler(format!("handlers.{}", excerpt(name)), entry, faults);
         python.handlers.insert(name.to_owned(), handler);
     }
     for (name, entry) in entries(top, "loggers", faults) {
-        let logger = logger(format!("loggers.{}", shown(name)), entry, &mut python.rest, faults);
+        let logger = logger(format!("loggers.{}", excerpt(name)), entry, &mut python.rest, faults);
         python.add_logger(name, logger);
     }
     match get(top, "root") {
@@ -162,7 +162,7 @@ fn entries<'y>(
         match (name.as_str(), entry.as_mapping()) {
             (Some(name), Some(entry)) => entries.push((name, entry)),
             (name, _) => {
-                let place = format!("{key}.{}", shown(name.unwrap_or("?")));
+                let place = format!("{key}.{}", excerpt(name.unwrap_or("?")));
                 faults.note(None, &place, None, "must be a mapping");
             }
         }
@@ -272,7 +272,7 @@ fn handler(place: String, entry: &Mapping<'_>, faults: &mut Noted<'_>) -> Handle
     };
     let keys = entry.iter().filter_map(|(key, _)| key.as_str());
     let others = keys.filter(|key| !taken.contains(key));
-    rest.extend(others.map(|key| format!("{place}.{}", shown(key))));
+    rest.extend(others.map(|key| format!("{place}.{}", excerpt(key))));
     Handler {
         level: read_level(&place, entry, &mut rest, faults).unwrap_or(0),
         formatter: text("formatter").filter(|name| !name.is_empty()).map(str::to_owned),

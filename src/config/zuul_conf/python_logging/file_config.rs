@@ -1,7 +1,7 @@
 //! `fileConfig`: an ini file whose handlers have Python expressions for arguments.
 
 use super::{Class, Formatter, Handler, LEVELS, Logger, Noted, Python, Target, level, rotation};
-use crate::config::error::shown;
+use crate::config::error::excerpt;
 use crate::config::zuul_conf::configparser::{Ini, IniError};
 
 /// Reads `text`, as far as it can be.
@@ -10,8 +10,8 @@ pub(crate) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
     let ini = match Ini::parse(text, []) {
         Ok(ini) => ini,
         Err(errors) => {
-            for IniError { line, problem } in errors {
-                faults.note(Some(line), "", None, &problem);
+            for IniError { line, reason } in errors {
+                faults.note(Some(line), "", None, &reason);
             }
             return python;
         }
@@ -19,7 +19,7 @@ pub(crate) fn read(text: &str, faults: &mut Noted<'_>) -> Python {
     let mut reader = Reader { ini: &ini, faults };
     for name in reader.keys("formatters") {
         let section = format!("formatter_{name}");
-        // Raw, because it is full of references that are not the file's.
+        // RawValue, because it is full of references that are not the file's.
         let raw = |option| ini.raw(&section, option).filter(|value| !value.is_empty());
         let other = raw("datefmt").is_some() || raw("style").is_some_and(|style| style != "%");
         let place = place(&section);
@@ -57,12 +57,12 @@ impl Reader<'_, '_> {
     fn get(&mut self, section: &str, option: &str) -> Option<String> {
         match self.ini.get(section, option) {
             Ok(value) => value.map(|value| value.text),
-            Err(IniError { line, problem }) => {
+            Err(IniError { line, reason }) => {
                 self.faults.note(
                     Some(line),
                     &format!("{} {option}", place(section)),
                     None,
-                    &problem,
+                    &reason,
                 );
                 None
             }
@@ -74,8 +74,8 @@ impl Reader<'_, '_> {
             return self.get(section, option);
         }
         let there = self.ini.has_section(section);
-        let problem = if there { "missing" } else { "missing (no such section)" };
-        self.faults.note(None, &format!("{} {option}", place(section)), None, problem);
+        let reason = if there { "missing" } else { "missing (no such section)" };
+        self.faults.note(None, &format!("{} {option}", place(section)), None, reason);
         None
     }
 
@@ -152,7 +152,7 @@ impl Reader<'_, '_> {
 
 /// How a section is called in what people read.
 fn place(section: &str) -> String {
-    format!("[{}]", shown(section))
+    format!("[{}]", excerpt(section))
 }
 
 /// Names between commas.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::Level;
 
-use crate::config::error::{Fault, shown};
+use crate::config::error::{ConfigError, excerpt};
 use crate::config::{Log, LogConfig, LogFormat, LogOutput};
 use crate::os::file;
 
@@ -35,10 +35,10 @@ pub(crate) fn load(path: &str) -> Result<Log, Unusable> {
 /// Why there is nothing to take from a file.
 pub(crate) enum Unusable {
     File(String),
-    Content(Vec<Fault>),
+    Content(Vec<ConfigError>),
 }
 
-pub(crate) fn read(path: &str, text: &str) -> Result<Log, Vec<Fault>> {
+pub(crate) fn read(path: &str, text: &str) -> Result<Log, Vec<ConfigError>> {
     // Upstream looks at the same three, in these letters.
     let is_dict = [".yaml", ".yml", ".json"].iter().any(|extension| path.ends_with(extension));
     let mut faults = Noted { file: path, faults: Vec::new() };
@@ -53,20 +53,20 @@ pub(crate) fn read(path: &str, text: &str) -> Result<Log, Vec<Fault>> {
     }
 }
 
-/// Faults of one file.
+/// ConfigErrors of one file.
 pub(crate) struct Noted<'t> {
     file: &'t str,
-    faults: Vec<Fault>,
+    faults: Vec<ConfigError>,
 }
 
 impl Noted<'_> {
-    fn note(&mut self, line: Option<usize>, key: &str, value: Option<&str>, problem: &str) {
-        self.faults.push(Fault {
+    fn note(&mut self, line: Option<usize>, key: &str, value: Option<&str>, reason: &str) {
+        self.faults.push(ConfigError {
             file: self.file.to_owned(),
             line,
             key: key.to_owned(),
-            value: value.map(shown),
-            problem: problem.to_owned(),
+            value: value.map(excerpt),
+            reason: reason.to_owned(),
         });
     }
 }
@@ -177,7 +177,7 @@ impl Python {
         let file = names.iter().find(|name| matches!(target(name), Target::File(_)));
         let chosen = file.or_else(|| names.iter().find(|name| *target(name) != Target::Other));
 
-        let mut not_taken = self.rest.clone();
+        let mut ignored = self.rest.clone();
         let set = |name: &str| self.loggers.get(name)?.level;
         // Of the nearest logger that has one; NOTSET is none, but at the root it is all.
         let nearer = CHAIN[..2].iter().find_map(|name| set(name).filter(|level| *level > 0));
@@ -190,26 +190,26 @@ impl Python {
                 Target::Stderr => LogOutput::Stderr,
                 Target::Stdout | Target::Other => LogOutput::Stdout,
             };
-            not_taken.extend(handler.rest.iter().cloned());
+            ignored.extend(handler.rest.iter().cloned());
             match handler.formatter.as_ref().map(|name| &self.formatters[name]) {
                 Some(formatter) if formatter.is_zuuls => {}
-                Some(formatter) => not_taken.push(formatter.place.clone()),
-                None => not_taken.push(format!("that {} has no formatter", handler.place)),
+                Some(formatter) => ignored.push(formatter.place.clone()),
+                None => ignored.push(format!("that {} has no formatter", handler.place)),
             }
         } else {
-            not_taken.push(
+            ignored.push(
                 "that no handler of zuul.fingergw writes to a file, stdout or stderr".to_owned(),
             );
         }
         let others = self.handlers.iter().filter(|(name, _)| chosen.is_none_or(|c| c != name));
-        not_taken.extend(others.map(|(_, handler)| handler.place.clone()));
+        ignored.extend(others.map(|(_, handler)| handler.place.clone()));
         let others = self.loggers.iter().filter(|(name, _)| !CHAIN.contains(&name.as_str()));
-        not_taken.extend(others.map(|(_, logger)| logger.place.clone()));
+        ignored.extend(others.map(|(_, logger)| logger.place.clone()));
         Log {
             level: ours(level),
             format: LogFormat::Zuul,
             output,
-            log_config: Some(LogConfig { file: path.to_owned(), not_taken }),
+            log_config: Some(LogConfig { file: path.to_owned(), ignored }),
         }
     }
 }

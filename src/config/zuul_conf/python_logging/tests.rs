@@ -93,9 +93,9 @@ datefmt=
 fn taken(path: &str, text: &str) -> (Level, LogOutput, Vec<String>) {
     let log = read(path, text).unwrap_or_else(|faults| panic!("{faults:#?}"));
     assert_eq!(log.format, LogFormat::Zuul);
-    let LogConfig { file, not_taken } = log.log_config.expect("it is from one");
+    let LogConfig { file, ignored } = log.log_config.expect("it is from one");
     assert_eq!(file, path);
-    (log.level, log.output, not_taken)
+    (log.level, log.output, ignored)
 }
 
 fn file(path: &str) -> LogOutput {
@@ -249,15 +249,15 @@ fn warning_says_where_lines_go_instead() {
         .replace("args=('/var/log/zuul/fingergw.log', 'H', 8, 14,)", "args=(HOME,)")
         .replace("propagate=0", "propagate=1");
     let log = read("l.conf", &ini).unwrap_or_else(|faults| panic!("{faults:#?}"));
-    let warning = log.not_taken().expect("a warning");
+    let warning = log.ignored().expect("a warning");
     assert!(warning.contains("[handler_debug]"), "{warning}");
     assert!(warning.ends_with("; lines go to standard output from level warn on"), "{warning}");
     let none = read("l.yaml", SF_CONFIG).unwrap_or_else(|faults| panic!("{faults:#?}"));
-    assert_eq!(none.not_taken(), None);
+    assert_eq!(none.ignored(), None);
 }
 
 #[test]
-fn what_is_not_taken_is_named() {
+fn what_is_ignored_is_named() {
     let text = SF_CONFIG
         .replace("WatchedFileHandler", "RotatingFileHandler\n    maxBytes: 5\n    mode: w")
         .replace("level: INFO", "level: INFO\n    filters: [x]")
@@ -321,7 +321,7 @@ fn names_are_shown_harmless() {
     assert!(faults("l.conf", &ini)[0].starts_with(r"l.conf: [logger_gerrit\u{1b}] "), "{ini}");
 }
 
-/// Faults as an operator sees them.
+/// ConfigErrors as an operator sees them.
 fn faults(path: &str, text: &str) -> Vec<String> {
     let faults = read(path, text).err().unwrap_or_default();
     faults.iter().map(ToString::to_string).collect()

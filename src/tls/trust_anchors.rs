@@ -24,7 +24,7 @@ const RESPELLED: &str = "its issuer is an authority in the file, but the name is
 
 /// The certificates that peers' certificates must come from.
 #[derive(Debug)]
-pub(crate) struct Authorities {
+pub(crate) struct TrustAnchors {
     certificates: Vec<CertificateDer<'static>>,
     revocation_lists: Vec<CertificateRevocationListDer<'static>>,
     roots: Arc<RootCertStore>,
@@ -44,7 +44,7 @@ struct Subject {
 /// The attributes of a relative distinguished name: type, and value as it is compared.
 type Rdn = Vec<(Vec<u8>, Vec<u8>)>;
 
-impl Default for Authorities {
+impl Default for TrustAnchors {
     fn default() -> Self {
         let roots = Arc::new(RootCertStore::empty());
         let (certificates, subjects) = (Vec::new(), Vec::new());
@@ -53,13 +53,13 @@ impl Default for Authorities {
     }
 }
 
-impl PartialEq for Authorities {
+impl PartialEq for TrustAnchors {
     fn eq(&self, other: &Self) -> bool {
         self.certificates == other.certificates && self.revocation_lists == other.revocation_lists
     }
 }
 
-impl Authorities {
+impl TrustAnchors {
     /// Adds a certificate.
     ///
     /// # Errors
@@ -244,11 +244,11 @@ mod tests {
         let key = KeyPair::generate().expect("a key");
         let leaf = leaf.signed_by(&key, &issuer).expect("a leaf").der().clone();
         let chain = vec![leaf.clone(); CHAIN_MAX];
-        let mut authorities = Authorities::default();
+        let mut trust_anchors = TrustAnchors::default();
         for count in 1..=2 * RESPELLED_MAX {
             let root = authority("Test CA").self_signed(&key).expect("a root").der().clone();
-            authorities.add(root).expect("a root");
-            let respelled = authorities.respelled(&leaf, &chain).expect("another spelling");
+            trust_anchors.add(root).expect("a root");
+            let respelled = trust_anchors.respelled(&leaf, &chain).expect("another spelling");
             assert_eq!(respelled.len(), count.min(RESPELLED_MAX));
         }
     }
@@ -271,10 +271,10 @@ mod tests {
             let leaf = CertificateParams::new(["gw.example.org".to_owned()]).expect("a name");
             let key = KeyPair::generate().expect("a key");
             let leaf = leaf.signed_by(&key, &issuer).expect("a leaf").der().clone();
-            let mut authorities = Authorities::default();
-            authorities.add(root).expect("a root");
+            let mut trust_anchors = TrustAnchors::default();
+            trust_anchors.add(root).expect("a root");
             let now = UnixTime::now();
-            let verified = authorities.verify(&leaf, &[], now, |roots| {
+            let verified = trust_anchors.verify(&leaf, &[], now, |roots| {
                 let algorithms = provider().signature_verification_algorithms.all;
                 let parsed = ParsedCertificate::try_from(&leaf)?;
                 let verify = rustls::client::verify_server_cert_signed_by_trust_anchor;
