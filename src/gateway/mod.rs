@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use self::accept::Listener;
 use self::accept::heartbeat::{Probe, pulse};
-use self::limits::Bounds;
+use self::limits::Limiter;
 use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
 use self::routing::explain::Decider;
@@ -64,7 +64,7 @@ pub(crate) struct Context {
     acceptors: Vec<Option<Acceptor>>,
     pub(crate) connector: Option<Connector>,
     pub(crate) limits: Limits,
-    bounds: Arc<Bounds>,
+    limiter: Arc<Limiter>,
     asking: Asking,
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
@@ -178,7 +178,7 @@ impl Gateway {
             acceptors,
             connector,
             limits,
-            bounds: Arc::default(),
+            limiter: Arc::new(Limiter::new(metrics.clone())),
             asking: Asking::default(),
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
