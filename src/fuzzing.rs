@@ -12,8 +12,9 @@ pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
 use crate::control::Request;
 use crate::gateway::protocol::request::{QUERY_MAX, QueryError, read_query};
 use crate::gateway::session::proxy_protocol::{HEADER_MAX, Header};
-use crate::model::build_request::{Build, BuildId, Executor, Place};
-use crate::model::component::{Announcement, Component, FINGERGW, Gateway, State};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::{Build, BuildLocation, Executor};
+use crate::model::component::{Component, FINGERGW, Gateway, OwnComponent, State};
 
 /// Panics unless `text` can be shown to people: on one line, printable and not too long.
 pub(crate) fn presentable(text: &str) {
@@ -101,12 +102,12 @@ pub fn component(data: &[u8]) {
     let kind = if first % 2 == 1 { FINGERGW } else { "executor" };
     let component = match Component::from_json(kind, "gw0000000001", json) {
         Ok(component) => component,
-        Err(fault) => return presentable(&fault),
+        Err(error) => return presentable(&error.to_string()),
     };
     let Some(Gateway { hostname, port, zone, tls }) = component.gateway.clone() else { return };
     assert!(kind == FINGERGW && port != 0 && !hostname.is_empty());
-    let announcement = Announcement { hostname, public_port: Some(port), zone, use_ssl: tls };
-    let entry = announcement.to_json(State::Running, component.model_api);
+    let own = OwnComponent { hostname, public_port: Some(port), zone, use_ssl: tls };
+    let entry = own.to_json(State::Running, component.model_api);
     reads_back(Component::from_json(FINGERGW, "other", entry.as_bytes()), component);
 }
 
@@ -114,10 +115,14 @@ pub fn component(data: &[u8]) {
 pub fn build_request(data: &[u8]) {
     let build = match Build::from_json(data) {
         Ok(build) => build,
-        Err(fault) => return presentable(&fault),
+        Err(error) => return presentable(&error.to_string()),
     };
     assert_eq!(build.is_none(), data.is_empty());
-    let Some(Build { tenant, place: Place::On(Executor { hostname, port, zone }), .. }) = &build
+    let Some(Build {
+        tenant,
+        location: BuildLocation::Executor(Executor { hostname, port, zone }),
+        ..
+    }) = &build
     else {
         return;
     };

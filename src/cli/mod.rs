@@ -19,7 +19,7 @@ use crate::config::{Config, Log};
 use crate::control::Request;
 use crate::daemon;
 use crate::daemon::{Certificates, ConfigSource, StartupConfig};
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::os::pid_file::PidFile;
 use crate::os::privileges::{PrivilegeError, RunAsUser};
 use crate::telemetry::log;

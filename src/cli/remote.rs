@@ -12,7 +12,7 @@ use crate::config;
 use crate::control;
 use crate::control::{RELOADED, Request};
 use crate::gateway::routing::explain::RUNNING;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// The length of the UUIDs that Zuul makes.
 const UUID_DIGITS: usize = 32;

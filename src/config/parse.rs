@@ -71,7 +71,7 @@ pub(crate) fn hostname(text: &str) -> Parsed<String> {
 
 /// A zone's name, which is also a znode's.
 pub(crate) fn zone(text: &str) -> Parsed<String> {
-    // No longer than other gateways take it from the registry (`crate::registry`).
+    // No longer than other gateways take it from the registry (`crate::model`).
     let fits = (1..=255).contains(&text.len());
     if !fits || text.contains('/') || text.chars().any(char::is_control) {
         Err("must be a zone's name: 1 to 255 bytes, without / and control characters".to_owned())

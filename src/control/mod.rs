@@ -24,7 +24,7 @@ use tracing::{debug, info};
 
 use self::status::StatusSource;
 use crate::gateway::routing::explain::Decider;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// The longest request, its newline included.
 const REQUEST_MAX: u64 = 1024;

@@ -17,7 +17,7 @@ use crate::gateway::session::stream_table::Streams;
 use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::component::State;
 use crate::os::signals::StatusSignal;
-use crate::registry::{Registry, Standing};
+use crate::registry::{RegistrationStatus, Registry};
 
 /// Where to look for what changes, and what does not.
 pub(crate) struct StatusSource {
@@ -32,7 +32,7 @@ pub(crate) struct StatusSource {
     /// ZooKeeper's servers, as they are configured.
     pub(crate) zookeeper: String,
     pub(crate) state: watch::Receiver<State>,
-    pub(crate) standing: watch::Receiver<Standing>,
+    pub(crate) standing: watch::Receiver<RegistrationStatus>,
     pub(crate) registry: Registry,
     pub(crate) memory: Arc<Memory>,
     pub(crate) certificates: watch::Receiver<Vec<CertificateStatus>>,
@@ -152,10 +152,12 @@ impl StatusSource {
     }
 
     fn zookeeper(&self) -> ZooKeeperStatus {
-        let (standing, trouble) = (self.standing.borrow().clone(), self.registry.trouble());
+        let (standing, trouble) = (self.standing.borrow().clone(), self.registry.outage());
         let is_away = matches!(
             standing,
-            Standing::Connecting | Standing::ConnectionLost | Standing::SessionLost
+            RegistrationStatus::Connecting
+                | RegistrationStatus::ConnectionLost
+                | RegistrationStatus::SessionLost
         );
         let disconnected = trouble.as_ref().map(|trouble| trouble.since.elapsed());
         ZooKeeperStatus {
@@ -163,7 +165,7 @@ impl StatusSource {
             connected: trouble.is_none() && !is_away,
             standing: standing.to_string(),
             entry: match standing {
-                Standing::Registered(name) => Some(name),
+                RegistrationStatus::Registered(name) => Some(name),
                 _ => None,
             },
             disconnected_seconds: disconnected.map(in_milliseconds),

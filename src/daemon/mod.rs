@@ -31,7 +31,7 @@ use crate::gateway::accept::socket::bind;
 use crate::gateway::health::Memory;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Drained, Gateway};
-use crate::model::component::Announcement;
+use crate::model::component::OwnComponent;
 use crate::os::daemonize::{DaemonizeGuard, daemonize};
 use crate::os::pid_file::PidFile;
 use crate::os::privileges;
@@ -42,7 +42,7 @@ use crate::os::socket_activation::InheritedSockets;
 use crate::os::watchdog;
 use crate::os::{fd_limit, memory_limit, runtime};
 use crate::registry::zookeeper::session;
-use crate::registry::{Registration, Registry, Standing};
+use crate::registry::{Registration, RegistrationStatus, Registry};
 use crate::telemetry::log::Logging;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::Tracer;
@@ -236,7 +236,7 @@ async fn serve(
     live.settings.limits.fit_connections(fitting);
     configured.identities.export_expiry(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
-    let settings = zookeeper_settings(config, tls, &metrics, &tracer);
+    let settings = zookeeper_settings(config, tls, &metrics);
 
     // The entry says `initializing` until there is somebody to serve.
     let (registry, registration) = session::register(settings, listening.announcement.clone());
@@ -311,14 +311,12 @@ fn zookeeper_settings(
     config: &Config,
     tls: watch::Receiver<session::Tls>,
     metrics: &Metrics,
-    tracer: &Tracer,
 ) -> session::Settings {
     session::Settings {
         hosts: config.zookeeper.hosts.clone(),
         tls,
         session_timeout: config.zookeeper.session_timeout,
         metrics: metrics.clone(),
-        origins: tracer.origins(),
     }
 }
 
@@ -359,7 +357,7 @@ struct Known {
 
 /// What the listeners got, for others and for people.
 struct BoundListeners {
-    announcement: Announcement,
+    announcement: OwnComponent,
     doors: Vec<BoundListener>,
     admin: Option<SocketAddr>,
     text: String,
@@ -388,7 +386,7 @@ impl BoundListeners {
             }
         }
         let announcement =
-            Announcement { hostname, public_port: port, zone: config.zone.clone(), use_ssl };
+            OwnComponent { hostname, public_port: port, zone: config.zone.clone(), use_ssl };
         let mut text = status::listening(config.zone.as_deref(), &doors);
         let admin =
             admin.map(|admin| admin.local_addr().context("the admin listener has no address"));
@@ -418,7 +416,7 @@ impl BoundListeners {
             admin: self.admin,
             zookeeper: config.zookeeper.hosts.to_string(),
             state: registration.state(),
-            standing: registration.standing(),
+            standing: registration.status(),
             registry,
             memory,
             certificates,
@@ -431,12 +429,12 @@ impl BoundListeners {
 /// Tells the service manager how the registration stands, and the registry that we serve. Ends
 /// only if the registry's task does.
 async fn follow(listening: &str, registration: &Registration, manager: &ServiceManager) {
-    let mut standing: watch::Receiver<Standing> = registration.standing();
+    let mut standing: watch::Receiver<RegistrationStatus> = registration.status();
     let mut ready = false;
     loop {
         let now = standing.borrow_and_update().clone();
         manager.status(&format!("{listening}; ZooKeeper: {now}")).await;
-        if !ready && matches!(now, Standing::Registered(_)) {
+        if !ready && matches!(now, RegistrationStatus::Registered(_)) {
             ready = true;
             registration.running();
             manager.ready().await;

@@ -7,8 +7,8 @@ use std::fmt;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::model::build_request::BuildId;
-use crate::telemetry::log::Excerpt;
+use crate::model::build_id::BuildId;
+use crate::model::excerpt::Excerpt;
 
 /// The longest request accepted, its newline included, in bytes.
 ///

@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use crate::gateway::Context;
 use crate::gateway::health::{Attempt, Standing};
 use crate::gateway::upstream::{HopAddress, Upstream};
-use crate::model::build_request::{Build, BuildId, Place};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::{Build, BuildLocation};
 use crate::registry::LookupError;
 
 /// How the decision on a build begins that runs somewhere: as text, and as JSON.
@@ -80,26 +81,28 @@ impl Decider {
         let finding = async {
             let found = cx.resolver.find(build).await?;
             let hops = match &found {
-                Some(Build { place: Place::On(executor), .. }) => {
+                Some(Build { location: BuildLocation::Executor(executor), .. }) => {
                     cx.resolver.hops(executor.clone()).await
                 }
                 _ => Vec::new(),
             };
-            Ok((found.map(|build| build.place), hops))
+            Ok((found.map(|build| build.location), hops))
         };
         let found = timeout(cx.limits.lookup_timeout, finding).await;
-        let away = || Err(LookupError::Away("no answer in time".to_owned()));
+        let away = || Err(LookupError::Unavailable("no answer in time".to_owned()));
         let (state, executor, hops, error) = match found.unwrap_or_else(|_| away()) {
-            Ok((Some(Place::On(executor)), hops)) => ("running", Some(executor), hops, None),
-            Ok((Some(Place::Waiting), _)) => ("waiting", None, Vec::new(), None),
+            Ok((Some(BuildLocation::Executor(executor)), hops)) => {
+                ("running", Some(executor), hops, None)
+            }
+            Ok((Some(BuildLocation::Queued), _)) => ("waiting", None, Vec::new(), None),
             Ok((None, _)) => ("unknown", None, Vec::new(), None),
-            Err(LookupError::Away(fault)) => {
+            Err(LookupError::Unavailable(fault)) => {
                 let cause = cx.resolver.registry_trouble().map(|cause| format!(": {cause}"));
                 let cause = cause.unwrap_or_default();
                 let error = format!("ZooKeeper cannot be reached: {fault}{cause}");
                 ("error", None, Vec::new(), Some(error))
             }
-            Err(LookupError::Unreadable(fault)) => {
+            Err(LookupError::Malformed(fault)) => {
                 let error = format!("the build's entry cannot be read: {fault}");
                 ("error", None, Vec::new(), Some(error))
             }

@@ -39,7 +39,7 @@ use super::upstream::failover;
 use super::upstream::failover::{Answered, Raced, SILENT};
 use super::upstream::{DialError, Upstream};
 use crate::config::Limits;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::telemetry::metrics::{Direction, Rejection, Route};
 use crate::telemetry::otlp::Span;
 use crate::tls;
@@ -347,8 +347,8 @@ async fn resolve(
     if access.is_some() && matches!(resolved, Err((Reply::NotFound | Reply::Denied, _))) {
         Box::pin(hide_duration(began.into())).await;
     }
-    let (hops, origin) = resolved?;
-    Ok((hops, cx.tracer.span(&origin, build, cx.resolver.zone(), began)))
+    let (hops, trace_parent) = resolved?;
+    Ok((hops, cx.tracer.span(trace_parent.as_ref(), build, cx.resolver.zone(), began)))
 }
 
 /// Relays the log from one of `hops`, and logs how the stream went.

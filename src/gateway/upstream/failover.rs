@@ -26,7 +26,7 @@ use crate::gateway::session::stream_table::Listed;
 use crate::gateway::session::{Asked, Caller, log_stream};
 use crate::gateway::transport::buffer_pool::Chunk;
 use crate::gateway::transport::connection::{Connection, read_size};
-use crate::telemetry::log::Excerpt;
+use crate::model::excerpt::Excerpt;
 use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::Upstream;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// Places for one build. People who ask for a build at the same moment take turns in them for the
 /// few milliseconds up to a first byte.

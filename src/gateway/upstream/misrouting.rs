@@ -5,7 +5,7 @@ use tracing::warn;
 
 use crate::gateway::Context;
 use crate::gateway::protocol::request::{Fault, Reply};
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::model::component::Gateway;
 
 /// How every gateway begins to say that it cannot serve a log, upstream's among them.

@@ -42,12 +42,12 @@ pub(crate) struct Causes {
 }
 
 /// Looks at the servers of one ZooKeeper.
-pub(crate) struct Diagnosis {
+pub(crate) struct ConnectDiagnostics {
     servers: Vec<(String, u16)>,
     tls: watch::Receiver<Tls>,
 }
 
-impl Diagnosis {
+impl ConnectDiagnostics {
     pub(crate) fn new(servers: Vec<(String, u16)>, tls: watch::Receiver<Tls>) -> Self {
         Self { servers, tls }
     }

@@ -4,7 +4,7 @@
 //! The cargo feature `otlp` brings it. Without it the types of `absent` stand here, which have no size and
 //! do nothing, so that nobody else has to know of two kinds of programs.
 //!
-//! With it: `origin` reads of a build request whose trace it belongs to, `span` is what a session tells,
+//! With it: `span` is what a session tells,
 //! `export` hands ended spans on, `backlog` counts those that wait, and `collector` dials.
 
 #[cfg(feature = "otlp")]
@@ -16,15 +16,11 @@ pub(crate) mod noop;
 #[cfg(feature = "otlp")]
 pub(crate) mod span;
 #[cfg(feature = "otlp")]
-pub(crate) mod span_context;
-#[cfg(feature = "otlp")]
 pub(crate) mod transport;
 
 #[cfg(not(feature = "otlp"))]
-pub(crate) use self::noop::{Origin, Origins, Span, Tracer, check};
+pub(crate) use self::noop::{Span, Tracer, check};
 #[cfg(feature = "otlp")]
 pub(crate) use self::span::{Span, Tracer};
-#[cfg(feature = "otlp")]
-pub(crate) use self::span_context::{Origin, Origins};
 #[cfg(feature = "otlp")]
 pub(crate) use self::transport::check;

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -9,27 +10,9 @@ use anyhow::Result;
 use crate::config::Tracing;
 use crate::gateway::session::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
+use crate::model::trace_parent::TraceParent;
 use crate::telemetry::metrics::{Metrics, Route};
-
-/// Where a build's trace would be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Origin(());
-
-impl Origin {
-    #[cfg(test)]
-    pub(crate) const NONE: Self = Self(());
-}
-
-/// Reads nothing.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Origins(());
-
-impl Origins {
-    pub(crate) fn read(self, _request: &[u8]) -> Origin {
-        Origin(())
-    }
-}
 
 /// Begins nothing.
 #[derive(Clone, Default)]
@@ -44,13 +27,9 @@ impl Tracer {
         Ok(Self(()))
     }
 
-    pub(crate) fn origins(&self) -> Origins {
-        Origins(())
-    }
-
     pub(crate) fn span(
         &self,
-        _origin: &Origin,
+        _parent: Option<&Arc<TraceParent>>,
         _build: &BuildId,
         _zone: Option<&str>,
         _began: Instant,

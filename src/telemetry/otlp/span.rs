@@ -8,19 +8,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use opentelemetry::trace::{
-    Span as _, SpanKind, Status, TraceContextExt, Tracer as _, TracerProvider,
+    Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId,
+    TraceState, Tracer as _, TracerProvider,
 };
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tracing::{info, warn};
 
 use super::exporter;
-use super::span_context::{Carried, Origin, Origins};
 use crate::config::Tracing;
 use crate::gateway::relay::EndReason;
 use crate::gateway::session::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
+use crate::model::trace_parent::TraceParent;
 use crate::telemetry::metrics::{Metrics, Route};
 
 /// How long the last spans may take to reach the collector when the gateway stops.
@@ -56,11 +57,6 @@ impl Tracer {
         Ok(Self(Some(Arc::new(Running { tracer, provider: ManuallyDrop::new(provider) }))))
     }
 
-    /// What of build requests is wanted.
-    pub(crate) fn origins(&self) -> Origins {
-        Origins { wanted: self.0.is_some() }
-    }
-
     /// Begins the span of a stream of `build`'s log, which was looked up from `began` until now, by a
     /// gateway of `zone`.
     ///
@@ -68,17 +64,25 @@ impl Tracer {
     /// in a trace that is not sampled.
     pub(crate) fn span(
         &self,
-        origin: &Origin,
+        parent: Option<&Arc<TraceParent>>,
         build: &BuildId,
         zone: Option<&str>,
         began: Instant,
     ) -> Span {
-        let (Some(running), Some(carried)) = (&self.0, &origin.0) else { return Span(None) };
-        if !carried.parent.is_sampled() {
+        let (Some(running), Some(parent)) = (&self.0, parent) else { return Span(None) };
+        let context = SpanContext::new(
+            TraceId::from(parent.trace_id),
+            SpanId::from(parent.span_id),
+            TraceFlags::new(parent.flags),
+            true,
+            TraceState::NONE,
+        );
+        if !context.is_sampled() {
             return Span(None);
         }
+        let trace_id = context.trace_id().to_string();
         let mut attributes = vec![KeyValue::new("zuul.build.uuid", build.to_string())];
-        let event_id = carried.event_id.clone().map(|id| KeyValue::new("zuul.event.id", id));
+        let event_id = parent.event_id.clone().map(|id| KeyValue::new("zuul.event.id", id));
         let zone = zone.map(|zone| KeyValue::new("zuul.zone", zone.to_owned()));
         attributes.extend(event_id.into_iter().chain(zone));
         let now = SystemTime::now();
@@ -88,15 +92,14 @@ impl Tracer {
             .with_kind(SpanKind::Server)
             .with_start_time(now.checked_sub(began.elapsed()).unwrap_or(now))
             .with_attributes(attributes);
-        let parent = Context::new().with_remote_span_context(carried.parent.clone());
-        let mut span = running.tracer.build_with_context(builder, &parent);
+        let context = Context::new().with_remote_span_context(context);
+        let mut span = running.tracer.build_with_context(builder, &context);
         if !span.is_recording() {
             return Span(None);
         }
         span.add_event("looked up", Vec::new());
-        let trace_id = carried.parent.trace_id().to_string();
-        let carried = Arc::clone(carried);
-        Span(Some(Box::new(Recording { span: Mutex::new(span), trace_id, carried })))
+        let parent = Arc::clone(parent);
+        Span(Some(Box::new(Recording { span: Mutex::new(span), trace_id, parent })))
     }
 
     /// Hands over what there is, for at most [`FLUSH_PATIENCE`]. Spans that end later are lost.
@@ -119,7 +122,7 @@ struct Recording {
     /// Locked a few times in a stream's life, by the one task that it has.
     span: Mutex<opentelemetry_sdk::trace::Span>,
     trace_id: String,
-    carried: Arc<Carried>,
+    parent: Arc<TraceParent>,
 }
 
 impl Recording {
@@ -132,7 +135,7 @@ impl Recording {
 impl Span {
     /// Zuul's event id of the build, if its request tells.
     pub(crate) fn event_id(&self) -> Option<&str> {
-        self.0.as_ref()?.carried.event_id.as_deref()
+        self.0.as_ref()?.parent.event_id.as_deref()
     }
 
     /// The trace that it is in, as collectors write it.
