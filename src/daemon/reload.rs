@@ -69,8 +69,7 @@ impl RuntimeSettings {
         let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
             match (listener.tls, gateway) {
                 (Some(client), Some(identity)) => {
-                    let zone = config.zone.as_deref();
-                    tls::acceptor(identity, client, config.name_check, zone).map(Some)
+                    tls::acceptor(identity, client, config.name_check).map(Some)
                 }
                 (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
                 (None, _) => Ok(None),
@@ -156,7 +155,7 @@ pub(crate) struct Reloader {
 struct PreparedReload {
     configured: LoadedConfig,
     live: RuntimeSettings,
-    taken: Vec<&'static str>,
+    applied: Vec<&'static str>,
     waiting: Vec<&'static str>,
 }
 
@@ -211,7 +210,7 @@ impl Reloader {
 
     /// Puts what is `prepared` in the place of what runs.
     fn apply(&mut self, prepared: PreparedReload) -> String {
-        let PreparedReload { configured, mut live, taken, waiting } = prepared;
+        let PreparedReload { configured, mut live, applied, waiting } = prepared;
         let (wanted, before) = (&configured.config.limits, &self.running.config.limits);
         let same = |of: fn(&Limits) -> usize| of(wanted) == of(before);
         let fitting = if same(|limits| limits.connections) && same(|limits| limits.stream_buffer) {
@@ -229,9 +228,9 @@ impl Reloader {
         self.certificates.send_replace(certificates);
 
         let path = self.source.path.display();
-        let (changed, restart) = (taken.join("; "), waiting.join("; "));
+        let (changed, restart) = (applied.join("; "), waiting.join("; "));
         let mut outcome = format!("{RELOADED}{path}\n");
-        if !taken.is_empty() {
+        if !applied.is_empty() {
             info!(%path, changed, "reloaded");
             let _ = writeln!(outcome, "changed: {changed}");
         } else if waiting.is_empty() {
@@ -280,16 +279,16 @@ fn prepare(
     if !errors.is_empty() {
         bail!(errors.join("\n"));
     }
-    let ConfigDiff { config, mut taken, waiting } =
-        running.config.change(wanted, config::is_toml(path));
+    let ConfigDiff { config, mut applied, waiting } =
+        running.config.diff(wanted, config::is_toml(path));
     if identities.gateway != running.identities.gateway {
-        taken.push("certificate, key or authorities of the gateway");
+        applied.push("certificate, key or authorities of the gateway");
     }
     if identities.zookeeper != running.identities.zookeeper {
         // The connection that there is goes on with the ones it began with.
-        taken.push("certificate, key or authorities for ZooKeeper, from the next connection on");
+        applied.push("certificate, key or authorities for ZooKeeper, from the next connection on");
     }
     let configured = LoadedConfig { config, identities };
     let live = RuntimeSettings::of(&configured, acceptors)?;
-    Ok(PreparedReload { configured, live, taken, waiting })
+    Ok(PreparedReload { configured, live, applied, waiting })
 }

@@ -34,7 +34,7 @@ use self::routing::explain::Decider;
 use self::session::stream_table::Streams;
 use self::upstream::dialer::Dialer;
 use self::upstream::executor_slots::ExecutorSlots;
-use self::upstream::loop_guard::Asking;
+use self::upstream::loop_guard::LoopGuard;
 use self::upstream::own_addresses::OwnAddresses;
 use crate::config;
 use crate::config::Limits;
@@ -65,7 +65,7 @@ pub(crate) struct Context {
     pub(crate) connector: Option<Connector>,
     pub(crate) limits: Limits,
     limiter: Arc<Limiter>,
-    asking: Asking,
+    loop_guard: LoopGuard,
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
     own_addresses: OwnAddresses,
@@ -179,7 +179,7 @@ impl Gateway {
             connector,
             limits,
             limiter: Arc::new(Limiter::new(metrics.clone())),
-            asking: Asking::default(),
+            loop_guard: LoopGuard::default(),
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
             own_addresses: OwnAddresses::new(addresses),

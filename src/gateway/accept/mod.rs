@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use self::heartbeat::Pulse;
 use super::Context;
 use super::limits::{AddressPermit, Limiter, Permit};
-use super::protocol::request::{Fault, Reply};
+use super::protocol::reply::{Reply, ReplyError};
 use super::routing::access;
 use super::session;
 use super::session::Caller;
@@ -108,11 +108,11 @@ impl Listener {
         };
         // After the address: a client beyond its own limit must not evict another one's connection.
         let Some(address_permit) = address_permit else {
-            self.reject(stream, peer, Rejection::Address, Fault::TooManyFromAddress, cx);
+            self.reject(stream, peer, Rejection::Address, ReplyError::TooManyFromAddress, cx);
             return;
         };
         let Some(permit) = cx.limiter.connection(&cx.limits) else {
-            self.reject(stream, peer, Rejection::Limit, Fault::TooManyConnections, cx);
+            self.reject(stream, peer, Rejection::Limit, ReplyError::TooManyConnections, cx);
             return;
         };
         let guards = Guards {
@@ -143,7 +143,7 @@ impl Listener {
         stream: TcpStream,
         peer: SocketAddr,
         reason: Rejection,
-        fault: Fault,
+        error: ReplyError,
         cx: Arc<Context>,
     ) {
         cx.limiter.record_rejection(reason, peer);
@@ -152,7 +152,7 @@ impl Listener {
             self.sessions.spawn(async move {
                 let _permit = permit;
                 let client = Connection::Plain(Socket::from_client(stream));
-                session::refuse(client, Reply::Error(fault), &cx).await;
+                session::refuse(client, Reply::Error(error), &cx).await;
             });
         }
     }

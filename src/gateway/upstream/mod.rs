@@ -26,7 +26,8 @@ use super::transport::connection::Connection;
 use super::transport::read_ahead::ReadAhead;
 use super::transport::socket::Socket;
 use crate::config::to_ascii;
-use crate::model::build_id::BuildId;
+use crate::gateway::protocol::request::{Request, RequestFormat};
+use crate::gateway::session::Asked;
 use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
 use crate::telemetry::metrics::{Direction, Route};
@@ -108,14 +109,17 @@ pub(crate) enum DialError {
     Tls(io::Error),
     /// It speaks TLS and this gateway has no certificate.
     NoCertificate,
-    /// Too many requests for the build wait for it already.
-    Circle,
+    /// Too many requests for the build wait for its first byte.
+    TooManyForBuild,
+    /// It has answered that too many gateways have sent the request; with the names in its
+    /// certificate.
+    Loop(String),
     /// Its address is one that this gateway listens on, or is registered with.
     Ourselves,
     /// No slot to ask this executor became free in time.
     Busy,
     /// It is a gateway of another zone than its entry says, with these names in its certificate.
-    Elsewhere(String),
+    WrongZone(String),
 }
 
 impl DialError {
@@ -126,9 +130,9 @@ impl DialError {
             Self::Tcp(_) => "connect",
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
-            Self::Circle | Self::Ourselves => "circle",
-            Self::Busy => "busy",
-            Self::Elsewhere(_) => "zone",
+            Self::Loop(_) | Self::Ourselves => "circle",
+            Self::Busy | Self::TooManyForBuild => "busy",
+            Self::WrongZone(_) => "zone",
         }
     }
 }
@@ -142,10 +146,11 @@ impl fmt::Display for DialError {
             }
             Self::Tcp(error) => write!(f, "{error}"),
             Self::Tls(error) => write!(f, "TLS: {}", tls::describe(error)),
-            Self::Circle => f.write_str("too many requests for this build wait for it"),
+            Self::TooManyForBuild => f.write_str("too many requests for this build wait for it"),
+            Self::Loop(found) => write!(f, "too many gateways have sent the request: {found}"),
             Self::Ourselves => f.write_str("its address is that of this gateway itself"),
             Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
-            Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
+            Self::WrongZone(found) => write!(f, "a gateway of another zone answers: {found}"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
         }
     }
@@ -169,11 +174,18 @@ impl Upstream {
         }
     }
 
-    /// Connects and asks for `build`, all within the connect deadline.
-    pub(crate) async fn ask(&self, build: &BuildId, cx: &Context) -> Result<Connection, DialError> {
+    /// Connects and sends the request, all within the connect deadline.
+    pub(crate) async fn ask(&self, asked: &Asked<'_>) -> Result<Connection, DialError> {
+        let Asked { build, sent_hops, cx, .. } = asked;
         let deadline = Instant::now() + cx.limits.connect_timeout;
         let mut connection = self.dial(deadline, cx).await?;
-        let request = format!("{build}\n");
+        let (_, _, _, zone, _) = self.fields();
+        let request = Request {
+            build: build.clone(),
+            zone: zone.map(str::to_owned),
+            hops: sent_hops.saturating_add(1),
+        };
+        let request = request.to_line(RequestFormat::negotiated(connection.is_peer_gateway()));
         let asked = async {
             connection.write_all(request.as_bytes()).await?;
             connection.flush().await
@@ -188,8 +200,8 @@ impl Upstream {
             return Err(DialError::Ourselves);
         }
         let secure = match self {
-            Self::Gateway(gateway @ Gateway { tls: true, .. }) => {
-                Some((gateway, cx.connector.as_ref().ok_or(DialError::NoCertificate)?))
+            Self::Gateway(Gateway { tls: true, .. }) => {
+                Some(cx.connector.as_ref().ok_or(DialError::NoCertificate)?)
             }
             _ => None,
         };
@@ -207,15 +219,14 @@ impl Upstream {
             Ok(stream)
         };
         let mut stream = connect().await?;
-        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
+        let Some(connector) = secure else { return Ok(Connection::Plain(stream)) };
         let name = server_name(host)?;
         let (failure, error) = loop {
             // The request follows the handshake's last message at once; a plain one has nothing to
             // wait for anyway.
             stream.set_nodelay().map_err(DialError::Tcp)?;
-            let zone = gateway.zone.as_deref();
             let tcp = ReadAhead::from_hop(stream);
-            let shaken = in_time(deadline, connector.connect(&name, port, zone, tcp)).await;
+            let shaken = in_time(deadline, connector.connect(&name, port, tcp)).await;
             match shaken {
                 Ok(Ok(stream)) => {
                     let kind = stream.get_ref().1.handshake_kind();
