@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
-use crate::control::Request;
+use crate::control::protocol::Request;
 use crate::gateway::protocol::request::{REQUEST_MAX, RequestError, RequestFormat, read_request};
 use crate::gateway::session::proxy_protocol::{HEADER_MAX, Header};
 use crate::model::build_id::BuildId;

@@ -20,6 +20,7 @@ mod log;
 mod log_output;
 mod next_hops;
 mod passthrough;
+mod peer_protocol;
 mod places;
 mod pour;
 mod proxy_protocol;

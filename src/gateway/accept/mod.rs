@@ -3,7 +3,6 @@
 //! A loop waits for the kernel and for nothing else: each connection has a task, and the number of tasks
 //! is bounded.
 
-pub(crate) mod heartbeat;
 pub(crate) mod socket;
 
 use std::io;
@@ -18,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use self::heartbeat::Pulse;
 use super::Context;
 use super::limits::{AddressPermit, Limiter, Permit};
 use super::protocol::reply::{Reply, ReplyError};
@@ -47,13 +45,11 @@ pub(crate) struct Listener {
     pub(crate) cx: watch::Receiver<Arc<Context>>,
     /// The tasks of all sessions and rejections.
     pub(crate) sessions: TaskTracker,
-    /// Says that it moves.
-    pub(crate) pulse: Pulse,
 }
 
 impl Listener {
     /// Accepts until `stop` is cancelled, then closes the socket.
-    pub(crate) async fn serve(mut self, stop: CancellationToken) {
+    pub(crate) async fn serve(self, stop: CancellationToken) {
         let mut pause = PAUSE_MIN;
         let mut last_failure: Option<Instant> = None;
         let has_recovered = |failure: &mut Instant| failure.elapsed() > RECOVERED_AFTER;
@@ -61,7 +57,7 @@ impl Listener {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                accepted = self.pulse.during(self.socket.accept()) => accepted,
+                accepted = self.socket.accept() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
@@ -84,7 +80,7 @@ impl Listener {
                     }
                     tokio::select! {
                         () = stop.cancelled() => return,
-                        () = self.pulse.during(tokio::time::sleep(pause)) => pause = (pause * 2).min(PAUSE_MAX),
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
                     }
                 }
             }
