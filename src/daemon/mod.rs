@@ -319,7 +319,7 @@ fn zookeeper_settings(
         tls,
         session_timeout: config.zookeeper.session_timeout,
         metrics: metrics.clone(),
-        origins: tracer.origins(),
+        with_trace: tracer.is_enabled(),
     }
 }
 

@@ -39,7 +39,7 @@ use crate::registry::in_memory::Embedded;
 use crate::registry::{Registration, Registry};
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::otlp::{Origin, Tracer};
+use crate::telemetry::otlp::Tracer;
 use crate::tls;
 use crate::tls::Identity;
 
@@ -168,7 +168,7 @@ impl System {
             build.clone(),
             Build {
                 tenant: None,
-                origin: Origin::default(),
+                trace_parent: None,
                 place: Place::On(Executor {
                     hostname: executor.ip().to_string(),
                     port: executor.port(),

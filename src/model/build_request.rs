@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::json::{member, object};
+use super::trace_parent::TraceParent;
 use crate::registry::{is_dialable, is_name};
-use crate::telemetry::otlp::{Origin, Origins};
 
 /// A build's UUID as Zuul's executors accept it: hexadecimal digits; not more than
 /// [`BuildId::MAX`], where Zuul makes 32.
@@ -81,8 +81,8 @@ pub(crate) struct Build {
     /// Whose it is; `None` if the request does not say, as no request of Zuul's does.
     pub(crate) tenant: Option<Arc<str>>,
     pub(crate) place: Place,
-    /// The trace it is part of; whoever reads the request says whether that is wanted.
-    pub(crate) origin: Origin,
+    /// The trace that it belongs to, if that is requested.
+    pub(crate) trace_parent: Option<Arc<TraceParent>>,
 }
 
 /// Where a build is.
@@ -95,14 +95,17 @@ pub(crate) enum Place {
 }
 
 impl Build {
-    /// Reads a build request as [`Self::from_json`] does, and the origin of a build that has a log.
+    /// Reads a build request as [`Self::from_json`] does, and `with_trace` the trace parent of a build
+    /// that has a log.
     ///
     /// # Errors
     /// Those of [`Self::from_json`].
-    pub(crate) fn from_request(json: &[u8], origins: Origins) -> Result<Option<Self>, String> {
+    pub(crate) fn from_request(json: &[u8], with_trace: bool) -> Result<Option<Self>, String> {
         let mut build = Self::from_json(json)?;
-        if let Some(build @ Self { place: Place::On(_), .. }) = &mut build {
-            build.origin = origins.read(json);
+        if let Some(build @ Self { place: Place::On(_), .. }) = &mut build
+            && with_trace
+        {
+            build.trace_parent = TraceParent::from_request(json).map(Arc::new);
         }
         Ok(build)
     }
@@ -119,7 +122,7 @@ impl Build {
         let Request { tenant_name, worker_info } = object(json)?;
         let tenant: Option<String> = member("tenant_name", tenant_name).unwrap_or_default();
         let tenant = tenant.filter(|tenant| is_name(tenant)).map(Arc::from);
-        let at = |place| Ok(Some(Self { tenant, place, origin: Origin::default() }));
+        let at = |place| Ok(Some(Self { tenant, place, trace_parent: None }));
         // Upstream takes an empty object for none.
         let is_empty = |info: &str| info.trim_matches(['{', '}']).trim_ascii().is_empty();
         let info = match worker_info.map(RawValue::get) {
@@ -169,7 +172,7 @@ mod tests {
     }
 
     fn build(tenant: Option<&str>, place: Place) -> Result<Option<Build>, String> {
-        Ok(Some(Build { tenant: tenant.map(Arc::from), place, origin: Origin::default() }))
+        Ok(Some(Build { tenant: tenant.map(Arc::from), place, trace_parent: None }))
     }
 
     #[test]

@@ -3,3 +3,4 @@
 pub(crate) mod build_request;
 pub(crate) mod component;
 pub(crate) mod json;
+pub(crate) mod trace_parent;

@@ -181,7 +181,7 @@ async fn spans_are_handed_over_at_the_end() {
     );
     let log = stop(gateway).await;
     let told: Vec<_> = log.iter().filter(|line| line.contains("tracing: ")).collect();
-    assert!(told.len() == 1 && told[0].contains("spans of streams go to"), "{told:?}");
+    assert!(told.len() == 1 && told[0].contains("exporting spans"), "{told:?}");
     for trace in [&traces[0], &traces[2]] {
         let span = collector.span().await;
         assert!(joins(&span, trace), "{span} {trace}");
@@ -235,7 +235,7 @@ async fn gateways_that_are_passed_over() {
     assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
     let span = collector.span().await;
     assert!(joins(&span, &trace), "{span}");
-    assert_eq!(names(&span), ["looked up", "passed over", "connected", "first byte"]);
+    assert_eq!(names(&span), ["looked up", "attempt failed", "connected", "first byte"]);
     assert_eq!(span["events"][1][1]["server.port"], port);
     assert_eq!(span["attributes"]["zuul.route"], "fallback");
 }
@@ -389,7 +389,7 @@ async fn a_collector_that_hangs() {
         until_metric(&gateway, "zuul_fingergw_spans_total{result=\"lost\"}", 1.0).await;
         let log = stop(gateway).await;
         let warned =
-            log.iter().filter(|line| line.contains("has not taken the last spans in time"));
+            log.iter().filter(|line| line.contains("did not accept the last spans in time"));
         assert_eq!(warned.count(), 1, "{log:?}");
         drop(held);
     }

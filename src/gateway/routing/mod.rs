@@ -17,8 +17,8 @@ use super::protocol::request::{Fault, Reply};
 use super::upstream::Upstream;
 use crate::model::build_request::{Build, BuildId, Executor, Place};
 use crate::model::component::{Announcement, Gateway};
+use crate::model::trace_parent::TraceParent;
 use crate::registry::{LookupError, Registry};
-use crate::telemetry::otlp::Origin;
 
 /// Resolves builds as seen from one gateway.
 pub(crate) struct Resolver {
@@ -99,21 +99,23 @@ impl Resolver {
         &self,
         build: &BuildId,
         access: Option<&Access<'_>>,
-    ) -> Result<(Vec<Upstream>, Origin), (Reply, String)> {
+    ) -> Result<(Vec<Upstream>, Option<Arc<TraceParent>>), (Reply, String)> {
         let found = match access {
             None => self.find(build).await,
             // Boxed: who has no rules is to pay nothing for those that have.
             Some(access) => Box::pin(self.find_allowed(build, access)).await?,
         };
-        match found.map(|found| found.map(|Build { place, origin, .. }| (place, origin))) {
+        match found
+            .map(|found| found.map(|Build { place, trace_parent, .. }| (place, trace_parent)))
+        {
             Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
             Ok(Some((Place::Waiting, _))) => Err((Reply::NotStarted, "no executor yet".to_owned())),
-            Ok(Some((Place::On(executor), origin))) => {
+            Ok(Some((Place::On(executor), trace_parent))) => {
                 let mut hops = self.hops(executor).await;
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);
-                Ok((hops, origin))
+                Ok((hops, trace_parent))
             }
             Err(LookupError::Away(cause)) => Err((Reply::Error(Fault::RegistryAway), cause)),
             Err(LookupError::Unreadable(fault)) => {

@@ -106,7 +106,8 @@ impl Asked<'_> {
         let Self { build, caller: Caller { peer, logged, .. }, began, span, cx } = self;
         let seconds = began.elapsed();
         cx.metrics.stream_closed(route, seconds);
-        span.over(hop, route, bytes);
+        let (host, port) = hop.address();
+        span.stream_closed(host, port, route, bytes);
         // Milliseconds: JSON would show all digits.
         let seconds = (seconds.as_secs_f64() * 1000.0).round() / 1000.0;
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
@@ -166,7 +167,7 @@ async fn asked_for(
         Ok(Ok(build)) => match resolve(&build, access(client, caller, cx), peer, cx).await {
             Ok((hops, span)) => {
                 if client.peer_certificates().is_some() {
-                    span.asked_by(peer);
+                    span.requested_by(peer.ip());
                 }
                 return Ok((build, hops, span));
             }
@@ -336,8 +337,8 @@ async fn resolve(
     if access.is_some() && matches!(resolved, Err((Reply::NotFound | Reply::Denied, _))) {
         Box::pin(hide_duration(began.into())).await;
     }
-    let (hops, origin) = resolved?;
-    Ok((hops, cx.tracer.span(&origin, build, cx.resolver.zone(), began)))
+    let (hops, trace_parent) = resolved?;
+    Ok((hops, cx.tracer.span(trace_parent.as_deref(), build, cx.resolver.zone(), began)))
 }
 
 /// Relays the log from one of `hops`, and logs how the stream went.
@@ -357,7 +358,7 @@ async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_
         Ok(end) => Outcome::Streamed(end),
         Err(fault) => Outcome::Refused(Reply::Error(fault)),
     };
-    asked.span.end(&outcome);
+    asked.span.end(outcome.label(), outcome.error());
     match &outcome {
         Outcome::Streamed(End::Finished) => client.finish(|| wait(cx, asked.client())).await,
         Outcome::Streamed(End::UpstreamFailed(_) | End::Idle | End::Overlong) => {
@@ -406,7 +407,8 @@ async fn relay_from(
         }
     };
     cx.metrics.connected(route, dialed.elapsed());
-    span.connected(hop);
+    let (host, port) = hop.address();
+    span.connected(host, port);
     let _active = cx.metrics.active_stream();
     // A block, so that a quiet stream does not hold what is in it.
     let (begin, whole_timeout) = {

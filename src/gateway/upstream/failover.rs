@@ -228,7 +228,8 @@ impl<'a> Race<'a> {
     /// Notes that a hop brought nothing.
     fn note(&self, hop: &Upstream, miss: &Miss) {
         let Asked { build, span, cx, .. } = self.asked;
-        span.passed_over(hop, miss);
+        let (host, port) = hop.address();
+        span.attempt_failed(host, port, miss);
         let kind = match miss {
             Miss::Dial(DialError::Circle | DialError::Ourselves) => FailureKind::Loop,
             _ => FailureKind::Other,
@@ -356,7 +357,8 @@ async fn ask(
     let dialed = Instant::now();
     let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;
     cx.metrics.connected(route, dialed.elapsed());
-    span.connected(&hop);
+    let (host, port) = hop.address();
+    span.connected(host, port);
     let mut failure = None;
     let read = connection.read_log(room, &mut failure);
     let read = match &hop {

@@ -127,7 +127,7 @@ pub(crate) async fn keep(lookup: Arc<Lookup>, client: Client, build: BuildId, pa
     while let Some(now) = client.take() {
         let Ok((request, _, watcher)) = now.get_and_watch_data(&path).await else { return };
         drop(now);
-        let read = Build::from_request(&request, lookup.origins);
+        let read = Build::from_request(&request, lookup.with_trace);
         let Ok(Some(found @ Build { place: Place::On(_), .. })) = read else {
             return;
         };

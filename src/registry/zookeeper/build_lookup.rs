@@ -15,7 +15,6 @@ use super::session::is_connection_loss;
 use crate::model::build_request::{Build, BuildId, Place};
 use crate::model::component::Gateway;
 use crate::registry::{LookupError, Trouble};
-use crate::telemetry::otlp::Origins;
 
 /// The parent of one node per zone (`zuul/zk/executor.py`).
 const ZONES: &str = "/zuul/executor/zones";
@@ -49,7 +48,7 @@ pub(crate) struct Lookup {
     zones: watch::Sender<Arc<Zones>>,
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
-    pub(crate) origins: Origins,
+    pub(crate) with_trace: bool,
     pub(crate) places: Places,
     batches: Arc<Batches<BuildId, Located>>,
 }
@@ -67,7 +66,7 @@ struct Zones {
 type Located = Result<(String, Option<Build>), LookupError>;
 
 impl Lookup {
-    pub(crate) fn new(origins: Origins) -> Self {
+    pub(crate) fn new(with_trace: bool) -> Self {
         Self {
             client: watch::Sender::new(None),
             hopeful: watch::Sender::new(true),
@@ -75,7 +74,7 @@ impl Lookup {
             trouble: watch::Sender::new(None),
             zones: watch::Sender::default(),
             multi_read: AtomicBool::new(true),
-            origins,
+            with_trace,
             places: Places::default(),
             batches: Arc::default(),
         }
@@ -279,14 +278,14 @@ impl Lookup {
         let mut hits = Vec::new();
         let listing = later.is_empty().then_some(ZONES);
         let (mut zones, requests) = self.read(&client, listing, &first_paths).await?;
-        let mut located = each(&first_paths, requests, first.len() + 1, self.origins);
+        let mut located = each(&first_paths, requests, first.len() + 1, self.with_trace);
         if !later.is_empty() {
             if located.iter().all(is_there) {
                 return Ok(located);
             }
             let paths = in_each(missing(builds, &located), later);
             let (listed, requests) = self.read(&client, Some(ZONES), &paths).await?;
-            hits.extend(complete(&mut located, later, &paths, requests, self.origins));
+            hits.extend(complete(&mut located, later, &paths, requests, self.with_trace));
             zones = listed;
         }
         if zones != known.listed && !located.iter().all(is_there) {
@@ -295,7 +294,7 @@ impl Lookup {
             if !fresh.is_empty() {
                 let paths = in_each(missing(builds, &located), &fresh);
                 let (_, requests) = self.read(&client, None, &paths).await?;
-                hits.extend(complete(&mut located, &fresh, &paths, requests, self.origins));
+                hits.extend(complete(&mut located, &fresh, &paths, requests, self.with_trace));
             }
         }
         if zones != known.listed || !hits.is_empty() {
@@ -392,11 +391,11 @@ fn complete(
     zones: &[String],
     paths: &[String],
     requests: Vec<Data>,
-    origins: Origins,
+    with_trace: bool,
 ) -> Vec<String> {
     let mut hits = Vec::new();
     let missing = located.iter_mut().filter(|located| !is_there(located));
-    for (located, elsewhere) in missing.zip(each(paths, requests, zones.len(), origins)) {
+    for (located, elsewhere) in missing.zip(each(paths, requests, zones.len(), with_trace)) {
         if let Ok((path, Some(_))) = &elsewhere {
             hits.extend(zones.iter().find(|zone| is_in(path, zone)).cloned());
         }
@@ -412,18 +411,18 @@ fn is_there(located: &Located) -> bool {
 }
 
 /// What `requests`, read from `paths`, say of each build; so many of them belong to each.
-fn each(paths: &[String], requests: Vec<Data>, to_each: usize, origins: Origins) -> Vec<Located> {
+fn each(paths: &[String], requests: Vec<Data>, to_each: usize, with_trace: bool) -> Vec<Located> {
     let mut requests = requests.into_iter();
-    paths.chunks(to_each).map(|paths| first(paths, &mut requests, origins)).collect()
+    paths.chunks(to_each).map(|paths| first(paths, &mut requests, with_trace)).collect()
 }
 
 /// The first build in the next `requests`, one for each of `paths`. A request that cannot be read
 /// matters only if there is no other one.
-fn first(paths: &[String], requests: &mut impl Iterator<Item = Data>, origins: Origins) -> Located {
+fn first(paths: &[String], requests: &mut impl Iterator<Item = Data>, with_trace: bool) -> Located {
     let (mut found, mut fault) = (None, None);
     // All of them, found or not: the next ones are others'.
     for (path, request) in paths.iter().zip(requests) {
-        match request.map(|request| Build::from_request(&request, origins)) {
+        match request.map(|request| Build::from_request(&request, with_trace)) {
             Ok(Ok(Some(build))) => found = found.or_else(|| Some((path.clone(), Some(build)))),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => fault = fault.or(Some(LookupError::Unreadable(error))),
@@ -499,10 +498,9 @@ async fn read_pipelined(client: &Client, directory: Option<&str>, paths: &[Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::otlp::Origin;
 
     const WAITING: &[u8] = br#"{"worker_info": null}"#;
-    const WAITS: Build = Build { tenant: None, place: Place::Waiting, origin: Origin::NONE };
+    const WAITS: Build = Build { tenant: None, place: Place::Waiting, trace_parent: None };
 
     fn paths(count: usize) -> Vec<String> {
         (0..count).map(|number| number.to_string()).collect()
@@ -514,9 +512,8 @@ mod tests {
 
     #[test]
     fn the_first_request_that_can_be_read_counts() {
-        let first = |requests: Vec<Data>| {
-            first(&paths(requests.len()), &mut requests.into_iter(), Origins::default())
-        };
+        let first =
+            |requests: Vec<Data>| first(&paths(requests.len()), &mut requests.into_iter(), false);
         let nothing = || Ok((String::new(), None));
         let second = || Ok(("1".to_owned(), Some(WAITS)));
         assert_eq!(first(data(&[])), nothing());
@@ -549,7 +546,7 @@ mod tests {
     #[test]
     fn each_build_gets_its_own() {
         let requests = data(&[WAITING, WAITING, b"", b"garbage", b"", WAITING, b"", b""]);
-        let located = each(&paths(8), requests, 2, Origins::default());
+        let located = each(&paths(8), requests, 2, false);
         assert_eq!(located[0], Ok(("0".to_owned(), Some(WAITS))));
         assert!(matches!(located[1], Err(LookupError::Unreadable(_))));
         assert_eq!(located[2], Ok(("5".to_owned(), Some(WAITS))));

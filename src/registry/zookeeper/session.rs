@@ -24,7 +24,6 @@ use crate::config::Hosts;
 use crate::model::component::{Announcement, State};
 use crate::registry::{Orders, Registration, Registry, Standing, registration};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::otlp::Origins;
 use crate::tls;
 
 /// How to reach ZooKeeper.
@@ -39,7 +38,7 @@ pub(crate) struct Settings {
     /// Counts sessions.
     pub(crate) metrics: Metrics,
     /// Whether look-ups tell the traces of builds.
-    pub(crate) origins: Origins,
+    pub(crate) with_trace: bool,
 }
 
 /// TLS towards ZooKeeper.
@@ -79,7 +78,7 @@ const DIAGNOSE_EVERY: Duration = Duration::from_secs(5);
 /// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
 /// questions from it.
 pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Registry, Registration) {
-    let lookup = Arc::new(Lookup::new(settings.origins));
+    let lookup = Arc::new(Lookup::new(settings.with_trace));
     let registry = Registry::ZooKeeper(Arc::clone(&lookup));
     let registration = registration(|orders| {
         let Settings { hosts, tls, .. } = &settings;
