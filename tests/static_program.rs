@@ -1,4 +1,4 @@
-//! The program once more, to be linked statically: `tests/it/empty_root.rs` has cargo do so beside the
+//! The program once more, to be linked statically: `tests/system/empty_root.rs` has cargo do so beside the
 //! one that all other tests run.
 
 use std::process::ExitCode;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 
-use super::{Loaded, Usable, load, refuse};
+use super::{ParsedConfig, ValidatedConfig, load, refuse};
 use crate::config;
 use crate::config::Config;
 use crate::control::socket_file;
@@ -17,7 +17,7 @@ use crate::tls::Identity;
 
 /// Checks the configuration in `path`; with `connect` looks into its ZooKeeper as well.
 pub(crate) fn run(path: Option<&Path>, connect: bool) -> ExitCode {
-    let usable = match load(path).and_then(Loaded::usable).and_then(checked) {
+    let usable = match load(path).and_then(ParsedConfig::usable).and_then(checked) {
         Ok(usable) => usable,
         Err(error) => return refuse(&error),
     };
@@ -44,8 +44,8 @@ pub(crate) fn run(path: Option<&Path>, connect: bool) -> ExitCode {
 }
 
 /// Refuses what a start or peers would refuse.
-fn checked(usable: Usable) -> Result<Usable> {
-    let Usable { config, identities, account, .. } = &usable;
+fn checked(usable: ValidatedConfig) -> Result<ValidatedConfig> {
+    let ValidatedConfig { config, identities, account, .. } = &usable;
     log::check(&config.log, account.as_ref())?;
     if let Some(socket) = config.explicit_command_socket() {
         socket_file::check_directory(socket)?;
@@ -61,8 +61,8 @@ fn checked(usable: Usable) -> Result<Usable> {
 }
 
 /// What works and is most likely a mistake.
-fn warnings(usable: &Usable) -> Vec<String> {
-    let Usable { path, config, identities, account } = usable;
+fn warnings(usable: &ValidatedConfig) -> Vec<String> {
+    let ValidatedConfig { path, config, identities, account } = usable;
     let mut warnings: Vec<_> = identities.findings().map(|finding| finding.to_string()).collect();
     warnings.extend(config.warnings());
     warnings.extend(config.log.ignored());
@@ -89,8 +89,8 @@ fn warnings(usable: &Usable) -> Vec<String> {
 }
 
 /// What a gateway with this configuration is, in pairs of a key and a value.
-fn summary(usable: &Usable) -> Vec<(&'static str, String)> {
-    let Usable { config, identities, account, .. } = usable;
+fn summary(usable: &ValidatedConfig) -> Vec<(&'static str, String)> {
+    let ValidatedConfig { config, identities, account, .. } = usable;
     let program = format!("zuul-fingergw {}, features: {}", env!("CARGO_PKG_VERSION"), features());
     let mut lines = vec![("program", program), ("registers as", registration(config))];
     for listener in &config.listeners {
@@ -157,8 +157,8 @@ fn certificate(path: &Path, identity: &Identity) -> String {
 }
 
 /// Looks into ZooKeeper once; writes nothing there.
-fn survey_zookeeper(usable: &Usable) -> Result<Survey> {
-    let Usable { config, identities, .. } = usable;
+fn survey_zookeeper(usable: &ValidatedConfig) -> Result<Survey> {
+    let ValidatedConfig { config, identities, .. } = usable;
     let tls = daemon::zookeeper_tls(config, &identities.zookeeper)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let zookeeper = &config.zookeeper;

@@ -18,10 +18,10 @@ use crate::config;
 use crate::config::{Config, Log};
 use crate::control::Request;
 use crate::daemon;
-use crate::daemon::{Identities, Setup, Source};
+use crate::daemon::{Certificates, ConfigSource, StartupConfig};
 use crate::model::build_request::BuildId;
 use crate::os::pid_file::PidFile;
-use crate::os::privileges::{Account, Unfit};
+use crate::os::privileges::{PrivilegeError, RunAsUser};
 use crate::telemetry::log;
 use crate::telemetry::log::Logging;
 use crate::{demo, tls};
@@ -202,12 +202,13 @@ fn complete(shell: Shell) -> ExitCode {
 }
 
 fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
-    let Usable { path, config, identities, account } = match load(path).and_then(Loaded::usable) {
-        Ok(usable) => usable,
-        Err(error) => return refuse(&error),
-    };
+    let ValidatedConfig { path, config, identities, account } =
+        match load(path).and_then(ParsedConfig::usable) {
+            Ok(usable) => usable,
+            Err(error) => return refuse(&error),
+        };
     let source = match std::path::absolute(&path) {
-        Ok(path) => Source { path, debug },
+        Ok(path) => ConfigSource { path, debug },
         Err(error) => return refuse(&anyhow!("{}: {error}", path.display())),
     };
     let detaching = if foreground { None } else { config.pid_file.clone() };
@@ -226,7 +227,7 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return refuse(&error),
     };
-    let setup = Setup { source, config, identities };
+    let setup = StartupConfig { source, config, identities };
     match daemon::run(setup, account.as_ref(), pid_file, &mut logging) {
         Ok(status) => status,
         Err(error) => {
@@ -234,13 +235,17 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
             if !logging.is_stderr() {
                 print_error(&error);
             }
-            if error.is::<Unfit>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+            if error.is::<PrivilegeError>() {
+                ExitCode::from(EXIT_CONFIG)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
 
 /// Starts logging, and tells what of a `log_config` has no effect.
-fn start_log(mut log: Log, debug: bool, account: Option<&Account>) -> anyhow::Result<Logging> {
+fn start_log(mut log: Log, debug: bool, account: Option<&RunAsUser>) -> anyhow::Result<Logging> {
     if let Some(given) = log.log_config.as_mut().filter(|_| debug) {
         given.ignored.push("-d (the file's level counts)".to_owned());
     }
@@ -252,31 +257,35 @@ fn start_log(mut log: Log, debug: bool, account: Option<&Account>) -> anyhow::Re
 }
 
 /// A configuration that is good as a document.
-struct Loaded {
+struct ParsedConfig {
     path: PathBuf,
     config: Config,
 }
 
 /// One whose files and user are good as well.
-struct Usable {
+struct ValidatedConfig {
     path: PathBuf,
     config: Config,
-    identities: Identities,
-    account: Option<Account>,
+    identities: Certificates,
+    account: Option<RunAsUser>,
 }
 
-fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
+fn load(path: Option<&Path>) -> anyhow::Result<ParsedConfig> {
     let path = config::locate(path)?;
     let config = config::load(&path)?;
-    Ok(Loaded { path, config })
+    Ok(ParsedConfig { path, config })
 }
 
-impl Loaded {
-    fn usable(self) -> anyhow::Result<Usable> {
+impl ParsedConfig {
+    fn usable(self) -> anyhow::Result<ValidatedConfig> {
         let Self { path, config } = self;
-        match (Identities::load(&config, config::own_hostname), Account::of(config.user.as_deref()))
-        {
-            (Ok(identities), Ok(account)) => Ok(Usable { path, config, identities, account }),
+        match (
+            Certificates::load(&config, config::own_hostname),
+            RunAsUser::of(config.user.as_deref()),
+        ) {
+            (Ok(identities), Ok(account)) => {
+                Ok(ValidatedConfig { path, config, identities, account })
+            }
             (Err(error), Ok(_)) => Err(error),
             (Ok(_), Err(unfit)) => Err(anyhow!("{}: {unfit}", path.display())),
             (Err(error), Err(unfit)) => Err(anyhow!("{error:#}\n{}: {unfit}", path.display())),

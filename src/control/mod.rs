@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use self::status::Sources;
+use self::status::StatusSource;
 use crate::gateway::routing::explain::Decider;
 use crate::model::build_request::BuildId;
 
@@ -108,8 +108,8 @@ impl Request {
 pub(crate) type Reload = oneshot::Sender<String>;
 
 /// What can be asked of the gateway.
-pub(crate) struct Gateway {
-    pub(crate) sources: Arc<Sources>,
+pub(crate) struct CommandHandler {
+    pub(crate) sources: Arc<StatusSource>,
     /// Cancelled when it is told to stop.
     pub(crate) stop: CancellationToken,
     pub(crate) reload: mpsc::Sender<Reload>,
@@ -120,7 +120,7 @@ pub(crate) struct Gateway {
 ///
 /// # Errors
 /// The listener cannot be handed to the runtime.
-pub(crate) fn spawn(listener: StdListener, gateway: Gateway) -> Result<()> {
+pub(crate) fn spawn(listener: StdListener, gateway: CommandHandler) -> Result<()> {
     let listener = UnixListener::from_std(listener).context("the command socket")?;
     let gateway = Arc::new(gateway);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -146,7 +146,7 @@ pub(crate) fn spawn(listener: StdListener, gateway: Gateway) -> Result<()> {
     Ok(())
 }
 
-impl Gateway {
+impl CommandHandler {
     async fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
         let mut line = Vec::new();
         let mut bytes = BufReader::new((&mut stream).take(REQUEST_MAX));

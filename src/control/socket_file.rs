@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::debug;
 
-use crate::os::privileges::{Account, Unfit};
+use crate::os::privileges::{PrivilegeError, RunAsUser};
 
 /// Directories that are empty after a boot. A service manager creates a program's own directory
 /// there before it starts the program; without one, this program does.
@@ -60,14 +60,17 @@ impl Drop for SocketFile {
 ///
 /// # Errors
 /// The directory is missing and cannot be created, or is missing and not in `/run`.
-pub(crate) fn create_directory(path: &Path, account: Option<&Account>) -> Result<(), Unfit> {
+pub(crate) fn create_directory(
+    path: &Path,
+    account: Option<&RunAsUser>,
+) -> Result<(), PrivilegeError> {
     check_directory(path)?;
     let path = std::path::absolute(path).map_err(|error| unfit(path, &error.to_string()))?;
     let Some(directory) = path.parent().filter(|directory| !directory.exists()) else {
         return Ok(());
     };
     let created = DirBuilder::new().mode(0o750).create(directory).and_then(|()| {
-        let ids = account.map(Account::ids);
+        let ids = account.map(RunAsUser::ids);
         ids.map_or(Ok(()), |(user, group)| lchown(directory, Some(user), Some(group)))
     });
     match created {
@@ -84,7 +87,7 @@ pub(crate) fn create_directory(path: &Path, account: Option<&Account>) -> Result
 ///
 /// # Errors
 /// It is missing.
-pub(crate) fn check_directory(path: &Path) -> Result<(), Unfit> {
+pub(crate) fn check_directory(path: &Path) -> Result<(), PrivilegeError> {
     let path = std::path::absolute(path).map_err(|error| unfit(path, &error.to_string()))?;
     let Some(directory) = path.parent() else { return Ok(()) };
     let in_run = directory.parent().is_some_and(|parent| {
@@ -101,7 +104,7 @@ pub(crate) fn check_directory(path: &Path) -> Result<(), Unfit> {
 ///
 /// # Errors
 /// The directory is not writable.
-pub(crate) fn check_writable(path: &Path) -> Result<(), Unfit> {
+pub(crate) fn check_writable(path: &Path) -> Result<(), PrivilegeError> {
     let directory = path.parent().filter(|directory| directory.exists());
     let access = Access::WRITE_OK | Access::EXEC_OK;
     let writable = directory.map(|directory| accessat(CWD, directory, access, AtFlags::EACCESS));
@@ -112,7 +115,7 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), Unfit> {
 ///
 /// # Errors
 /// The directory above is not writable.
-pub(crate) fn check_creatable(path: &Path) -> Result<(), Unfit> {
+pub(crate) fn check_creatable(path: &Path) -> Result<(), PrivilegeError> {
     let missing = path.parent().filter(|directory| !directory.exists());
     let Some((directory, above)) = missing.and_then(|missing| Some((missing, missing.parent()?)))
     else {
@@ -128,8 +131,8 @@ pub(crate) fn check_creatable(path: &Path) -> Result<(), Unfit> {
     })
 }
 
-fn unfit(path: &Path, reason: &str) -> Unfit {
-    Unfit::new(format!("cannot create the command socket {}: {reason}", path.display()))
+fn unfit(path: &Path, reason: &str) -> PrivilegeError {
+    PrivilegeError::new(format!("cannot create the command socket {}: {reason}", path.display()))
 }
 
 /// Creates the socket at `path`, in place of one on which no process listens any more: it is left

@@ -20,13 +20,13 @@ use crate::os::signals::StatusSignal;
 use crate::registry::{Registry, Standing};
 
 /// Where to look for what changes, and what does not.
-pub(crate) struct Sources {
+pub(crate) struct StatusSource {
     pub(crate) hostname: String,
     pub(crate) zone: Option<String>,
     /// The file that the gateway was started with.
     pub(crate) configuration: PathBuf,
     pub(crate) started: Instant,
-    pub(crate) listeners: Vec<Door>,
+    pub(crate) listeners: Vec<BoundListener>,
     /// Where health and metrics are.
     pub(crate) admin: Option<SocketAddr>,
     /// ZooKeeper's servers, as they are configured.
@@ -42,7 +42,7 @@ pub(crate) struct Sources {
 
 /// A listener as it is bound.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Door {
+pub(crate) struct BoundListener {
     pub(crate) address: SocketAddr,
     pub(crate) tls: bool,
     /// The one that the registry entry describes.
@@ -59,7 +59,7 @@ pub(crate) struct Status {
     zone: Option<String>,
     configuration: String,
     uptime_seconds: f64,
-    listeners: Vec<Door>,
+    listeners: Vec<BoundListener>,
     admin: Option<SocketAddr>,
     zookeeper: ZooKeeperStatus,
     certificates: Vec<CertificateStatus>,
@@ -113,7 +113,7 @@ struct StreamStatus {
     route: String,
 }
 
-impl Sources {
+impl StatusSource {
     /// How things stand now.
     pub(crate) fn now(&self) -> Status {
         let streams = self.streams.list();
@@ -173,7 +173,7 @@ impl Sources {
 }
 
 /// Logs how things stand whenever `signal` comes.
-pub(crate) async fn tell(mut signal: StatusSignal, sources: Arc<Sources>) {
+pub(crate) async fn tell(mut signal: StatusSignal, sources: Arc<StatusSource>) {
     while signal.next().await.is_some() {
         for line in sources.now().text().lines() {
             info!("{line}");
@@ -243,7 +243,7 @@ impl ZooKeeperStatus {
 }
 
 /// `zone west; plain [::]:79, TLS [::]:7979`
-pub(crate) fn listening(zone: Option<&str>, doors: &[Door]) -> String {
+pub(crate) fn listening(zone: Option<&str>, doors: &[BoundListener]) -> String {
     let zone = zone.map_or("no zone".to_owned(), |zone| format!("zone {zone}"));
     let doors: Vec<_> = doors
         .iter()
@@ -277,7 +277,7 @@ mod tests {
             zone: Some("we\"st".to_owned()),
             configuration: "/gw.toml".to_owned(),
             uptime_seconds: 3.5,
-            listeners: vec![Door { address, tls: true, advertised: true }],
+            listeners: vec![BoundListener { address, tls: true, advertised: true }],
             admin: None,
             zookeeper: ZooKeeperStatus {
                 hosts: "zk:2281".to_owned(),

@@ -11,12 +11,12 @@ use crate::telemetry::otlp;
 use crate::tls::{CertificatePurpose, Finding, Identity};
 
 /// All of them, read and found usable.
-pub(crate) struct Identities {
+pub(crate) struct Certificates {
     pub(crate) gateway: Option<Identity>,
     pub(crate) zookeeper: Identity,
 }
 
-impl Identities {
+impl Certificates {
     /// Reads the files that `config` names and tries each for what it is to do. The name that is
     /// registered is `own_hostname` if `config` names none.
     ///
@@ -58,7 +58,7 @@ impl Identities {
 
     /// Why peers will refuse certificates here that `running` does not show already. Those it does
     /// get no better by being kept.
-    pub(crate) fn new_errors(&self, running: &Self) -> Vec<String> {
+    pub(crate) fn newly_broken(&self, running: &Self) -> Vec<String> {
         let pairs = [
             (self.gateway.as_ref(), running.gateway.as_ref()),
             (Some(&self.zookeeper), Some(&running.zookeeper)),
@@ -75,7 +75,7 @@ impl Identities {
     }
 
     /// Logs what is amiss.
-    pub(crate) fn tell(&self) {
+    pub(crate) fn log_findings(&self) {
         for finding in self.findings() {
             if finding.is_error() {
                 error!("{}", finding.message());
@@ -101,7 +101,7 @@ impl Identities {
     }
 
     /// Tells until when the certificates are good.
-    pub(crate) fn measure(&self, metrics: &Metrics) {
+    pub(crate) fn export_expiry(&self, metrics: &Metrics) {
         let of_gateway = self.gateway.as_ref().and_then(Identity::not_after);
         metrics.certificate(CertificateRole::Gateway, of_gateway);
         metrics.certificate(CertificateRole::ZooKeeper, self.zookeeper.not_after());

@@ -2,7 +2,6 @@
 
 pub(crate) mod certificates;
 pub(crate) mod reload;
-pub(crate) mod runtime;
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::net::UnixListener;
@@ -16,10 +15,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-pub(crate) use self::certificates::Identities;
-pub(crate) use self::reload::{Source, zookeeper_tls};
+pub(crate) use self::certificates::Certificates;
+pub(crate) use self::reload::{ConfigSource, zookeeper_tls};
 
-use self::reload::{Configured, Live, Orders, Reloader};
+use self::reload::{LoadedConfig, ReloadRequests, Reloader, RuntimeSettings};
 use crate::admin::{Admin, StateCollector};
 use crate::config;
 use crate::config::Config;
@@ -27,21 +26,21 @@ use crate::control;
 use crate::control::socket_file;
 use crate::control::socket_file::SocketFile;
 use crate::control::status;
-use crate::control::status::{CertificateStatus, Door, Sources};
-use crate::gateway::accept::bind;
+use crate::control::status::{BoundListener, CertificateStatus, StatusSource};
+use crate::gateway::accept::socket::bind;
 use crate::gateway::health::Memory;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Drained, Gateway};
 use crate::model::component::Announcement;
-use crate::os::daemonize::{Launch, detach};
+use crate::os::daemonize::{DaemonizeGuard, daemonize};
 use crate::os::pid_file::PidFile;
 use crate::os::privileges;
-use crate::os::privileges::Account;
-use crate::os::sd_notify::Manager;
+use crate::os::privileges::RunAsUser;
+use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::{StatusSignal, StopSignals};
-use crate::os::socket_activation::Passed;
+use crate::os::socket_activation::InheritedSockets;
 use crate::os::watchdog;
-use crate::os::{fd_limit, memory_limit};
+use crate::os::{fd_limit, memory_limit, runtime};
 use crate::registry::zookeeper::session;
 use crate::registry::{Registration, Registry, Standing};
 use crate::telemetry::log::Logging;
@@ -52,17 +51,17 @@ use crate::telemetry::otlp::Tracer;
 const EXIT_SOFTWARE: u8 = 70;
 
 /// Stopped a second time, before running streams had ended.
-const EXIT_IMPATIENT: u8 = 1;
+const EXIT_INTERRUPTED: u8 = 1;
 
 /// How long ZooKeeper may take to take our entry out, and to end the session.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(3);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a gateway is started with.
-pub(crate) struct Setup {
-    pub(crate) source: Source,
+pub(crate) struct StartupConfig {
+    pub(crate) source: ConfigSource,
     pub(crate) config: Config,
-    pub(crate) identities: Identities,
+    pub(crate) identities: Certificates,
 }
 
 /// Runs the gateway until it is told to stop, as `account` once its sockets are bound. With a
@@ -71,12 +70,12 @@ pub(crate) struct Setup {
 /// # Errors
 /// What keeps it from starting.
 pub(crate) fn run(
-    setup: Setup,
-    account: Option<&Account>,
+    setup: StartupConfig,
+    account: Option<&RunAsUser>,
     mut pid_file: Option<PidFile>,
     logging: &mut Logging,
 ) -> Result<ExitCode> {
-    let Setup { source, config, identities } = setup;
+    let StartupConfig { source, config, identities } = setup;
     privileges::harden();
     if account.is_none() && pid_file.is_none() {
         // No fork and no change of user follow.
@@ -98,7 +97,7 @@ pub(crate) fn run(
              zones may be unable to resolve it"
         );
     }
-    identities.tell();
+    identities.log_findings();
     for warning in config.warnings() {
         warn!("{warning}");
     }
@@ -109,25 +108,25 @@ pub(crate) fn run(
         socket_file::create_directory(path, account)?;
     }
     // While this is the only thread there is.
-    settle(&config, account)?;
+    drop_privileges(&config, account)?;
     let (control, _socket_file) = command_socket(config.control.as_deref()).unzip();
     let launch = match &mut pid_file {
         None => None,
         Some(pid_file) => {
-            let launch = detach()?;
+            let launch = daemonize()?;
             pid_file.write(std::process::id())?;
             // Relative paths may lead elsewhere now.
-            Identities::load(&config, || hostname.clone())?;
+            Certificates::load(&config, || hostname.clone())?;
             Some(launch)
         }
     };
     if account.is_some() || launch.is_some() {
-        tell_whether_it_can_be_reloaded(&source);
+        warn_if_not_reloadable(&source);
     }
     logging.begin()?;
     let runtime = runtime::start()?;
     let sockets = Sockets { listeners, admin, control };
-    let configured = Configured { config, identities };
+    let configured = LoadedConfig { config, identities };
     let status = runtime.block_on(serve(source, configured, hostname, sockets, logging, launch));
     // Whatever a second signal left running is not waited for.
     runtime.shutdown_background();
@@ -147,21 +146,21 @@ fn registered_address(config: &Config, hostname: &str) -> String {
 
 /// Becomes the configured user. What is read again later must be readable then; better to hear of
 /// it now than of streams that fail.
-fn settle(config: &Config, account: Option<&Account>) -> Result<()> {
+fn drop_privileges(config: &Config, account: Option<&RunAsUser>) -> Result<()> {
     let Some(account) = account else {
         if let Some(user) = &config.user {
             info!(user, "not started as root: user is ignored");
         }
         return Ok(());
     };
-    account.assume()?;
+    account.drop_privileges()?;
     account.check_readable(config.files())?;
     Ok(())
 }
 
 /// As another user or in another directory the configuration may be out of reach, or what it names by
 /// a relative path. It is not needed again but for a reload.
-fn tell_whether_it_can_be_reloaded(source: &Source) {
+fn warn_if_not_reloadable(source: &ConfigSource) {
     if let Err(fault) = config::load(&source.path) {
         let fault = format!("{fault:#}").replace('\n', "; ");
         warn!("no reload until this is mended: {fault}");
@@ -184,7 +183,7 @@ fn command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
 /// The sockets of all listeners, and that for health and metrics: those that the service manager
 /// passes, the rest bound here.
 fn open(config: &Config) -> Result<(Vec<TcpListener>, Option<TcpListener>)> {
-    let mut passed = Passed::from_environment()?;
+    let mut passed = InheritedSockets::from_environment()?;
     let mut open = |host: &str, port| {
         let address = resolve(host, port)?;
         passed.take(address)?.map_or_else(|| bind(address), Ok)
@@ -192,7 +191,7 @@ fn open(config: &Config) -> Result<(Vec<TcpListener>, Option<TcpListener>)> {
     let listeners = config.listeners.iter().map(|listener| open(&listener.host, listener.port));
     let listeners = listeners.collect::<Result<_>>()?;
     let admin = config.admin.as_ref().map(|(host, port)| open(host, *port)).transpose()?;
-    passed.none_left()?;
+    passed.ensure_all_used()?;
     Ok((listeners, admin))
 }
 
@@ -214,28 +213,28 @@ struct Sockets {
 }
 
 async fn serve(
-    source: Source,
-    configured: Configured,
+    source: ConfigSource,
+    configured: LoadedConfig,
     hostname: String,
     sockets: Sockets,
     logging: &Logging,
-    launch: Option<Launch>,
+    launch: Option<DaemonizeGuard>,
 ) -> Result<ExitCode> {
     let Sockets { listeners, admin, control } = sockets;
-    let manager = Arc::new(Manager::from_environment());
+    let manager = Arc::new(ServiceManager::from_environment());
     let mut signals = StopSignals::new().context("cannot take signals")?;
-    let (reload, mut orders) = Orders::new().context("cannot take signals")?;
+    let (reload, mut orders) = ReloadRequests::new().context("cannot take signals")?;
     let status_signal = StatusSignal::new().context("cannot take signals")?;
     let metrics = Metrics::default();
     let config = &configured.config;
     let tracer = Tracer::start(config.tracing.as_ref(), &hostname, metrics.clone())?;
-    let listening = Listening::of(config, hostname, &listeners, admin.as_ref())?;
+    let listening = BoundListeners::of(config, hostname, &listeners, admin.as_ref())?;
     info!("{}", listening.text);
 
-    let mut live = Live::of(&configured, &[])?;
+    let mut live = RuntimeSettings::of(&configured, &[])?;
     let fitting = fd_limit::budget(memory_limit::budget(&config.limits));
     live.settings.limits.fit_connections(fitting);
-    configured.identities.measure(&metrics);
+    configured.identities.export_expiry(&metrics);
     let (zookeeper_tls, tls) = watch::channel(live.zookeeper);
     let settings = zookeeper_settings(config, tls, &metrics, &tracer);
 
@@ -263,7 +262,7 @@ async fn serve(
     tokio::spawn(status::tell(status_signal, Arc::clone(&sources)));
     let (told, decider) = (told_to_stop.clone(), gateway.decider());
     if let Some(socket) = control {
-        control::spawn(socket, control::Gateway { sources, stop: told, reload, decider })?;
+        control::spawn(socket, control::CommandHandler { sources, stop: told, reload, decider })?;
     }
     let mut reloader = Reloader {
         source,
@@ -277,7 +276,7 @@ async fn serve(
     };
 
     if let Some(launch) = launch {
-        launch.up().context("cannot let go of the terminal")?;
+        launch.notify_parent().context("cannot let go of the terminal")?;
     }
 
     let failed = tokio::select! {
@@ -302,9 +301,9 @@ async fn serve(
     };
     let ended = end(gateway, registration, tracer, &manager, &mut signals, &mut orders).await;
     Ok(match ended {
-        Ended::AtOnce => ExitCode::from(EXIT_IMPATIENT),
-        Ended::InOrder if failed => ExitCode::from(EXIT_SOFTWARE),
-        Ended::InOrder => ExitCode::SUCCESS,
+        ExitMode::AtOnce => ExitCode::from(EXIT_INTERRUPTED),
+        ExitMode::InOrder if failed => ExitCode::from(EXIT_SOFTWARE),
+        ExitMode::InOrder => ExitCode::SUCCESS,
     })
 }
 
@@ -324,7 +323,7 @@ fn zookeeper_settings(
 }
 
 /// How it all ended.
-enum Ended {
+enum ExitMode {
     InOrder,
     /// A second signal came meanwhile.
     AtOnce,
@@ -335,18 +334,18 @@ async fn end(
     gateway: Gateway,
     registration: Registration,
     tracer: Tracer,
-    manager: &Manager,
+    manager: &ServiceManager,
     signals: &mut StopSignals,
-    orders: &mut Orders,
-) -> Ended {
+    orders: &mut ReloadRequests,
+) -> ExitMode {
     let cutter = gateway.cutter();
     tokio::select! {
-        () = stop(gateway, registration, tracer, manager) => Ended::InOrder,
+        () = stop(gateway, registration, tracer, manager) => ExitMode::InOrder,
         never = orders.refuse() => match never {},
         signal = signals.next() => {
             warn!(signal, "second signal: ending at once");
             cutter.cut().await;
-            Ended::AtOnce
+            ExitMode::AtOnce
         }
     }
 }
@@ -359,14 +358,14 @@ struct Known {
 }
 
 /// What the listeners got, for others and for people.
-struct Listening {
+struct BoundListeners {
     announcement: Announcement,
-    doors: Vec<Door>,
+    doors: Vec<BoundListener>,
     admin: Option<SocketAddr>,
     text: String,
 }
 
-impl Listening {
+impl BoundListeners {
     fn of(
         config: &Config,
         hostname: String,
@@ -378,7 +377,7 @@ impl Listening {
         for (listener, socket) in config.listeners.iter().zip(sockets) {
             let address = socket.local_addr().context("a listener has no address")?;
             let (tls, advertised) = (listener.tls.is_some(), listener.advertised);
-            doors.push(Door { address, tls, advertised });
+            doors.push(BoundListener { address, tls, advertised });
             if advertised {
                 use_ssl = tls;
                 // Without a zone nobody dials us, and upstream says no port either, but for one that
@@ -405,12 +404,12 @@ impl Listening {
         &self,
         registration: &Registration,
         gateway: &Gateway,
-        source: &Source,
+        source: &ConfigSource,
         config: &Config,
         known: Known,
-    ) -> Sources {
+    ) -> StatusSource {
         let Known { registry, memory, certificates } = known;
-        Sources {
+        StatusSource {
             hostname: self.announcement.hostname.clone(),
             zone: self.announcement.zone.clone(),
             configuration: source.path.clone(),
@@ -431,7 +430,7 @@ impl Listening {
 
 /// Tells the service manager how the registration stands, and the registry that we serve. Ends
 /// only if the registry's task does.
-async fn follow(listening: &str, registration: &Registration, manager: &Manager) {
+async fn follow(listening: &str, registration: &Registration, manager: &ServiceManager) {
     let mut standing: watch::Receiver<Standing> = registration.standing();
     let mut ready = false;
     loop {
@@ -451,7 +450,12 @@ async fn follow(listening: &str, registration: &Registration, manager: &Manager)
 /// Out of the registry first, so that nobody new is sent here; then a moment for those who were sent
 /// before; then no more connections; then time for those that are open; then what there is to tell of
 /// them.
-async fn stop(gateway: Gateway, mut registration: Registration, tracer: Tracer, manager: &Manager) {
+async fn stop(
+    gateway: Gateway,
+    mut registration: Registration,
+    tracer: Tracer,
+    manager: &ServiceManager,
+) {
     manager.stopping().await;
     let (lame_duck, grace) = (gateway.lame_duck(), gateway.grace());
     if !registration.withdraw(WITHDRAW_PATIENCE).await {

@@ -15,13 +15,13 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use super::Identities;
+use super::Certificates;
 use crate::config;
 use crate::config::{Config, ConfigDiff, Limits, NameCheck};
 use crate::control::status::CertificateStatus;
 use crate::control::{RELOADED, Reload};
 use crate::gateway::{Adjuster, Settings};
-use crate::os::sd_notify::Manager;
+use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::ReloadSignal;
 use crate::os::{fd_limit, memory_limit};
 use crate::registry::zookeeper::session;
@@ -38,7 +38,7 @@ const COMMANDS_WAITING: usize = 8;
 
 /// Where the configuration comes from.
 #[derive(Clone)]
-pub(crate) struct Source {
+pub(crate) struct ConfigSource {
     /// Absolute: the working directory becomes another.
     pub(crate) path: PathBuf,
     /// Started with `-d`.
@@ -46,26 +46,26 @@ pub(crate) struct Source {
 }
 
 /// A configuration with its certificates.
-pub(crate) struct Configured {
+pub(crate) struct LoadedConfig {
     pub(crate) config: Config,
-    pub(crate) identities: Identities,
+    pub(crate) identities: Certificates,
 }
 
 /// What a running gateway takes from them, made and ready to use.
-pub(crate) struct Live {
+pub(crate) struct RuntimeSettings {
     pub(crate) settings: Settings,
     pub(crate) zookeeper: session::Tls,
 }
 
-impl Live {
+impl RuntimeSettings {
     /// Makes it. `kept` are the listeners' TLS sides now, of which those stay for which no
     /// certificate is configured any more.
     ///
     /// # Errors
     /// A certificate cannot be used.
-    pub(crate) fn of(configured: &Configured, kept: &[Option<Acceptor>]) -> Result<Self> {
-        let Configured { config, identities } = configured;
-        let Identities { gateway, zookeeper } = identities;
+    pub(crate) fn of(configured: &LoadedConfig, kept: &[Option<Acceptor>]) -> Result<Self> {
+        let LoadedConfig { config, identities } = configured;
+        let Certificates { gateway, zookeeper } = identities;
         let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
             match (listener.tls, gateway) {
                 (Some(client), Some(identity)) => {
@@ -104,12 +104,12 @@ pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<sess
 }
 
 /// Who asks for reloads.
-pub(crate) struct Orders {
+pub(crate) struct ReloadRequests {
     signal: ReloadSignal,
     commands: mpsc::Receiver<Reload>,
 }
 
-impl Orders {
+impl ReloadRequests {
     /// Takes the signal over, and returns what takes commands. Needs a runtime.
     pub(crate) fn new() -> io::Result<(mpsc::Sender<Reload>, Self)> {
         let (sender, commands) = mpsc::channel(COMMANDS_WAITING);
@@ -139,11 +139,11 @@ impl Orders {
 
 /// Reloads what a gateway runs with.
 pub(crate) struct Reloader {
-    pub(crate) source: Source,
+    pub(crate) source: ConfigSource,
     /// The name that is registered, which takes a restart to change.
     pub(crate) hostname: String,
     /// What runs now.
-    pub(crate) running: Arc<Configured>,
+    pub(crate) running: Arc<LoadedConfig>,
     pub(crate) gateway: Adjuster,
     pub(crate) zookeeper: watch::Sender<session::Tls>,
     pub(crate) volume: Volume,
@@ -153,16 +153,20 @@ pub(crate) struct Reloader {
 }
 
 /// All that a reload changes.
-struct Prepared {
-    configured: Configured,
-    live: Live,
+struct PreparedReload {
+    configured: LoadedConfig,
+    live: RuntimeSettings,
     taken: Vec<&'static str>,
     waiting: Vec<&'static str>,
 }
 
 impl Reloader {
     /// Fulfils `orders`, one after the other.
-    pub(crate) async fn serve(&mut self, orders: &mut Orders, manager: &Manager) -> Infallible {
+    pub(crate) async fn serve(
+        &mut self,
+        orders: &mut ReloadRequests,
+        manager: &ServiceManager,
+    ) -> Infallible {
         loop {
             let asked = orders.next().await;
             manager.reloading().await;
@@ -192,7 +196,7 @@ impl Reloader {
 
     /// Prepares in a thread of its own: disks may be slow, and a fault of this program ends nothing
     /// but that thread.
-    async fn prepared(&self) -> Result<Prepared> {
+    async fn prepared(&self) -> Result<PreparedReload> {
         let (source, running) = (self.source.clone(), Arc::clone(&self.running));
         let hostname = self.hostname.clone();
         let acceptors = self.gateway.settings().acceptors;
@@ -206,8 +210,8 @@ impl Reloader {
     }
 
     /// Puts what is `prepared` in the place of what runs.
-    fn apply(&mut self, prepared: Prepared) -> String {
-        let Prepared { configured, mut live, taken, waiting } = prepared;
+    fn apply(&mut self, prepared: PreparedReload) -> String {
+        let PreparedReload { configured, mut live, taken, waiting } = prepared;
         let (wanted, before) = (&configured.config.limits, &self.running.config.limits);
         let same = |of: fn(&Limits) -> usize| of(wanted) == of(before);
         let fitting = if same(|limits| limits.connections) && same(|limits| limits.stream_buffer) {
@@ -220,7 +224,7 @@ impl Reloader {
         self.gateway.adjust(live.settings);
         self.zookeeper.send_replace(live.zookeeper);
         self.volume.set(configured.config.log.level);
-        configured.identities.measure(&self.metrics);
+        configured.identities.export_expiry(&self.metrics);
         let certificates = configured.identities.certificates(&configured.config);
         self.certificates.send_replace(certificates);
 
@@ -249,7 +253,7 @@ impl Reloader {
             warn!("{warning}");
             let _ = writeln!(outcome, "{warning}");
         }
-        configured.identities.tell();
+        configured.identities.log_findings();
         for finding in configured.identities.findings() {
             let _ = writeln!(outcome, "{finding}");
         }
@@ -263,16 +267,16 @@ impl Reloader {
 /// # Errors
 /// All faults of the configuration; or of its files; or what would make peers refuse us.
 fn prepare(
-    source: &Source,
+    source: &ConfigSource,
     hostname: String,
-    running: &Configured,
+    running: &LoadedConfig,
     acceptors: &[Option<Acceptor>],
-) -> Result<Prepared> {
-    let Source { path, debug } = source;
+) -> Result<PreparedReload> {
+    let ConfigSource { path, debug } = source;
     let mut wanted = config::load(path)?;
     wanted.log = wanted.log.with_debug(*debug);
-    let identities = Identities::load(&wanted, || hostname)?;
-    let errors = identities.new_errors(&running.identities);
+    let identities = Certificates::load(&wanted, || hostname)?;
+    let errors = identities.newly_broken(&running.identities);
     if !errors.is_empty() {
         bail!(errors.join("\n"));
     }
@@ -285,7 +289,7 @@ fn prepare(
         // The connection that there is goes on with the ones it began with.
         taken.push("certificate, key or authorities for ZooKeeper, from the next connection on");
     }
-    let configured = Configured { config, identities };
-    let live = Live::of(&configured, acceptors)?;
-    Ok(Prepared { configured, live, taken, waiting })
+    let configured = LoadedConfig { config, identities };
+    let live = RuntimeSettings::of(&configured, acceptors)?;
+    Ok(PreparedReload { configured, live, taken, waiting })
 }

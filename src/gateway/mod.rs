@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use self::accept::Listener;
 use self::accept::heartbeat::{Probe, pulse};
 use self::limits::Bounds;
-use self::relay::stalled_clients::WaitingStreams;
+use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
 use self::routing::explain::Decider;
 use self::session::stream_table::Streams;
@@ -71,9 +71,7 @@ pub(crate) struct Context {
     own_addresses: OwnAddresses,
     pub(crate) metrics: Metrics,
     streams: Streams,
-    /// Streams that wait for their clients, and those that have waited for long.
-    waiting: WaitingStreams,
-    stalled: WaitingStreams,
+    stalled_clients: StalledClients,
     heap: HeapTrimmer,
     tracer: Tracer,
     /// Cancelled when the grace period is over: what still runs is cut.
@@ -187,8 +185,7 @@ impl Gateway {
             own_addresses: OwnAddresses::new(addresses),
             metrics,
             streams: streams.clone(),
-            waiting: WaitingStreams::all(),
-            stalled: WaitingStreams::stalled(),
+            stalled_clients: StalledClients::default(),
             heap: HeapTrimmer::default(),
             tracer,
             cut: cut.clone(),

@@ -13,17 +13,17 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 /// A detached process that has not yet said that it is up. While there is one, standard error is
 /// still that of whoever started it, who waits; dropping it tells them that nothing came of it.
-pub(crate) struct Launch {
+pub(crate) struct DaemonizeGuard {
     starter: PipeWriter,
     null: File,
 }
 
 /// Goes on in a process of its own, in a session of its own; the one that was started stays until
-/// the [`Launch`] is up or dropped, and ends. Call while there is one thread.
+/// the [`DaemonizeGuard`] is up or dropped, and ends. Call while there is one thread.
 ///
 /// # Errors
 /// There is more than one thread, or the kernel refuses.
-pub(crate) fn detach() -> Result<Launch> {
+pub(crate) fn daemonize() -> Result<DaemonizeGuard> {
     let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
     let (mut outcome, starter) = pipe().context("a pipe")?;
     if let ForkResult::Parent { .. } = fork()? {
@@ -41,12 +41,12 @@ pub(crate) fn detach() -> Result<Launch> {
     umask(Mode::WGRP | Mode::WOTH);
     env::set_current_dir("/").context("/")?;
     dup2_stdin(&null).context("standard input")?;
-    Ok(Launch { starter, null })
+    Ok(DaemonizeGuard { starter, null })
 }
 
-impl Launch {
+impl DaemonizeGuard {
     /// Tells that all is well and lets go of the terminal.
-    pub(crate) fn up(mut self) -> io::Result<()> {
+    pub(crate) fn notify_parent(mut self) -> io::Result<()> {
         dup2_stdout(&self.null)?;
         dup2_stderr(&self.null)?;
         // Whoever started it may be gone, and then does not want to know.

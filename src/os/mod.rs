@@ -8,6 +8,7 @@ pub(crate) mod heap;
 pub(crate) mod memory_limit;
 pub(crate) mod pid_file;
 pub(crate) mod privileges;
+pub(crate) mod runtime;
 pub(crate) mod sd_notify;
 pub(crate) mod signals;
 pub(crate) mod socket_activation;

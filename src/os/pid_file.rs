@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tracing::debug;
 
 use super::file::open_for_writing;
-use super::privileges::Account;
+use super::privileges::RunAsUser;
 
 /// Longer than any number in a pid file.
 const CONTENT_MAX: u64 = 32;
@@ -32,7 +32,7 @@ impl PidFile {
     ///
     /// # Errors
     /// The file cannot be made, or is another process's.
-    pub(crate) fn take(path: &Path, account: Option<&Account>) -> Result<Self> {
+    pub(crate) fn take(path: &Path, account: Option<&RunAsUser>) -> Result<Self> {
         // The working directory will be another.
         let path = std::path::absolute(path).with_context(|| place(path))?;
         for _ in 0..TRIES {
@@ -49,7 +49,7 @@ impl PidFile {
                 continue;
             }
             // Never a file that was there: it may be one that a link or a rename has put here.
-            if let Some((user, group)) = account.filter(|_| is_new).map(Account::ids) {
+            if let Some((user, group)) = account.filter(|_| is_new).map(RunAsUser::ids) {
                 fchown(&file, Some(user), Some(group)).with_context(|| place(&path))?;
             }
             return Ok(Self { path, file });

@@ -32,45 +32,47 @@ pub(crate) fn harden() {
 /// Why the process cannot run as the configuration wants it to: for the operator to mend, trying
 /// again does not help.
 #[derive(Debug)]
-pub(crate) struct Unfit(String);
+pub(crate) struct PrivilegeError(String);
 
-impl Unfit {
+impl PrivilegeError {
     /// `reason` names the file, key or user, and what to do about it.
     pub(crate) fn new(reason: String) -> Self {
         Self(reason)
     }
 }
 
-impl fmt::Display for Unfit {
+impl fmt::Display for PrivilegeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl Error for Unfit {}
+impl Error for PrivilegeError {}
 
 /// A user to become.
-pub(crate) struct Account {
+pub(crate) struct RunAsUser {
     name: String,
     uid: Uid,
     gid: Gid,
 }
 
-impl Account {
+impl RunAsUser {
     /// The user called `name`; `None` where there is nothing to give up. Somebody who is not root
     /// cannot become another, and needs no entry among the users.
     ///
     /// # Errors
     /// There is no such user.
-    pub(crate) fn of(name: Option<&str>) -> Result<Option<Self>, Unfit> {
+    pub(crate) fn of(name: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
         let Some(name) = name.filter(|_| geteuid().is_root()) else { return Ok(None) };
         match User::from_name(name) {
             Ok(Some(User { uid, gid, .. })) => Ok(Some(Self { name: name.to_owned(), uid, gid })),
             // The latter without a list of users, as in an empty root.
-            Ok(None) | Err(Errno::ENOENT) => Err(Unfit(format!(
+            Ok(None) | Err(Errno::ENOENT) => Err(PrivilegeError(format!(
                 "user = {name}: there is no such user; create it or name another"
             ))),
-            Err(error) => Err(Unfit(format!("user = {name}: cannot be looked up: {error}"))),
+            Err(error) => {
+                Err(PrivilegeError(format!("user = {name}: cannot be looked up: {error}")))
+            }
         }
     }
 
@@ -85,9 +87,9 @@ impl Account {
     ///
     /// # Errors
     /// The kernel refuses a change of ids.
-    pub(crate) fn impersonate<T>(&self, action: impl FnOnce() -> T) -> Result<T, Unfit> {
+    pub(crate) fn impersonate<T>(&self, action: impl FnOnce() -> T) -> Result<T, PrivilegeError> {
         let refused = |error| {
-            Unfit(format!(
+            PrivilegeError(format!(
                 "user = {}: cannot act as that user: {error} (needs CAP_SETUID and CAP_SETGID; or \
                  start it as that user)",
                 self.name
@@ -110,10 +112,10 @@ impl Account {
     ///
     /// # Errors
     /// The kernel refuses, or root could be had back.
-    pub(crate) fn assume(&self) -> Result<(), Unfit> {
+    pub(crate) fn drop_privileges(&self) -> Result<(), PrivilegeError> {
         let refused = |call| {
             move |error| {
-                Unfit(format!(
+                PrivilegeError(format!(
                     "user = {}: {call}: {error} (needs CAP_SETUID and CAP_SETGID; or start it as \
                      that user)",
                     self.name
@@ -134,7 +136,7 @@ impl Account {
 
     /// Real, effective and saved numbers are the user's, no group is left, and root is out of
     /// reach (with CAP_SETUID kept it would not be; see securebits in capabilities(7)).
-    fn verify(&self) -> Result<(), Unfit> {
+    fn verify(&self) -> Result<(), PrivilegeError> {
         let users = getresuid().is_ok_and(|ids| {
             [ids.real, ids.effective, ids.saved].iter().all(|uid| *uid == self.uid)
         });
@@ -146,7 +148,7 @@ impl Account {
         if users && groups && no_more && !root_again {
             return Ok(());
         }
-        Err(Unfit(format!("user = {}: root cannot be given up for good here", self.name)))
+        Err(PrivilegeError(format!("user = {}: root cannot be given up for good here", self.name)))
     }
 
     /// Looks whether the user can read each of `files`. Call when that is who we are.
@@ -156,7 +158,7 @@ impl Account {
     pub(crate) fn check_readable<'f>(
         &self,
         files: impl IntoIterator<Item = &'f Path>,
-    ) -> Result<(), Unfit> {
+    ) -> Result<(), PrivilegeError> {
         // One file may be named twice.
         let mut faults = BTreeSet::new();
         for file in files {
@@ -168,7 +170,7 @@ impl Account {
         if faults.is_empty() {
             return Ok(());
         }
-        Err(Unfit(faults.into_iter().collect::<Vec<_>>().join("\n")))
+        Err(PrivilegeError(faults.into_iter().collect::<Vec<_>>().join("\n")))
     }
 }
 
@@ -178,13 +180,13 @@ mod tests {
 
     #[test]
     fn nobody_asked_nothing_to_do() {
-        assert!(Account::of(None).expect("no fault").is_none());
+        assert!(RunAsUser::of(None).expect("no fault").is_none());
     }
 
     /// An unknown user is a fault for root alone.
     #[test]
     fn a_user_that_does_not_exist() {
-        let account = Account::of(Some("no-such-user"));
+        let account = RunAsUser::of(Some("no-such-user"));
         if geteuid().is_root() {
             let unfit = account.err().expect("a fault").to_string();
             assert!(unfit.contains("no-such-user"), "{unfit}");

@@ -26,7 +26,7 @@ const NOTIFY_RETRY: Duration = Duration::from_millis(50);
 ///
 /// Its socket is opened once, at the start: what is to be told when no descriptor is left is what
 /// an operator needs most.
-pub(crate) struct Manager {
+pub(crate) struct ServiceManager {
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// It has been told that we are.
     ready: AtomicBool,
@@ -34,7 +34,7 @@ pub(crate) struct Manager {
     watchdog: Option<Duration>,
 }
 
-impl Manager {
+impl ServiceManager {
     /// The one that `NOTIFY_SOCKET` names.
     pub(crate) fn from_environment() -> Self {
         let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| {
@@ -55,14 +55,14 @@ impl Manager {
         Self { socket: open(name.as_bytes()).ok(), ready: AtomicBool::new(false), watchdog }
     }
 
-    /// How long it waits for [`Self::alive`] before it takes us for hung (`WATCHDOG_USEC`), if it
+    /// How long it waits for [`Self::ping_watchdog`] before it takes us for hung (`WATCHDOG_USEC`), if it
     /// watches this process at all.
     pub(crate) fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
 
     /// A sign of life.
-    pub(crate) async fn alive(&self) {
+    pub(crate) async fn ping_watchdog(&self) {
         self.notify(&[NotifyState::Watchdog]).await;
     }
 
@@ -147,7 +147,7 @@ mod tests {
         sender.set_nonblocking(true).expect("a socket");
         while sender.send_to_addr(b"x", &address).is_ok() {}
         let other = tokio::spawn(async {});
-        Manager::at(&name, None).status("well").await;
+        ServiceManager::at(&name, None).status("well").await;
         assert!(other.is_finished());
     }
 
@@ -157,7 +157,7 @@ mod tests {
         let name = format!("@zuul-fingergw-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name[1..]).expect("an abstract name");
         let socket = UnixDatagram::bind_addr(&address).expect("a socket");
-        let manager = Manager::at(&name, None);
+        let manager = ServiceManager::at(&name, None);
         let told = || {
             let mut buffer = [0; 64];
             let length = socket.recv(&mut buffer).expect("a datagram");

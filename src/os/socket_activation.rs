@@ -9,7 +9,7 @@ use socket2::SockRef;
 use tracing::info;
 
 /// The sockets passed to this process that nobody has taken yet.
-pub(crate) struct Passed {
+pub(crate) struct InheritedSockets {
     sockets: Vec<Socket>,
     /// The addresses that were asked for.
     wanted: Vec<SocketAddr>,
@@ -22,7 +22,7 @@ struct Socket {
     name: String,
 }
 
-impl Passed {
+impl InheritedSockets {
     /// Those that `LISTEN_FDS` speaks of, if `LISTEN_PID` is this process. Both are taken out of the
     /// environment, so this is for a process that has one thread yet.
     ///
@@ -79,7 +79,7 @@ impl Passed {
 
     /// # Errors
     /// A socket that nobody took: connections would wait in it for ever.
-    pub(crate) fn none_left(self) -> Result<()> {
+    pub(crate) fn ensure_all_used(self) -> Result<()> {
         let Self { sockets, wanted } = self;
         if sockets.is_empty() {
             return Ok(());

@@ -11,12 +11,12 @@ use tokio::runtime::{Handle, RuntimeMetrics};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tracing::{error, info};
 
-use super::sd_notify::Manager;
+use super::sd_notify::ServiceManager;
 use crate::gateway::accept::heartbeat::Probe;
 
 /// Feeds the watchdog, if the service manager has one, for as long as the accept loops that `probes`
 /// ask and the runtime's workers move. Ends only if there is none.
-pub(crate) async fn feed(manager: &Manager, probes: Vec<Probe>) {
+pub(crate) async fn feed(manager: &ServiceManager, probes: Vec<Probe>) {
     let Some(period) = manager.watchdog() else { return };
     // Half of it, as sd_watchdog_enabled(3) says.
     let time = period / 2;
@@ -29,7 +29,7 @@ pub(crate) async fn feed(manager: &Manager, probes: Vec<Probe>) {
         ticks.tick().await;
         let faults = life.faults(time).await;
         if faults.is_empty() {
-            manager.alive().await;
+            manager.ping_watchdog().await;
         }
         match (well, faults.is_empty()) {
             // Once: soon it is killed.
@@ -122,12 +122,12 @@ mod tests {
     const TIME: Duration = Duration::from_secs(15);
 
     /// A manager, and the socket where it would listen.
-    fn manager(watchdog: Option<Duration>) -> (Manager, UnixDatagram) {
+    fn manager(watchdog: Option<Duration>) -> (ServiceManager, UnixDatagram) {
         let name = format!("zuul-fingergw-watchdog-{}", fastrand::u64(..));
         let address = UnixAddr::from_abstract_name(&name).expect("an abstract name");
         let socket = UnixDatagram::bind_addr(&address).expect("a socket");
         socket.set_nonblocking(true).expect("a socket");
-        (Manager::at(&format!("@{name}"), watchdog), socket)
+        (ServiceManager::at(&format!("@{name}"), watchdog), socket)
     }
 
     /// How often the manager was told since this was asked last.

@@ -15,7 +15,7 @@ mod metrics;
 mod mixed_zones;
 mod passthrough;
 mod script;
-#[allow(dead_code, reason = "shared with the other test binary")]
+#[allow(dead_code, reason = "shared with the other test binaries")]
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(feature = "otlp")]

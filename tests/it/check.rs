@@ -7,10 +7,10 @@ use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::ends::full_listener;
-use crate::service::{Outcome, nobody, program, run};
 use crate::support::certificates::Identity;
+use crate::support::executor::full_listener;
 use crate::support::gateway::{BINARY, Builder};
+use crate::support::program::{Outcome, nobody, program, run};
 use crate::support::proxy::Proxy;
 use crate::support::system::System;
 

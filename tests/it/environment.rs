@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use rustix::process::Signal;
 use tokio::process::Command;
 
-use crate::service::nobody;
 use crate::support::gateway::{BINARY, Builder, open_to_all, wrap};
+use crate::support::program::nobody;
 use crate::support::system::System;
 use crate::support::within;
 

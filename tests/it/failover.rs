@@ -2,7 +2,6 @@
 //! it heals.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -11,15 +10,16 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::route::{comes_from, east_of};
-use crate::service::{Outcome, program};
 use crate::support::admin::metric;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::program::resolve;
+use crate::support::program::{Outcome, program};
 use crate::support::proxy::Proxy;
 use crate::support::system::{System, request_path};
 use crate::support::within;
+use crate::support::zones::{comes_from, east_of};
 
 /// A gateway `east` that tells its metrics, in a system whose zone west has entries with these
 /// ports.
@@ -267,13 +267,6 @@ async fn a_gateway_that_refuses_makes_way_for_the_next() {
     let mut client = Client::ask(gateway.address(), &build).await;
     serve(silent.as_bytes()).await;
     assert_eq!(client.text().await, silent);
-}
-
-/// What `zuul-fingergw resolve` answers.
-pub(crate) async fn resolve(config: &Path, build: &str) -> Value {
-    let Outcome { stdout, stderr, .. } = program(&["resolve", "--json", build], config).await;
-    assert_eq!(stderr, "");
-    serde_json::from_str(&stdout).expect("JSON")
 }
 
 /// The parts of `hop` that say where it is.

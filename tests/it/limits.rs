@@ -5,14 +5,14 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
-use crate::limits_per_address::rejected;
-use crate::reload::Reloadable;
-use crate::service::program;
+use crate::support::admin::rejected;
 use crate::support::admin::{ended, until_metric};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::namespace::{apart, command};
+use crate::support::program::program;
+use crate::support::reloadable::Reloadable;
 use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;

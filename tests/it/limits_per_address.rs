@@ -2,29 +2,18 @@
 //! may take of handshakes and look-ups.
 
 use std::net::SocketAddr;
-use std::ops::Range;
 
-use tokio::task::JoinSet;
-
-use crate::proxy_protocol::v2;
+use crate::support::admin::rejected;
 use crate::support::admin::{ended, metric};
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, client_hello};
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::limits::{TOO_MANY, ask_while_it_hangs, begin_handshakes};
+use crate::support::proxy_header::v2;
 use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
-
-pub(crate) const TOO_MANY: &str =
-    "Internal streaming error: too many connections from this address\r\n";
-
-const TOO_MANY_LOOKUPS: &str = "Internal streaming error: too many requests at this moment\r\n";
-
-pub(crate) async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
-    let series = format!("zuul_fingergw_connections_rejected_total{{reason=\"{reason}\"}}");
-    metric(gateway, &series).await
-}
 
 async fn warnings(gateway: &Gateway, key: &str) -> usize {
     gateway.count_logged(key, |line| line.contains("WARN") && line.contains(key)).await
@@ -214,30 +203,6 @@ async fn who_shows_a_certificate_no_longer_counts() {
     }
 }
 
-/// Begins `count` handshakes from `local` with `hello` and ends none; returns those that are not
-/// closed, once only `kept` are left.
-pub(crate) async fn begin_handshakes(
-    local: &'static str,
-    gateway: SocketAddr,
-    hello: &[u8],
-    count: usize,
-    kept: usize,
-) -> JoinSet<()> {
-    let mut begun = JoinSet::new();
-    for _ in 0..count {
-        let mut client = Client::connect_from(local, gateway).await;
-        client.send(hello).await;
-        begun.spawn(async move {
-            // Not closed: no end, however long somebody waits.
-            let _ = tokio::io::copy(&mut client.stream, &mut tokio::io::sink()).await;
-        });
-    }
-    for _ in kept..count {
-        within("the others to be closed", begun.join_next()).await.expect("one").expect("closed");
-    }
-    begun
-}
-
 #[tokio::test]
 async fn handshakes_of_one_address_and_of_all() {
     let system = System::new().await;
@@ -274,25 +239,6 @@ async fn handshakes_of_one_address_and_of_all() {
     ended(&gateway, "rejected", 9).await;
     assert_eq!(warnings(&gateway, "limits.handshakes").await, 1);
     drop(silent);
-}
-
-/// Asks for builds with these numbers; returns those that wait, once only `kept` do and the others
-/// have been refused.
-pub(crate) async fn ask_while_it_hangs(
-    gateway: SocketAddr,
-    builds: Range<usize>,
-    kept: usize,
-) -> JoinSet<String> {
-    let mut asked = JoinSet::new();
-    for number in builds {
-        let mut client = Client::ask(gateway, &format!("{number:032x}")).await;
-        asked.spawn(async move { client.text().await });
-    }
-    while asked.len() > kept {
-        let answer = asked.join_next().await.expect("one more").expect("an answer");
-        assert_eq!(answer, TOO_MANY_LOOKUPS);
-    }
-    asked
 }
 
 /// From an address that has shown no certificate; the rest is closed before it is computed.

@@ -1,11 +1,11 @@
 //! Limits that change while connections are open.
 
-use crate::limits_per_address::{TOO_MANY, ask_while_it_hangs, begin_handshakes};
-use crate::reload::Reloadable;
 use crate::support::client::{Client, Ending, client_hello};
 use crate::support::executor::Executor;
 use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
+use crate::support::limits::{TOO_MANY, ask_while_it_hangs, begin_handshakes};
+use crate::support::reloadable::Reloadable;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 

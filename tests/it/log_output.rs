@@ -9,11 +9,11 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::Signal;
 
-use crate::service::{Outcome, nobody, program};
 use crate::support::admin::{admin, get, metric, with_admin};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{open_to_all, wrap};
+use crate::support::program::{Outcome, nobody, program};
 use crate::support::system::System;
 
 /// A pipe with a name, which holds `capacity` bytes and is never full of readers: none reads it.

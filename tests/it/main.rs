@@ -1,21 +1,16 @@
 //! The built binary against a real ZooKeeper.
 
 mod admin;
-mod boot;
 mod check;
 mod config;
-mod container;
 mod demo;
-mod documentation;
 mod drift;
-mod empty_root;
 mod ends;
 mod ensemble;
 mod environment;
 mod failover;
 mod faults;
 mod hostile;
-mod kubernetes;
 mod lame_duck;
 mod limits;
 mod limits_of_streams;
@@ -24,13 +19,10 @@ mod limits_reloaded;
 mod log;
 mod log_output;
 mod next_hops;
-mod packages;
-mod pages;
 mod passthrough;
 mod places;
 mod pour;
 mod proxy_protocol;
-mod quadlet;
 mod refuse;
 mod registration;
 mod reload;
@@ -43,13 +35,11 @@ mod stalled_clients;
 mod stop;
 mod stream;
 mod stream_tls;
-#[allow(dead_code, reason = "shared with the other test binary")]
+#[allow(dead_code, reason = "shared with the other test binaries")]
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
 mod tls_trust;
-mod typed;
 mod watchdog;
-mod watching;
 mod wiring;
 mod zookeeper_trouble;

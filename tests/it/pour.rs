@@ -3,12 +3,12 @@
 
 use rustix::process::Signal;
 
-use crate::route::TwoZones;
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, acceptor};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
+use crate::support::zones::TwoZones;
 
 /// Pipes that the program has at once (`src/gateway/relay/splice.rs`).
 const PIPES: usize = 32;

@@ -1,41 +1,23 @@
 //! Connections that a balancer makes for clients: the PROXY protocol's header in front, taken from
 //! those who may say it and from nobody else.
 
-use std::net::IpAddr;
-
-use crate::limits_per_address::rejected;
-use crate::service::program;
+use crate::support::admin::rejected;
 use crate::support::admin::{metric, until_metric};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::program::program;
+use crate::support::proxy_header::{raw_v2, v2};
 use crate::support::system::System;
 
 const TRUSTED: &str = "proxy_protocol = [\"127.0.0.0/8\"]";
 const BROKEN: &str = "zuul_fingergw_requests_total{result=\"proxy_header\"}";
 const PROBES: &str = "zuul_fingergw_requests_total{result=\"probe\"}";
 
-/// A header of version 2 for a client at `ip`, port 12345, with what else there is to say.
-pub(crate) fn v2(ip: IpAddr, more: &[u8]) -> Vec<u8> {
-    let (family, mut rest) = match ip {
-        IpAddr::V4(ip) => (0x11, [ip.octets(), ip.octets()].concat()),
-        IpAddr::V6(ip) => (0x21, [ip.octets(), ip.octets()].concat()),
-    };
-    rest.extend([0x30, 0x39, 0, 79]);
-    rest.extend(more);
-    raw_v2(0x21, family, &rest)
-}
-
 /// A TLV of `length` bytes in all.
 fn long_tlv(length: usize) -> Vec<u8> {
     let [high, low] = u16::try_from(length - 3).expect("not that long").to_be_bytes();
     [&[0x28, high, low], vec![b'x'; length - 3].as_slice()].concat()
-}
-
-/// A header of version 2 with any command, family and content.
-fn raw_v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(rest.len()).expect("not that long").to_be_bytes();
-    [b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &[command, family], &length, rest].concat()
 }
 
 async fn gateway(system: &System, listener: &str, limits: &str) -> Gateway {

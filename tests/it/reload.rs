@@ -2,7 +2,6 @@
 //! and no stream lost.
 
 use std::fs::{self, Permissions};
-use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,14 +13,14 @@ use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::service::{Outcome, nobody, program};
-use crate::support::admin::metric;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port};
 use crate::support::flow::Flow;
-use crate::support::gateway::{Builder, Gateway};
+use crate::support::gateway::Builder;
+use crate::support::program::{Outcome, nobody, program};
 use crate::support::proxy::Proxy;
+use crate::support::reloadable::{Reloadable, replace};
 use crate::support::system::{Entry, System, Worker};
 use crate::support::within;
 
@@ -30,55 +29,7 @@ const FAILED: &str = "zuul_fingergw_config_reloads_total{result=\"failed\"}";
 const SUCCESSFUL: &str = "zuul_fingergw_config_last_reload_successful";
 const SUCCESS_TIME: &str = "zuul_fingergw_config_last_reload_success_timestamp_seconds";
 
-/// A gateway that can be commanded, and the file it was started with.
-pub(crate) struct Reloadable {
-    pub(crate) gateway: Gateway,
-    pub(crate) config: PathBuf,
-}
-
 impl Reloadable {
-    pub(crate) async fn start(builder: Builder) -> Self {
-        let mut builder = builder.control();
-        builder.admin = true;
-        let config = builder.write();
-        Self { gateway: builder.ready().await, config }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.gateway.address()
-    }
-
-    /// Changes the configuration's text, and nothing else.
-    pub(crate) fn edit(&self, from: &str, to: &str) {
-        let text = fs::read_to_string(&self.config).expect("the configuration");
-        assert_eq!(text.matches(from).count(), 1, "{from} in {text}");
-        replace(&self.config, &text.replace(from, to));
-    }
-
-    /// Has it reload, which is to be done. Returns what it says of it, line by line.
-    pub(crate) async fn reloads(&self) -> Vec<String> {
-        let Outcome { code, stdout, stderr } = program(&["reload"], &self.config).await;
-        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
-        let mut lines: Vec<_> = stdout.lines().map(str::to_owned).collect();
-        assert_eq!(lines.remove(0), format!("reloaded {}", self.config.display()));
-        lines
-    }
-
-    /// Has it reload, which is to be refused. Returns the faults.
-    async fn refuses(&self) -> Vec<String> {
-        let Outcome { code, stdout, stderr } = program(&["reload"], &self.config).await;
-        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
-        let mut lines: Vec<_> = stderr.lines().map(str::to_owned).collect();
-        assert_eq!(lines.remove(0), format!("not reloaded {}:", self.config.display()));
-        let mend = "nothing has changed; if files were being replaced just now, reload again";
-        assert_eq!(lines.pop().as_deref(), Some(mend));
-        lines
-    }
-
-    async fn metric(&self, series: &str) -> f64 {
-        metric(&self.gateway, series).await
-    }
-
     /// The certificate that a new connection is shown.
     async fn shows(&self, identity: &Identity) -> CertificateDer<'static> {
         let client = Client::connect_tls(self.address(), identity).await;
@@ -93,13 +44,6 @@ fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
 
 fn certificate(identity: &Identity) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(&identity.cert).expect("a certificate")
-}
-
-/// Puts `text` at `path` in one step, as operators should.
-fn replace(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    fs::write(&new, text).expect("a file");
-    fs::rename(&new, path).expect("a new file in the old one's place");
 }
 
 /// Puts the files of `new` in the places of `old`.

@@ -1,27 +1,16 @@
 //! Which way a stream takes. Entries of other gateways are written before the gateway starts: it is
 //! ready only when it has read them.
 
-use std::net::SocketAddr;
-
 use rustix::process::Signal;
 
-use crate::failover::resolve;
 use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port, unreachable};
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::program::resolve;
 use crate::support::system::{System, request_path};
 use crate::support::within;
-
-/// Asks for `build`, which `hop` has, and sees its log come through.
-pub(crate) async fn comes_from(hop: &Executor, gateway: SocketAddr, build: &str) {
-    let mut client = Client::ask(gateway, build).await;
-    let mut stream = hop.accept().await;
-    assert_eq!(stream.request, format!("{build}\n"));
-    stream.write(b"log\n").await;
-    stream.finish().await;
-    assert_eq!(client.text().await, "log\n");
-}
+use crate::support::zones::{TwoZones, comes_from, east_of};
 
 #[tokio::test]
 async fn own_zone_and_no_zone_are_direct() {
@@ -63,30 +52,6 @@ async fn the_workers_zone_decides() {
     }
 }
 
-/// Two zones with a gateway in each, and a build in zone west for those who ask zone east.
-pub(crate) struct TwoZones {
-    _system: System,
-    west: Gateway,
-    pub(crate) east: Gateway,
-    pub(crate) executor: Executor,
-    pub(crate) build: String,
-}
-
-impl TwoZones {
-    /// With or without TLS between the gateways.
-    pub(crate) async fn start(tls: bool) -> Self {
-        let system = System::new().await;
-        let identity = system.zookeeper.authority.identity("gateway");
-        let listener = if tls { "tls = true" } else { "" };
-        let west = Builder::new(&system).zone("west").tls(&identity).listeners(&[listener]);
-        let west = west.ready().await;
-        let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
-        let executor = Executor::start().await;
-        let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-        Self { _system: system, west, east, executor, build }
-    }
-}
-
 /// Two real gateways, plain and with mutual TLS between them.
 #[tokio::test]
 async fn two_zones() {
@@ -99,16 +64,6 @@ async fn two_zones() {
         let hop = format!("route=\"executor 127.0.0.1:{}\"", executor.address.port());
         west.logged("the way to the executor", |line| line.contains(&hop)).await;
     }
-}
-
-/// A gateway `east` in a system whose zone west has entries with these ports.
-pub(crate) async fn east_of(ports: &[u16], limits: &str) -> (System, Gateway) {
-    let system = System::new().await;
-    for port in ports {
-        system.put_gateway(Some("west"), Some(*port), false, "running").await;
-    }
-    let gateway = Builder::new(&system).zone("east").limits(limits).ready().await;
-    (system, gateway)
 }
 
 #[tokio::test]

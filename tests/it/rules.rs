@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::proxy_protocol::v2;
-use crate::reload::Reloadable;
-use crate::service::program;
 use crate::support::admin::{metric, until_metric};
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, serves};
 use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::program::program;
+use crate::support::proxy_header::v2;
+use crate::support::reloadable::Reloadable;
 use crate::support::system::{System, TENANT, request_path};
 use crate::support::zookeeper::ZooKeeper;
 use crate::support::{Duplex, within};

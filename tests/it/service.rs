@@ -12,9 +12,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, geteuid, kill_process, pidfd_open, pidfd_send_signal,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,36 +23,10 @@ use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{BINARY, Builder, open_to_all};
+use crate::support::program::{Outcome, as_root, nobody, program, run};
 use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, System};
 use crate::support::{DEADLINE, within};
-
-/// What a process has said, and how it ended.
-pub(crate) struct Outcome {
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-/// Runs a command to its end.
-pub(crate) async fn run(command: &mut Command) -> Outcome {
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = within("the program to end", output).await.expect("a program");
-    Outcome {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).expect("UTF-8"),
-        stderr: String::from_utf8(output.stderr).expect("UTF-8"),
-    }
-}
-
-/// Runs the program with `arguments` and a configuration.
-pub(crate) async fn program(arguments: &[&str], config: &Path) -> Outcome {
-    run(Command::new(BINARY).args(arguments).arg("-c").arg(config)).await
-}
-
-fn as_root() {
-    assert!(geteuid().is_root(), "run the tests as root: this one is about giving it up");
-}
 
 /// Who the threads of a process are: the lines of /proc/PID/task/TID/status that say so.
 fn identities(pid: Pid) -> BTreeSet<String> {
@@ -66,15 +38,6 @@ fn identities(pid: Pid) -> BTreeSet<String> {
     let about = |line: &&str| ["Uid:", "Gid:", "Groups:"].iter().any(|key| line.starts_with(key));
     let line = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     all.lines().filter(about).map(line).collect()
-}
-
-/// A gateway that gives root up.
-pub(crate) fn nobody(system: &System) -> Builder {
-    as_root();
-    let identity = system.zookeeper.authority.identity("localhost");
-    let mut builder = Builder::new(system).tls(&identity).listeners(&["", "tls = true"]);
-    builder.root = "user = \"nobody\"".to_owned();
-    builder.readable_by_all()
 }
 
 /// Starts `binary` by setpriv(1), as who `options` say, and waits until it is registered.

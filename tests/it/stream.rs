@@ -2,14 +2,13 @@
 
 use rustix::process::Signal;
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 
-use crate::route::TwoZones;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, acceptor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::logs::{exact, in_pieces, pattern, reset_while_it_flows};
 use crate::support::system::System;
-use crate::support::{Duplex, within};
+use crate::support::zones::TwoZones;
 
 /// A gateway without a zone, an executor, and a build on it.
 async fn direct(limits: &str) -> (System, Gateway, Executor, String) {
@@ -59,36 +58,6 @@ async fn a_clients_reset_ends_both_sides_of_a_quiet_stream() {
     gateway.logged("why", |line| line.contains("client left") && line.contains(&build)).await;
 }
 
-/// Streams that are reset beside each other.
-const STREAMS: usize = 10;
-
-/// Lets logs flow to clients that `ask` makes and that reset in the middle of it, and waits until
-/// nothing of their streams is left: neither connections to the executor nor descriptors.
-pub(crate) async fn reset_while_it_flows<S: Duplex>(
-    gateway: &mut Gateway,
-    executor: &Executor,
-    ask: impl AsyncFn() -> Client<S>,
-    reset: impl Fn(Client<S>),
-) {
-    let sockets = gateway.sockets();
-    let mut flowing = Vec::new();
-    let mut logs = JoinSet::new();
-    for _ in 0..STREAMS {
-        let mut client = ask().await;
-        let mut stream = executor.begin(&mut client).await;
-        logs.spawn(async move { while stream.try_write(&[b'x'; 65536]).await {} });
-        flowing.push(client);
-    }
-    for mut client in flowing {
-        client.expect(&[b'x'; 1 << 20]).await;
-        reset(client);
-    }
-    within("the executor to learn of it", async { while logs.join_next().await.is_some() {} })
-        .await;
-    gateway.logged_times("why", STREAMS, |line| line.contains("end=\"client left: ")).await;
-    gateway.until_sockets(sockets).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resets_of_clients_while_logs_flow_leave_nothing() {
     let (_system, mut gateway, executor, build) = direct("").await;
@@ -131,42 +100,6 @@ async fn a_client_that_stopped_reading_is_cut_off() {
     assert_eq!(client.rest().await.1, Ending::Reset);
 }
 
-/// Byte `index` of a log that never repeats within any buffer's length.
-fn pattern(index: usize) -> u8 {
-    (index.wrapping_mul(2_654_435_761) >> 13) as u8
-}
-
-/// Sends `length` bytes from an executor and checks each at the client.
-pub(crate) async fn exact(length: usize, executor: &Executor, mut client: Client<impl Duplex>) {
-    let mut stream = executor.accept().await;
-    let writer = async {
-        let mut sent = 0;
-        while sent < length {
-            let count = (length - sent).min(256 * 1024);
-            let piece: Vec<u8> = (sent..sent + count).map(pattern).collect();
-            stream.write(&piece).await;
-            sent += count;
-        }
-        stream.finish().await;
-    };
-    let reader = async {
-        let (mut received, mut buffer) = (0, vec![0; 256 * 1024]);
-        loop {
-            match client.read(&mut buffer).await {
-                Ok(count) => {
-                    for (offset, byte) in buffer[..count].iter().enumerate() {
-                        assert_eq!(*byte, pattern(received + offset), "byte {}", received + offset);
-                    }
-                    received += count;
-                }
-                Err(ending) => break (received, ending),
-            }
-        }
-    };
-    let ((), end) = tokio::join!(writer, reader);
-    assert_eq!(end, (length, Ending::Clean));
-}
-
 const MORE_THAN_100_MB: usize = 101_000_003;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -184,20 +117,6 @@ async fn more_than_100_mb_are_exact_through_two_zones() {
     let TwoZones { east, executor, build, .. } = &zones;
     let client = Client::ask(east.address(), build).await;
     exact(MORE_THAN_100_MB, executor, client).await;
-}
-
-/// Writes a log in pieces of every size, none of which keeps to the borders of characters.
-pub(crate) async fn in_pieces(executor: &Executor, mut client: Client<impl Duplex>) {
-    let log = "h\u{e9}llo \u{20ac} \u{1f980}\n".repeat(40);
-    let mut stream = executor.accept().await;
-    for size in 1..=70 {
-        for piece in log.as_bytes().chunks(size) {
-            stream.write(piece).await;
-        }
-        client.expect(log.as_bytes()).await;
-    }
-    stream.finish().await;
-    assert_eq!(client.text().await, "");
 }
 
 #[tokio::test]

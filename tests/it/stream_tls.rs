@@ -7,16 +7,16 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::stream::{exact, in_pieces, reset_while_it_flows};
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
 use crate::support::gateway::Builder;
+use crate::support::logs::{exact, in_pieces, reset_while_it_flows};
 use crate::support::namespace::apart;
 use crate::support::system::System;
+use crate::support::tls::{Served, served};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
-use crate::tls::{Served, served};
 
 /// Sizes around every buffer and record there is.
 #[tokio::test]

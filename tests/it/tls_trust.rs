@@ -12,9 +12,9 @@ use crate::support::client::{Client, connector};
 use crate::support::executor::{Executor, acceptor, acceptor_with_protocols};
 use crate::support::gateway::Builder;
 use crate::support::system::System;
+use crate::support::tls::{Served, behind, east_of, served_with};
 use crate::support::within;
-use crate::tls::{Served, behind, east_of, served_with};
-use crate::zookeeper_trouble::{talkative, warned_once};
+use crate::support::zookeeper_trouble::{talkative, warned_once};
 
 const REFUSED: &str = "Internal streaming error: the zone's gateways cannot be reached\r\n";
 

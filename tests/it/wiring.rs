@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use tokio::task::JoinSet;
 
-use crate::route::comes_from;
 use crate::support::admin::metric;
 use crate::support::client::Client;
 use crate::support::executor::{Executor, unreachable};
@@ -13,6 +12,7 @@ use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
 use crate::support::system::{System, Worker};
 use crate::support::within;
+use crate::support::zones::comes_from;
 
 fn faults(kind: &str) -> String {
     format!("zuul_fingergw_wiring_faults_total{{kind=\"{kind}\"}}")

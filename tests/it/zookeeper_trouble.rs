@@ -16,11 +16,9 @@ use crate::support::proxy::{Answers, Proxy};
 use crate::support::system::{Entry, GATEWAYS, System, request_path};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
+use crate::support::zookeeper_trouble::{TROUBLE, talkative, warned_once};
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
-
-const TROUBLE: &str = "not registered in ZooKeeper; trying on";
-const STILL: &str = "still not registered in ZooKeeper";
 
 fn is_running(entry: &Entry) -> bool {
     entry.content["state"] == "running"
@@ -48,17 +46,6 @@ async fn answer(gateway: &Gateway) -> String {
 async fn says_registered(gateway: &mut Gateway, name: &str) {
     let status = format!("ZooKeeper: registered as {name}");
     gateway.status(&status, |line| line.ends_with(&status)).await;
-}
-
-/// Waits until more than one try has failed, and returns the one warning that was said of them.
-pub(crate) async fn warned_once(gateway: &mut Gateway) -> String {
-    gateway.logged_times("two more tries", 2, |line| line.contains(STILL)).await;
-    let warnings: Vec<_> =
-        gateway.log().into_iter().filter(|line| line.contains(TROUBLE)).collect();
-    assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    assert!(warnings[0].contains(" WARN "), "{warnings:?}");
-    gateway.status("to be connecting", |line| line.ends_with("ZooKeeper: connecting")).await;
-    warnings.into_iter().next().expect("one")
 }
 
 #[tokio::test]
@@ -266,11 +253,6 @@ async fn requests_while_zookeeper_hangs() {
     serves(&system, &gateway).await;
     flow.ends().await;
     says_registered(&mut gateway, &first.name).await;
-}
-
-/// A gateway towards the shared ZooKeeper that logs every try.
-pub(crate) fn talkative(system: &System) -> Builder {
-    Builder::new(system).log("level = \"debug\"")
 }
 
 #[tokio::test]

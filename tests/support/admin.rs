@@ -62,6 +62,12 @@ fn value(exposition: &str, series: &str) -> Option<f64> {
     value.map(|value| value.parse().expect("a number"))
 }
 
+/// How many connections the limit `reason` has rejected.
+pub(crate) async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
+    let series = format!("zuul_fingergw_connections_rejected_total{{reason=\"{reason}\"}}");
+    metric(gateway, &series).await
+}
+
 /// Waits until so many connections have ended as `result`, which are all.
 pub(crate) async fn ended(gateway: &Gateway, result: &str, count: usize) {
     let series = format!("zuul_fingergw_requests_total{{result=\"{result}\"}}");

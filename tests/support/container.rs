@@ -28,6 +28,9 @@ const IDLE: [&str; 2] = ["apt-get", "useradd"];
 
 const IMAGE: &str = "localhost/zuul-fingergw";
 
+/// As OpenShift picks them, with the group it gives.
+pub(crate) const ANYBODY: &str = "1000660000:0";
+
 /// The engine gets a view of control groups of its own: it refuses those of two kinds at once, which
 /// some machines have. And a tree of processes of its own, which dies with the first.
 const APART: &str = "mountpoint -q /sys || mount -t sysfs none /sys
@@ -62,6 +65,15 @@ fn apart() -> Command {
     command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
     command.args(["sh", "-c", APART, "sh"]);
     command
+}
+
+/// As a cluster runs it that trusts nobody.
+pub(crate) fn confined() -> Vec<String> {
+    ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain([format!("--user={ANYBODY}")])
+        .collect()
 }
 
 /// Where images and containers are kept, and the one image.

@@ -105,6 +105,16 @@ pub(crate) async fn refusing_port() -> u16 {
     port
 }
 
+/// A listener that takes no more connections than the one that is returned with it: the kernel keeps
+/// one for a backlog of 0, and drops the next one's SYN.
+pub(crate) async fn full_listener() -> (TcpListener, Client<TcpStream>) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+    let listener = socket.listen(0).expect("a listener");
+    let first = Client::connect(listener.local_addr().expect("its address")).await;
+    (listener, first)
+}
+
 /// A worker in `zone` that cannot be dialed.
 pub(crate) async fn unreachable(zone: Option<&str>) -> Worker {
     let hostname = "127.0.0.1".to_owned();

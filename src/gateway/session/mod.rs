@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustls::HandshakeKind;
-use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
@@ -30,15 +29,15 @@ use super::limits::eviction_queue::Entry;
 use super::limits::{AddressPlace, CountedClient, Unasked};
 use super::protocol::request::{Fault, QueryError, Reply, read_query};
 use super::relay;
-use super::relay::stalled_clients::wait;
-use super::relay::{Begin, End, Relayed};
+use super::relay::{EndReason, RelayContext, RelaySummary};
 use super::routing::access;
 use super::routing::access::Access;
-use super::transport::connection::Connection;
+use super::transport::connection::{Connection, read_size};
 use super::transport::read_ahead::ReadAhead;
+use super::transport::socket::Socket;
 use super::upstream::executor_slots::ExecutorSlot;
 use super::upstream::failover;
-use super::upstream::failover::{Answered, Raced};
+use super::upstream::failover::{Answered, Raced, SILENT};
 use super::upstream::{DialError, Upstream};
 use crate::config::Limits;
 use crate::model::build_request::BuildId;
@@ -92,13 +91,24 @@ pub(crate) struct Asked<'a> {
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(crate) fn listed(&self, hop: &Upstream) -> Listed {
-        let (peer, client) = (self.caller.peer, self.client());
-        self.cx.streams.begin(peer, &self.build, hop.clone(), self.began, client)
+        self.cx.streams.begin(self.caller.peer, &self.build, hop.clone(), self.began)
     }
 
     /// The client, if limits count it by its address.
     fn client(&self) -> Option<CountedClient> {
         self.caller.of_address.as_ref().and_then(AddressPlace::client)
+    }
+
+    fn relay_context<'a>(&'a self, listed: &'a Listed) -> RelayContext<'a> {
+        RelayContext {
+            limits: &self.cx.limits,
+            stalled_clients: &self.cx.stalled_clients,
+            metrics: &self.cx.metrics,
+            abort: &self.cx.cut,
+            client: self.client(),
+            began: self.began,
+            bytes: listed.byte_counter(),
+        }
     }
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
@@ -130,7 +140,7 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
         }
     }
     let mut client = match &cx.acceptors[index] {
-        None => Connection::Plain(stream),
+        None => Connection::Plain(Socket::from_client(stream)),
         // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
         Some(acceptor) => match Box::pin(shake_hands(stream, caller, acceptor, cx)).await {
             Ok(client) => client,
@@ -231,7 +241,7 @@ async fn introduction(
     // As the listener does with clients that come by themselves.
     if !tls && let Some(_permit) = cx.bounds.refusal() {
         let reply = Reply::Error(Fault::TooManyFromAddress);
-        refuse(Connection::Plain(stream), reply, cx).await;
+        refuse(Connection::Plain(Socket::from_client(stream)), reply, cx).await;
     }
     Err(Outcome::Rejected)
 }
@@ -281,7 +291,7 @@ async fn shake_hands(
         };
         tokio::select! {
             biased;
-            shaken = acceptor.accept(ReadAhead::from_client(stream)) => shaken.map(Ok),
+            shaken = acceptor.accept(ReadAhead::from_client(Socket::from_client(stream))) => shaken.map(Ok),
             () = evicted => Ok(Err(Outcome::Rejected)),
         }
     };
@@ -291,7 +301,7 @@ async fn shake_hands(
             // The client's request waits for the acknowledgement of its Finished (Nagle), which the
             // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
             // next read (tcp(7)); systems without it are as slow as before.
-            let _ = SockRef::from(stream.get_ref().0.socket()).set_tcp_quickack(true);
+            stream.get_ref().0.socket().acknowledge_immediately();
             let kind = stream.get_ref().1.handshake_kind();
             let resumed = kind == Some(HandshakeKind::Resumed);
             cx.metrics.handshake_ok(Direction::Inbound, resumed);
@@ -299,7 +309,7 @@ async fn shake_hands(
                 cx.bounds.certify(peer.ip());
                 *of_address = None;
             }
-            let client = Connection::Tls(Box::new(stream.into()));
+            let client = Connection::tls(stream);
             if !elsewhere {
                 return Ok(client);
             }
@@ -359,14 +369,15 @@ async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_
         Err(fault) => Outcome::Refused(Reply::Error(fault)),
     };
     asked.span.end(outcome.label(), outcome.error());
+    let deadline = || cx.stalled_clients.write_deadline(&cx.limits, asked.client());
     match &outcome {
-        Outcome::Streamed(End::Finished) => client.finish(|| wait(cx, asked.client())).await,
-        Outcome::Streamed(End::UpstreamFailed(_) | End::Idle | End::Overlong) => {
-            client.cut(wait(cx, asked.client())).await;
+        Outcome::Streamed(EndReason::Finished) => client.close_gracefully(deadline).await,
+        Outcome::Streamed(EndReason::UpstreamFailed(_) | EndReason::Idle | EndReason::TooLong) => {
+            client.abort(deadline).await;
         }
         // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
         Outcome::Refused(reply) => refuse(client, *reply, cx).await,
-        _ => client.cut(ready(())).await,
+        _ => client.abort(|| ready(())).await,
     }
     outcome
 }
@@ -376,7 +387,7 @@ async fn relay_from(
     hop: &Upstream,
     client: &mut Connection,
     asked: &Asked<'_>,
-) -> Result<End, Fault> {
+) -> Result<EndReason, Fault> {
     let Asked { build, span, cx, .. } = asked;
     let route = Route::Direct;
     let listed = asked.listed(hop);
@@ -410,39 +421,54 @@ async fn relay_from(
     let (host, port) = hop.address();
     span.connected(host, port);
     let _active = cx.metrics.active_stream();
-    // A block, so that a quiet stream does not hold what is in it.
-    let (begin, whole_timeout) = {
+    let first = {
         let patience = cx.first_byte_patience(deadline);
-        (Begin::Wait(patience), patience == cx.limits.first_byte_timeout)
-    };
-    let first_byte = || {
-        if let Some(slot) = slot.take() {
-            slot.answered();
+        let size = read_size(false, client.is_tls());
+        let read = Box::pin(async {
+            tokio::select! {
+                biased;
+                () = cx.cut.cancelled() => Err(EndReason::Stopped),
+                read = timeout(patience, upstream.read_chunk(size)) => Ok(read),
+                error = client.wait_closed() => Err(EndReason::ClientLeft(error)),
+            }
+        })
+        .await;
+        match read {
+            Err(end) => {
+                asked.ended(hop, route, 0, &end);
+                return Ok(end);
+            }
+            Ok(Ok(Ok(chunk))) if !chunk.is_empty() => chunk,
+            Ok(Ok(Err(error))) => {
+                let end = EndReason::UpstreamFailed(error);
+                asked.ended(hop, route, 0, &end);
+                memory.failed(build, hop, &end, FailureKind::Other);
+                return Err(Fault::ExecutorUnreachable);
+            }
+            Ok(silent) => {
+                asked.ended(hop, route, 0, &SILENT);
+                memory.failed(build, hop, &SILENT, FailureKind::Other);
+                let whole_timeout = patience == cx.limits.first_byte_timeout;
+                if let Some(slot) = slot.filter(|_| silent.is_err() && whole_timeout) {
+                    slot.silent(build);
+                }
+                return Err(Fault::ExecutorSilent);
+            }
         }
-        // One reference, and not one to each of these.
-        let asked: &Asked<'_> = asked;
-        let Asked { build, span, cx, .. } = asked;
-        cx.resolver.memory().answered(build, hop);
-        cx.metrics.first_byte(listed.age(), span.trace_id());
-        span.first_byte();
     };
-    let relayed = relay::run(&mut upstream, client, cx, begin, first_byte, &listed).await;
-    let Relayed { bytes, end, timed_out } = relayed;
-    if matches!(end, End::Finished) {
+    if let Some(slot) = slot.take() {
+        slot.answered();
+    }
+    memory.answered(build, hop);
+    cx.metrics.first_byte(listed.age(), span.trace_id());
+    span.first_byte();
+    let relay_cx = asked.relay_context(&listed);
+    let RelaySummary { bytes, end } = relay::run(&mut upstream, first, client, &relay_cx).await;
+    if matches!(end, EndReason::Finished) {
         upstream.close();
     }
     asked.ended(hop, route, bytes, &end);
-    if bytes == 0 && end.is_upstreams_fault() {
-        memory.failed(build, hop, &end, FailureKind::Other);
-    }
-    if let Some(slot) = slot.filter(|_| timed_out && whole_timeout) {
-        slot.silent(build);
-    }
-    match end {
-        End::UpstreamSilent => Err(Fault::ExecutorSilent),
-        End::UpstreamFailed(_) if bytes == 0 => Err(Fault::ExecutorUnreachable),
-        end => Ok(end),
-    }
+    Ok(end)
 }
 
 /// Takes a slot to ask `hop`, waiting for it up to the first-byte deadline. Without one the error is
@@ -451,7 +477,7 @@ async fn executor_slot(
     hop: &Upstream,
     client: &mut Connection,
     asked: &Asked<'_>,
-) -> Result<Option<ExecutorSlot>, Option<End>> {
+) -> Result<Option<ExecutorSlot>, Option<EndReason>> {
     let Upstream::Executor(executor) = hop else { return Ok(None) };
     let Asked { build, cx, .. } = asked;
     if let Some(slot) = cx.executor_slots.try_acquire(executor) {
@@ -459,12 +485,11 @@ async fn executor_slot(
     }
     // Boxed: only a crowd comes here.
     Box::pin(async {
-        let mut discarded = 0;
         let meanwhile = async {
             tokio::select! {
                 biased;
-                () = cx.cut.cancelled() => End::Stopped,
-                reason = client.departed(&mut discarded) => End::ClientLeft(reason),
+                () = cx.cut.cancelled() => EndReason::Stopped,
+                reason = client.wait_closed() => EndReason::ClientLeft(reason),
             }
         };
         cx.executor_slot(executor, build, meanwhile).await.map(Some)
@@ -473,13 +498,13 @@ async fn executor_slot(
 }
 
 /// Relays the log of which one of several hops has sent the first bytes.
-async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> End {
-    let Answered { hop, route, mut connection, listed, first: (piece, failure) } = answered;
+async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> EndReason {
+    let Answered { hop, route, mut connection, listed, first } = answered;
     let _active = asked.cx.metrics.active_stream();
-    let begin = Begin::Read(piece, failure);
-    let relayed = relay::run(&mut connection, client, asked.cx, begin, || {}, &listed).await;
-    let Relayed { bytes, end, .. } = relayed;
-    if matches!(end, End::Finished) {
+    let relay_cx = asked.relay_context(&listed);
+    let summary = relay::run(&mut connection, first, client, &relay_cx).await;
+    let RelaySummary { bytes, end } = summary;
+    if matches!(end, EndReason::Finished) {
         connection.close();
     }
     asked.ended(&hop, route, bytes, &end);
@@ -492,15 +517,15 @@ async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -
 /// our zone may do better, and the asking gateway tries that when it is cut; those of upstream's do
 /// not and get the line.
 pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
-    if reply == Reply::Error(Fault::RegistryAway) && client.is_to_own_kind() {
-        client.cut(ready(())).await;
+    if reply == Reply::Error(Fault::RegistryAway) && client.is_peer_gateway() {
+        client.abort(|| ready(())).await;
         return;
     }
     let line = reply.to_string();
     // A client that does not take one line has no claim to be told anything.
     if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line.as_bytes())).await
     {
-        client.finish(|| sleep(cx.limits.request_timeout)).await;
+        client.close_gracefully(|| sleep(cx.limits.request_timeout)).await;
     }
 }
 

@@ -1,13 +1,13 @@
 //! How a connection ended, as it is counted.
 
 use crate::gateway::protocol::request::{Fault, Reply};
-use crate::gateway::relay::End;
+use crate::gateway::relay::EndReason;
 
 /// The end of one accepted connection.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// A log was relayed, at least its first byte.
-    Streamed(End),
+    Streamed(EndReason),
     /// One line of ours stood for it.
     Refused(Reply),
     /// Closed without a line at a limit of TLS handshakes, or for a newer connection.
@@ -24,7 +24,9 @@ impl Outcome {
     /// Returns why the stream failed; `None` for a complete log and for a client that left or stalled.
     pub(crate) fn error(&self) -> Option<String> {
         match self {
-            Self::Streamed(End::Finished | End::ClientLeft(_) | End::ClientStalled) => None,
+            Self::Streamed(
+                EndReason::Finished | EndReason::ClientLeft(_) | EndReason::ClientStalled,
+            ) => None,
             Self::Streamed(end) => Some(end.to_string()),
             Self::Refused(reply) => Some(reply.to_string().trim_end().to_owned()),
             _ => Some(self.label().to_owned()),
@@ -34,14 +36,14 @@ impl Outcome {
     /// The value of the metric label `result`.
     pub(crate) fn label(&self) -> &'static str {
         match self {
-            Self::Streamed(End::Finished) => "ok",
-            Self::Streamed(End::UpstreamFailed(_)) => "upstream_cut",
-            Self::Streamed(End::ClientLeft(_)) => "client_left",
-            Self::Streamed(End::ClientStalled) => "client_stalled",
-            Self::Streamed(End::ClientEvicted) => "client_evicted",
-            Self::Streamed(End::Stopped) => "stopped",
-            Self::Streamed(End::Idle) => "stream_idle",
-            Self::Streamed(End::Overlong) => "stream_total",
+            Self::Streamed(EndReason::Finished) => "ok",
+            Self::Streamed(EndReason::UpstreamFailed(_)) => "upstream_cut",
+            Self::Streamed(EndReason::ClientLeft(_)) => "client_left",
+            Self::Streamed(EndReason::ClientStalled) => "client_stalled",
+            Self::Streamed(EndReason::ClientEvicted) => "client_evicted",
+            Self::Streamed(EndReason::Stopped) => "stopped",
+            Self::Streamed(EndReason::Idle) => "stream_idle",
+            Self::Streamed(EndReason::TooLong) => "stream_total",
             Self::Refused(Reply::NotFound) => "not_found",
             Self::Refused(Reply::NotStarted) => "not_started",
             Self::Refused(Reply::Denied) => "denied",
@@ -58,7 +60,6 @@ impl Outcome {
                 Fault::ExecutorSilent => "upstream_silent",
                 Fault::OtherZone => "other_zone",
             },
-            Self::Streamed(End::UpstreamSilent) => "upstream_silent",
             Self::Rejected => "rejected",
             Self::NoHeader => "proxy_header",
             Self::NoHandshake => "tls",

@@ -21,11 +21,11 @@ use super::{DialError, Upstream};
 use crate::config::Limits;
 use crate::gateway::health::FailureKind;
 use crate::gateway::protocol::request::Fault;
-use crate::gateway::relay::{End, room};
+use crate::gateway::relay::EndReason;
 use crate::gateway::session::stream_table::Listed;
 use crate::gateway::session::{Asked, Caller, log_stream};
-use crate::gateway::transport::buffer_pool::Piece;
-use crate::gateway::transport::connection::Connection;
+use crate::gateway::transport::buffer_pool::Chunk;
+use crate::gateway::transport::connection::{Connection, read_size};
 use crate::telemetry::log::Excerpt;
 use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
@@ -52,14 +52,16 @@ fn patience(limits: &Limits) -> Duration {
     limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout
 }
 
+/// How the wait for a hop that sends nothing ends.
+pub(crate) const SILENT: &str = "the next hop said nothing";
+
 /// The hop that has the log.
 pub(crate) struct Answered {
     pub(crate) hop: Upstream,
     pub(crate) route: Route,
     pub(crate) connection: Connection,
     pub(crate) listed: Listed,
-    /// The first bytes, and what was met behind them.
-    pub(crate) first: (Piece, Option<io::Error>),
+    pub(crate) first: Chunk,
 }
 
 /// How asking several hops ended.
@@ -68,7 +70,7 @@ pub(crate) enum Raced {
     /// Not one has it.
     Failed(Fault),
     /// The client left, or we stop.
-    Over(End),
+    Over(EndReason),
 }
 
 /// Why a hop brought no log.
@@ -88,13 +90,13 @@ impl fmt::Display for Miss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dial(error) => write!(f, "{error}"),
-            Self::Silent => write!(f, "{}", End::UpstreamSilent),
+            Self::Silent => f.write_str(SILENT),
             Self::Cut(error) => write!(f, "cut by the next hop: {}", tls::describe(error)),
             Self::Overtaken(after) => {
                 write!(f, "overtaken: nothing within {after:?}, when another hop had the log")
             }
             Self::Refused(answered) => {
-                let line = answered.first.0.split(|byte| b"\r\n".contains(byte)).next();
+                let line = answered.first.split(|byte| b"\r\n".contains(byte)).next();
                 write!(f, "the gateway answered: {}", Excerpt::new(line.unwrap_or_default()))
             }
         }
@@ -128,18 +130,17 @@ pub(crate) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Ask
     let began = Instant::now();
     let mut race = Race::new(hops, client.is_tls(), asked, began);
     let mut running = FuturesUnordered::new();
-    let mut discarded = 0;
     running.extend(race.next());
     loop {
         let next = race.next_at();
         let outcome = tokio::select! {
             biased;
-            () = cx.cut.cancelled() => return race.over(End::Stopped),
+            () = cx.cut.cancelled() => return race.over(EndReason::Stopped),
             Some((index, outcome)) = running.next() => {
                 race.runners[index].over = true;
                 Some((index, outcome))
             }
-            reason = client.departed(&mut discarded) => return race.over(End::ClientLeft(reason)),
+            reason = client.wait_closed() => return race.over(EndReason::ClientLeft(reason)),
             () = sleep_until(next.unwrap_or(began)), if next.is_some() => None,
             () = sleep_until(began + patience(&cx.limits)) => return race.late(),
         };
@@ -213,8 +214,8 @@ impl<'a> Race<'a> {
         });
         let route = hop.route(self.hops);
         let listed = asked.listed(&hop);
-        let room = |tls_hop| room(tls_hop, self.tls_client);
-        let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
+        let is_tls = matches!(&hop, Upstream::Gateway(gateway) if gateway.tls);
+        let room = read_size(is_tls, self.tls_client);
         Some(async move { (index, ask(hop, route, listed, room, asked).await) })
     }
 
@@ -294,7 +295,7 @@ impl<'a> Race<'a> {
         for runner in self.runners.iter().filter(|runner| !runner.over) {
             self.note(&runner.hop, &Miss::Silent);
             let route = runner.hop.route(self.hops);
-            self.asked.ended(&runner.hop, route, 0, &End::UpstreamSilent);
+            self.asked.ended(&runner.hop, route, 0, &SILENT);
         }
         self.silent = true;
         self.refusal.take().map_or_else(|| self.failed(), Raced::Answered)
@@ -317,7 +318,7 @@ impl<'a> Race<'a> {
         Raced::Answered(answered)
     }
 
-    fn over(&self, end: End) -> Raced {
+    fn over(&self, end: EndReason) -> Raced {
         if let Some(Runner { hop, .. }) = self.runners.last() {
             self.asked.ended(hop, hop.route(self.hops), 0, &end);
         }
@@ -359,8 +360,7 @@ async fn ask(
     cx.metrics.connected(route, dialed.elapsed());
     let (host, port) = hop.address();
     span.connected(host, port);
-    let mut failure = None;
-    let read = connection.read_log(room, &mut failure);
+    let read = connection.read_chunk(room);
     let read = match &hop {
         // Bounded by the patience with all.
         Upstream::Gateway(_) => read.await,
@@ -391,11 +391,11 @@ async fn ask(
     };
     debug!(%build, route = %hop, bytes = piece.len(), "first bytes");
     let from_gateway = matches!(hop, Upstream::Gateway(_));
-    if from_gateway && connection.is_to_own_kind() && misrouting::is_of_other_zone(&piece) {
+    if from_gateway && connection.is_peer_gateway() && misrouting::is_of_other_zone(&piece) {
         let names = tls::names_of_peer(connection.peer_certificates());
         return Err(Miss::Dial(DialError::Elsewhere(names)));
     }
     let refused = from_gateway && misrouting::is_refusal(&piece);
-    let answered = Answered { hop, route, connection, listed, first: (piece, failure) };
+    let answered = Answered { hop, route, connection, listed, first: piece };
     if refused { Err(Miss::Refused(Box::new(answered))) } else { Ok(answered) }
 }

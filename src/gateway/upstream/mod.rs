@@ -1,5 +1,7 @@
 //! The next hop: an executor's log streamer, or the gateway of another zone.
 
+#[cfg(test)]
+mod attempt_schedule;
 pub(crate) mod dialer;
 pub(crate) mod executor_slots;
 pub(crate) mod failover;
@@ -16,13 +18,13 @@ use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::Context;
-use super::transport::connection::{Connection, end_gracefully};
+use super::transport::connection::Connection;
 use super::transport::read_ahead::ReadAhead;
+use super::transport::socket::Socket;
 use crate::config::to_ascii;
 use crate::model::build_request::{BuildId, Executor};
 use crate::model::component::Gateway;
@@ -190,15 +192,15 @@ impl Upstream {
             }
             _ => None,
         };
-        let connect = async || -> Result<TcpStream, DialError> {
-            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
+        let connect = async || -> Result<Socket, DialError> {
+            let connected = cx.dialer.connect(host, port);
             let stream = in_time(deadline, connected).await?.map_err(|error| {
                 if error.kind() == io::ErrorKind::AddrNotAvailable {
                     cx.metrics.local_ports_exhausted();
                 }
                 DialError::Tcp(error)
             })?;
-            if cx.own_addresses.are_dialed_by(&stream, port) {
+            if stream.tcp().is_some_and(|tcp| cx.own_addresses.are_dialed_by(tcp, port)) {
                 return Err(DialError::Ourselves);
             }
             Ok(stream)
@@ -209,20 +211,20 @@ impl Upstream {
         let (failure, error) = loop {
             // The request follows the handshake's last message at once; a plain one has nothing to
             // wait for anyway.
-            stream.set_nodelay(true).map_err(DialError::Tcp)?;
+            stream.set_nodelay().map_err(DialError::Tcp)?;
             let zone = gateway.zone.as_deref();
-            let tcp = ReadAhead::from_next_hop(stream);
+            let tcp = ReadAhead::from_hop(stream);
             let shaken = in_time(deadline, connector.connect(&name, port, zone, tcp)).await;
             match shaken {
                 Ok(Ok(stream)) => {
                     let kind = stream.get_ref().1.handshake_kind();
                     let resumed = kind == Some(HandshakeKind::Resumed);
                     cx.metrics.handshake_ok(Direction::Outbound, resumed);
-                    return Ok(Connection::Tls(Box::new(stream.into())));
+                    return Ok(Connection::tls(stream));
                 }
                 Ok(Err((error, below))) => {
                     // The alert that says why has to arrive.
-                    end_gracefully(below.socket());
+                    below.into_socket().close();
                     // A TLS terminator in between knows other protocols only.
                     if !(Failure::refuses_protocols(&error)
                         && connector.omit_protocols(&name, port))

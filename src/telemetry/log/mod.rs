@@ -35,7 +35,7 @@ use self::sink::{Output, Sink};
 use self::text_fields::TextFields;
 use self::zuul_format::{ZuulLine, local_zone};
 use crate::config::{Log, LogFormat, LogOutput};
-use crate::os::privileges::Account;
+use crate::os::privileges::RunAsUser;
 
 /// What operators can do about a log file that cannot be opened.
 const MEND: &str = "create its directory, and let the user that this program runs as write to both; \
@@ -101,7 +101,7 @@ fn targets(level: Level) -> Targets {
 ///
 /// # Errors
 /// The log file cannot be opened.
-pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
+pub(crate) fn start(log: &Log, account: Option<&RunAsUser>) -> Result<Logging> {
     let Log { level, format, output, log_config: _ } = log;
     let level = *level;
     let output = match output {
@@ -134,7 +134,7 @@ pub(crate) fn start(log: &Log, account: Option<&Account>) -> Result<Logging> {
 
 /// Opens the log file with the permissions of `account`: it may write to the directory, and could have
 /// root follow a link there. Root's own directories need root's permissions.
-fn open(path: &Path, account: Option<&Account>) -> Result<Followed> {
+fn open(path: &Path, account: Option<&RunAsUser>) -> Result<Followed> {
     let mut opened = as_account(account, || Followed::open(path))?;
     if let Some(account) = account
         && denied(&opened)
@@ -170,7 +170,7 @@ fn log_panic(panic: &panic::PanicHookInfo<'_>) {
 ///
 /// # Errors
 /// It would not.
-pub(crate) fn check(log: &Log, account: Option<&Account>) -> Result<()> {
+pub(crate) fn check(log: &Log, account: Option<&RunAsUser>) -> Result<()> {
     match &log.output {
         LogOutput::Stdout | LogOutput::Stderr => Ok(()),
         LogOutput::File(path) => {
@@ -184,7 +184,7 @@ pub(crate) fn check(log: &Log, account: Option<&Account>) -> Result<()> {
 }
 
 /// Runs `action` with the permissions of `account`, if there is one.
-fn as_account<T>(account: Option<&Account>, action: impl FnOnce() -> T) -> Result<T> {
+fn as_account<T>(account: Option<&RunAsUser>, action: impl FnOnce() -> T) -> Result<T> {
     match account {
         Some(account) => Ok(account.impersonate(action)?),
         None => Ok(action()),

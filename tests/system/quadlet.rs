@@ -6,12 +6,12 @@ use std::process::{Command, Output};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::container::process_of;
-use crate::empty_root::{field, static_program};
 use crate::support::checkout::{installed, read};
 use crate::support::container::{Image, may_run};
 use crate::support::executor::serves;
 use crate::support::gateway::Builder;
+use crate::support::process::{field, process_of};
+use crate::support::static_program::static_program;
 use crate::support::system::System;
 
 const NAME: &str = "zuul-fingergw.container";

@@ -23,15 +23,15 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UnixDatagram};
 use tokio::process::{Child, Command};
 
-use crate::pages::{self, Block};
 use crate::support::certificates::Authority;
 use crate::support::executor::Executor;
 use crate::support::gateway::BINARY;
 use crate::support::namespace::{apart, command};
+use crate::support::pages::{self, Block, compare};
 use crate::support::system::{System, Worker};
+use crate::support::typed::is_machine;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
-use crate::typed::is_machine;
 
 /// The build that the pages ask for, and what its executor says.
 const BUILD: &str = "25f6e270b80e4331891413c0ca6dc9fc";
@@ -473,67 +473,6 @@ async fn relay(from: u16, to: u16) {
             });
         }
     });
-}
-
-/// Each line that is shown has to be printed, in this order: numbers may be others, `...` stands for
-/// anything, also for lines.
-pub(crate) fn compare(shown: &Block, printed: &str) {
-    let mut lines = printed.lines();
-    for line in shown.text.lines().filter(|line| line.trim() != "...") {
-        let found = lines.any(|actual| alike(line, actual));
-        assert!(found, "{}: not printed: {line}\nprinted:\n{printed}", shown.place);
-    }
-}
-
-/// Whether `actual` is like `shown` but for numbers and what `...` stands for.
-fn alike(shown: &str, actual: &str) -> bool {
-    let (shown, actual) = (shape(shown), shape(actual));
-    let mut pieces = shown.split("...");
-    let first = pieces.next().unwrap_or_default();
-    let Some(mut rest) = actual.strip_prefix(first) else { return false };
-    let mut last = first;
-    for piece in pieces {
-        let Some(at) = rest.find(piece) else { return false };
-        rest = &rest[at + piece.len()..];
-        last = piece;
-    }
-    // What `...` ends in takes the rest.
-    rest.is_empty() || shown.ends_with("...") || (last != first && actual.ends_with(last))
-}
-
-/// Each number, whatever its digits and with or without a point, as one `0`; no blanks at the end.
-fn shape(line: &str) -> String {
-    let mut shape = String::new();
-    let mut characters = line.trim_end().chars().peekable();
-    while let Some(character) = characters.next() {
-        let in_number = shape.ends_with('0');
-        match character {
-            '0'..='9' if in_number => {}
-            '0'..='9' => shape.push('0'),
-            '.' if in_number && characters.peek().is_some_and(char::is_ascii_digit) => {}
-            other => shape.push(other),
-        }
-    }
-    shape
-}
-
-#[test]
-fn output_is_compared() {
-    assert!(
-        alike("1 of 20 B", "31 of 4 B  ") && alike("a ... b", "a 12 x b") && alike("a...", "abc")
-    );
-    assert!(alike("0.2 s, 127.0.0.1:79.", "12 s, 198.51.100.4:7979."));
-    assert!(!alike("a", "ab") && !alike("a ... b", "a 12 x c") && !alike("x 1", "x one"));
-    let block = |text: &str| Block {
-        place: String::new(),
-        heading: String::new(),
-        info: String::new(),
-        text: text.to_owned(),
-        follows: true,
-    };
-    compare(&block("a\n...\nc\n"), "a\nb\nc\n");
-    let other_order = std::panic::catch_unwind(|| compare(&block("c\na\n"), "a\nb\nc\n"));
-    assert!(other_order.is_err());
 }
 
 #[test]

@@ -3,23 +3,22 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command as StdCommand, Output};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::Output;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::support::checkout::top;
 use crate::support::client::Client;
+use crate::support::container::ANYBODY;
 use crate::support::executor::Executor;
 use crate::support::gateway::{BINARY, Builder, Gateway, open_to_all};
+use crate::support::process::field;
+use crate::support::static_program::static_program;
 use crate::support::system::{System, Worker};
 use crate::support::within;
 
-/// As OpenShift picks them, with the group it gives.
-pub(crate) const ANYBODY: &str = "1000660000:0";
 const ROOT: &str = "0:0";
 
 /// Root directory, directory of the gateway's files, user, and the arguments of the program that is
@@ -30,25 +29,6 @@ const INTO_ROOT: &str = r#"
     mkdir -p "$root$files" && mount --bind "$root" "$root" && mount --bind "$files" "$root$files" &&
         mount -o remount,bind,ro "$root" && mount -o remount,bind,ro "$root$files" &&
         exec chroot --userspec="$user" --groups= "$root" /zuul-fingergw "$@""#;
-
-/// The static program, linked from what the tests' own is linked from: so it takes a second.
-pub(crate) fn static_program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        // target/PROFILE
-        let directory = Path::new(BINARY).parent().expect("a directory");
-        let target = directory.parent().expect("target");
-        let profile = directory.file_name().expect("a profile").to_string_lossy();
-        let profile = if profile == "debug" { "dev" } else { &profile };
-        let mut cargo = StdCommand::new(env!("CARGO"));
-        cargo.args(["rustc", "--locked", "--example", "static", "--profile", profile]);
-        cargo.arg("--target-dir").arg(target).current_dir(top());
-        let Output { status, stderr, .. } =
-            cargo.args(["--", "-C", "target-feature=+crt-static"]).output().expect("cargo");
-        assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
-        directory.join("examples/static")
-    })
-}
 
 /// A root directory with the program, and these files in /etc.
 fn empty_root(etc: &[(&str, &str)]) -> TempDir {
@@ -98,14 +78,6 @@ async fn serves_by_name(system: &System, gateway: &Gateway) {
     let mut client = Client::ask(gateway.address(), &build).await;
     executor.serve(b"all there is\n").await;
     assert_eq!(client.text().await, "all there is\n");
-}
-
-/// The value of a field of /proc/PID/status.
-pub(crate) fn field(pid: Pid, name: &str) -> String {
-    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
-    let status = status.expect("the process is there");
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    line.expect(name).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[tokio::test]

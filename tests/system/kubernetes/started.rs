@@ -13,15 +13,15 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{DEPLOYED, Rendered, list, rendered, text};
-use crate::container::{confined, process_of};
-use crate::empty_root::static_program;
 use crate::support::admin;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
-use crate::support::container::{Image, may_run, run};
+use crate::support::container::{Image, confined, may_run, run};
 use crate::support::executor::Executor;
 use crate::support::gateway::{Gateway, open_to_all};
 use crate::support::namespace::apart;
+use crate::support::process::process_of;
+use crate::support::static_program::static_program;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 

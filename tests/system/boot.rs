@@ -15,9 +15,9 @@ use crate::support::executor::serves;
 use crate::support::flow::Flow;
 use crate::support::gateway::BINARY;
 use crate::support::system::{Entry, System};
+use crate::support::typed::Typed;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
-use crate::typed::Typed;
 
 const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
 const CONFIG: &str = "/etc/zuul/zuul-fingergw.toml";

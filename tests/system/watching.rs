@@ -214,7 +214,7 @@ async fn what_is_asked_for_is_exported() {
 async fn the_dashboard_is_one() {
     let python = installed("grafana/bin/python");
     let mut check = Command::new(python);
-    check.args(["-B", "tests/it/dashboard.py", "etc/grafana/zuul-fingergw.json"]);
+    check.args(["-B", "tests/system/dashboard.py", "etc/grafana/zuul-fingergw.json"]);
     check.current_dir(top()).stdin(Stdio::null()).kill_on_drop(true);
     let checked = within("Grafana's SDK", check.output()).await;
     let checked = checked.expect("Grafana's SDK in target/grafana (tests/run puts it there)");

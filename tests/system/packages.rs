@@ -22,9 +22,9 @@ use crate::support::executor::Executor;
 use crate::support::flow::Flow;
 use crate::support::gateway::{BINARY, Builder};
 use crate::support::system::System;
+use crate::support::typed::Typed;
 use crate::support::zookeeper::ZooKeeper;
 use crate::support::{tool, within};
-use crate::typed::Typed;
 
 /// One build's .deb and .rpm.
 struct Packages {

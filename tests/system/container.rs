@@ -7,42 +7,18 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::json;
 
-use crate::empty_root::{ANYBODY, field, static_program};
 use crate::support::checkout::{installed, read};
 use crate::support::client::Client;
-use crate::support::container::{Image, may_run};
+use crate::support::container::{Image, confined, may_run};
 use crate::support::executor::Executor;
 use crate::support::fed;
-use crate::support::gateway::{Builder, Gateway};
+use crate::support::gateway::Builder;
+use crate::support::process::{field, process_of};
+use crate::support::static_program::static_program;
 use crate::support::system::System;
-
-/// As a cluster runs it that trusts nobody.
-pub(crate) fn confined() -> Vec<String> {
-    ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
-        .into_iter()
-        .map(str::to_owned)
-        .chain([format!("--user={ANYBODY}")])
-        .collect()
-}
-
-/// The gateway in its container: below the first process that is called so.
-pub(crate) fn process_of(gateway: &Gateway) -> Pid {
-    let mut todo = vec![gateway.pid().as_raw_nonzero().get()];
-    while let Some(pid) = todo.pop() {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        if name.trim() == "zuul-fingergw" {
-            return Pid::from_raw(pid).expect("a pid");
-        }
-        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            todo.extend(children.split_whitespace().flat_map(str::parse::<i32>));
-        }
-    }
-    panic!("no zuul-fingergw among what the test has started")
-}
 
 /// All that is below `root`: owner, group and mode of each.
 fn tree(root: &Path) -> BTreeMap<String, (u32, u32, u32)> {

@@ -14,9 +14,9 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::pages;
 use crate::support::checkout::{installed, top};
 use crate::support::fed;
+use crate::support::pages;
 
 /// What an overlay says, or the base.
 struct Rendered {
@@ -70,7 +70,7 @@ fn built(path: &Path) -> String {
 /// What it says if it is valid, or what is wrong.
 fn validated(yaml: &str) -> Result<Rendered, String> {
     let mut python = Command::new(installed("validators/bin/python"));
-    python.arg(top().join("tests/it/kubernetes/validate.py"));
+    python.arg(top().join("tests/system/kubernetes/validate.py"));
     python.arg(installed("debian/usr/share/gocode/src/github.com/openshift/api"));
     let Output { status, stdout, stderr } = fed(&mut python, yaml);
     if !status.success() {

@@ -1,0 +1,8 @@
+//! The documentation: every command and configuration of its pages is run or checked, and every link is
+//! followed. `tests/run docs` installs the tools that the pages use and runs this.
+
+mod commands;
+mod pages;
+#[allow(dead_code, reason = "shared with the other test binaries")]
+#[path = "../support/mod.rs"]
+mod support;

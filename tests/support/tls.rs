@@ -1,0 +1,127 @@
+//! Gateways that accept TLS, and gateways that dial others by TLS.
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::certificates::{Authority, Identity};
+use super::client::Client;
+use super::executor::{Executor, acceptor, unreachable};
+use super::gateway::{Builder, Gateway};
+use super::system::{GATEWAYS, System};
+use super::within;
+
+/// A gateway with one TLS listener, and a build on an executor beside it.
+pub(crate) struct Served {
+    pub(crate) gateway: Gateway,
+    pub(crate) executor: Executor,
+    pub(crate) build: String,
+    pub(crate) identity: Identity,
+    pub(crate) system: System,
+}
+
+/// With lines more for the listener, and in `[limits]`.
+pub(crate) async fn served(listener: &str, limits: &str) -> Served {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    served_with(system, identity, listener, limits).await
+}
+
+/// The same in `system`, with the certificate, key and authorities of `identity`.
+pub(crate) async fn served_with(
+    system: System,
+    identity: Identity,
+    listener: &str,
+    limits: &str,
+) -> Served {
+    let builder = Builder::new(&system).tls(&identity).limits(limits);
+    let gateway = builder.listeners(&[&format!("tls = true\n{listener}")]).ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    Served { gateway, executor, build, identity, system }
+}
+
+impl Served {
+    /// Whether a client that shows `shown` gets the log.
+    pub(crate) async fn serves(&self, shown: Option<&Identity>) -> bool {
+        let address = self.gateway.address();
+        let connected = Client::try_connect_tls(address, "localhost", &self.identity, shown).await;
+        let Ok(mut client) = connected else { return false };
+        let request = format!("{}\n", self.build);
+        // Refused only now in TLS 1.3, in the write or in the read.
+        if client.stream.write_all(request.as_bytes()).await.is_err() {
+            return false;
+        }
+        let talk = async {
+            let mut byte = [0];
+            client.stream.read_exact(&mut byte).await.is_ok()
+        };
+        let executor = async {
+            let mut stream = self.executor.accept().await;
+            stream.write(b"log\n").await;
+            stream.finish().await;
+        };
+        let mut talk = std::pin::pin!(talk);
+        tokio::select! {
+            refused = &mut talk => refused,
+            () = executor => talk.await,
+        }
+    }
+}
+
+/// A zone whose gateway is `other`, seen from a gateway `east` that speaks TLS.
+pub(crate) async fn east_of(
+    other: &Executor,
+    hostname: &str,
+) -> (System, Gateway, String, Identity) {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let entry = json!({
+        "hostname": hostname, "public_port": other.address.port(), "use_ssl": true,
+        "state": "running", "zone": "west", "model_api": 38, "kind": "fingergw",
+    });
+    let path = format!("{}/other", GATEWAYS);
+    system.put(&path, entry.to_string().as_bytes()).await;
+    let gateway = Builder::new(&system).zone("east").tls(&identity).ready().await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
+    (system, gateway, build, identity)
+}
+
+/// What a client gets whose build lies behind a gateway that shows `theirs`.
+pub(crate) async fn behind(
+    theirs: &Identity,
+    authority: &Authority,
+    verify_hostnames: bool,
+) -> String {
+    behind_with(theirs, authority, |builder| builder.verify_hostnames = verify_hostnames).await
+}
+
+/// The same with a gateway changed in another way.
+pub(crate) async fn behind_with(
+    theirs: &Identity,
+    authority: &Authority,
+    change: impl FnOnce(&mut Builder),
+) -> String {
+    let system = System::new().await;
+    let ours = authority.identity("gateway");
+    let other = Executor::start().await;
+    system.put_gateway(Some("west"), Some(other.address.port()), true, "running").await;
+    let mut builder = Builder::new(&system).zone("east").tls(&ours);
+    change(&mut builder);
+    let mut gateway = builder.ready().await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
+    // It trusts us, whoever it is itself.
+    let acceptor = acceptor(&Identity { ca: ours.ca.clone(), ..theirs.clone() });
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let serve = async {
+        let (stream, _) = within("a connection", other.listener.accept()).await.expect("one");
+        if let Ok(mut stream) = acceptor.accept(stream).await {
+            let _ = stream.write_all(b"log\n").await;
+            let _ = stream.shutdown().await;
+        }
+    };
+    let ((), text) = tokio::join!(serve, client.text());
+    if text != "log\n" {
+        gateway.logged("why", |line| line.contains("end=\"TLS: invalid peer certificate")).await;
+    }
+    text
+}

@@ -1,0 +1,23 @@
+//! Gateways that cannot register in ZooKeeper.
+
+use super::gateway::{Builder, Gateway};
+use super::system::System;
+
+pub(crate) const TROUBLE: &str = "not registered in ZooKeeper; trying on";
+pub(crate) const STILL: &str = "still not registered in ZooKeeper";
+
+/// Waits until more than one try has failed, and returns the one warning that was said of them.
+pub(crate) async fn warned_once(gateway: &mut Gateway) -> String {
+    gateway.logged_times("two more tries", 2, |line| line.contains(STILL)).await;
+    let warnings: Vec<_> =
+        gateway.log().into_iter().filter(|line| line.contains(TROUBLE)).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(warnings[0].contains(" WARN "), "{warnings:?}");
+    gateway.status("to be connecting", |line| line.ends_with("ZooKeeper: connecting")).await;
+    warnings.into_iter().next().expect("one")
+}
+
+/// A gateway towards the shared ZooKeeper that logs every attempt.
+pub(crate) fn talkative(system: &System) -> Builder {
+    Builder::new(system).log("level = \"debug\"")
+}
