@@ -5,20 +5,16 @@
 //! interface and does nothing.
 
 #[cfg(feature = "otlp")]
-mod bounded_processor;
-#[cfg(feature = "otlp")]
 mod exporter;
 #[cfg(not(feature = "otlp"))]
 mod noop;
 #[cfg(feature = "otlp")]
 mod span;
-#[cfg(feature = "otlp")]
-mod transport;
 
 #[cfg(not(feature = "otlp"))]
 pub(crate) use self::noop::{Span, Tracer, check};
 #[cfg(feature = "otlp")]
 pub(crate) use self::{
+    exporter::check,
     span::{Span, Tracer},
-    transport::check,
 };
