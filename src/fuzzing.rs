@@ -9,11 +9,12 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
-use crate::control::Request;
-use crate::gateway::protocol::request::{QUERY_MAX, QueryError, read_query};
+use crate::control::protocol::Request;
+use crate::gateway::protocol::request::{REQUEST_MAX, RequestError, RequestFormat, read_request};
 use crate::gateway::session::proxy_protocol::{HEADER_MAX, Header};
-use crate::model::build_request::{Build, BuildId, Executor, Place};
-use crate::model::component::{Announcement, Component, FINGERGW, Gateway, State};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::{Build, BuildLocation, Executor};
+use crate::model::component::{Component, FINGERGW, Gateway, OwnComponent, State};
 
 /// Panics unless `text` can be shown to people: on one line, printable and not too long.
 pub(crate) fn presentable(text: &str) {
@@ -27,11 +28,23 @@ pub(crate) fn presentable(text: &str) {
 pub fn query(data: &[u8]) {
     let Some((&split, request)) = data.split_first() else { return };
     let (first, second) = request.split_at(usize::from(split).min(request.len()));
-    let whole = now(read_query(&mut &*request));
-    let parts = now(read_query(&mut first.chain(second)));
-    assert_eq!(format!("{whole:?}"), format!("{parts:?}"), "split at {split}");
+    let read = |format| {
+        let whole = now(read_request(&mut &*request, format));
+        let parts = now(read_request(&mut first.chain(second), format));
+        assert_eq!(format!("{whole:?}"), format!("{parts:?}"), "split at {split}");
+        whole
+    };
+    if let Ok(parsed) = read(RequestFormat::Peer) {
+        let line = parsed.to_line(RequestFormat::Peer);
+        assert!(line.len() <= REQUEST_MAX);
+        let again = now(read_request(&mut line.as_bytes(), RequestFormat::Peer));
+        let again = again.expect("a line of ours");
+        assert!(again.build == parsed.build && again.hops == parsed.hops);
+        assert!(again.zone == parsed.zone || again.zone.is_none());
+    }
+    let whole = read(RequestFormat::Finger).map(|request| request.build);
 
-    let line = request.iter().take(QUERY_MAX).position(|byte| *byte == b'\n');
+    let line = request.iter().take(REQUEST_MAX).position(|byte| *byte == b'\n');
     match whole {
         Ok(build) => {
             let line = std::str::from_utf8(&request[..line.expect("a whole line")]);
@@ -45,13 +58,13 @@ pub fn query(data: &[u8]) {
             let verbose = before.trim_ascii_end().eq_ignore_ascii_case(b"/W");
             assert!(before.is_empty() || verbose && before[2] == b' ');
         }
-        Err(QueryError::NotABuild(excerpt)) => {
+        Err(RequestError::Malformed(excerpt)) => {
             assert!(line.is_some());
             assert!(excerpt.to_string().bytes().all(|byte| (b' '..=b'~').contains(&byte)));
         }
-        Err(QueryError::TooLong) => assert!(line.is_none() && request.len() >= QUERY_MAX),
-        Err(QueryError::Closed) => assert!(line.is_none() && request.len() < QUERY_MAX),
-        Err(QueryError::Io(error)) => panic!("memory cannot fail: {error}"),
+        Err(RequestError::TooLong) => assert!(line.is_none() && request.len() >= REQUEST_MAX),
+        Err(RequestError::Closed) => assert!(line.is_none() && request.len() < REQUEST_MAX),
+        Err(RequestError::Io(error)) => panic!("memory cannot fail: {error}"),
     }
 }
 
@@ -101,12 +114,12 @@ pub fn component(data: &[u8]) {
     let kind = if first % 2 == 1 { FINGERGW } else { "executor" };
     let component = match Component::from_json(kind, "gw0000000001", json) {
         Ok(component) => component,
-        Err(fault) => return presentable(&fault),
+        Err(error) => return presentable(&error.to_string()),
     };
     let Some(Gateway { hostname, port, zone, tls }) = component.gateway.clone() else { return };
     assert!(kind == FINGERGW && port != 0 && !hostname.is_empty());
-    let announcement = Announcement { hostname, public_port: Some(port), zone, use_ssl: tls };
-    let entry = announcement.to_json(State::Running, component.model_api);
+    let own = OwnComponent { hostname, public_port: Some(port), zone, use_ssl: tls };
+    let entry = own.to_json(State::Running, component.model_api);
     reads_back(Component::from_json(FINGERGW, "other", entry.as_bytes()), component);
 }
 
@@ -114,16 +127,22 @@ pub fn component(data: &[u8]) {
 pub fn build_request(data: &[u8]) {
     let build = match Build::from_json(data) {
         Ok(build) => build,
-        Err(fault) => return presentable(&fault),
+        Err(error) => return presentable(&error.to_string()),
     };
     assert_eq!(build.is_none(), data.is_empty());
-    let Some(Build { tenant, place: Place::On(Executor { hostname, port, zone }), .. }) = &build
+    let Some(Build {
+        tenant,
+        location: BuildLocation::Executor(Executor { hostname, port, zone }),
+        ..
+    }) = &build
     else {
         return;
     };
     assert!(!hostname.is_empty() && *port != 0 && zone.as_deref() != Some(""));
     let worker = json!({"hostname": hostname, "log_port": port, "zone": zone});
     let request = json!({"worker_info": worker, "tenant_name": tenant.as_deref()}).to_string();
+    // The trace parent is not written.
+    let build = build.map(|build| Build { trace_parent: None, ..build });
     reads_back(Build::from_json(request.as_bytes()), build);
 }
 

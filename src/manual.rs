@@ -242,7 +242,7 @@ mod tests {
 
     use super::*;
     use crate::cli;
-    use crate::gateway::protocol::request::{Fault, Reply};
+    use crate::gateway::protocol::reply::Reply;
 
     const EXAMPLE: &str = include_str!("../etc/zuul-fingergw.toml");
 
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_page_of_the_program() {
-        let page = hold("zuul-fingergw.8", &of_command_line(cli::command_line()));
+        let page = hold("zuul-fingergw.8", &of_command_line(cli::command()));
         for option in [".It Fl c Ar FILE", ".It Cm status", ".It Fl h , Fl -help"] {
             assert!(page.contains(option), "{option}");
         }
@@ -304,40 +304,8 @@ mod tests {
     #[test]
     fn the_page_has_every_reply() {
         let page = fs::read_to_string(path("zuul-fingergw.8")).expect("the page");
-        let faults = [
-            Fault::TooLong,
-            Fault::NoRequest,
-            Fault::TooManyConnections,
-            Fault::TooManyFromAddress,
-            Fault::TooManyLookups,
-            Fault::RegistryAway,
-            Fault::UnreadableEntry,
-            Fault::ExecutorUnreachable,
-            Fault::ZoneUnreachable,
-            Fault::ExecutorSilent,
-            Fault::OtherZone,
-        ];
-        let replies =
-            faults.map(Reply::Error).into_iter().chain([Reply::NotFound, Reply::NotStarted]);
-        for reply in replies {
-            // A new one does not compile here before it is in the list above.
-            match reply {
-                Reply::NotFound | Reply::NotStarted | Reply::Denied => {}
-                Reply::Error(fault) => match fault {
-                    Fault::TooLong
-                    | Fault::NoRequest
-                    | Fault::TooManyConnections
-                    | Fault::TooManyFromAddress
-                    | Fault::TooManyLookups
-                    | Fault::RegistryAway
-                    | Fault::UnreadableEntry
-                    | Fault::ExecutorUnreachable
-                    | Fault::ZoneUnreachable
-                    | Fault::ExecutorSilent
-                    | Fault::OtherZone => {}
-                },
-            }
-            let item = format!(".It {}\n", reply.to_string().trim_end());
+        for reply in Reply::ALL {
+            let item = format!(".It {}\n", reply.line().trim_end());
             assert!(page.contains(&item), "{item}");
         }
     }

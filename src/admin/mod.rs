@@ -46,7 +46,7 @@ pub(crate) use self::state_collector::StateCollector;
 use self::state_collector::is_ready;
 use crate::gateway::limits::eviction_queue::{Entry, EvictionQueue};
 use crate::model::component::State;
-use crate::registry::Standing;
+use crate::registry::RegistrationStatus;
 use crate::telemetry::metrics::Metrics;
 
 // `os::fd_limit` reserves a file descriptor for each of these connections.
@@ -78,7 +78,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 pub(crate) struct Admin {
     metrics: Metrics,
     collectors: Registry,
-    registration: watch::Receiver<Standing>,
+    registration: watch::Receiver<RegistrationStatus>,
     state: watch::Receiver<State>,
     /// The clients that are being sent metrics.
     expositions: EvictionQueue<IpAddr>,
@@ -110,8 +110,7 @@ impl Admin {
     }
 
     /// Serves `listener` forever.
-    pub(crate) async fn serve(self, listener: TcpListener) -> Infallible {
-        let this = Arc::new(self);
+    pub(crate) async fn serve(self: Arc<Self>, listener: Arc<TcpListener>) -> Infallible {
         let new_queue = EvictionQueue::default();
         let incomplete_queue = EvictionQueue::default();
         loop {
@@ -119,7 +118,7 @@ impl Admin {
                 Ok((stream, client)) => {
                     let client = client.ip().to_canonical();
                     let new = enqueue(&new_queue, client, MAX_NEW);
-                    let this = Arc::clone(&this);
+                    let this = Arc::clone(&self);
                     let incomplete_queue = incomplete_queue.clone();
                     tokio::spawn(async move {
                         this.serve_connection(stream, client, new, &incomplete_queue).await;
@@ -229,7 +228,7 @@ impl Admin {
         match (state, registration) {
             _ if is_ready(state, registration) => None,
             (State::Stopped, _) => Some("stopping".to_owned()),
-            (_, Standing::Registered(_)) => Some("starting".to_owned()),
+            (_, RegistrationStatus::Registered(_)) => Some("starting".to_owned()),
             _ => Some(format!("ZooKeeper: {registration}")),
         }
     }
@@ -311,9 +310,9 @@ mod tests {
 
     use super::*;
     use crate::gateway::routing::Resolver;
-    use crate::model::component::Announcement;
+    use crate::model::component::OwnComponent;
     use crate::registry::Registry as Components;
-    use crate::registry::in_memory::Embedded;
+    use crate::registry::in_memory::InMemoryRegistry;
     use crate::telemetry::log::LostLines;
     use crate::telemetry::metrics::CertificateRole;
 
@@ -361,8 +360,8 @@ mod tests {
         ] {
             metrics.certificate(role, Some(1));
         }
-        let in_memory = Arc::new(Embedded::default());
-        let own = Announcement {
+        let in_memory = Arc::new(InMemoryRegistry::default());
+        let own = OwnComponent {
             hostname: "localhost".to_owned(),
             public_port: Some(79),
             zone: Some("west".to_owned()),
@@ -370,8 +369,8 @@ mod tests {
         };
         let registration = in_memory.register(own.clone());
         registration.running();
-        in_memory.until_gateways(1).await;
-        let registry = Components::Embedded(in_memory);
+        in_memory.wait_for_gateway_count(1).await;
+        let registry = Components::InMemory(in_memory);
         let resolver = Resolver::new(registry.clone(), own);
         let lost_lines = LostLines::default();
         let collector = StateCollector::new(&registration, registry, &resolver, lost_lines);

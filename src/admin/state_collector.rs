@@ -15,13 +15,13 @@ use super::encoding::{encode_gauges, encode_metric};
 use crate::gateway::health::Memory;
 use crate::gateway::routing::Resolver;
 use crate::model::component::State;
-use crate::registry::{Registration, Registry, Standing};
+use crate::registry::{Registration, RegistrationStatus, Registry};
 use crate::telemetry::log::LostLines;
 
 /// Reads the live state at each scrape.
 pub(crate) struct StateCollector {
     pub(super) state: watch::Receiver<State>,
-    pub(super) registration: watch::Receiver<Standing>,
+    pub(super) registration: watch::Receiver<RegistrationStatus>,
     registry: Registry,
     health: Arc<Memory>,
     lost_lines: LostLines,
@@ -37,7 +37,7 @@ impl StateCollector {
     ) -> Self {
         Self {
             state: registration.state(),
-            registration: registration.standing(),
+            registration: registration.status(),
             registry,
             health: Arc::clone(resolver.memory()),
             lost_lines,
@@ -47,8 +47,8 @@ impl StateCollector {
 }
 
 /// Returns whether new streams can be served: this gateway is registered as running.
-pub(super) fn is_ready(state: State, registration: &Standing) -> bool {
-    state == State::Running && matches!(registration, Standing::Registered(_))
+pub(super) fn is_ready(state: State, registration: &RegistrationStatus) -> bool {
+    state == State::Running && matches!(registration, RegistrationStatus::Registered(_))
 }
 
 impl fmt::Debug for StateCollector {
@@ -71,7 +71,7 @@ impl Collector for StateCollector {
             (
                 "zuul_fingergw_zookeeper_connected",
                 "1 if this gateway's registry entry is known to exist in ZooKeeper, else 0",
-                matches!(registration, Standing::Registered(_)),
+                matches!(registration, RegistrationStatus::Registered(_)),
             ),
             (
                 "zuul_fingergw_draining",

@@ -11,7 +11,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::Options;
 use super::executor::log_of;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 
 /// Between two lines of the made-up log.
 const LINE_EVERY: Duration = Duration::from_millis(300);

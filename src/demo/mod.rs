@@ -2,7 +2,7 @@
 //!
 //! Zone `east` has a gateway that speaks plain finger; zone `west` has one that speaks mutual TLS,
 //! and an executor. A build's log crosses from west to east. The gateways are the real ones; only
-//! the registry ([`Embedded`]) and the executor ([`executor`]) are stand-ins.
+//! the registry ([`InMemoryRegistry`]) and the executor ([`executor`]) are stand-ins.
 
 pub(crate) mod certificates;
 pub(crate) mod executor;
@@ -31,11 +31,12 @@ use crate::config::{ClientCertificate, Limits, Listener, Log, LogOutput, NameChe
 use crate::gateway::accept::socket::bind;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Gateway, Settings};
-use crate::model::build_request::{Build, BuildId, Executor, Place};
-use crate::model::component::Announcement;
+use crate::model::build_id::BuildId;
+use crate::model::build_request::{Build, BuildLocation, Executor};
+use crate::model::component::OwnComponent;
 use crate::os::runtime;
 use crate::os::signals::StopSignals;
-use crate::registry::in_memory::Embedded;
+use crate::registry::in_memory::InMemoryRegistry;
 use crate::registry::{Registration, Registry};
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
@@ -158,7 +159,7 @@ struct Zone {
 
 impl System {
     async fn start(directory: &Path, build: &BuildId) -> Result<Self> {
-        let registry = Arc::new(Embedded::default());
+        let registry = Arc::new(InMemoryRegistry::default());
         let authority = Authority::new()?;
 
         let streamer = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -169,7 +170,7 @@ impl System {
             Build {
                 tenant: None,
                 trace_parent: None,
-                place: Place::On(Executor {
+                location: BuildLocation::Executor(Executor {
                     hostname: executor.ip().to_string(),
                     port: executor.port(),
                     zone: Some("west".to_owned()),
@@ -189,7 +190,7 @@ impl System {
         let finger = finger_port.is_ok();
         sockets.extend(finger_port);
         let east = Zone::open("east", "127.0.0.1", sockets, &east_identity, false, &registry)?;
-        registry.until_gateways(2).await;
+        registry.wait_for_gateway_count(2).await;
         Ok(Self { east, west, executor, finger })
     }
 
@@ -253,12 +254,12 @@ impl Zone {
         sockets: Vec<TcpListener>,
         identity: &Identity,
         use_ssl: bool,
-        registry: &Arc<Embedded>,
+        registry: &Arc<InMemoryRegistry>,
     ) -> Result<Self> {
         let address = sockets.first().context("a gateway has a socket")?.local_addr()?;
         let acceptor = use_ssl.then(|| {
             let (client, names) = (ClientCertificate::Required, NameCheck::SanOnly);
-            tls::acceptor(identity, client, names, Some(zone))
+            tls::acceptor(identity, client, names)
         });
         // Open to everybody: of what else there is to say of a listener nothing counts here.
         let listener = Listener::plain("127.0.0.1", address.port());
@@ -268,7 +269,7 @@ impl Zone {
             connector: Some(tls::connector(identity, NameCheck::SanOnly)?),
             limits: Limits::default(),
         };
-        let announcement = Announcement {
+        let announcement = OwnComponent {
             hostname: hostname.to_owned(),
             public_port: Some(address.port()),
             zone: Some(zone.to_owned()),
@@ -276,7 +277,7 @@ impl Zone {
         };
         let registration = registry.register(announcement.clone());
         registration.running();
-        let resolver = Resolver::new(Registry::Embedded(Arc::clone(registry)), announcement);
+        let resolver = Resolver::new(Registry::InMemory(Arc::clone(registry)), announcement);
         let gateway =
             Gateway::open(sockets, resolver, settings, Metrics::default(), Tracer::default())?;
         Ok(Self { address, gateway, registration })

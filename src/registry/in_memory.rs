@@ -6,19 +6,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
-use super::{Orders, Registration, Standing, registration};
-use crate::model::build_request::{Build, BuildId};
-use crate::model::component::{Announcement, Component, FINGERGW, Gateway, MODEL_API, State};
+use super::{Registration, RegistrationCommands, RegistrationStatus, registration};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::Build;
+use crate::model::component::{Component, FINGERGW, Gateway, MODEL_API, OwnComponent, State};
 
 /// The entries of one small system.
 #[derive(Default)]
-pub(crate) struct Embedded {
+pub(crate) struct InMemoryRegistry {
     builds: watch::Sender<HashMap<BuildId, Build>>,
     components: watch::Sender<HashMap<String, Component>>,
     sequence: AtomicU64,
 }
 
-impl Embedded {
+impl InMemoryRegistry {
     /// Adds a build.
     pub(crate) fn add_build(&self, id: BuildId, build: Build) {
         self.builds.send_modify(|builds| {
@@ -35,7 +36,7 @@ impl Embedded {
     }
 
     /// Waits until `count` gateways can be dialed.
-    pub(crate) async fn until_gateways(&self, count: usize) {
+    pub(crate) async fn wait_for_gateway_count(&self, count: usize) {
         let dialable = |components: &HashMap<String, Component>| {
             components.values().filter(|entry| entry.gateway.is_some()).count()
         };
@@ -44,12 +45,12 @@ impl Embedded {
     }
 
     /// Registers a gateway, as [`crate::registry::zookeeper::session::register`] does.
-    pub(crate) fn register(self: &Arc<Self>, announcement: Announcement) -> Registration {
+    pub(crate) fn register(self: &Arc<Self>, announcement: OwnComponent) -> Registration {
         let embedded = Arc::clone(self);
         registration(|orders| async move { embedded.keep(&announcement, orders).await })
     }
 
-    async fn keep(&self, announcement: &Announcement, mut orders: Orders) {
+    async fn keep(&self, announcement: &OwnComponent, mut orders: RegistrationCommands) {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}{sequence:010}", announcement.hostname);
         loop {
@@ -58,7 +59,7 @@ impl Embedded {
                 self.components.send_modify(|components| {
                     components.remove(&name);
                 });
-                Standing::Withdrawn
+                RegistrationStatus::Withdrawn
             } else {
                 // Through the same text as ZooKeeper's, so that the demo shows what peers read.
                 let json = announcement.to_json(state, MODEL_API);
@@ -67,7 +68,7 @@ impl Embedded {
                 self.components.send_modify(|components| {
                     components.insert(name.clone(), entry);
                 });
-                Standing::Registered(name.clone())
+                RegistrationStatus::Registered(name.clone())
             };
             orders.standing.send_replace(standing);
             tokio::select! {

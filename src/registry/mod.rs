@@ -16,26 +16,27 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::model::build_request::{Build, BuildId};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::Build;
 use crate::model::component::{Gateway, State};
 
 /// Answers where a build runs and which gateways there are. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Registry {
     /// Zuul's own.
-    ZooKeeper(Arc<zookeeper::build_lookup::Lookup>),
+    ZooKeeper(Arc<zookeeper::build_lookup::BuildLookup>),
     /// In this process.
     #[cfg(any(feature = "demo", test))]
-    Embedded(Arc<in_memory::Embedded>),
+    InMemory(Arc<in_memory::InMemoryRegistry>),
 }
 
 /// Why the registry has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LookupError {
     /// ZooKeeper does not answer, or not in time: what it was instead.
-    Away(String),
+    Unavailable(String),
     /// The build's entry is there, but it cannot be read or understood: what is wrong with it.
-    Unreadable(String),
+    Malformed(String),
 }
 
 impl Registry {
@@ -44,19 +45,19 @@ impl Registry {
         match self {
             Self::ZooKeeper(lookup) => lookup.find_build(build).await,
             #[cfg(any(feature = "demo", test))]
-            Self::Embedded(embedded) => Ok(embedded.find_build(build)),
+            Self::InMemory(embedded) => Ok(embedded.find_build(build)),
         }
     }
 
     /// The same, asking the registry itself even if the build is kept.
-    pub(crate) async fn find_build_now(
+    pub(crate) async fn find_build_uncached(
         &self,
         build: &BuildId,
     ) -> Result<Option<Build>, LookupError> {
         match self {
-            Self::ZooKeeper(lookup) => lookup.find_build_now(build).await,
+            Self::ZooKeeper(lookup) => lookup.find_build_uncached(build).await,
             #[cfg(any(feature = "demo", test))]
-            Self::Embedded(embedded) => Ok(embedded.find_build(build)),
+            Self::InMemory(embedded) => Ok(embedded.find_build(build)),
         }
     }
 
@@ -65,58 +66,42 @@ impl Registry {
         match self {
             Self::ZooKeeper(lookup) => lookup.gateways(),
             #[cfg(any(feature = "demo", test))]
-            Self::Embedded(embedded) => embedded.gateways(),
+            Self::InMemory(embedded) => embedded.gateways(),
         }
     }
 
     /// Waits until the gateways have been read once. The caller sets the deadline.
-    pub(crate) async fn gateways_known(&self) {
+    pub(crate) async fn wait_for_gateways(&self) {
         match self {
-            Self::ZooKeeper(lookup) => lookup.gateways_known().await,
+            Self::ZooKeeper(lookup) => lookup.wait_for_gateways().await,
             #[cfg(any(feature = "demo", test))]
-            Self::Embedded(_) => {}
+            Self::InMemory(_) => {}
         }
     }
 
     /// Why there is no working session with the registry; `None` while there is one, and until the
     /// first attempt has failed.
-    pub(crate) fn trouble(&self) -> Option<Trouble> {
+    pub(crate) fn outage(&self) -> Option<Outage> {
         match self {
-            Self::ZooKeeper(lookup) => lookup.trouble(),
+            Self::ZooKeeper(lookup) => lookup.outage(),
             #[cfg(any(feature = "demo", test))]
-            Self::Embedded(_) => None,
+            Self::InMemory(_) => None,
         }
     }
 }
 
 /// Why there is no working session with the registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Trouble {
+pub(crate) struct Outage {
     /// When it was first noticed.
     pub(crate) since: Instant,
     /// The last known cause, for the operator: a phrase for each server.
     pub(crate) cause: String,
 }
 
-/// The longest host name and the longest zone that an entry may have, in bytes: a domain name has no
-/// more (RFC 1035, section 2.3.4), and a zone is part of file names, log lines and metric labels.
-const NAME_MAX: usize = 255;
-
-/// Whether `hostname`, as an entry names it, can be dialed. Others are garbage, which must not reach
-/// the log.
-pub(crate) fn is_dialable(hostname: &str) -> bool {
-    !hostname.is_empty() && is_name(hostname)
-}
-
-/// Whether `name`, a host's or a zone's in an entry, is short enough and printable. A zone may be
-/// empty.
-pub(crate) fn is_name(name: &str) -> bool {
-    name.len() <= NAME_MAX && !name.chars().any(char::is_control)
-}
-
 /// Where this gateway's own entry stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum RegistrationStatus {
     /// No session yet.
     Connecting,
     /// There is a session, but no service of Zuul has ever registered below this node.
@@ -131,7 +116,7 @@ pub(crate) enum Standing {
     Withdrawn,
 }
 
-impl fmt::Display for Standing {
+impl fmt::Display for RegistrationStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connecting => f.write_str("connecting"),
@@ -151,7 +136,7 @@ impl fmt::Display for Standing {
 /// This gateway's own entry: kept in the registry by a task, for as long as this lives.
 pub(crate) struct Registration {
     wanted: watch::Sender<State>,
-    standing: watch::Receiver<Standing>,
+    standing: watch::Receiver<RegistrationStatus>,
     close: CancellationToken,
     keeper: JoinHandle<()>,
 }
@@ -168,7 +153,7 @@ impl Registration {
     }
 
     /// Follows where the entry stands.
-    pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
+    pub(crate) fn status(&self) -> watch::Receiver<RegistrationStatus> {
         self.standing.clone()
     }
 
@@ -176,7 +161,8 @@ impl Registration {
     /// and says whether it is out; if not, it goes with the session.
     pub(crate) async fn withdraw(&mut self, patience: Duration) -> bool {
         self.wanted.send_replace(State::Stopped);
-        let withdrawn = self.standing.wait_for(|standing| *standing == Standing::Withdrawn);
+        let withdrawn =
+            self.standing.wait_for(|standing| *standing == RegistrationStatus::Withdrawn);
         matches!(tokio::time::timeout(patience, withdrawn).await, Ok(Ok(_)))
     }
 
@@ -189,21 +175,21 @@ impl Registration {
 }
 
 /// The keeper's end of a [`Registration`].
-struct Orders {
+struct RegistrationCommands {
     wanted: watch::Receiver<State>,
-    standing: watch::Sender<Standing>,
+    standing: watch::Sender<RegistrationStatus>,
     close: CancellationToken,
 }
 
 /// Makes a registration kept by the task that `keeper` makes of its orders.
-fn registration<Keeper>(keeper: impl FnOnce(Orders) -> Keeper) -> Registration
+fn registration<Keeper>(keeper: impl FnOnce(RegistrationCommands) -> Keeper) -> Registration
 where
     Keeper: Future<Output = ()> + Send + 'static,
 {
     let (wanted, wanted_seen) = watch::channel(State::Initializing);
-    let (standing, standing_seen) = watch::channel(Standing::Connecting);
+    let (standing, standing_seen) = watch::channel(RegistrationStatus::Connecting);
     let close = CancellationToken::new();
-    let orders = Orders { wanted: wanted_seen, standing, close: close.clone() };
+    let orders = RegistrationCommands { wanted: wanted_seen, standing, close: close.clone() };
     let keeper = tokio::spawn(keeper(orders));
     Registration { wanted, standing: standing_seen, close, keeper }
 }

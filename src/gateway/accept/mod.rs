@@ -3,7 +3,6 @@
 //! The loop waits for the kernel and for nothing else: handshakes, requests and refusals happen in
 //! tasks of their own, whose number is bounded.
 
-pub(crate) mod heartbeat;
 pub(crate) mod socket;
 
 use std::io;
@@ -18,10 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use self::heartbeat::Pulse;
 use super::Context;
 use super::limits::{AddressPlace, Place};
-use super::protocol::request::{Fault, Reply};
+use super::protocol::reply::{Reply, ReplyError};
 use super::routing::access;
 use super::session;
 use super::session::Caller;
@@ -46,13 +44,11 @@ pub(crate) struct Listener {
     pub(crate) cx: watch::Receiver<Arc<Context>>,
     /// Holds every session and refusal.
     pub(crate) sessions: TaskTracker,
-    /// Says that it moves.
-    pub(crate) pulse: Pulse,
 }
 
 impl Listener {
     /// Accepts until `stop` is cancelled, then closes the socket.
-    pub(crate) async fn serve(mut self, stop: CancellationToken) {
+    pub(crate) async fn serve(self, stop: CancellationToken) {
         let mut pause = PAUSE_MIN;
         let mut last_failure: Option<Instant> = None;
         let over = |failure: &mut Instant| failure.elapsed() > CALM;
@@ -60,7 +56,7 @@ impl Listener {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                accepted = self.pulse.during(self.socket.accept()) => accepted,
+                accepted = self.socket.accept() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
@@ -81,7 +77,7 @@ impl Listener {
                     }
                     tokio::select! {
                         () = stop.cancelled() => return,
-                        () = self.pulse.during(tokio::time::sleep(pause)) => pause = (pause * 2).min(PAUSE_MAX),
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
                     }
                 }
             }
@@ -148,16 +144,16 @@ fn places(
     peer: SocketAddr,
     index: u16,
     cx: &Context,
-) -> Result<(Place, AddressPlace), (Rejection, Fault)> {
+) -> Result<(Place, AddressPlace), (Rejection, ReplyError)> {
     // The address first: a client over its own limit must not close another one's connection.
     let of_address =
         match access::contain(&cx.listeners[usize::from(index)].proxy_protocol, peer.ip()) {
             true => Some(AddressPlace::of_nobody()),
             false => cx.bounds.of_address(peer.ip(), &cx.limits),
         };
-    let of_address = of_address.ok_or((Rejection::Address, Fault::TooManyFromAddress))?;
+    let of_address = of_address.ok_or((Rejection::Address, ReplyError::TooManyFromAddress))?;
     let place = cx.connection_place();
-    let place = place.ok_or((Rejection::Limit, Fault::TooManyConnections))?;
+    let place = place.ok_or((Rejection::Limit, ReplyError::TooManyConnections))?;
     Ok((place, of_address))
 }
 

@@ -13,29 +13,30 @@ use std::sync::Arc;
 
 use self::access::Access;
 use super::health::Memory;
-use super::protocol::request::{Fault, Reply};
+use super::protocol::reply::{Reply, ReplyError};
 use super::upstream::Upstream;
-use crate::model::build_request::{Build, BuildId, Executor, Place};
-use crate::model::component::{Announcement, Gateway};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::{Build, BuildLocation, Executor};
+use crate::model::component::{Gateway, OwnComponent};
 use crate::model::trace_parent::TraceParent;
 use crate::registry::{LookupError, Registry};
 
 /// Resolves builds as seen from one gateway.
 pub(crate) struct Resolver {
     registry: Registry,
-    own: Announcement,
+    own: OwnComponent,
     memory: Arc<Memory>,
 }
 
 impl Resolver {
     /// For the gateway that announces `own`.
-    pub(crate) fn new(registry: Registry, own: Announcement) -> Self {
+    pub(crate) fn new(registry: Registry, own: OwnComponent) -> Self {
         Self { registry, own, memory: Arc::default() }
     }
 
     /// Who we are, for people: host name, port and zone.
     pub(crate) fn own(&self) -> String {
-        let Announcement { hostname, public_port, zone, .. } = &self.own;
+        let OwnComponent { hostname, public_port, zone, .. } = &self.own;
         let port = public_port.map(|port| format!(":{port}")).unwrap_or_default();
         let zone = zone.as_deref().map(|zone| format!(" of zone {}", zone.escape_default()));
         format!("{}{port}{}", hostname.escape_default(), zone.unwrap_or_default())
@@ -60,7 +61,7 @@ impl Resolver {
     /// are known where they matter; the caller sets the deadline.
     pub(crate) async fn hops(&self, executor: Executor) -> Vec<Upstream> {
         if is_elsewhere(&executor, &self.own) {
-            self.registry.gateways_known().await;
+            self.registry.wait_for_gateways().await;
         }
         route(executor, &self.own, &self.registry.gateways())
     }
@@ -85,7 +86,7 @@ impl Resolver {
 
     /// Why ZooKeeper does not answer, as far as is known.
     pub(crate) fn registry_trouble(&self) -> Option<String> {
-        self.registry.trouble().map(|trouble| trouble.cause)
+        self.registry.outage().map(|trouble| trouble.cause)
     }
 
     /// Our zone.
@@ -106,20 +107,24 @@ impl Resolver {
             Some(access) => Box::pin(self.find_allowed(build, access)).await?,
         };
         match found
-            .map(|found| found.map(|Build { place, trace_parent, .. }| (place, trace_parent)))
+            .map(|found| found.map(|Build { location, trace_parent, .. }| (location, trace_parent)))
         {
             Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
-            Ok(Some((Place::Waiting, _))) => Err((Reply::NotStarted, "no executor yet".to_owned())),
-            Ok(Some((Place::On(executor), trace_parent))) => {
+            Ok(Some((BuildLocation::Queued, _))) => {
+                Err((Reply::NotStarted, "no executor yet".to_owned()))
+            }
+            Ok(Some((BuildLocation::Executor(executor), trace_parent))) => {
                 let mut hops = self.hops(executor).await;
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);
                 Ok((hops, trace_parent))
             }
-            Err(LookupError::Away(cause)) => Err((Reply::Error(Fault::RegistryAway), cause)),
-            Err(LookupError::Unreadable(fault)) => {
-                Err((Reply::Error(Fault::UnreadableEntry), fault))
+            Err(LookupError::Unavailable(cause)) => {
+                Err((Reply::Error(ReplyError::RegistryUnavailable), cause))
+            }
+            Err(LookupError::Malformed(fault)) => {
+                Err((Reply::Error(ReplyError::MalformedEntry), fault))
             }
         }
     }
@@ -138,19 +143,19 @@ impl Resolver {
         let allowed = match &found {
             Ok(Some(build)) => access.allows(build.tenant.as_deref()),
             // Its tenant cannot be read either.
-            Err(LookupError::Unreadable(_)) => access.allows(None),
-            Ok(None) | Err(LookupError::Away(_)) => Ok(()),
+            Err(LookupError::Malformed(_)) => access.allows(None),
+            Ok(None) | Err(LookupError::Unavailable(_)) => Ok(()),
         };
         let Err(denial) = allowed else { return Ok(found) };
-        match self.registry.find_build_now(build).await {
-            Err(away @ LookupError::Away(_)) => Ok(Err(away)),
+        match self.registry.find_build_uncached(build).await {
+            Err(away @ LookupError::Unavailable(_)) => Ok(Err(away)),
             _ => Err((Reply::Denied, format!("denied: {denial}"))),
         }
     }
 }
 
 /// The gateways to try, then the executor.
-fn route(executor: Executor, own: &Announcement, gateways: &[Gateway]) -> Vec<Upstream> {
+fn route(executor: Executor, own: &OwnComponent, gateways: &[Gateway]) -> Vec<Upstream> {
     // Most often the executor alone, for as long as its log is watched.
     let mut hops = Vec::with_capacity(1);
     if is_elsewhere(&executor, own) {
@@ -164,13 +169,13 @@ fn route(executor: Executor, own: &Announcement, gateways: &[Gateway]) -> Vec<Up
 }
 
 /// Whether `executor` is in a zone that is not ours, so that a gateway of that zone is asked.
-fn is_elsewhere(executor: &Executor, own: &Announcement) -> bool {
+fn is_elsewhere(executor: &Executor, own: &OwnComponent) -> bool {
     executor.zone.is_some() && executor.zone != own.zone
 }
 
 /// Whether dialing `gateway` would reach the gateway that announces `own`: an entry of another
 /// zone with our address is a mistake that would make a circle.
-fn leads_to(gateway: &Gateway, own: &Announcement) -> bool {
+fn leads_to(gateway: &Gateway, own: &OwnComponent) -> bool {
     gateway.hostname == own.hostname && Some(gateway.port) == own.public_port
 }
 
@@ -187,8 +192,8 @@ mod tests {
         Gateway { hostname: host.into(), port: 7979, zone: zone.map(str::to_owned), tls: true }
     }
 
-    fn own(zone: Option<&str>) -> Announcement {
-        Announcement {
+    fn own(zone: Option<&str>) -> OwnComponent {
+        OwnComponent {
             hostname: "own".into(),
             public_port: Some(7979),
             zone: zone.map(str::to_owned),

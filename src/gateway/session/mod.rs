@@ -27,7 +27,8 @@ use super::Context;
 use super::health::FailureKind;
 use super::limits::eviction_queue::Entry;
 use super::limits::{AddressPlace, CountedClient, Unasked};
-use super::protocol::request::{Fault, QueryError, Reply, read_query};
+use super::protocol::reply::{Reply, ReplyError};
+use super::protocol::request::{RequestError, RequestFormat, read_request};
 use super::relay;
 use super::relay::{EndReason, RelayContext, RelaySummary};
 use super::routing::access;
@@ -40,7 +41,7 @@ use super::upstream::failover;
 use super::upstream::failover::{Answered, Raced, SILENT};
 use super::upstream::{DialError, Upstream};
 use crate::config::Limits;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::telemetry::metrics::{Direction, Rejection, Route};
 use crate::telemetry::otlp::Span;
 use crate::tls;
@@ -81,6 +82,8 @@ pub(crate) use log_stream;
 /// What a client has asked for.
 pub(crate) struct Asked<'a> {
     pub(crate) build: BuildId,
+    /// How many gateways have sent this request before.
+    pub(crate) sent_hops: u8,
     pub(crate) caller: &'a Caller,
     /// When it was known where the build runs.
     began: Instant,
@@ -113,7 +116,7 @@ impl Asked<'_> {
 
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(crate) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, caller: Caller { peer, logged, .. }, began, span, cx } = self;
+        let Self { build, caller: Caller { peer, logged, .. }, began, span, cx, .. } = self;
         let seconds = began.elapsed();
         cx.metrics.stream_closed(route, seconds);
         let (host, port) = hop.address();
@@ -148,7 +151,7 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
         },
     };
     // What is bound here lives as long as the stream, and is part of it.
-    let (build, hops, span) = match asked_for(&mut client, caller, cx).await {
+    let (build, sent_hops, hops, span) = match asked_for(&mut client, caller, cx).await {
         Ok(asked) => asked,
         Err(None) => return Outcome::Probe,
         Err(Some(reply)) => {
@@ -157,7 +160,7 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
         }
     };
     caller.logged = cx.logs_stream_of(caller.peer);
-    let asked = Asked { build, caller, began: Instant::now(), span, cx };
+    let asked = Asked { build, sent_hops, caller, began: Instant::now(), span, cx };
     stream_from(&hops, client, &asked).await
 }
 
@@ -167,33 +170,46 @@ async fn asked_for(
     client: &mut Connection,
     caller: &mut Caller,
     cx: &Context,
-) -> Result<(BuildId, Vec<Upstream>, Span), Option<Reply>> {
+) -> Result<(BuildId, u8, Vec<Upstream>, Span), Option<Reply>> {
     let peer = caller.peer;
-    let query = timeout(cx.limits.request_timeout, read_query(client)).await;
+    let format = RequestFormat::negotiated(client.is_peer_gateway());
+    let query = timeout(cx.limits.request_timeout, read_request(client, format)).await;
     if matches!(query, Ok(Ok(_))) {
         caller.stop_waiting().await;
     }
     let (reply, reason) = match query {
-        Ok(Ok(build)) => match resolve(&build, access(client, caller, cx), peer, cx).await {
-            Ok((hops, span)) => {
-                if client.peer_certificates().is_some() {
-                    span.requested_by(peer.ip());
+        Ok(Ok(request)) => {
+            let authenticated = client.peer_certificates().is_some();
+            let checked = request.check(cx.resolver.zone(), authenticated);
+            let resolved = match checked {
+                Ok(()) => resolve(&request.build, access(client, caller, cx), peer, cx).await,
+                Err(error) => Err((Reply::Error(error), "wrong zone or too many hops".to_owned())),
+            };
+            match resolved {
+                Ok((hops, span)) => {
+                    if authenticated {
+                        span.requested_by(peer.ip());
+                    }
+                    return Ok((request.build, request.hops, hops, span));
                 }
-                return Ok((build, hops, span));
+                Err((reply, reason)) => (reply, format!("{}: {reason}", request.build)),
             }
-            Err((reply, reason)) => (reply, format!("{build}: {reason}")),
-        },
-        Ok(Err(QueryError::NotABuild(text))) => (Reply::NotFound, format!("no build id: {text}")),
-        Ok(Err(QueryError::TooLong)) => (Reply::Error(Fault::TooLong), "too long".to_owned()),
-        Ok(Err(QueryError::Closed)) => {
+        }
+        Ok(Err(RequestError::Malformed(text))) => {
+            (Reply::NotFound, format!("not a build ID: {text}"))
+        }
+        Ok(Err(RequestError::TooLong)) => {
+            (Reply::Error(ReplyError::RequestTooLong), "too long".to_owned())
+        }
+        Ok(Err(RequestError::Closed)) => {
             debug!(%peer, "closed without a request");
             return Err(None);
         }
-        Ok(Err(QueryError::Io(error))) => {
+        Ok(Err(RequestError::Io(error))) => {
             debug!(%peer, error = %tls::describe(&error), "no request");
             return Err(None);
         }
-        Err(_) => (Reply::Error(Fault::NoRequest), "nothing in time".to_owned()),
+        Err(_) => (Reply::Error(ReplyError::NoRequest), "nothing in time".to_owned()),
     };
     debug!(%peer, %reason, "request refused");
     Err(Some(reply))
@@ -240,7 +256,7 @@ async fn introduction(
     cx.turned_away(Rejection::Address, client);
     // As the listener does with clients that come by themselves.
     if !tls && let Some(_permit) = cx.bounds.refusal() {
-        let reply = Reply::Error(Fault::TooManyFromAddress);
+        let reply = Reply::Error(ReplyError::TooManyFromAddress);
         refuse(Connection::Plain(Socket::from_client(stream)), reply, cx).await;
     }
     Err(Outcome::Rejected)
@@ -297,7 +313,7 @@ async fn shake_hands(
     };
     let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
         Ok(Ok(Err(outcome))) => return Err(outcome),
-        Ok(Ok(Ok((stream, elsewhere)))) => {
+        Ok(Ok(Ok(stream))) => {
             // The client's request waits for the acknowledgement of its Finished (Nagle), which the
             // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
             // next read (tcp(7)); systems without it are as slow as before.
@@ -309,14 +325,7 @@ async fn shake_hands(
                 cx.bounds.certify(peer.ip());
                 *of_address = None;
             }
-            let client = Connection::tls(stream);
-            if !elsewhere {
-                return Ok(client);
-            }
-            debug!(%peer, "a gateway that wants one of another zone");
-            let reply = Reply::Error(Fault::OtherZone);
-            refuse(client, reply, cx).await;
-            return Err(Outcome::Refused(reply));
+            return Ok(Connection::tls(stream));
         }
         Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
@@ -334,13 +343,13 @@ async fn resolve(
 ) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
     let Some(place) = cx.bounds.lookup(&cx.limits) else {
         cx.turned_away(Rejection::Lookups, peer);
-        return Err((Reply::Error(Fault::TooManyLookups), "too many look-ups".to_owned()));
+        return Err((Reply::Error(ReplyError::TooManyLookups), "too many look-ups".to_owned()));
     };
     let began = Instant::now();
     let resolved = cx.resolver.resolve(build, access.as_ref());
     let resolved = timeout(cx.limits.lookup_timeout, resolved).await;
     let resolved = resolved.unwrap_or_else(|_| {
-        Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
+        Err((Reply::Error(ReplyError::RegistryUnavailable), "no answer in time".to_owned()))
     });
     cx.metrics.lookup_finished(began.elapsed());
     drop(place);
@@ -387,7 +396,7 @@ async fn relay_from(
     hop: &Upstream,
     client: &mut Connection,
     asked: &Asked<'_>,
-) -> Result<EndReason, Fault> {
+) -> Result<EndReason, ReplyError> {
     let Asked { build, span, cx, .. } = asked;
     let route = Route::Direct;
     let listed = asked.listed(hop);
@@ -402,11 +411,11 @@ async fn relay_from(
         Err(None) => {
             memory.failed(build, hop, &DialError::Busy, FailureKind::Other);
             asked.ended(hop, route, 0, &DialError::Busy);
-            return Err(Fault::ExecutorSilent);
+            return Err(ReplyError::ExecutorSilent);
         }
     };
     let dialed = Instant::now();
-    let mut upstream = match Box::pin(hop.ask(build, cx)).await {
+    let mut upstream = match Box::pin(hop.ask(asked)).await {
         Ok(upstream) => upstream,
         Err(error) => {
             if matches!(error, DialError::Ourselves) {
@@ -414,7 +423,7 @@ async fn relay_from(
             }
             memory.failed(build, hop, &error, FailureKind::Other);
             asked.ended(hop, route, 0, &error);
-            return Err(Fault::ExecutorUnreachable);
+            return Err(ReplyError::ExecutorUnreachable);
         }
     };
     cx.metrics.connected(route, dialed.elapsed());
@@ -443,7 +452,7 @@ async fn relay_from(
                 let end = EndReason::UpstreamFailed(error);
                 asked.ended(hop, route, 0, &end);
                 memory.failed(build, hop, &end, FailureKind::Other);
-                return Err(Fault::ExecutorUnreachable);
+                return Err(ReplyError::ExecutorUnreachable);
             }
             Ok(silent) => {
                 asked.ended(hop, route, 0, &SILENT);
@@ -452,7 +461,7 @@ async fn relay_from(
                 if let Some(slot) = slot.filter(|_| silent.is_err() && whole_timeout) {
                     slot.silent(build);
                 }
-                return Err(Fault::ExecutorSilent);
+                return Err(ReplyError::ExecutorSilent);
             }
         }
     };
@@ -511,20 +520,11 @@ async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -
     end
 }
 
-/// Sends the one line that stands for a log, and closes.
-///
-/// Another gateway would take it for the log. Where ZooKeeper is away from us alone, another one of
-/// our zone may do better, and the asking gateway tries that when it is cut; those of upstream's do
-/// not and get the line.
+/// Sends the line that replaces a log, and closes.
 pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
-    if reply == Reply::Error(Fault::RegistryAway) && client.is_peer_gateway() {
-        client.abort(|| ready(())).await;
-        return;
-    }
-    let line = reply.to_string();
-    // A client that does not take one line has no claim to be told anything.
-    if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line.as_bytes())).await
-    {
+    let line = reply.line().as_bytes();
+    // If the client does not read one line in time, close.
+    if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line)).await {
         client.close_gracefully(|| sleep(cx.limits.request_timeout)).await;
     }
 }

@@ -1,6 +1,6 @@
 //! How a connection ended, as it is counted.
 
-use crate::gateway::protocol::request::{Fault, Reply};
+use crate::gateway::protocol::reply::{Reply, ReplyError};
 use crate::gateway::relay::EndReason;
 
 /// The end of one accepted connection.
@@ -28,7 +28,7 @@ impl Outcome {
                 EndReason::Finished | EndReason::ClientLeft(_) | EndReason::ClientStalled,
             ) => None,
             Self::Streamed(end) => Some(end.to_string()),
-            Self::Refused(reply) => Some(reply.to_string().trim_end().to_owned()),
+            Self::Refused(reply) => Some(reply.line().trim_end().to_owned()),
             _ => Some(self.label().to_owned()),
         }
     }
@@ -48,17 +48,19 @@ impl Outcome {
             Self::Refused(Reply::NotStarted) => "not_started",
             Self::Refused(Reply::Denied) => "denied",
             Self::Refused(Reply::Error(fault)) => match fault {
-                Fault::TooLong => "bad_request",
-                Fault::NoRequest => "timeout",
-                Fault::TooManyConnections | Fault::TooManyFromAddress | Fault::TooManyLookups => {
-                    "rejected"
-                }
-                Fault::RegistryAway => "zookeeper",
-                Fault::UnreadableEntry => "unreadable",
-                Fault::ExecutorUnreachable => "upstream_unreachable",
-                Fault::ZoneUnreachable => "zone_unreachable",
-                Fault::ExecutorSilent => "upstream_silent",
-                Fault::OtherZone => "other_zone",
+                ReplyError::RequestTooLong => "bad_request",
+                ReplyError::NoRequest => "timeout",
+                ReplyError::TooManyConnections
+                | ReplyError::TooManyFromAddress
+                | ReplyError::TooManyLookups
+                | ReplyError::TooManyForBuild => "rejected",
+                ReplyError::RegistryUnavailable => "zookeeper",
+                ReplyError::MalformedEntry => "unreadable",
+                ReplyError::ExecutorUnreachable => "upstream_unreachable",
+                ReplyError::ZoneUnreachable => "zone_unreachable",
+                ReplyError::ExecutorSilent => "upstream_silent",
+                ReplyError::WrongZone => "wrong_zone",
+                ReplyError::Loop => "loop",
             },
             Self::Rejected => "rejected",
             Self::NoHeader => "proxy_header",

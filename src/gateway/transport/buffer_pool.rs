@@ -61,6 +61,13 @@ impl Chunk {
     pub(crate) fn new(buffer: PooledBuffer, length: usize) -> Self {
         Self { buffer, length }
     }
+
+    /// Appends `more`, which must fit into the buffer.
+    pub(crate) fn append(&mut self, more: &[u8]) {
+        let length = self.length + more.len();
+        self.buffer[self.length..length].copy_from_slice(more);
+        self.length = length;
+    }
 }
 
 impl Deref for Chunk {

@@ -85,7 +85,7 @@ impl Connection {
     pub(crate) fn is_peer_gateway(&self) -> bool {
         match self {
             Self::Plain(_) => false,
-            Self::Tls(tls) => tls::is_own_kind(tls.stream.get_ref().1),
+            Self::Tls(tls) => tls::is_peer_gateway(tls.stream.get_ref().1),
         }
     }
 

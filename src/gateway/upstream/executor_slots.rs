@@ -16,7 +16,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 
 use crate::gateway::Context;
-use crate::model::build_request::{BuildId, Executor};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::Executor;
 
 /// Slots of one executor. With three, two gateways that ask the same executor fit into its backlog
 /// and the connection that it is accepting.

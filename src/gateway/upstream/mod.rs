@@ -16,7 +16,7 @@ use std::net::Ipv6Addr;
 
 use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
@@ -26,7 +26,9 @@ use super::transport::connection::Connection;
 use super::transport::read_ahead::ReadAhead;
 use super::transport::socket::Socket;
 use crate::config::to_ascii;
-use crate::model::build_request::{BuildId, Executor};
+use crate::gateway::protocol::request::{Request, RequestFormat};
+use crate::gateway::session::Asked;
+use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
 use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
@@ -70,29 +72,31 @@ impl Upstream {
     }
 }
 
-/// A next hop in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// The address of a hop, as reports have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HopAddress {
-    /// `executor` or `gateway`.
-    kind: &'static str,
-    host: String,
-    port: u16,
-    zone: Option<String>,
-    tls: bool,
+    pub(crate) kind: HopKind,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) zone: Option<String>,
+    pub(crate) tls: bool,
 }
 
-impl HopAddress {
-    /// Host and port, for people.
-    pub(crate) fn place(&self) -> String {
-        format!("{}:{}", self.host.escape_default(), self.port)
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HopKind {
+    Executor,
+    Gateway,
 }
 
 impl From<&Upstream> for HopAddress {
     fn from(hop: &Upstream) -> Self {
-        let (kind, host, port, zone, tls) = hop.fields();
-        let zone = zone.map(str::to_owned);
-        Self { kind, host: host.to_owned(), port, zone, tls }
+        let kind = match hop {
+            Upstream::Executor(_) => HopKind::Executor,
+            Upstream::Gateway(_) => HopKind::Gateway,
+        };
+        let (_, host, port, zone, tls) = hop.fields();
+        Self { kind, host: host.to_owned(), port, zone: zone.map(str::to_owned), tls }
     }
 }
 
@@ -107,14 +111,17 @@ pub(crate) enum DialError {
     Tls(io::Error),
     /// It speaks TLS and this gateway has no certificate.
     NoCertificate,
-    /// Too many requests for the build wait for it already.
-    Circle,
+    /// Too many requests for the build wait for its first byte.
+    TooManyForBuild,
+    /// It has answered that too many gateways have sent the request; with the names in its
+    /// certificate.
+    Loop(String),
     /// Its address is one that this gateway listens on, or is registered with.
     Ourselves,
     /// No slot to ask this executor became free in time.
     Busy,
     /// It is a gateway of another zone than its entry says, with these names in its certificate.
-    Elsewhere(String),
+    WrongZone(String),
 }
 
 impl DialError {
@@ -125,9 +132,9 @@ impl DialError {
             Self::Tcp(_) => "connect",
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
-            Self::Circle | Self::Ourselves => "circle",
-            Self::Busy => "busy",
-            Self::Elsewhere(_) => "zone",
+            Self::Loop(_) | Self::Ourselves => "circle",
+            Self::Busy | Self::TooManyForBuild => "busy",
+            Self::WrongZone(_) => "zone",
         }
     }
 }
@@ -141,10 +148,11 @@ impl fmt::Display for DialError {
             }
             Self::Tcp(error) => write!(f, "{error}"),
             Self::Tls(error) => write!(f, "TLS: {}", tls::describe(error)),
-            Self::Circle => f.write_str("too many requests for this build wait for it"),
+            Self::TooManyForBuild => f.write_str("too many requests for this build wait for it"),
+            Self::Loop(found) => write!(f, "too many gateways have sent the request: {found}"),
             Self::Ourselves => f.write_str("its address is that of this gateway itself"),
             Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
-            Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
+            Self::WrongZone(found) => write!(f, "a gateway of another zone answers: {found}"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
         }
     }
@@ -168,11 +176,18 @@ impl Upstream {
         }
     }
 
-    /// Connects and asks for `build`, all within the connect deadline.
-    pub(crate) async fn ask(&self, build: &BuildId, cx: &Context) -> Result<Connection, DialError> {
+    /// Connects and sends the request, all within the connect deadline.
+    pub(crate) async fn ask(&self, asked: &Asked<'_>) -> Result<Connection, DialError> {
+        let Asked { build, sent_hops, cx, .. } = asked;
         let deadline = Instant::now() + cx.limits.connect_timeout;
         let mut connection = self.dial(deadline, cx).await?;
-        let request = format!("{build}\n");
+        let (_, _, _, zone, _) = self.fields();
+        let request = Request {
+            build: build.clone(),
+            zone: zone.map(str::to_owned),
+            hops: sent_hops.saturating_add(1),
+        };
+        let request = request.to_line(RequestFormat::negotiated(connection.is_peer_gateway()));
         let asked = async {
             connection.write_all(request.as_bytes()).await?;
             connection.flush().await
@@ -187,8 +202,8 @@ impl Upstream {
             return Err(DialError::Ourselves);
         }
         let secure = match self {
-            Self::Gateway(gateway @ Gateway { tls: true, .. }) => {
-                Some((gateway, cx.connector.as_ref().ok_or(DialError::NoCertificate)?))
+            Self::Gateway(Gateway { tls: true, .. }) => {
+                Some(cx.connector.as_ref().ok_or(DialError::NoCertificate)?)
             }
             _ => None,
         };
@@ -206,15 +221,14 @@ impl Upstream {
             Ok(stream)
         };
         let mut stream = connect().await?;
-        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
+        let Some(connector) = secure else { return Ok(Connection::Plain(stream)) };
         let name = server_name(host)?;
         let (failure, error) = loop {
             // The request follows the handshake's last message at once; a plain one has nothing to
             // wait for anyway.
             stream.set_nodelay().map_err(DialError::Tcp)?;
-            let zone = gateway.zone.as_deref();
             let tcp = ReadAhead::from_hop(stream);
-            let shaken = in_time(deadline, connector.connect(&name, port, zone, tcp)).await;
+            let shaken = in_time(deadline, connector.connect(&name, port, tcp)).await;
             match shaken {
                 Ok(Ok(stream)) => {
                     let kind = stream.get_ref().1.handshake_kind();

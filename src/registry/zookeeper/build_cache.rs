@@ -13,9 +13,10 @@ use tokio::time::sleep;
 use tracing::debug;
 use zookeeper_client::{Client, EventType, SessionId, SessionState};
 
-use super::build_lookup::Lookup;
+use super::build_lookup::BuildLookup;
 
-use crate::model::build_request::{Build, BuildId, Place};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::{Build, BuildLocation};
 
 /// Builds kept at once, each with a watch at the ZooKeeper server. The others are looked up.
 const KEPT_MAX: usize = 1024;
@@ -28,30 +29,30 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// What is known without asking.
 #[derive(Default)]
-pub(crate) struct Places(Mutex<Known>);
+pub(crate) struct BuildCache(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
-    found: HashMap<BuildId, Popularity>,
-    kept: HashMap<BuildId, Arc<Kept>>,
+    found: HashMap<BuildId, HitCount>,
+    kept: HashMap<BuildId, Arc<CacheEntry>>,
 }
 
 /// How often a build has been asked for.
 #[derive(PartialEq, Eq)]
-enum Popularity {
+enum HitCount {
     Once,
     /// More than once: somebody sees to it that it is kept.
     Often,
 }
 
 /// A place that a watch vouches for.
-struct Kept {
+struct CacheEntry {
     session: SessionId,
     found: Build,
     asked_for: AtomicBool,
 }
 
-impl Places {
+impl BuildCache {
     /// Where `build` runs, if that is kept; only while `client` has a connection, since nobody
     /// would hear of a change without one.
     pub(crate) fn kept(&self, client: &Client, build: &BuildId) -> Option<Build> {
@@ -68,28 +69,28 @@ impl Places {
     pub(crate) fn is_popular(&self, build: &BuildId) -> bool {
         let mut known = self.lock();
         if known.found.len() >= FOUND_MAX {
-            known.found.retain(|_, popularity| *popularity == Popularity::Often);
+            known.found.retain(|_, popularity| *popularity == HitCount::Often);
         }
         let full = known.kept.len() >= KEPT_MAX;
         match known.found.get_mut(build) {
-            Some(once @ Popularity::Once) if !full => {
-                *once = Popularity::Often;
+            Some(once @ HitCount::Once) if !full => {
+                *once = HitCount::Often;
                 true
             }
             Some(_) => false,
             None => {
-                known.found.insert(build.clone(), Popularity::Once);
+                known.found.insert(build.clone(), HitCount::Once);
                 false
             }
         }
     }
 
-    fn keep(&self, build: &BuildId, kept: &Arc<Kept>) {
+    fn keep(&self, build: &BuildId, kept: &Arc<CacheEntry>) {
         self.lock().kept.insert(build.clone(), Arc::clone(kept));
     }
 
     /// Forgets `kept`, unless another one has taken its place.
-    fn forget(&self, build: &BuildId, kept: &Arc<Kept>) {
+    fn forget(&self, build: &BuildId, kept: &Arc<CacheEntry>) {
         let mut known = self.lock();
         if known.kept.get(build).is_some_and(|there| Arc::ptr_eq(there, kept)) {
             known.kept.remove(build);
@@ -104,15 +105,15 @@ impl Places {
 
 /// Somebody who keeps a build; when this goes, the next request for it is another
 /// reason to keep it.
-struct Keeper {
-    lookup: Arc<Lookup>,
+struct CacheGuard {
+    lookup: Arc<BuildLookup>,
     build: BuildId,
 }
 
-impl Drop for Keeper {
+impl Drop for CacheGuard {
     fn drop(&mut self) {
         if let Some(popularity) = self.lookup.places.lock().found.get_mut(&self.build) {
-            *popularity = Popularity::Once;
+            *popularity = HitCount::Once;
         }
     }
 }
@@ -120,18 +121,18 @@ impl Drop for Keeper {
 /// Keeps the place of `build`, whose request is at `path`, for as long as it is asked for and the
 /// session of `client` lives. Holds no client while it waits: the session is to end when the last
 /// one is dropped.
-pub(crate) async fn keep(lookup: Arc<Lookup>, client: Client, build: BuildId, path: String) {
-    let Keeper { lookup, build } = &Keeper { lookup, build };
+pub(crate) async fn keep(lookup: Arc<BuildLookup>, client: Client, build: BuildId, path: String) {
+    let CacheGuard { lookup, build } = &CacheGuard { lookup, build };
     let session = client.session_id();
     let mut client = Some(client);
     while let Some(now) = client.take() {
         let Ok((request, _, watcher)) = now.get_and_watch_data(&path).await else { return };
         drop(now);
-        let read = Build::from_request(&request, lookup.with_trace);
-        let Ok(Some(found @ Build { place: Place::On(_), .. })) = read else {
+        let read = Build::from_json(&request);
+        let Ok(Some(found @ Build { location: BuildLocation::Executor(_), .. })) = read else {
             return;
         };
-        let kept = Arc::new(Kept { session, found, asked_for: AtomicBool::new(false) });
+        let kept = Arc::new(CacheEntry { session, found, asked_for: AtomicBool::new(false) });
         lookup.places.keep(build, &kept);
         debug!(%build, "place kept");
         let mut changed = std::pin::pin!(watcher.changed());
@@ -163,7 +164,7 @@ mod tests {
 
     #[test]
     fn the_second_request_is_known_for_it() {
-        let places = Places::default();
+        let places = BuildCache::default();
         assert!(!places.is_popular(&build("abc")));
         assert!(!places.is_popular(&build("def")));
         assert!(places.is_popular(&build("abc")));

@@ -9,12 +9,13 @@ use tokio::sync::watch;
 use zookeeper_client::{Client, Error, MultiReadResult, SessionId, SessionState};
 
 use super::build_cache;
-use super::build_cache::Places;
-use super::lookup_batcher::Batches;
+use super::build_cache::BuildCache;
+use super::lookup_batcher::LookupBatcher;
 use super::session::is_connection_loss;
-use crate::model::build_request::{Build, BuildId, Place};
+use crate::model::build_id::BuildId;
+use crate::model::build_request::{Build, BuildLocation};
 use crate::model::component::Gateway;
-use crate::registry::{LookupError, Trouble};
+use crate::registry::{LookupError, Outage};
 
 /// The parent of one node per zone (`zuul/zk/executor.py`).
 const ZONES: &str = "/zuul/executor/zones";
@@ -35,22 +36,21 @@ const BUILDS: usize = 64;
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Answers from the current session, if there is one.
-pub(crate) struct Lookup {
+pub(crate) struct BuildLookup {
     client: watch::Sender<Option<Client>>,
     /// A session, or its connection, is on its way, and no try to get it has failed yet: worth
     /// waiting for.
     hopeful: watch::Sender<bool>,
     /// `None` until they have been read once: no gateway is another thing than not knowing them.
     gateways: watch::Sender<Option<Arc<[Gateway]>>>,
-    trouble: watch::Sender<Option<Trouble>>,
+    trouble: watch::Sender<Option<Outage>>,
     /// The zones of the last look-up that listed them, as each does that asks all of them, in the same
     /// round trip. It asks those it did not know in one more, so this may be old.
     zones: watch::Sender<Arc<Zones>>,
     /// ZooKeeper before 3.6 knows no multi-read; its refusal is remembered.
     multi_read: AtomicBool,
-    pub(crate) with_trace: bool,
-    pub(crate) places: Places,
-    batches: Arc<Batches<BuildId, Located>>,
+    pub(crate) places: BuildCache,
+    batches: Arc<LookupBatcher<BuildId, LookupResult>>,
 }
 
 /// The zones there are.
@@ -63,10 +63,10 @@ struct Zones {
 }
 
 /// A build with the path of its request, if there is one.
-type Located = Result<(String, Option<Build>), LookupError>;
+type LookupResult = Result<(String, Option<Build>), LookupError>;
 
-impl Lookup {
-    pub(crate) fn new(with_trace: bool) -> Self {
+impl BuildLookup {
+    pub(crate) fn new() -> Self {
         Self {
             client: watch::Sender::new(None),
             hopeful: watch::Sender::new(true),
@@ -74,8 +74,7 @@ impl Lookup {
             trouble: watch::Sender::new(None),
             zones: watch::Sender::default(),
             multi_read: AtomicBool::new(true),
-            with_trace,
-            places: Places::default(),
+            places: BuildCache::default(),
             batches: Arc::default(),
         }
     }
@@ -115,7 +114,7 @@ impl Lookup {
             Ok(client) = clients.wait_for(|client| client.as_ref().is_some_and(is_another)) => client.clone(),
             _ = hopeful.wait_for(|hopeful| !hopeful) => None,
         };
-        client.ok_or_else(|| LookupError::Away("no session".to_owned()))
+        client.ok_or_else(|| LookupError::Unavailable("no session".to_owned()))
     }
 
     /// Whether answers of `client` still count: neither has its session ended, nor was it given up for
@@ -148,7 +147,7 @@ impl Lookup {
             biased;
             () = connected => Ok(()),
             _ = hopeful.wait_for(|hopeful| !hopeful) => {
-                Err(LookupError::Away("no connection".to_owned()))
+                Err(LookupError::Unavailable("no connection".to_owned()))
             }
         }
     }
@@ -179,22 +178,22 @@ impl Lookup {
         self.gateways.borrow().clone().unwrap_or_default()
     }
 
-    /// See [`crate::registry::Registry::gateways_known`].
-    pub(crate) async fn gateways_known(&self) {
+    /// See [`crate::registry::Registry::wait_for_gateways`].
+    pub(crate) async fn wait_for_gateways(&self) {
         // Cannot fail: the sender is ours.
         let _ = self.gateways.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Notes why there is no working session, or that there is one again.
-    pub(crate) fn set_trouble(&self, cause: Option<String>) {
+    pub(crate) fn set_outage(&self, cause: Option<String>) {
         self.trouble.send_modify(|trouble| {
             let since = trouble.as_ref().map_or_else(Instant::now, |before| before.since);
-            *trouble = cause.map(|cause| Trouble { since, cause });
+            *trouble = cause.map(|cause| Outage { since, cause });
         });
     }
 
     /// See [`crate::registry::Registry::trouble`].
-    pub(crate) fn trouble(&self) -> Option<Trouble> {
+    pub(crate) fn outage(&self) -> Option<Outage> {
         self.trouble.borrow().clone()
     }
 
@@ -210,8 +209,8 @@ impl Lookup {
         self.find(build, true).await
     }
 
-    /// See [`crate::registry::Registry::find_build_now`].
-    pub(crate) async fn find_build_now(
+    /// See [`crate::registry::Registry::find_build_uncached`].
+    pub(crate) async fn find_build_uncached(
         self: &Arc<Self>,
         build: &BuildId,
     ) -> Result<Option<Build>, LookupError> {
@@ -227,7 +226,7 @@ impl Lookup {
         loop {
             match self.find_with(&client, build, may_be_kept).await {
                 // It ended while it was asked: the next one may be there in a moment.
-                Err(LookupError::Away(_)) if !self.is_current(&client) => {
+                Err(LookupError::Unavailable(_)) if !self.is_current(&client) => {
                     client = self.session(Some(client.session_id())).await?;
                 }
                 found => return found,
@@ -255,9 +254,9 @@ impl Lookup {
             }
         };
         let located = self.batches.ask(build.clone(), most, trip).await;
-        let too_many = || Err(LookupError::Away("too many look-ups wait".to_owned()));
+        let too_many = || Err(LookupError::Unavailable("too many look-ups wait".to_owned()));
         let (path, found) = located.unwrap_or_else(too_many)?;
-        let placed = matches!(found, Some(Build { place: Place::On(_), .. }));
+        let placed = matches!(found, Some(Build { location: BuildLocation::Executor(_), .. }));
         if placed && self.places.is_popular(build) {
             tokio::spawn(build_cache::keep(Arc::clone(self), client.clone(), build.clone(), path));
         }
@@ -266,8 +265,9 @@ impl Lookup {
 
     /// Where each of `builds` runs, in their order: all zones that are known, and which there are. A
     /// build in a new one costs one more trip.
-    async fn locate(&self, builds: &[BuildId]) -> Result<Vec<Located>, LookupError> {
-        let client = self.client().ok_or_else(|| LookupError::Away("no session".to_owned()))?;
+    async fn locate(&self, builds: &[BuildId]) -> Result<Vec<LookupResult>, LookupError> {
+        let client =
+            self.client().ok_or_else(|| LookupError::Unavailable("no session".to_owned()))?;
         let known = self.zones.borrow().clone();
         let (first, later) = known.order.split_at(FIRST.min(known.order.len()));
         let in_first = |build| {
@@ -278,14 +278,14 @@ impl Lookup {
         let mut hits = Vec::new();
         let listing = later.is_empty().then_some(ZONES);
         let (mut zones, requests) = self.read(&client, listing, &first_paths).await?;
-        let mut located = each(&first_paths, requests, first.len() + 1, self.with_trace);
+        let mut located = each(&first_paths, requests, first.len() + 1);
         if !later.is_empty() {
             if located.iter().all(is_there) {
                 return Ok(located);
             }
             let paths = in_each(missing(builds, &located), later);
             let (listed, requests) = self.read(&client, Some(ZONES), &paths).await?;
-            hits.extend(complete(&mut located, later, &paths, requests, self.with_trace));
+            hits.extend(complete(&mut located, later, &paths, requests));
             zones = listed;
         }
         if zones != known.listed && !located.iter().all(is_there) {
@@ -294,7 +294,7 @@ impl Lookup {
             if !fresh.is_empty() {
                 let paths = in_each(missing(builds, &located), &fresh);
                 let (_, requests) = self.read(&client, None, &paths).await?;
-                hits.extend(complete(&mut located, &fresh, &paths, requests, self.with_trace));
+                hits.extend(complete(&mut located, &fresh, &paths, requests));
             }
         }
         if zones != known.listed || !hits.is_empty() {
@@ -324,7 +324,7 @@ impl Lookup {
         tokio::select! {
             biased;
             answer = self.read_on(client, directory, paths) => answer,
-            _ = clients.wait_for(is_over) => Err(LookupError::Away("session given up".to_owned())),
+            _ = clients.wait_for(is_over) => Err(LookupError::Unavailable("session given up".to_owned())),
         }
     }
 
@@ -347,7 +347,7 @@ impl Lookup {
                     self.multi_read.store(false, Ordering::Relaxed);
                 }
                 Err(error) if is_connection_loss(&error) => {}
-                Err(error) => return Err(LookupError::Away(error.to_string())),
+                Err(error) => return Err(LookupError::Unavailable(error.to_string())),
             }
         }
     }
@@ -375,7 +375,10 @@ fn request_in(zone: &str, build: &BuildId) -> String {
 }
 
 /// Those of `builds` that have not been `located`.
-fn missing<'a>(builds: &'a [BuildId], located: &'a [Located]) -> impl Iterator<Item = &'a BuildId> {
+fn missing<'a>(
+    builds: &'a [BuildId],
+    located: &'a [LookupResult],
+) -> impl Iterator<Item = &'a BuildId> {
     builds.iter().zip(located).filter(|(_, located)| !is_there(located)).map(|(build, _)| build)
 }
 
@@ -387,15 +390,14 @@ fn in_each<'a>(builds: impl Iterator<Item = &'a BuildId>, zones: &[String]) -> V
 /// Adds to `located` what `requests`, read from `paths` in `zones`, say of those that are missing.
 /// Returns the zones where they are.
 fn complete(
-    located: &mut [Located],
+    located: &mut [LookupResult],
     zones: &[String],
     paths: &[String],
     requests: Vec<Data>,
-    with_trace: bool,
 ) -> Vec<String> {
     let mut hits = Vec::new();
     let missing = located.iter_mut().filter(|located| !is_there(located));
-    for (located, elsewhere) in missing.zip(each(paths, requests, zones.len(), with_trace)) {
+    for (located, elsewhere) in missing.zip(each(paths, requests, zones.len())) {
         if let Ok((path, Some(_))) = &elsewhere {
             hits.extend(zones.iter().find(|zone| is_in(path, zone)).cloned());
         }
@@ -406,32 +408,32 @@ fn complete(
     hits
 }
 
-fn is_there(located: &Located) -> bool {
+fn is_there(located: &LookupResult) -> bool {
     matches!(located, Ok((_, Some(_))))
 }
 
 /// What `requests`, read from `paths`, say of each build; so many of them belong to each.
-fn each(paths: &[String], requests: Vec<Data>, to_each: usize, with_trace: bool) -> Vec<Located> {
+fn each(paths: &[String], requests: Vec<Data>, to_each: usize) -> Vec<LookupResult> {
     let mut requests = requests.into_iter();
-    paths.chunks(to_each).map(|paths| first(paths, &mut requests, with_trace)).collect()
+    paths.chunks(to_each).map(|paths| first(paths, &mut requests)).collect()
 }
 
 /// The first build in the next `requests`, one for each of `paths`. A request that cannot be read
 /// matters only if there is no other one.
-fn first(paths: &[String], requests: &mut impl Iterator<Item = Data>, with_trace: bool) -> Located {
+fn first(paths: &[String], requests: &mut impl Iterator<Item = Data>) -> LookupResult {
     let (mut found, mut fault) = (None, None);
     // All of them, found or not: the next ones are others'.
     for (path, request) in paths.iter().zip(requests) {
-        match request.map(|request| Build::from_request(&request, with_trace)) {
+        match request.map(|request| Build::from_json(&request)) {
             Ok(Ok(Some(build))) => found = found.or_else(|| Some((path.clone(), Some(build)))),
             Ok(Ok(None)) => {}
-            Ok(Err(error)) => fault = fault.or(Some(LookupError::Unreadable(error))),
+            Ok(Err(error)) => fault = fault.or(Some(LookupError::Malformed(error.to_string()))),
             // This node's affair alone. Told as if ZooKeeper were away, it would be told from one that
             // is not there by those whom rules deny it.
             Err(error @ Error::NoAuth) => {
-                fault = fault.or(Some(LookupError::Unreadable(error.to_string())));
+                fault = fault.or(Some(LookupError::Malformed(error.to_string())));
             }
-            Err(error) => fault = fault.or(Some(LookupError::Away(error.to_string()))),
+            Err(error) => fault = fault.or(Some(LookupError::Unavailable(error.to_string()))),
         }
     }
     match (found, fault) {
@@ -498,9 +500,9 @@ async fn read_pipelined(client: &Client, directory: Option<&str>, paths: &[Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-
     const WAITING: &[u8] = br#"{"worker_info": null}"#;
-    const WAITS: Build = Build { tenant: None, place: Place::Waiting, trace_parent: None };
+    const WAITS: Build =
+        Build { tenant: None, location: BuildLocation::Queued, trace_parent: None };
 
     fn paths(count: usize) -> Vec<String> {
         (0..count).map(|number| number.to_string()).collect()
@@ -512,21 +514,20 @@ mod tests {
 
     #[test]
     fn the_first_request_that_can_be_read_counts() {
-        let first =
-            |requests: Vec<Data>| first(&paths(requests.len()), &mut requests.into_iter(), false);
+        let first = |requests: Vec<Data>| first(&paths(requests.len()), &mut requests.into_iter());
         let nothing = || Ok((String::new(), None));
         let second = || Ok(("1".to_owned(), Some(WAITS)));
         assert_eq!(first(data(&[])), nothing());
         assert_eq!(first(data(&[b"", b""])), nothing());
         assert_eq!(first(data(&[b"", WAITING, WAITING])), second());
         assert_eq!(first(data(&[b"garbage", WAITING])), second(), "garbage elsewhere");
-        assert!(matches!(first(data(&[b"", b"garbage"])), Err(LookupError::Unreadable(_))));
+        assert!(matches!(first(data(&[b"", b"garbage"])), Err(LookupError::Malformed(_))));
         let denied = vec![Err(Error::NoAuth), Ok(Vec::new())];
-        assert!(matches!(first(denied), Err(LookupError::Unreadable(_))));
+        assert!(matches!(first(denied), Err(LookupError::Malformed(_))));
         let denied = vec![Err(Error::NoAuth), Ok(WAITING.to_vec())];
         assert_eq!(first(denied), second(), "denied elsewhere");
         let over = vec![Err(Error::SessionExpired), Ok(Vec::new())];
-        assert!(matches!(first(over), Err(LookupError::Away(_))));
+        assert!(matches!(first(over), Err(LookupError::Unavailable(_))));
     }
 
     #[test]
@@ -546,9 +547,9 @@ mod tests {
     #[test]
     fn each_build_gets_its_own() {
         let requests = data(&[WAITING, WAITING, b"", b"garbage", b"", WAITING, b"", b""]);
-        let located = each(&paths(8), requests, 2, false);
+        let located = each(&paths(8), requests, 2);
         assert_eq!(located[0], Ok(("0".to_owned(), Some(WAITS))));
-        assert!(matches!(located[1], Err(LookupError::Unreadable(_))));
+        assert!(matches!(located[1], Err(LookupError::Malformed(_))));
         assert_eq!(located[2], Ok(("5".to_owned(), Some(WAITS))));
         assert_eq!(located[3], Ok((String::new(), None)));
     }

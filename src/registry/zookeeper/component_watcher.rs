@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, EventType, WatchedEvent};
 
-use super::build_lookup::Lookup;
-use super::registration_status::Presence;
-use super::session::{ends_session, is_connection_loss, persist};
+use super::build_lookup::BuildLookup;
+use super::registration_status::StatusTracker;
+use super::session::{ends_session, is_connection_loss, retry};
 use crate::model::component;
 use crate::model::component::{Component, FINGERGW, Gateway};
 
@@ -29,7 +29,7 @@ pub(crate) const DIRECTORY: CreateOptions<'static> =
 
 /// What our own entry depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Snapshot {
+pub(crate) struct ComponentsSnapshot {
     /// The data model to announce.
     pub(crate) model_api: u64,
     /// The names of all gateways' entries, ours among them.
@@ -39,16 +39,17 @@ pub(crate) struct Snapshot {
 /// Follows the components until the session ends, and says why it ended.
 pub(crate) async fn follow(
     client: &Client,
-    snapshot: &watch::Sender<Option<Snapshot>>,
-    lookup: &Lookup,
-    presence: &Presence<'_>,
+    snapshot: &watch::Sender<Option<ComponentsSnapshot>>,
+    lookup: &BuildLookup,
+    presence: &StatusTracker<'_>,
     chroot: &str,
 ) -> Error {
     lookup.learn_zones(client).await;
     if let Err(error) = until_zuul_is_there(client, presence, chroot).await {
         return error;
     }
-    let mut view = View { client, kinds: BTreeMap::new(), watches: FuturesUnordered::new() };
+    let mut view =
+        ComponentTree { client, kinds: BTreeMap::new(), watches: FuturesUnordered::new() };
     // The gateways first: clients may wait for them already.
     if let Err(error) = view.read_kind(&FINGERGW.to_owned()).await {
         return error;
@@ -87,16 +88,16 @@ pub(crate) async fn follow(
 /// gateways alone proves nothing: another one of this kind, of an older version, may have made it.
 async fn until_zuul_is_there(
     client: &Client,
-    presence: &Presence<'_>,
+    presence: &StatusTracker<'_>,
     chroot: &str,
 ) -> Result<(), Error> {
     let mut said = false;
     loop {
-        let (there, appears) = persist(|| client.check_and_watch_stat(COMPONENTS)).await?;
+        let (there, appears) = retry(|| client.check_and_watch_stat(COMPONENTS)).await?;
         let changes = if there.is_none() {
             appears
         } else {
-            match persist(|| client.get_and_watch_children(COMPONENTS)).await {
+            match retry(|| client.get_and_watch_children(COMPONENTS)).await {
                 Ok((kinds, ..)) if kinds.iter().any(|kind| kind != FINGERGW) => return Ok(()),
                 Ok((_, _, changes)) => changes,
                 Err(Error::NoNode) => continue,
@@ -120,14 +121,14 @@ async fn until_zuul_is_there(
 
 /// The registry as last read. An entry that cannot be understood is kept as `None`, so that it is
 /// known to be watched.
-struct View<'a> {
+struct ComponentTree<'a> {
     client: &'a Client,
     kinds: BTreeMap<String, BTreeMap<String, Option<Component>>>,
     /// No tasks of their own: a task runs when it pleases, and an event that has come must be there.
     watches: FuturesUnordered<BoxFuture<'static, WatchedEvent>>,
 }
 
-impl View<'_> {
+impl ComponentTree<'_> {
     fn entries(&self) -> impl Iterator<Item = (&str, &Component)> {
         self.kinds.iter().flat_map(|(kind, entries)| {
             entries.values().flatten().map(move |entry| (kind.as_str(), entry))
@@ -139,10 +140,10 @@ impl View<'_> {
         self.entries().filter_map(|(_, entry)| entry.gateway.clone()).collect()
     }
 
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&self) -> ComponentsSnapshot {
         let models = self.entries().map(|(kind, entry)| (kind, entry.model_api));
         let gateways = self.kinds.get(FINGERGW);
-        Snapshot {
+        ComponentsSnapshot {
             model_api: component::model_api(models),
             gateways: gateways.into_iter().flat_map(|names| names.keys().cloned()).collect(),
         }
@@ -168,8 +169,8 @@ impl View<'_> {
 
     async fn read_kinds(&mut self) -> Result<(), Error> {
         let (client, own) = (self.client, format!("{COMPONENTS}/{FINGERGW}"));
-        persist(|| client.mkdir(&own, &DIRECTORY)).await?;
-        let (kinds, _, watcher) = persist(|| client.get_and_watch_children(COMPONENTS)).await?;
+        retry(|| client.mkdir(&own, &DIRECTORY)).await?;
+        let (kinds, _, watcher) = retry(|| client.get_and_watch_children(COMPONENTS)).await?;
         self.watches.push(watcher.changed().boxed());
         self.kinds.retain(|kind, _| kinds.contains(kind));
         for kind in kinds {
@@ -182,7 +183,7 @@ impl View<'_> {
 
     async fn read_kind(&mut self, kind: &String) -> Result<(), Error> {
         let (client, path) = (self.client, format!("{COMPONENTS}/{kind}"));
-        let names = match persist(|| client.get_and_watch_children(&path)).await {
+        let names = match retry(|| client.get_and_watch_children(&path)).await {
             Err(error) if ends_session(&error) => return Err(error),
             Err(error) => {
                 if error != Error::NoNode {
@@ -212,7 +213,7 @@ impl View<'_> {
         for ((name, path), read) in names.iter().zip(&paths).zip(reads) {
             let read = match read.await {
                 Err(error) if is_connection_loss(&error) => {
-                    persist(|| client.get_and_watch_data(path)).await
+                    retry(|| client.get_and_watch_data(path)).await
                 }
                 read => read,
             };

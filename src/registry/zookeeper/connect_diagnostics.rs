@@ -42,12 +42,12 @@ pub(crate) struct Causes {
 }
 
 /// Looks at the servers of one ZooKeeper.
-pub(crate) struct Diagnosis {
+pub(crate) struct ConnectDiagnostics {
     servers: Vec<(String, u16)>,
     tls: watch::Receiver<Tls>,
 }
 
-impl Diagnosis {
+impl ConnectDiagnostics {
     pub(crate) fn new(servers: Vec<(String, u16)>, tls: watch::Receiver<Tls>) -> Self {
         Self { servers, tls }
     }
@@ -148,7 +148,7 @@ fn handshake_failure(error: &io::Error, host: &str, ca_file: &Path) -> String {
         Some(_) => format!("TLS: {}", tls::describe(error)),
         None => format!(
             "closed during the TLS handshake ({error}): is this its port without TLS? \
-             The one with TLS is usually 2281"
+             Set the port with TLS, usually 2281, in zookeeper hosts"
         ),
     }
 }

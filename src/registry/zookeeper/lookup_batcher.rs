@@ -17,7 +17,7 @@ const TRIPS: usize = 2;
 const QUESTIONS: usize = 16_384;
 
 /// Questions of one kind.
-pub(crate) struct Batches<Q, A>(Mutex<State<Q, A>>);
+pub(crate) struct LookupBatcher<Q, A>(Mutex<State<Q, A>>);
 
 struct State<Q, A> {
     /// Those that wait for a trip, in their order.
@@ -27,13 +27,13 @@ struct State<Q, A> {
     trips: usize,
 }
 
-impl<Q, A> Default for Batches<Q, A> {
+impl<Q, A> Default for LookupBatcher<Q, A> {
     fn default() -> Self {
         Self(Mutex::new(State { waiting: Vec::new(), asking: HashMap::new(), trips: 0 }))
     }
 }
 
-impl<Q, A> Batches<Q, A>
+impl<Q, A> LookupBatcher<Q, A>
 where
     Q: Clone + Eq + Hash + Send + 'static,
     A: Clone + Send + 'static,
@@ -54,7 +54,7 @@ where
         if self.goes(question, sender) {
             let batches = Arc::clone(self);
             tokio::spawn(async move {
-                let mut traveller = Traveller { batches, questions: Vec::new() };
+                let mut traveller = BatchWorker { batches, questions: Vec::new() };
                 while traveller.next(most) {
                     let answers = trip(traveller.questions.clone()).await;
                     traveller.hand_out(answers);
@@ -82,7 +82,7 @@ where
     }
 }
 
-impl<Q, A> Batches<Q, A> {
+impl<Q, A> LookupBatcher<Q, A> {
     fn lock(&self) -> MutexGuard<'_, State<Q, A>> {
         // Whole between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -90,13 +90,13 @@ impl<Q, A> Batches<Q, A> {
 }
 
 /// Makes one trip after the other.
-struct Traveller<Q: Eq + Hash, A> {
-    batches: Arc<Batches<Q, A>>,
+struct BatchWorker<Q: Eq + Hash, A> {
+    batches: Arc<LookupBatcher<Q, A>>,
     /// Those on their way.
     questions: Vec<Q>,
 }
 
-impl<Q: Clone + Eq + Hash, A: Clone> Traveller<Q, A> {
+impl<Q: Clone + Eq + Hash, A: Clone> BatchWorker<Q, A> {
     /// Takes what goes next. With `false` it has none and is no longer counted.
     fn next(&mut self, most: usize) -> bool {
         let mut state = self.batches.lock();
@@ -120,7 +120,7 @@ impl<Q: Clone + Eq + Hash, A: Clone> Traveller<Q, A> {
     }
 }
 
-impl<Q: Eq + Hash, A> Drop for Traveller<Q, A> {
+impl<Q: Eq + Hash, A> Drop for BatchWorker<Q, A> {
     /// With questions on their way only after a panic: whoever waits for them learns of it.
     fn drop(&mut self) {
         if !self.questions.is_empty() {
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    type Doubles = Arc<Batches<u32, u32>>;
+    type Doubles = Arc<LookupBatcher<u32, u32>>;
 
     #[tokio::test]
     async fn what_comes_while_others_are_on_their_way_goes_together() {

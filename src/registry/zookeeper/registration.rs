@@ -10,10 +10,10 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
 
-use super::component_watcher::{COMPONENTS, DIRECTORY, Snapshot};
-use super::registration_status::Presence;
-use super::session::{is_connection_loss, persist};
-use crate::model::component::{Announcement, FINGERGW, State};
+use super::component_watcher::{COMPONENTS, ComponentsSnapshot, DIRECTORY};
+use super::registration_status::StatusTracker;
+use super::session::{is_connection_loss, retry};
+use crate::model::component::{FINGERGW, OwnComponent, State};
 
 const ENTRY: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
 
@@ -46,10 +46,10 @@ impl ModelApi {
 /// session may have `left_behind`, and tells `presence`. Ends only with the session.
 pub(crate) async fn keep(
     client: &Client,
-    announcement: &Announcement,
+    announcement: &OwnComponent,
     mut wanted: watch::Receiver<State>,
-    presence: &Presence<'_>,
-    mut snapshot: watch::Receiver<Option<Snapshot>>,
+    presence: &StatusTracker<'_>,
+    mut snapshot: watch::Receiver<Option<ComponentsSnapshot>>,
     left_behind: &watch::Sender<Option<String>>,
     model_api: &ModelApi,
 ) -> Error {
@@ -93,7 +93,7 @@ async fn remove_left_behind(
 ) -> Result<(), Error> {
     let Some(name) = left_behind.borrow().clone() else { return Ok(()) };
     let path = path_of(&name);
-    match persist(|| client.delete(&path, None)).await {
+    match retry(|| client.delete(&path, None)).await {
         Ok(()) | Err(Error::NoNode) => {
             left_behind.send_replace(None);
             Ok(())
@@ -105,17 +105,17 @@ async fn remove_left_behind(
 /// Makes the entry or brings it up to date; returns its name.
 async fn renew(
     client: &Client,
-    announcement: &Announcement,
+    announcement: &OwnComponent,
     entry: &mut Option<Entry>,
     (state, model_api): (State, u64),
-    others: &Snapshot,
+    others: &ComponentsSnapshot,
 ) -> Result<String, Error> {
     if let Some(ours) = entry
         && !others.gateways.contains(&ours.name)
     {
         // Not listed yet, or not any more: somebody may take it out before it was ever listed.
         let path = path_of(&ours.name);
-        if persist(|| client.check_stat(&path)).await?.is_none() {
+        if retry(|| client.check_stat(&path)).await?.is_none() {
             warn!(name = ours.name, "our entry was taken out by somebody; registering again");
             *entry = None;
         }
@@ -128,7 +128,7 @@ async fn renew(
                 return Ok(ours.name.clone());
             }
             let path = path_of(&ours.name);
-            match persist(|| client.set_data(&path, content.as_bytes(), None)).await {
+            match retry(|| client.set_data(&path, content.as_bytes(), None)).await {
                 Ok(_) => ours.written = current,
                 Err(Error::NoNode) => *entry = None,
                 Err(error) => return Err(error),
@@ -160,7 +160,7 @@ async fn create(
             }
             Err(Error::NoNode) => {
                 let directory = format!("{COMPONENTS}/{FINGERGW}");
-                persist(|| client.mkdir(&directory, &DIRECTORY)).await?;
+                retry(|| client.mkdir(&directory, &DIRECTORY)).await?;
             }
             Err(error) => return Err(error),
         }
@@ -171,11 +171,11 @@ async fn create(
 async fn own_entry(client: &Client, hostname: &str) -> Result<Option<String>, Error> {
     let directory = format!("{COMPONENTS}/{FINGERGW}");
     // Another server may not have heard of the entry yet.
-    persist(|| client.sync(&directory)).await?;
-    let names = persist(|| client.list_children(&directory)).await?;
+    retry(|| client.sync(&directory)).await?;
+    let names = retry(|| client.list_children(&directory)).await?;
     for name in names.into_iter().filter(|name| name.starts_with(hostname)) {
         let path = path_of(&name);
-        let stat = persist(|| client.check_stat(&path)).await?;
+        let stat = retry(|| client.check_stat(&path)).await?;
         if stat.is_some_and(|stat| stat.ephemeral_owner == client.session_id().0) {
             return Ok(Some(name));
         }
@@ -186,7 +186,7 @@ async fn own_entry(client: &Client, hostname: &str) -> Result<Option<String>, Er
 /// Says `stopped`, then takes the entry out.
 async fn withdraw(
     client: &Client,
-    announcement: &Announcement,
+    announcement: &OwnComponent,
     entry: Option<Entry>,
     model_api: &ModelApi,
 ) -> Result<(), Error> {
@@ -195,8 +195,8 @@ async fn withdraw(
     // Going away changes nothing else.
     let content = announcement.to_json(State::Stopped, model_api.announced());
     for step in [
-        persist(|| client.set_data(&path, content.as_bytes(), None)).await.map(|_| ()),
-        persist(|| client.delete(&path, None)).await,
+        retry(|| client.set_data(&path, content.as_bytes(), None)).await.map(|_| ()),
+        retry(|| client.delete(&path, None)).await,
     ] {
         match step {
             Ok(()) | Err(Error::NoNode) => {}

@@ -1,6 +1,6 @@
 //! Zuul's registry in ZooKeeper: one session after the other, for as long as the gateway lives.
 //!
-//! [`register`] starts a task that connects, hands the session to [`Lookup`], follows the other
+//! [`register`] starts a task that connects, hands the session to [`BuildLookup`], follows the other
 //! components ([`components`]) and keeps our own entry ([`entry`]). A lost session is terminal for
 //! a client, so the task makes a new one; streams that run know nothing of it.
 
@@ -14,15 +14,17 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 use zookeeper_client::{Client, Error, SessionState, TlsCerts, TlsDynamicCerts};
 
-use super::build_lookup::Lookup;
+use super::build_lookup::BuildLookup;
 use super::{component_watcher, registration as own_registration};
 
-use super::connect_diagnostics::Diagnosis;
+use super::connect_diagnostics::ConnectDiagnostics;
 use super::registration::ModelApi;
-use super::registration_status::Presence;
+use super::registration_status::StatusTracker;
 use crate::config::Hosts;
-use crate::model::component::{Announcement, State};
-use crate::registry::{Orders, Registration, Registry, Standing, registration};
+use crate::model::component::{OwnComponent, State};
+use crate::registry::{
+    Registration, RegistrationCommands, RegistrationStatus, Registry, registration,
+};
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
 
@@ -37,8 +39,6 @@ pub(crate) struct Settings {
     pub(crate) session_timeout: Duration,
     /// Counts sessions.
     pub(crate) metrics: Metrics,
-    /// Whether look-ups tell the traces of builds.
-    pub(crate) with_trace: bool,
 }
 
 /// TLS towards ZooKeeper.
@@ -77,16 +77,16 @@ const DIAGNOSE_EVERY: Duration = Duration::from_secs(5);
 
 /// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
 /// questions from it.
-pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Registry, Registration) {
-    let lookup = Arc::new(Lookup::new(settings.with_trace));
+pub(crate) fn register(settings: Settings, announcement: OwnComponent) -> (Registry, Registration) {
+    let lookup = Arc::new(BuildLookup::new());
     let registry = Registry::ZooKeeper(Arc::clone(&lookup));
     let registration = registration(|orders| {
         let Settings { hosts, tls, .. } = &settings;
         let certs = TlsDynamicCerts::new(tls.borrow().certs.clone());
-        let diagnosis = Diagnosis::new(hosts.servers.clone(), tls.clone());
+        let diagnosis = ConnectDiagnostics::new(hosts.servers.clone(), tls.clone());
         let left_behind = watch::Sender::new(None);
         let model_api = ModelApi::default();
-        let keeper = Keeper {
+        let keeper = SessionManager {
             settings,
             certs,
             diagnosis,
@@ -102,7 +102,7 @@ pub(crate) fn register(settings: Settings, announcement: Announcement) -> (Regis
 }
 
 /// How a session went.
-enum Served {
+enum SessionEnd {
     /// Our entry stood, was withdrawn on order, or waited for Zuul.
     Registered,
     /// There was a session, but no entry.
@@ -110,21 +110,21 @@ enum Served {
 }
 
 /// Owns the sessions.
-struct Keeper {
+struct SessionManager {
     settings: Settings,
     /// What the client shows and trusts in its next connection.
     certs: TlsDynamicCerts,
     /// Finds out why no session comes about.
-    diagnosis: Diagnosis,
-    announcement: Announcement,
-    lookup: Arc<Lookup>,
-    orders: Orders,
+    diagnosis: ConnectDiagnostics,
+    announcement: OwnComponent,
+    lookup: Arc<BuildLookup>,
+    orders: RegistrationCommands,
     /// The entry last made. Goes with its session, unless that was given up before its end.
     left_behind: watch::Sender<Option<String>>,
     model_api: ModelApi,
 }
 
-impl Keeper {
+impl SessionManager {
     async fn run(self) {
         let close = self.orders.close.clone();
         tokio::select! {
@@ -146,7 +146,7 @@ impl Keeper {
         std::future::pending().await
     }
 
-    /// Has one session after the other. Trouble is told once, until there was a session in which
+    /// Has one session after the other. Outage is told once, until there was a session in which
     /// our entry stood.
     async fn keep_sessions(&self) -> Infallible {
         let mut wait = RETRY_MIN;
@@ -156,12 +156,12 @@ impl Keeper {
             tls.mark_unchanged();
             let trouble = match self.connect_reporting(&mut said).await {
                 Ok(client) => match self.serve(client).await {
-                    Served::Registered => {
+                    SessionEnd::Registered => {
                         (wait, said) = (RETRY_MIN, false);
-                        tokio::time::sleep(spread(RETURN)).await;
+                        tokio::time::sleep(full_jitter(RETURN)).await;
                         continue;
                     }
-                    Served::Refused(error) => (error, false),
+                    SessionEnd::Refused(error) => (error, false),
                 },
                 Err(error) => (error, true),
             };
@@ -178,7 +178,7 @@ impl Keeper {
                 (error, _) => debug!(%error, "still not registered in ZooKeeper"),
             }
             tokio::select! {
-                () = tokio::time::sleep(jittered(wait)) => wait = (wait * 2).min(RETRY_MAX),
+                () = tokio::time::sleep(equal_jitter(wait)) => wait = (wait * 2).min(RETRY_MAX),
                 // Perhaps these are better ones; if not, that is worth a new line.
                 Ok(()) = tls.changed() => (wait, said) = (RETRY_MIN, false),
                 never = self.keep_diagnosing() => match never {},
@@ -207,16 +207,16 @@ impl Keeper {
     fn warn(&self, error: &Error, cause: String) {
         let hosts = &self.settings.hosts;
         warn!(%hosts, %error, %cause, "not registered in ZooKeeper; trying on");
-        self.lookup.set_trouble(Some(cause));
+        self.lookup.set_outage(Some(cause));
     }
 
     /// Keeps the known cause of trouble up to date.
     async fn keep_diagnosing(&self) -> Infallible {
         loop {
-            tokio::time::sleep(jittered(DIAGNOSE_EVERY)).await;
+            tokio::time::sleep(equal_jitter(DIAGNOSE_EVERY)).await;
             let cause = self.diagnosis.why().await;
             debug!(%cause, "no session with ZooKeeper");
-            self.lookup.set_trouble(Some(cause));
+            self.lookup.set_outage(Some(cause));
         }
     }
 
@@ -228,14 +228,14 @@ impl Keeper {
     }
 
     /// Lives one session to its end.
-    async fn serve(&self, client: Client) -> Served {
+    async fn serve(&self, client: Client) -> SessionEnd {
         debug!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
         self.settings.metrics.zookeeper_session();
         self.lookup.begin_session(client.clone());
-        self.lookup.set_trouble(None);
+        self.lookup.set_outage(None);
         let (snapshot, snapshot_seen) = watch::channel(None);
-        let Orders { wanted, standing, .. } = &self.orders;
-        let presence = Presence::new(standing);
+        let RegistrationCommands { wanted, standing, .. } = &self.orders;
+        let presence = StatusTracker::new(standing);
         let chroot = &self.settings.hosts.chroot;
         let end = tokio::select! {
             error = component_watcher::follow(&client, &snapshot, &self.lookup, &presence, chroot) => error,
@@ -244,24 +244,28 @@ impl Keeper {
         };
         self.lookup.forget_session();
         if *wanted.borrow() == State::Stopped {
-            standing.send_replace(Standing::Withdrawn);
-            return Served::Registered;
+            standing.send_replace(RegistrationStatus::Withdrawn);
+            return SessionEnd::Registered;
         }
         let before = standing.borrow().clone();
         match before {
-            Standing::Registered(_) | Standing::ConnectionLost | Standing::NoZuul(_) => {}
-            Standing::Connecting | Standing::SessionLost | Standing::Withdrawn => {
-                return Served::Refused(end);
+            RegistrationStatus::Registered(_)
+            | RegistrationStatus::ConnectionLost
+            | RegistrationStatus::NoZuul(_) => {}
+            RegistrationStatus::Connecting
+            | RegistrationStatus::SessionLost
+            | RegistrationStatus::Withdrawn => {
+                return SessionEnd::Refused(end);
             }
         }
         if !presence.is_registered() {
             warn!(error = %end, "session with ZooKeeper lost while waiting for Zuul; starting a new one");
-            standing.send_replace(Standing::Connecting);
-            return Served::Registered;
+            standing.send_replace(RegistrationStatus::Connecting);
+            return SessionEnd::Registered;
         }
         warn!(error = %end, "session with ZooKeeper lost, and our entry with it; starting a new one");
-        standing.send_replace(Standing::SessionLost);
-        Served::Registered
+        standing.send_replace(RegistrationStatus::SessionLost);
+        SessionEnd::Registered
     }
 
     /// Fulfils an order to withdraw that comes when there is no session: nothing holds an entry.
@@ -270,14 +274,14 @@ impl Keeper {
         if wanted.wait_for(|state| *state == State::Stopped).await.is_ok()
             && !self.lookup.has_session()
         {
-            self.orders.standing.send_replace(Standing::Withdrawn);
+            self.orders.standing.send_replace(RegistrationStatus::Withdrawn);
         }
         std::future::pending().await
     }
 
     /// Tells losses of the connection apart from those of the session. Ends with the session, or
     /// when it is given up.
-    async fn follow_connection(&self, client: &Client, presence: &Presence<'_>) -> Error {
+    async fn follow_connection(&self, client: &Client, presence: &StatusTracker<'_>) -> Error {
         let mut states = client.state_watcher();
         let mut state = states.changed().await;
         loop {
@@ -296,7 +300,7 @@ impl Keeper {
                 }
                 SessionState::SyncConnected | SessionState::ConnectedReadOnly => {
                     info!("connection to ZooKeeper is back within the session");
-                    self.lookup.set_trouble(None);
+                    self.lookup.set_outage(None);
                     self.lookup.hope(true);
                     presence.connection(true);
                 }
@@ -318,9 +322,9 @@ impl Keeper {
         tokio::time::sleep(PATIENCE).await;
         self.lookup.hope(false);
         while self.connect().await.is_err() {
-            tokio::time::sleep(jittered(LOOK_EVERY)).await;
+            tokio::time::sleep(equal_jitter(LOOK_EVERY)).await;
         }
-        tokio::time::sleep(jittered(LOOK_EVERY)).await;
+        tokio::time::sleep(equal_jitter(LOOK_EVERY)).await;
     }
 }
 
@@ -342,7 +346,7 @@ pub(crate) async fn connect(
 /// Repeats `operation` over losses of the connection, as long as the session lives.
 ///
 /// It cannot spin: a server that has too much to do is left alone for a while, and a request made without a connection waits in the client for the next one.
-pub(crate) async fn persist<T, Operation>(
+pub(crate) async fn retry<T, Operation>(
     mut operation: impl FnMut() -> Operation,
 ) -> Result<T, Error>
 where
@@ -351,7 +355,7 @@ where
     loop {
         match operation().await {
             Err(error) if is_connection_loss(&error) => debug!(%error, "asking ZooKeeper again"),
-            Err(Error::Throttled) => tokio::time::sleep(jittered(THROTTLED)).await,
+            Err(Error::Throttled) => tokio::time::sleep(equal_jitter(THROTTLED)).await,
             result => return result,
         }
     }
@@ -380,12 +384,12 @@ pub(crate) fn is_connection_loss(error: &Error) -> bool {
 }
 
 /// A wait of up to `whole`, any as likely as any other.
-fn spread(whole: Duration) -> Duration {
+fn full_jitter(whole: Duration) -> Duration {
     whole.mul_f64(fastrand::f64())
 }
 
 /// `wait` and up to as much again.
-fn jittered(wait: Duration) -> Duration {
+fn equal_jitter(wait: Duration) -> Duration {
     wait.mul_f64(1.0 + fastrand::f64())
 }
 
@@ -411,17 +415,17 @@ mod tests {
     /// All that lost their sessions at once, and all whose tries have failed for a while.
     #[test]
     fn fifty_gateways_do_not_come_back_in_one_second() {
-        for busiest in [busiest(|| spread(RETURN)), busiest(|| jittered(RETRY_MAX))] {
+        for busiest in [busiest(|| full_jitter(RETURN)), busiest(|| equal_jitter(RETRY_MAX))] {
             assert!((6..25).contains(&busiest), "{busiest}");
         }
-        assert_eq!(busiest(|| jittered(RETRY_MIN)), 50, "what the others are for");
+        assert_eq!(busiest(|| equal_jitter(RETRY_MIN)), 50, "what the others are for");
     }
 
     #[test]
     fn waits_are_in_their_bounds() {
         for _ in 0..1000 {
-            assert!(spread(RETURN) < RETURN);
-            assert!((RETRY_MAX..2 * RETRY_MAX).contains(&jittered(RETRY_MAX)));
+            assert!(full_jitter(RETURN) < RETURN);
+            assert!((RETRY_MAX..2 * RETRY_MAX).contains(&equal_jitter(RETRY_MAX)));
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use zookeeper_client::{Client, Error, TlsDynamicCerts};
 
 use super::component_watcher::COMPONENTS;
-use super::connect_diagnostics::Diagnosis;
+use super::connect_diagnostics::ConnectDiagnostics;
 use super::session::{Tls, connect};
 use crate::config::Hosts;
 use crate::model::component::{Component, FINGERGW};
@@ -71,7 +71,7 @@ async fn session(
     deadline: Instant,
 ) -> Result<Client> {
     let (_sender, shown) = watch::channel(tls.clone());
-    let diagnosis = Diagnosis::new(hosts.servers.clone(), shown);
+    let diagnosis = ConnectDiagnostics::new(hosts.servers.clone(), shown);
     let certs = TlsDynamicCerts::new(tls.certs.clone());
     let mut connecting = pin!(connect(hosts, &tls, session_timeout, certs));
     let connected = match timeout(PATIENCE, &mut connecting).await {

@@ -17,7 +17,6 @@ pub(crate) use self::sink::LostLines;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::env;
 use std::ffi::OsStr;
-use std::fmt;
 use std::io;
 use std::panic;
 use std::path::Path;
@@ -195,35 +194,6 @@ fn unusable(path: &Path) -> String {
     format!("{}: cannot be opened as the log file ({MEND})", path.display())
 }
 
-/// The first bytes of something a peer sent, made harmless for a log line: at most 64 bytes, all
-/// printable ASCII.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Excerpt(String);
-
-impl Excerpt {
-    const MAX: usize = 64;
-
-    pub(crate) fn new(bytes: &[u8]) -> Self {
-        let mut text = bytes[..bytes.len().min(Self::MAX)].escape_ascii().to_string();
-        if bytes.len() > Self::MAX {
-            text.push_str("...");
-        }
-        Self(text)
-    }
-}
-
-impl fmt::Display for Excerpt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Excerpt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{self}\"")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,12 +202,5 @@ mod tests {
     fn colours_are_for_terminals_without_no_color() {
         assert!(use_colours(true, None) && use_colours(true, Some("".as_ref())));
         assert!(!use_colours(true, Some("1".as_ref())) && !use_colours(false, None));
-    }
-
-    #[test]
-    fn excerpts_are_short_and_printable() {
-        assert_eq!(Excerpt::new(b"a\x1b[31m\n\xff").to_string(), r"a\x1b[31m\n\xff");
-        let long = Excerpt::new(&[b'x'; 1000]).to_string();
-        assert_eq!(long, format!("{}...", "x".repeat(64)));
     }
 }

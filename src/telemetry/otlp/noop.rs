@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::config::Tracing;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::model::trace_parent::TraceParent;
 use crate::telemetry::metrics::{Metrics, Route};
 
@@ -17,10 +17,6 @@ pub(crate) struct Tracer(());
 impl Tracer {
     pub(crate) fn start(_: Option<&Tracing>, _hostname: &str, _: Metrics) -> Result<Self> {
         Ok(Self(()))
-    }
-
-    pub(crate) fn is_enabled(&self) -> bool {
-        false
     }
 
     pub(crate) fn span(

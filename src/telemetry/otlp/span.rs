@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::exporter;
 use crate::config::Tracing;
-use crate::model::build_request::BuildId;
+use crate::model::build_id::BuildId;
 use crate::model::trace_parent::TraceParent;
 use crate::telemetry::metrics::{Metrics, Route};
 
@@ -56,11 +56,6 @@ impl Tracer {
         Ok(Self(Some(Arc::new(Inner { tracer, provider, metrics }))))
     }
 
-    /// Returns whether spans need the trace parents of builds.
-    pub(crate) fn is_enabled(&self) -> bool {
-        self.0.is_some()
-    }
-
     /// Starts the span of a stream of `build`, whose lookup took from `began` until now, on a gateway
     /// of `zone`.
     ///
@@ -73,7 +68,8 @@ impl Tracer {
         began: Instant,
     ) -> Span {
         let (Some(inner), Some(parent)) = (&self.0, parent) else { return Span(None) };
-        if !parent.is_sampled() {
+        let flags = TraceFlags::new(parent.flags);
+        if !flags.is_sampled() {
             return Span(None);
         }
         let mut attributes = vec![KeyValue::new("zuul.build.uuid", build.to_string())];
@@ -91,13 +87,8 @@ impl Tracer {
             .with_start_time(now.checked_sub(began.elapsed()).unwrap_or(now))
             .with_attributes(attributes);
         let trace_id = TraceId::from(parent.trace_id);
-        let remote = SpanContext::new(
-            trace_id,
-            SpanId::from(parent.span_id),
-            TraceFlags::new(parent.flags),
-            true,
-            TraceState::NONE,
-        );
+        let remote =
+            SpanContext::new(trace_id, SpanId::from(parent.span_id), flags, true, TraceState::NONE);
         let context = Context::new().with_remote_span_context(remote);
         let mut span = inner.tracer.build_with_context(builder, &context);
         if !span.is_recording() {
