@@ -28,7 +28,7 @@ use rustls::pki_types::CertificateDer;
 pub(crate) use self::certificate_lint::{CertificatePurpose, Finding};
 pub(crate) use self::client::{Connector, connector};
 pub(crate) use self::error_text::describe;
-pub(crate) use self::handshake_error::Failure;
+pub(crate) use self::handshake_error::HandshakeFailure;
 pub(crate) use self::identity::Identity;
 pub(crate) use self::server::{Acceptor, acceptor};
 pub(crate) use self::zookeeper_client::{zookeeper_certs, zookeeper_options};
@@ -39,7 +39,7 @@ pub(crate) const PEER_PROTOCOL: &[u8] = b"zuul-fingergw/1";
 
 /// The names in the certificate of a peer that has shown `chain`, for messages.
 pub(crate) fn names_of_peer(chain: Option<&[CertificateDer<'_>]>) -> String {
-    chain.and_then(<[_]>::first).map(certificate_names::told_names).unwrap_or_default()
+    chain.and_then(<[_]>::first).map(certificate_names::display_names).unwrap_or_default()
 }
 
 /// Returns whether `connection` has negotiated the peer protocol.
