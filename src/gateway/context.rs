@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::limits::Bounds;
+use super::limits::Limiter;
 use super::relay::stalled_clients::StalledClients;
 use super::routing::Resolver;
 use super::stream_table::StreamTable;
@@ -38,7 +38,7 @@ pub(crate) struct Context {
     pub(super) acceptors: Vec<Option<Acceptor>>,
     pub(super) connector: upstream::Connector,
     pub(super) limits: Limits,
-    pub(super) bounds: Arc<Bounds>,
+    pub(super) limiter: Arc<Limiter>,
     pub(super) metrics: Metrics,
     pub(super) streams: StreamTable,
     pub(super) stalled_clients: StalledClients,

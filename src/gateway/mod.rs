@@ -30,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use self::accept::Listener;
 use self::context::Context;
 pub(crate) use self::context::Settings;
+use self::limits::Limiter;
 use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
 use self::routing::explain::RouteExplainer;
@@ -135,7 +136,7 @@ impl Gateway {
             acceptors,
             connector,
             limits,
-            bounds: Arc::default(),
+            limiter: Arc::new(Limiter::new(metrics.clone())),
             metrics,
             streams: streams.clone(),
             stalled_clients: StalledClients::default(),

@@ -21,7 +21,7 @@ use self::outcome::Outcome;
 use self::request::{BuildRequest, read_request};
 use super::context::Context;
 use super::limits::eviction_queue::Entry;
-use super::limits::{AddressPlace, CountedClient, Unasked};
+use super::limits::{AddressPermit, CountedClient, PendingConnection};
 use super::relay;
 use super::relay::EndReason;
 use super::transport::connection::Connection;
@@ -32,13 +32,15 @@ pub(crate) struct Caller {
     /// The client, once a balancer has said for whom it comes.
     pub(crate) peer: SocketAddr,
     /// The place that it takes of those for its address; given back by who is known otherwise.
-    pub(crate) of_address: Option<AddressPlace>,
+    pub(crate) of_address: Option<AddressPermit>,
+    /// The connection comes from a trusted proxy, which sends a PROXY header.
+    pub(crate) is_proxy: bool,
     /// Which listener accepted the connection.
     pub(crate) index: u16,
     /// Whether lines of its stream are logged at info; at debug if its address has asked too often.
     pub(crate) logged: bool,
     /// Its entry among the connections that may be closed for a new one: until it has asked.
-    pub(crate) waiting: Option<Entry<Unasked>>,
+    pub(crate) waiting: Option<Entry<PendingConnection>>,
 }
 
 impl Caller {
@@ -52,7 +54,7 @@ impl Caller {
 
     /// The client, if limits count it by its address.
     fn counted(&self) -> Option<CountedClient> {
-        self.of_address.as_ref().and_then(AddressPlace::client)
+        self.of_address.as_ref().and_then(AddressPermit::client)
     }
 }
 

@@ -83,11 +83,12 @@ impl<'a> Observer<'a> {
         let bytes = stream.byte_counter().load(Ordering::Relaxed);
         let route = hop.route(hops);
         cx.metrics.stream_closed(route, time);
-        span.over(&hop, route, bytes);
+        let (host, port) = hop.address();
+        span.stream_closed(host, port, route, bytes);
         // Milliseconds: JSON would show all digits.
         let seconds = (time.as_secs_f64() * 1000.0).round() / 1000.0;
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
-        let (kind, host, port, zone, tls) = hop.fields();
+        let (kind, _, _, zone, tls) = hop.fields();
         log_stream!(
             *logged, %peer, %build, event_id, trace_id, route = %hop, hop.kind = kind,
             hop.host = host, hop.port = port, hop.zone = zone, hop.tls = tls, bytes, seconds,
@@ -141,12 +142,14 @@ impl ConnectObserver for Observer<'_> {
 
     fn connected(&self, hop: &Upstream, time: Duration) {
         self.cx.metrics.connected(hop.route(self.hops), time);
-        self.span.connected(hop);
+        let (host, port) = hop.address();
+        self.span.connected(host, port);
     }
 
     fn attempt_failed(&self, hop: &Upstream, error: &AttemptError, is_last: bool) {
         let Self { client: Caller { peer, logged, .. }, cx, build, span, .. } = self;
-        span.passed_over(hop, error);
+        let (host, port) = hop.address();
+        span.attempt_failed(host, port, error);
         if let Some(failure) = error.handshake_failure() {
             cx.metrics.handshake_failed(Direction::Outbound, failure.label());
         }

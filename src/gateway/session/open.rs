@@ -15,7 +15,6 @@ use super::{Caller, send_reply};
 use crate::config::Limits;
 use crate::gateway::context::Context;
 use crate::gateway::protocol::reply::{Reply, ReplyError};
-use crate::gateway::routing::access;
 use crate::gateway::transport::connection::Connection;
 use crate::gateway::transport::read_ahead::ReadAhead;
 use crate::gateway::transport::socket::Socket;
@@ -29,8 +28,7 @@ pub(super) async fn read_proxy_header(
     client: &mut Caller,
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
-    let listener = &cx.listeners[usize::from(client.index)];
-    if !access::contain(&listener.proxy_protocol, client.peer.ip()) {
+    if !client.is_proxy {
         return Ok(stream);
     }
     // Boxed, as the handshake: an idle stream should not have room for what is over soon.
@@ -65,19 +63,19 @@ async fn proxied_client(
     };
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     debug!(proxy = %peer, peer = %client, "PROXY header");
-    caller.of_address = cx.bounds.of_address(client.ip(), &cx.limits);
+    caller.of_address = cx.limiter.per_address(client.ip(), &cx.limits);
     caller.peer = client;
     if let Some(waiting) = &caller.waiting {
-        waiting.update(|unasked| unasked.set_peer(client));
+        waiting.update(|connection| connection.set_peer(client));
     }
     if caller.of_address.is_some() {
         return Ok(stream);
     }
     // So that it is not closed, and counted, for another connection as well.
     caller.stop_waiting().await;
-    cx.turned_away(Rejection::Address, client);
+    cx.limiter.record_rejection(Rejection::Address, client);
     // As the listener does with clients that come by themselves.
-    if !tls && let Some(_permit) = cx.bounds.refusal() {
+    if !tls && let Some(_permit) = cx.limiter.rejection() {
         let reply = Reply::Error(ReplyError::TooManyFromAddress);
         let connection = Connection::Plain(Socket::from_client(stream));
         send_reply(connection, reply.line().as_bytes(), cx).await;
@@ -121,14 +119,14 @@ async fn handshake(
         }
         // Counted before the connection is closed, here and below: a client that sees the close also
         // sees the counter.
-        if !cx.bounds.may_begin_handshake(of_address.as_ref(), peer.ip(), &cx.limits) {
-            cx.turned_away(Rejection::HandshakeRate, peer);
+        if !cx.limiter.may_begin_handshake(of_address.as_ref(), peer.ip(), &cx.limits) {
+            cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
             return Ok(Err(Outcome::Rejected));
         }
-        let handshake = cx.bounds.handshake(of_address.as_ref(), peer.ip(), &cx.limits);
+        let handshake = cx.limiter.handshake(of_address.as_ref(), peer.ip(), &cx.limits);
         let evicted = async {
-            handshake.evicted().await;
-            cx.turned_away(Rejection::Handshakes, peer);
+            handshake.wait_evicted().await;
+            cx.limiter.record_rejection(Rejection::Handshakes, peer);
         };
         tokio::select! {
             biased;
@@ -147,7 +145,7 @@ async fn handshake(
             let resumed = kind == Some(HandshakeKind::Resumed);
             cx.metrics.handshake_ok(Direction::Inbound, resumed);
             if stream.get_ref().1.peer_certificates().is_some() {
-                cx.bounds.certify(peer.ip());
+                cx.limiter.certify(peer.ip());
                 *of_address = None;
             }
             return Ok(Connection::tls(stream));

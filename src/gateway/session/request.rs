@@ -49,9 +49,9 @@ pub(super) async fn read_request(
             match resolved {
                 Ok((hops, span)) => {
                     if is_authenticated {
-                        span.asked_by(peer);
+                        span.requested_by(peer.ip());
                     }
-                    client.logged = cx.logs_stream_of(peer);
+                    client.logged = cx.limiter.logs_stream(peer, &cx.limits);
                     let request::Request { build, hops: sent_hops, .. } = request;
                     return Ok(BuildRequest { build, sent_hops, hops, span });
                 }
@@ -89,8 +89,8 @@ async fn resolve(
     peer: SocketAddr,
     cx: &Context,
 ) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
-    let Some(place) = cx.bounds.lookup(&cx.limits) else {
-        cx.turned_away(Rejection::Lookups, peer);
+    let Some(place) = cx.limiter.lookup(&cx.limits) else {
+        cx.limiter.record_rejection(Rejection::Lookups, peer);
         return Err((Reply::Error(ReplyError::TooManyLookups), "too many look-ups".to_owned()));
     };
     let began = Instant::now();
@@ -105,7 +105,7 @@ async fn resolve(
         Box::pin(hide_duration(began.into())).await;
     }
     let (hops, trace_parent) = resolved?;
-    Ok((hops, cx.tracer.span(trace_parent.as_ref(), build, cx.resolver.zone(), began)))
+    Ok((hops, cx.tracer.span(trace_parent.as_deref(), build, cx.resolver.zone(), began)))
 }
 
 /// On a listener with rules, "Build not found" comes a multiple of this time after the request.

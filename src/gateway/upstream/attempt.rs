@@ -254,16 +254,17 @@ impl Connector {
         deadline: Instant,
         request: &ConnectRequest<'_, O>,
     ) -> Result<Connection, AttemptError> {
+        let buffer = request.limits.stream_buffer;
         let (host, port) = hop.address();
         if self.own_addresses.is_registered_as(host, port) {
             return Err(AttemptError::Ourselves);
         }
         let Upstream::Gateway(Gateway { tls: true, .. }) = hop else {
-            return Ok(Connection::Plain(self.dial(hop, deadline).await?));
+            return Ok(Connection::Plain(self.dial(hop, deadline, buffer).await?));
         };
         let tls = self.tls.as_ref().ok_or(AttemptError::NoCertificate)?;
         let name = server_name(host)?;
-        let mut stream = self.dial(hop, deadline).await?;
+        let mut stream = self.dial(hop, deadline, buffer).await?;
         loop {
             // The request follows the handshake's last message immediately; a plain connection has
             // nothing to wait for anyway.
@@ -286,16 +287,22 @@ impl Connector {
                         return Err(AttemptError::Tls(error));
                     }
                     debug!(route = %hop, "TLS without ALPN, which this gateway's address refuses");
-                    stream = self.dial(hop, deadline).await?;
+                    stream = self.dial(hop, deadline, buffer).await?;
                 }
             }
         }
     }
 
-    async fn dial(&self, hop: &Upstream, deadline: Instant) -> Result<Socket, AttemptError> {
+    /// Connects to `hop`. The kernel holds up to `buffer` bytes of the log.
+    async fn dial(
+        &self,
+        hop: &Upstream,
+        deadline: Instant,
+        buffer: usize,
+    ) -> Result<Socket, AttemptError> {
         let (host, port) = hop.address();
-        let socket =
-            timeout_at(deadline, self.dialer.connect(host, port, &self.spare_sockets)).await;
+        let socket = self.dialer.connect(host, port, buffer, &self.spare_sockets);
+        let socket = timeout_at(deadline, socket).await;
         let socket = socket.map_err(|_| AttemptError::ConnectTimeout)?;
         let socket = socket.map_err(AttemptError::Connect)?;
         if socket.tcp().is_some_and(|tcp| self.own_addresses.are_dialed_by(tcp, port)) {

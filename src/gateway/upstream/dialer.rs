@@ -7,7 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{TcpStream, lookup_host};
+use socket2::SockRef;
+use tokio::net::{TcpSocket, lookup_host};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -37,7 +38,8 @@ struct Name {
 }
 
 impl Dialer {
-    /// Connects to the first address of `host` that answers.
+    /// Connects to the first address of `host` that answers. The kernel holds up to `buffer` bytes that
+    /// have not been read.
     ///
     /// Addresses are tried in the resolver's order, the families in turn, each a quarter of a
     /// second behind the one before or as soon as that has failed, so that one that swallows
@@ -49,17 +51,18 @@ impl Dialer {
         &self,
         host: &str,
         port: u16,
+        buffer: usize,
         spare_sockets: &Arc<Semaphore>,
     ) -> io::Result<Socket> {
         if let Ok(address) = host.parse::<IpAddr>() {
-            return connect_to(SocketAddr::new(address, port)).await;
+            return connect_to(SocketAddr::new(address, port), buffer).await;
         }
         let name = to_ascii(host).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, "the name has no ASCII form (IDNA)")
         })?;
         let host = name.as_ref();
         let addresses = self.addresses(host, port).await?;
-        let connected = race(interleaved(&addresses), spare_sockets).await;
+        let connected = race(interleaved(&addresses), buffer, spare_sockets).await;
         if connected.is_err() {
             // It may have moved.
             self.lock().remove(host);
@@ -111,15 +114,28 @@ fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     all
 }
 
-async fn connect_to(address: SocketAddr) -> io::Result<Socket> {
-    TcpStream::connect(address).await.map(Socket::from_hop)
+/// Connects to `address`. The kernel holds up to `buffer` bytes that have not been read, its bookkeeping
+/// included: set before the connection begins, because the receive window never grows beyond its initial
+/// size once the buffer is set (tcp(7)).
+async fn connect_to(address: SocketAddr, buffer: usize) -> io::Result<Socket> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // The kernel doubles the number (socket(7)). Where a sandbox refuses it, the kernel has a bound.
+    let _ = SockRef::from(&socket).set_recv_buffer_size(buffer / 2);
+    socket.connect(address).await.map(Socket::from_hop)
 }
 
 /// Connects to the first of `addresses` that answers. Each one that is tried beside another takes one of
 /// the `spare_sockets`; without one it is tried when another one has failed.
-async fn race(addresses: Vec<SocketAddr>, spare_sockets: &Arc<Semaphore>) -> io::Result<Socket> {
+async fn race(
+    addresses: Vec<SocketAddr>,
+    buffer: usize,
+    spare_sockets: &Arc<Semaphore>,
+) -> io::Result<Socket> {
     if let [address] = addresses[..] {
-        return connect_to(address).await;
+        return connect_to(address, buffer).await;
     }
     let mut addresses = addresses.into_iter();
     let mut attempts = JoinSet::new();
@@ -133,7 +149,7 @@ async fn race(addresses: Vec<SocketAddr>, spare_sockets: &Arc<Semaphore>) -> io:
                     let spare = spare.filter(|_| !is_first);
                     attempts.spawn(async move {
                         let _spare = spare;
-                        connect_to(address).await
+                        connect_to(address, buffer).await
                     });
                 }
                 None if is_first => return Err(failure),
@@ -160,6 +176,8 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    const BUFFER: usize = 1024 * 1024;
 
     fn spare(sockets: usize) -> Arc<Semaphore> {
         Arc::new(Semaphore::new(sockets))
@@ -188,15 +206,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         // Nobody listens on the first two.
-        let stream = race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port), &spare(1)).await;
+        let stream =
+            race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port), BUFFER, &spare(1)).await;
         let stream = stream.expect("connected");
         assert_eq!(
             [stream.tcp().expect("TCP").peer_addr().expect("an address")][..],
             addresses("127.0.0.1", port)
         );
         drop(listener);
-        assert!(race(addresses("127.0.0.2 127.0.0.1", port), &spare(1)).await.is_err());
-        assert!(race(Vec::new(), &spare(1)).await.is_err());
+        assert!(race(addresses("127.0.0.2 127.0.0.1", port), BUFFER, &spare(1)).await.is_err());
+        assert!(race(Vec::new(), BUFFER, &spare(1)).await.is_err());
     }
 
     #[tokio::test]
@@ -204,18 +223,18 @@ mod tests {
         let dialer = Dialer::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
-        dialer.connect("localhost", port, &spare(1)).await.expect("connected");
+        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect("connected");
         assert!(dialer.lock().contains_key("localhost"));
-        dialer.connect("127.0.0.1", port, &spare(1)).await.expect("connected");
+        dialer.connect("127.0.0.1", port, BUFFER, &spare(1)).await.expect("connected");
         assert_eq!(dialer.lock().len(), 1, "an address is no name");
         drop(listener);
-        dialer.connect("localhost", port, &spare(1)).await.expect_err("nobody listens");
+        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect_err("nobody listens");
         assert!(dialer.lock().is_empty(), "it may have moved");
         for number in 0..2 * REMEMBERED {
             let name = Arc::new(Name { asked: Instant::now(), addresses: OnceCell::new() });
             dialer.lock().insert(number.to_string(), name);
         }
-        dialer.connect("localhost", port, &spare(1)).await.expect_err("nobody listens");
+        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect_err("nobody listens");
         assert!(dialer.lock().len() <= 1);
     }
 }
