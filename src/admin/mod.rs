@@ -378,8 +378,8 @@ mod tests {
         let (hostname, zone) = ("localhost".to_owned(), Some("west".to_owned()));
         let own = OwnComponent { hostname, public_port: Some(79), zone, use_ssl: false };
         let registration = embedded.register(own.clone());
-        registration.running();
-        embedded.wait_for_gateway_count(1).await;
+        registration.set_running();
+        embedded.wait_for_gateways(1).await;
         let components = Components::InMemory(embedded);
         let resolver = Resolver::new(components.clone(), own);
         let system = System::new(&registration, components, &resolver, LostLines::default());

@@ -41,7 +41,7 @@ use crate::os::signals::{StatusSignal, StopSignals};
 use crate::os::socket_activation::InheritedSockets;
 use crate::os::watchdog;
 use crate::os::{fd_limit, memory_limit, runtime};
-use crate::registry::zookeeper::session;
+use crate::registry::zookeeper;
 use crate::registry::{Registration, RegistrationStatus, Registry};
 use crate::telemetry::log::Logging;
 use crate::telemetry::metrics::Metrics;
@@ -239,7 +239,7 @@ async fn serve(
     let settings = zookeeper_settings(config, tls, &metrics);
 
     // The entry says `initializing` until there is somebody to serve.
-    let (registry, registration) = session::register(settings, listening.announcement.clone());
+    let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
     let resolver = Resolver::new(registry.clone(), listening.announcement.clone());
     if let Some(socket) = admin {
         let system = System::new(&registration, registry.clone(), &resolver, logging.lost_lines());
@@ -308,10 +308,10 @@ async fn serve(
 
 fn zookeeper_settings(
     config: &Config,
-    tls: watch::Receiver<session::Tls>,
+    tls: watch::Receiver<zookeeper::Tls>,
     metrics: &Metrics,
-) -> session::Settings {
-    session::Settings {
+) -> zookeeper::Settings {
+    zookeeper::Settings {
         hosts: config.zookeeper.hosts.clone(),
         tls,
         session_timeout: config.zookeeper.session_timeout,
@@ -435,7 +435,7 @@ async fn follow(listening: &str, registration: &Registration, manager: &ServiceM
         manager.status(&format!("{listening}; ZooKeeper: {now}")).await;
         if !ready && matches!(now, RegistrationStatus::Registered(_)) {
             ready = true;
-            registration.running();
+            registration.set_running();
             manager.ready().await;
         }
         if standing.changed().await.is_err() {

@@ -24,7 +24,7 @@ use crate::gateway::{Adjuster, Settings};
 use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::ReloadSignal;
 use crate::os::{fd_limit, memory_limit};
-use crate::registry::zookeeper::session;
+use crate::registry::zookeeper;
 use crate::telemetry::log::Volume;
 use crate::telemetry::metrics::Metrics;
 use crate::tls;
@@ -54,7 +54,7 @@ pub(crate) struct LoadedConfig {
 /// What a running gateway takes from them, made and ready to use.
 pub(crate) struct RuntimeSettings {
     pub(crate) settings: Settings,
-    pub(crate) zookeeper: session::Tls,
+    pub(crate) zookeeper: zookeeper::Tls,
 }
 
 impl RuntimeSettings {
@@ -92,10 +92,10 @@ impl RuntimeSettings {
 ///
 /// # Errors
 /// The certificate cannot be used.
-pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<session::Tls> {
+pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zookeeper::Tls> {
     let verify_hostnames = config.zookeeper.verify_hostnames;
     let names = if verify_hostnames { NameCheck::SanOnly } else { NameCheck::Off };
-    Ok(session::Tls {
+    Ok(zookeeper::Tls {
         certs: tls::zookeeper_certs(identity)?,
         verify_hostnames,
         connector: tls::connector(identity, names)?,
@@ -145,7 +145,7 @@ pub(crate) struct Reloader {
     /// What runs now.
     pub(crate) running: Arc<LoadedConfig>,
     pub(crate) gateway: Adjuster,
-    pub(crate) zookeeper: watch::Sender<session::Tls>,
+    pub(crate) zookeeper: watch::Sender<zookeeper::Tls>,
     pub(crate) volume: Volume,
     pub(crate) metrics: Metrics,
     /// Those in use, for `status`.

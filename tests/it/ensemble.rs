@@ -91,7 +91,7 @@ async fn a_leader_and_then_the_quorum_lost() {
     assert_eq!(Client::ask(gateway.address(), &build).await.text().await, AWAY);
     flow.goes_on("without a quorum\n").await;
     let mut late = Builder::new(&system).start().await;
-    let why = late.logged("why", |line| line.contains("not registered in ZooKeeper")).await;
+    let why = late.logged("why", |line| line.contains("cannot register in ZooKeeper")).await;
     let only_left =
         format!("127.0.0.1:{}: answers, but gives no session (no quorum?", members[0].port);
     assert!(why.contains(&only_left), "{why}");

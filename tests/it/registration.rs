@@ -271,7 +271,7 @@ async fn garbage_in_the_registry_is_said_once_and_harms_nobody() {
         gateway.logged(path, |line| line.contains(path)).await;
     }
     let warnings: Vec<_> =
-        gateway.log().into_iter().filter(|line| line.contains("component entry ignored")).collect();
+        gateway.log().into_iter().filter(|line| line.contains("ignoring invalid component entry")).collect();
     assert_eq!(warnings.len(), garbage.len(), "{warnings:#?}");
 }
 
@@ -312,7 +312,7 @@ async fn an_entry_that_somebody_took_out_is_made_again() {
     assert_eq!(second.stat.ephemeral_owner, first.stat.ephemeral_owner, "the same session");
     let status = format!("registered as {}", second.name);
     gateway.status("the new name", |line| line.ends_with(&status)).await;
-    let taken_out = |line: &str| line.contains("taken out by somebody");
+    let taken_out = |line: &str| line.contains("our registry entry was deleted");
     assert_eq!(gateway.count_logged("why", taken_out).await, 1);
 
     gateway.signal(Signal::TERM);
