@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 
 pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
 use crate::control::Request;
-use crate::gateway::protocol::request::{QUERY_MAX, QueryError, read_query};
+use crate::gateway::protocol::request::{REQUEST_MAX, RequestError, RequestFormat, read_request};
 use crate::gateway::session::proxy_protocol::{HEADER_MAX, Header};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
@@ -28,11 +28,23 @@ pub(crate) fn presentable(text: &str) {
 pub fn query(data: &[u8]) {
     let Some((&split, request)) = data.split_first() else { return };
     let (first, second) = request.split_at(usize::from(split).min(request.len()));
-    let whole = now(read_query(&mut &*request));
-    let parts = now(read_query(&mut first.chain(second)));
-    assert_eq!(format!("{whole:?}"), format!("{parts:?}"), "split at {split}");
+    let read = |format| {
+        let whole = now(read_request(&mut &*request, format));
+        let parts = now(read_request(&mut first.chain(second), format));
+        assert_eq!(format!("{whole:?}"), format!("{parts:?}"), "split at {split}");
+        whole
+    };
+    if let Ok(parsed) = read(RequestFormat::Peer) {
+        let line = parsed.to_line(RequestFormat::Peer);
+        assert!(line.len() <= REQUEST_MAX);
+        let again = now(read_request(&mut line.as_bytes(), RequestFormat::Peer));
+        let again = again.expect("a line of ours");
+        assert!(again.build == parsed.build && again.hops == parsed.hops);
+        assert!(again.zone == parsed.zone || again.zone.is_none());
+    }
+    let whole = read(RequestFormat::Finger).map(|request| request.build);
 
-    let line = request.iter().take(QUERY_MAX).position(|byte| *byte == b'\n');
+    let line = request.iter().take(REQUEST_MAX).position(|byte| *byte == b'\n');
     match whole {
         Ok(build) => {
             let line = std::str::from_utf8(&request[..line.expect("a whole line")]);
@@ -46,13 +58,13 @@ pub fn query(data: &[u8]) {
             let verbose = before.trim_ascii_end().eq_ignore_ascii_case(b"/W");
             assert!(before.is_empty() || verbose && before[2] == b' ');
         }
-        Err(QueryError::NotABuild(excerpt)) => {
+        Err(RequestError::Malformed(excerpt)) => {
             assert!(line.is_some());
             assert!(excerpt.to_string().bytes().all(|byte| (b' '..=b'~').contains(&byte)));
         }
-        Err(QueryError::TooLong) => assert!(line.is_none() && request.len() >= QUERY_MAX),
-        Err(QueryError::Closed) => assert!(line.is_none() && request.len() < QUERY_MAX),
-        Err(QueryError::Io(error)) => panic!("memory cannot fail: {error}"),
+        Err(RequestError::TooLong) => assert!(line.is_none() && request.len() >= REQUEST_MAX),
+        Err(RequestError::Closed) => assert!(line.is_none() && request.len() < REQUEST_MAX),
+        Err(RequestError::Io(error)) => panic!("memory cannot fail: {error}"),
     }
 }
 

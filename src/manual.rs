@@ -1,4 +1,4 @@
-//! The manual pages in `docs/`, and `docs/metrics.md`: prose written there by hand, and between two marks each what the
+//! The manual pages in `docs/`: prose written there by hand, and between two marks each what the
 //! program knows itself. A test holds the pages against that; with `WRITE_MANUAL` set it writes it
 //! into them:
 //!
@@ -6,10 +6,7 @@
 //! WRITE_MANUAL=1 cargo test --lib manual
 //! ```
 //!
-//! The manual pages are in mdoc(7). A mark is a comment: `.\" BEGIN name` and `.\" END name`, in
-//! Markdown `<!-- BEGIN name -->`.
-
-pub(crate) mod metrics;
+//! The pages are in mdoc(7). A mark is a comment: `.\" BEGIN name` and `.\" END name`.
 
 use std::fmt::Write as _;
 
@@ -223,7 +220,6 @@ fn escaped(text: &str) -> String {
 type Mark = (&'static str, &'static str);
 
 const MDOC: Mark = (".\\\" ", "\n");
-const MARKDOWN: Mark = ("<!-- ", " -->\n");
 
 /// `page` with what stands between its marks replaced.
 fn renew(page: &str, (opening, closing): Mark, parts: &[(&str, String)]) -> String {
@@ -246,8 +242,7 @@ mod tests {
 
     use super::*;
     use crate::cli;
-    use crate::gateway::protocol::request::{Fault, Reply};
-    use crate::manual::metrics::{of_alerts, of_catalogue};
+    use crate::gateway::protocol::reply::Reply;
 
     const EXAMPLE: &str = include_str!("../etc/zuul-fingergw.toml");
 
@@ -305,54 +300,12 @@ mod tests {
         assert_eq!(page.matches("\n.It Ic ").count(), 59, "keys");
     }
 
-    #[test]
-    fn the_page_of_the_metrics() {
-        let alerts = fs::read_to_string(path("../etc/prometheus/alerts.yaml")).expect("the alerts");
-        let parts = [("alerts", of_alerts(&alerts)), ("metrics", of_catalogue())];
-        let page = hold_text("metrics.md", MARKDOWN, &parts);
-        for told in ["### `process_open_fds`", "| `not_started` |", "| `ZuulFingergwNotReady` |"] {
-            assert!(page.contains(told), "{told}");
-        }
-    }
-
     /// What clients are told is on the page, word for word.
     #[test]
     fn the_page_has_every_reply() {
         let page = fs::read_to_string(path("zuul-fingergw.8")).expect("the page");
-        let faults = [
-            Fault::TooLong,
-            Fault::NoRequest,
-            Fault::TooManyConnections,
-            Fault::TooManyFromAddress,
-            Fault::TooManyLookups,
-            Fault::RegistryAway,
-            Fault::UnreadableEntry,
-            Fault::ExecutorUnreachable,
-            Fault::ZoneUnreachable,
-            Fault::ExecutorSilent,
-            Fault::OtherZone,
-        ];
-        let replies =
-            faults.map(Reply::Error).into_iter().chain([Reply::NotFound, Reply::NotStarted]);
-        for reply in replies {
-            // A new one does not compile here before it is in the list above.
-            match reply {
-                Reply::NotFound | Reply::NotStarted | Reply::Denied => {}
-                Reply::Error(fault) => match fault {
-                    Fault::TooLong
-                    | Fault::NoRequest
-                    | Fault::TooManyConnections
-                    | Fault::TooManyFromAddress
-                    | Fault::TooManyLookups
-                    | Fault::RegistryAway
-                    | Fault::UnreadableEntry
-                    | Fault::ExecutorUnreachable
-                    | Fault::ZoneUnreachable
-                    | Fault::ExecutorSilent
-                    | Fault::OtherZone => {}
-                },
-            }
-            let item = format!(".It {}\n", reply.to_string().trim_end());
+        for reply in Reply::ALL {
+            let item = format!(".It {}\n", reply.line().trim_end());
             assert!(page.contains(&item), "{item}");
         }
     }

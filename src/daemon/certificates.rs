@@ -6,7 +6,7 @@ use tracing::{error, warn};
 
 use crate::config::Config;
 use crate::control::status::CertificateStatus;
-use crate::telemetry::metrics::{Metrics, Role};
+use crate::telemetry::metrics::{CertificateRole, Metrics};
 use crate::telemetry::otlp;
 use crate::tls::{CertificatePurpose, Finding, Identity};
 
@@ -103,10 +103,10 @@ impl Certificates {
     /// Tells until when the certificates are good.
     pub(crate) fn export_expiry(&self, metrics: &Metrics) {
         let of_gateway = self.gateway.as_ref().and_then(Identity::not_after);
-        metrics.certificate(Role::Gateway, of_gateway);
-        metrics.certificate(Role::ZooKeeper, self.zookeeper.not_after());
+        metrics.certificate(CertificateRole::Gateway, of_gateway);
+        metrics.certificate(CertificateRole::ZooKeeper, self.zookeeper.not_after());
         let of_gateway = self.gateway.as_ref().and_then(Identity::authority_not_after);
-        metrics.certificate(Role::GatewayAuthority, of_gateway);
-        metrics.certificate(Role::ZooKeeperAuthority, self.zookeeper.authority_not_after());
+        metrics.certificate(CertificateRole::GatewayCa, of_gateway);
+        metrics.certificate(CertificateRole::ZooKeeperCa, self.zookeeper.authority_not_after());
     }
 }

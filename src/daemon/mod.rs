@@ -19,7 +19,7 @@ pub(crate) use self::certificates::Certificates;
 pub(crate) use self::reload::{ConfigSource, zookeeper_tls};
 
 use self::reload::{LoadedConfig, ReloadRequests, Reloader, RuntimeSettings};
-use crate::admin::{Admin, System};
+use crate::admin::{Admin, StateCollector};
 use crate::config;
 use crate::config::Config;
 use crate::control;
@@ -27,7 +27,7 @@ use crate::control::socket_file;
 use crate::control::socket_file::SocketFile;
 use crate::control::status;
 use crate::control::status::{BoundListener, CertificateStatus, StatusSource};
-use crate::gateway::accept::bind;
+use crate::gateway::accept::socket::bind;
 use crate::gateway::health::Memory;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Drained, Gateway};
@@ -242,8 +242,9 @@ async fn serve(
     let (registry, registration) = zookeeper::register(settings, listening.announcement.clone());
     let resolver = Resolver::new(registry.clone(), listening.announcement.clone());
     if let Some(socket) = admin {
-        let system = System::new(&registration, registry.clone(), &resolver, logging.lost_lines());
-        let admin = Admin::new(&metrics, system);
+        let collector =
+            StateCollector::new(&registration, registry.clone(), &resolver, logging.lost_lines());
+        let admin = Admin::new(&metrics, collector);
         tokio::spawn(admin.serve(tokio::net::TcpListener::from_std(socket)?));
     }
     let certificates = watch::Sender::new(configured.identities.certificates(config));

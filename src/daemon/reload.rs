@@ -69,8 +69,7 @@ impl RuntimeSettings {
         let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
             match (listener.tls, gateway) {
                 (Some(client), Some(identity)) => {
-                    let zone = config.zone.as_deref();
-                    tls::acceptor(identity, client, config.name_check, zone).map(Some)
+                    tls::acceptor(identity, client, config.name_check).map(Some)
                 }
                 (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
                 (None, _) => Ok(None),

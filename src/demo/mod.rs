@@ -28,7 +28,7 @@ use tracing::Level;
 use self::certificates::Authority;
 use self::job::Job;
 use crate::config::{ClientCertificate, Limits, Listener, Log, LogOutput, NameCheck};
-use crate::gateway::accept::bind;
+use crate::gateway::accept::socket::bind;
 use crate::gateway::routing::Resolver;
 use crate::gateway::{Gateway, Settings};
 use crate::model::build_id::BuildId;
@@ -259,7 +259,7 @@ impl Zone {
         let address = sockets.first().context("a gateway has a socket")?.local_addr()?;
         let acceptor = use_ssl.then(|| {
             let (client, names) = (ClientCertificate::Required, NameCheck::SanOnly);
-            tls::acceptor(identity, client, names, Some(zone))
+            tls::acceptor(identity, client, names)
         });
         // Open to everybody: of what else there is to say of a listener nothing counts here.
         let listener = Listener::plain("127.0.0.1", address.port());

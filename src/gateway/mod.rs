@@ -28,13 +28,13 @@ use tokio_util::task::TaskTracker;
 use self::accept::Listener;
 use self::accept::heartbeat::{Probe, pulse};
 use self::limits::Bounds;
-use self::relay::stalled_clients::WaitingStreams;
+use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
 use self::routing::explain::Decider;
 use self::session::stream_table::Streams;
 use self::upstream::dialer::Dialer;
 use self::upstream::executor_slots::ExecutorSlots;
-use self::upstream::loop_guard::Asking;
+use self::upstream::loop_guard::LoopGuard;
 use self::upstream::own_addresses::OwnAddresses;
 use crate::config;
 use crate::config::Limits;
@@ -65,15 +65,13 @@ pub(crate) struct Context {
     pub(crate) connector: Option<Connector>,
     pub(crate) limits: Limits,
     bounds: Arc<Bounds>,
-    asking: Asking,
+    loop_guard: LoopGuard,
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
     own_addresses: OwnAddresses,
     pub(crate) metrics: Metrics,
     streams: Streams,
-    /// Streams that wait for their clients, and those that have waited for long.
-    waiting: WaitingStreams,
-    stalled: WaitingStreams,
+    stalled_clients: StalledClients,
     heap: HeapTrimmer,
     tracer: Tracer,
     /// Cancelled when the grace period is over: what still runs is cut.
@@ -181,14 +179,13 @@ impl Gateway {
             connector,
             limits,
             bounds: Arc::default(),
-            asking: Asking::default(),
+            loop_guard: LoopGuard::default(),
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
             own_addresses: OwnAddresses::new(addresses),
             metrics,
             streams: streams.clone(),
-            waiting: WaitingStreams::all(),
-            stalled: WaitingStreams::stalled(),
+            stalled_clients: StalledClients::default(),
             heap: HeapTrimmer::default(),
             tracer,
             cut: cut.clone(),

@@ -20,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 use super::certificate_names::{Validity, is_commonly_named, is_constrained};
 use super::session_cache::Sessions;
 use super::trust_anchors::TrustAnchors;
-use super::{Identity, is_own_kind, protocols_for, provider};
+use super::{Identity, PEER_PROTOCOL, is_peer_gateway, provider};
 use crate::config::NameCheck;
 
 /// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which
@@ -69,8 +69,8 @@ pub(crate) fn connector(identity: &Identity, names: NameCheck) -> Result<Connect
 }
 
 impl Connector {
-    /// Begins TLS on `stream`, which leads to the gateway of `zone` at `name` and `port`. The caller
-    /// sets the deadline.
+    /// Begins TLS on `stream`, which leads to the gateway at `name` and `port`, and offers the peer
+    /// protocol. The caller sets the deadline.
     ///
     /// # Errors
     /// The handshake failed: the reason, and the stream below TLS.
@@ -78,7 +78,6 @@ impl Connector {
         &self,
         name: &ServerName<'static>,
         port: u16,
-        zone: Option<&str>,
         stream: IO,
     ) -> Result<TlsStream<IO>, (io::Error, IO)>
     where
@@ -86,11 +85,11 @@ impl Connector {
     {
         let Port { connector, sessions } = self.at(port);
         let omit = sessions.omits_protocols(name);
-        let protocols = if omit { Vec::new() } else { protocols_for(zone) };
+        let protocols = if omit { Vec::new() } else { vec![PEER_PROTOCOL.to_vec()] };
         let connector = connector.with_alpn(protocols);
         let stream = connector.connect(name.clone(), stream).into_fallible().await?;
-        if is_own_kind(stream.get_ref().1) {
-            sessions.set_own_kind(name);
+        if is_peer_gateway(stream.get_ref().1) {
+            sessions.set_peer_gateway(name);
         }
         Ok(stream)
     }

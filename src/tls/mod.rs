@@ -37,33 +37,18 @@ pub(crate) use self::otlp_client::collector_connector;
 pub(crate) use self::server::{Acceptor, acceptor};
 pub(crate) use self::zookeeper_client::{zookeeper_certs, zookeeper_options};
 
-/// The ALPN protocol by which gateways of our own kind know each other. Upstream's take no notice
-/// of it.
-pub(crate) const GATEWAY_PROTOCOL: &[u8] = b"zuul-fingergw";
-
-/// How the zone that is wanted is offered, as a protocol that nobody chooses.
-const ZONE_PREFIX: &[u8] = b"zuul-fingergw-zone:";
-
-/// The longest name of a protocol (RFC 7301, section 3.1), in bytes.
-const PROTOCOL_MAX: usize = 255;
-
-/// What to offer to a gateway of `zone`. A zone with a name too long is not told.
-fn protocols_for(zone: Option<&str>) -> Vec<Vec<u8>> {
-    let mut protocols = vec![GATEWAY_PROTOCOL.to_vec()];
-    if let Some(zone) = zone.filter(|zone| ZONE_PREFIX.len() + zone.len() <= PROTOCOL_MAX) {
-        protocols.push([ZONE_PREFIX, zone.as_bytes()].concat());
-    }
-    protocols
-}
+/// The ALPN name of the protocol between gateways of this kind (`gateway::protocol`). Zuul's gateway
+/// ignores ALPN.
+pub(crate) const PEER_PROTOCOL: &[u8] = b"zuul-fingergw/1";
 
 /// The names in the certificate of a peer that has shown `chain`, for messages.
 pub(crate) fn names_of_peer(chain: Option<&[CertificateDer<'_>]>) -> String {
     chain.and_then(<[_]>::first).map(certificate_names::told_names).unwrap_or_default()
 }
 
-/// Whether the peer of this connection has shown that it is a gateway of our own kind.
-pub(crate) fn is_own_kind(connection: &CommonState) -> bool {
-    connection.alpn_protocol() == Some(GATEWAY_PROTOCOL)
+/// Returns whether `connection` has negotiated the peer protocol.
+pub(crate) fn is_peer_gateway(connection: &CommonState) -> bool {
+    connection.alpn_protocol() == Some(PEER_PROTOCOL)
 }
 
 /// The cryptography of every connection, ZooKeeper's included.

@@ -13,7 +13,7 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, Error, HandshakeK
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_rustls::TlsConnector;
 
-use super::{Acceptor, Connector, GATEWAY_PROTOCOL, Identity, acceptor, connector, provider};
+use super::{Acceptor, Connector, Identity, PEER_PROTOCOL, acceptor, connector, provider};
 use crate::config::{ClientCertificate, NameCheck};
 
 const PORT: u16 = 7979;
@@ -76,7 +76,7 @@ where
         Ok(stream.get_ref().1.handshake_kind().expect("a handshake that is over"))
     };
     let server = async {
-        let (mut stream, _) = server.accept(far).await?;
+        let mut stream = server.accept(far).await?;
         let mut request = [0];
         stream.read_exact(&mut request).await?;
         stream.write_all(b"!").await?;
@@ -91,8 +91,7 @@ fn name() -> ServerName<'static> {
 }
 
 fn server(identity: &Identity, clock: &Arc<dyn TimeProvider>) -> Acceptor {
-    let acceptor =
-        acceptor(identity, ClientCertificate::Required, NameCheck::SanOrCommonName, None);
+    let acceptor = acceptor(identity, ClientCertificate::Required, NameCheck::SanOrCommonName);
     acceptor.unwrap().with_clock(clock)
 }
 
@@ -109,7 +108,7 @@ fn careless(
         .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
         .unwrap();
     config.time_provider = Arc::clone(clock);
-    config.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
+    config.alpn_protocols = vec![PEER_PROTOCOL.to_vec()];
     TlsConnector::from(Arc::new(config))
 }
 
@@ -168,7 +167,7 @@ async fn before_and_after(dialing: &Identity, serving: &Identity) -> Outcome {
     let client = connector(dialing, NameCheck::SanOrCommonName).unwrap().with_clock(&time);
     let dial = |stream| {
         let client: Connector = client.clone();
-        async move { client.connect(&name(), PORT, None, stream).await.map_err(|(error, _)| error) }
+        async move { client.connect(&name(), PORT, stream).await.map_err(|(error, _)| error) }
     };
     for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
         assert_eq!(meet(&server, dial).await.0.expect("both are valid"), expected);
@@ -201,7 +200,7 @@ async fn sessions_of_a_server_that_was_forgotten_are_not_kept() {
     let server = server(&ending, &time);
     let client = connector(&lasting, NameCheck::SanOrCommonName).unwrap().with_clock(&time);
     let dial = async |stream| {
-        let stream = client.connect(&name(), PORT, None, stream).await.map_err(|(error, _)| error);
+        let stream = client.connect(&name(), PORT, stream).await.map_err(|(error, _)| error);
         let sessions = client.at(PORT).sessions;
         for number in 0..300 {
             let other = ServerName::try_from(format!("gw{number}.example.org")).unwrap();
@@ -227,7 +226,7 @@ async fn sessions_are_kept_by_port() {
     for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
         for (server, port) in servers.iter().zip([PORT, PORT + 1]) {
             let dial = async |stream| {
-                client.connect(&name(), port, None, stream).await.map_err(|(error, _)| error)
+                client.connect(&name(), port, stream).await.map_err(|(error, _)| error)
             };
             assert_eq!(meet(server, dial).await.0.expect("both are valid"), expected);
         }

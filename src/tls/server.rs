@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use super::certificate_names;
 use super::certificate_names::{Validity, is_constrained};
 use super::trust_anchors::TrustAnchors;
-use super::{GATEWAY_PROTOCOL, Identity, ZONE_PREFIX, provider};
+use super::{Identity, PEER_PROTOCOL, provider};
 use crate::config::{ClientCertificate, NameCheck};
 
 /// The most plaintext in one record, in bytes.
@@ -42,17 +42,16 @@ const RECORD_HEADER: usize = 5;
 pub(crate) struct Acceptor {
     /// For zuul-web, whose consoles freeze on larger records and on session tickets, which make the
     /// socket readable without any log to read; and for everybody we do not know better.
-    cautious: Arc<ServerConfig>,
+    compat: Arc<ServerConfig>,
     /// For gateways of our own kind, told by ALPN: full records, and resumption.
-    own_kind: Arc<ServerConfig>,
-    zone: Option<Arc<str>>,
+    peer_gateway: Arc<ServerConfig>,
     /// Whether a client's common name counts.
     common_names: bool,
     /// `None` where no certificate is asked for.
     verifier: Option<Arc<ClientVerifier>>,
 }
 
-/// A TLS server with `identity`, in `zone`, that wants to see `client`. As `names` has it for
+/// A TLS server with `identity` that wants to see `client`. As `names` has it for
 /// gateways that are dialed, a client's common name counts or not; never where an authority is
 /// bound to certain names.
 ///
@@ -62,7 +61,6 @@ pub(crate) fn acceptor(
     identity: &Identity,
     client: ClientCertificate,
     names: NameCheck,
-    zone: Option<&str>,
 ) -> Result<Acceptor> {
     let verifier = match client {
         ClientCertificate::Required => Some(ClientVerifier::new(&identity.trust_anchors, true)?),
@@ -70,19 +68,18 @@ pub(crate) fn acceptor(
         ClientCertificate::None => None,
     };
     let verifier = verifier.map(Arc::new);
-    let mut cautious = config(identity, verifier.as_ref())?;
-    cautious.max_fragment_size = Some(PLAINTEXT_MAX + RECORD_HEADER);
-    cautious.send_tls13_tickets = 0;
-    cautious.session_storage = Arc::new(NoServerSessionStorage {});
-    let mut own_kind = config(identity, verifier.as_ref())?;
-    own_kind.alpn_protocols = vec![GATEWAY_PROTOCOL.to_vec()];
-    own_kind.ticketer = Ticketer::new().context("no key for session tickets")?;
+    let mut compat = config(identity, verifier.as_ref())?;
+    compat.max_fragment_size = Some(PLAINTEXT_MAX + RECORD_HEADER);
+    compat.send_tls13_tickets = 0;
+    compat.session_storage = Arc::new(NoServerSessionStorage {});
+    let mut peer_gateway = config(identity, verifier.as_ref())?;
+    peer_gateway.alpn_protocols = vec![PEER_PROTOCOL.to_vec()];
+    peer_gateway.ticketer = Ticketer::new().context("no key for session tickets")?;
     let constrained = identity.trust_anchors.are_constrained();
     let common_names = names != NameCheck::SanOnly && !constrained;
     Ok(Acceptor {
-        cautious: Arc::new(cautious),
-        own_kind: Arc::new(own_kind),
-        zone: zone.map(Arc::from),
+        compat: Arc::new(compat),
+        peer_gateway: Arc::new(peer_gateway),
         common_names,
         verifier,
     })
@@ -185,35 +182,26 @@ impl Acceptor {
         certificate_names::names(own, common)
     }
 
-    fn zone_bytes(&self) -> Option<&[u8]> {
-        self.zone.as_deref().map(str::as_bytes)
-    }
-
-    /// Shakes hands on `stream`. The caller sets the deadline. Also returns whether the client
-    /// wants a gateway of another zone, which matters for clients that have shown a certificate: to
-    /// others nothing is said of the zone.
-    pub(crate) async fn accept<IO>(&self, stream: IO) -> io::Result<(TlsStream<IO>, bool)>
+    /// Performs the handshake on `stream`. The caller sets the deadline.
+    pub(crate) async fn accept<IO>(&self, stream: IO) -> io::Result<TlsStream<IO>>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let start = LazyConfigAcceptor::new(HelloReader::default(), stream).await?;
-        let (mut own_kind, mut elsewhere) = (false, false);
-        for protocol in start.client_hello().alpn().into_iter().flatten() {
-            own_kind |= protocol == GATEWAY_PROTOCOL;
-            let wanted = protocol.strip_prefix(ZONE_PREFIX);
-            elsewhere |= wanted.is_some_and(|zone| self.zone_bytes() != Some(zone));
-        }
-        let config = if own_kind { &self.own_kind } else { &self.cautious };
+        let is_peer_gateway = {
+            let mut offered = start.client_hello().alpn().into_iter().flatten();
+            offered.any(|protocol| protocol == PEER_PROTOCOL)
+        };
+        let config = if is_peer_gateway { &self.peer_gateway } else { &self.compat };
         let stream = start.into_stream(Arc::clone(config)).await?;
         self.verify_resumed(stream.get_ref().1)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        let known = stream.get_ref().1.peer_certificates().is_some();
-        Ok((stream, own_kind && elsewhere && known))
+        Ok(stream)
     }
 
     #[cfg(test)]
     pub(crate) fn with_clock(mut self, clock: &Arc<dyn TimeProvider>) -> Self {
-        for config in [&mut self.cautious, &mut self.own_kind] {
+        for config in [&mut self.compat, &mut self.peer_gateway] {
             Arc::make_mut(config).time_provider = Arc::clone(clock);
         }
         self
@@ -228,7 +216,7 @@ impl Acceptor {
         let chain = connection.peer_certificates().and_then(<[_]>::split_first);
         let (Some(verifier), Some((own, others))) = (&self.verifier, chain) else { return Ok(()) };
         let now =
-            self.own_kind.time_provider.current_time().ok_or(Error::FailedToGetCurrentTime)?;
+            self.peer_gateway.time_provider.current_time().ok_or(Error::FailedToGetCurrentTime)?;
         let is_valid = |certificate| Validity::of(certificate).is_some_and(|v| v.contains(now));
         if [own].into_iter().chain(others).all(is_valid) {
             return Ok(());

@@ -45,7 +45,7 @@ struct Server {
     /// Since when it is offered no protocols.
     without_protocols: Option<Instant>,
     /// It has chosen our protocol in a handshake, so it is a gateway of our own kind.
-    is_own_kind: bool,
+    is_peer_gateway: bool,
     group: Option<NamedGroup>,
     tls12: Option<Tls12ClientSessionValue>,
     tickets: Vec<Tls13ClientSessionValue>,
@@ -64,9 +64,9 @@ impl Sessions {
     }
 
     /// Records that the server `name` has chosen our protocol.
-    pub(crate) fn set_own_kind(&self, name: &ServerName<'_>) {
+    pub(crate) fn set_peer_gateway(&self, name: &ServerName<'_>) {
         self.with(name.to_owned(), |server| {
-            server.is_own_kind = true;
+            server.is_peer_gateway = true;
             server.without_protocols = None;
         });
     }
@@ -79,7 +79,7 @@ impl Sessions {
     pub(crate) fn omit_protocols(&self, name: &ServerName<'_>) -> bool {
         let known = self.omits_protocols(name);
         self.with(name.to_owned(), |server| {
-            if server.is_own_kind {
+            if server.is_peer_gateway {
                 return false;
             }
             server.without_protocols = Some(Instant::now());
@@ -197,7 +197,7 @@ mod tests {
         assert!(!sessions.omit_protocols(&one), "none were offered");
         assert!(sessions.omits_protocols(&one));
         // Of two handshakes at one time the one is refused and the other is not.
-        sessions.set_own_kind(&one);
+        sessions.set_peer_gateway(&one);
         assert!(!sessions.omits_protocols(&one));
         assert!(!sessions.omit_protocols(&one));
         assert!(!sessions.omits_protocols(&one));

@@ -27,7 +27,7 @@ fn narrow_ports() {
 
 /// How often a connection to a next hop had no local port.
 async fn without_port(gateway: &Gateway) -> f64 {
-    metric(gateway, "zuul_fingergw_dials_without_port_total").await
+    metric(gateway, "zuul_fingergw_local_ports_exhausted_total").await
 }
 
 /// A client decides when its stream ends, so the gateway must not be the side that keeps the ports.

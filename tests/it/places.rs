@@ -44,7 +44,9 @@ async fn a_kept_place_follows_the_build_until_it_is_gone() {
     served(&gateway, &second, &build).await;
 
     system.place_build(queue, &build, None).await;
-    gateway.logged_times("the change", 2, |line| line.contains("build removed from the cache")).await;
+    gateway
+        .logged_times("the change", 2, |line| line.contains("build removed from the cache"))
+        .await;
     assert_eq!(told(&gateway, &build).await, "Build did not start yet\r\n");
 
     system.place_build(queue, &build, Some(&first.worker(None))).await;

@@ -270,8 +270,11 @@ async fn garbage_in_the_registry_is_said_once_and_harms_nobody() {
     for (path, _) in garbage {
         gateway.logged(path, |line| line.contains(path)).await;
     }
-    let warnings: Vec<_> =
-        gateway.log().into_iter().filter(|line| line.contains("ignoring invalid component entry")).collect();
+    let warnings: Vec<_> = gateway
+        .log()
+        .into_iter()
+        .filter(|line| line.contains("ignoring invalid component entry"))
+        .collect();
     assert_eq!(warnings.len(), garbage.len(), "{warnings:#?}");
 }
 

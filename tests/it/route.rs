@@ -8,7 +8,7 @@ use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::program::resolve;
-use crate::support::system::{System, request_path};
+use crate::support::system::System;
 use crate::support::within;
 use crate::support::zones::{TwoZones, comes_from, east_of};
 

@@ -251,7 +251,7 @@ async fn the_gateways_of_other_zones() {
     for _ in 0..3 {
         assert_eq!(stage.told_from(&east, 0, HOME, &build).await, LOG);
     }
-    let resumed = "zuul_fingergw_tls_sessions_resumed_total{side=\"client\"}";
+    let resumed = "zuul_fingergw_tls_sessions_resumed_total{direction=\"inbound\"}";
     assert!(metric(&inner, resumed).await >= 1.0);
 
     let north = outer("gw.north.example.org", "a").await;

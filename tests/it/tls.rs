@@ -277,7 +277,7 @@ async fn many_sessions_are_resumed_at_once() {
         let worker = executor.worker(Some("west"));
         builds.push(system.put_build(Some("west"), Some(&worker)).await);
     }
-    let series = "zuul_fingergw_tls_sessions_resumed_total{side=\"upstream\"}";
+    let series = "zuul_fingergw_tls_sessions_resumed_total{direction=\"outbound\"}";
     let mut resumed = 0.0;
     for _ in 0..2 {
         resumed = metric(&east, series).await;

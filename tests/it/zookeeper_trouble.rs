@@ -645,7 +645,9 @@ async fn gateways_whose_entries_are_garbage() {
     for number in 0..garbage.len() {
         let name = format!("bad{number:010}");
         gateway
-            .logged(&name, |line| line.contains("ignoring invalid component entry") && line.contains(&name))
+            .logged(&name, |line| {
+                line.contains("ignoring invalid component entry") && line.contains(&name)
+            })
             .await;
     }
     let log = gateway.log();

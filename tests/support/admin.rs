@@ -51,13 +51,6 @@ pub(crate) async fn exposition(gateway: &Gateway) -> String {
     get(admin(gateway), "/metrics").await.body
 }
 
-/// The same in OpenMetrics, asked for as Prometheus does it.
-pub(crate) async fn openmetrics(gateway: &Gateway) -> Answer {
-    let request = "GET /metrics HTTP/1.1\r\nHost: gateway\r\n\
-                   Accept: application/openmetrics-text; version=1.0.0, text/plain; q=0.5\r\n\r\n";
-    ask(admin(gateway), request).await
-}
-
 /// The value of one series.
 pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
     let body = exposition(gateway).await;

@@ -4,15 +4,14 @@
 //! tasks of their own, whose number is bounded.
 
 pub(crate) mod heartbeat;
+pub(crate) mod socket;
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,15 +21,13 @@ use tracing::{debug, info, warn};
 use self::heartbeat::Pulse;
 use super::Context;
 use super::limits::{AddressPlace, Place};
-use super::protocol::request::{Fault, Reply};
+use super::protocol::reply::{Reply, ReplyError};
 use super::routing::access;
 use super::session;
 use super::session::Caller;
 use super::transport::connection::Connection;
+use super::transport::socket::Socket;
 use crate::telemetry::metrics::Rejection;
-
-/// Connections the kernel keeps for us between two looks; it cuts this to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
 
 /// Pauses after a failed accept: descriptors do not come back sooner than somebody leaves.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -39,58 +36,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long it must go well before trouble counts as over: at the edge each peer that leaves lets
 /// another one in, and must not write two lines with it.
 const CALM: Duration = Duration::from_secs(10);
-
-/// Binds `address`.
-///
-/// An unspecified IPv6 address takes IPv4 connections too, whatever the system's default is; where
-/// IPv6 is switched off it stands for the unspecified IPv4 address.
-pub(crate) fn bind(address: SocketAddr) -> Result<StdListener> {
-    let bound = match open(address) {
-        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_without_ipv6(&error) => {
-            open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
-        }
-        bound => bound,
-    };
-    bound.map_err(|error| {
-        anyhow!("cannot listen on {address}: {error}{}", hint(&error, address.port()))
-    })
-}
-
-/// What an operator can do about a socket that cannot be bound to `port`.
-fn hint(error: &io::Error, port: u16) -> String {
-    match Errno::from_io_error(error) {
-        Some(Errno::ADDRINUSE) => {
-            format!(
-                " (by which process? ss -ltnp 'sport = :{port}'; stop it, or change the address)"
-            )
-        }
-        Some(Errno::ADDRNOTAVAIL) => " (not an address of this host: see ip address)".to_owned(),
-        Some(Errno::ACCESS | Errno::PERM) if (1..1024).contains(&port) => {
-            " (ports below 1024 need root, CAP_NET_BIND_SERVICE or sysctl \
-             net.ipv4.ip_unprivileged_port_start)"
-                .to_owned()
-        }
-        _ => String::new(),
-    }
-}
-
-fn is_without_ipv6(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
-}
-
-fn open(address: SocketAddr) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    // For the lines that trickle; each accepted socket takes it over.
-    socket.set_tcp_nodelay(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
 
 /// One accept loop.
 pub(crate) struct Listener {
@@ -127,7 +72,7 @@ impl Listener {
                 }
                 Err(error) if is_the_peers(&error) => debug!(%error, "a connection failed early"),
                 Err(error) => {
-                    self.cx.borrow().metrics.rejected(Rejection::Accept);
+                    self.cx.borrow().metrics.connection_rejected(Rejection::Accept);
                     last_failure.take_if(over);
                     if last_failure.replace(Instant::now()).is_some() {
                         debug!(%error, "still cannot accept connections");
@@ -152,7 +97,7 @@ impl Listener {
         let (index, tls) = (self.index, cx.acceptors[usize::from(self.index)].is_some());
         let (rejection, fault) = match places(peer, index, &cx) {
             Ok((place, of_address)) => {
-                let open = (cx.heap.open(), cx.metrics.connection(tls));
+                let open = (cx.heap.open(), cx.metrics.connection_accepted(tls));
                 let waiting = cx.bounds.waiting();
                 let number = waiting.number();
                 let (of_address, waiting) = (Some(of_address), Some(waiting));
@@ -169,7 +114,12 @@ impl Listener {
         if !tls && let Some(permit) = cx.bounds.refusal() {
             self.sessions.spawn(async move {
                 let _permit = permit;
-                session::refuse(Connection::Plain(stream), Reply::Error(fault), &cx).await;
+                session::refuse(
+                    Connection::Plain(Socket::from_client(stream)),
+                    Reply::Error(fault),
+                    &cx,
+                )
+                .await;
             });
         }
     }
@@ -188,7 +138,7 @@ fn admitted<Held: Send>(
         let _held = held;
         let outcome = session::run(stream, &mut caller, &cx).await;
         caller.stop_waiting().await;
-        cx.metrics.ended(&outcome);
+        cx.metrics.connection_closed(outcome.label());
     }
 }
 
@@ -198,16 +148,16 @@ fn places(
     peer: SocketAddr,
     index: u16,
     cx: &Context,
-) -> Result<(Place, AddressPlace), (Rejection, Fault)> {
+) -> Result<(Place, AddressPlace), (Rejection, ReplyError)> {
     // The address first: a client over its own limit must not close another one's connection.
     let of_address =
         match access::contain(&cx.listeners[usize::from(index)].proxy_protocol, peer.ip()) {
             true => Some(AddressPlace::of_nobody()),
             false => cx.bounds.of_address(peer.ip(), &cx.limits),
         };
-    let of_address = of_address.ok_or((Rejection::Address, Fault::TooManyFromAddress))?;
+    let of_address = of_address.ok_or((Rejection::Address, ReplyError::TooManyFromAddress))?;
     let place = cx.connection_place();
-    let place = place.ok_or((Rejection::Limit, Fault::TooManyConnections))?;
+    let place = place.ok_or((Rejection::Limit, ReplyError::TooManyConnections))?;
     Ok((place, of_address))
 }
 

@@ -227,7 +227,7 @@ impl Context {
             let Unasked { task, peer } = bounds.waiting.evict(|_| true)?;
             task.abort();
             self.turned_away(Rejection::Limit, peer);
-            self.metrics.ended(&Outcome::Rejected);
+            self.metrics.connection_closed(Outcome::Rejected.label());
             // The closed connection gives its own place back as soon as its task is dropped.
             Some(Place::beyond(&bounds.connections))
         })
@@ -260,7 +260,7 @@ impl Context {
     /// Counts what was refused to `peer`, and warns of it now and then: whoever refuses people at
     /// night has to be told, and must not be told more than peers can bring about.
     pub(crate) fn turned_away(&self, why: Rejection, peer: SocketAddr) {
-        self.metrics.rejected(why);
+        self.metrics.connection_rejected(why);
         let (what, remedy) = match why {
             Rejection::Limit => ("connections", "limits.connections"),
             Rejection::Address => (

@@ -1,142 +1,190 @@
-//! The finger request and the few words this gateway says itself (RFC 1288; Zuul's texts).
+//! Parses and writes the request line.
 //!
-//! A request is one line: a build's UUID, ended by LF or CRLF. Everything here is pure but
-//! [`read_query`], which takes any byte stream, so that each split of the input can be tested.
+//! Everything here is pure except [`read_request`], which takes any byte stream, so that each split
+//! of the input can be tested.
 
-use std::fmt;
-
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::reply::ReplyError;
 use crate::model::build_id::BuildId;
 use crate::model::excerpt::Excerpt;
 
-/// The longest request accepted, its newline included, in bytes.
+/// The longest request that is accepted, its newline included, in bytes.
 ///
 /// Zuul's own limit: a buffer of 1024 bytes is already too much (`zuul/lib/streamer_utils.py`).
-pub(crate) const QUERY_MAX: usize = 1023;
+pub(crate) const REQUEST_MAX: usize = 1023;
 
-/// Why a peer's bytes are no request for a build.
-#[derive(Debug)]
-pub(crate) enum QueryError {
-    /// The peer closed before it had sent a whole line: a health checker, a port scan.
-    Closed,
-    /// No newline within [`QUERY_MAX`] bytes.
-    TooLong,
-    /// A whole line, but no build id.
-    NotABuild(Excerpt),
-    /// The connection failed.
-    Io(std::io::Error),
+/// How many gateways may have sent a request.
+///
+/// One is needed: the gateway that a client asks knows the executor's zone, and a gateway of that
+/// zone asks the executor. A second allows for two gateways that have read ZooKeeper at different
+/// times. Each further one could multiply the requests by the number of gateways in a zone.
+pub(crate) const MAX_HOPS: u8 = 2;
+
+/// The bytes of a parameter's value that are not percent-encoded, besides letters and digits
+/// (RFC 3986, section 2.3).
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// What a request line may consist of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RequestFormat {
+    /// A build ID.
+    Finger,
+    /// A build ID and parameters, on connections that have negotiated the peer protocol.
+    Peer,
 }
 
-/// Reads one request from `stream`, at most [`QUERY_MAX`] bytes of it.
+impl RequestFormat {
+    /// The format on a connection, by whether it has negotiated the peer protocol.
+    pub(crate) fn negotiated(is_peer_gateway: bool) -> Self {
+        if is_peer_gateway { Self::Peer } else { Self::Finger }
+    }
+}
+
+/// A request for the log of a build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) build: BuildId,
+    /// The zone whose gateway the asking gateway wants.
+    pub(crate) zone: Option<String>,
+    /// How many gateways have sent this request; 0 if a client sent it.
+    pub(crate) hops: u8,
+}
+
+/// Why no request was read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestError {
+    /// Health checks and port scans do this.
+    #[error("closed without a request")]
+    Closed,
+    /// No newline within [`REQUEST_MAX`] bytes.
+    #[error("too long")]
+    TooLong,
+    /// A whole line without a build ID, or with a malformed parameter.
+    #[error("not a build ID: {0}")]
+    Malformed(Excerpt),
+    #[error("{}", crate::tls::describe(.0))]
+    Io(#[from] std::io::Error),
+}
+
+impl Request {
+    fn new(build: BuildId) -> Self {
+        Self { build, zone: None, hops: 0 }
+    }
+
+    /// Checks the parameters against the zone of this gateway.
+    ///
+    /// The zone is only checked if the asking gateway has shown a certificate (`authenticated`), so
+    /// that others cannot find out the zone of this gateway.
+    pub(crate) fn check(
+        &self,
+        own_zone: Option<&str>,
+        authenticated: bool,
+    ) -> Result<(), ReplyError> {
+        if authenticated && self.zone.is_some() && self.zone.as_deref() != own_zone {
+            return Err(ReplyError::WrongZone);
+        }
+        if self.hops > MAX_HOPS {
+            return Err(ReplyError::Loop);
+        }
+        Ok(())
+    }
+
+    /// Returns the line that sends this request.
+    pub(crate) fn to_line(&self, format: RequestFormat) -> String {
+        let Self { build, zone, hops } = self;
+        if format == RequestFormat::Finger {
+            return format!("{build}\n");
+        }
+        let zone = zone.as_deref().map(|zone| utf8_percent_encode(zone, ENCODED));
+        if let Some(zone) = zone {
+            let line = format!("{build} zone={zone} hops={hops}\r\n");
+            if line.len() <= REQUEST_MAX {
+                return line;
+            }
+        }
+        format!("{build} hops={hops}\r\n")
+    }
+}
+
+/// Reads one request from `stream`, at most [`REQUEST_MAX`] bytes of it.
 ///
-/// What the peer sent behind the newline in the same breath is dropped, as upstream does. The
-/// caller sets the deadline.
-pub(crate) async fn read_query(
+/// What follows the newline in the same read is dropped, as Zuul's gateway does. The caller sets the
+/// deadline.
+pub(crate) async fn read_request(
     stream: &mut (impl AsyncRead + Unpin),
-) -> Result<BuildId, QueryError> {
-    let mut line = vec![0; QUERY_MAX];
+    format: RequestFormat,
+) -> Result<Request, RequestError> {
+    let mut line = vec![0; REQUEST_MAX];
     let mut filled = 0;
     loop {
-        match stream.read(&mut line[filled..]).await {
-            Ok(0) => return Err(QueryError::Closed),
-            Ok(count) => {
-                let fresh = &line[filled..filled + count];
-                if let Some(newline) = fresh.iter().position(|byte| *byte == b'\n') {
-                    return parse(&line[..filled + newline]);
-                }
-                filled += count;
-            }
-            Err(error) => return Err(QueryError::Io(error)),
+        let count = stream.read(&mut line[filled..]).await?;
+        if count == 0 {
+            return Err(RequestError::Closed);
         }
-        if filled == QUERY_MAX {
-            return Err(QueryError::TooLong);
+        let fresh = &line[filled..filled + count];
+        if let Some(newline) = fresh.iter().position(|byte| *byte == b'\n') {
+            let line = &line[..filled + newline];
+            let request = parse(line, format);
+            return request.ok_or_else(|| RequestError::Malformed(Excerpt::new(line)));
+        }
+        filled += count;
+        if filled == REQUEST_MAX {
+            return Err(RequestError::TooLong);
         }
     }
 }
 
-/// Understands one request line without its LF.
+/// Parses a request line without its LF.
 ///
-/// `/W` in front (RFC 1288, section 2.5.4: "verbose") is accepted and changes nothing: a build has
-/// one log. White space after the id is dropped, CR with it, as Zuul's gateway does; white space
-/// before the id does not make a build there either.
-fn parse(line: &[u8]) -> Result<BuildId, QueryError> {
-    let build = || {
-        let text = std::str::from_utf8(line).ok()?.trim_end_matches(is_python_space);
-        let text = match text.strip_prefix("/W ").or_else(|| text.strip_prefix("/w ")) {
-            Some(rest) => rest.trim_ascii_start(),
-            None => text,
-        };
-        BuildId::new(text)
+/// `/W` in front (RFC 1288, section 2.5.4: "verbose") is accepted and ignored: a build has one log.
+/// White space at the end, CR included, is dropped, as Zuul's gateway does; white space before the
+/// build ID is malformed there, too.
+fn parse(line: &[u8], format: RequestFormat) -> Option<Request> {
+    let text = std::str::from_utf8(line).ok()?.trim_end_matches(is_python_space);
+    let text = match text.strip_prefix("/W ").or_else(|| text.strip_prefix("/w ")) {
+        Some(rest) => rest.trim_ascii_start(),
+        None => text,
     };
-    build().ok_or_else(|| QueryError::NotABuild(Excerpt::new(line)))
+    match format {
+        RequestFormat::Finger => Some(Request::new(BuildId::new(text)?)),
+        RequestFormat::Peer => {
+            let (build, parameters) = text.split_once(' ').unwrap_or((text, ""));
+            let mut request = Request::new(BuildId::new(build)?);
+            read_parameters(parameters, &mut request)?;
+            Some(request)
+        }
+    }
 }
 
-/// What Python's `str.isspace` calls white space: Unicode's `White_Space` and the four separators
+fn read_parameters(parameters: &str, request: &mut Request) -> Option<()> {
+    let mut hops = None;
+    for parameter in parameters.split(' ') {
+        let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match key {
+            "zone" => {
+                let zone = percent_decode_str(value).decode_utf8().ok()?;
+                if request.zone.replace(zone.into_owned()).is_some() {
+                    return None;
+                }
+            }
+            "hops" => {
+                if hops.replace(value.parse().ok()?).is_some() {
+                    return None;
+                }
+            }
+            _ => {}
+        }
+    }
+    request.hops = hops.unwrap_or_default();
+    Some(())
+}
+
+/// Returns whether Python's `str.isspace` is true: Unicode's `White_Space` and the four separators
 /// of ASCII.
 fn is_python_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{1c}'..='\u{1f}')
-}
-
-/// What a client is told instead of a log: one line, ended by CRLF (RFC 1288, section 2.2).
-///
-/// The first words are upstream's, because people and programs know them; behind the last one
-/// comes the class of the fault, never an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
-    /// No queue knows the build, or the request was no build id.
-    NotFound,
-    /// The build is queued, no executor has taken it.
-    NotStarted,
-    /// The listener's rules do not allow it: in the client's eyes the same as not found.
-    Denied,
-    /// Everything else.
-    Error(Fault),
-}
-
-/// The classes of fault a client is told apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    TooLong,
-    NoRequest,
-    TooManyConnections,
-    TooManyFromAddress,
-    TooManyLookups,
-    RegistryAway,
-    UnreadableEntry,
-    ExecutorUnreachable,
-    ZoneUnreachable,
-    ExecutorSilent,
-    /// Another gateway of this kind wanted one of another zone, by TLS.
-    OtherZone,
-}
-
-impl fmt::Display for Reply {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotFound | Self::Denied => f.write_str("Build not found\r\n"),
-            Self::NotStarted => f.write_str("Build did not start yet\r\n"),
-            Self::Error(fault) => write!(f, "Internal streaming error: {fault}\r\n"),
-        }
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::TooLong => "the request is too long",
-            Self::NoRequest => "no request within the time allowed",
-            Self::TooManyConnections => "too many connections",
-            Self::TooManyFromAddress => "too many connections from this address",
-            Self::TooManyLookups => "too many requests at this moment",
-            Self::RegistryAway => "ZooKeeper cannot be reached",
-            Self::UnreadableEntry => "the build's entry cannot be read",
-            Self::ExecutorUnreachable => "the executor cannot be reached",
-            Self::ZoneUnreachable => "the zone's gateways cannot be reached",
-            Self::ExecutorSilent => "the executor does not answer",
-            Self::OtherZone => "this gateway serves another zone",
-        })
-    }
 }
 
 #[cfg(test)]
@@ -164,14 +212,18 @@ mod tests {
         }
     }
 
-    fn query(pieces: &[&[u8]]) -> Result<BuildId, QueryError> {
+    fn read(pieces: &[&[u8]], format: RequestFormat) -> Result<Request, RequestError> {
         let mut stream = Pieces(
             pieces.iter().filter(|piece| !piece.is_empty()).map(|piece| piece.to_vec()).collect(),
         );
         tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap()
-            .block_on(read_query(&mut stream))
+            .block_on(read_request(&mut stream, format))
+    }
+
+    fn query(pieces: &[&[u8]]) -> Result<BuildId, RequestError> {
+        read(pieces, RequestFormat::Finger).map(|request| request.build)
     }
 
     fn build(id: &str) -> String {
@@ -217,37 +269,26 @@ mod tests {
         ];
         for form in forms {
             assert!(
-                matches!(query(&[form.as_bytes()]), Err(QueryError::NotABuild(_))),
+                matches!(query(&[form.as_bytes()]), Err(RequestError::Malformed(_))),
                 "{form:?}: {}",
                 build(form)
             );
         }
-        assert!(matches!(query(&[b"\xff\xfe\n"]), Err(QueryError::NotABuild(_))));
+        assert!(matches!(query(&[b"\xff\xfe\n"]), Err(RequestError::Malformed(_))));
     }
 
     #[test]
     fn ends_and_limits() {
-        assert!(matches!(query(&[]), Err(QueryError::Closed)));
-        assert!(matches!(query(&[b"abc"]), Err(QueryError::Closed)));
+        assert!(matches!(query(&[]), Err(RequestError::Closed)));
+        assert!(matches!(query(&[b"abc"]), Err(RequestError::Closed)));
         let padded = |length: usize| [vec![b'a'], vec![b' '; length - 2], vec![b'\n']].concat();
-        assert_eq!(query(&[&padded(QUERY_MAX)]).unwrap().as_str(), "a");
-        assert!(matches!(query(&[&padded(QUERY_MAX + 1)]), Err(QueryError::TooLong)));
+        assert_eq!(query(&[&padded(REQUEST_MAX)]).unwrap().as_str(), "a");
+        assert!(matches!(query(&[&padded(REQUEST_MAX + 1)]), Err(RequestError::TooLong)));
         let digits = |count: usize| [vec![b'a'; count], vec![b'\n']].concat();
         assert!(query(&[&digits(BuildId::MAX)]).is_ok());
-        assert!(matches!(query(&[&digits(BuildId::MAX + 1)]), Err(QueryError::NotABuild(_))));
-        let longer = [vec![b'a'; QUERY_MAX], vec![b'\n']].concat();
-        assert!(matches!(query(&[&longer]), Err(QueryError::TooLong)));
-    }
-
-    #[test]
-    fn replies_are_upstreams_words_ended_by_crlf() {
-        assert_eq!(Reply::NotFound.to_string(), "Build not found\r\n");
-        assert_eq!(Reply::NotStarted.to_string(), "Build did not start yet\r\n");
-        assert_eq!(Reply::Denied.to_string(), Reply::NotFound.to_string());
-        assert_eq!(
-            Reply::Error(Fault::ExecutorUnreachable).to_string(),
-            "Internal streaming error: the executor cannot be reached\r\n"
-        );
+        assert!(matches!(query(&[&digits(BuildId::MAX + 1)]), Err(RequestError::Malformed(_))));
+        let longer = [vec![b'a'; REQUEST_MAX], vec![b'\n']].concat();
+        assert!(matches!(query(&[&longer]), Err(RequestError::TooLong)));
     }
 
     proptest! {

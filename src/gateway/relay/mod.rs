@@ -1,461 +1,427 @@
-//! Copies a log from the next hop to the client.
+//! Copies a log from an established upstream connection to the client.
 //!
-//! A log that trickles is read into a buffer and written; one that pours from one plain connection
-//! to another goes through a pipe in the kernel. A stream that waits holds neither.
+//! A log that comes slowly is read into a buffer and written; one that comes in bulk between two plain
+//! connections goes through a pipe in the kernel ([`splice`]). An idle stream holds neither.
 //!
-//! Bytes go one way only. The client's end of input is never passed on: an executor takes it for
-//! the client's leaving and cuts the stream (`zuul/lib/log_streamer.py`). A build may be silent
-//! for hours, so the one wait without a deadline is the one for the next byte of a log that has
-//! begun; keepalive probes find peers that vanished meanwhile.
+//! Bytes go one way only. The client's end of input is never forwarded: an executor takes it for a
+//! client that left and ends the stream (`zuul/lib/log_streamer.py`). A build may be silent for hours,
+//! so the wait for the next byte of a log has no deadline unless the configuration sets one. TCP
+//! keepalive finds peers that vanish meanwhile.
 
 pub(crate) mod splice;
 pub(crate) mod stalled_clients;
-pub(crate) mod timeouts;
+#[cfg(test)]
+mod tests;
+mod timeouts;
 
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::consume_budget;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{self, Sleep, sleep};
+use tokio_util::sync::CancellationToken;
 
-use super::Context;
-use super::session::stream_table::Listed;
-use super::transport::buffer_pool;
-use super::transport::buffer_pool::Piece;
-use super::transport::connection::{Connection, UNACKNOWLEDGED_FEW};
+use self::splice::PooledPipe;
+use self::stalled_clients::StalledClients;
+use super::limits::CountedClient;
+use super::transport::buffer_pool::Chunk;
+use super::transport::connection::{BULK_READ, Connection, UNACKED_FEW, read_size};
+use crate::config::Limits;
+use crate::telemetry::metrics::Metrics;
 use crate::tls;
 
-/// A read of this many bytes, between plain connections, shows a log that pours.
-const POURS: usize = 16 * 1024;
+/// How long a stream runs before keepalive is enabled: eight system calls, which a short log does
+/// without.
+const KEEPALIVE_DELAY: Duration = Duration::from_millis(250);
 
-/// How long a stream that has begun waits until its peers are probed: eight system calls, which a
-/// short log does without.
-const SILENCE: Duration = Duration::from_millis(250);
+/// Interval between two checks of what the client of an idle stream has not acknowledged.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Between two looks at what the client of a silent stream has not acknowledged.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a stream keeps its pipe while the client takes nothing. There are few pipes.
+const PIPE_STALL: Duration = Duration::from_secs(1);
 
-/// Added for each write to the bytes that the client may not have acknowledged: more than a TLS record
-/// adds to its content.
-const OVERHEAD: usize = 64;
+/// What a relay needs of the gateway and of its stream.
+pub(crate) struct RelayContext<'a> {
+    pub(crate) limits: &'a Limits,
+    pub(crate) stalled_clients: &'a StalledClients,
+    pub(crate) metrics: &'a Metrics,
+    /// Cancelled when the gateway aborts all streams.
+    pub(crate) abort: &'a CancellationToken,
+    /// The client, if limits count it by its address.
+    pub(crate) client: Option<CountedClient>,
+    /// When the stream began; `limits.stream_total` counts from here.
+    pub(crate) began: Instant,
+    /// The number of bytes written to the client.
+    pub(crate) bytes: &'a AtomicU64,
+}
+
+impl RelayContext<'_> {
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
 
 /// How a relay went.
-pub(crate) struct Relayed {
-    /// Handed to the client's connection.
+pub(crate) struct RelaySummary {
+    /// The number of bytes written to the client.
     pub(crate) bytes: u64,
-    pub(crate) end: End,
-    /// It ended as the first byte did not come in time.
-    pub(crate) timed_out: bool,
+    pub(crate) end: EndReason,
 }
 
 /// Why a relay ended.
 #[derive(Debug)]
-pub(crate) enum End {
-    /// The next hop closed behind a log: it is whole, as far as anybody can tell.
+pub(crate) enum EndReason {
+    /// The upstream closed cleanly after sending data.
     Finished,
-    /// The next hop's connection failed.
+    /// The connection to the upstream failed.
     UpstreamFailed(io::Error),
-    /// Not one byte came within the deadline, or before the next hop closed. A log has at least its
-    /// first line before anybody can ask for it.
-    UpstreamSilent,
-    /// The client closed TLS without a close_notify, reset, or vanished.
+    /// The client closed TLS without a close_notify, reset the connection, or vanished.
     ClientLeft(Option<io::Error>),
     /// The client took nothing within the write deadline.
     ClientStalled,
-    /// The client took nothing for longest of all, and there were too many that took nothing.
+    /// Too many clients took nothing, this one for longest.
     ClientEvicted,
-    /// This gateway stops and the grace period is over.
+    /// The gateway stops and its grace period is over.
     Stopped,
-    /// Not one byte was handed on for `limits.stream_idle`.
+    /// No byte was relayed for `limits.stream_idle`.
     Idle,
-    /// It took longer than `limits.stream_total`.
-    Overlong,
+    /// The stream ran for `limits.stream_total`.
+    TooLong,
 }
 
-impl End {
-    /// Whether the next hop is at fault.
-    pub(crate) fn is_upstreams_fault(&self) -> bool {
-        matches!(self, Self::UpstreamFailed(_) | Self::UpstreamSilent)
-    }
-}
-
-impl fmt::Display for End {
+impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Finished => f.write_str("finished"),
             Self::UpstreamFailed(error) => {
                 write!(f, "cut by the next hop: {}", tls::describe(error))
             }
-            Self::UpstreamSilent => f.write_str("the next hop said nothing"),
             Self::ClientLeft(None) => f.write_str("client left"),
-            Self::ClientLeft(Some(error)) => {
-                write!(f, "client left: {}", tls::describe(error))
-            }
+            Self::ClientLeft(Some(error)) => write!(f, "client left: {}", tls::describe(error)),
             Self::ClientStalled => f.write_str("client stopped reading"),
             Self::ClientEvicted => f.write_str("client stopped reading, as too many did"),
             Self::Stopped => f.write_str("stopped"),
             Self::Idle => f.write_str("silent for limits.stream_idle"),
-            Self::Overlong => f.write_str("ran for limits.stream_total"),
+            Self::TooLong => f.write_str("ran for limits.stream_total"),
         }
     }
 }
 
-/// What is read at once between connections that speak TLS or do not, in bytes.
-pub(crate) fn room(upstream_tls: bool, client_tls: bool) -> usize {
-    if upstream_tls || client_tls { buffer_pool::LENGTH } else { POURS }
-}
-
-/// What a relay begins with.
-pub(crate) enum Begin {
-    /// Waiting for the first byte, this long.
-    Wait(Duration),
-    /// What has been read already, and the error that the read met after it.
-    Read(Piece, Option<io::Error>),
-}
-
-/// Copies until one side ends or the gateway cuts its streams. Closes neither. Calls `first_byte` when
-/// there is one; counts in the list what it has handed on.
+/// Copies the log, which begins with `first`, until one side ends or the gateway aborts its streams.
+/// Closes neither connection.
 pub(crate) async fn run(
     upstream: &mut Connection,
+    first: Chunk,
     client: &mut Connection,
-    cx: &Context,
-    begin: Begin,
-    first_byte: impl FnOnce(),
-    listed: &Listed,
-) -> Relayed {
-    let (patience, begun, failure) = match begin {
-        Begin::Wait(patience) => (patience, None, None),
-        Begin::Read(piece, failure) => (Duration::ZERO, Some(piece), failure),
-    };
-    let patience_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    cx: &RelayContext<'_>,
+) -> RelaySummary {
     let mut relay = Relay {
         cx,
-        listed,
-        patience_ms,
-        bytes: 0,
-        discarded: 0,
-        failure,
-        pours: false,
-        probed: false,
-        silence: None,
-        bounded: false,
-        unacknowledged: 0,
-        undelivered: None,
-        timed_out: false,
+        is_bulk: false,
+        are_buffers_bounded: false,
+        keepalive_on: false,
+        keepalive_delay: None,
+        stall: None,
     };
-    let mut allowance = timeouts::of(listed, &cx.limits);
+    let mut timeout = timeouts::stream_timeout(cx);
     let end = tokio::select! {
         biased;
-        () = cx.cut.cancelled() => End::Stopped,
-        end = relay.copy(upstream, client, begun, first_byte) => end,
-        end = async { allowance.as_mut().expect("asked for only where there is one").await },
-            if allowance.is_some() => end,
+        () = cx.abort.cancelled() => EndReason::Stopped,
+        end = relay.copy(upstream, first, client) => end,
+        end = poll_fn(|cx| timeout.as_mut().map_or(Poll::Pending, |timeout| timeout.as_mut().poll(cx))) => end,
     };
-    Relayed { bytes: relay.bytes, end, timed_out: relay.timed_out }
+    RelaySummary { bytes: cx.bytes(), end }
 }
 
-/// A relay under way.
+/// A relay in progress. Every idle stream holds one.
 struct Relay<'a> {
-    cx: &'a Context,
-    listed: &'a Listed,
-    /// How long to wait for the first byte. In four bytes, as each quiet stream holds them.
-    patience_ms: u32,
-    bytes: u64,
-    /// Bytes of the client's that nobody wants.
-    discarded: u32,
-    /// What the last read met behind the bytes that it returned.
-    failure: Option<io::Error>,
-    /// The log pours: the next bytes go through a pipe at once.
-    pours: bool,
-    /// Both sides are probed while they are silent.
-    probed: bool,
-    /// When they are, from the first moment without bytes.
-    silence: Option<Pin<Box<Sleep>>>,
-    /// The kernel's send buffer towards the client has its bound.
-    bounded: bool,
-    /// The most that the client may not have acknowledged, in bytes.
-    unacknowledged: u32,
-    /// The wait for the client of a silent stream, if it has not acknowledged much.
-    undelivered: Option<Box<Undelivered<'a>>>,
-    /// The first byte did not come in time.
-    timed_out: bool,
+    cx: &'a RelayContext<'a>,
+    /// The log comes in bulk: the next bytes go through a pipe.
+    is_bulk: bool,
+    /// The kernel's buffers for this stream are bounded.
+    are_buffers_bounded: bool,
+    keepalive_on: bool,
+    /// Ends when keepalive is due.
+    keepalive_delay: Option<Pin<Box<Sleep>>>,
+    /// The client of this stream does not take what was written, or may not.
+    stall: Option<Box<Stall<'a>>>,
 }
 
 /// Completes when a stream that waits for its client must end.
-type MustEnd<'a> = Pin<Box<dyn Future<Output = End> + Send + 'a>>;
+type WriteDeadline<'a> = Pin<Box<dyn Future<Output = EndReason> + Send + 'a>>;
 
-/// The wait for a client that has not acknowledged what the kernel holds for it.
-struct Undelivered<'a> {
-    /// What it had not acknowledged when the wait began, in bytes, and what had been handed on by then.
-    unacknowledged: usize,
-    handed_on: u64,
-    must_end: MustEnd<'a>,
-    look: Pin<Box<Sleep>>,
-}
-
-/// Completes when the stream must end, or with `None` when it is time to look at the client: the first
-/// time immediately.
-fn undelivered(wait: &mut Option<Box<Undelivered<'_>>>) -> impl Future<Output = Option<End>> {
-    poll_fn(|cx| {
-        let Some(wait) = wait else { return Poll::Ready(None) };
-        if let Poll::Ready(end) = wait.must_end.as_mut().poll(cx) {
-            return Poll::Ready(Some(end));
-        }
-        wait.look.as_mut().poll(cx).map(|()| None)
-    })
+/// A client that has not acknowledged what the kernel holds for it.
+struct Stall<'a> {
+    /// The unacknowledged bytes when the stall began, and the bytes written until then.
+    unacked: usize,
+    bytes: u64,
+    deadline: WriteDeadline<'a>,
+    next_check: Pin<Box<Sleep>>,
 }
 
 impl<'a> Relay<'a> {
     async fn copy(
         &mut self,
         upstream: &mut Connection,
+        first: Chunk,
         client: &mut Connection,
-        mut begun: Option<Piece>,
-        first_byte: impl FnOnce(),
-    ) -> End {
-        let mut first_byte = Some(first_byte);
-        loop {
-            if let (Connection::Plain(from), true) = (&*upstream, self.pours) {
-                tokio::select! {
-                    biased;
-                    // An error is met by the next read.
-                    _ = from.readable() => {}
-                    reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                    end = undelivered(&mut self.undelivered), if self.is_to_be_looked_at() => {
-                        match end {
-                            Some(end) => return end,
-                            None => self.look(client),
-                        }
-                        continue;
-                    }
-                    () = is_silent(&mut self.silence), if !self.probed => {
-                        self.probe(upstream, client);
-                        continue;
-                    }
-                }
-                // Boxed: no quiet stream is to have room for it.
-                if let Some(end) = Box::pin(self.pour(upstream, client)).await {
-                    return end;
-                }
-            }
-            let plain = !upstream.is_tls() && !client.is_tls();
-            let room = room(upstream.is_tls(), client.is_tls());
-            let patience = (self.bytes == 0).then_some(u64::from(self.patience_ms));
-            let read = tokio::select! {
-                biased;
-                piece = async { begun.take().expect("looked") }, if begun.is_some() => Some(Ok(piece)),
-                read = within(patience.map(Duration::from_millis), upstream.read_log(room, &mut self.failure)) => read,
-                reason = client.departed(&mut self.discarded) => return End::ClientLeft(reason),
-                end = undelivered(&mut self.undelivered), if self.is_to_be_looked_at() => {
-                    match end {
-                        Some(end) => return end,
-                        None => self.look(client),
-                    }
-                    continue;
-                }
-                // Neither side has anything to say. Up to the first byte there is a deadline, and a
-                // log that has ended already is not silent for long: its end may come as a record of
-                // its own.
-                () = is_silent(&mut self.silence), if self.bytes > 0 && !self.probed => {
-                    self.probe(upstream, client);
-                    continue;
-                }
-            };
-            let piece = match read {
-                None => {
-                    self.timed_out = true;
-                    return End::UpstreamSilent;
-                }
-                Some(Err(error)) => return End::UpstreamFailed(error),
-                Some(Ok(piece)) if piece.is_empty() && self.bytes == 0 => {
-                    return End::UpstreamSilent;
-                }
-                Some(Ok(piece)) if piece.is_empty() => return End::Finished,
-                Some(Ok(piece)) => piece,
-            };
-            if let Some(first_byte) = first_byte.take() {
-                first_byte();
-            }
-            // A short log is a single piece, which fits anyway; a system call less for it.
-            if !self.bounded && (self.bytes > 0 || piece.len() >= POURS) {
-                self.bounded = true;
+    ) -> EndReason {
+        let read_size = read_size(upstream.is_tls(), client.is_tls());
+        let can_splice = upstream.plain_tcp().is_some() && client.plain_tcp().is_some();
+        let mut chunk = first;
+        while !chunk.is_empty() {
+            self.is_bulk = can_splice && chunk.len() == read_size;
+            // A short log is a single chunk, which fits anyway: two system calls less for it.
+            if !self.are_buffers_bounded && (self.cx.bytes() > 0 || chunk.len() >= BULK_READ) {
+                self.are_buffers_bounded = true;
+                upstream.bound_receive_buffer(self.cx.limits.stream_buffer);
                 client.bound_send_buffer(self.cx.limits.stream_buffer);
             }
-            self.pours = plain && piece.len() == room;
-            if let Err(end) = self.hand_on(client, piece).await {
+            if let Err(end) = self.forward(client, chunk).await {
                 return end;
             }
-            if self.pours
-                && let Some(end) = Box::pin(self.pour(upstream, client)).await
-            {
-                return end;
+            chunk = match self.next_chunk(upstream, client, read_size).await {
+                Ok(chunk) => chunk,
+                Err(end) => return end,
+            };
+        }
+        EndReason::Finished
+    }
+
+    /// Waits for the next bytes of the log, which are read unless they go through a pipe. An empty chunk
+    /// is the end.
+    async fn next_chunk(
+        &mut self,
+        upstream: &mut Connection,
+        client: &mut Connection,
+        read_size: usize,
+    ) -> Result<Chunk, EndReason> {
+        loop {
+            if self.is_bulk {
+                // Boxed: no idle stream should have room for it.
+                Box::pin(self.splice_loop(upstream, client)).await?;
+            }
+            let is_bulk = self.is_bulk;
+            let next = async {
+                if is_bulk && let Some(tcp) = upstream.plain_tcp() {
+                    // The next read or splice returns the error.
+                    let _ = tcp.readable().await;
+                    return Ok(None);
+                }
+                upstream.read_chunk(read_size).await.map(Some)
+            };
+            // Only for a stream that has run for a moment, so that a short log costs no query.
+            let checks_client =
+                self.stall.is_some() || (self.keepalive_on && client.may_be_unacked());
+            tokio::select! {
+                biased;
+                next = next => match next {
+                    Ok(Some(chunk)) => return Ok(chunk),
+                    Ok(None) => {}
+                    Err(error) => return Err(EndReason::UpstreamFailed(error)),
+                },
+                error = client.wait_closed() => return Err(EndReason::ClientLeft(error)),
+                end = stall_event(&mut self.stall), if checks_client => match end {
+                    Some(end) => return Err(end),
+                    None => self.check_client(client),
+                },
+                () = sleep_once(&mut self.keepalive_delay), if !self.keepalive_on => {
+                    self.keepalive_on = true;
+                    self.keepalive_delay = None;
+                    upstream.enable_keepalive(self.cx.limits.keepalive);
+                    client.enable_keepalive(self.cx.limits.keepalive);
+                }
             }
         }
     }
 
-    /// Whether the kernel holds much for the client of a silent stream, or may do so: only for one that
-    /// has been silent before, so that a short log does without a look.
-    fn is_to_be_looked_at(&self) -> bool {
-        self.undelivered.is_some()
-            || self.probed && self.unacknowledged as usize > UNACKNOWLEDGED_FEW
-    }
-
-    /// Finds out whether the kernel holds much for the client. A stream that does counts as waiting
-    /// until the client has acknowledged some of it: with a log that is smaller than the send buffer
-    /// no write would wait.
-    fn look(&mut self, client: &Connection) {
-        let now = client.unacknowledged();
-        self.unacknowledged = u32::try_from(now).unwrap_or(u32::MAX);
-        if now <= UNACKNOWLEDGED_FEW {
-            self.undelivered = None;
+    /// Finds out whether the kernel holds much for the client. If so, the stream counts as waiting until
+    /// the client has acknowledged some of it. A log that is smaller than the send buffer never makes a
+    /// write wait.
+    fn check_client(&mut self, client: &mut Connection) {
+        let unacked = client.unacked_bytes();
+        if unacked <= UNACKED_FEW {
+            self.stall = None;
             return;
         }
-        if let Some(wait) = &mut self.undelivered {
-            let since = usize::try_from(self.bytes - wait.handed_on).unwrap_or(usize::MAX);
-            let taken = wait.unacknowledged.saturating_add(since).saturating_sub(now);
-            if taken < UNACKNOWLEDGED_FEW {
-                wait.look.as_mut().reset(Instant::now() + LOOK_AGAIN);
+        if let Some(stall) = &mut self.stall {
+            let written = usize::try_from(self.cx.bytes() - stall.bytes).unwrap_or(usize::MAX);
+            let acked = stall.unacked.saturating_add(written).saturating_sub(unacked);
+            if acked < UNACKED_FEW {
+                stall.next_check.as_mut().reset(time::Instant::now() + CHECK_INTERVAL);
                 return;
             }
         }
-        self.undelivered = Some(Box::new(Undelivered {
-            unacknowledged: now,
-            handed_on: self.bytes,
-            must_end: self.must_end(),
-            look: Box::pin(sleep(LOOK_AGAIN)),
-        }));
+        self.begin_stall(unacked, self.write_deadline());
     }
 
-    fn must_end(&self) -> MustEnd<'a> {
-        Box::pin(stalled_clients::wait(self.cx, self.listed.client()))
+    fn begin_stall(&mut self, unacked: usize, deadline: WriteDeadline<'a>) {
+        let next_check = Box::pin(sleep(CHECK_INTERVAL));
+        let bytes = self.cx.bytes();
+        self.stall = Some(Box::new(Stall { unacked, bytes, deadline, next_check }));
     }
 
-    /// Sees to it that a side that vanishes while it is silent is found.
-    fn probe(&mut self, upstream: &Connection, client: &Connection) {
-        self.probed = true;
-        self.silence = None;
-        let keepalive = self.cx.limits.keepalive;
-        upstream.probe(keepalive);
-        client.probe(keepalive);
+    fn write_deadline(&self) -> WriteDeadline<'a> {
+        let RelayContext { limits, stalled_clients, client, .. } = self.cx;
+        Box::pin(stalled_clients.write_deadline(limits, *client))
     }
 
-    /// Writes `piece`, on TLS with all that is to be written for it.
-    async fn hand_on(&mut self, client: &mut Connection, piece: Piece) -> Result<(), End> {
-        let now = poll_fn(|cx| match Pin::new(&mut *client).poll_write(cx, &piece) {
+    /// Writes `chunk` and flushes it.
+    async fn forward(&mut self, client: &mut Connection, chunk: Chunk) -> Result<(), EndReason> {
+        let written = poll_fn(|cx| match Pin::new(&mut *client).poll_write(cx, &chunk) {
             Poll::Pending => Poll::Ready(Ok(0)),
             written => written,
         });
-        let taken = now.await.map_err(|error| End::ClientLeft(Some(error)))?;
-        self.count(taken);
-        // Copied: while a client takes its time, others get the buffer.
-        let rest = piece[taken..].to_vec();
-        drop(piece);
-        self.write(client, &rest).await?;
+        let written = written.await.map_err(|error| EndReason::ClientLeft(Some(error)))?;
+        self.add_bytes(written);
+        // Copied: other streams get the buffer while the client takes its time.
+        let rest = chunk[written..].to_vec();
+        drop(chunk);
+        self.write_all(client, &rest).await?;
         drop(rest);
-        self.in_time(client.flush()).await
+        self.with_write_timeout(client.flush()).await
     }
 
-    async fn write(&mut self, client: &mut Connection, mut bytes: &[u8]) -> Result<(), End> {
+    async fn write_all(
+        &mut self,
+        client: &mut Connection,
+        mut bytes: &[u8],
+    ) -> Result<(), EndReason> {
         while !bytes.is_empty() {
-            let taken = self.in_time(client.write(bytes)).await?;
-            if taken == 0 {
-                return Err(End::ClientLeft(Some(io::ErrorKind::WriteZero.into())));
+            let written = self.with_write_timeout(client.write(bytes)).await?;
+            if written == 0 {
+                return Err(EndReason::ClientLeft(Some(io::ErrorKind::WriteZero.into())));
             }
-            self.count(taken);
-            bytes = &bytes[taken..];
+            self.add_bytes(written);
+            bytes = &bytes[written..];
         }
         Ok(())
     }
 
-    /// Moves what pours from one plain connection to the other through a pipe, if there is one to
-    /// be had, until no more can be moved (`None`) or a side has failed. Whether the log is over
-    /// then, the next read shows.
-    async fn pour(&mut self, upstream: &Connection, client: &Connection) -> Option<End> {
-        self.pours = false;
-        let (Connection::Plain(from), Connection::Plain(to)) = (upstream, client) else {
-            return None;
-        };
-        let mut pipe = splice::Lent::take()?;
-        let before = self.bytes;
-        let end = loop {
+    /// Moves a bulk log through a pipe, if one is free, until the upstream has nothing more at the
+    /// moment. Clears [`Self::is_bulk`] unless that was a lot; a read must follow then.
+    async fn splice_loop(
+        &mut self,
+        upstream: &Connection,
+        client: &mut Connection,
+    ) -> Result<(), EndReason> {
+        self.is_bulk = false;
+        let Some(from) = upstream.plain_tcp() else { return Ok(()) };
+        let Some(mut pipe) = PooledPipe::acquire() else { return Ok(()) };
+        let before = self.cx.bytes();
+        loop {
             match pipe.fill(from) {
-                Ok(0) => return None,
+                Ok(0) => return Ok(()),
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
-                Err(error) => break Some(End::UpstreamFailed(error)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(EndReason::UpstreamFailed(error)),
             }
-            if let Err(end) = self.drain(&mut pipe, to).await {
-                break Some(end);
+            match self.drain_pipe(pipe, client).await? {
+                Some(drained) => pipe = drained,
+                None => return Ok(()),
             }
-            // Others want to run, too.
+            // Lets other tasks run.
             consume_budget().await;
-        };
-        self.pours = self.bytes - before >= POURS as u64;
-        end
-    }
-
-    async fn drain(&mut self, pipe: &mut splice::Lent, to: &TcpStream) -> Result<(), End> {
-        while pipe.held() > 0 {
-            match pipe.drain(to) {
-                Ok(0) => return Err(End::ClientLeft(Some(io::ErrorKind::WriteZero.into()))),
-                Ok(moved) => self.count(moved),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.in_time(to.writable()).await?;
-                }
-                Err(error) => return Err(End::ClientLeft(Some(error))),
-            }
         }
+        self.is_bulk = self.cx.bytes() - before >= BULK_READ as u64;
         Ok(())
     }
 
-    /// Does a step that may have to wait for the client, up to the write deadline and as long as the
-    /// stream need not make way for others.
-    async fn in_time<T>(&mut self, step: impl Future<Output = io::Result<T>>) -> Result<T, End> {
-        let mut step = pin!(step);
-        let done = match poll_fn(|cx| Poll::Ready(step.as_mut().poll(cx))).await {
-            Poll::Ready(done) => done,
-            // Boxed: no quiet stream is to have room for it.
-            Poll::Pending => Box::pin(self.wait(step)).await?,
-        };
-        done.map_err(|error| End::ClientLeft(Some(error)))
-    }
-
-    async fn wait<T>(&mut self, step: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
-        let wait = self.undelivered.take();
-        let must_end = wait.map_or_else(|| self.must_end(), |wait| wait.must_end);
-        tokio::select! {
-            biased;
-            done = step => Ok(done),
-            end = must_end => Err(end),
+    /// Moves what is in `pipe` to the client. Returns the pipe, or `None` if the client has stalled and
+    /// the rest was copied, so that another stream could have the pipe meanwhile.
+    async fn drain_pipe(
+        &mut self,
+        mut pipe: PooledPipe,
+        client: &mut Connection,
+    ) -> Result<Option<PooledPipe>, EndReason> {
+        while pipe.len() > 0 {
+            let Some(to) = client.plain_tcp() else { return Ok(None) };
+            match pipe.drain(to) {
+                Ok(0) => return Err(EndReason::ClientLeft(Some(io::ErrorKind::WriteZero.into()))),
+                Ok(moved) => {
+                    client.add_written(moved);
+                    self.add_bytes(moved);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut deadline = self.take_write_deadline();
+                    tokio::select! {
+                        biased;
+                        // The next drain returns the error.
+                        _ = to.writable() => {}
+                        end = &mut deadline => return Err(end),
+                        () = sleep(PIPE_STALL) => {
+                            let unacked = client.unacked_bytes();
+                            self.begin_stall(unacked, deadline);
+                            let rest = pipe.into_bytes().map_err(EndReason::UpstreamFailed)?;
+                            self.write_all(client, &rest).await?;
+                            return Ok(None);
+                        }
+                    }
+                }
+                Err(error) => return Err(EndReason::ClientLeft(Some(error))),
+            }
         }
+        Ok(Some(pipe))
     }
 
-    /// Notes bytes that the client's connection has taken.
-    fn count(&mut self, bytes: usize) {
-        let held = u32::try_from(bytes + OVERHEAD).unwrap_or(u32::MAX);
-        self.unacknowledged = self.unacknowledged.saturating_add(held);
+    /// Does `step`, which may have to wait for the client: up to the write deadline, and until the stream
+    /// is evicted.
+    async fn with_write_timeout<T>(
+        &mut self,
+        step: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, EndReason> {
+        let mut step = pin!(step);
+        let result = match poll_fn(|cx| Poll::Ready(step.as_mut().poll(cx))).await {
+            Poll::Ready(result) => result,
+            // Boxed: no idle stream should have room for it.
+            Poll::Pending => {
+                let mut deadline = self.take_write_deadline();
+                let waiting = async {
+                    tokio::select! {
+                        biased;
+                        result = step => Ok(result),
+                        end = &mut deadline => Err(end),
+                    }
+                };
+                Box::pin(waiting).await?
+            }
+        };
+        result.map_err(|error| EndReason::ClientLeft(Some(error)))
+    }
+
+    /// The deadline of the current stall, or a new one.
+    fn take_write_deadline(&mut self) -> WriteDeadline<'a> {
+        let stall = self.stall.take();
+        stall.map_or_else(|| self.write_deadline(), |stall| stall.deadline)
+    }
+
+    /// Counts bytes written to the client.
+    fn add_bytes(&self, bytes: usize) {
         let bytes = bytes as u64;
-        self.bytes += bytes;
-        self.cx.metrics.sent(bytes);
-        self.listed.add(bytes);
+        self.cx.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.cx.metrics.bytes_sent(bytes);
     }
 }
 
-/// Completes [`SILENCE`] after the first call, unless there are bytes first.
-async fn is_silent(silence: &mut Option<Pin<Box<Sleep>>>) {
-    silence.get_or_insert_with(|| Box::pin(sleep(SILENCE))).await;
+/// Completes when the stream must end, or with `None` when it is time to check the client: immediately
+/// while it is not known to have stalled.
+fn stall_event(stall: &mut Option<Box<Stall<'_>>>) -> impl Future<Output = Option<EndReason>> {
+    poll_fn(|cx| {
+        let Some(stall) = stall else { return Poll::Ready(None) };
+        if let Poll::Ready(end) = stall.deadline.as_mut().poll(cx) {
+            return Poll::Ready(Some(end));
+        }
+        stall.next_check.as_mut().poll(cx).map(|()| None)
+    })
 }
 
-/// `future`, or `None` when `patience`, if there is any, is over.
-async fn within<T>(patience: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
-    match patience {
-        Some(patience) => timeout(patience, future).await.ok(),
-        None => Some(future.await),
-    }
+/// Completes [`KEEPALIVE_DELAY`] after the first call with this `timer`.
+async fn sleep_once(timer: &mut Option<Pin<Box<Sleep>>>) {
+    timer.get_or_insert_with(|| Box::pin(sleep(KEEPALIVE_DELAY))).await;
 }

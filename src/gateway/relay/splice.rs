@@ -1,34 +1,42 @@
-//! Pipes through which the kernel moves bytes from one socket to another: `splice(2)`.
+//! A pool of pipes, through which the kernel moves bytes from one socket to another: `splice(2)`.
 //!
-//! A pipe is lent while bytes move, so that a quiet stream holds none, and their number is bounded:
-//! what all pipes of an unprivileged user may hold is (`pipe-user-pages-soft`, pipe(7)).
+//! A stream holds a pipe only while bytes move. The number of pipes is bounded, because the system bounds
+//! what all pipes of an unprivileged user may hold (`pipe-user-pages-soft`, pipe(7)).
 //!
-//! Sandboxes may deny the call and kernels may lack it. Where the first use of it in this process
-//! shows that, no pipes are lent any more and all logs are copied.
+//! Sandboxes may deny the call and kernels may lack it. If the first use in this process shows that, the
+//! pool gives out no more pipes and all logs are copied.
 
-use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, read};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tracing::info;
 
-/// What a pipe is to hold, in bytes: `pipe-max-size` as it comes (pipe(7)), which the kernel lets
-/// everybody have. A smaller one works, and costs more.
+/// The capacity of a pipe, in bytes: the default of `pipe-max-size` (pipe(7)), which every user may set.
+/// Each packet takes a page of it, however small the packet is.
 const CAPACITY: usize = 1024 * 1024;
 
-/// Pipes at once, in all threads: half of what `pipe-user-pages-soft` allows, as it comes. Streams
-/// beyond that copy.
+/// The most bytes that a pipe holds. They are copied when the client stalls, so this is what one stalled
+/// stream may take of this process's memory.
+const FILL_MAX: usize = 128 * 1024;
+
+/// The number of pipes: half of what the default of `pipe-user-pages-soft` allows. Further streams copy.
 const PIPES: usize = 32;
 
-/// Kept by each thread for whoever comes next.
-const KEPT: usize = 2;
+/// The number of free pipes that are kept for the next streams.
+const IDLE_MAX: usize = 8;
 
-static MADE: AtomicUsize = AtomicUsize::new(0);
+/// The number of pipes that exist.
+static EXISTING: AtomicUsize = AtomicUsize::new(0);
+
+/// The free pipes of all threads: they are few, and a thread that kept some for itself would keep them
+/// from others.
+static IDLE: Mutex<Vec<Pipe>> = Mutex::new(Vec::new());
 
 /// What this process knows about splice(2): one of the three states below.
 static SUPPORT: AtomicU8 = AtomicU8::new(UNKNOWN);
@@ -36,74 +44,74 @@ const UNKNOWN: u8 = 0;
 const AVAILABLE: u8 = 1;
 const UNAVAILABLE: u8 = 2;
 
-thread_local! {
-    static FREE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
-}
-
-/// One pipe, empty unless a holder left something in it.
+/// An empty pipe.
 struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
-    capacity: usize,
 }
 
 impl Pipe {
-    fn make() -> io::Result<Self> {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let capacity = fcntl_setpipe_size(&write, CAPACITY)?;
-        Ok(Self { read, write, capacity })
+    /// Creates a pipe, unless there are too many. Without descriptors, or if the user's share of pipes is
+    /// used up, there is none either.
+    fn create() -> Option<Self> {
+        let more = |pipes| (pipes < PIPES).then_some(pipes + 1);
+        EXISTING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        let create = || {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+            fcntl_setpipe_size(&write, CAPACITY)?;
+            Ok::<_, Errno>((read, write))
+        };
+        match create() {
+            Ok((read, write)) => Some(Self { read, write }),
+            Err(_) => {
+                EXISTING.fetch_sub(1, Ordering::Relaxed);
+                None
+            }
+        }
     }
 }
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        MADE.fetch_sub(1, Ordering::Relaxed);
+        EXISTING.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// A pipe for as long as somebody holds it.
-pub(crate) struct Lent {
+/// A pipe from the pool.
+pub(crate) struct PooledPipe {
+    /// `None` only while this is dropped.
     pipe: Option<Pipe>,
-    /// Bytes in it.
-    held: usize,
+    /// The number of bytes in it.
+    len: usize,
 }
 
-impl Lent {
-    /// An empty pipe, or `None` where there may be no more of them, or splice(2) is unavailable.
-    pub(crate) fn take() -> Option<Self> {
+impl PooledPipe {
+    /// Takes an empty pipe; `None` if all are in use or splice(2) is unavailable.
+    pub(crate) fn acquire() -> Option<Self> {
         if SUPPORT.load(Ordering::Relaxed) == UNAVAILABLE {
             return None;
         }
-        let free = FREE.with_borrow_mut(Vec::pop);
-        let pipe = free.or_else(|| {
-            if MADE.fetch_add(1, Ordering::Relaxed) < PIPES {
-                // Without descriptors, or with the user's share of pipes used up, copying works.
-                if let Ok(pipe) = Pipe::make() {
-                    return Some(pipe);
-                }
-            }
-            MADE.fetch_sub(1, Ordering::Relaxed);
-            None
-        })?;
-        Some(Self { pipe: Some(pipe), held: 0 })
+        let idle = idle().pop();
+        let pipe = idle.or_else(Pipe::create)?;
+        Some(Self { pipe: Some(pipe), len: 0 })
     }
 
-    /// Bytes that have been filled in and not drained.
-    pub(crate) fn held(&self) -> usize {
-        self.held
+    /// The number of bytes that have been filled in and not drained.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
-    /// Moves what `from` has into the pipe, which has to be empty: a full one would look like a
-    /// quiet socket. Returns the bytes moved. 0 means that this call moves no more, and only a read
-    /// can tell why: at the end, at a mark of urgent data, or where splice(2) is unavailable.
+    /// Moves what `from` has into the pipe, which must be empty: a full one would look like an idle
+    /// socket. Returns the number of bytes moved. 0 means that only a read can tell why: at the end, at
+    /// a mark of urgent data, or where splice(2) is unavailable.
     ///
     /// # Errors
-    /// `WouldBlock` if there is nothing now; else the connection has failed.
+    /// `WouldBlock` if there is nothing at the moment; any other if the connection has failed.
     pub(crate) fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
-        debug_assert_eq!(self.held, 0);
+        debug_assert_eq!(self.len, 0);
         let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::WouldBlock.into()) };
         let moved = from.try_io(Interest::READABLE, || {
-            match splice(from, None, &pipe.write, None, pipe.capacity, SpliceFlags::NONBLOCK) {
+            match splice(from, None, &pipe.write, None, FILL_MAX, SpliceFlags::NONBLOCK) {
                 Err(error) if is_unavailable(error) => Ok(0),
                 moved => Ok(moved?),
             }
@@ -111,32 +119,56 @@ impl Lent {
         if moved > 0 {
             SUPPORT.store(AVAILABLE, Ordering::Relaxed);
         }
-        self.held += moved;
+        self.len += moved;
         Ok(moved)
     }
 
-    /// Moves what the pipe holds to `to`, as much as that takes. Returns the bytes moved.
+    /// Moves as much as `to` takes out of the pipe. Returns the number of bytes moved.
     ///
     /// # Errors
-    /// `WouldBlock` if it takes nothing now; else the connection has failed.
+    /// `WouldBlock` if it takes nothing at the moment; any other if the connection has failed.
     pub(crate) fn drain(&mut self, to: &TcpStream) -> io::Result<usize> {
         let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::WouldBlock.into()) };
         let moved = to.try_io(Interest::WRITABLE, || {
-            Ok(splice(&pipe.read, None, to, None, self.held, SpliceFlags::NONBLOCK)?)
+            Ok(splice(&pipe.read, None, to, None, self.len, SpliceFlags::NONBLOCK)?)
         })?;
-        self.held -= moved;
+        self.len -= moved;
         Ok(moved)
+    }
+
+    /// Copies the bytes in the pipe and returns the pipe to the pool.
+    ///
+    /// # Errors
+    /// The pipe cannot be read.
+    pub(crate) fn into_bytes(mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.len];
+        let mut count = 0;
+        while let Some(pipe) = &self.pipe
+            && count < bytes.len()
+        {
+            match read(&pipe.read, &mut bytes[count..])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                more => count += more,
+            }
+        }
+        self.len = 0;
+        Ok(bytes)
     }
 }
 
-/// Whether `error` says that splice(2) cannot be used here, and notes it. After one success such an
-/// error is the connection's: an ICMP message can make it EACCES.
+fn idle() -> MutexGuard<'static, Vec<Pipe>> {
+    // Consistent between any two statements.
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether `error` shows that splice(2) cannot be used here, and records it. After one success such an
+/// error concerns the connection: an ICMP message can cause EACCES.
 fn is_unavailable(error: Errno) -> bool {
-    let denied = matches!(
+    let is_denied = matches!(
         error,
         Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP
     );
-    if !denied {
+    if !is_denied {
         return false;
     }
     match SUPPORT.compare_exchange(UNKNOWN, UNAVAILABLE, Ordering::Relaxed, Ordering::Relaxed) {
@@ -144,23 +176,22 @@ fn is_unavailable(error: Errno) -> bool {
             info!(%error, "splice(2) is unavailable: logs are copied, which takes more processor time");
             true
         }
-        // Another thread may have noted, and logged, the same.
-        Err(known) => known == UNAVAILABLE,
+        // Another thread may have found, and logged, the same.
+        Err(support) => support == UNAVAILABLE,
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledPipe {
     fn drop(&mut self) {
         let Some(pipe) = self.pipe.take() else { return };
-        // What is left in it is not for anybody else.
-        if self.held > 0 {
+        // The next stream must not get bytes of this one.
+        if self.len > 0 {
             return;
         }
-        FREE.with_borrow_mut(|free| {
-            if free.len() < KEPT {
-                free.push(pipe);
-            }
-        });
+        let mut idle = idle();
+        if idle.len() < IDLE_MAX {
+            idle.push(pipe);
+        }
     }
 }
 
@@ -171,8 +202,8 @@ mod tests {
 
     use super::*;
 
-    /// They share the number of pipes.
-    static ONE_AFTER_THE_OTHER: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    /// The tests share the pool.
+    static SERIAL: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -181,15 +212,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_goes_in_comes_out() {
-        let _turn = ONE_AFTER_THE_OTHER.lock().await;
+    async fn bytes_that_are_filled_in_are_drained() {
+        let _serial = SERIAL.lock().await;
         let ((mut source, from), (to, mut sink)) = (pair().await, pair().await);
-        let mut pipe = Lent::take().expect("a pipe");
+        let mut pipe = PooledPipe::acquire().expect("a pipe");
         assert_eq!(pipe.fill(&from).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         source.write_all(b"some bytes").await.unwrap();
         from.readable().await.unwrap();
         assert_eq!(pipe.fill(&from).unwrap(), 10);
-        assert_eq!(pipe.held(), 10);
+        assert_eq!(pipe.len(), 10);
         to.writable().await.unwrap();
         assert_eq!(pipe.drain(&to).unwrap(), 10);
         let mut got = [0; 10];
@@ -200,52 +231,84 @@ mod tests {
         assert_eq!(pipe.fill(&from).unwrap(), 0, "nothing more to move");
     }
 
-    /// With the end behind the mark, splice(2) says 0 as it does at the end.
+    /// With the end after the mark, splice(2) returns 0 as it does at the end.
     #[tokio::test]
     async fn a_mark_of_urgent_data_is_not_the_end() {
-        let _turn = ONE_AFTER_THE_OTHER.lock().await;
+        let _serial = SERIAL.lock().await;
         let (mut source, from) = pair().await;
         source.write_all(b"before").await.unwrap();
         socket2::SockRef::from(&source).send_out_of_band(b"!").unwrap();
         source.write_all(b"after").await.unwrap();
         source.shutdown().await.unwrap();
         from.ready(Interest::READABLE).await.unwrap();
-        let mut pipe = Lent::take().expect("a pipe");
+        let mut pipe = PooledPipe::acquire().expect("a pipe");
         assert_eq!(pipe.fill(&from).unwrap(), 6);
-        pipe.held = 0;
+        pipe.len = 0;
         while pipe.fill(&from).is_err() {
             from.readable().await.unwrap();
         }
-        assert_eq!(pipe.held(), 0, "it stops at the mark");
+        assert_eq!(pipe.len(), 0, "it stops at the mark");
         let mut rest = Vec::new();
         let mut from = from;
         from.read_to_end(&mut rest).await.unwrap();
         assert_eq!(rest, b"after");
-        // Its bytes are still in it.
+        // The bytes from before the mark are still in it.
         drop(pipe.pipe.take());
     }
 
-    /// The next holder must not get another stream's bytes.
     #[tokio::test]
-    async fn a_pipe_with_something_in_it_is_not_lent_again() {
-        let _turn = ONE_AFTER_THE_OTHER.lock().await;
+    async fn a_pipe_that_is_not_empty_does_not_return_to_the_pool() {
+        let _serial = SERIAL.lock().await;
         let (mut source, from) = pair().await;
-        let mut pipe = Lent::take().expect("a pipe");
+        let mut pipe = PooledPipe::acquire().expect("a pipe");
         source.write_all(b"left over").await.unwrap();
         from.readable().await.unwrap();
         pipe.fill(&from).unwrap();
+        let before = idle().len();
         drop(pipe);
-        assert_eq!(FREE.with_borrow(Vec::len), 0);
-        drop(Lent::take().expect("a pipe"));
-        assert_eq!(FREE.with_borrow(Vec::len), 1);
+        assert_eq!(idle().len(), before);
+        drop(PooledPipe::acquire().expect("a pipe"));
+        assert_eq!(idle().len(), before.max(1));
     }
 
     #[tokio::test]
-    async fn their_number_is_bounded() {
-        let _turn = ONE_AFTER_THE_OTHER.lock().await;
-        let many: Vec<_> = std::iter::from_fn(Lent::take).take(2 * PIPES).collect();
-        assert!(many.len() <= PIPES, "{}", many.len());
+    async fn copying_the_bytes_of_a_pipe_returns_it_to_the_pool() {
+        let _serial = SERIAL.lock().await;
+        let (mut source, from) = pair().await;
+        let mut pipe = PooledPipe::acquire().expect("a pipe");
+        source.write_all(b"some bytes").await.unwrap();
+        from.readable().await.unwrap();
+        pipe.fill(&from).unwrap();
+        let before = idle().len();
+        assert_eq!(pipe.into_bytes().unwrap(), b"some bytes");
+        assert_eq!(idle().len(), before + 1);
+    }
+
+    #[tokio::test]
+    async fn the_number_of_pipes_is_bounded() {
+        let _serial = SERIAL.lock().await;
+        let many: Vec<_> = std::iter::from_fn(PooledPipe::acquire).take(2 * PIPES).collect();
+        assert!(many.len() <= PIPES, "{} pipes", many.len());
         drop(many);
-        assert!(Lent::take().is_some(), "they come back");
+        assert!(PooledPipe::acquire().is_some(), "pipes return to the pool");
+    }
+
+    #[tokio::test]
+    async fn idle_threads_keep_no_pipes_from_others() {
+        let _serial = SERIAL.lock().await;
+        let acquire_all =
+            || std::iter::from_fn(PooledPipe::acquire).take(2 * PIPES).collect::<Vec<_>>().len();
+        std::thread::scope(|scope| {
+            let (used, is_used) = std::sync::mpsc::channel();
+            let (done, is_done) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || {
+                used.send(acquire_all()).unwrap();
+                // The thread is idle until the other one has counted.
+                let _ = is_done.recv();
+            });
+            let in_other_thread = is_used.recv().unwrap();
+            assert_eq!(acquire_all(), in_other_thread);
+            drop(done);
+        });
     }
 }

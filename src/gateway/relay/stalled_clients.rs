@@ -1,11 +1,11 @@
-//! Streams that wait for their client to take something: a bounded number, in total and for one
-//! client address.
+//! Streams whose clients do not take what was written: bounded in number, in total and per client
+//! address.
 //!
-//! Such a stream holds what the kernel has taken from the next hop and not delivered, and a piece
-//! of the log: far more than a quiet one. The limits on connections alone would allow clients that
-//! stop reading the whole memory that the host has for TCP. Beyond the bound the stream that has
-//! waited longest is cut. Any bytes taken end a wait, so that is one that stopped reading, or the
-//! slowest of very many.
+//! Such a stream holds what the kernel has received from the hop and not delivered, and a chunk of the
+//! log: much more than an idle one. The limits on connections alone would let clients that stop reading
+//! take all memory that the host has for TCP. Beyond the bound the stream that has waited longest is
+//! evicted. A wait ends as soon as the client takes some bytes, so that is one whose client has stopped
+//! reading, or the slowest of very many.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,39 +15,48 @@ use ipnet::IpNet;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::End;
+use super::EndReason;
 use crate::config::Limits;
-use crate::gateway::Context;
 use crate::gateway::limits::CountedClient;
 
-/// Of the connections of one address, one in so many may wait. Twice the share in total: people who
-/// share an address and ask for one log in the same moment wait for a round trip each.
-const OF_ADDRESS: usize = 4;
+/// The divisor of `limits.connections_per_address` for waits of one address. Twice the share of the
+/// total, because clients that share an address and request one log at the same moment each wait for a
+/// round trip.
+const ADDRESS_DIVISOR: usize = 4;
 
-/// One in so many may have waited for [`STALL`].
-const STALLED: usize = 16;
+/// The divisor of both limits for waits that have lasted for [`STALL`].
+const STALL_DIVISOR: usize = 16;
 
-/// A client that takes nothing for so long is no longer one that is merely slower than its log: the
-/// kernel lets a stream go on when a third of its send buffer is free, after a second at 170 kB/s.
+/// A client that takes nothing for this long is not merely slower than its log: the kernel lets a
+/// stream continue when a third of its send buffer is free, after a second at 170 kB/s.
 const STALL: Duration = Duration::from_secs(1);
 
-/// So many may wait where the share is smaller.
-const FLOOR: usize = 8;
+/// The number of waits that are always permitted.
+const MIN_WAITS: usize = 8;
 
-/// The streams that wait for their clients.
+/// The streams that wait for their clients. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct WaitingStreams {
-    share: usize,
-    share_of_address: usize,
+pub(crate) struct StalledClients {
+    /// All waits.
+    waits: WaitQueue,
+    /// Those that have lasted for [`STALL`].
+    stalls: WaitQueue,
+}
+
+/// Waits with a bound on their number.
+#[derive(Clone)]
+struct WaitQueue {
+    divisor: usize,
+    address_divisor: usize,
     waits: Arc<Mutex<Waits>>,
 }
 
 #[derive(Default)]
 struct Waits {
-    begun: u64,
-    /// By number, so in the order in which they began.
+    next: u64,
+    /// By number, and so in the order in which they began.
     all: BTreeMap<u64, Wait>,
-    /// The numbers of those that count for a client network; `None` for those that count for none.
+    /// The numbers of the waits that count for a client network; under `None` those that count for none.
     by_network: HashMap<Option<IpNet>, BTreeSet<u64>>,
 }
 
@@ -56,68 +65,77 @@ struct Wait {
     evicted: Arc<Notify>,
 }
 
-/// A stream's place among those that wait; free again when dropped.
-pub(crate) struct WaitGuard {
-    waiting: WaitingStreams,
+/// A stream's entry in a queue; dropping it ends the wait.
+struct WaitGuard {
+    queue: WaitQueue,
     number: u64,
     evicted: Arc<Notify>,
 }
 
-/// Holds a place for a stream of `client`'s that waits for it. Completes when the stream must end.
-pub(crate) async fn wait(cx: &Context, client: Option<CountedClient>) -> End {
-    let limits = &cx.limits;
-    let waiting = cx.waiting.begin(client, limits);
-    let stalled = async {
-        sleep(STALL).await;
-        cx.stalled.begin(client, limits).evicted().await;
-    };
-    tokio::select! {
-        biased;
-        () = waiting.evicted() => End::ClientEvicted,
-        () = stalled => End::ClientEvicted,
-        () = sleep(limits.write_timeout) => End::ClientStalled,
+impl Default for StalledClients {
+    fn default() -> Self {
+        Self {
+            waits: WaitQueue::new(Limits::WAITING, ADDRESS_DIVISOR),
+            stalls: WaitQueue::new(STALL_DIVISOR, STALL_DIVISOR),
+        }
     }
 }
 
-impl WaitingStreams {
-    /// Those that wait at all.
-    pub(crate) fn all() -> Self {
-        Self { share: Limits::WAITING, share_of_address: OF_ADDRESS, waits: Arc::default() }
+impl StalledClients {
+    /// Counts a stream that waits for `client` to take bytes, for as long as this is polled. Completes
+    /// when the stream must end: after `limits.write_timeout`, or earlier when it is evicted.
+    pub(crate) async fn write_deadline(
+        &self,
+        limits: &Limits,
+        client: Option<CountedClient>,
+    ) -> EndReason {
+        let wait = self.waits.begin(client, limits);
+        let stall = async {
+            sleep(STALL).await;
+            self.stalls.begin(client, limits).wait_evicted().await;
+        };
+        tokio::select! {
+            biased;
+            () = wait.wait_evicted() => EndReason::ClientEvicted,
+            () = stall => EndReason::ClientEvicted,
+            () = sleep(limits.write_timeout) => EndReason::ClientStalled,
+        }
+    }
+}
+
+impl WaitQueue {
+    fn new(divisor: usize, address_divisor: usize) -> Self {
+        Self { divisor, address_divisor, waits: Arc::default() }
     }
 
-    /// Those that have waited for [`STALL`].
-    pub(crate) fn stalled() -> Self {
-        Self { share: STALLED, share_of_address: STALLED, waits: Arc::default() }
-    }
-
-    /// Notes that a stream waits for its client, which counts for the networks of `client`. Where
-    /// that is one too many, evicts the stream that has waited longest: of such a network, or in
-    /// total of the network with the most waits.
-    pub(crate) fn begin(&self, client: Option<CountedClient>, limits: &Limits) -> WaitGuard {
-        let total = (limits.connections / self.share).max(FLOOR);
-        // No address has more than half of all places, however low the total is.
-        let of_address = (limits.connections_per_address / self.share_of_address).min(total / 2);
+    /// Adds the wait of a stream to the networks of its `client`. If that is one too many, evicts the
+    /// stream that has waited longest: of such a network, or in total of the network with the most
+    /// waits.
+    fn begin(&self, client: Option<CountedClient>, limits: &Limits) -> WaitGuard {
+        let total = (limits.connections / self.divisor).max(MIN_WAITS);
+        // However low the total is, no address has more than half of it.
+        let per_address = (limits.connections_per_address / self.address_divisor).min(total / 2);
         let evicted = Arc::new(Notify::new());
         let mut waits = self.lock();
-        let number = waits.begun;
-        waits.begun += 1;
+        let number = waits.next;
+        waits.next += 1;
         waits.all.insert(number, Wait { client, evicted: Arc::clone(&evicted) });
         for (network, share) in networks(client) {
-            let here = waits.by_network.entry(network).or_default();
-            here.insert(number);
-            let too_many = here.len() > of_address.max(FLOOR).saturating_mul(share);
-            if network.is_some() && too_many {
-                waits.evict_of(network);
+            let of_network = waits.by_network.entry(network).or_default();
+            of_network.insert(number);
+            let is_full = of_network.len() > per_address.max(MIN_WAITS).saturating_mul(share);
+            if network.is_some() && is_full {
+                waits.evict_from(network);
             }
         }
         if waits.all.len() > total {
-            let most = waits.by_network.iter().max_by_key(|(_, here)| here.len());
-            if let Some(network) = most.map(|(network, _)| *network) {
-                waits.evict_of(network);
+            let largest = waits.by_network.iter().max_by_key(|(_, waits)| waits.len());
+            if let Some(network) = largest.map(|(network, _)| *network) {
+                waits.evict_from(network);
             }
         }
         drop(waits);
-        WaitGuard { waiting: self.clone(), number, evicted }
+        WaitGuard { queue: self.clone(), number, evicted }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waits> {
@@ -126,7 +144,7 @@ impl WaitingStreams {
     }
 }
 
-/// The networks that a stream of `client`'s counts for, each with its share.
+/// The networks that a stream of `client` counts for, each with its share.
 fn networks(client: Option<CountedClient>) -> impl Iterator<Item = (Option<IpNet>, usize)> {
     let counted = client.into_iter().flat_map(CountedClient::networks);
     let counted = counted.map(|(network, share)| (Some(network), share));
@@ -135,7 +153,7 @@ fn networks(client: Option<CountedClient>) -> impl Iterator<Item = (Option<IpNet
 
 impl Waits {
     /// Evicts the stream of `network` that has waited longest.
-    fn evict_of(&mut self, network: Option<IpNet>) {
+    fn evict_from(&mut self, network: Option<IpNet>) {
         let oldest = self.by_network.get(&network).and_then(BTreeSet::first).copied();
         if let Some(wait) = oldest.and_then(|oldest| self.remove(oldest)) {
             wait.evicted.notify_one();
@@ -145,9 +163,9 @@ impl Waits {
     fn remove(&mut self, number: u64) -> Option<Wait> {
         let wait = self.all.remove(&number)?;
         for (network, _) in networks(wait.client) {
-            if let Some(here) = self.by_network.get_mut(&network) {
-                here.remove(&number);
-                if here.is_empty() {
+            if let Some(of_network) = self.by_network.get_mut(&network) {
+                of_network.remove(&number);
+                if of_network.is_empty() {
                     self.by_network.remove(&network);
                 }
             }
@@ -157,15 +175,15 @@ impl Waits {
 }
 
 impl WaitGuard {
-    /// Waits until the stream has to make way for others.
-    pub(crate) async fn evicted(&self) {
+    /// Waits until the stream is evicted.
+    async fn wait_evicted(&self) {
         self.evicted.notified().await;
     }
 }
 
 impl Drop for WaitGuard {
     fn drop(&mut self) {
-        self.waiting.lock().remove(self.number);
+        self.queue.lock().remove(self.number);
     }
 }
 
@@ -184,18 +202,19 @@ mod tests {
     }
 
     fn evicted(waits: &[WaitGuard]) -> Vec<usize> {
-        let over = |wait: &WaitGuard| wait.evicted().now_or_never().is_some();
+        let over = |wait: &WaitGuard| wait.wait_evicted().now_or_never().is_some();
         waits.iter().enumerate().filter(|(_, wait)| over(wait)).map(|(index, _)| index).collect()
     }
 
     #[test]
-    fn the_longest_wait_of_an_address_ends_beyond_its_bound() {
-        let (waiting, limits) = (WaitingStreams::stalled(), limits(100_000, 10 * STALLED));
-        let other = waiting.begin(client("192.0.2.2"), &limits);
-        let begin = |_| waiting.begin(client("192.0.2.1"), &limits);
+    fn too_many_waits_of_an_address_evict_its_longest() {
+        let (queue, limits) =
+            (StalledClients::default().stalls, limits(100_000, 10 * STALL_DIVISOR));
+        let other = queue.begin(client("192.0.2.2"), &limits);
+        let begin = |_| queue.begin(client("192.0.2.1"), &limits);
         let mut waits: Vec<_> = (0..10).map(begin).collect();
         assert_eq!(evicted(&waits), [0; 0]);
-        // One that takes something waits anew.
+        // A client that takes bytes ends its wait; the next one is new.
         drop(waits.remove(0));
         waits.extend((0..3).map(begin));
         assert_eq!(evicted(&waits), [0, 1]);
@@ -203,65 +222,69 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_wait_of_all_ends_beyond_their_bound() {
-        let (waiting, limits) = (WaitingStreams::stalled(), limits(10 * STALLED, 10 * STALLED));
-        let waits: Vec<_> = (0..12).map(|_| waiting.begin(None, &limits)).collect();
+    fn too_many_waits_in_total_evict_the_longest() {
+        let (queue, limits) =
+            (StalledClients::default().stalls, limits(10 * STALL_DIVISOR, 10 * STALL_DIVISOR));
+        let waits: Vec<_> = (0..12).map(|_| queue.begin(None, &limits)).collect();
         assert_eq!(evicted(&waits), [0, 1]);
     }
 
     #[test]
-    fn beyond_the_bound_of_all_the_network_with_the_most_waits_loses_one() {
-        let (waiting, limits) = (WaitingStreams::stalled(), limits(20 * STALLED, 20 * STALLED));
-        let few: Vec<_> = (0..2).map(|_| waiting.begin(client("192.0.2.1"), &limits)).collect();
-        let mut waits: Vec<_> = (0..8).map(|_| waiting.begin(None, &limits)).collect();
-        waits.extend((0..12).map(|_| waiting.begin(client("192.0.2.2"), &limits)));
-        // The first of them for the bound of their address, half of all.
+    fn too_many_waits_in_total_evict_from_the_network_with_the_most() {
+        let (queue, limits) =
+            (StalledClients::default().stalls, limits(20 * STALL_DIVISOR, 20 * STALL_DIVISOR));
+        let few: Vec<_> = (0..2).map(|_| queue.begin(client("192.0.2.1"), &limits)).collect();
+        let mut waits: Vec<_> = (0..8).map(|_| queue.begin(None, &limits)).collect();
+        waits.extend((0..12).map(|_| queue.begin(client("192.0.2.2"), &limits)));
+        // The first of them by the bound of its address, half of the total.
         assert_eq!(evicted(&waits), [8, 9]);
         assert_eq!(evicted(&few), [0; 0]);
     }
 
     #[test]
-    fn one_address_has_half_of_few_places() {
-        let (waiting, limits) = (WaitingStreams::all(), limits(20 * Limits::WAITING, 10_000));
-        let begin = |_| waiting.begin(client("192.0.2.1"), &limits);
+    fn one_address_has_at_most_half_of_few_waits() {
+        let (queue, limits) =
+            (StalledClients::default().waits, limits(20 * Limits::WAITING, 10_000));
+        let begin = |_| queue.begin(client("192.0.2.1"), &limits);
         let waits: Vec<_> = (0..11).map(begin).collect();
         assert_eq!(evicted(&waits), [0]);
     }
 
     #[test]
-    fn the_waits_of_an_ipv6_site_are_bounded() {
-        let (waiting, limits) = (WaitingStreams::stalled(), limits(100_000, 10 * STALLED));
-        let begin = |n| waiting.begin(client(&format!("2001:db8:0:{n:x}::1")), &limits);
+    fn waits_of_an_ipv6_site_are_bounded() {
+        let (queue, limits) =
+            (StalledClients::default().stalls, limits(100_000, 10 * STALL_DIVISOR));
+        let begin = |n| queue.begin(client(&format!("2001:db8:0:{n:x}::1")), &limits);
         let of_56: Vec<_> = (0..21).map(begin).collect();
-        assert_eq!(evicted(&of_56), [0], "twice as many as a /64");
+        assert_eq!(evicted(&of_56), [0], "a /56 has twice as many as a /64");
         drop(of_56);
         let of_48: Vec<_> = (0..41).map(|n| begin(n * 256)).collect();
-        assert_eq!(evicted(&of_48), [0], "four times as many");
+        assert_eq!(evicted(&of_48), [0], "a /48 has four times as many");
     }
 
     #[test]
-    fn a_crowd_behind_one_address_may_wait_for_a_moment() {
-        let (waiting, limits) = (WaitingStreams::all(), Limits::default());
-        let waits: Vec<_> = (0..200).map(|_| waiting.begin(client("192.0.2.1"), &limits)).collect();
+    fn many_clients_of_one_address_may_wait() {
+        let (queue, limits) = (StalledClients::default().waits, Limits::default());
+        let waits: Vec<_> = (0..200).map(|_| queue.begin(client("192.0.2.1"), &limits)).collect();
         assert_eq!(evicted(&waits), [0; 0]);
     }
 
     #[test]
-    fn few_connections_leave_room_for_some() {
-        let (waiting, limits) = (WaitingStreams::stalled(), limits(1, 1));
-        let begin = |_| waiting.begin(client("192.0.2.1"), &limits);
-        let waits: Vec<_> = (0..FLOOR).map(begin).collect();
+    fn some_waits_are_permitted_however_low_the_limits() {
+        let (queue, limits) = (StalledClients::default().stalls, limits(1, 1));
+        let begin = |_| queue.begin(client("192.0.2.1"), &limits);
+        let waits: Vec<_> = (0..MIN_WAITS).map(begin).collect();
         assert_eq!(evicted(&waits), [0; 0]);
     }
 
     #[test]
-    fn nothing_is_left_of_waits_that_are_over() {
-        let (waiting, limits) = (WaitingStreams::stalled(), limits(1, 1));
+    fn waits_that_ended_leave_nothing_behind() {
+        let (queue, limits) = (StalledClients::default().stalls, limits(1, 1));
         let clients = [client("192.0.2.1"), client("2001:db8::1"), None].into_iter().cycle();
         let waits: Vec<_> =
-            clients.take(3 * FLOOR).map(|client| waiting.begin(client, &limits)).collect();
+            clients.take(3 * MIN_WAITS).map(|client| queue.begin(client, &limits)).collect();
         drop(waits);
-        let waits = waiting.lock();
+        let waits = queue.lock();
         assert!(waits.all.is_empty() && waits.by_network.is_empty());
     }
 }

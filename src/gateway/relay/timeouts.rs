@@ -1,53 +1,50 @@
-//! How long a stream may be silent, and how long it may run at all, where that is limited.
+//! The idle and total timeouts of a stream, where they are configured.
 //!
-//! It looks at the count of what has been handed on, now and then, so that handing on costs nothing
-//! more, by whichever way. Where nothing is limited there is no timer.
+//! The idle timeout compares the number of relayed bytes from time to time, so that relaying costs
+//! nothing more. A stream without limits has no timer.
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::End;
-use crate::config::Limits;
-use crate::gateway::session::stream_table::Listed;
+use super::{EndReason, RelayContext};
 
-/// Looks for one idle time: a silence is found so much later at most.
-const LOOKS: u32 = 16;
+/// Comparisons within one idle timeout: an idle stream ends this part of the timeout late at most.
+const CHECKS: u32 = 16;
 
-/// Ends when a stream's time is over, and says why.
-pub(crate) type Allowance<'a> = Pin<Box<dyn Future<Output = End> + Send + 'a>>;
-
-/// What `limits` allow the stream `listed`; `None` if all. The first byte has a deadline of its
-/// own, so silence counts from there.
-pub(crate) fn of<'a>(listed: &'a Listed, limits: &Limits) -> Option<Allowance<'a>> {
-    let (idle, total) = (limits.stream_idle, limits.stream_total);
-    (idle.is_some() || total.is_some()).then(|| {
-        let over: Allowance<'_> = Box::pin(async move {
-            tokio::select! {
-                biased;
-                () = silence(listed, idle) => End::Idle,
-                () = end(listed, total) => End::Overlong,
-            }
-        });
-        over
-    })
+/// Completes when the stream must end; `None` without a limit.
+pub(super) fn stream_timeout<'a>(
+    cx: &'a RelayContext<'_>,
+) -> Option<Pin<Box<dyn Future<Output = EndReason> + Send + 'a>>> {
+    let (idle, total) = (cx.limits.stream_idle, cx.limits.stream_total);
+    if idle.is_none() && total.is_none() {
+        return None;
+    }
+    Some(Box::pin(async move {
+        tokio::select! {
+            biased;
+            () = wait_idle(cx, idle) => EndReason::Idle,
+            () = wait_total(cx, total) => EndReason::TooLong,
+        }
+    }))
 }
 
-async fn silence(listed: &Listed, idle: Option<Duration>) {
+async fn wait_idle(cx: &RelayContext<'_>, idle: Option<Duration>) {
     let Some(idle) = idle else { return std::future::pending().await };
-    let (mut seen, mut looks) = (0, 0);
-    while looks < LOOKS {
-        sleep(idle / LOOKS).await;
-        let bytes = listed.bytes();
-        looks = if bytes == seen && bytes > 0 { looks + 1 } else { 0 };
-        seen = bytes;
+    let mut last_bytes = 0;
+    let mut unchanged = 0;
+    while unchanged < CHECKS {
+        sleep(idle / CHECKS).await;
+        let bytes = cx.bytes();
+        unchanged = if bytes == last_bytes { unchanged + 1 } else { 0 };
+        last_bytes = bytes;
     }
 }
 
-async fn end(listed: &Listed, total: Option<Duration>) {
+async fn wait_total(cx: &RelayContext<'_>, total: Option<Duration>) {
     match total {
-        Some(total) => sleep(total.saturating_sub(listed.age())).await,
+        Some(total) => sleep(total.saturating_sub(cx.began.elapsed())).await,
         None => std::future::pending().await,
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use self::access::Access;
 use super::health::Memory;
-use super::protocol::request::{Fault, Reply};
+use super::protocol::reply::{Reply, ReplyError};
 use super::upstream::Upstream;
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
@@ -120,9 +120,11 @@ impl Resolver {
                 fastrand::shuffle(&mut hops[..gateways]);
                 Ok((hops, trace_parent))
             }
-            Err(LookupError::Unavailable(cause)) => Err((Reply::Error(Fault::RegistryAway), cause)),
+            Err(LookupError::Unavailable(cause)) => {
+                Err((Reply::Error(ReplyError::RegistryUnavailable), cause))
+            }
             Err(LookupError::Malformed(fault)) => {
-                Err((Reply::Error(Fault::UnreadableEntry), fault))
+                Err((Reply::Error(ReplyError::MalformedEntry), fault))
             }
         }
     }

@@ -11,7 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
+use rustls::HandshakeKind;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
@@ -27,21 +27,22 @@ use super::Context;
 use super::health::FailureKind;
 use super::limits::eviction_queue::Entry;
 use super::limits::{AddressPlace, CountedClient, Unasked};
-use super::protocol::request::{Fault, QueryError, Reply, read_query};
+use super::protocol::reply::{Reply, ReplyError};
+use super::protocol::request::{RequestError, RequestFormat, read_request};
 use super::relay;
-use super::relay::stalled_clients::wait;
-use super::relay::{Begin, End, Relayed};
+use super::relay::{EndReason, RelayContext, RelaySummary};
 use super::routing::access;
 use super::routing::access::Access;
-use super::transport::connection::Connection;
+use super::transport::connection::{Connection, read_size};
 use super::transport::read_ahead::ReadAhead;
+use super::transport::socket::Socket;
 use super::upstream::executor_slots::ExecutorSlot;
 use super::upstream::failover;
-use super::upstream::failover::{Answered, Raced};
+use super::upstream::failover::{Answered, Raced, SILENT};
 use super::upstream::{DialError, Upstream};
 use crate::config::Limits;
 use crate::model::build_id::BuildId;
-use crate::telemetry::metrics::{Rejection, Route, Side};
+use crate::telemetry::metrics::{Direction, Rejection, Route};
 use crate::telemetry::otlp::Span;
 use crate::tls;
 use crate::tls::{Acceptor, Failure};
@@ -81,6 +82,8 @@ pub(crate) use log_stream;
 /// What a client has asked for.
 pub(crate) struct Asked<'a> {
     pub(crate) build: BuildId,
+    /// How many gateways have sent this request before.
+    pub(crate) sent_hops: u8,
     pub(crate) caller: &'a Caller,
     /// When it was known where the build runs.
     began: Instant,
@@ -91,8 +94,7 @@ pub(crate) struct Asked<'a> {
 impl Asked<'_> {
     /// Its place in the list of streams, as long as `hop` is asked or relayed from.
     pub(crate) fn listed(&self, hop: &Upstream) -> Listed {
-        let (peer, client) = (self.caller.peer, self.client());
-        self.cx.streams.begin(peer, &self.build, hop.clone(), self.began, client)
+        self.cx.streams.begin(self.caller.peer, &self.build, hop.clone(), self.began)
     }
 
     /// The client, if limits count it by its address.
@@ -100,11 +102,23 @@ impl Asked<'_> {
         self.caller.of_address.as_ref().and_then(AddressPlace::client)
     }
 
+    fn relay_context<'a>(&'a self, listed: &'a Listed) -> RelayContext<'a> {
+        RelayContext {
+            limits: &self.cx.limits,
+            stalled_clients: &self.cx.stalled_clients,
+            metrics: &self.cx.metrics,
+            abort: &self.cx.cut,
+            client: self.client(),
+            began: self.began,
+            bytes: listed.byte_counter(),
+        }
+    }
+
     /// Counts and logs how the stream from `hop` ended, or the wait for it.
     pub(crate) fn ended(&self, hop: &Upstream, route: Route, bytes: u64, end: &dyn Display) {
-        let Self { build, caller: Caller { peer, logged, .. }, began, span, cx } = self;
+        let Self { build, caller: Caller { peer, logged, .. }, began, span, cx, .. } = self;
         let seconds = began.elapsed();
-        cx.metrics.streamed(route, seconds);
+        cx.metrics.stream_closed(route, seconds);
         span.over(hop, route, bytes);
         // Milliseconds: JSON would show all digits.
         let seconds = (seconds.as_secs_f64() * 1000.0).round() / 1000.0;
@@ -128,7 +142,7 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
         }
     }
     let mut client = match &cx.acceptors[index] {
-        None => Connection::Plain(stream),
+        None => Connection::Plain(Socket::from_client(stream)),
         // Boxed, as dialing is: what is large and soon over is to be no part of a quiet stream.
         Some(acceptor) => match Box::pin(shake_hands(stream, caller, acceptor, cx)).await {
             Ok(client) => client,
@@ -136,7 +150,7 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
         },
     };
     // What is bound here lives as long as the stream, and is part of it.
-    let (build, hops, span) = match asked_for(&mut client, caller, cx).await {
+    let (build, sent_hops, hops, span) = match asked_for(&mut client, caller, cx).await {
         Ok(asked) => asked,
         Err(None) => return Outcome::Probe,
         Err(Some(reply)) => {
@@ -145,7 +159,7 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
         }
     };
     caller.logged = cx.logs_stream_of(caller.peer);
-    let asked = Asked { build, caller, began: Instant::now(), span, cx };
+    let asked = Asked { build, sent_hops, caller, began: Instant::now(), span, cx };
     stream_from(&hops, client, &asked).await
 }
 
@@ -155,33 +169,46 @@ async fn asked_for(
     client: &mut Connection,
     caller: &mut Caller,
     cx: &Context,
-) -> Result<(BuildId, Vec<Upstream>, Span), Option<Reply>> {
+) -> Result<(BuildId, u8, Vec<Upstream>, Span), Option<Reply>> {
     let peer = caller.peer;
-    let query = timeout(cx.limits.request_timeout, read_query(client)).await;
+    let format = RequestFormat::negotiated(client.is_peer_gateway());
+    let query = timeout(cx.limits.request_timeout, read_request(client, format)).await;
     if matches!(query, Ok(Ok(_))) {
         caller.stop_waiting().await;
     }
     let (reply, reason) = match query {
-        Ok(Ok(build)) => match resolve(&build, access(client, caller, cx), peer, cx).await {
-            Ok((hops, span)) => {
-                if client.peer_certificates().is_some() {
-                    span.asked_by(peer);
+        Ok(Ok(request)) => {
+            let authenticated = client.peer_certificates().is_some();
+            let checked = request.check(cx.resolver.zone(), authenticated);
+            let resolved = match checked {
+                Ok(()) => resolve(&request.build, access(client, caller, cx), peer, cx).await,
+                Err(error) => Err((Reply::Error(error), "wrong zone or too many hops".to_owned())),
+            };
+            match resolved {
+                Ok((hops, span)) => {
+                    if authenticated {
+                        span.asked_by(peer);
+                    }
+                    return Ok((request.build, request.hops, hops, span));
                 }
-                return Ok((build, hops, span));
+                Err((reply, reason)) => (reply, format!("{}: {reason}", request.build)),
             }
-            Err((reply, reason)) => (reply, format!("{build}: {reason}")),
-        },
-        Ok(Err(QueryError::NotABuild(text))) => (Reply::NotFound, format!("no build id: {text}")),
-        Ok(Err(QueryError::TooLong)) => (Reply::Error(Fault::TooLong), "too long".to_owned()),
-        Ok(Err(QueryError::Closed)) => {
+        }
+        Ok(Err(RequestError::Malformed(text))) => {
+            (Reply::NotFound, format!("not a build ID: {text}"))
+        }
+        Ok(Err(RequestError::TooLong)) => {
+            (Reply::Error(ReplyError::RequestTooLong), "too long".to_owned())
+        }
+        Ok(Err(RequestError::Closed)) => {
             debug!(%peer, "closed without a request");
             return Err(None);
         }
-        Ok(Err(QueryError::Io(error))) => {
+        Ok(Err(RequestError::Io(error))) => {
             debug!(%peer, error = %tls::describe(&error), "no request");
             return Err(None);
         }
-        Err(_) => (Reply::Error(Fault::NoRequest), "nothing in time".to_owned()),
+        Err(_) => (Reply::Error(ReplyError::NoRequest), "nothing in time".to_owned()),
     };
     debug!(%peer, %reason, "request refused");
     Err(Some(reply))
@@ -228,8 +255,8 @@ async fn introduction(
     cx.turned_away(Rejection::Address, client);
     // As the listener does with clients that come by themselves.
     if !tls && let Some(_permit) = cx.bounds.refusal() {
-        let reply = Reply::Error(Fault::TooManyFromAddress);
-        refuse(Connection::Plain(stream), reply, cx).await;
+        let reply = Reply::Error(ReplyError::TooManyFromAddress);
+        refuse(Connection::Plain(Socket::from_client(stream)), reply, cx).await;
     }
     Err(Outcome::Rejected)
 }
@@ -279,35 +306,30 @@ async fn shake_hands(
         };
         tokio::select! {
             biased;
-            shaken = acceptor.accept(ReadAhead::from_client(stream)) => shaken.map(Ok),
+            shaken = acceptor.accept(ReadAhead::from_client(Socket::from_client(stream))) => shaken.map(Ok),
             () = evicted => Ok(Err(Outcome::Rejected)),
         }
     };
     let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
         Ok(Ok(Err(outcome))) => return Err(outcome),
-        Ok(Ok(Ok((stream, elsewhere)))) => {
+        Ok(Ok(Ok(stream))) => {
             // The client's request waits for the acknowledgement of its Finished (Nagle), which the
             // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
             // next read (tcp(7)); systems without it are as slow as before.
-            let _ = SockRef::from(stream.get_ref().0.socket()).set_tcp_quickack(true);
-            cx.metrics.shaken(Side::Client, stream.get_ref().1.handshake_kind());
+            stream.get_ref().0.socket().acknowledge_immediately();
+            let kind = stream.get_ref().1.handshake_kind();
+            let resumed = kind == Some(HandshakeKind::Resumed);
+            cx.metrics.handshake_ok(Direction::Inbound, resumed);
             if stream.get_ref().1.peer_certificates().is_some() {
                 cx.bounds.certify(peer.ip());
                 *of_address = None;
             }
-            let client = Connection::Tls(Box::new(stream.into()));
-            if !elsewhere {
-                return Ok(client);
-            }
-            debug!(%peer, "a gateway that wants one of another zone");
-            let reply = Reply::Error(Fault::OtherZone);
-            refuse(client, reply, cx).await;
-            return Err(Outcome::Refused(reply));
+            return Ok(Connection::tls(stream));
         }
         Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
         Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
     };
-    cx.metrics.handshake(Side::Client, Err(failure));
+    cx.metrics.handshake_failed(Direction::Inbound, failure.label());
     debug!(%peer, error, "no connection");
     Err(Outcome::NoHandshake)
 }
@@ -320,15 +342,15 @@ async fn resolve(
 ) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
     let Some(place) = cx.bounds.lookup(&cx.limits) else {
         cx.turned_away(Rejection::Lookups, peer);
-        return Err((Reply::Error(Fault::TooManyLookups), "too many look-ups".to_owned()));
+        return Err((Reply::Error(ReplyError::TooManyLookups), "too many look-ups".to_owned()));
     };
     let began = Instant::now();
     let resolved = cx.resolver.resolve(build, access.as_ref());
     let resolved = timeout(cx.limits.lookup_timeout, resolved).await;
     let resolved = resolved.unwrap_or_else(|_| {
-        Err((Reply::Error(Fault::RegistryAway), "no answer in time".to_owned()))
+        Err((Reply::Error(ReplyError::RegistryUnavailable), "no answer in time".to_owned()))
     });
-    cx.metrics.looked_up(began.elapsed());
+    cx.metrics.lookup_finished(began.elapsed());
     drop(place);
     if access.is_some() && matches!(resolved, Err((Reply::NotFound | Reply::Denied, _))) {
         Box::pin(hide_duration(began.into())).await;
@@ -355,14 +377,15 @@ async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_
         Err(fault) => Outcome::Refused(Reply::Error(fault)),
     };
     asked.span.end(&outcome);
+    let deadline = || cx.stalled_clients.write_deadline(&cx.limits, asked.client());
     match &outcome {
-        Outcome::Streamed(End::Finished) => client.finish(|| wait(cx, asked.client())).await,
-        Outcome::Streamed(End::UpstreamFailed(_) | End::Idle | End::Overlong) => {
-            client.cut(wait(cx, asked.client())).await;
+        Outcome::Streamed(EndReason::Finished) => client.close_gracefully(deadline).await,
+        Outcome::Streamed(EndReason::UpstreamFailed(_) | EndReason::Idle | EndReason::TooLong) => {
+            client.abort(deadline).await;
         }
         // Nothing of a log has been sent, so a line of ours cannot be mistaken for it.
         Outcome::Refused(reply) => refuse(client, *reply, cx).await,
-        _ => client.cut(ready(())).await,
+        _ => client.abort(|| ready(())).await,
     }
     outcome
 }
@@ -372,7 +395,7 @@ async fn relay_from(
     hop: &Upstream,
     client: &mut Connection,
     asked: &Asked<'_>,
-) -> Result<End, Fault> {
+) -> Result<EndReason, ReplyError> {
     let Asked { build, span, cx, .. } = asked;
     let route = Route::Direct;
     let listed = asked.listed(hop);
@@ -387,57 +410,72 @@ async fn relay_from(
         Err(None) => {
             memory.failed(build, hop, &DialError::Busy, FailureKind::Other);
             asked.ended(hop, route, 0, &DialError::Busy);
-            return Err(Fault::ExecutorSilent);
+            return Err(ReplyError::ExecutorSilent);
         }
     };
     let dialed = Instant::now();
-    let mut upstream = match Box::pin(hop.ask(build, cx)).await {
+    let mut upstream = match Box::pin(hop.ask(asked)).await {
         Ok(upstream) => upstream,
         Err(error) => {
             if matches!(error, DialError::Ourselves) {
-                cx.metrics.miswired("circle");
+                cx.metrics.misrouted("circle");
             }
             memory.failed(build, hop, &error, FailureKind::Other);
             asked.ended(hop, route, 0, &error);
-            return Err(Fault::ExecutorUnreachable);
+            return Err(ReplyError::ExecutorUnreachable);
         }
     };
     cx.metrics.connected(route, dialed.elapsed());
     span.connected(hop);
-    let _active = cx.metrics.stream();
-    // A block, so that a quiet stream does not hold what is in it.
-    let (begin, whole_timeout) = {
+    let _active = cx.metrics.active_stream();
+    let first = {
         let patience = cx.first_byte_patience(deadline);
-        (Begin::Wait(patience), patience == cx.limits.first_byte_timeout)
-    };
-    let first_byte = || {
-        if let Some(slot) = slot.take() {
-            slot.answered();
+        let size = read_size(false, client.is_tls());
+        let read = Box::pin(async {
+            tokio::select! {
+                biased;
+                () = cx.cut.cancelled() => Err(EndReason::Stopped),
+                read = timeout(patience, upstream.read_chunk(size)) => Ok(read),
+                error = client.wait_closed() => Err(EndReason::ClientLeft(error)),
+            }
+        })
+        .await;
+        match read {
+            Err(end) => {
+                asked.ended(hop, route, 0, &end);
+                return Ok(end);
+            }
+            Ok(Ok(Ok(chunk))) if !chunk.is_empty() => chunk,
+            Ok(Ok(Err(error))) => {
+                let end = EndReason::UpstreamFailed(error);
+                asked.ended(hop, route, 0, &end);
+                memory.failed(build, hop, &end, FailureKind::Other);
+                return Err(ReplyError::ExecutorUnreachable);
+            }
+            Ok(silent) => {
+                asked.ended(hop, route, 0, &SILENT);
+                memory.failed(build, hop, &SILENT, FailureKind::Other);
+                let whole_timeout = patience == cx.limits.first_byte_timeout;
+                if let Some(slot) = slot.filter(|_| silent.is_err() && whole_timeout) {
+                    slot.silent(build);
+                }
+                return Err(ReplyError::ExecutorSilent);
+            }
         }
-        // One reference, and not one to each of these.
-        let asked: &Asked<'_> = asked;
-        let Asked { build, span, cx, .. } = asked;
-        cx.resolver.memory().answered(build, hop);
-        cx.metrics.first_byte(listed.age(), span.trace_id());
-        span.first_byte();
     };
-    let relayed = relay::run(&mut upstream, client, cx, begin, first_byte, &listed).await;
-    let Relayed { bytes, end, timed_out } = relayed;
-    if matches!(end, End::Finished) {
+    if let Some(slot) = slot.take() {
+        slot.answered();
+    }
+    memory.answered(build, hop);
+    cx.metrics.first_byte(listed.age(), span.trace_id());
+    span.first_byte();
+    let relay_cx = asked.relay_context(&listed);
+    let RelaySummary { bytes, end } = relay::run(&mut upstream, first, client, &relay_cx).await;
+    if matches!(end, EndReason::Finished) {
         upstream.close();
     }
     asked.ended(hop, route, bytes, &end);
-    if bytes == 0 && end.is_upstreams_fault() {
-        memory.failed(build, hop, &end, FailureKind::Other);
-    }
-    if let Some(slot) = slot.filter(|_| timed_out && whole_timeout) {
-        slot.silent(build);
-    }
-    match end {
-        End::UpstreamSilent => Err(Fault::ExecutorSilent),
-        End::UpstreamFailed(_) if bytes == 0 => Err(Fault::ExecutorUnreachable),
-        end => Ok(end),
-    }
+    Ok(end)
 }
 
 /// Takes a slot to ask `hop`, waiting for it up to the first-byte deadline. Without one the error is
@@ -446,7 +484,7 @@ async fn executor_slot(
     hop: &Upstream,
     client: &mut Connection,
     asked: &Asked<'_>,
-) -> Result<Option<ExecutorSlot>, Option<End>> {
+) -> Result<Option<ExecutorSlot>, Option<EndReason>> {
     let Upstream::Executor(executor) = hop else { return Ok(None) };
     let Asked { build, cx, .. } = asked;
     if let Some(slot) = cx.executor_slots.try_acquire(executor) {
@@ -454,12 +492,11 @@ async fn executor_slot(
     }
     // Boxed: only a crowd comes here.
     Box::pin(async {
-        let mut discarded = 0;
         let meanwhile = async {
             tokio::select! {
                 biased;
-                () = cx.cut.cancelled() => End::Stopped,
-                reason = client.departed(&mut discarded) => End::ClientLeft(reason),
+                () = cx.cut.cancelled() => EndReason::Stopped,
+                reason = client.wait_closed() => EndReason::ClientLeft(reason),
             }
         };
         cx.executor_slot(executor, build, meanwhile).await.map(Some)
@@ -468,34 +505,25 @@ async fn executor_slot(
 }
 
 /// Relays the log of which one of several hops has sent the first bytes.
-async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> End {
-    let Answered { hop, route, mut connection, listed, first: (piece, failure) } = answered;
-    let _active = asked.cx.metrics.stream();
-    let begin = Begin::Read(piece, failure);
-    let relayed = relay::run(&mut connection, client, asked.cx, begin, || {}, &listed).await;
-    let Relayed { bytes, end, .. } = relayed;
-    if matches!(end, End::Finished) {
+async fn go_on(answered: Answered, client: &mut Connection, asked: &Asked<'_>) -> EndReason {
+    let Answered { hop, route, mut connection, listed, first } = answered;
+    let _active = asked.cx.metrics.active_stream();
+    let relay_cx = asked.relay_context(&listed);
+    let summary = relay::run(&mut connection, first, client, &relay_cx).await;
+    let RelaySummary { bytes, end } = summary;
+    if matches!(end, EndReason::Finished) {
         connection.close();
     }
     asked.ended(&hop, route, bytes, &end);
     end
 }
 
-/// Sends the one line that stands for a log, and closes.
-///
-/// Another gateway would take it for the log. Where ZooKeeper is away from us alone, another one of
-/// our zone may do better, and the asking gateway tries that when it is cut; those of upstream's do
-/// not and get the line.
+/// Sends the line that replaces a log, and closes.
 pub(crate) async fn refuse(mut client: Connection, reply: Reply, cx: &Context) {
-    if reply == Reply::Error(Fault::RegistryAway) && client.is_to_own_kind() {
-        client.cut(ready(())).await;
-        return;
-    }
-    let line = reply.to_string();
-    // A client that does not take one line has no claim to be told anything.
-    if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line.as_bytes())).await
-    {
-        client.finish(|| sleep(cx.limits.request_timeout)).await;
+    let line = reply.line().as_bytes();
+    // If the client does not read one line in time, close.
+    if let Ok(Ok(())) = timeout(cx.limits.request_timeout, client.write_all(line)).await {
+        client.close_gracefully(|| sleep(cx.limits.request_timeout)).await;
     }
 }
 

@@ -1,13 +1,13 @@
 //! How a connection ended, as it is counted.
 
-use crate::gateway::protocol::request::{Fault, Reply};
-use crate::gateway::relay::End;
+use crate::gateway::protocol::reply::{Reply, ReplyError};
+use crate::gateway::relay::EndReason;
 
 /// The end of one accepted connection.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// A log was relayed, at least its first byte.
-    Streamed(End),
+    Streamed(EndReason),
     /// One line of ours stood for it.
     Refused(Reply),
     /// Closed without a line at a limit of TLS handshakes, or for a newer connection.
@@ -24,31 +24,32 @@ impl Outcome {
     /// The value of the metric label `result`.
     pub(crate) fn label(&self) -> &'static str {
         match self {
-            Self::Streamed(End::Finished) => "ok",
-            Self::Streamed(End::UpstreamFailed(_)) => "upstream_cut",
-            Self::Streamed(End::ClientLeft(_)) => "client_left",
-            Self::Streamed(End::ClientStalled) => "client_stalled",
-            Self::Streamed(End::ClientEvicted) => "client_evicted",
-            Self::Streamed(End::Stopped) => "stopped",
-            Self::Streamed(End::Idle) => "stream_idle",
-            Self::Streamed(End::Overlong) => "stream_total",
+            Self::Streamed(EndReason::Finished) => "ok",
+            Self::Streamed(EndReason::UpstreamFailed(_)) => "upstream_cut",
+            Self::Streamed(EndReason::ClientLeft(_)) => "client_left",
+            Self::Streamed(EndReason::ClientStalled) => "client_stalled",
+            Self::Streamed(EndReason::ClientEvicted) => "client_evicted",
+            Self::Streamed(EndReason::Stopped) => "stopped",
+            Self::Streamed(EndReason::Idle) => "stream_idle",
+            Self::Streamed(EndReason::TooLong) => "stream_total",
             Self::Refused(Reply::NotFound) => "not_found",
             Self::Refused(Reply::NotStarted) => "not_started",
             Self::Refused(Reply::Denied) => "denied",
             Self::Refused(Reply::Error(fault)) => match fault {
-                Fault::TooLong => "bad_request",
-                Fault::NoRequest => "timeout",
-                Fault::TooManyConnections | Fault::TooManyFromAddress | Fault::TooManyLookups => {
-                    "rejected"
-                }
-                Fault::RegistryAway => "zookeeper",
-                Fault::UnreadableEntry => "unreadable",
-                Fault::ExecutorUnreachable => "upstream_unreachable",
-                Fault::ZoneUnreachable => "zone_unreachable",
-                Fault::ExecutorSilent => "upstream_silent",
-                Fault::OtherZone => "other_zone",
+                ReplyError::RequestTooLong => "bad_request",
+                ReplyError::NoRequest => "timeout",
+                ReplyError::TooManyConnections
+                | ReplyError::TooManyFromAddress
+                | ReplyError::TooManyLookups
+                | ReplyError::TooManyForBuild => "rejected",
+                ReplyError::RegistryUnavailable => "zookeeper",
+                ReplyError::MalformedEntry => "unreadable",
+                ReplyError::ExecutorUnreachable => "upstream_unreachable",
+                ReplyError::ZoneUnreachable => "zone_unreachable",
+                ReplyError::ExecutorSilent => "upstream_silent",
+                ReplyError::WrongZone => "wrong_zone",
+                ReplyError::Loop => "loop",
             },
-            Self::Streamed(End::UpstreamSilent) => "upstream_silent",
             Self::Rejected => "rejected",
             Self::NoHeader => "proxy_header",
             Self::NoHandshake => "tls",

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::gateway::limits::CountedClient;
 use crate::gateway::upstream::Upstream;
 use crate::model::build_id::BuildId;
 
@@ -26,8 +25,6 @@ pub(crate) struct Stream {
     pub(crate) build: BuildId,
     pub(crate) hop: Upstream,
     pub(crate) began: Instant,
-    /// The client, if limits count it by its address.
-    pub(crate) client: Option<CountedClient>,
     bytes: AtomicU64,
 }
 
@@ -53,10 +50,9 @@ impl Streams {
         build: &BuildId,
         hop: Upstream,
         began: Instant,
-        client: Option<CountedClient>,
     ) -> Listed {
         let (build, bytes) = (build.clone(), AtomicU64::new(0));
-        let stream = Arc::new(Stream { peer, build, hop, began, client, bytes });
+        let stream = Arc::new(Stream { peer, build, hop, began, bytes });
         let mut running = self.lock();
         let number = running.begun;
         running.begun += 1;
@@ -81,19 +77,9 @@ impl Listed {
         self.stream.began.elapsed()
     }
 
-    /// Handed to the client's connection so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.stream.bytes()
-    }
-
-    /// The client, if limits count it by its address.
-    pub(crate) fn client(&self) -> Option<CountedClient> {
-        self.stream.client
-    }
-
-    /// Notes that so many more bytes have been handed on.
-    pub(crate) fn add(&self, bytes: u64) {
-        self.stream.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// The number of bytes written to the client.
+    pub(crate) fn byte_counter(&self) -> &AtomicU64 {
+        &self.stream.bytes
     }
 }
 
@@ -117,11 +103,9 @@ mod tests {
             let hostname = hostname.to_owned();
             Upstream::Executor(Executor { hostname, port: 7900, zone: None })
         };
-        let begin =
-            |hostname: &str| streams.begin(peer, &build, hop(hostname), Instant::now(), None);
+        let begin = |hostname: &str| streams.begin(peer, &build, hop(hostname), Instant::now());
         let (first, second) = (begin("first"), begin("second"));
-        second.add(2);
-        second.add(3);
+        second.byte_counter().store(5, Ordering::Relaxed);
         let listed = || -> Vec<_> {
             streams.list().iter().map(|stream| (stream.hop.clone(), stream.bytes())).collect()
         };

@@ -1,42 +1,42 @@
-//! Buffers that are lent while bytes move, so that a quiet stream holds none.
+//! A pool of read buffers, held only while bytes move: an idle stream has none.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-/// The length of each, in bytes: four full TLS records, which then cost one system call.
-pub(crate) const LENGTH: usize = 64 * 1024;
+/// The size of each buffer, in bytes: four full TLS records, which then cost one system call.
+pub(crate) const BUFFER_SIZE: usize = 64 * 1024;
 
-/// Kept by each thread for whoever comes next. More are made when needed, and freed.
-const KEPT: usize = 4;
+/// The number of free buffers that each thread keeps. More are allocated when needed, and freed.
+const IDLE_PER_THREAD: usize = 4;
 
 thread_local! {
-    static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static IDLE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer for as long as somebody holds it. What is in it before it is written to is left over
-/// from another stream: hand on only what has been read into it.
-pub(crate) struct Lent(Box<[u8]>);
+/// A buffer from the pool. Its content is left over from another stream: use only what has been read
+/// into it.
+pub(crate) struct PooledBuffer(Box<[u8]>);
 
-impl Lent {
-    /// Any buffer that is free.
-    pub(crate) fn take() -> Self {
-        let free = FREE.with_borrow_mut(Vec::pop);
-        Self(free.unwrap_or_else(|| vec![0; LENGTH].into_boxed_slice()))
+impl PooledBuffer {
+    /// Takes a free buffer, or allocates one.
+    pub(crate) fn acquire() -> Self {
+        let idle = IDLE.with_borrow_mut(Vec::pop);
+        Self(idle.unwrap_or_else(|| vec![0; BUFFER_SIZE].into_boxed_slice()))
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.0);
-        FREE.with_borrow_mut(|free| {
-            if free.len() < KEPT {
-                free.push(buffer);
+        IDLE.with_borrow_mut(|idle| {
+            if idle.len() < IDLE_PER_THREAD {
+                idle.push(buffer);
             }
         });
     }
 }
 
-impl Deref for Lent {
+impl Deref for PooledBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -44,30 +44,37 @@ impl Deref for Lent {
     }
 }
 
-impl DerefMut for Lent {
+impl DerefMut for PooledBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
 }
 
-/// What has been read at once.
-pub(crate) struct Piece {
-    lent: Lent,
+/// The bytes of one read.
+pub(crate) struct Chunk {
+    buffer: PooledBuffer,
     length: usize,
 }
 
-impl Piece {
-    /// The first `length` bytes of `lent`.
-    pub(crate) fn new(lent: Lent, length: usize) -> Self {
-        Self { lent, length }
+impl Chunk {
+    /// The first `length` bytes of `buffer`.
+    pub(crate) fn new(buffer: PooledBuffer, length: usize) -> Self {
+        Self { buffer, length }
+    }
+
+    /// Appends `more`, which must fit into the buffer.
+    pub(crate) fn append(&mut self, more: &[u8]) {
+        let length = self.length + more.len();
+        self.buffer[self.length..length].copy_from_slice(more);
+        self.length = length;
     }
 }
 
-impl Deref for Piece {
+impl Deref for Chunk {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.lent[..self.length]
+        &self.buffer[..self.length]
     }
 }
 
@@ -76,14 +83,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_are_kept() {
-        let many: Vec<_> = (0..3 * KEPT).map(|_| Lent::take()).collect();
-        assert!(many.iter().all(|lent| lent.len() == LENGTH));
+    fn a_thread_keeps_few_idle_buffers() {
+        let many: Vec<_> = (0..3 * IDLE_PER_THREAD).map(|_| PooledBuffer::acquire()).collect();
+        assert!(many.iter().all(|buffer| buffer.len() == BUFFER_SIZE));
         drop(many);
-        assert_eq!(FREE.with_borrow(Vec::len), KEPT);
-        let one = Lent::take();
-        assert_eq!(FREE.with_borrow(Vec::len), KEPT - 1);
+        assert_eq!(IDLE.with_borrow(Vec::len), IDLE_PER_THREAD);
+        let one = PooledBuffer::acquire();
+        assert_eq!(IDLE.with_borrow(Vec::len), IDLE_PER_THREAD - 1);
         drop(one);
-        assert_eq!(FREE.with_borrow(Vec::len), KEPT);
+        assert_eq!(IDLE.with_borrow(Vec::len), IDLE_PER_THREAD);
     }
 }

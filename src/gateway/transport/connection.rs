@@ -1,68 +1,79 @@
-//! One TCP connection, plain or TLS, with the two ways it can end.
+//! One TCP connection, plain or with TLS, and its two ways to end: gracefully, or aborted by a reset.
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::ioctl::{Getter, Opcode, ioctl};
 use rustls::pki_types::CertificateDer;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsStream;
-use tracing::debug;
 
-use super::buffer_pool::{Lent, Piece};
+use super::buffer_pool::{BUFFER_SIZE, Chunk, PooledBuffer};
 use super::read_ahead::ReadAhead;
+use super::socket::Socket;
 use crate::tls;
 
-/// How long a client is given to close after we have. Closing with its bytes unread would send a
-/// reset, which may overtake the end of the log.
+/// How long the peer may take to close after we have. A close while bytes of the peer are unread sends
+/// a reset, which may overtake the end of the log.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Between two looks at a send queue that is nearly empty: twice as long each time.
-const ASK_AGAIN_MIN: Duration = Duration::from_millis(10);
-const ASK_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// Intervals between two queries of the send queue (SIOCOUTQ): doubled each time.
+const QUERY_MIN: Duration = Duration::from_millis(10);
+const QUERY_MAX: Duration = Duration::from_secs(1);
 
-/// The most of a client's unwanted bytes that is read, so that one that sends for ever costs
-/// nothing; what comes then makes our close a reset.
-const UNWANTED_MAX: u32 = 1024 * 1024;
+/// The most bytes after the request that are read from a client and thrown away. Bytes that come after
+/// these turn our close into a reset.
+const DISCARDED_MAX: u32 = 1024 * 1024;
 
-/// After so many unwanted bytes the client's receive buffer is made as small as the kernel allows, so
-/// that little is held of what comes after [`UNWANTED_MAX`].
-const UNWANTED_MANY: u32 = UNWANTED_MAX / 2;
+/// After this many discarded bytes the client's receive buffer is made as small as the kernel allows, so
+/// that the kernel holds little of what comes after [`DISCARDED_MAX`].
+const DISCARDED_MANY: u32 = DISCARDED_MAX / 2;
 
-/// A peer that has not acknowledged more than this, in bytes, is waited for: the kernel holds more for
-/// it than for a quiet stream.
-pub(crate) const UNACKNOWLEDGED_FEW: usize = 16 * 1024;
+/// While a peer has not acknowledged more bytes than this, it counts as having received everything: the
+/// kernel holds no more for it than for an idle stream.
+pub(crate) const UNACKED_FEW: usize = 16 * 1024;
 
-/// Between two keepalive probes, and how many stay unanswered before the peer counts as gone.
-const PROBE_INTERVAL: Duration = Duration::from_secs(10);
-const PROBES: u32 = 6;
+/// Added to the size of each write for the upper bound on what the peer has not acknowledged: more than
+/// a TLS record adds to its content.
+const WRITE_OVERHEAD: usize = 64;
 
-/// A connection to a client or to the next hop.
+/// The most that one read returns between two plain connections, in bytes. A read of this size shows
+/// that the log comes in bulk.
+pub(crate) const BULK_READ: usize = 16 * 1024;
+
+/// The most that one read of a log returns, in bytes, by whether the connections use TLS.
+pub(crate) fn read_size(is_upstream_tls: bool, is_client_tls: bool) -> usize {
+    if is_upstream_tls || is_client_tls { BUFFER_SIZE } else { BULK_READ }
+}
+
+/// A connection to a client or to a hop.
 pub(crate) enum Connection {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<ReadAhead>>),
+    Plain(Socket),
+    Tls(Box<TlsConnection>),
+}
+
+/// A connection with TLS.
+pub(crate) struct TlsConnection {
+    stream: TlsStream<ReadAhead>,
+    /// An error that the last read met after the bytes that it returned.
+    read_error: Option<io::Error>,
 }
 
 impl Connection {
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0.socket(),
-        }
+    /// A connection after its TLS handshake.
+    pub(crate) fn tls(stream: impl Into<TlsStream<ReadAhead>>) -> Self {
+        Self::Tls(Box::new(TlsConnection { stream: stream.into(), read_error: None }))
     }
 
-    /// The certificates that a TLS client has shown, its own first; they have been verified.
+    /// The certificates that a TLS peer has presented, its own first; they have been verified.
     pub(crate) fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         match self {
             Self::Plain(_) => None,
-            Self::Tls(stream) => stream.get_ref().1.peer_certificates(),
+            Self::Tls(tls) => tls.stream.get_ref().1.peer_certificates(),
         }
     }
 
@@ -70,264 +81,227 @@ impl Connection {
         matches!(self, Self::Tls(_))
     }
 
-    /// Whether the peer is a gateway of our own kind, which ends no log without close_notify.
-    pub(crate) fn is_to_own_kind(&self) -> bool {
+    /// Whether the peer is one of our gateways, which end no log without close_notify.
+    pub(crate) fn is_peer_gateway(&self) -> bool {
         match self {
             Self::Plain(_) => false,
-            Self::Tls(stream) => tls::is_own_kind(stream.get_ref().1),
+            Self::Tls(tls) => tls::is_peer_gateway(tls.stream.get_ref().1),
         }
     }
 
-    /// Has the kernel send probes that find a peer that vanished while nothing was sent, the first
-    /// after `keepalive` of silence. Where the system refuses an option, as sandboxes may, it goes
-    /// without: a peer that vanished is found when something is sent to it.
-    pub(crate) fn probe(&self, keepalive: Duration) {
-        let probes = TcpKeepalive::new()
-            .with_time(keepalive)
-            .with_interval(PROBE_INTERVAL)
-            .with_retries(PROBES);
-        if let Err(error) = SockRef::from(self.tcp()).set_tcp_keepalive(&probes) {
-            debug!(%error, "no keepalive probes");
+    /// The socket of a plain connection.
+    pub(crate) fn plain_tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => socket.tcp(),
+            Self::Tls(_) => None,
         }
     }
 
-    /// Bounds what the kernel holds for a peer that has not acknowledged it, its bookkeeping included.
-    /// Without a bound it is as much as `net.ipv4.tcp_wmem` allows.
+    fn socket(&self) -> &Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.stream.get_ref().0.socket(),
+        }
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.stream.get_mut().0.socket_mut(),
+        }
+    }
+
+    /// Enables TCP keepalive, which finds a peer that vanished while nothing is sent, with the first
+    /// probe after `idle` of silence.
+    pub(crate) fn enable_keepalive(&self, idle: Duration) {
+        self.socket().enable_keepalive(idle);
+    }
+
+    /// Bounds what the kernel holds of bytes that the peer has not acknowledged.
     pub(crate) fn bound_send_buffer(&self, bytes: usize) {
-        // The kernel doubles the number (socket(7)).
-        if let Err(error) = SockRef::from(self.tcp()).set_send_buffer_size(bytes / 2) {
-            debug!(%error, "no bound on the send buffer");
-        }
+        self.socket().bound_send_buffer(bytes);
     }
 
-    /// The bytes written that the peer has not acknowledged; 0 where the system does not tell.
-    pub(crate) fn unacknowledged(&self) -> usize {
-        unacknowledged(self.tcp()).unwrap_or_default()
+    /// Bounds what the kernel holds of bytes that the peer has sent and this gateway has not read.
+    pub(crate) fn bound_receive_buffer(&self, bytes: usize) {
+        self.socket().bound_receive_buffer(bytes);
     }
 
-    /// Closes the connection to a next hop that has ended its side, without the reset that a drop
-    /// sends.
-    pub(crate) fn close(self) {
-        end_gracefully(self.tcp());
+    /// Counts `bytes` that were written by another way than [`AsyncWrite`].
+    pub(crate) fn add_written(&mut self, bytes: usize) {
+        let unacked = u32::try_from(bytes + WRITE_OVERHEAD).unwrap_or(u32::MAX);
+        let socket = self.socket_mut();
+        socket.max_unacked = socket.max_unacked.saturating_add(unacked);
     }
 
-    /// Reads the next bytes of a log, at most `room`; none at its end. A TLS peer that closes
-    /// without close_notify, as Python's does, has ended like any other; one of our own kind has
-    /// died. Holds no buffer while it waits.
+    /// Whether the peer may not have acknowledged more than [`UNACKED_FEW`] bytes. Asks the kernel
+    /// nothing.
+    pub(crate) fn may_be_unacked(&self) -> bool {
+        self.socket().max_unacked as usize > UNACKED_FEW
+    }
+
+    /// The number of bytes written that the peer has not acknowledged; 0 where the system cannot say.
+    pub(crate) fn unacked_bytes(&mut self) -> usize {
+        let socket = self.socket_mut();
+        let unacked = socket.unacked_bytes();
+        socket.max_unacked = u32::try_from(unacked).unwrap_or(u32::MAX);
+        unacked
+    }
+
+    /// Closes the connection to a hop that has ended its side, without the reset that a drop sends.
+    pub(crate) fn close(mut self) {
+        self.socket_mut().set_reset_on_drop(false);
+    }
+
+    /// Reads the next bytes of a log, at most `max`; an empty chunk is the end. Holds no buffer while it
+    /// waits.
     ///
-    /// From TLS it takes all that is there, record by record. A fault that it meets behind some
-    /// bytes is kept in `failure` for the next call.
-    pub(crate) async fn read_log(
-        &mut self,
-        room: usize,
-        failure: &mut Option<io::Error>,
-    ) -> io::Result<Piece> {
-        if let Some(failure) = failure.take() {
-            return Err(failure);
-        }
-        let is_tls = self.is_tls();
-        poll_fn(|cx| {
-            let mut lent = Lent::take();
-            let room = room.min(lent.len());
-            let mut buffer = ReadBuf::new(&mut lent[..room]);
-            let length = loop {
-                let before = buffer.filled().len();
-                let read = Pin::new(&mut *self).poll_read(cx, &mut buffer);
-                let length = buffer.filled().len();
-                match read {
-                    Poll::Ready(Ok(())) if is_tls && length > before && length < room => {}
-                    Poll::Ready(Ok(())) => break length,
-                    Poll::Pending if length > 0 => break length,
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Err(error)) => {
-                        let ended = is_tls
-                            && error.kind() == io::ErrorKind::UnexpectedEof
-                            && !self.is_to_own_kind();
-                        if !ended && length == 0 {
-                            return Poll::Ready(Err(error));
-                        }
-                        if !ended {
-                            *failure = Some(error);
-                        }
-                        break length;
-                    }
-                }
-            };
-            Poll::Ready(Ok(Piece::new(lent, length)))
-        })
-        .await
+    /// From TLS it takes all records that are there. An error that it meets after some bytes is kept
+    /// for the next call.
+    ///
+    /// # Errors
+    /// The connection failed. A TLS peer that closes without close_notify has ended its log like any
+    /// other, because Python's never sends one; a peer gateway that does so has died.
+    pub(crate) async fn read_chunk(&mut self, max: usize) -> io::Result<Chunk> {
+        poll_fn(|cx| self.poll_read_chunk(cx, max)).await
     }
 
-    /// Reads and throws away, without a buffer while it waits. Returns how many bytes, 0 at the
+    fn poll_read_chunk(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Chunk>> {
+        if let Self::Tls(tls) = self
+            && let Some(error) = tls.read_error.take()
+        {
+            return Poll::Ready(Err(error));
+        }
+        let mut buffer = PooledBuffer::acquire();
+        let max = max.min(buffer.len());
+        let mut read_buf = ReadBuf::new(&mut buffer[..max]);
+        let length = loop {
+            let before = read_buf.filled().len();
+            let read = Pin::new(&mut *self).poll_read(cx, &mut read_buf);
+            let length = read_buf.filled().len();
+            match read {
+                Poll::Ready(Ok(())) if self.is_tls() && length > before && length < max => {}
+                Poll::Ready(Ok(())) => break length,
+                Poll::Pending if length > 0 => break length,
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => {
+                    let is_end =
+                        error.kind() == io::ErrorKind::UnexpectedEof && !self.is_peer_gateway();
+                    match self {
+                        Self::Tls(_) if is_end => {}
+                        Self::Tls(tls) if length > 0 => tls.read_error = Some(error),
+                        _ => return Poll::Ready(Err(error)),
+                    }
+                    break length;
+                }
+            }
+        };
+        Poll::Ready(Ok(Chunk::new(buffer, length)))
+    }
+
+    /// Reads and throws away, without a buffer while it waits. Returns the number of bytes, 0 at the
     /// end.
     async fn discard(&mut self) -> io::Result<usize> {
         poll_fn(|cx| {
-            let mut unwanted = [0; 1024];
-            let mut buffer = ReadBuf::new(&mut unwanted);
+            let mut buffer = [0; 1024];
+            let mut buffer = ReadBuf::new(&mut buffer);
             let read = Pin::new(&mut *self).poll_read(cx, &mut buffer);
             read.map_ok(|()| buffer.filled().len())
         })
         .await
     }
 
-    /// Waits until the peer is gone, throwing away what it sends meanwhile. Returns the error that
-    /// showed it, if there was one.
+    /// Waits until the peer is gone and throws away what it sends meanwhile. Returns the error that
+    /// showed it, if there was one. Can be dropped and called again at any time.
     ///
-    /// The end of the peer's input does not end its reading: `printf ... | nc -N` half-closes and
-    /// goes on reading, and so does a TLS client after its close_notify, which ends one direction
-    /// only (RFC 8446, section 6.1). After either of them only an error shows that the peer is gone:
-    /// a reset, or keepalive probes without an answer. TCP that ends without a close_notify is how
-    /// a TLS client leaves that does not shut TLS down, as zuul-web does.
-    ///
-    /// Can be dropped and called again at any time; `discarded` counts over all calls.
-    pub(crate) async fn departed(&mut self, discarded: &mut u32) -> Option<io::Error> {
-        while *discarded < UNWANTED_MAX {
+    /// The end of the peer's input does not mean that the peer has stopped reading: `printf ... | nc -N`
+    /// half-closes and goes on reading, and so may a TLS client after its close_notify, which ends one
+    /// direction only (RFC 8446, section 6.1). After either only an error shows that the peer is gone:
+    /// a reset, or unanswered keepalive probes. A TCP connection that ends without close_notify is one
+    /// whose TLS client does not shut TLS down, as zuul-web does not: that client is gone.
+    pub(crate) async fn wait_closed(&mut self) -> Option<io::Error> {
+        while self.socket().discarded < DISCARDED_MAX {
             match self.discard().await {
                 Ok(0) => break,
                 Ok(count) => {
-                    let before = *discarded;
-                    *discarded += u32::try_from(count).unwrap_or(UNWANTED_MAX);
-                    if before < UNWANTED_MANY && *discarded >= UNWANTED_MANY {
-                        // Refused by a sandbox, it goes without. The kernel has a minimum.
-                        let _ = SockRef::from(self.tcp()).set_recv_buffer_size(1);
+                    let socket = self.socket_mut();
+                    let before = socket.discarded;
+                    socket.discarded += u32::try_from(count).unwrap_or(DISCARDED_MAX);
+                    if before < DISCARDED_MANY && socket.discarded >= DISCARDED_MANY {
+                        // The kernel has a minimum.
+                        socket.bound_receive_buffer(2);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return None,
                 Err(error) => return Some(error),
             }
         }
-        let stream = self.tcp();
-        loop {
-            match stream.ready(Interest::ERROR).await {
-                Ok(_) => match stream.take_error() {
-                    Ok(None) => stream_error_cleared(stream),
-                    Ok(error) => return error,
-                    Err(error) => return Some(error),
-                },
-                Err(error) => return Some(error),
-            }
-        }
+        self.socket().wait_error().await
     }
 
-    /// Ends as finished: everything sent arrives, then FIN, on TLS after a close_notify.
+    /// Closes the connection after everything sent has arrived, with TLS after a close_notify.
     ///
-    /// `patience` is started for each wait for the client to take something; when it ends, the
-    /// connection is reset. The kernel would otherwise hold what was not delivered after the close,
-    /// without a bound on its number of connections.
-    pub(crate) async fn finish<P: Future>(mut self, patience: impl Fn() -> P) {
-        let finished = tokio::select! {
+    /// While the peer does not take what was sent, `deadline` runs; it starts again whenever the peer
+    /// has taken some, and at its end the connection is reset. After a close the kernel would hold what
+    /// was not delivered, without a bound on the number of such connections.
+    pub(crate) async fn close_gracefully<D: Future>(mut self, deadline: impl Fn() -> D) {
+        let is_shut_down = tokio::select! {
             biased;
-            finished = self.shutdown() => finished,
+            result = self.shutdown() => result.is_ok(),
             // Boxed, here and below: most clients have taken everything.
-            _ = Box::pin(async { patience().await }) => Err(io::ErrorKind::TimedOut.into()),
+            _ = Box::pin(async { deadline().await }) => false,
         };
-        if finished.is_err()
-            || (self.unacknowledged() > UNACKNOWLEDGED_FEW && !Box::pin(self.taken(patience)).await)
+        if !is_shut_down
+            || (self.may_be_unacked() && !Box::pin(self.wait_acked(UNACKED_FEW, deadline)).await)
         {
-            reset_on_drop(self.tcp());
+            self.socket_mut().set_reset_on_drop(true);
             return;
         }
-        let gone = async { while matches!(self.discard().await, Ok(1..)) {} };
-        // Not gone in time: closed all the same.
-        let _ = timeout(LINGER, gone).await;
+        let peer_closed = async { while matches!(self.discard().await, Ok(1..)) {} };
+        // A peer that does not close in time is closed nevertheless.
+        let _ = timeout(LINGER, peer_closed).await;
     }
 
-    /// Waits until the peer has acknowledged nearly everything. Returns whether it did.
-    async fn taken<P: Future>(&mut self, patience: impl Fn() -> P) -> bool {
-        let mut left = self.unacknowledged();
-        while left > UNACKNOWLEDGED_FEW {
-            let some_taken = async {
-                let mut pause = ASK_AGAIN_MIN;
+    /// Resets the connection, with TLS without a close_notify, after the peer has acknowledged
+    /// everything that was sent, or `deadline` has ended, which starts again whenever the peer has
+    /// acknowledged some.
+    ///
+    /// A missing close_notify alone would not show that the log is incomplete: Python's TLS ends every
+    /// connection so. A reset discards what the kernel has not delivered, hence the wait.
+    pub(crate) async fn abort<D: Future>(mut self, deadline: impl Fn() -> D) {
+        self.socket_mut().set_reset_on_drop(true);
+        self.wait_acked(0, deadline).await;
+    }
+
+    /// Waits until the peer has acknowledged all but `few` bytes. Returns whether it has.
+    async fn wait_acked<D: Future>(&mut self, few: usize, deadline: impl Fn() -> D) -> bool {
+        let mut unacked = self.unacked_bytes();
+        while unacked > few {
+            let progress = async {
+                let mut interval = QUERY_MIN;
                 loop {
-                    let now = self.unacknowledged();
-                    if now <= UNACKNOWLEDGED_FEW || now + UNACKNOWLEDGED_FEW <= left {
+                    let now = self.unacked_bytes();
+                    if now <= few || now + UNACKED_FEW <= unacked {
                         return Some(now);
                     }
-                    if !matches!(self.tcp().take_error(), Ok(None)) {
+                    if self.socket().has_failed() {
                         return None;
                     }
-                    sleep(pause).await;
-                    pause = (pause * 2).min(ASK_AGAIN_MAX);
+                    sleep(interval).await;
+                    interval = (interval * 2).min(QUERY_MAX);
                 }
             };
-            left = tokio::select! {
+            unacked = tokio::select! {
                 biased;
-                now = some_taken => match now {
+                progress = progress => match progress {
                     Some(now) => now,
                     None => return false,
                 },
-                _ = patience() => return false,
+                _ = deadline() => return false,
             };
         }
         true
     }
-
-    /// Ends as cut: a reset, on TLS without a close_notify before it.
-    ///
-    /// A missing close_notify alone would say nothing: Python's TLS ends every stream so, and the
-    /// next gateway takes it for an end. A reset throws away what the kernel has not delivered
-    /// yet, so the peer may take it until `patience` ends.
-    pub(crate) async fn cut(self, patience: impl Future) {
-        let stream = match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => match *stream {
-                TlsStream::Client(stream) => stream.into_inner().0.into_socket(),
-                TlsStream::Server(stream) => stream.into_inner().0.into_socket(),
-            },
-        };
-        // A failure, here and below, means that the connection is gone already.
-        reset_on_drop(&stream);
-        tokio::select! {
-            biased;
-            _ = patience => {}
-            _ = delivered(stream) => {}
-        }
-    }
-}
-
-/// Has the kernel reset `stream` whenever it is dropped before the peer has ended it. The side that
-/// closes first keeps the pair of ports for a minute (TIME_WAIT, RFC 9293, section 3.6.1); with
-/// clients that decide when that is, the ports towards one next hop would run out. Refused by a
-/// sandbox, it goes without.
-pub(crate) fn reset_on_drop(stream: &impl AsFd) {
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-}
-
-/// Takes [`reset_on_drop`] back: what has been sent arrives, such as an alert that says why a
-/// handshake failed.
-pub(crate) fn end_gracefully(stream: &impl AsFd) {
-    let _ = SockRef::from(stream).set_linger(None);
-}
-
-/// Waits until the peer has acknowledged everything that was written, then closes.
-///
-/// The kernel tells of room in the send buffer, not of its emptiness. With the smallest of buffers
-/// the one is close to the other (Linux, `__sk_stream_is_writeable`), and little is left to ask
-/// for again and again. Registering the socket anew makes the kernel look at the new size.
-async fn delivered(stream: TcpStream) -> io::Result<()> {
-    SockRef::from(&stream).set_send_buffer_size(1)?;
-    let stream = TcpStream::from_std(stream.into_std()?)?;
-    stream.writable().await?;
-    let mut pause = ASK_AGAIN_MIN;
-    while unacknowledged(&stream)? > 0 && stream.take_error()?.is_none() {
-        sleep(pause).await;
-        pause = (pause * 2).min(ASK_AGAIN_MAX);
-    }
-    Ok(())
-}
-
-/// The bytes written to `stream` that its peer has not acknowledged.
-#[expect(unsafe_code, reason = "no library offers SIOCOUTQ (tcp(7)) as a safe call")]
-fn unacknowledged(stream: &TcpStream) -> io::Result<usize> {
-    const SIOCOUTQ: Opcode = 0x5411;
-    // SAFETY: SIOCOUTQ of a TCP socket writes one int, the type that this `Getter` has room for.
-    let bytes = unsafe { ioctl(stream, Getter::<SIOCOUTQ, i32>::new()) }?;
-    Ok(usize::try_from(bytes).unwrap_or_default())
-}
-
-/// Forgets a readiness that turned out to be no error, so that the next wait really waits.
-fn stream_error_cleared(stream: &TcpStream) {
-    let _ = stream.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }
 
 impl AsyncRead for Connection {
@@ -338,7 +312,7 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(tls) => Pin::new(&mut tls.stream).poll_read(cx, buffer),
         }
     }
 }
@@ -349,23 +323,175 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+        let connection = self.get_mut();
+        let written = match connection {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(&mut tls.stream).poll_write(cx, bytes),
+        };
+        if let Poll::Ready(Ok(count)) = written {
+            connection.add_written(count);
         }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(&mut tls.stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::time::Instant;
+
+    use super::super::in_memory::{self, Peer};
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(300);
+
+    fn connection() -> (Connection, Peer) {
+        in_memory::connection(1 << 20)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_chunk_is_what_is_there_and_an_empty_one_the_end() {
+        let (mut connection, mut peer) = connection();
+        peer.stream.write_all(&[b'x'; 20_000]).await.unwrap();
+        assert_eq!(connection.read_chunk(16_384).await.unwrap().len(), 16_384);
+        assert_eq!(connection.read_chunk(16_384).await.unwrap().len(), 20_000 - 16_384);
+        peer.stream.shutdown().await.unwrap();
+        assert_eq!(connection.read_chunk(16_384).await.unwrap().len(), 0);
+        peer.reset();
+        connection.read_chunk(16_384).await.map(|_| ()).unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_half_closes_is_gone_only_after_an_error() {
+        let (mut connection, mut peer) = connection();
+        peer.stream.write_all(b"unwanted").await.unwrap();
+        peer.stream.shutdown().await.unwrap();
+        assert!(timeout(DEADLINE, connection.wait_closed()).await.is_err());
+        peer.reset();
+        let error = connection.wait_closed().await.expect("an error");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bounded_number_of_unwanted_bytes_is_read() {
+        let (mut connection, mut peer) = connection();
+        let mut sent = 0;
+        let endless = async {
+            loop {
+                peer.stream.write_all(&[b'x'; 1024]).await.unwrap();
+                sent += 1024;
+            }
+        };
+        let both = async {
+            // Dropped and called again, as in the relay.
+            tokio::select! {
+                () = endless => {}
+                () = async { loop { let _ = timeout(DEADLINE, connection.wait_closed()).await; } } => {}
+            }
+        };
+        assert!(timeout(4 * DEADLINE, both).await.is_err());
+        // What is read, and what the buffer of the connection holds.
+        assert_eq!(sent, DISCARDED_MAX as usize + (1 << 20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_graceful_close_ends_when_the_peer_closes() {
+        let (mut connection, mut peer) = connection();
+        connection.write_all(b"log").await.unwrap();
+        let began = Instant::now();
+        let peer = async {
+            let mut log = Vec::new();
+            peer.stream.read_to_end(&mut log).await.unwrap();
+            assert_eq!(log, b"log");
+            peer.stream.shutdown().await.unwrap();
+            peer
+        };
+        let deadline = || sleep(DEADLINE);
+        let ((), peer) = tokio::join!(connection.close_gracefully(deadline), peer);
+        assert!(!peer.is_reset());
+        assert!(began.elapsed() < LINGER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_graceful_close_does_not_wait_long_for_a_peer_that_does_not_close() {
+        let (mut connection, peer) = connection();
+        connection.write_all(b"log").await.unwrap();
+        let began = Instant::now();
+        connection.close_gracefully(|| sleep(DEADLINE)).await;
+        assert_eq!(began.elapsed(), LINGER);
+        assert!(!peer.is_reset());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_graceful_close_resets_a_peer_that_takes_nothing_for_the_write_deadline() {
+        let (mut connection, peer) = connection();
+        connection.write_all(&[b'x'; 100_000]).await.unwrap();
+        peer.set_unacked_bytes(100_000);
+        let began = Instant::now();
+        let taking = async {
+            // Takes some once, which starts the deadline again.
+            sleep(DEADLINE / 2).await;
+            peer.set_unacked_bytes(50_000);
+        };
+        tokio::join!(connection.close_gracefully(|| sleep(DEADLINE)), taking);
+        assert!(peer.is_reset());
+        let elapsed = began.elapsed();
+        assert!(
+            (DEADLINE * 3 / 2..DEADLINE * 3 / 2 + QUERY_MAX * 2).contains(&elapsed),
+            "{elapsed:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_abort_resets_after_everything_has_arrived_or_the_deadline() {
+        for (unacked, taken_after, expected) in [
+            (0, Duration::ZERO, Duration::ZERO),
+            (1, DEADLINE / 2, DEADLINE / 2),
+            (100_000, DEADLINE / 2, DEADLINE / 2),
+            (1, DEADLINE * 2, DEADLINE),
+        ] {
+            let (mut connection, peer) = connection();
+            connection.write_all(b"log").await.unwrap();
+            peer.set_unacked_bytes(unacked);
+            let began = Instant::now();
+            let aborted = async {
+                connection.abort(|| sleep(DEADLINE)).await;
+                began.elapsed()
+            };
+            let taking = async {
+                sleep(taken_after).await;
+                peer.set_unacked_bytes(0);
+            };
+            let (elapsed, ()) = tokio::join!(aborted, taking);
+            assert!(peer.is_reset());
+            assert!((expected..=expected + QUERY_MAX).contains(&elapsed), "{unacked}: {elapsed:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_abort_without_time_resets_immediately() {
+        let (mut connection, peer) = connection();
+        connection.write_all(b"log").await.unwrap();
+        peer.set_unacked_bytes(3);
+        let began = Instant::now();
+        connection.abort(|| ready(())).await;
+        assert!(peer.is_reset());
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }

@@ -1,7 +1,7 @@
-//! The socket below a TLS connection.
+//! The socket of a TLS connection, with larger reads for bulk logs.
 //!
-//! rustls asks for 4 KiB at a time. That is right for a log that trickles; while one pours, this
-//! asks the kernel for much more and hands it up in pieces.
+//! rustls asks for 4 KiB at a time. That is right for a log that comes slowly; while one comes in bulk,
+//! this asks the kernel for much more and passes it on in pieces.
 
 use std::io;
 use std::ops::Range;
@@ -9,40 +9,44 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
-use super::buffer_pool::Lent;
+use super::buffer_pool::PooledBuffer;
+use super::socket::Socket;
 
-/// A socket that reads ahead while bytes pour in. Only next hops have a log to pour: what a client
-/// sends is one line, and whoever sends more has no claim to a buffer.
+/// A socket that reads ahead while bytes come in bulk. Only for hops, which send logs: a client sends
+/// one line, and must not make the gateway hold a buffer by sending more.
 pub(crate) struct ReadAhead {
-    stream: TcpStream,
-    /// What has been read and not yet been handed up.
-    ahead: Option<(Lent, Range<usize>)>,
-    /// The last read got all it had room for: there is more.
-    pouring: bool,
-    allowed: bool,
+    socket: Socket,
+    /// Bytes that have been read and not yet passed on.
+    ahead: Option<(PooledBuffer, Range<usize>)>,
+    /// The last read filled its buffer: more bytes are there.
+    is_bulk: bool,
+    is_allowed: bool,
 }
 
 impl ReadAhead {
-    /// Below the connection to a next hop.
-    pub(crate) fn from_next_hop(stream: TcpStream) -> Self {
-        Self { stream, ahead: None, pouring: false, allowed: true }
+    /// For the connection to a hop.
+    pub(crate) fn from_hop(socket: Socket) -> Self {
+        Self { socket, ahead: None, is_bulk: false, is_allowed: true }
     }
 
-    /// Below the connection of a client: never reads ahead.
-    pub(crate) fn from_client(stream: TcpStream) -> Self {
-        Self { stream, ahead: None, pouring: false, allowed: false }
+    /// For the connection to a client: never reads ahead.
+    pub(crate) fn from_client(socket: Socket) -> Self {
+        Self { socket, ahead: None, is_bulk: false, is_allowed: false }
     }
 
-    /// The socket itself, for all but reading.
-    pub(crate) fn socket(&self) -> &TcpStream {
-        &self.stream
+    /// The socket, for all but reading.
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
     }
 
-    /// The socket without what was read ahead.
-    pub(crate) fn into_socket(self) -> TcpStream {
-        self.stream
+    pub(super) fn socket_mut(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
+    /// The socket, without the bytes that were read ahead.
+    pub(crate) fn into_socket(self) -> Socket {
+        self.socket
     }
 }
 
@@ -50,26 +54,26 @@ impl AsyncRead for ReadAhead {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        wanted: &mut ReadBuf<'_>,
+        target: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { stream, ahead, pouring, allowed } = self.get_mut();
+        let Self { socket, ahead, is_bulk, is_allowed } = self.get_mut();
         if ahead.is_none() {
-            if !*pouring {
-                ready!(Pin::new(stream).poll_read(cx, wanted))?;
-                *pouring = *allowed && wanted.remaining() == 0;
+            if !*is_bulk {
+                ready!(Pin::new(socket).poll_read(cx, target))?;
+                *is_bulk = *is_allowed && target.remaining() == 0;
                 return Poll::Ready(Ok(()));
             }
-            let mut lent = Lent::take();
-            let mut buffer = ReadBuf::new(&mut lent);
-            let read = Pin::new(stream).poll_read(cx, &mut buffer);
-            let (count, room) = (buffer.filled().len(), buffer.remaining());
-            *pouring = room == 0;
+            let mut buffer = PooledBuffer::acquire();
+            let mut read_buf = ReadBuf::new(&mut buffer);
+            let read = Pin::new(socket).poll_read(cx, &mut read_buf);
+            let count = read_buf.filled().len();
+            *is_bulk = read_buf.remaining() == 0;
             ready!(read)?;
-            *ahead = Some((lent, 0..count));
+            *ahead = Some((buffer, 0..count));
         }
-        let Some((lent, range)) = ahead else { return Poll::Ready(Ok(())) };
-        let count = range.len().min(wanted.remaining());
-        wanted.put_slice(&lent[range.start..range.start + count]);
+        let Some((buffer, range)) = ahead else { return Poll::Ready(Ok(())) };
+        let count = range.len().min(target.remaining());
+        target.put_slice(&buffer[range.start..range.start + count]);
         range.start += count;
         if range.start == range.end {
             *ahead = None;
@@ -84,7 +88,7 @@ impl AsyncWrite for ReadAhead {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+        Pin::new(&mut self.get_mut().socket).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -92,7 +96,7 @@ impl AsyncWrite for ReadAhead {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bytes)
+        Pin::new(&mut self.get_mut().socket).poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -100,41 +104,40 @@ impl AsyncWrite for ReadAhead {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
-    /// Whatever sizes are asked for, what comes up is what was sent.
     #[tokio::test]
-    async fn nothing_is_lost_or_doubled() {
-        assert!(poured(ReadAhead::from_next_hop).await, "never read ahead: this shows nothing");
-        assert!(!poured(ReadAhead::from_client).await, "a client has no claim to a buffer");
+    async fn reads_of_any_size_return_what_was_sent() {
+        assert!(reads_ahead(|stream| ReadAhead::from_hop(Socket::from_hop(stream))).await);
+        assert!(!reads_ahead(|stream| ReadAhead::from_client(Socket::from_client(stream))).await);
     }
 
-    /// Whether a buffer was held while three megabytes poured.
-    async fn poured(below: fn(TcpStream) -> ReadAhead) -> bool {
+    /// Whether the socket held a buffer while it received three megabytes.
+    async fn reads_ahead(read_ahead: fn(TcpStream) -> ReadAhead) -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let sent: Vec<u8> = (0..3_000_000u32).map(|i| i.to_le_bytes()[(i % 3) as usize]).collect();
         let expected = sent.clone();
         let sending = tokio::spawn(async move {
             let mut stream = TcpStream::connect(address).await.unwrap();
-            for piece in sent.chunks(70_001) {
-                stream.write_all(piece).await.unwrap();
+            for chunk in sent.chunks(70_001) {
+                stream.write_all(chunk).await.unwrap();
             }
         });
-        let mut stream = below(listener.accept().await.unwrap().0);
+        let mut stream = read_ahead(listener.accept().await.unwrap().0);
         let mut ahead = false;
         let (mut got, mut sizes) = (Vec::new(), [1, 4096, 4096, 4096, 100, 18_000].iter().cycle());
         loop {
@@ -147,7 +150,7 @@ mod tests {
         }
         sending.await.unwrap();
         assert!(got == expected, "{} bytes of {}", got.len(), expected.len());
-        assert!(stream.ahead.is_none(), "a buffer is held at the end");
+        assert!(stream.ahead.is_none(), "no buffer is held at the end");
         ahead
     }
 }

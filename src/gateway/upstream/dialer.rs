@@ -7,14 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::config::to_ascii;
-use crate::gateway::transport::connection::reset_on_drop;
+use crate::gateway::transport::socket::Socket;
 
 /// How long one address of a next hop has before another is tried beside it.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -38,8 +37,7 @@ struct Name {
 }
 
 impl Dialer {
-    /// Connects to the first address of `host` that answers. Its kernel holds up to `buffer` bytes
-    /// that have not been read.
+    /// Connects to the first address of `host` that answers.
     ///
     /// Addresses are tried in the resolver's order, the families in turn, each a quarter of a
     /// second behind the one before or as soon as that has failed, so that one that swallows
@@ -47,21 +45,16 @@ impl Dialer {
     ///
     /// # Errors
     /// The name has no address, or the last address that was tried failed like this.
-    pub(crate) async fn connect(
-        &self,
-        host: &str,
-        port: u16,
-        buffer: usize,
-    ) -> io::Result<TcpStream> {
+    pub(crate) async fn connect(&self, host: &str, port: u16) -> io::Result<Socket> {
         if let Ok(address) = host.parse::<IpAddr>() {
-            return connect_to(SocketAddr::new(address, port), buffer).await;
+            return connect_to(SocketAddr::new(address, port)).await;
         }
         let name = to_ascii(host).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, "the name has no ASCII form (IDNA)")
         })?;
         let host = name.as_ref();
         let addresses = self.addresses(host, port).await?;
-        let connected = race(interleaved(&addresses), buffer).await;
+        let connected = race(interleaved(&addresses)).await;
         if connected.is_err() {
             // It may have moved.
             self.lock().remove(host);
@@ -113,23 +106,13 @@ fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     all
 }
 
-/// Connects to `address`. A connection that is dropped before the next hop has ended it, one that
-/// lost a race among them, is reset. The kernel receives up to `buffer` bytes that are not read, its
-/// bookkeeping included; that must be known when the connection begins (tcp(7)).
-async fn connect_to(address: SocketAddr, buffer: usize) -> io::Result<TcpStream> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    reset_on_drop(&socket);
-    // The kernel doubles the number (socket(7)). Without it there is the kernel's own bound.
-    let _ = SockRef::from(&socket).set_recv_buffer_size(buffer / 2);
-    socket.connect(address).await
+async fn connect_to(address: SocketAddr) -> io::Result<Socket> {
+    TcpStream::connect(address).await.map(Socket::from_hop)
 }
 
-async fn race(addresses: Vec<SocketAddr>, buffer: usize) -> io::Result<TcpStream> {
+async fn race(addresses: Vec<SocketAddr>) -> io::Result<Socket> {
     if let [address] = addresses[..] {
-        return connect_to(address, buffer).await;
+        return connect_to(address).await;
     }
     let mut addresses = addresses.into_iter();
     let mut attempts = JoinSet::new();
@@ -137,7 +120,7 @@ async fn race(addresses: Vec<SocketAddr>, buffer: usize) -> io::Result<TcpStream
     loop {
         match addresses.next() {
             Some(address) => {
-                attempts.spawn(connect_to(address, buffer));
+                attempts.spawn(connect_to(address));
             }
             None if attempts.is_empty() => return Err(failure),
             None => {}
@@ -163,8 +146,6 @@ mod tests {
 
     use super::*;
 
-    const BUFFER: usize = 1024 * 1024;
-
     fn addresses(list: &str, port: u16) -> Vec<SocketAddr> {
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
         list.split_whitespace().map(|text| SocketAddr::new(ip(text), port)).collect()
@@ -188,12 +169,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         // Nobody listens on the first two.
-        let stream = race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port), BUFFER).await;
+        let stream = race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port)).await;
         let stream = stream.expect("connected");
-        assert_eq!([stream.peer_addr().expect("an address")][..], addresses("127.0.0.1", port));
+        assert_eq!(
+            [stream.tcp().expect("TCP").peer_addr().expect("an address")][..],
+            addresses("127.0.0.1", port)
+        );
         drop(listener);
-        assert!(race(addresses("127.0.0.2 127.0.0.1", port), BUFFER).await.is_err());
-        assert!(race(Vec::new(), BUFFER).await.is_err());
+        assert!(race(addresses("127.0.0.2 127.0.0.1", port)).await.is_err());
+        assert!(race(Vec::new()).await.is_err());
     }
 
     #[tokio::test]
@@ -201,18 +185,18 @@ mod tests {
         let dialer = Dialer::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
-        dialer.connect("localhost", port, BUFFER).await.expect("connected");
+        dialer.connect("localhost", port).await.expect("connected");
         assert!(dialer.lock().contains_key("localhost"));
-        dialer.connect("127.0.0.1", port, BUFFER).await.expect("connected");
+        dialer.connect("127.0.0.1", port).await.expect("connected");
         assert_eq!(dialer.lock().len(), 1, "an address is no name");
         drop(listener);
-        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
+        dialer.connect("localhost", port).await.expect_err("nobody listens");
         assert!(dialer.lock().is_empty(), "it may have moved");
         for number in 0..2 * REMEMBERED {
             let name = Arc::new(Name { asked: Instant::now(), addresses: OnceCell::new() });
             dialer.lock().insert(number.to_string(), name);
         }
-        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
+        dialer.connect("localhost", port).await.expect_err("nobody listens");
         assert!(dialer.lock().len() <= 1);
     }
 }

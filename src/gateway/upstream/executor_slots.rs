@@ -175,7 +175,7 @@ impl Context {
         let began = Instant::now();
         let deadline = began + self.limits.first_byte_timeout;
         let slot = self.executor_slots.acquire(executor, build, deadline, meanwhile).await;
-        self.metrics.waited_for_executor(began.elapsed());
+        self.metrics.executor_slot_acquired(began.elapsed());
         slot
     }
 }

@@ -10,26 +10,31 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::pending;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
 use super::misrouting;
 use super::{DialError, Upstream};
 use crate::config::Limits;
 use crate::gateway::health::FailureKind;
-use crate::gateway::protocol::request::Fault;
-use crate::gateway::relay::{End, room};
+use crate::gateway::protocol::reply::{FirstBytes, PeerReply, Reply, ReplyError, classify};
+use crate::gateway::relay::EndReason;
 use crate::gateway::session::stream_table::Listed;
 use crate::gateway::session::{Asked, Caller, log_stream};
-use crate::gateway::transport::buffer_pool::Piece;
-use crate::gateway::transport::connection::Connection;
+use crate::gateway::transport::buffer_pool::Chunk;
+use crate::gateway::transport::connection::{Connection, read_size};
 use crate::model::excerpt::Excerpt;
-use crate::telemetry::metrics::{Route, Side};
+use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;
+
+/// A reply that says nothing about the gateway.
+const TOO_MANY_FOR_BUILD: PeerReply = PeerReply::Known(Reply::Error(ReplyError::TooManyForBuild));
 
 /// How long a hop is asked alone: a fifth of the connect deadline; a quarter of that for one that is
 /// avoided, and is asked for want of a better one.
@@ -52,23 +57,25 @@ fn patience(limits: &Limits) -> Duration {
     limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout
 }
 
+/// How the wait for a hop that sends nothing ends.
+pub(crate) const SILENT: &str = "the next hop said nothing";
+
 /// The hop that has the log.
 pub(crate) struct Answered {
     pub(crate) hop: Upstream,
     pub(crate) route: Route,
     pub(crate) connection: Connection,
     pub(crate) listed: Listed,
-    /// The first bytes, and what was met behind them.
-    pub(crate) first: (Piece, Option<io::Error>),
+    pub(crate) first: Chunk,
 }
 
 /// How asking several hops ended.
 pub(crate) enum Raced {
     Answered(Box<Answered>),
     /// Not one has it.
-    Failed(Fault),
+    Failed(ReplyError),
     /// The client left, or we stop.
-    Over(End),
+    Over(EndReason),
 }
 
 /// Why a hop brought no log.
@@ -81,20 +88,20 @@ enum Miss {
     /// Another hop had sent something before it did.
     Overtaken(Duration),
     /// It has the line of a gateway that cannot serve the log.
-    Refused(Box<Answered>),
+    Refused(PeerReply, Box<Answered>),
 }
 
 impl fmt::Display for Miss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dial(error) => write!(f, "{error}"),
-            Self::Silent => write!(f, "{}", End::UpstreamSilent),
+            Self::Silent => f.write_str(SILENT),
             Self::Cut(error) => write!(f, "cut by the next hop: {}", tls::describe(error)),
             Self::Overtaken(after) => {
                 write!(f, "overtaken: nothing within {after:?}, when another hop had the log")
             }
-            Self::Refused(answered) => {
-                let line = answered.first.0.split(|byte| b"\r\n".contains(byte)).next();
+            Self::Refused(_, answered) => {
+                let line = answered.first.split(|byte| b"\r\n".contains(byte)).next();
                 write!(f, "the gateway answered: {}", Excerpt::new(line.unwrap_or_default()))
             }
         }
@@ -109,7 +116,7 @@ impl Miss {
             Self::Silent => "silent",
             Self::Cut(_) => "cut",
             Self::Overtaken(_) => "overtaken",
-            Self::Refused(_) => "refused",
+            Self::Refused(..) => "refused",
         }
     }
 }
@@ -120,6 +127,8 @@ struct Runner {
     since: Instant,
     head_start: Duration,
     over: bool,
+    /// It has a slot among the requests for the build, so it can be slow or silent.
+    has_slot: Arc<AtomicBool>,
 }
 
 /// Asks `hops` until one has sent something.
@@ -128,18 +137,17 @@ pub(crate) async fn race(hops: &[Upstream], client: &mut Connection, asked: &Ask
     let began = Instant::now();
     let mut race = Race::new(hops, client.is_tls(), asked, began);
     let mut running = FuturesUnordered::new();
-    let mut discarded = 0;
     running.extend(race.next());
     loop {
         let next = race.next_at();
         let outcome = tokio::select! {
             biased;
-            () = cx.cut.cancelled() => return race.over(End::Stopped),
+            () = cx.cut.cancelled() => return race.over(EndReason::Stopped),
             Some((index, outcome)) = running.next() => {
                 race.runners[index].over = true;
                 Some((index, outcome))
             }
-            reason = client.departed(&mut discarded) => return race.over(End::ClientLeft(reason)),
+            reason = client.wait_closed() => return race.over(EndReason::ClientLeft(reason)),
             () = sleep_until(next.unwrap_or(began)), if next.is_some() => None,
             () = sleep_until(began + patience(&cx.limits)) => return race.late(),
         };
@@ -174,6 +182,8 @@ struct Race<'a> {
     /// A gateway's own line, for when nobody has better.
     refusal: Option<Box<Answered>>,
     silent: bool,
+    /// A hop was not asked because too many requests for the build wait for it.
+    busy: bool,
 }
 
 impl<'a> Race<'a> {
@@ -193,6 +203,7 @@ impl<'a> Race<'a> {
             runners: Vec::new(),
             refusal: None,
             silent: false,
+            busy: false,
         }
     }
 
@@ -205,17 +216,19 @@ impl<'a> Race<'a> {
         };
         let asked = self.asked;
         let index = self.runners.len();
+        let has_slot = Arc::<AtomicBool>::default();
         self.runners.push(Runner {
             hop: hop.clone(),
             since: Instant::now(),
             head_start: head_start(&asked.cx.limits, avoided),
             over: false,
+            has_slot: Arc::clone(&has_slot),
         });
-        let route = Route::of(&hop, self.hops);
+        let route = hop.route(self.hops);
         let listed = asked.listed(&hop);
-        let room = |tls_hop| room(tls_hop, self.tls_client);
-        let room = room(matches!(&hop, Upstream::Gateway(gateway) if gateway.tls));
-        Some(async move { (index, ask(hop, route, listed, room, asked).await) })
+        let is_tls = matches!(&hop, Upstream::Gateway(gateway) if gateway.tls);
+        let room = read_size(is_tls, self.tls_client);
+        Some(async move { (index, ask(hop, route, listed, room, asked, &has_slot).await) })
     }
 
     /// When the next hop is to be asked, though nobody has failed.
@@ -230,21 +243,25 @@ impl<'a> Race<'a> {
         let Asked { build, span, cx, .. } = self.asked;
         span.passed_over(hop, miss);
         let kind = match miss {
-            Miss::Dial(DialError::Circle | DialError::Ourselves) => FailureKind::Loop,
-            _ => FailureKind::Other,
+            Miss::Dial(DialError::TooManyForBuild) | Miss::Refused(TOO_MANY_FOR_BUILD, _) => None,
+            Miss::Dial(DialError::Loop(_) | DialError::Ourselves) => Some(FailureKind::Loop),
+            _ => Some(FailureKind::Other),
         };
-        cx.resolver.memory().failed(build, hop, miss, kind);
+        if let Some(kind) = kind {
+            cx.resolver.memory().failed(build, hop, miss, kind);
+        }
         if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
-            cx.metrics.miswired("circle");
+            cx.metrics.misrouted("circle");
         }
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
             match miss {
-                Miss::Dial(DialError::Elsewhere(found)) => {
+                Miss::Dial(DialError::WrongZone(found)) => {
                     misrouting::found_elsewhere(gateway, found, cx);
                 }
-                Miss::Dial(DialError::Circle | DialError::Ourselves) => {
-                    misrouting::found_circle(gateway, build, cx);
+                Miss::Dial(DialError::Loop(found)) => misrouting::found_circle(gateway, found, cx),
+                Miss::Dial(DialError::Ourselves) => {
+                    misrouting::found_circle(gateway, &cx.resolver.own(), cx);
                 }
                 _ => {}
             }
@@ -258,44 +275,50 @@ impl<'a> Race<'a> {
         let silent = matches!(miss, Miss::Silent);
         self.note(&hop, &miss);
         self.silent |= silent || matches!(miss, Miss::Dial(DialError::Busy));
+        self.busy |= matches!(miss, Miss::Dial(DialError::TooManyForBuild));
         let last = idle && self.waiting.is_empty() && self.executor.is_none();
-        if !last || matches!(miss, Miss::Refused(_)) || self.refusal.is_some() {
+        if !last || matches!(miss, Miss::Refused(..)) || self.refusal.is_some() {
             log_stream!(
                 *logged, %peer, %build, route = %hop, end = %miss, "trying the next hop"
             );
         }
         if !last {
-            if let Miss::Refused(answered) = miss {
+            if let Miss::Refused(_, answered) = miss {
                 self.refusal.get_or_insert(answered);
             }
             return None;
         }
-        if let Miss::Refused(answered) = miss {
+        if let Miss::Refused(_, answered) = miss {
             return Some(Raced::Answered(self.refusal.take().unwrap_or(answered)));
         }
         if let Some(refusal) = self.refusal.take() {
             return Some(Raced::Answered(refusal));
         }
-        self.asked.ended(&hop, Route::of(&hop, self.hops), 0, &miss);
+        self.asked.ended(&hop, hop.route(self.hops), 0, &miss);
         Some(self.failed())
     }
 
     fn failed(&self) -> Raced {
         Raced::Failed(match self.hops {
-            _ if self.silent => Fault::ExecutorSilent,
-            1 => Fault::ExecutorUnreachable,
-            _ => Fault::ZoneUnreachable,
+            _ if self.silent => ReplyError::ExecutorSilent,
+            _ if self.busy => ReplyError::TooManyForBuild,
+            1 => ReplyError::ExecutorUnreachable,
+            _ => ReplyError::ZoneUnreachable,
         })
     }
 
     /// Takes it that nobody has said anything in time.
     fn late(&mut self) -> Raced {
         for runner in self.runners.iter().filter(|runner| !runner.over) {
+            if !runner.has_slot.load(Ordering::Relaxed) {
+                self.busy = true;
+                continue;
+            }
+            self.silent = true;
             self.note(&runner.hop, &Miss::Silent);
-            let route = Route::of(&runner.hop, self.hops);
-            self.asked.ended(&runner.hop, route, 0, &End::UpstreamSilent);
+            let route = runner.hop.route(self.hops);
+            self.asked.ended(&runner.hop, route, 0, &SILENT);
         }
-        self.silent = true;
         self.refusal.take().map_or_else(|| self.failed(), Raced::Answered)
     }
 
@@ -303,6 +326,7 @@ impl<'a> Race<'a> {
     fn won(&mut self, index: usize, answered: Box<Answered>) -> Raced {
         let Asked { caller: Caller { peer, logged, .. }, build, span, cx, .. } = self.asked;
         let before = self.runners[..index].iter().filter(|runner| !runner.over);
+        let before = before.filter(|runner| runner.has_slot.load(Ordering::Relaxed));
         for runner in before.filter(|runner| runner.since.elapsed() >= runner.head_start) {
             let miss = Miss::Overtaken(runner.head_start);
             log_stream!(
@@ -316,9 +340,9 @@ impl<'a> Race<'a> {
         Raced::Answered(answered)
     }
 
-    fn over(&self, end: End) -> Raced {
+    fn over(&self, end: EndReason) -> Raced {
         if let Some(Runner { hop, .. }) = self.runners.last() {
-            self.asked.ended(hop, Route::of(hop, self.hops), 0, &end);
+            self.asked.ended(hop, hop.route(self.hops), 0, &end);
         }
         Raced::Over(end)
     }
@@ -331,19 +355,20 @@ async fn ask(
     listed: Listed,
     room: usize,
     asked: &Asked<'_>,
+    has_slot: &AtomicBool,
 ) -> Result<Answered, Miss> {
     let Asked { build, span, cx, .. } = asked;
     let may_lead_back = match &hop {
         Upstream::Gateway(_) => true,
         Upstream::Executor(executor) => cx.resolver.is_gateway(executor),
     };
-    let place = if may_lead_back {
-        let (idle, wait) = (head_start(&cx.limits, false), cx.limits.connect_timeout);
-        let place = timeout(wait, cx.asking.place(build, &hop, idle)).await.ok().flatten();
-        Some(place.ok_or(Miss::Dial(DialError::Circle))?)
+    let in_flight = if may_lead_back {
+        let slot = cx.loop_guard.acquire(build, &hop, cx.limits.connect_timeout).await;
+        Some(slot.ok_or(Miss::Dial(DialError::TooManyForBuild))?)
     } else {
         None
     };
+    has_slot.store(true, Ordering::Relaxed);
     let deadline = cx.first_byte_deadline();
     let mut slot = match &hop {
         Upstream::Gateway(_) => None,
@@ -354,11 +379,12 @@ async fn ask(
         }
     };
     let dialed = Instant::now();
-    let mut connection = hop.ask(build, cx).await.map_err(Miss::Dial)?;
+    let mut connection = hop.ask(asked).await.map_err(Miss::Dial)?;
+    // The number of hops in the request ends loops.
+    let in_flight = in_flight.filter(|_| !connection.is_peer_gateway());
     cx.metrics.connected(route, dialed.elapsed());
     span.connected(&hop);
-    let mut failure = None;
-    let read = connection.read_log(room, &mut failure);
+    let read = connection.read_chunk(room);
     let read = match &hop {
         // Bounded by the patience with all.
         Upstream::Gateway(_) => read.await,
@@ -372,28 +398,62 @@ async fn ask(
             })?
         }
     };
-    drop(place);
+    drop(in_flight);
     if let (Some(slot), Ok(_)) = (slot, &read) {
         slot.answered();
     }
-    let piece = match read {
+    let mut piece = match read {
         Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
         Ok(piece) => piece,
         Err(error) => {
             if let (Upstream::Gateway(_), Some(late)) = (&hop, Failure::late(&error)) {
-                cx.metrics.handshake(Side::Upstream, Err(late));
+                cx.metrics.handshake_failed(Direction::Outbound, late.label());
                 return Err(Miss::Dial(DialError::Tls(error)));
             }
             return Err(Miss::Cut(error));
         }
     };
     debug!(%build, route = %hop, bytes = piece.len(), "first bytes");
-    let from_gateway = matches!(hop, Upstream::Gateway(_));
-    if from_gateway && connection.is_to_own_kind() && misrouting::is_of_other_zone(&piece) {
-        let names = tls::names_of_peer(connection.peer_certificates());
-        return Err(Miss::Dial(DialError::Elsewhere(names)));
+    let first = match &hop {
+        Upstream::Executor(_) => FirstBytes::Log,
+        Upstream::Gateway(_) => complete_reply(&mut piece, &mut connection).await,
+    };
+    let found = || tls::names_of_peer(connection.peer_certificates());
+    let is_peer = connection.is_peer_gateway();
+    match first {
+        FirstBytes::Reply(PeerReply::Known(Reply::Error(ReplyError::WrongZone))) if is_peer => {
+            Err(Miss::Dial(DialError::WrongZone(found())))
+        }
+        FirstBytes::Reply(PeerReply::Known(Reply::Error(ReplyError::Loop))) if is_peer => {
+            Err(Miss::Dial(DialError::Loop(found())))
+        }
+        FirstBytes::Reply(reply) if reply.allows_failover() => {
+            let answered = Answered { hop, route, connection, listed, first: piece };
+            Err(Miss::Refused(reply, Box::new(answered)))
+        }
+        _ => Ok(Answered { hop, route, connection, listed, first: piece }),
     }
-    let refused = from_gateway && misrouting::is_refusal(&piece);
-    let answered = Answered { hop, route, connection, listed, first: (piece, failure) };
-    if refused { Err(Miss::Refused(Box::new(answered))) } else { Ok(answered) }
+}
+
+/// How long the rest of a line is waited for that may become a reply. No log of Zuul's begins as a
+/// reply does, so this delays none.
+const REPLY_WAIT: Duration = Duration::from_millis(500);
+
+/// The most that is read of the rest of a reply, in bytes.
+const REPLY_READ: usize = 1024;
+
+/// Classifies the first bytes from a gateway, after reading the rest of a reply that came in parts.
+async fn complete_reply(piece: &mut Chunk, connection: &mut Connection) -> FirstBytes {
+    let deadline = Instant::now() + REPLY_WAIT;
+    loop {
+        let first = classify(piece, false);
+        if first != FirstBytes::Incomplete {
+            return first;
+        }
+        match timeout_at(deadline, connection.read_chunk(REPLY_READ)).await {
+            Ok(Ok(more)) if !more.is_empty() => piece.append(&more),
+            // After an error the bytes before it are the last.
+            Ok(Ok(_) | Err(_)) | Err(_) => return classify(piece, true),
+        }
+    }
 }

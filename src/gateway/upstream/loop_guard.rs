@@ -1,9 +1,14 @@
-//! Requests for a build that wait for the first byte from another gateway: a bounded number.
+//! Bounds the requests for one build that wait for the first byte from one gateway.
 //!
-//! A wiring mistake, such as a port forward that leads back to us, makes a circle: each of our
-//! requests comes in again and asks again, until all connections are used up. Finger carries no
-//! hop count that would show it. But in a circle no first byte ever comes, so the places run out,
-//! the last request waits in vain, and its refusal travels back through all the others.
+//! Where an address leads back to this gateway, such as that of a wrong port forward, each of our
+//! requests comes in again and is sent again. Between gateways of this kind over TLS the number of
+//! hops in the request ends that, see [`protocol`](crate::gateway::protocol). A plain finger request
+//! has no such number, so a loop cannot be told from many clients that ask for one build. Both get
+//! the same treatment: requests beyond the bound wait. Clients get their turn when others have their
+//! first byte. In a loop no first byte ever comes, so the last request gives up, and its reply
+//! travels back through all the others.
+//!
+//! A full bound says nothing about the gateway, so it neither counts as a failure nor is reported.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -17,95 +22,99 @@ use tokio::time::timeout;
 use super::Upstream;
 use crate::model::build_id::BuildId;
 
-/// Places for one build. People who ask for a build at the same moment take turns in them for the
-/// few milliseconds up to a first byte.
-const PLACES: usize = 16;
+/// Requests for one build that may wait for a gateway's first byte: as many connections are in use
+/// while a loop lasts.
+const SLOTS: usize = 64;
 
-/// All builds that are being asked for at other gateways.
+/// Counts the requests in flight by build and gateway. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Asking(Arc<Mutex<Builds>>);
+pub(crate) struct LoopGuard(Arc<Mutex<InFlight>>);
 
-/// By build and gateway.
-type Builds = HashMap<Asked, Arc<Places>>;
+type InFlight = HashMap<Key, Arc<Slots>>;
 
-type Asked = (BuildId, String, u16);
+/// Build, host and port.
+type Key = (BuildId, String, u16);
 
-/// The places for one build at one gateway.
-struct Places {
+/// The slots of one build at one gateway.
+struct Slots {
     free: Arc<Semaphore>,
-    /// How often one became free.
+    /// How often a slot has become free.
     freed: AtomicU64,
-    /// Requests that hold or await one. Changed under the lock of the map only.
+    /// Requests that hold or await a slot. Changed under the lock of the map only.
     users: AtomicUsize,
 }
 
-/// A place among those who wait for a first byte; free again when dropped.
-pub(crate) struct Place {
-    asked: Asked,
-    builds: Arc<Mutex<Builds>>,
-    places: Arc<Places>,
+/// A request in flight; its slot is free again when this is dropped.
+pub(crate) struct InFlightGuard {
+    key: Key,
+    in_flight: Arc<Mutex<InFlight>>,
+    slots: Arc<Slots>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Asking {
-    /// A place to ask `hop` for `build` from; `None` if none becomes free within `patience`. Executors
-    /// ask nobody else and need none, unless they are registered with a gateway's address.
-    pub(crate) async fn place(
+impl LoopGuard {
+    /// Waits for a slot to request `build` from `hop`. Returns `None` when no slot at all has become
+    /// free for `idle`. The caller bounds the whole wait.
+    pub(crate) async fn acquire(
         &self,
         build: &BuildId,
         hop: &Upstream,
-        patience: Duration,
-    ) -> Option<Place> {
+        idle: Duration,
+    ) -> Option<InFlightGuard> {
         let (hostname, port) = hop.address();
-        let asked = (build.clone(), hostname.to_owned(), port);
-        let places = {
-            let mut builds = lock(&self.0);
-            let places = Arc::clone(builds.entry(asked.clone()).or_insert_with(|| {
-                let free = Arc::new(Semaphore::new(PLACES));
+        let key = (build.clone(), hostname.to_owned(), port);
+        let slots = {
+            let mut in_flight = lock(&self.0);
+            let slots = Arc::clone(in_flight.entry(key.clone()).or_insert_with(|| {
+                let free = Arc::new(Semaphore::new(SLOTS));
                 let users = AtomicUsize::new(0);
-                Arc::new(Places { free, freed: AtomicU64::new(0), users })
+                Arc::new(Slots { free, freed: AtomicU64::new(0), users })
             }));
-            places.users.fetch_add(1, Ordering::Relaxed);
-            places
+            slots.users.fetch_add(1, Ordering::Relaxed);
+            slots
         };
-        // Whoever gives up leaves nothing behind, either.
-        let mut taken = Place { asked, builds: Arc::clone(&self.0), places, permit: None };
-        let mut place = pin!(Arc::clone(&taken.places.free).acquire_owned());
+        // Made before the wait, so that a caller that gives up is removed from the map as well.
+        let mut guard = InFlightGuard { key, in_flight: Arc::clone(&self.0), slots, permit: None };
+        let mut permit = pin!(Arc::clone(&guard.slots.free).acquire_owned());
         loop {
-            let freed = taken.places.freed.load(Ordering::Relaxed);
-            match timeout(patience, &mut place).await {
+            let freed = guard.slots.freed.load(Ordering::Relaxed);
+            match timeout(idle, &mut permit).await {
                 Ok(permit) => {
-                    taken.permit = permit.ok();
-                    return Some(taken);
+                    guard.permit = permit.ok();
+                    return Some(guard);
                 }
-                Err(_) if taken.places.freed.load(Ordering::Relaxed) != freed => {}
+                Err(_) if guard.slots.freed.load(Ordering::Relaxed) != freed => {}
                 Err(_) => return None,
             }
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        let mut builds = lock(&self.builds);
+        let mut in_flight = lock(&self.in_flight);
         if self.permit.take().is_some() {
-            self.places.freed.fetch_add(1, Ordering::Relaxed);
+            self.slots.freed.fetch_add(1, Ordering::Relaxed);
         }
-        if self.places.users.fetch_sub(1, Ordering::Relaxed) == 1 {
-            builds.remove(&self.asked);
+        if self.slots.users.fetch_sub(1, Ordering::Relaxed) == 1 {
+            in_flight.remove(&self.key);
         }
     }
 }
 
-/// The map is whole between any two statements, so a poisoned lock is as good as any.
-fn lock(builds: &Mutex<Builds>) -> MutexGuard<'_, Builds> {
-    builds.lock().unwrap_or_else(PoisonError::into_inner)
+/// The map is consistent between any two statements, so a poisoned lock is no problem.
+fn lock(in_flight: &Mutex<InFlight>) -> MutexGuard<'_, InFlight> {
+    in_flight.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::{Instant, sleep};
+
     use super::*;
     use crate::model::component::Gateway;
+
+    const IDLE: Duration = Duration::from_secs(5);
 
     fn gateway() -> Upstream {
         Upstream::Gateway(Gateway {
@@ -116,21 +125,42 @@ mod tests {
         })
     }
 
+    fn build(id: &str) -> BuildId {
+        BuildId::new(id).expect("a build ID")
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn places_run_out_come_back_and_leave_nothing() {
-        let asking = Asking::default();
-        let build = BuildId::new("abc").expect("a build id");
-        let patience = Duration::from_secs(5);
-        let mut places = Vec::new();
-        for _ in 0..PLACES {
-            places.push(asking.place(&build, &gateway(), patience).await.expect("a place"));
+    async fn slots_are_per_build_and_leave_nothing_in_the_map() {
+        let guard = LoopGuard::default();
+        let abc = build("abc");
+        let mut held = Vec::new();
+        for _ in 0..SLOTS {
+            held.push(guard.acquire(&abc, &gateway(), IDLE).await.expect("a free slot"));
         }
-        assert!(asking.place(&build, &gateway(), patience).await.is_none(), "one too many");
-        let other = BuildId::new("def").expect("a build id");
-        assert!(asking.place(&other, &gateway(), patience).await.is_some(), "another build");
-        places.pop();
-        assert!(asking.place(&build, &gateway(), patience).await.is_some());
-        places.clear();
-        assert!(lock(&asking.0).is_empty());
+        assert!(guard.acquire(&abc, &gateway(), IDLE).await.is_none(), "all slots are taken");
+        assert!(guard.acquire(&build("def"), &gateway(), IDLE).await.is_some(), "another build");
+        held.pop();
+        assert!(guard.acquire(&abc, &gateway(), IDLE).await.is_some(), "one slot is free");
+        held.clear();
+        assert!(lock(&guard.0).is_empty());
+    }
+
+    /// Eight rounds of requests whose first byte takes most of the time that a wait may be idle.
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_goes_on_while_slots_become_free() {
+        let guard = LoopGuard::default();
+        let first_byte = IDLE - Duration::from_millis(1);
+        let began = Instant::now();
+        let mut requests = tokio::task::JoinSet::new();
+        for _ in 0..8 * SLOTS {
+            let guard = guard.clone();
+            requests.spawn(async move {
+                let slot = guard.acquire(&build("abc"), &gateway(), IDLE).await;
+                sleep(first_byte).await;
+                slot.is_some()
+            });
+        }
+        assert!(requests.join_all().await.into_iter().all(|has_slot| has_slot));
+        assert_eq!(began.elapsed().as_secs(), (8 * first_byte).as_secs());
     }
 }

@@ -14,21 +14,23 @@ use std::fmt;
 use std::io;
 use std::net::Ipv6Addr;
 
+use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::Context;
-use super::transport::connection::{Connection, end_gracefully};
+use super::transport::connection::Connection;
 use super::transport::read_ahead::ReadAhead;
+use super::transport::socket::Socket;
 use crate::config::to_ascii;
-use crate::model::build_id::BuildId;
+use crate::gateway::protocol::request::{Request, RequestFormat};
+use crate::gateway::session::Asked;
 use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
-use crate::telemetry::metrics::Side;
+use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
 use crate::tls::Failure;
 
@@ -107,14 +109,17 @@ pub(crate) enum DialError {
     Tls(io::Error),
     /// It speaks TLS and this gateway has no certificate.
     NoCertificate,
-    /// Too many requests for the build wait for it already.
-    Circle,
+    /// Too many requests for the build wait for its first byte.
+    TooManyForBuild,
+    /// It has answered that too many gateways have sent the request; with the names in its
+    /// certificate.
+    Loop(String),
     /// Its address is one that this gateway listens on, or is registered with.
     Ourselves,
     /// No slot to ask this executor became free in time.
     Busy,
     /// It is a gateway of another zone than its entry says, with these names in its certificate.
-    Elsewhere(String),
+    WrongZone(String),
 }
 
 impl DialError {
@@ -125,9 +130,9 @@ impl DialError {
             Self::Tcp(_) => "connect",
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
-            Self::Circle | Self::Ourselves => "circle",
-            Self::Busy => "busy",
-            Self::Elsewhere(_) => "zone",
+            Self::Loop(_) | Self::Ourselves => "circle",
+            Self::Busy | Self::TooManyForBuild => "busy",
+            Self::WrongZone(_) => "zone",
         }
     }
 }
@@ -141,10 +146,11 @@ impl fmt::Display for DialError {
             }
             Self::Tcp(error) => write!(f, "{error}"),
             Self::Tls(error) => write!(f, "TLS: {}", tls::describe(error)),
-            Self::Circle => f.write_str("too many requests for this build wait for it"),
+            Self::TooManyForBuild => f.write_str("too many requests for this build wait for it"),
+            Self::Loop(found) => write!(f, "too many gateways have sent the request: {found}"),
             Self::Ourselves => f.write_str("its address is that of this gateway itself"),
             Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
-            Self::Elsewhere(found) => write!(f, "a gateway of another zone answers: {found}"),
+            Self::WrongZone(found) => write!(f, "a gateway of another zone answers: {found}"),
             Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
         }
     }
@@ -159,11 +165,27 @@ impl Upstream {
         }
     }
 
-    /// Connects and asks for `build`, all within the connect deadline.
-    pub(crate) async fn ask(&self, build: &BuildId, cx: &Context) -> Result<Connection, DialError> {
+    /// Returns the route over this hop, one of `hops` candidates.
+    pub(crate) fn route(&self, hops: usize) -> Route {
+        match self {
+            Self::Gateway(_) => Route::Zone,
+            Self::Executor(_) if hops > 1 => Route::Fallback,
+            Self::Executor(_) => Route::Direct,
+        }
+    }
+
+    /// Connects and sends the request, all within the connect deadline.
+    pub(crate) async fn ask(&self, asked: &Asked<'_>) -> Result<Connection, DialError> {
+        let Asked { build, sent_hops, cx, .. } = asked;
         let deadline = Instant::now() + cx.limits.connect_timeout;
         let mut connection = self.dial(deadline, cx).await?;
-        let request = format!("{build}\n");
+        let (_, _, _, zone, _) = self.fields();
+        let request = Request {
+            build: build.clone(),
+            zone: zone.map(str::to_owned),
+            hops: sent_hops.saturating_add(1),
+        };
+        let request = request.to_line(RequestFormat::negotiated(connection.is_peer_gateway()));
         let asked = async {
             connection.write_all(request.as_bytes()).await?;
             connection.flush().await
@@ -178,42 +200,43 @@ impl Upstream {
             return Err(DialError::Ourselves);
         }
         let secure = match self {
-            Self::Gateway(gateway @ Gateway { tls: true, .. }) => {
-                Some((gateway, cx.connector.as_ref().ok_or(DialError::NoCertificate)?))
+            Self::Gateway(Gateway { tls: true, .. }) => {
+                Some(cx.connector.as_ref().ok_or(DialError::NoCertificate)?)
             }
             _ => None,
         };
-        let connect = async || -> Result<TcpStream, DialError> {
-            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
+        let connect = async || -> Result<Socket, DialError> {
+            let connected = cx.dialer.connect(host, port);
             let stream = in_time(deadline, connected).await?.map_err(|error| {
                 if error.kind() == io::ErrorKind::AddrNotAvailable {
-                    cx.metrics.no_local_port();
+                    cx.metrics.local_ports_exhausted();
                 }
                 DialError::Tcp(error)
             })?;
-            if cx.own_addresses.are_dialed_by(&stream, port) {
+            if stream.tcp().is_some_and(|tcp| cx.own_addresses.are_dialed_by(tcp, port)) {
                 return Err(DialError::Ourselves);
             }
             Ok(stream)
         };
         let mut stream = connect().await?;
-        let Some((gateway, connector)) = secure else { return Ok(Connection::Plain(stream)) };
+        let Some(connector) = secure else { return Ok(Connection::Plain(stream)) };
         let name = server_name(host)?;
         let (failure, error) = loop {
             // The request follows the handshake's last message at once; a plain one has nothing to
             // wait for anyway.
-            stream.set_nodelay(true).map_err(DialError::Tcp)?;
-            let zone = gateway.zone.as_deref();
-            let tcp = ReadAhead::from_next_hop(stream);
-            let shaken = in_time(deadline, connector.connect(&name, port, zone, tcp)).await;
+            stream.set_nodelay().map_err(DialError::Tcp)?;
+            let tcp = ReadAhead::from_hop(stream);
+            let shaken = in_time(deadline, connector.connect(&name, port, tcp)).await;
             match shaken {
                 Ok(Ok(stream)) => {
-                    cx.metrics.shaken(Side::Upstream, stream.get_ref().1.handshake_kind());
-                    return Ok(Connection::Tls(Box::new(stream.into())));
+                    let kind = stream.get_ref().1.handshake_kind();
+                    let resumed = kind == Some(HandshakeKind::Resumed);
+                    cx.metrics.handshake_ok(Direction::Outbound, resumed);
+                    return Ok(Connection::tls(stream));
                 }
                 Ok(Err((error, below))) => {
                     // The alert that says why has to arrive.
-                    end_gracefully(below.socket());
+                    below.into_socket().close();
                     // A TLS terminator in between knows other protocols only.
                     if !(Failure::refuses_protocols(&error)
                         && connector.omit_protocols(&name, port))
@@ -226,7 +249,7 @@ impl Upstream {
                 Err(late) => break (Failure::Timeout, late),
             }
         };
-        cx.metrics.handshake(Side::Upstream, Err(failure));
+        cx.metrics.handshake_failed(Direction::Outbound, failure.label());
         Err(error)
     }
 }

@@ -214,7 +214,7 @@ impl SessionManager {
             timeout = ?client.session_timeout(),
             "session with ZooKeeper established"
         );
-        self.settings.metrics.session();
+        self.settings.metrics.zookeeper_session();
         self.lookup.set_session(client.clone());
         self.lookup.set_outage(None);
         let RegistrationCommands { state, status, .. } = &self.commands;

@@ -1,435 +1,303 @@
-//! What is counted and timed. Labels have few values, all of them there from the start, so that a
-//! rate is right from the first event on.
+//! Metrics of this process.
+//!
+//! [`Metrics`] has one method for each event that is counted or timed. Names, help texts and label
+//! values are in `definitions`; `docs/metrics.md` explains each value.
 
-pub(crate) mod definitions;
-pub(crate) mod descriptor;
+mod definitions;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
-use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use rustls::HandshakeKind;
 
-use self::descriptor::Descriptor;
-use crate::gateway::session::outcome::Outcome;
-use crate::gateway::upstream::Upstream;
-use crate::tls::Failure;
-
-/// One label with one of a few values.
-type Label = [(&'static str, &'static str); 1];
-
-type Counters = Family<Label, Counter>;
-type Histograms = Family<Label, Histogram, fn() -> Histogram>;
-
-/// Where to look closer at what was observed last in a bucket.
-type TraceId = [(&'static str, String); 1];
-
-/// Everything this process measures about itself. Cheap to clone: all share the same numbers.
+/// Handles to all metrics. Cheap to clone: all clones update the same values.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
-    accepted: Counters,
-    active: Family<Label, Gauge>,
-    rejected: Counters,
-    handshakes: Family<[(&'static str, &'static str); 2], Counter>,
-    resumed: Counters,
-    failovers: Counters,
-    miswired: Counters,
-    no_local_port: Counter,
-    requests: Counters,
-    routes: Counters,
+    registry: Arc<Registry>,
+    connections_accepted: ByLabel<Counter>,
+    connections_active: ByLabel<Gauge>,
+    connections_rejected: ByLabel<Counter>,
+    requests: ByLabel<Counter>,
+    streams_active: Gauge,
     lookup: Histogram,
-    connect: Histograms,
-    executor_wait: Histogram,
-    first_byte: HistogramWithExemplars<TraceId>,
+    first_byte: HistogramWithExemplars<[(&'static str, String); 1]>,
     stream: Histogram,
-    streamed: Counter,
-    not_logged: Counter,
-    streams: Gauge,
+    streamed_bytes: Counter,
+    streams_not_logged: Counter,
+    routes: ByLabel<Counter>,
+    connect: ByLabel<Histogram>,
+    executor_wait: Histogram,
+    failovers: ByLabel<Counter>,
+    misrouted: ByLabel<Counter>,
+    local_ports_exhausted: Counter,
+    handshakes: Family<[(&'static str, &'static str); 2], Counter>,
+    sessions_resumed: ByLabel<Counter>,
+    certificate_not_after: Family<Label, Gauge>,
     zookeeper_sessions: Counter,
-    reloads: Counters,
+    reloads: ByLabel<Counter>,
     last_reload_ok: Gauge,
-    last_good_reload: Gauge,
-    not_after: Family<Label, Gauge>,
-    spans: Counters,
+    last_reload_time: Gauge,
+    #[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "stays at 0"))]
+    spans: ByLabel<Counter>,
 }
 
-/// Which side of a relay.
+/// Defines a label whose values are the variants of an enum.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            const VALUES: &[&str] = &[$($value,)+];
+
+            /// Returns the label's value.
+            pub(crate) fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $value,)+ }
+            }
+        }
+    };
+}
+
+label! {
+    /// Which end opened a connection.
+    Direction {
+        /// A client or a peer gateway connected to us.
+        Inbound = "inbound",
+        /// We connected to a hop.
+        Outbound = "outbound",
+    }
+}
+
+label! {
+    /// The kind of hop that a stream came from.
+    Route {
+        /// An executor of our own zone, or one without a zone.
+        Direct = "direct",
+        /// A gateway of the executor's zone.
+        Zone = "zone",
+        /// An executor of another zone, after every gateway of that zone failed.
+        Fallback = "fallback",
+    }
+}
+
+label! {
+    /// Why a connection was rejected.
+    Rejection {
+        /// `limits.connections` is reached.
+        Limit = "limit",
+        /// `limits.connections_per_address` is reached.
+        Address = "address",
+        /// `limits.handshakes`, or one address's share of it, is reached.
+        Handshakes = "handshakes",
+        /// An address exceeds `limits.handshakes_per_minute`.
+        HandshakeRate = "handshake_rate",
+        /// `limits.lookups` is reached.
+        Lookups = "lookups",
+        /// accept(2) failed because the kernel lacks file descriptors or memory.
+        Accept = "accept",
+    }
+}
+
+/// What a certificate is used for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Side {
-    Client,
-    Upstream,
-}
-
-impl Side {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Upstream => "upstream",
-        }
-    }
-}
-
-/// Where a stream came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Route {
-    /// An executor of our zone, or of none.
-    Direct,
-    /// A gateway of the executor's zone.
-    Zone,
-    /// An executor of another zone, because no gateway of that zone had it.
-    Fallback,
-}
-
-impl Route {
-    /// The route over `hop`, one of `hops` that were worth trying.
-    pub(crate) fn of(hop: &Upstream, hops: usize) -> Self {
-        match hop {
-            Upstream::Gateway(_) => Self::Zone,
-            Upstream::Executor(_) if hops > 1 => Self::Fallback,
-            Upstream::Executor(_) => Self::Direct,
-        }
-    }
-
-    /// The value of the metric label `route`.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Zone => "zone",
-            Self::Fallback => "fallback",
-        }
-    }
-}
-
-/// For whom a certificate of ours is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Role {
-    /// Clients and other gateways.
+pub(crate) enum CertificateRole {
+    /// Our certificate for clients and gateways.
     Gateway,
+    /// Our certificate for ZooKeeper.
     ZooKeeper,
-    /// The authorities that clients' and gateways' certificates are checked against.
-    GatewayAuthority,
-    ZooKeeperAuthority,
+    /// The CA certificates that clients and gateways are verified with.
+    GatewayCa,
+    /// The CA certificates that ZooKeeper is verified with.
+    ZooKeeperCa,
 }
 
-impl Role {
+impl CertificateRole {
     fn as_str(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
             Self::ZooKeeper => "zookeeper",
-            Self::GatewayAuthority => "gateway_ca",
-            Self::ZooKeeperAuthority => "zookeeper_ca",
+            Self::GatewayCa => "gateway_ca",
+            Self::ZooKeeperCa => "zookeeper_ca",
         }
     }
 }
 
-/// Why a connection was not served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Rejection {
-    /// `limits.connections` reached.
-    Limit,
-    /// `limits.connections_per_address` reached.
-    Address,
-    /// `limits.handshakes` reached, or an address's share of them.
-    Handshakes,
-    /// `limits.handshakes_per_minute` exceeded by an address.
-    HandshakeRate,
-    /// `limits.lookups` reached.
-    Lookups,
-    /// The kernel had none to give: descriptors or memory.
-    Accept,
+type Label = [(&'static str, &'static str); 1];
+
+/// A metric for each value of one label. All series exist from the start, so that `rate()` includes
+/// the first increment.
+#[derive(Clone, Debug)]
+struct ByLabel<M> {
+    family: Family<Label, M>,
+    label: &'static str,
+    values: &'static [&'static str],
 }
 
-impl Rejection {
-    /// The value of the metric label `reason`.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Limit => "limit",
-            Self::Address => "address",
-            Self::Handshakes => "handshakes",
-            Self::HandshakeRate => "handshake_rate",
-            Self::Lookups => "lookups",
-            Self::Accept => "accept",
-        }
+impl<M: Clone> ByLabel<M> {
+    fn get(&self, value: &'static str) -> M {
+        debug_assert!(self.values.contains(&value), "{}={value} is not defined", self.label);
+        self.family.get_or_create_owned(&[(self.label, value)])
     }
 }
 
-const SHORT: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-
-fn short() -> Histogram {
-    Histogram::new(SHORT)
-}
-
-fn long() -> Histogram {
-    Histogram::new([0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21_600.0])
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        let metrics = Self {
-            accepted: Family::default(),
-            active: Family::default(),
-            rejected: Family::default(),
-            handshakes: Family::default(),
-            resumed: Family::default(),
-            failovers: Family::default(),
-            miswired: Family::default(),
-            no_local_port: Counter::default(),
-            requests: Family::default(),
-            routes: Family::default(),
-            lookup: short(),
-            connect: Family::new_with_constructor(short as fn() -> Histogram),
-            executor_wait: short(),
-            first_byte: HistogramWithExemplars::new(SHORT.into_iter()),
-            stream: long(),
-            streamed: Counter::default(),
-            not_logged: Counter::default(),
-            streams: Gauge::default(),
-            zookeeper_sessions: Counter::default(),
-            reloads: Family::default(),
-            last_reload_ok: Gauge::default(),
-            last_good_reload: Gauge::default(),
-            not_after: Family::default(),
-            spans: Family::default(),
-        };
-        metrics.configured(true);
-        all_there(&metrics.reloads, &definitions::RELOADS);
-        all_there(&metrics.accepted, &definitions::ACCEPTED);
-        all_there(&metrics.active, &definitions::ACTIVE);
-        all_there(&metrics.rejected, &definitions::REJECTED);
-        all_there(&metrics.resumed, &definitions::RESUMED);
-        all_there(&metrics.spans, &definitions::SPANS);
-        for side in definitions::HANDSHAKES.values(0) {
-            for result in definitions::HANDSHAKES.values(1) {
-                drop(metrics.handshakes.get_or_create(&[("side", side), ("result", result)]));
-            }
-        }
-        all_there(&metrics.requests, &definitions::REQUESTS);
-        all_there(&metrics.failovers, &definitions::FAILOVERS);
-        all_there(&metrics.miswired, &definitions::WIRING_FAULTS);
-        all_there(&metrics.routes, &definitions::ROUTES);
-        all_there(&metrics.connect, &definitions::CONNECT);
-        metrics
-    }
-}
-
-/// Has every value of the one label that `descriptor` names counted from zero.
-fn all_there<M: Clone, C: MetricConstructor<M>>(
-    family: &Family<Label, M, C>,
-    descriptor: &Descriptor,
-) {
-    for value in descriptor.values(0) {
-        drop(family.get_or_create(&[(descriptor.labels[0].name, value)]));
-    }
-}
-
-impl Metrics {
-    /// Names everything in `registry`.
-    pub(crate) fn register(&self, registry: &mut Registry) {
-        let Self {
-            accepted,
-            active,
-            rejected,
-            handshakes,
-            resumed,
-            failovers,
-            miswired,
-            no_local_port,
-            requests,
-            routes,
-            lookup,
-            connect,
-            executor_wait,
-            first_byte,
-            stream,
-            streamed,
-            not_logged,
-            streams,
-            zookeeper_sessions,
-            reloads,
-            last_reload_ok,
-            last_good_reload,
-            not_after,
-            spans,
-        } = self.clone();
-        definitions::ACCEPTED.register(registry, accepted);
-        definitions::ACTIVE.register(registry, active);
-        definitions::REJECTED.register(registry, rejected);
-        definitions::HANDSHAKES.register(registry, handshakes);
-        definitions::RESUMED.register(registry, resumed);
-        definitions::FAILOVERS.register(registry, failovers);
-        definitions::WIRING_FAULTS.register(registry, miswired);
-        definitions::NO_LOCAL_PORT.register(registry, no_local_port);
-        definitions::REQUESTS.register(registry, requests);
-        definitions::ROUTES.register(registry, routes);
-        definitions::LOOKUP.register(registry, lookup);
-        definitions::CONNECT.register(registry, connect);
-        definitions::EXECUTOR_WAIT.register(registry, executor_wait);
-        definitions::FIRST_BYTE.register(registry, first_byte);
-        definitions::STREAM.register(registry, stream);
-        definitions::STREAMED.register(registry, streamed);
-        definitions::STREAMS_NOT_LOGGED.register(registry, not_logged);
-        definitions::STREAMS.register(registry, streams);
-        definitions::ZOOKEEPER_SESSIONS.register(registry, zookeeper_sessions);
-        definitions::RELOADS.register(registry, reloads);
-        definitions::LAST_RELOAD_OK.register(registry, last_reload_ok);
-        definitions::LAST_GOOD_RELOAD.register(registry, last_good_reload);
-        definitions::NOT_AFTER.register(registry, not_after);
-        definitions::SPANS.register(registry, spans);
-    }
-
-    /// Counts a connection for as long as the guard lives.
-    pub(crate) fn connection(&self, tls: bool) -> Active {
-        let label = [("listener", if tls { "tls" } else { "plain" })];
-        self.accepted.get_or_create(&label).inc();
-        let active = self.active.get_or_create(&label).clone();
-        Active::new(active)
-    }
-
-    /// Counts a stream for as long as the guard lives.
-    pub(crate) fn stream(&self) -> Active {
-        Active::new(self.streams.clone())
-    }
-
-    pub(crate) fn rejected(&self, reason: Rejection) {
-        self.rejected.get_or_create(&[("reason", reason.as_str())]).inc();
-    }
-
-    /// Counts a stream whose lines are at debug because its address has asked too often.
-    pub(crate) fn stream_not_logged(&self) {
-        self.not_logged.inc();
-    }
-
-    /// Counts a TLS handshake.
-    pub(crate) fn handshake(&self, side: Side, result: Result<(), Failure>) {
-        let side = side.as_str();
-        let result = result.map_or_else(Failure::label, |()| "ok");
-        self.handshakes.get_or_create(&[("side", side), ("result", result)]).inc();
-    }
-
-    /// Counts a TLS handshake that succeeded, as `kind`.
-    pub(crate) fn shaken(&self, side: Side, kind: Option<HandshakeKind>) {
-        self.handshake(side, Ok(()));
-        if kind == Some(HandshakeKind::Resumed) {
-            self.resumed.get_or_create(&[("side", side.as_str())]).inc();
-        }
-    }
-
-    /// Counts a gateway that had not what was asked of it, by one of its reasons.
-    pub(crate) fn failed_over(&self, reason: &'static str) {
-        debug_assert!(definitions::FAILOVERS.has(0, reason), "{reason}");
-        self.failovers.get_or_create(&[("reason", reason)]).inc();
-    }
-
-    /// Counts a request that met a mistake in the wiring, by one of its kinds.
-    pub(crate) fn miswired(&self, kind: &'static str) {
-        debug_assert!(definitions::WIRING_FAULTS.has(0, kind), "{kind}");
-        self.miswired.get_or_create(&[("kind", kind)]).inc();
-    }
-
-    /// Counts an attempt to connect to a next hop that had no local port.
-    pub(crate) fn no_local_port(&self) {
-        self.no_local_port.inc();
-    }
-
-    /// Counts the end of a connection.
-    pub(crate) fn ended(&self, outcome: &Outcome) {
-        let result = outcome.label();
-        debug_assert!(definitions::REQUESTS.has(0, result), "{result}");
-        self.requests.get_or_create(&[("result", result)]).inc();
-    }
-
-    pub(crate) fn looked_up(&self, time: Duration) {
-        self.lookup.observe(time.as_secs_f64());
-    }
-
-    pub(crate) fn connected(&self, route: Route, time: Duration) {
-        self.connect.get_or_create(&[("route", route.as_str())]).observe(time.as_secs_f64());
-    }
-
-    /// Times how long a request has waited for a slot to ask its executor.
-    pub(crate) fn waited_for_executor(&self, time: Duration) {
-        self.executor_wait.observe(time.as_secs_f64());
-    }
-
-    /// Times the first byte of a stream, which is in the trace `trace_id`, if in any.
-    pub(crate) fn first_byte(&self, time: Duration, trace_id: Option<&str>) {
-        let exemplar = trace_id.map(|id| [("trace_id", id.to_owned())]);
-        let now = exemplar.is_some().then(SystemTime::now);
-        self.first_byte.observe(time.as_secs_f64(), exemplar, now);
-    }
-
-    /// Counts the end of a stream that took `time`.
-    pub(crate) fn streamed(&self, route: Route, time: Duration) {
-        self.routes.get_or_create(&[("route", route.as_str())]).inc();
-        self.stream.observe(time.as_secs_f64());
-    }
-
-    /// Counts bytes of logs sent to clients.
-    pub(crate) fn sent(&self, bytes: u64) {
-        self.streamed.inc_by(bytes);
-    }
-
-    /// Counts a reload.
-    pub(crate) fn reloaded(&self, good: bool) {
-        let result = if good { "ok" } else { "failed" };
-        self.reloads.get_or_create(&[("result", result)]).inc();
-        self.configured(good);
-    }
-
-    /// Notes that the configuration was read just now: at the start it was good.
-    fn configured(&self, good: bool) {
-        self.last_reload_ok.set(good.into());
-        if good {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            let seconds = now.unwrap_or_default().as_secs();
-            self.last_good_reload.set(i64::try_from(seconds).unwrap_or(i64::MAX));
-        }
-    }
-
-    /// Tells until when our certificate for `role` is good, in seconds since the epoch; nothing if
-    /// there is none.
-    pub(crate) fn certificate(&self, role: Role, not_after: Option<i64>) {
-        let label = [("role", role.as_str())];
-        match not_after {
-            Some(time) => {
-                self.not_after.get_or_create(&label).set(time);
-            }
-            None => {
-                self.not_after.remove(&label);
-            }
-        }
-    }
-
-    /// Counts spans by what became of them: `exported` or `lost`.
-    #[cfg(feature = "otlp")]
-    pub(crate) fn spans(&self, result: &'static str, spans: u64) {
-        self.spans.get_or_create(&[("result", result)]).inc_by(spans);
-    }
-
-    /// Counts a session with ZooKeeper.
-    pub(crate) fn session(&self) {
-        self.zookeeper_sessions.inc();
-    }
-}
-
-/// Holds a place in a gauge.
+/// Increments a gauge until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Active(Gauge);
+pub(crate) struct GaugeGuard(Gauge);
 
-impl Active {
+impl GaugeGuard {
     fn new(gauge: Gauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for Active {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+impl Metrics {
+    /// Returns the registry that exports all of these metrics.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Counts an accepted connection, which is active until the guard is dropped.
+    pub(crate) fn connection_accepted(&self, tls: bool) -> GaugeGuard {
+        let listener = if tls { "tls" } else { "plain" };
+        self.connections_accepted.get(listener).inc();
+        GaugeGuard::new(self.connections_active.get(listener))
+    }
+
+    pub(crate) fn connection_rejected(&self, reason: Rejection) {
+        self.connections_rejected.get(reason.as_str()).inc();
+    }
+
+    /// Counts the end of a connection by its `result`.
+    pub(crate) fn connection_closed(&self, result: &'static str) {
+        self.requests.get(result).inc();
+    }
+
+    /// Counts a stream as active until the guard is dropped.
+    pub(crate) fn active_stream(&self) -> GaugeGuard {
+        GaugeGuard::new(self.streams_active.clone())
+    }
+
+    /// Records the duration of a lookup.
+    pub(crate) fn lookup_finished(&self, time: Duration) {
+        self.lookup.observe(time.as_secs_f64());
+    }
+
+    /// Records how long connecting to a hop took.
+    pub(crate) fn connected(&self, route: Route, time: Duration) {
+        self.connect.get(route.as_str()).observe(time.as_secs_f64());
+    }
+
+    /// Records how long a request waited for a slot of its executor.
+    pub(crate) fn executor_slot_acquired(&self, time: Duration) {
+        self.executor_wait.observe(time.as_secs_f64());
+    }
+
+    /// Records the time to the first byte of a stream. A `trace_id` becomes the bucket's exemplar.
+    pub(crate) fn first_byte(&self, time: Duration, trace_id: Option<&str>) {
+        let exemplar = trace_id.map(|id| [("trace_id", id.to_owned())]);
+        let now = exemplar.is_some().then(SystemTime::now);
+        self.first_byte.observe(time.as_secs_f64(), exemplar, now);
+    }
+
+    /// Counts bytes that a client's connection accepted.
+    pub(crate) fn bytes_sent(&self, bytes: u64) {
+        self.streamed_bytes.inc_by(bytes);
+    }
+
+    /// Counts a closed stream and records its duration.
+    pub(crate) fn stream_closed(&self, route: Route, time: Duration) {
+        self.routes.get(route.as_str()).inc();
+        self.stream.observe(time.as_secs_f64());
+    }
+
+    /// Counts a stream that is logged at debug level because its address opens too many.
+    pub(crate) fn stream_not_logged(&self) {
+        self.streams_not_logged.inc();
+    }
+
+    /// Counts a hop that did not serve the log, by `reason`.
+    pub(crate) fn failed_over(&self, reason: &'static str) {
+        self.failovers.get(reason).inc();
+    }
+
+    /// Counts a request that reached another process than the registry promised, by `kind`.
+    pub(crate) fn misrouted(&self, kind: &'static str) {
+        self.misrouted.get(kind).inc();
+    }
+
+    /// Counts a connection attempt that failed because no local port was free.
+    pub(crate) fn local_ports_exhausted(&self) {
+        self.local_ports_exhausted.inc();
+    }
+
+    /// Counts a successful TLS handshake.
+    pub(crate) fn handshake_ok(&self, direction: Direction, resumed: bool) {
+        self.handshake(direction, "ok");
+        if resumed {
+            self.sessions_resumed.get(direction.as_str()).inc();
+        }
+    }
+
+    /// Counts a failed TLS handshake by its `reason`.
+    pub(crate) fn handshake_failed(&self, direction: Direction, reason: &'static str) {
+        self.handshake(direction, reason);
+    }
+
+    fn handshake(&self, direction: Direction, result: &'static str) {
+        debug_assert!(definitions::HANDSHAKE_RESULTS.contains(&result), "{result} is not defined");
+        let labels = [("direction", direction.as_str()), ("result", result)];
+        self.handshakes.get_or_create(&labels).inc();
+    }
+
+    /// Sets the expiry of a certificate in seconds since the epoch. `None` removes the series.
+    pub(crate) fn certificate(&self, role: CertificateRole, not_after: Option<i64>) {
+        let label = [("role", role.as_str())];
+        match not_after {
+            Some(time) => {
+                self.certificate_not_after.get_or_create(&label).set(time);
+            }
+            None => {
+                self.certificate_not_after.remove(&label);
+            }
+        }
+    }
+
+    /// Counts an established ZooKeeper session.
+    pub(crate) fn zookeeper_session(&self) {
+        self.zookeeper_sessions.inc();
+    }
+
+    /// Counts a reload.
+    pub(crate) fn reloaded(&self, ok: bool) {
+        self.reloads.get(if ok { "ok" } else { "failed" }).inc();
+        self.configuration_read(ok);
+    }
+
+    /// Records that the configuration was read now: at the start or by a reload.
+    fn configuration_read(&self, ok: bool) {
+        self.last_reload_ok.set(ok.into());
+        if ok {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.last_reload_time.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Counts spans by `state`: `ended`, `exported` or `failed`.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn spans(&self, state: &'static str, count: u64) {
+        self.spans.get(state).inc_by(count);
     }
 }

@@ -52,7 +52,7 @@ impl Backlog {
 
     fn lose(&self, spans: u64) {
         self.lost.fetch_add(spans, Ordering::Relaxed);
-        self.metrics.spans("lost", spans);
+        self.metrics.spans("failed", spans);
     }
 }
 

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::exporter;
 use crate::config::Tracing;
-use crate::gateway::relay::End;
+use crate::gateway::relay::EndReason;
 use crate::gateway::session::outcome::Outcome;
 use crate::gateway::upstream::Upstream;
 use crate::model::build_id::BuildId;
@@ -185,7 +185,9 @@ impl Span {
         let mut span = recording.lock();
         span.set_attribute(KeyValue::new("zuul.stream.result", outcome.label()));
         let failure = match outcome {
-            Outcome::Streamed(End::Finished | End::ClientLeft(_) | End::ClientStalled) => None,
+            Outcome::Streamed(
+                EndReason::Finished | EndReason::ClientLeft(_) | EndReason::ClientStalled,
+            ) => None,
             Outcome::Streamed(end) => Some(end.to_string()),
             Outcome::Refused(reply) => Some(reply.to_string().trim_end().to_owned()),
             _ => Some(outcome.label().to_owned()),
