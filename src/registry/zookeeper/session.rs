@@ -174,11 +174,11 @@ impl SessionManager {
             return connected;
         }
         if !*warned {
-            *warned = true;
             let causes = tokio::select! {
                 connected = &mut connecting => return connected,
                 causes = self.diagnostics.run() => causes,
             };
+            *warned = true;
             self.lookup.set_connecting(false);
             self.warn(&Error::Timeout, causes.text);
         }
