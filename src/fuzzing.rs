@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
-use crate::control::Request;
+use crate::control::protocol::Request;
 use crate::gateway::protocol::request::{REQUEST_MAX, RequestError, RequestFormat, read_request};
 use crate::gateway::session::proxy_protocol::{HEADER_MAX, Header};
 use crate::model::build_id::BuildId;
@@ -141,6 +141,8 @@ pub fn build_request(data: &[u8]) {
     assert!(!hostname.is_empty() && *port != 0 && zone.as_deref() != Some(""));
     let worker = json!({"hostname": hostname, "log_port": port, "zone": zone});
     let request = json!({"worker_info": worker, "tenant_name": tenant.as_deref()}).to_string();
+    // The trace parent is not written.
+    let build = build.map(|build| Build { trace_parent: None, ..build });
     reads_back(Build::from_json(request.as_bytes()), build);
 }
 

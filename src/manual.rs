@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_page_of_the_program() {
-        let page = hold("zuul-fingergw.8", &of_command_line(cli::command_line()));
+        let page = hold("zuul-fingergw.8", &of_command_line(cli::command()));
         for option in [".It Fl c Ar FILE", ".It Cm status", ".It Fl h , Fl -help"] {
             assert!(page.contains(option), "{option}");
         }

@@ -110,8 +110,7 @@ impl Admin {
     }
 
     /// Serves `listener` forever.
-    pub(crate) async fn serve(self, listener: TcpListener) -> Infallible {
-        let this = Arc::new(self);
+    pub(crate) async fn serve(self: Arc<Self>, listener: Arc<TcpListener>) -> Infallible {
         let new_queue = EvictionQueue::default();
         let incomplete_queue = EvictionQueue::default();
         loop {
@@ -119,7 +118,7 @@ impl Admin {
                 Ok((stream, client)) => {
                     let client = client.ip().to_canonical();
                     let new = enqueue(&new_queue, client, MAX_NEW);
-                    let this = Arc::clone(&this);
+                    let this = Arc::clone(&self);
                     let incomplete_queue = incomplete_queue.clone();
                     tokio::spawn(async move {
                         this.serve_connection(stream, client, new, &incomplete_queue).await;

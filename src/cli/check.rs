@@ -1,12 +1,12 @@
-//! `zuul-fingergw check`: everything that is wrong with a configuration, what it makes of the
-//! gateway, and with `--connect` what ZooKeeper has.
+//! `zuul-fingergw check`: reports all errors of a configuration, a summary of the gateway that it
+//! makes, and with `--connect` what is in ZooKeeper.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 
-use super::{ParsedConfig, ValidatedConfig, load, refuse};
+use super::{ParsedConfig, ValidatedConfig, load, report_config_error};
 use crate::config;
 use crate::config::Config;
 use crate::control::socket_file;
@@ -15,23 +15,23 @@ use crate::registry::zookeeper::survey::{Survey, survey};
 use crate::telemetry::log;
 use crate::tls::Identity;
 
-/// Checks the configuration in `path`; with `connect` looks into its ZooKeeper as well.
+/// Checks the configuration in `path`, and with `connect` its ZooKeeper.
 pub(crate) fn run(path: Option<&Path>, connect: bool) -> ExitCode {
-    let usable = match load(path).and_then(ParsedConfig::usable).and_then(checked) {
-        Ok(usable) => usable,
-        Err(error) => return refuse(&error),
+    let config = match load(path).and_then(ParsedConfig::validate).and_then(check) {
+        Ok(config) => config,
+        Err(error) => return report_config_error(&error),
     };
-    for warning in warnings(&usable) {
+    for warning in warnings(&config) {
         eprintln!("{warning}");
     }
-    println!("{}: OK", usable.path.display());
-    for (key, value) in summary(&usable) {
+    println!("{}: OK", config.path.display());
+    for (key, value) in summary(&config) {
         println!("  {key}: {value}");
     }
     if !connect {
         return ExitCode::SUCCESS;
     }
-    match survey_zookeeper(&usable) {
+    match survey_zookeeper(&config) {
         Ok(survey) => {
             print!("{}", survey.text());
             if survey.is_zuul() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -43,67 +43,80 @@ pub(crate) fn run(path: Option<&Path>, connect: bool) -> ExitCode {
     }
 }
 
-/// Refuses what a start or peers would refuse.
-fn checked(usable: ValidatedConfig) -> Result<ValidatedConfig> {
-    let ValidatedConfig { config, identities, account, .. } = &usable;
-    log::check(&config.log, account.as_ref())?;
+/// Checks for errors that would prevent a start, or make peers refuse our certificates.
+fn check(validated: ValidatedConfig) -> Result<ValidatedConfig> {
+    let ValidatedConfig { config, certificates, user, .. } = &validated;
+    log::check(&config.log, user.as_ref())?;
     if let Some(socket) = config.explicit_command_socket() {
         socket_file::check_directory(socket)?;
     }
-    if let Some(account) = account {
-        account.impersonate(|| account.check_readable(config.files()))??;
+    if let Some(user) = user {
+        user.impersonate(|| user.check_readable(config.files()))??;
     }
-    if identities.findings().any(|finding| finding.is_error()) {
-        let lines: Vec<_> = identities.findings().map(|finding| finding.to_string()).collect();
+    if certificates.findings().any(|finding| finding.is_error()) {
+        let lines: Vec<_> = certificates.findings().map(|finding| finding.to_string()).collect();
         return Err(anyhow!(lines.join("\n")));
     }
-    Ok(usable)
+    Ok(validated)
 }
 
-/// What works and is most likely a mistake.
-fn warnings(usable: &ValidatedConfig) -> Vec<String> {
-    let ValidatedConfig { path, config, identities, account } = usable;
-    let mut warnings: Vec<_> = identities.findings().map(|finding| finding.to_string()).collect();
+/// Returns warnings: what works and is most likely a mistake.
+fn warnings(validated: &ValidatedConfig) -> Vec<String> {
+    let ValidatedConfig { path, config, certificates, user } = validated;
+    let mut warnings: Vec<_> = certificates.findings().map(|finding| finding.to_string()).collect();
     warnings.extend(config.warnings());
     warnings.extend(config.log.ignored());
-    if let (Some(account), Some(socket)) = (account, config.explicit_command_socket())
-        && let Ok(Err(unfit)) = account.impersonate(|| socket_file::check_writable(socket))
-    {
-        let user = config.user.as_deref().unwrap_or_default();
-        warnings.push(format!("{unfit} (as user {user}); stop, reload and status need it"));
+    if let Some(socket) = config.explicit_command_socket() {
+        match user {
+            Some(user) => {
+                if let Ok(Err(error)) = user.impersonate(|| socket_file::check_writable(socket)) {
+                    let user = config.user.as_deref().unwrap_or_default();
+                    let commands = "stop, reload, status and resolve need it";
+                    warnings.push(format!("{error} (as user {user}); {commands}"));
+                }
+            }
+            None => {
+                if let Err(error) = socket_file::check_creatable(socket) {
+                    warnings.push(format!("{error}; a start as this user would fail"));
+                }
+            }
+        }
     }
-    if account.is_none()
-        && let Some(socket) = config.explicit_command_socket()
-        && let Err(unfit) = socket_file::check_creatable(socket)
+    if let Some(pid_file) = &config.pid_file
+        && let Some(directory) = pid_file.parent().filter(|directory| !directory.exists())
     {
-        warnings.push(format!("{unfit}; a start as this user would fail"));
+        warnings.push(format!(
+            "pid file {}: the directory {} does not exist; a start without -f would fail",
+            pid_file.display(),
+            directory.display()
+        ));
     }
     let log_config = config.log.log_config.iter().map(|log_config| Path::new(&log_config.file));
-    let read_again = log_config.chain([path.as_path()]);
-    if let Some(account) = account
-        && let Ok(Err(unreadable)) = account.impersonate(|| account.check_readable(read_again))
+    let read_by_reload = log_config.chain([path.as_path()]);
+    if let Some(user) = user
+        && let Ok(Err(error)) = user.impersonate(|| user.check_readable(read_by_reload))
     {
-        warnings.push(format!("{unreadable}; the gateway starts, but cannot reload"));
+        warnings.push(format!("{error}; the gateway starts, but cannot reload"));
     }
     warnings
 }
 
-/// What a gateway with this configuration is, in pairs of a key and a value.
-fn summary(usable: &ValidatedConfig) -> Vec<(&'static str, String)> {
-    let ValidatedConfig { config, identities, account, .. } = usable;
+/// Returns a summary of a gateway with this configuration, as pairs of a key and a value.
+fn summary(validated: &ValidatedConfig) -> Vec<(&'static str, String)> {
+    let ValidatedConfig { config, certificates, user, .. } = validated;
     let program = format!("zuul-fingergw {}, features: {}", env!("CARGO_PKG_VERSION"), features());
     let mut lines = vec![("program", program), ("registers as", registration(config))];
     for listener in &config.listeners {
         let tls = if listener.tls.is_some() { "TLS" } else { "plain" };
         lines.push(("listens on", format!("{}, {tls}", listener.address())));
     }
-    if let (Some(files), Some(identity)) = (&config.tls, &identities.gateway) {
+    if let (Some(files), Some(identity)) = (&config.tls, &certificates.gateway) {
         lines.push(("certificate", certificate(&files.cert, identity)));
     }
     let zookeeper = &config.zookeeper;
     let names = if zookeeper.verify_hostnames { "verified" } else { "not verified" };
     lines.push(("ZooKeeper", format!("{}, host names {names}", zookeeper.hosts)));
-    let own = certificate(&zookeeper.tls.cert, &identities.zookeeper);
+    let own = certificate(&zookeeper.tls.cert, &certificates.zookeeper);
     lines.push(("certificate for ZooKeeper", own));
     if let Some((host, port)) = &config.admin {
         lines.push(("health and metrics", config::display_address(host, *port)));
@@ -111,7 +124,7 @@ fn summary(usable: &ValidatedConfig) -> Vec<(&'static str, String)> {
     if let Some(socket) = &config.control {
         lines.push(("command socket", socket.display().to_string()));
     }
-    let user = match (account, &config.user) {
+    let user = match (user, &config.user) {
         (Some(_), Some(user)) => user.clone(),
         (None, Some(user)) => format!("{user}, if started as root"),
         (_, None) => return lines,
@@ -120,7 +133,7 @@ fn summary(usable: &ValidatedConfig) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// The optional parts that this program was built with.
+/// Returns the optional features that this program was built with.
 fn features() -> String {
     let features = [("demo", cfg!(feature = "demo")), ("otlp", cfg!(feature = "otlp"))];
     let built: Vec<_> =
@@ -128,7 +141,7 @@ fn features() -> String {
     if built.is_empty() { "none".to_owned() } else { built.join(", ") }
 }
 
-/// The entry that the gateway makes in Zuul's component registry.
+/// Returns the entry that the gateway registers in Zuul's component registry.
 fn registration(config: &Config) -> String {
     let hostname = match &config.hostname {
         Some(hostname) => hostname.clone(),
@@ -156,10 +169,10 @@ fn certificate(path: &Path, identity: &Identity) -> String {
     format!("{}, subject \"{subject}\"{until}", path.display())
 }
 
-/// Looks into ZooKeeper once; writes nothing there.
-fn survey_zookeeper(usable: &ValidatedConfig) -> Result<Survey> {
-    let ValidatedConfig { config, identities, .. } = usable;
-    let tls = daemon::zookeeper_tls(config, &identities.zookeeper)?;
+/// Reads from ZooKeeper; writes nothing there.
+fn survey_zookeeper(validated: &ValidatedConfig) -> Result<Survey> {
+    let ValidatedConfig { config, certificates, .. } = validated;
+    let tls = daemon::zookeeper_tls(config, &certificates.zookeeper)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let zookeeper = &config.zookeeper;
     runtime.block_on(survey(&zookeeper.hosts, tls, zookeeper.session_timeout))

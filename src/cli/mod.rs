@@ -1,33 +1,32 @@
-//! The command line. Letters and meanings are upstream's where it has them.
+//! The command line. Options have the letters and meanings that they have in Zuul's program.
 
-pub(crate) mod check;
-pub(crate) mod remote;
+mod check;
+mod remote;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Result, anyhow};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config;
-use crate::config::{Config, Log};
-use crate::control::Request;
-use crate::daemon;
-use crate::daemon::{Certificates, ConfigSource, StartupConfig};
+use crate::config::{self, Config, Log};
+use crate::control::protocol::Request;
+use crate::control::socket_file::DirectoryError;
+use crate::daemon::{self, Certificates, ConfigSource, StartupConfig};
+use crate::demo;
 use crate::model::build_id::BuildId;
 use crate::os::pid_file::PidFile;
 use crate::os::privileges::{PrivilegeError, RunAsUser};
-use crate::telemetry::log;
-use crate::telemetry::log::Logging;
-use crate::{demo, tls};
+use crate::telemetry::log::{self, Logging};
+use crate::tls;
 
-/// A configuration that cannot be used: `EX_CONFIG` of sysexits(3), by which service managers know
-/// that trying again does not help.
+/// The configuration cannot be used: `EX_CONFIG` of sysexits(3), which tells service managers that
+/// trying again does not help.
 const EXIT_CONFIG: u8 = 78;
 
 /// How long an error message waits for a reader of standard error that stalls.
@@ -35,25 +34,25 @@ const STDERR_TIMEOUT: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "\
 Examples:
-  zuul-fingergw check --connect   is the configuration good, is a Zuul there?
+  zuul-fingergw check --connect   check the configuration, and look for Zuul in ZooKeeper
   zuul-fingergw -f                run in the foreground
-  zuul-fingergw status            how it stands, and who is watching what
-  zuul-fingergw resolve UUID      which way a log takes, and what was tried
+  zuul-fingergw status            show the state of the gateway and its streams
+  zuul-fingergw resolve UUID      show how a request for a build would be routed
 
 See zuul-fingergw(8) and zuul-fingergw.toml(5).";
 
 /// Finger gateway for Zuul CI: streams the logs of running builds across zones.
-// Options may be repeated, the last one counts, and long ones be cut short, as with upstream's.
+// As in Zuul's program, the last of repeated options counts, and long options can be abbreviated.
 #[derive(Parser)]
 #[command(version, args_override_self = true, infer_long_args = true, after_help = EXAMPLES)]
 struct Cli {
-    /// The configuration: our TOML if it ends in .toml, else a zuul.conf [default:
+    /// Configuration file: TOML if the name ends in .toml, otherwise a zuul.conf [default:
     /// /etc/zuul/zuul-fingergw.toml, /etc/zuul/zuul.conf or ~/zuul.conf]
     #[arg(short = 'c', value_name = "FILE", global = true)]
-    // An empty one is none, as upstream takes it.
+    // clap refuses empty paths; Zuul's program takes one for none.
     #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     config: Option<PathBuf>,
-    /// Stay in the foreground; with TOML it always does
+    /// Stay in the foreground; always the case with a TOML configuration
     #[arg(short = 'f')]
     foreground: bool,
     /// Log at debug level
@@ -65,63 +64,63 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check the configuration and its certificates, and do nothing else
+    /// Check the configuration and its certificates
     ///
-    /// Reports all faults together, each with its file, line, key, value and what is allowed, and
-    /// certificates that peers refuse or soon will, with the openssl command that fixes them. A
-    /// configuration without a fault is "OK" on standard output and exit status 0, followed by what
-    /// was found: the entry that the gateway will register, listeners, certificates, ZooKeeper. Any
-    /// other is exit status 78. Nothing is listened on, and without --connect nothing is connected
-    /// to. Run as root, certificates and keys are also read as the user of the configuration.
+    /// Prints all errors, each with its file, line, key, value and the allowed values, and exits with
+    /// status 78. Certificates that peers refuse or will soon refuse are printed as well. Without an
+    /// error it prints "OK" and a summary: the registry entry, listeners, certificates and ZooKeeper.
+    /// Nothing is bound, and without --connect nothing is connected to. As root, it reads certificates
+    /// and keys with the permissions of the configured user.
     Check {
-        /// Also connect to ZooKeeper, and show which components of Zuul, zones and gateways it has;
-        /// exit status 1 if it cannot be reached or has no Zuul
+        /// Also connect to ZooKeeper, and show the components, zones and gateways there; exit with
+        /// status 1 if ZooKeeper cannot be reached or has no Zuul
         #[arg(long)]
         connect: bool,
     },
-    /// Stop the gateway that runs with this configuration
+    /// Stop the running gateway
     ///
-    /// Does what SIGTERM does, by the command socket, and does not wait until the gateway has ended.
+    /// Has the effect of SIGTERM on the gateway that runs with this configuration. Does not wait until
+    /// it has ended.
     Stop,
-    /// Have the gateway that runs with this configuration read it and its certificates again: all of
-    /// it, or nothing if there is any fault
-    Reload,
-    /// Show how the gateway that runs with this configuration stands
+    /// Reload the configuration and certificates of the running gateway
     ///
-    /// Shows version, process id, state, zone, listeners, ZooKeeper and why it is not connected, the
-    /// configuration file, connections in use, certificates and their ends, the gateways of other
-    /// zones and how each stands, and each running stream: for how long, how many bytes, which build,
-    /// from where and to which client.
+    /// Has the effect of SIGHUP on the gateway that runs with this configuration, and prints what has
+    /// changed and what needs a restart. With an error nothing changes, and the exit status is 1.
+    Reload,
+    /// Show the state of the running gateway
+    ///
+    /// Shows version, process ID, state, zone, listeners, the connection to ZooKeeper, the
+    /// configuration file, connections in use, certificates, the gateways of other zones and their
+    /// health, and each stream: its age, bytes, build, source and client.
     Status {
-        /// As JSON, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Show which way the log of a build would take now, and why
+    /// Show how a request for this build would be routed
     ///
-    /// Asks the gateway that runs with this configuration, by its command socket: where the build
-    /// runs, which hops would be tried for it in which order, how each of them stands (never tried,
-    /// ok, avoided and for how long, what failed last), and what became of them lately. The exit
-    /// status is 0 if an executor has the build, else 1.
+    /// Asks the running gateway where the build runs and which hops it would try, in order, with the
+    /// health of each and the recent attempts. The exit status is 0 if an executor has the build,
+    /// otherwise 1.
     Resolve {
         /// The UUID of the build
         #[arg(value_name = "UUID", value_parser = build_id)]
         build: BuildId,
-        /// As JSON, for programs
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Show a log crossing two zones, all in this process: no ZooKeeper, no configuration
+    /// Stream a log through two zones, all in this process, without ZooKeeper or a configuration
     ///
-    /// Two gateways and an executor on loopback. The log of a made-up build goes to standard output
-    /// by way of all three; standard error shows that way and, without --once, the commands that ask
-    /// for it from another terminal. Where the process may, port 79 of 127.0.0.1 is bound as well,
-    /// which is what finger asks.
+    /// Starts an executor and two gateways on loopback and streams the log of a build through them to
+    /// standard output. Standard error shows the route and, without --once, commands that request the
+    /// log from another terminal. Port 79 of 127.0.0.1 is bound as well if the process may, because
+    /// finger clients know no other port.
     Demo(demo::Options),
-    /// Print what completes this command line in a shell
+    /// Print a completion script for a shell
     ///
-    /// Packages install it. By hand, for bash: zuul-fingergw completions bash
-    /// >/etc/bash_completion.d/zuul-fingergw
+    /// Packages install these scripts. To install one for bash manually: zuul-fingergw completions
+    /// bash >/etc/bash_completion.d/zuul-fingergw
     Completions {
         /// The shell: bash, elvish, fish, powershell or zsh
         #[arg(value_name = "SHELL", hide_possible_values = true)]
@@ -129,67 +128,67 @@ enum Command {
     },
 }
 
-/// What the manual page tells of.
-#[cfg(test)]
-pub(crate) fn command_line() -> clap::Command {
+/// Returns the definition of the command line, for the manual page.
+#[must_use]
+pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs what the command line asks for and returns the program's exit status: 0 for a clean end, 1
-/// for a failure, 2 for a command line that cannot be understood, 78 for a configuration that
-/// cannot be used.
+/// Runs the program and returns its exit status: 0 on success, 1 on failure, 2 if the command line is
+/// invalid, 78 if the configuration cannot be used.
 #[must_use]
 pub fn run() -> ExitCode {
     let Cli { config, foreground, debug, command } =
-        Cli::try_parse().unwrap_or_else(|error| with_tip(error).exit());
+        Cli::try_parse().unwrap_or_else(|error| with_hint(error).exit());
     let config = config.filter(|path| !path.as_os_str().is_empty());
+    let config = config.as_deref();
     tls::install_provider();
     match command {
         Some(Command::Demo(options)) => demo::run(&options, debug),
-        Some(Command::Completions { shell }) => complete(shell),
-        Some(Command::Check { connect }) => check::run(config.as_deref(), connect),
-        Some(Command::Stop) => remote::run(config.as_deref(), &Request::Stop),
-        Some(Command::Reload) => remote::run(config.as_deref(), &Request::Reload),
-        Some(Command::Status { json }) => remote::run(config.as_deref(), &Request::Status { json }),
+        Some(Command::Completions { shell }) => print_completions(shell),
+        Some(Command::Check { connect }) => check::run(config, connect),
+        Some(Command::Stop) => remote::run(config, &Request::Stop, false),
+        Some(Command::Reload) => remote::run(config, &Request::Reload, false),
+        Some(Command::Status { json }) => remote::run(config, &Request::Status, json),
         Some(Command::Resolve { build, json }) => {
-            remote::run(config.as_deref(), &Request::Resolve { build, json })
+            remote::run(config, &Request::Resolve(build), json)
         }
-        None => serve(config.as_deref(), foreground, debug),
+        None => run_gateway(config, foreground, debug),
     }
 }
 
-/// Reads a UUID as people have it: Zuul's are in lower case and without dashes.
+/// Parses a UUID as other programs write it; Zuul's have no dashes and are in lower case.
 fn build_id(text: &str) -> Result<BuildId, String> {
-    let wanted = || format!("a build's UUID is 1 to {} hexadecimal digits", BuildId::MAX);
-    BuildId::new(&text.replace('-', "").to_ascii_lowercase()).ok_or_else(wanted)
+    let uuid = text.replace('-', "").to_ascii_lowercase();
+    BuildId::new(&uuid)
+        .ok_or_else(|| format!("a build's UUID has 1 to {} hexadecimal digits", BuildId::MAX))
 }
 
-/// Adds what to do to two mistakes that clap has no or a wrong suggestion for: a file without `-c`, and
-/// the command `start`, which other daemons have.
-fn with_tip(mut error: clap::Error) -> clap::Error {
-    let [argument, command] =
-        [ContextKind::InvalidArg, ContextKind::InvalidSubcommand].map(|kind| {
-            match error.get(kind) {
-                Some(ContextValue::String(text)) => text.clone(),
-                _ => String::new(),
-            }
-        });
-    let unknown = if command.is_empty() { &argument } else { &command };
-    let tip = if command == "start" {
-        "without a command it runs: 'zuul-fingergw -f', or 'systemctl start zuul-fingergw'"
+/// Adds a hint to two errors for which clap has no suggestion or a wrong one: a file without `-c`, and
+/// the command `start` of other daemons.
+fn with_hint(mut error: clap::Error) -> clap::Error {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let command = context(ContextKind::InvalidSubcommand);
+    let argument = context(ContextKind::InvalidArg);
+    let unknown = if command.is_empty() { argument } else { command.clone() };
+    let hint = if command == "start" {
+        "the gateway runs without a command: 'zuul-fingergw -f', or 'systemctl start zuul-fingergw'"
             .to_owned()
     } else if unknown.contains(['/', '.']) && !unknown.starts_with('-') {
-        format!("to use a configuration: '-c {unknown}'")
+        format!("to use a configuration file: '-c {unknown}'")
     } else {
         return error;
     };
     error.remove(ContextKind::SuggestedSubcommand);
-    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint.into()]));
     error
 }
 
-fn complete(shell: Shell) -> ExitCode {
-    // Aside, because the generator panics where it cannot write.
+fn print_completions(shell: Shell) -> ExitCode {
+    // Into a buffer first, because the generator panics if a write fails.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "zuul-fingergw", &mut script);
     match io::stdout().write_all(&script) {
@@ -201,41 +200,40 @@ fn complete(shell: Shell) -> ExitCode {
     }
 }
 
-fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
-    let ValidatedConfig { path, config, identities, account } =
-        match load(path).and_then(ParsedConfig::usable) {
-            Ok(usable) => usable,
-            Err(error) => return refuse(&error),
+/// Runs the gateway until it is stopped.
+fn run_gateway(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
+    let ValidatedConfig { path, config, certificates, user } =
+        match load(path).and_then(ParsedConfig::validate) {
+            Ok(config) => config,
+            Err(error) => return report_config_error(&error),
         };
     let source = match std::path::absolute(&path) {
         Ok(path) => ConfigSource { path, debug },
-        Err(error) => return refuse(&anyhow!("{}: {error}", path.display())),
+        Err(error) => return report_config_error(&anyhow!("{}: {error}", path.display())),
     };
-    let detaching = if foreground { None } else { config.pid_file.clone() };
+    let pid_file = if foreground { None } else { config.pid_file.clone() };
     let config = Config { log: config.log.with_debug(debug), ..config };
-    let log =
-        if detaching.is_some() { config.log.clone().for_daemon() } else { config.log.clone() };
-    let pid_file = detaching.map(|path| PidFile::take(&path, account.as_ref())).transpose();
-    let pid_file = match pid_file {
+    let log = if pid_file.is_some() { config.log.clone().for_daemon() } else { config.log.clone() };
+    let pid_file = match pid_file.map(|path| PidFile::lock(&path, user.as_ref())).transpose() {
         Ok(pid_file) => pid_file,
         Err(error) => {
             print_error(&error);
             return ExitCode::FAILURE;
         }
     };
-    let mut logging = match start_log(log, debug, account.as_ref()) {
+    let mut logging = match start_log(log, debug, user.as_ref()) {
         Ok(logging) => logging,
-        Err(error) => return refuse(&error),
+        Err(error) => return report_config_error(&error),
     };
-    let setup = StartupConfig { source, config, identities };
-    match daemon::run(setup, account.as_ref(), pid_file, &mut logging) {
+    let startup = StartupConfig { source, config, certificates };
+    match daemon::start(startup, user.as_ref(), pid_file, &mut logging) {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
             if !logging.is_stderr() {
                 print_error(&error);
             }
-            if error.is::<PrivilegeError>() {
+            if error.is::<PrivilegeError>() || error.is::<DirectoryError>() {
                 ExitCode::from(EXIT_CONFIG)
             } else {
                 ExitCode::FAILURE
@@ -244,62 +242,62 @@ fn serve(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
     }
 }
 
-/// Starts logging, and tells what of a `log_config` has no effect.
-fn start_log(mut log: Log, debug: bool, account: Option<&RunAsUser>) -> anyhow::Result<Logging> {
-    if let Some(given) = log.log_config.as_mut().filter(|_| debug) {
-        given.ignored.push("-d (the file's level counts)".to_owned());
+/// Starts logging, and warns of what is ignored in a `log_config`.
+fn start_log(mut log: Log, debug: bool, user: Option<&RunAsUser>) -> Result<Logging> {
+    if let Some(log_config) = log.log_config.as_mut().filter(|_| debug) {
+        log_config.ignored.push("-d (the file's level counts)".to_owned());
     }
-    let logging = log::start(&log, account)?;
+    let logging = log::start(&log, user)?;
     if let Some(warning) = log.ignored() {
         tracing::warn!("{warning}");
     }
     Ok(logging)
 }
 
-/// A configuration that is good as a document.
+/// A configuration whose document has no errors.
 struct ParsedConfig {
     path: PathBuf,
     config: Config,
 }
 
-/// One whose files and user are good as well.
+/// A configuration whose files and user are usable as well.
 struct ValidatedConfig {
     path: PathBuf,
     config: Config,
-    identities: Certificates,
-    account: Option<RunAsUser>,
+    certificates: Certificates,
+    user: Option<RunAsUser>,
 }
 
-fn load(path: Option<&Path>) -> anyhow::Result<ParsedConfig> {
+fn load(path: Option<&Path>) -> Result<ParsedConfig> {
     let path = config::locate(path)?;
     let config = config::load(&path)?;
     Ok(ParsedConfig { path, config })
 }
 
 impl ParsedConfig {
-    fn usable(self) -> anyhow::Result<ValidatedConfig> {
+    /// Loads the certificates and looks the user up. Reports the errors of both.
+    fn validate(self) -> Result<ValidatedConfig> {
         let Self { path, config } = self;
-        match (
-            Certificates::load(&config, config::own_hostname),
-            RunAsUser::of(config.user.as_deref()),
-        ) {
-            (Ok(identities), Ok(account)) => {
-                Ok(ValidatedConfig { path, config, identities, account })
+        let certificates = Certificates::load(&config, config::own_hostname);
+        let user = RunAsUser::find(config.user.as_deref());
+        match (certificates, user) {
+            (Ok(certificates), Ok(user)) => {
+                Ok(ValidatedConfig { path, config, certificates, user })
             }
             (Err(error), Ok(_)) => Err(error),
-            (Ok(_), Err(unfit)) => Err(anyhow!("{}: {unfit}", path.display())),
-            (Err(error), Err(unfit)) => Err(anyhow!("{error:#}\n{}: {unfit}", path.display())),
+            (Ok(_), Err(error)) => Err(anyhow!("{}: {error}", path.display())),
+            (Err(error), Err(user)) => Err(anyhow!("{error:#}\n{}: {user}", path.display())),
         }
     }
 }
 
-fn refuse(error: &anyhow::Error) -> ExitCode {
+fn report_config_error(error: &anyhow::Error) -> ExitCode {
     print_error(error);
     ExitCode::from(EXIT_CONFIG)
 }
 
 /// Writes `error` to standard error, which the operator or the service manager sees wherever the log
-/// goes. Does not wait long for a reader that stalls.
+/// goes. Gives up if its reader stalls.
 fn print_error(error: &anyhow::Error) {
     log::stderr::write(&format!("{error:#}"), STDERR_TIMEOUT);
 }

@@ -1,119 +1,138 @@
-//! The commands for a gateway that runs: each sends a request to its command socket and prints the
-//! answer.
+//! The commands for a running gateway: each sends a request to its command socket and prints the
+//! reply.
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use serde::Deserialize;
 
-use super::refuse;
+use super::report_config_error;
 use crate::config;
 use crate::control;
-use crate::control::{RELOADED, Request};
-use crate::gateway::routing::explain::RUNNING;
+use crate::control::protocol::{ErrorReport, ReloadReport, Reply, ReplyStatus, Request};
+use crate::control::status::StatusReport;
+use crate::control::text;
+use crate::gateway::routing::explain::RouteReport;
 use crate::model::build_id::BuildId;
 
-/// The length of the UUIDs that Zuul makes.
+/// The number of digits of the UUIDs that Zuul creates.
 const UUID_DIGITS: usize = 32;
 
-/// What a gateway has answered, in lines.
-enum Answer {
-    Done(String),
-    /// No executor has the build.
-    NotFound(String),
-    /// Nothing was reloaded, and why.
-    Refused(String),
-}
-
-/// Sends `request` to the gateway that runs with the configuration in `path`.
+/// Sends `request` to the gateway that runs with the configuration in `path`, and prints its reply:
+/// as it came with `json`, else as text.
 ///
-/// A configuration with errors will do, if it says where the socket is: it may have changed since the
-/// gateway was started, and a reload is to be refused by the gateway, which logs and counts it.
-pub(crate) fn run(path: Option<&Path>, request: &Request) -> ExitCode {
+/// A configuration with errors is good enough if it names the command socket: the file may have been
+/// changed after the gateway was started, and a reload must be refused by the gateway, which logs and
+/// counts it.
+pub(super) fn run(path: Option<&Path>, request: &Request, json: bool) -> ExitCode {
     let path = match config::locate(path) {
         Ok(path) => path,
-        Err(error) => return refuse(&error),
+        Err(error) => return report_config_error(&error),
     };
-    let loaded = config::load(&path);
-    let socket = match &loaded {
+    let config = config::load(&path);
+    let socket = match &config {
         Ok(config) => config.control.clone(),
         Err(_) => config::command_socket(&path),
     };
-    let answered = match (socket, &loaded) {
-        (Some(socket), _) => ask(&socket, request),
-        (None, Ok(_)) => Err(no_socket(&path, request)),
-        (None, Err(fault)) => return refuse(fault),
+    let result = match (socket, &config) {
+        (Some(socket), _) => send(&socket, request, json),
+        (None, Ok(_)) => Err(no_socket(&path)),
+        (None, Err(config_error)) => return report_config_error(config_error),
     };
-    match (answered, loaded) {
-        (Ok(Answer::Done(text)), _) => print(&text, ExitCode::SUCCESS),
-        (Ok(Answer::NotFound(text)), _) => {
-            if let Request::Resolve { build, .. } = request {
-                hint_at_length(build);
-            }
-            print(&text, ExitCode::FAILURE)
-        }
-        (Ok(Answer::Refused(text)), _) => {
-            eprint!("{text}");
-            ExitCode::FAILURE
-        }
+    match (result, config) {
+        (Ok(status), _) => status,
         (Err(error), Ok(_)) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE
         }
-        (Err(error), Err(fault)) => {
+        (Err(error), Err(config_error)) => {
             eprintln!("{error:#}");
-            refuse(&fault)
+            report_config_error(&config_error)
         }
     }
 }
 
-fn ask(socket: &Path, request: &Request) -> Result<Answer> {
-    let reply = control::ask(socket, request)?;
-    let place = socket.display();
-    Ok(match request {
-        Request::Stop if reply.is_empty() => Answer::Done(format!(
-            "{place}: told to stop; it ends once its streams have, after limits.grace at the latest\n"
-        )),
-        Request::Stop => bail!("{place}: not the answer to {request}: {reply:?}"),
-        _ if reply.is_empty() => bail!(
-            "{place}: closed without an answer to {request}; Zuul's own gateway does that, which \
-             knows only stop"
-        ),
-        Request::Reload if !reply.starts_with(RELOADED) => Answer::Refused(reply),
-        Request::Resolve { .. } if !RUNNING.iter().any(|begin| reply.starts_with(begin)) => {
-            Answer::NotFound(reply)
-        }
-        _ => Answer::Done(reply),
-    })
+fn no_socket(path: &Path) -> Error {
+    let key = if config::is_toml(path) { "control.socket" } else { "[fingergw] command_socket" };
+    let path = path.display();
+    anyhow!(
+        "{path}: sets no command socket; set {key} and restart the gateway, or use signals: SIGTERM \
+         stops, SIGHUP reloads, SIGUSR2 logs the status"
+    )
 }
 
-/// Says that `build`, which was not found, is only a part of a UUID, if it is.
-fn hint_at_length(build: &BuildId) {
-    let digits = build.to_string().len();
+/// Sends `request`, prints the reply and returns the exit status.
+fn send(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
+    let line = control::send(socket, request)?;
+    let socket = socket.display();
+    if *request == Request::Stop {
+        if !line.is_empty() {
+            bail!("{socket}: unexpected reply to stop: {line:?}");
+        }
+        println!(
+            "{socket}: stop requested; the gateway ends after its streams, or after limits.grace"
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    if line.is_empty() {
+        bail!(
+            "{socket}: closed without a reply to {request}: this may be Zuul's own gateway, which \
+             knows only stop"
+        );
+    }
+    let status = parse::<ReplyHead>(&line)?.status;
+    if json {
+        print(&line)?;
+    } else {
+        match (status, request) {
+            (ReplyStatus::InvalidRequest, _) | (ReplyStatus::Failed, Request::Reload) => {
+                eprintln!("{}", parse::<Reply<ErrorReport>>(&line)?.content.error);
+            }
+            (_, Request::Stop) => {}
+            (_, Request::Reload) => {
+                print(&text::reload(&parse::<Reply<ReloadReport>>(&line)?.content))?;
+            }
+            (_, Request::Status) => {
+                print(&text::status(&parse::<Reply<StatusReport>>(&line)?.content))?;
+            }
+            (_, Request::Resolve(build)) => {
+                if status == ReplyStatus::NotFound {
+                    warn_of_short_uuid(build);
+                }
+                print(&text::route(&parse::<Reply<RouteReport>>(&line)?.content))?;
+            }
+        }
+    }
+    Ok(if status == ReplyStatus::Ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The member that all replies have.
+#[derive(Deserialize)]
+struct ReplyHead {
+    status: ReplyStatus,
+}
+
+fn parse<'line, T: Deserialize<'line>>(line: &'line str) -> Result<T> {
+    serde_json::from_str(line).context(
+        "cannot read the gateway's reply, which may be of another version of this program; --json \
+         prints the replies to status and resolve as they are",
+    )
+}
+
+/// Warns that `build`, which was not found, is shorter than a UUID, if it is.
+fn warn_of_short_uuid(build: &BuildId) {
+    let digits = build.as_str().len();
     if digits < UUID_DIGITS {
         eprintln!(
-            "{build} is {digits} of the {UUID_DIGITS} digits of a UUID; a build is found by all of them"
+            "{build} has {digits} of the {UUID_DIGITS} digits of a UUID; a build is found only by \
+             all of them"
         );
     }
 }
 
-fn no_socket(path: &Path, request: &Request) -> Error {
-    let key = if config::is_toml(path) { "control.socket" } else { "[fingergw] command_socket" };
-    let path = path.display();
-    match request {
-        Request::Resolve { .. } => anyhow!(
-            "{path}: sets no command socket, by which the running gateway could be asked; set {key} \
-             and restart it"
-        ),
-        _ => anyhow!("{path}: sets no command socket ({key}); use signals instead"),
-    }
-}
-
-/// Prints `text`. A reader that has seen enough is no fault of ours, but no success either.
-fn print(text: &str, status: ExitCode) -> ExitCode {
-    match io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => status,
-        Err(_) => ExitCode::FAILURE,
-    }
+/// Prints `text` to standard output. It is an error if the reader closes it early.
+fn print(text: &str) -> Result<()> {
+    io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }

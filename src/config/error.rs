@@ -1,18 +1,27 @@
-//! What is wrong with a configuration file.
+//! Errors in a configuration file.
 
 use std::fmt;
 
-/// One fault: where, what was found, what is allowed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use thiserror::Error;
+
+/// One error: where it is, what is there and what is allowed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(crate) struct ConfigError {
     pub(crate) file: String,
     /// Counted from 1; `None` where something is missing from the whole file.
     pub(crate) line: Option<usize>,
-    /// With its table or section: `limits.grace`.
+    /// With its table or section, such as `limits.grace`; empty if the error is not that of a key.
     pub(crate) key: String,
-    /// As written, cut; `None` where nothing is.
+    /// An [`excerpt`] of the value; `None` if there is no value.
     pub(crate) value: Option<String>,
     pub(crate) reason: String,
+}
+
+impl ConfigError {
+    /// An error of the file as a whole, or of a line that has no key.
+    pub(crate) fn of_file(file: &str, line: Option<usize>, reason: String) -> Self {
+        Self { file: file.to_owned(), line, key: String::new(), value: None, reason }
+    }
 }
 
 impl fmt::Display for ConfigError {
@@ -21,27 +30,29 @@ impl fmt::Display for ConfigError {
         if let Some(line) = self.line {
             write!(f, ":{line}")?;
         }
-        f.write_str(": ")?;
-        f.write_str(&self.key)?;
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
         if let Some(value) = &self.value {
             write!(f, " = {value}")?;
         }
-        if self.key.is_empty() { f.write_str(&self.reason) } else { write!(f, ": {}", self.reason) }
+        write!(f, ": {}", self.reason)
     }
 }
 
-/// All faults of one file, in the order of their lines.
-#[derive(Debug, PartialEq, Eq)]
+/// All errors of one file, sorted by line. Displayed one per line.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub(crate) struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
-    /// `Ok(value)` if there are none.
-    pub(crate) fn ok_or_errors<T>(value: T, mut faults: Vec<ConfigError>) -> Result<T, Self> {
-        if faults.is_empty() {
+    /// Returns `Ok(value)` if there are no errors.
+    pub(crate) fn ok_or_errors<T>(value: T, mut errors: Vec<ConfigError>) -> Result<T, Self> {
+        if errors.is_empty() {
             return Ok(value);
         }
-        faults.sort_by_key(|fault| fault.line.unwrap_or(usize::MAX));
-        Err(Self(faults))
+        errors.sort_by_key(|error| error.line.unwrap_or(usize::MAX));
+        Err(Self(errors))
     }
 
     #[cfg(any(test, fuzzing))]
@@ -50,20 +61,8 @@ impl ConfigErrors {
     }
 }
 
-impl fmt::Display for ConfigErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, fault) in self.0.iter().enumerate() {
-            let newline = if index > 0 { "\n" } else { "" };
-            write!(f, "{newline}{fault}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for ConfigErrors {}
-
-/// A value as it may be shown in a fault: as it is written, but one line, printable and at most 80
-/// characters.
+/// Shortens `value` to 80 characters for a message, and escapes what is not printable, so that it stays
+/// on one line.
 pub(crate) fn excerpt(value: &str) -> String {
     let mut text = String::new();
     for char in value.chars().take(80) {

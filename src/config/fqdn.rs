@@ -1,4 +1,4 @@
-//! This machine's own name, where the configuration gives none.
+//! The fully qualified name of this machine, for configurations without a host name.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -10,9 +10,9 @@ use crate::os::file;
 /// `NI_NAMEREQD` of getnameinfo(3): an address without a name is an error.
 const NAME_REQUIRED: i32 = 8;
 
-/// The fully qualified name of this machine, as Zuul's gateway finds it (Python's `socket.getfqdn`):
-/// of the names of the host name's first address the first one with a dot, else the canonical one,
-/// else the host name as it is. Asks the resolver; may take as long as that takes.
+/// Returns the fully qualified name of this machine as Zuul's gateway determines it (Python's
+/// `socket.getfqdn`): of the names of the host name's first address the first with a dot, else the
+/// canonical name, else the host name itself. Calls the resolver, and may block as long as that does.
 pub(crate) fn fully_qualified() -> String {
     let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let mut infos = getaddrinfo(Some(&own), None, Some(AddrInfoHints::default())).into_iter();
@@ -22,9 +22,9 @@ pub(crate) fn fully_qualified() -> String {
     qualified.cloned().unwrap_or(own)
 }
 
-/// The canonical name of `address` and its aliases. getnameinfo(3) returns no aliases, and those of
-/// gethostbyaddr(3) come from /etc/hosts, so that is read first. A file that [`small_file`] does not
-/// read, as it is longer than its bound, counts as empty.
+/// Returns the canonical name of `address` and its aliases. getnameinfo(3) has no aliases, and those of
+/// gethostbyaddr(3) are from /etc/hosts, so that is read first. If it exceeds the limit of [`file::read`]
+/// it counts as empty.
 fn names_of(address: IpAddr) -> Vec<String> {
     let hosts = file::read(Path::new("/etc/hosts")).unwrap_or_default();
     let names = names_in(&String::from_utf8_lossy(&hosts), address);
@@ -35,7 +35,7 @@ fn names_of(address: IpAddr) -> Vec<String> {
     found.map(|(name, _)| name).into_iter().collect()
 }
 
-/// The names in the first line of `hosts` that is about `address` (hosts(5)).
+/// Returns the names in the first line of `hosts` for `address` (hosts(5)).
 fn names_in(hosts: &str, address: IpAddr) -> Vec<String> {
     for line in hosts.lines() {
         let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_the_first_line_with_the_address() {
+    fn names_are_those_of_the_first_line_for_the_address() {
         let hosts = "# 10.0.0.5 no\n127.0.0.1 localhost\n10.0.0.5\tnode1 node1.example.org # c d\n\
                      10.0.0.5 other\n::ffff:10.0.0.6 mapped\nnonsense\n10.0.0.7\n";
         let names = |address: &str| names_in(hosts, address.parse().expect("an address"));

@@ -1,71 +1,70 @@
-//! Where spans go: Zuul's options of `[tracing]` and what they make together
-//! (`zuul/lib/tracing.py` and the exporters that it hands them to), in either kind of file.
+//! Where spans are exported to: Zuul's options of the section `[tracing]` (`zuul/lib/tracing.py` and the
+//! exporters of the Python SDK that get them), the same in both kinds of file.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Uri;
 
-use super::parse;
-use super::parse::Parsed;
+use super::display_address;
+use super::parse::{self, Parsed};
 
-/// A collector, and how it gets spans.
+/// An OpenTelemetry collector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tracing {
     pub(crate) protocol: Protocol,
     pub(crate) endpoint: Endpoint,
-    /// The name that the spans are under.
+    /// The name of the service that the spans are from.
     pub(crate) service_name: String,
-    /// Our certificate and its key, shown to a collector that wants to see one; gRPC alone.
+    /// The client certificate and its key, for gRPC only.
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
-    /// Whom the collector's certificate is to come from; those that the system trusts if `None`.
+    /// The CA certificates that verify the collector; `None` for those that the system trusts.
     pub(crate) authorities: Option<PathBuf>,
-    /// For one batch, dialing and trying again included.
+    /// Timeout of one batch, connecting and retries included.
     pub(crate) timeout: Duration,
     pub(crate) gzip: bool,
 }
 
 impl Tracing {
-    /// The files it names.
-    pub(crate) fn files(&self) -> impl Iterator<Item = &std::path::Path> {
+    /// The TLS files.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         let identity = self.identity.iter().flat_map(|(cert, key)| [cert, key]);
         identity.chain(&self.authorities).map(PathBuf::as_path)
     }
 
-    /// Whether files of TLS are named that a connection without it leaves unread.
-    pub(crate) fn tls_files_unused(&self) -> bool {
+    /// Whether there are TLS files although the connection is without TLS.
+    pub(super) fn tls_files_unused(&self) -> bool {
         !self.endpoint.tls && self.files().next().is_some()
     }
 }
 
-/// The two ways of OTLP that Zuul knows.
+/// A protocol of OTLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Grpc,
     HttpProtobuf,
 }
 
-/// As they are called.
-pub(crate) const PROTOCOLS: [(&str, Protocol); 2] =
+/// The protocols by their names.
+pub(super) const PROTOCOLS: [(&str, Protocol); 2] =
     [("grpc", Protocol::Grpc), ("http/protobuf", Protocol::HttpProtobuf)];
 
-/// Where a collector listens.
+/// The address of a collector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub(crate) tls: bool,
     /// Without brackets.
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// With its query; `/` for gRPC, which has paths of its own.
+    /// With the query; `/` for gRPC, which has paths of its own.
     pub(crate) path: String,
 }
 
 impl Endpoint {
     /// Host and port.
     pub(crate) fn authority(&self) -> String {
-        let Self { host, port, .. } = self;
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        display_address(&self.host, self.port)
     }
 }
 
@@ -76,62 +75,63 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The options as they are given; an empty text is none, as with upstream.
+/// The options of the section as given. An empty text is no option, as in Zuul.
 #[derive(Default)]
-pub(crate) struct OtlpOptions {
-    pub(crate) protocol: Option<Protocol>,
-    pub(crate) endpoint: Option<String>,
-    pub(crate) service_name: Option<String>,
-    pub(crate) tls_key: Option<PathBuf>,
-    pub(crate) tls_cert: Option<PathBuf>,
-    pub(crate) tls_ca: Option<PathBuf>,
-    pub(crate) insecure: Option<bool>,
-    pub(crate) certificate_file: Option<PathBuf>,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) gzip: Option<bool>,
+pub(super) struct OtlpOptions {
+    pub(super) protocol: Option<Protocol>,
+    pub(super) endpoint: Option<String>,
+    pub(super) service_name: Option<String>,
+    pub(super) tls_key: Option<PathBuf>,
+    pub(super) tls_cert: Option<PathBuf>,
+    pub(super) tls_ca: Option<PathBuf>,
+    pub(super) insecure: Option<bool>,
+    pub(super) certificate_file: Option<PathBuf>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) gzip: Option<bool>,
 }
 
-/// The time for one batch, if none is given.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl OtlpOptions {
-    /// What they make together; or each option that does not fit, and why.
-    pub(crate) fn build(self) -> Result<Tracing, Vec<(&'static str, String)>> {
+    /// Combines the options.
+    ///
+    /// # Errors
+    /// Each option that does not fit the others, and the reason.
+    pub(super) fn build(self) -> Result<Tracing, Vec<(&'static str, String)>> {
         let protocol = self.protocol.unwrap_or(Protocol::Grpc);
-        let mut faults = self.options_of_other_protocol(protocol);
+        let mut errors = self.options_of_other_protocol(protocol);
         let endpoint = match protocol {
             Protocol::Grpc => grpc_endpoint(self.endpoint.as_deref(), self.insecure),
             Protocol::HttpProtobuf => http_endpoint(self.endpoint.as_deref()),
         };
         if protocol == Protocol::Grpc && self.tls_cert.is_some() != self.tls_key.is_some() {
             let missing = if self.tls_cert.is_some() { "tls_key" } else { "tls_cert" };
-            faults.push((missing, "missing; tls_cert and tls_key are needed together".to_owned()));
+            errors.push((missing, "missing; tls_cert and tls_key are needed together".to_owned()));
         }
-        let endpoint = match endpoint {
-            Ok(endpoint) if faults.is_empty() => endpoint,
-            Ok(_) => return Err(faults),
-            Err(reason) => {
-                faults.push(("endpoint", reason));
-                return Err(faults);
+        match endpoint {
+            Ok(endpoint) if errors.is_empty() => Ok(Tracing {
+                protocol,
+                endpoint,
+                service_name: self.service_name.unwrap_or_else(|| "zuul".to_owned()),
+                identity: self.tls_cert.zip(self.tls_key),
+                authorities: self.tls_ca.or(self.certificate_file),
+                timeout: self.timeout.unwrap_or(DEFAULT_TIMEOUT),
+                gzip: self.gzip.unwrap_or_default(),
+            }),
+            endpoint => {
+                errors.extend(endpoint.err().map(|reason| ("endpoint", reason)));
+                Err(errors)
             }
-        };
-        Ok(Tracing {
-            protocol,
-            endpoint,
-            service_name: self.service_name.unwrap_or_else(|| "zuul".to_owned()),
-            identity: self.tls_cert.zip(self.tls_key),
-            authorities: self.tls_ca.or(self.certificate_file),
-            timeout: self.timeout.unwrap_or(TIMEOUT),
-            gzip: self.gzip.unwrap_or_default(),
-        })
+        }
     }
 
-    /// Options of the other protocol: upstream's services refuse them as well.
+    /// Returns errors for options of the protocol that is not used, which Zuul's services refuse as well.
     fn options_of_other_protocol(&self, protocol: Protocol) -> Vec<(&'static str, String)> {
-        let (given, other): (Vec<(&'static str, bool)>, _) = match protocol {
-            Protocol::Grpc => {
-                (vec![("certificate_file", self.certificate_file.is_some())], "http/protobuf")
-            }
+        let (options, reason) = match protocol {
+            Protocol::Grpc => (
+                vec![("certificate_file", self.certificate_file.is_some())],
+                "is for protocol http/protobuf only; name the CA in tls_ca",
+            ),
             Protocol::HttpProtobuf => (
                 vec![
                     ("tls_key", self.tls_key.is_some()),
@@ -139,22 +139,17 @@ impl OtlpOptions {
                     ("tls_ca", self.tls_ca.is_some()),
                     ("insecure", self.insecure == Some(true)),
                 ],
-                "grpc",
+                "is for protocol grpc only; name the CA in certificate_file, and choose TLS by http:// \
+                 or https:// in endpoint",
             ),
         };
-        let instead = match protocol {
-            Protocol::Grpc => "name the authority in tls_ca",
-            Protocol::HttpProtobuf => {
-                "name the authority in certificate_file, and say by http:// or https:// whether to use TLS"
-            }
-        };
-        let given = given.into_iter().filter(|(_, given)| *given);
-        given.map(|(key, _)| (key, format!("is for protocol {other} alone; {instead}"))).collect()
+        let given = options.into_iter().filter(|(_, is_given)| *is_given);
+        given.map(|(option, _)| (option, reason.to_owned())).collect()
     }
 }
 
-/// As gRPC's libraries take it: the port is 443 if there is none, and without a scheme or with https
-/// it is TLS, unless `insecure` speaks against that.
+/// Parses an endpoint as gRPC libraries do: the default port is 443, and it is with TLS if it has the
+/// scheme https, or no scheme, or the scheme http and `insecure` is false.
 fn grpc_endpoint(text: Option<&str>, insecure: Option<bool>) -> Parsed<Endpoint> {
     let text = text.unwrap_or("http://localhost:4317");
     let uri = uri(text, "HOST:PORT, http://HOST:PORT or https://HOST:PORT")?;
@@ -166,50 +161,48 @@ fn grpc_endpoint(text: Option<&str>, insecure: Option<bool>) -> Parsed<Endpoint>
     endpoint(&uri, tls, 443, "/".to_owned())
 }
 
-/// The whole URL, with the path.
+/// Parses a whole URL, with its path.
 fn http_endpoint(text: Option<&str>) -> Parsed<Endpoint> {
     let text = text.unwrap_or("http://localhost:4318/v1/traces");
-    let wanted =
-        "http://HOST:PORT/PATH or https://HOST:PORT/PATH, most often with the path /v1/traces";
-    let uri = uri(text, wanted)?;
+    let allowed =
+        "http://HOST:PORT/PATH or https://HOST:PORT/PATH, where PATH is usually v1/traces";
+    let uri = uri(text, allowed)?;
     let tls = match uri.scheme_str() {
         Some(scheme) => scheme == "https",
-        None => return Err(format!("must be {wanted}")),
+        None => return Err(format!("must be {allowed}")),
     };
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     endpoint(&uri, tls, if tls { 443 } else { 80 }, path)
 }
 
-fn uri(text: &str, wanted: &str) -> Parsed<Uri> {
+fn uri(text: &str, allowed: &str) -> Parsed<Uri> {
     let uri = text.parse::<Uri>().ok();
     let known = |uri: &Uri| matches!(uri.scheme_str(), None | Some("http" | "https"));
     let uri = uri.filter(|uri| known(uri) && uri.host().is_some() && !text.contains('@'));
-    uri.ok_or_else(|| format!("must be {wanted}"))
+    uri.ok_or_else(|| format!("must be {allowed}"))
 }
 
-fn endpoint(uri: &Uri, tls: bool, default: u16, path: String) -> Parsed<Endpoint> {
+fn endpoint(uri: &Uri, tls: bool, default_port: u16, path: String) -> Parsed<Endpoint> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let port = uri.port_u16().unwrap_or(default);
-    match port {
+    match uri.port_u16().unwrap_or(default_port) {
         0 => Err("must have a port from 1 to 65535".to_owned()),
-        _ => Ok(Endpoint { tls, host: parse::hostname(host)?, port, path }),
+        port => Ok(Endpoint { tls, host: parse::hostname(host)?, port, path }),
     }
 }
 
-/// Whether to compress. Zuul's manual says `gzip`; what its services take of it for gRPC is the number
-/// of an algorithm.
-pub(crate) fn compression(text: &str) -> Parsed<bool> {
+/// Whether to compress. Zuul's manual says `gzip`, but for gRPC its services take the number of an
+/// algorithm.
+pub(super) fn compression(text: &str) -> Parsed<bool> {
     match text {
         "gzip" | "2" => Ok(true),
-        "none" | "0" => Ok(false),
+        "" | "none" | "0" => Ok(false),
         _ => Err("must be gzip or none".to_owned()),
     }
 }
 
-/// What Python's `int()` takes for a time. Zuul's manual says milliseconds, and its services take it for
-/// seconds. Nobody gives a collector a quarter of an hour, nor a tenth of a second: what is below 1000 is
-/// meant by those who have tried it, the rest by those who have read it.
-pub(crate) fn timeout(text: &str) -> Parsed<Option<Duration>> {
+/// A timeout in a `zuul.conf`. Below 1000 it is in seconds, as in Zuul's code; from 1000 on in
+/// milliseconds, as in Zuul's manual. No useful timeout is valid in the other unit as well.
+pub(super) fn timeout(text: &str) -> Parsed<Option<Duration>> {
     let allowed = "must be a whole number: seconds up to 999, milliseconds from 1000 to 600000";
     match text.trim().parse::<u32>() {
         Ok(0) => Ok(None),
@@ -223,13 +216,13 @@ pub(crate) fn timeout(text: &str) -> Parsed<Option<Duration>> {
 mod tests {
     use super::*;
 
-    fn endpoint_of(given: OtlpOptions) -> Result<String, String> {
-        let faults = |faults: Vec<(&str, String)>| format!("{}: {}", faults[0].0, faults[0].1);
-        given.build().map(|tracing| tracing.endpoint.to_string()).map_err(faults)
+    fn endpoint_of(options: OtlpOptions) -> Result<String, String> {
+        let first = |errors: Vec<(&str, String)>| format!("{}: {}", errors[0].0, errors[0].1);
+        options.build().map(|tracing| tracing.endpoint.to_string()).map_err(first)
     }
 
     #[test]
-    fn endpoints_of_grpc() {
+    fn grpc_endpoints_are_parsed_as_by_grpc_libraries() {
         let endpoint = |endpoint: &str, insecure| {
             endpoint_of(OtlpOptions {
                 endpoint: Some(endpoint.to_owned()),
@@ -256,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_of_http() {
+    fn http_endpoints_are_whole_urls() {
         let endpoint = |endpoint: Option<&str>| {
             endpoint_of(OtlpOptions {
                 protocol: Some(Protocol::HttpProtobuf),
@@ -277,12 +270,12 @@ mod tests {
     }
 
     #[test]
-    fn times_and_compression() {
+    fn timeouts_and_compression_are_read_as_in_zuul() {
         let seconds = |text| timeout(text).map(|time| time.map(|time| time.as_secs_f64()));
         assert_eq!(seconds("10"), Ok(Some(10.0)));
         assert_eq!(seconds("10000"), Ok(Some(10.0)));
         assert_eq!(seconds("1500"), Ok(Some(1.5)));
-        assert_eq!(seconds(" 0 "), Ok(None), "upstream's default");
+        assert_eq!(seconds(" 0 "), Ok(None), "the default of Zuul");
         for bad in ["", "x", "10.5", "-5", "600001"] {
             assert!(timeout(bad).is_err(), "{bad}");
         }
@@ -291,10 +284,10 @@ mod tests {
     }
 
     #[test]
-    fn options_of_the_other_protocol() {
+    fn options_of_the_other_protocol_are_errors() {
         let file = || Some(PathBuf::from("/f"));
-        let keys = |given: OtlpOptions| -> Vec<_> {
-            given.build().unwrap_err().into_iter().map(|(key, _)| key).collect()
+        let keys = |options: OtlpOptions| -> Vec<_> {
+            options.build().unwrap_err().into_iter().map(|(key, _)| key).collect()
         };
         let protocol = Some(Protocol::HttpProtobuf);
         let all = OtlpOptions {

@@ -1,4 +1,4 @@
-//! Single values, the same in both kinds of file: each parser says what it allows.
+//! Parsers of single values, the same for both kinds of file. Each error says what is allowed.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,20 +9,19 @@ use ipnet::IpNet;
 use rustls::pki_types::{DnsName, ServerName};
 
 use super::Hosts;
-use super::domain::to_ascii;
 
-/// The result of reading one value: the value, or what is allowed instead.
-pub(crate) type Parsed<T> = Result<T, String>;
+/// A value, or what is allowed instead.
+pub(super) type Parsed<T> = Result<T, String>;
 
-/// The one of `known` that `name` is most likely a misspelling of, if any is close.
-pub(crate) fn closest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+/// Returns the one of `known` that `name` is most likely a misspelling of, if any is similar.
+pub(super) fn closest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let similarity = |known| (strsim::jaro_winkler(name, known), known);
     let close = known.into_iter().map(similarity).filter(|(similarity, _)| *similarity > 0.85);
     close.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, known)| known)
 }
 
-/// A time in `range`: a whole number and its unit.
-pub(crate) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Parsed<Duration> {
+/// A duration in `range`: a whole number and its unit.
+pub(super) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Parsed<Duration> {
     let allowed = || {
         let (least, most) = (range.start(), range.end());
         format!(
@@ -43,7 +42,7 @@ pub(crate) fn duration(text: &str, range: &RangeInclusive<Duration>) -> Parsed<D
 }
 
 /// A network, `ADDRESS/BITS`, or one address.
-pub(crate) fn network(text: &str) -> Parsed<IpNet> {
+pub(super) fn network(text: &str) -> Parsed<IpNet> {
     let allowed =
         || "must be a network such as \"192.0.2.0/24\", \"2001:db8::/32\" or an address".to_owned();
     let network = match text.contains('/') {
@@ -55,80 +54,93 @@ pub(crate) fn network(text: &str) -> Parsed<IpNet> {
         return Err(format!("must be written as IPv4, such as {}", address.to_canonical()));
     }
     if network != network.trunc() {
-        return Err(format!("has bits behind its prefix; the network is {}", network.trunc()));
+        return Err(format!("has bits set after its prefix; the network is {}", network.trunc()));
     }
     Ok(network)
 }
 
-/// A host name or IP address that a certificate can be checked against. A name beyond ASCII is taken in
-/// its A-label form.
-pub(crate) fn hostname(text: &str) -> Parsed<String> {
+/// Returns the name to resolve, and to check in a certificate, for `name`: its A-label form if it is not
+/// ASCII (UTS 46), or `None` if it has no such form. Python's codec `idna`, with which Zuul dials, does
+/// the same by an older standard; letters such as the German sharp s differ.
+pub(crate) fn to_ascii(name: &str) -> Option<Cow<'_, str>> {
+    if name.is_ascii() {
+        return Some(Cow::Borrowed(name));
+    }
+    idna::domain_to_ascii(name).ok().map(Cow::Owned)
+}
+
+/// A host name or IP address that a certificate can be checked against, in its [`to_ascii`] form.
+pub(super) fn hostname(text: &str) -> Parsed<String> {
     to_ascii(text)
         .filter(|name| ServerName::try_from(name.trim_end_matches('.')).is_ok())
         .map(Cow::into_owned)
         .ok_or_else(|| "must be a host name or an IP address".to_owned())
 }
 
-/// A zone's name, which is also a znode's.
-pub(crate) fn zone(text: &str) -> Parsed<String> {
-    // No longer than other gateways take it from the registry (`crate::model`).
+fn has_control_characters(text: &str) -> bool {
+    text.chars().any(char::is_control)
+}
+
+/// The name of a zone, which is also that of a znode.
+pub(super) fn zone(text: &str) -> Parsed<String> {
+    // Other gateways do not accept a longer one from the registry (`crate::model`).
     let fits = (1..=255).contains(&text.len());
-    if !fits || text.contains('/') || text.chars().any(char::is_control) {
-        Err("must be a zone's name: 1 to 255 bytes, without / and control characters".to_owned())
-    } else {
-        Ok(text.to_owned())
+    match fits && !text.contains('/') && !has_control_characters(text) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("must be a zone's name: 1 to 255 bytes, without / and control characters"
+                .to_owned())
+        }
     }
 }
 
-/// The name of a user, who need not exist: whether one does is asked where it matters.
-pub(crate) fn user(text: &str) -> Parsed<String> {
-    if text.is_empty() || text.contains([':', '/']) || text.chars().any(char::is_control) {
-        Err("must be the name of a user".to_owned())
-    } else {
-        Ok(text.to_owned())
+/// The name of a user. Whether the user exists is checked where it matters.
+pub(super) fn user(text: &str) -> Parsed<String> {
+    match text.is_empty() || text.contains([':', '/']) || has_control_characters(text) {
+        true => Err("must be the name of a user".to_owned()),
+        false => Ok(text.to_owned()),
     }
 }
 
 /// `HOST:PORT`, IPv6 addresses in brackets.
-pub(crate) fn address(text: &str) -> Parsed<(String, u16)> {
+pub(super) fn address(text: &str) -> Parsed<(String, u16)> {
     split_address(text)
         .and_then(|(host, port)| Some((hostname(host).ok()?, port?.parse().ok()?)))
         .ok_or_else(|| "must be ADDRESS:PORT, such as \"[::]:79\" or \"192.0.2.1:7979\"".to_owned())
 }
 
-/// Whether the two addresses are the same. Port 0 is a free one each time. What names resolve to is not
-/// known here.
-pub(crate) fn is_same((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
+/// Whether the two addresses are the same. Port 0 is another free port each time. Names are not resolved.
+pub(super) fn is_same((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
     let same = host.trim_end_matches('.').eq_ignore_ascii_case(other.trim_end_matches('.'));
     port != 0 && port == other_port && same
 }
 
-/// Whether one of the two addresses is a wildcard that covers the other. Both can be bound only as
-/// sockets with options that this program does not set, such as `IPV6_V6ONLY`: `::` is IPv4 as well.
-pub(crate) fn overlap((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
-    let covers = |wide: &str, host: &str| match wide {
+/// Whether one of the two addresses is a wildcard that includes the other. Both can be bound only as
+/// sockets with options that this program does not set, such as `IPV6_V6ONLY`: `::` includes IPv4.
+pub(super) fn overlap((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
+    let includes = |wildcard: &str, host: &str| match wildcard {
         "::" => host.parse::<IpAddr>().is_ok(),
         "0.0.0.0" => host.parse::<Ipv4Addr>().is_ok(),
         _ => false,
     };
-    port != 0 && port == other_port && (covers(host, other) || covers(other, host))
+    port != 0 && port == other_port && (includes(host, other) || includes(other, host))
 }
 
-/// The name of a tenant, as Zuul writes it.
-pub(crate) fn tenant(text: &str) -> Parsed<String> {
-    match text.is_empty() || text.chars().any(char::is_control) {
+/// The name of a tenant of Zuul.
+pub(super) fn tenant(text: &str) -> Parsed<String> {
+    match text.is_empty() || has_control_characters(text) {
         true => Err("must be a tenant's name".to_owned()),
         false => Ok(text.to_owned()),
     }
 }
 
-/// A name in a certificate; `*.` may stand for one label in front of a domain.
-pub(crate) fn client(text: &str) -> Parsed<String> {
-    let good = match text.strip_prefix("*.") {
+/// A name in a certificate. `*.` may stand for one label in front of a domain.
+pub(super) fn client(text: &str) -> Parsed<String> {
+    let valid = match text.strip_prefix("*.") {
         Some(domain) => domain.contains('.') && DnsName::try_from(domain).is_ok(),
-        None => !text.is_empty() && !text.contains('*') && !text.chars().any(char::is_control),
+        None => !text.is_empty() && !text.contains('*') && !has_control_characters(text),
     };
-    match good {
+    match valid {
         true => Ok(text.to_owned()),
         false => Err("must be a name as in a certificate, such as \"gw.example.org\" or \
                       \"*.example.org\""
@@ -136,12 +148,10 @@ pub(crate) fn client(text: &str) -> Parsed<String> {
     }
 }
 
-/// ZooKeeper's connect string, `HOST[:PORT],...[/CHROOT]`, with the port of servers that name none.
-pub(crate) fn hosts(text: &str, default_port: u16) -> Parsed<Hosts> {
-    let (list, chroot) = match text.find('/') {
-        Some(slash) => text.split_at(slash),
-        None => (text, ""),
-    };
+/// The connect string of ZooKeeper, `HOST[:PORT],...[/CHROOT]`. `default_port` is that of servers without
+/// a port.
+pub(super) fn hosts(text: &str, default_port: u16) -> Parsed<Hosts> {
+    let (list, chroot) = text.split_at(text.find('/').unwrap_or(text.len()));
     let chroot = chroot.trim_end_matches('/');
     let servers: Option<Vec<_>> = list
         .split(',')
@@ -155,13 +165,13 @@ pub(crate) fn hosts(text: &str, default_port: u16) -> Parsed<Hosts> {
         Some(servers) if !chroot.contains("//") && !chroot.contains(',') => {
             Ok(Hosts { servers, chroot: chroot.to_owned() })
         }
-        _ => Err("must be HOST:PORT,HOST:PORT,... with an optional /CHROOT behind the last; \
-                  IPv6 addresses in brackets"
+        _ => Err("must be HOST:PORT,HOST:PORT,... with an optional /CHROOT after the last; IPv6 \
+                  addresses in brackets"
             .to_owned()),
     }
 }
 
-/// Takes `host`, `host:port`, `[v6]` or `[v6]:port` apart.
+/// Splits `host`, `host:port`, `[v6]` or `[v6]:port` into host and port.
 fn split_address(text: &str) -> Option<(&str, Option<&str>)> {
     if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']')?;
@@ -259,6 +269,20 @@ mod tests {
         assert!(zone("zone one").is_ok());
         for bad in ["", "a/b", "a\tb", &"z".repeat(256)] {
             assert!(zone(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_beyond_ascii_become_a_labels() {
+        for (name, expected) in [
+            ("gw.example.org.", Some("gw.example.org.")),
+            ("fe80::1%eth0", Some("fe80::1%eth0")),
+            ("b\u{fc}cher.test", Some("xn--bcher-kva.test")),
+            ("B\u{dc}CHER.test.", Some("xn--bcher-kva.test.")),
+            ("\u{4f8b}\u{3048}.\u{30c6}\u{30b9}\u{30c8}", Some("xn--r8jz45g.xn--zckzah")),
+            ("a\u{fffd}", None),
+        ] {
+            assert_eq!(to_ascii(name).as_deref(), expected, "{name}");
         }
     }
 }

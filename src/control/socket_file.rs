@@ -13,27 +13,41 @@ use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::debug;
 
-use crate::os::privileges::{PrivilegeError, RunAsUser};
+use crate::os::privileges::RunAsUser;
 
-/// Directories that are empty after a boot. A service manager creates a program's own directory
-/// there before it starts the program; without one, this program does.
+/// Directories that are empty after a boot. A service manager creates the directory of a service
+/// there; without a service manager, this program does.
 const RUN_DIRECTORIES: [&str; 2] = ["/run", "/var/run"];
 
-/// Connections that wait to be accepted.
+/// The number of connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// How long to wait for another gateway that starts or stops with the same directory.
+/// How long to wait for another gateway that is starting or stopping with the same directory.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_millis(5);
+
+/// The directory of the command socket does not exist and cannot be created, or is not writable.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot create the command socket {}: {reason}", path.display())]
+pub(crate) struct DirectoryError {
+    path: PathBuf,
+    reason: String,
+}
+
+impl DirectoryError {
+    fn new(path: &Path, reason: String) -> Self {
+        Self { path: path.to_owned(), reason }
+    }
+}
 
 /// The file of a bound socket. Dropping this removes the file.
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// Tells this socket from one that another gateway has created at the same path since.
+    /// Distinguishes this socket from one that another gateway has since created at the same path.
     identity: Identity,
 }
 
-/// Device, inode, and time of the last modification: an inode number alone is used again.
+/// Device, inode, and time of the last modification, because inode numbers are reused.
 #[derive(PartialEq, Eq)]
 struct Identity(u64, u64, i64, i64);
 
@@ -56,28 +70,30 @@ impl Drop for SocketFile {
 }
 
 /// Creates the directory of the socket at `path` if it is missing and lies directly in `/run`: mode
-/// 0750, owned by `account`. Call before root is given up.
+/// 0750, owned by `user`. Call before root is given up.
 ///
 /// # Errors
 /// The directory is missing and cannot be created, or is missing and not in `/run`.
 pub(crate) fn create_directory(
     path: &Path,
-    account: Option<&RunAsUser>,
-) -> Result<(), PrivilegeError> {
+    user: Option<&RunAsUser>,
+) -> Result<(), DirectoryError> {
     check_directory(path)?;
-    let path = std::path::absolute(path).map_err(|error| unfit(path, &error.to_string()))?;
+    let path =
+        std::path::absolute(path).map_err(|error| DirectoryError::new(path, error.to_string()))?;
     let Some(directory) = path.parent().filter(|directory| !directory.exists()) else {
         return Ok(());
     };
     let created = DirBuilder::new().mode(0o750).create(directory).and_then(|()| {
-        let ids = account.map(RunAsUser::ids);
+        let ids = user.map(RunAsUser::ids);
         ids.map_or(Ok(()), |(user, group)| lchown(directory, Some(user), Some(group)))
     });
     match created {
-        // Another gateway that starts in this moment has created it.
+        // Created by another gateway that is starting as well.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         created => created.map_err(|error| {
-            unfit(&path, &format!("cannot create its directory {}: {error}", directory.display()))
+            let directory = directory.display();
+            DirectoryError::new(&path, format!("cannot create its directory {directory}: {error}"))
         }),
     }
 }
@@ -86,9 +102,10 @@ pub(crate) fn create_directory(
 /// creates.
 ///
 /// # Errors
-/// It is missing.
-pub(crate) fn check_directory(path: &Path) -> Result<(), PrivilegeError> {
-    let path = std::path::absolute(path).map_err(|error| unfit(path, &error.to_string()))?;
+/// The directory is missing.
+pub(crate) fn check_directory(path: &Path) -> Result<(), DirectoryError> {
+    let path =
+        std::path::absolute(path).map_err(|error| DirectoryError::new(path, error.to_string()))?;
     let Some(directory) = path.parent() else { return Ok(()) };
     let in_run = directory.parent().is_some_and(|parent| {
         RUN_DIRECTORIES.iter().any(|run_directory| Path::new(run_directory) == parent)
@@ -96,26 +113,29 @@ pub(crate) fn check_directory(path: &Path) -> Result<(), PrivilegeError> {
     if in_run || directory.exists() {
         return Ok(());
     }
-    let missing = format!("the directory {} does not exist; create it", directory.display());
-    Err(unfit(&path, &missing))
+    let directory = directory.display();
+    let reason = format!("the directory {directory} does not exist; create it");
+    Err(DirectoryError::new(&path, reason))
 }
 
 /// Checks that this process may create the socket at `path`, if its directory exists.
 ///
 /// # Errors
 /// The directory is not writable.
-pub(crate) fn check_writable(path: &Path) -> Result<(), PrivilegeError> {
+pub(crate) fn check_writable(path: &Path) -> Result<(), DirectoryError> {
     let directory = path.parent().filter(|directory| directory.exists());
     let access = Access::WRITE_OK | Access::EXEC_OK;
     let writable = directory.map(|directory| accessat(CWD, directory, access, AtFlags::EACCESS));
-    writable.unwrap_or(Ok(())).map_err(|error| unfit(path, &format!("its directory: {error}")))
+    writable
+        .unwrap_or(Ok(()))
+        .map_err(|error| DirectoryError::new(path, format!("its directory: {error}")))
 }
 
 /// Checks that this process may create the directory of the socket at `path`, if that is missing.
 ///
 /// # Errors
-/// The directory above is not writable.
-pub(crate) fn check_creatable(path: &Path) -> Result<(), PrivilegeError> {
+/// The parent directory is not writable.
+pub(crate) fn check_creatable(path: &Path) -> Result<(), DirectoryError> {
     let missing = path.parent().filter(|directory| !directory.exists());
     let Some((directory, above)) = missing.and_then(|missing| Some((missing, missing.parent()?)))
     else {
@@ -124,25 +144,20 @@ pub(crate) fn check_creatable(path: &Path) -> Result<(), PrivilegeError> {
     let access = Access::WRITE_OK | Access::EXEC_OK;
     accessat(CWD, above, access, AtFlags::EACCESS).map_err(|error| {
         let directory = directory.display();
-        unfit(
-            path,
-            &format!("the directory {directory} does not exist and cannot be created: {error}"),
-        )
+        let reason =
+            format!("the directory {directory} does not exist and cannot be created: {error}");
+        DirectoryError::new(path, reason)
     })
 }
 
-fn unfit(path: &Path, reason: &str) -> PrivilegeError {
-    PrivilegeError::new(format!("cannot create the command socket {}: {reason}", path.display()))
-}
-
-/// Creates the socket at `path`, in place of one on which no process listens any more: it is left
-/// behind when a process is killed. Only the user of this process and root may connect.
+/// Creates the socket at `path`, and replaces one without a listening process, which remains when a
+/// process is killed. Only the user of this process and root may connect.
 ///
 /// # Errors
 /// A process listens there, something else than a socket is there, or the directory cannot be
 /// written.
 pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    // The working directory changes when the process detaches.
+    // Daemonizing changes the working directory.
     let absolute = std::path::absolute(path)?;
     let _lock = lock_directory(&absolute);
     match fs::symlink_metadata(path) {
@@ -163,8 +178,8 @@ pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         Err(error) => return Err(error),
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Linux creates the file with the mode of the socket's descriptor. The umask would do as well,
-    // and belongs to the whole process.
+    // Linux creates the file with the mode of the socket's descriptor. A umask would have the same
+    // effect, but for the whole process.
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     socket.bind(&SockAddr::unix(path)?)?;
     socket.listen(BACKLOG)?;
@@ -173,23 +188,23 @@ pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     Ok((socket.into(), SocketFile { path: absolute, identity }))
 }
 
-/// Whether a process listens on the socket at `path`. A connection without a request harms neither
+/// Returns whether a process listens on the socket at `path`. A connection without a request harms neither
 /// this program nor Zuul's.
 fn is_in_use(path: &Path) -> io::Result<bool> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     match socket.connect(&SockAddr::unix(path)?) {
         Ok(()) => Ok(true),
-        // Its queue is full.
+        // The queue of the listener is full.
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Locks the directory of `path`, so that of gateways that start or stop in the same moment only one
-/// at a time examines the socket and replaces or removes it. Any user who can read the directory
-/// could hold the lock, so it is not waited for longer than [`LOCK_TIMEOUT`].
+/// Locks the directory of `path`, so that only one of several gateways that start or stop at the same
+/// time examines, replaces or removes the socket. Any user who can read the directory could hold the
+/// lock, so the wait is limited to [`LOCK_TIMEOUT`].
 fn lock_directory(path: &Path) -> Option<File> {
     let directory = File::open(path.parent()?).ok()?;
     let deadline = Instant::now() + LOCK_TIMEOUT;
@@ -215,18 +230,17 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         let (listener, file) = bind(&path).unwrap();
         assert_eq!(bind(&path).err().unwrap().kind(), ErrorKind::AddrInUse);
-        // As a gateway that is killed leaves it.
+        // The file remains, as after a kill.
         drop(listener);
         let (_listener, second) = bind(&path).unwrap();
         drop(file);
-        assert!(path.exists(), "the first one removes only what it has created");
+        assert!(path.exists(), "the first file object removes only its own socket");
         drop(second);
         assert!(!path.exists());
     }
 
-    /// All but one of those that start in the same moment find it in use.
     #[test]
-    fn of_many_that_start_at_once_one_gets_the_socket() {
+    fn of_many_concurrent_starts_only_one_gets_the_socket() {
         let directory = tempdir().unwrap();
         // Often enough to find a race.
         for round in 0..50 {
@@ -246,12 +260,12 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_an_error_outside_run() {
+    fn a_missing_directory_outside_run_is_an_error() {
         let directory = tempdir().unwrap();
         let missing = directory.path().join("missing/socket");
         for checked in [check_directory(&missing), create_directory(&missing, None)] {
-            let unfit = checked.expect_err("missing").to_string();
-            assert!(unfit.contains("missing does not exist"), "{unfit}");
+            let error = checked.expect_err("missing").to_string();
+            assert!(error.contains("missing does not exist"), "{error}");
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         assert!(check_directory(Path::new("/run/no-such-directory/socket")).is_ok());

@@ -1,11 +1,10 @@
-//! Reading the configuration and its certificates again while streams run: all of it or nothing.
+//! Reloads the configuration and its certificates while streams run: all of it or nothing.
 //!
-//! Everything is read, checked and made ready aside; a fault anywhere leaves what runs as it is.
-//! Then it takes the place of the old in one step that cannot fail. Connections that are open keep
-//! what they began with.
+//! Everything is read, checked and built in a thread of its own; an error anywhere leaves the running
+//! settings as they are. The new settings then replace the old ones in one step that cannot fail.
+//! Open connections keep the settings that they began with.
 
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,81 +12,83 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{Level, error, info, warn};
 
 use super::Certificates;
-use crate::config;
-use crate::config::{Config, ConfigDiff, Limits, NameCheck};
+use super::capacity;
+use crate::config::{self, Config, ConfigDiff, NameCheck};
+use crate::control::protocol::{ErrorReport, ReloadReport};
 use crate::control::status::CertificateStatus;
-use crate::control::{RELOADED, Reload};
+use crate::control::{ReloadRequest, ReloadResult};
 use crate::gateway::{Adjuster, Settings};
 use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::ReloadSignal;
-use crate::os::{fd_limit, memory_limit};
 use crate::registry::zookeeper;
-use crate::telemetry::log::Volume;
 use crate::telemetry::metrics::Metrics;
-use crate::tls;
-use crate::tls::{Acceptor, Identity};
+use crate::tls::{self, Acceptor, Identity};
 
-/// What people can do about a reload that failed.
-const MEND: &str = "nothing has changed; if files were being replaced just now, reload again";
+/// The last line of the report of a failed reload.
+const NOTHING_CHANGED: &str =
+    "nothing has changed; if files were being replaced just now, reload again";
 
-/// Commands that wait while a reload is under way; more wait for a place among them.
-const COMMANDS_WAITING: usize = 8;
+const STOPPING: &str = "not reloaded: the gateway is stopping";
 
-/// Where the configuration comes from.
+/// The number of reload commands that are queued while a reload is under way.
+const QUEUED_COMMANDS: usize = 8;
+
+/// Where the configuration is loaded from.
 #[derive(Clone)]
 pub(crate) struct ConfigSource {
-    /// Absolute: the working directory becomes another.
+    /// An absolute path, because daemonizing changes the working directory.
     pub(crate) path: PathBuf,
-    /// Started with `-d`.
+    /// Whether the program was started with `-d`, which overrides the log level of the file.
     pub(crate) debug: bool,
 }
 
-/// A configuration with its certificates.
-pub(crate) struct LoadedConfig {
-    pub(crate) config: Config,
-    pub(crate) identities: Certificates,
+/// A configuration and the certificates that it names.
+pub(super) struct LoadedConfig {
+    pub(super) config: Config,
+    pub(super) certificates: Certificates,
 }
 
-/// What a running gateway takes from them, made and ready to use.
-pub(crate) struct RuntimeSettings {
-    pub(crate) settings: Settings,
-    pub(crate) zookeeper: zookeeper::Tls,
+/// The settings that a running gateway uses, built from a [`LoadedConfig`].
+pub(super) struct RuntimeSettings {
+    pub(super) gateway: Settings,
+    pub(super) zookeeper: zookeeper::Tls,
 }
 
 impl RuntimeSettings {
-    /// Makes it. `kept` are the listeners' TLS sides now, of which those stay for which no
-    /// certificate is configured any more.
+    /// Builds the settings. A TLS listener for which no certificate is configured any more keeps its
+    /// acceptor of `running`, which has those of all listeners.
     ///
     /// # Errors
     /// A certificate cannot be used.
-    pub(crate) fn of(configured: &LoadedConfig, kept: &[Option<Acceptor>]) -> Result<Self> {
-        let LoadedConfig { config, identities } = configured;
-        let Certificates { gateway, zookeeper } = identities;
-        let acceptors = config.listeners.iter().enumerate().map(|(index, listener)| {
-            match (listener.tls, gateway) {
+    pub(super) fn build(loaded: &LoadedConfig, running: &[Option<Acceptor>]) -> Result<Self> {
+        let LoadedConfig { config, certificates } = loaded;
+        let gateway_identity = certificates.gateway.as_ref();
+        let mut acceptors = Vec::new();
+        for (index, listener) in config.listeners.iter().enumerate() {
+            acceptors.push(match (listener.tls, gateway_identity) {
                 (Some(client), Some(identity)) => {
-                    tls::acceptor(identity, client, config.name_check).map(Some)
+                    Some(tls::acceptor(identity, client, config.name_check)?)
                 }
-                (Some(_), None) => Ok(kept.get(index).cloned().flatten()),
-                (None, _) => Ok(None),
-            }
-        });
+                (Some(_), None) => running.get(index).cloned().flatten(),
+                (None, _) => None,
+            });
+        }
         let connector =
-            gateway.as_ref().map(|identity| tls::connector(identity, config.name_check));
-        let settings = Settings {
+            gateway_identity.map(|identity| tls::connector(identity, config.name_check));
+        let gateway = Settings {
             listeners: config.listeners.clone().into(),
-            acceptors: acceptors.collect::<Result<_>>()?,
+            acceptors,
             connector: connector.transpose()?,
             limits: config.limits.clone(),
         };
-        Ok(Self { settings, zookeeper: zookeeper_tls(config, zookeeper)? })
+        Ok(Self { gateway, zookeeper: zookeeper_tls(config, &certificates.zookeeper)? })
     }
 }
 
-/// TLS towards the ZooKeeper of `config`, with `identity`.
+/// Builds the TLS settings for connections to the ZooKeeper servers of `config`.
 ///
 /// # Errors
 /// The certificate cannot be used.
@@ -102,169 +103,164 @@ pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zook
     })
 }
 
-/// Who asks for reloads.
-pub(crate) struct ReloadRequests {
+/// Where requests for a reload come from: SIGHUP and the command socket.
+pub(super) struct ReloadRequests {
     signal: ReloadSignal,
-    commands: mpsc::Receiver<Reload>,
+    commands: mpsc::Receiver<ReloadRequest>,
 }
 
 impl ReloadRequests {
-    /// Takes the signal over, and returns what takes commands. Needs a runtime.
-    pub(crate) fn new() -> io::Result<(mpsc::Sender<Reload>, Self)> {
-        let (sender, commands) = mpsc::channel(COMMANDS_WAITING);
+    /// Takes over SIGHUP, and returns the sender for commands. Must be called within a runtime.
+    pub(super) fn new() -> io::Result<(mpsc::Sender<ReloadRequest>, Self)> {
+        let (sender, commands) = mpsc::channel(QUEUED_COMMANDS);
         Ok((sender, Self { signal: ReloadSignal::new()?, commands }))
     }
 
-    /// Waits for the next order, and returns who is to be told how it went: nobody if it is a
-    /// signal.
-    async fn next(&mut self) -> Option<Reload> {
+    /// Waits for the next request, and returns where its result is sent to. A signal has no such
+    /// place.
+    async fn next(&mut self) -> Option<ReloadRequest> {
         tokio::select! {
             () = self.signal.next() => None,
-            Some(reload) = self.commands.recv() => Some(reload),
+            Some(request) = self.commands.recv() => Some(request),
         }
     }
 
-    /// Refuses all orders: the gateway is stopping.
-    pub(crate) async fn refuse(&mut self) -> Infallible {
+    /// Refuses all requests, because the gateway is stopping.
+    pub(super) async fn refuse(&mut self) -> Infallible {
         loop {
-            if let Some(reload) = self.next().await {
-                // Nobody listens any more: nobody wants to know.
-                let _ = reload.send("not reloaded: the gateway is stopping\n".to_owned());
-            }
-            warn!("not reloaded: the gateway is stopping");
+            let request = self.next().await;
+            warn!("{STOPPING}");
+            send_result(request, Err(STOPPING.to_owned().into()));
         }
     }
 }
 
-/// Reloads what a gateway runs with.
-pub(crate) struct Reloader {
-    pub(crate) source: ConfigSource,
-    /// The name that is registered, which takes a restart to change.
-    pub(crate) hostname: String,
-    /// What runs now.
-    pub(crate) running: Arc<LoadedConfig>,
-    pub(crate) gateway: Adjuster,
-    pub(crate) zookeeper: watch::Sender<zookeeper::Tls>,
-    pub(crate) volume: Volume,
-    pub(crate) metrics: Metrics,
-    /// Those in use, for `status`.
-    pub(crate) certificates: watch::Sender<Vec<CertificateStatus>>,
+/// Sends `result` to where `request` came from. The log has it in any case, so a client that has
+/// left is not an error.
+fn send_result(request: Option<ReloadRequest>, result: ReloadResult) {
+    if let Some(request) = request {
+        let _ = request.send(result);
+    }
 }
 
-/// All that a reload changes.
+/// Replaces the settings of a running gateway.
+pub(super) struct Reloader {
+    pub(super) source: ConfigSource,
+    /// The registered host name, which changes only with a restart.
+    pub(super) hostname: String,
+    pub(super) running: Arc<LoadedConfig>,
+    pub(super) gateway: Adjuster,
+    pub(super) zookeeper: watch::Sender<zookeeper::Tls>,
+    pub(super) set_log_level: Box<dyn Fn(Level) + Send + Sync>,
+    pub(super) metrics: Metrics,
+    /// The certificates in use, for `status`.
+    pub(super) certificates: watch::Sender<Vec<CertificateStatus>>,
+}
+
+/// A complete and valid new configuration, and the settings built from it.
 struct PreparedReload {
-    configured: LoadedConfig,
-    live: RuntimeSettings,
-    taken: Vec<&'static str>,
-    waiting: Vec<&'static str>,
+    loaded: LoadedConfig,
+    settings: RuntimeSettings,
+    changed: Vec<&'static str>,
+    needs_restart: Vec<&'static str>,
 }
 
 impl Reloader {
-    /// Fulfils `orders`, one after the other.
-    pub(crate) async fn serve(
+    /// Serves `requests`, one after the other.
+    pub(super) async fn serve(
         &mut self,
-        orders: &mut ReloadRequests,
+        requests: &mut ReloadRequests,
         manager: &ServiceManager,
     ) -> Infallible {
         loop {
-            let asked = orders.next().await;
+            let request = requests.next().await;
             manager.reloading().await;
-            let outcome = self.reload().await;
+            let result = self.reload().await;
             manager.reloaded().await;
-            if let Some(asked) = asked {
-                // Nobody listens any more: the log knows as well.
-                let _ = asked.send(outcome);
-            }
+            send_result(request, result);
         }
     }
 
-    /// Reloads, or leaves everything as it is, and says which, in lines.
-    async fn reload(&mut self) -> String {
+    /// Reloads, or leaves everything as it is. Logs the result.
+    async fn reload(&mut self) -> ReloadResult {
         let path = self.source.path.display().to_string();
-        let prepared = self.prepared().await;
+        let prepared = self.prepare_in_thread().await;
         self.metrics.reloaded(prepared.is_ok());
         match prepared {
-            Ok(prepared) => self.apply(prepared),
-            Err(fault) => {
-                let faults = format!("{fault:#}");
-                error!("{path} not reloaded: {}; {MEND}", faults.replace('\n', "; "));
-                format!("not reloaded {path}:\n{faults}\n{MEND}\n")
+            Ok(prepared) => Ok(self.apply(prepared)),
+            Err(error) => {
+                let error = format!("{error:#}");
+                error!("{path} not reloaded: {}; {NOTHING_CHANGED}", error.replace('\n', "; "));
+                Err(format!("not reloaded {path}:\n{error}\n{NOTHING_CHANGED}").into())
             }
         }
     }
 
-    /// Prepares in a thread of its own: disks may be slow, and a fault of this program ends nothing
-    /// but that thread.
-    async fn prepared(&self) -> Result<PreparedReload> {
-        let (source, running) = (self.source.clone(), Arc::clone(&self.running));
+    /// Runs [`prepare`] in a thread of its own, because disks may be slow. A panic there only fails
+    /// the reload.
+    async fn prepare_in_thread(&self) -> Result<PreparedReload> {
+        let source = self.source.clone();
         let hostname = self.hostname.clone();
+        let running = Arc::clone(&self.running);
         let acceptors = self.gateway.settings().acceptors;
-        let (done, outcome) = oneshot::channel();
+        let (sender, result) = oneshot::channel();
         let work = move || {
-            // Whoever waits no more is stopping.
-            let _ = done.send(prepare(&source, hostname, &running, &acceptors));
+            // The receiver is gone if the gateway is stopping.
+            let _ = sender.send(prepare(&source, hostname, &running, &acceptors));
         };
-        thread::Builder::new().name("reload".to_owned()).spawn(work).context("no thread")?;
-        outcome.await.context("the program broke off; please report what it has logged")?
+        let thread = thread::Builder::new().name("reload".to_owned());
+        thread.spawn(work).context("cannot start a thread")?;
+        result.await.context("the reload thread panicked; please report the log's error")?
     }
 
-    /// Puts what is `prepared` in the place of what runs.
-    fn apply(&mut self, prepared: PreparedReload) -> String {
-        let PreparedReload { configured, mut live, taken, waiting } = prepared;
-        let (wanted, before) = (&configured.config.limits, &self.running.config.limits);
-        let same = |of: fn(&Limits) -> usize| of(wanted) == of(before);
-        let fitting = if same(|limits| limits.connections) && same(|limits| limits.stream_buffer) {
-            // What the limits of open files and of memory leave of it is known, and was told.
-            self.gateway.settings().limits.connections
-        } else {
-            fd_limit::budget(memory_limit::budget(wanted))
-        };
-        live.settings.limits.fit_connections(fitting);
-        self.gateway.adjust(live.settings);
-        self.zookeeper.send_replace(live.zookeeper);
-        self.volume.set(configured.config.log.level);
-        configured.identities.export_expiry(&self.metrics);
-        let certificates = configured.identities.certificates(&configured.config);
-        self.certificates.send_replace(certificates);
+    /// Replaces the running settings by `prepared` ones.
+    fn apply(&mut self, prepared: PreparedReload) -> ReloadReport {
+        let PreparedReload { loaded, mut settings, changed, needs_restart } = prepared;
+        let LoadedConfig { config, certificates } = &loaded;
+        let connections =
+            capacity::refit(&config.limits, &self.running.config.limits, &self.gateway);
+        settings.gateway.limits.fit_connections(connections);
+        self.gateway.adjust(settings.gateway);
+        self.zookeeper.send_replace(settings.zookeeper);
+        (self.set_log_level)(config.log.level);
+        certificates.export_expiry(&self.metrics);
+        self.certificates.send_replace(certificates.status(config));
 
         let path = self.source.path.display();
-        let (changed, restart) = (taken.join("; "), waiting.join("; "));
-        let mut outcome = format!("{RELOADED}{path}\n");
-        if !taken.is_empty() {
-            info!(%path, changed, "reloaded");
-            let _ = writeln!(outcome, "changed: {changed}");
-        } else if waiting.is_empty() {
-            info!(%path, "reloaded; nothing has changed");
-            outcome.push_str("nothing has changed\n");
-        } else {
-            info!(%path, "reloaded; nothing has changed that can change without a restart");
+        match (changed.is_empty(), needs_restart.is_empty()) {
+            (false, _) => info!(%path, changed = changed.join("; "), "reloaded"),
+            (true, true) => info!(%path, "reloaded; nothing has changed"),
+            (true, false) => info!(%path, "reloaded; all changes need a restart"),
         }
-        if !waiting.is_empty() {
-            warn!(keys = restart, "these differ now and wait for a restart");
-            let _ = writeln!(outcome, "changes with a restart: {restart}");
+        if !needs_restart.is_empty() {
+            warn!(keys = needs_restart.join("; "), "changed keys take effect after a restart");
         }
-        let (log, before) = (&configured.config.log, &self.running.config.log);
-        if let Some(log_config) = log.new_warnings(before) {
-            warn!("{log_config}");
-            let _ = writeln!(outcome, "{log_config}");
-        }
-        for warning in configured.config.warnings() {
+        let mut warnings: Vec<String> =
+            config.log.new_warnings(&self.running.config.log).into_iter().collect();
+        warnings.extend(config.warnings());
+        for warning in &warnings {
             warn!("{warning}");
-            let _ = writeln!(outcome, "{warning}");
         }
-        configured.identities.log_findings();
-        for finding in configured.identities.findings() {
-            let _ = writeln!(outcome, "{finding}");
+        certificates.log_findings();
+        warnings.extend(certificates.findings().map(|finding| finding.to_string()));
+
+        let configuration = path.to_string();
+        self.running = Arc::new(loaded);
+        ReloadReport {
+            configuration,
+            changed: changed.into_iter().map(str::to_owned).collect(),
+            needs_restart: needs_restart.into_iter().map(str::to_owned).collect(),
+            warnings,
         }
-        self.running = Arc::new(configured);
-        outcome
     }
 }
 
-/// Reads everything that `source` names and makes of it what takes the place of `running`.
+/// Loads and checks the configuration of `source`, and builds the settings that replace the `running`
+/// ones.
 ///
 /// # Errors
-/// All faults of the configuration; or of its files; or what would make peers refuse us.
+/// All errors of the configuration, or of its files, or all new reasons why peers would refuse our
+/// certificates.
 fn prepare(
     source: &ConfigSource,
     hostname: String,
@@ -272,23 +268,29 @@ fn prepare(
     acceptors: &[Option<Acceptor>],
 ) -> Result<PreparedReload> {
     let ConfigSource { path, debug } = source;
-    let mut wanted = config::load(path)?;
-    wanted.log = wanted.log.with_debug(*debug);
-    let identities = Certificates::load(&wanted, || hostname)?;
-    let errors = identities.newly_broken(&running.identities);
+    let mut new = config::load(path)?;
+    new.log = new.log.with_debug(*debug);
+    let certificates = Certificates::load(&new, || hostname)?;
+    let errors = certificates.newly_broken(&running.certificates);
     if !errors.is_empty() {
         bail!(errors.join("\n"));
     }
-    let ConfigDiff { config, mut taken, waiting } =
-        running.config.change(wanted, config::is_toml(path));
-    if identities.gateway != running.identities.gateway {
-        taken.push("certificate, key or authorities of the gateway");
+    let ConfigDiff { config, applied, waiting } = running.config.diff(new, config::is_toml(path));
+    let mut changed = applied;
+    if certificates.gateway != running.certificates.gateway {
+        changed.push("certificate, key or CA of the gateway");
     }
-    if identities.zookeeper != running.identities.zookeeper {
-        // The connection that there is goes on with the ones it began with.
-        taken.push("certificate, key or authorities for ZooKeeper, from the next connection on");
+    if certificates.zookeeper != running.certificates.zookeeper {
+        // The open connection keeps the certificate that it was made with.
+        changed.push("certificate, key or CA for ZooKeeper, from the next connection on");
     }
-    let configured = LoadedConfig { config, identities };
-    let live = RuntimeSettings::of(&configured, acceptors)?;
-    Ok(PreparedReload { configured, live, taken, waiting })
+    let loaded = LoadedConfig { config, certificates };
+    let settings = RuntimeSettings::build(&loaded, acceptors)?;
+    Ok(PreparedReload { loaded, settings, changed, needs_restart: waiting })
+}
+
+impl From<String> for ErrorReport {
+    fn from(error: String) -> Self {
+        Self { error }
+    }
 }

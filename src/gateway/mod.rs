@@ -26,11 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::accept::Listener;
-use self::accept::heartbeat::{Probe, pulse};
-use self::limits::Bounds;
+use self::limits::Limiter;
 use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
-use self::routing::explain::Decider;
+use self::routing::explain::RouteExplainer;
 use self::session::stream_table::Streams;
 use self::upstream::dialer::Dialer;
 use self::upstream::executor_slots::ExecutorSlots;
@@ -64,7 +63,7 @@ pub(crate) struct Context {
     acceptors: Vec<Option<Acceptor>>,
     pub(crate) connector: Option<Connector>,
     pub(crate) limits: Limits,
-    bounds: Arc<Bounds>,
+    limiter: Arc<Limiter>,
     loop_guard: LoopGuard,
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
@@ -86,7 +85,6 @@ pub(crate) struct Gateway {
     streams: Streams,
     sessions: TaskTracker,
     loops: JoinSet<()>,
-    probes: Vec<Probe>,
 }
 
 /// Changes the settings of a running gateway.
@@ -178,7 +176,7 @@ impl Gateway {
             acceptors,
             connector,
             limits,
-            bounds: Arc::default(),
+            limiter: Arc::new(Limiter::new(metrics.clone())),
             loop_guard: LoopGuard::default(),
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),
@@ -190,10 +188,8 @@ impl Gateway {
             tracer,
             cut: cut.clone(),
         }));
-        let (sessions, mut loops, mut probes) = (TaskTracker::new(), JoinSet::new(), Vec::new());
+        let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());
         for (index, socket) in (0..).zip(sockets) {
-            let (probe, pulse) = pulse(socket.local_addr()?);
-            probes.push(probe);
             // Each accepted connection takes it over. Without it the kernel has its own bound.
             let _ = SockRef::from(&socket).set_recv_buffer_size(CLIENT_RECEIVE_BUFFER);
             let listener = Listener {
@@ -201,11 +197,10 @@ impl Gateway {
                 index,
                 cx: cx.subscribe(),
                 sessions: sessions.clone(),
-                pulse,
             };
             loops.spawn(listener.serve(stop.clone()));
         }
-        Ok(Self { cx, cut, stop, streams, sessions, loops, probes })
+        Ok(Self { cx, cut, stop, streams, sessions, loops })
     }
 
     /// What changes the settings of this gateway.
@@ -213,20 +208,15 @@ impl Gateway {
         Adjuster(self.cx.clone())
     }
 
-    /// What tells how builds are resolved.
-    pub(crate) fn decider(&self) -> Decider {
-        Decider(self.cx.subscribe())
+    /// Returns what explains how builds are routed.
+    pub(crate) fn explainer(&self) -> RouteExplainer {
+        RouteExplainer(self.cx.subscribe())
     }
 
     /// Waits until an accept loop has ended by itself, which only a fault of this program can
     /// bring about.
     pub(crate) async fn failed(&mut self) {
         self.loops.join_next().await;
-    }
-
-    /// What asks the accept loops whether they move, for who wants to know. Once.
-    pub(crate) fn probes(&mut self) -> Vec<Probe> {
-        std::mem::take(&mut self.probes)
     }
 
     /// The connections open now.

@@ -1,6 +1,8 @@
-//! Opening the files that operators name in a configuration. They are read whole, and in bounded time
-//! and memory: a device or a pipe under such a name is a mistake, and reading it would not end. Those
-//! that are written (log, pid file) may stand in a directory of an unprivileged user.
+//! Opens the files that a configuration names.
+//!
+//! Files are read whole, in bounded time and memory: a device or a FIFO under such a name is a mistake,
+//! and reading it would never end. Files that are written (log, pid file) may be in a directory of an
+//! unprivileged user.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -10,15 +12,15 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// The longest file that is read, in bytes: many times what any configuration or certificate has.
+/// The most bytes that are read of a file: many times the size of any configuration or certificate.
 pub(crate) const MAX: u64 = 1 << 20;
 
-/// Reads the regular file at `path`, or what a link there leads to.
+/// Reads the regular file at `path`; symbolic links are followed.
 ///
 /// # Errors
-/// It cannot be opened or read, is not a regular file, or is longer than [`MAX`].
+/// The file cannot be opened or read, is not a regular file, or is longer than [`MAX`].
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // Opening a pipe would wait for somebody to write to it.
+    // Without O_NONBLOCK, opening a FIFO would wait for a writer.
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
     if !file.metadata()?.is_file() {
@@ -32,12 +34,12 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Opens the file at `path` with `options`, without waiting for the other end of a FIFO. With
-/// `refuse_links` a symbolic link at `path` and a file that has other names (hard links) are refused:
-/// root must not write where an unprivileged user points it.
+/// Opens the file at `path` with `options`, without waiting for the reader of a FIFO. With
+/// `refuse_links`, a symbolic link and a file with other names (hard links) are refused: root must not
+/// write where an unprivileged user points it.
 ///
 /// # Errors
-/// It cannot be opened, or is neither a regular file nor a character device.
+/// The file cannot be opened, or is neither a regular file nor a character device.
 pub(crate) fn open_for_writing(
     path: &Path,
     options: &mut OpenOptions,
@@ -47,7 +49,7 @@ pub(crate) fn open_for_writing(
     let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     flags.set(OFlags::NOFOLLOW, refuse_links);
     let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
-        // What open(2) returns for a FIFO that nobody reads, and for a socket.
+        // ENXIO: a FIFO without a reader, or a socket (open(2)).
         Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
             return refused("not a regular file");
         }
@@ -70,12 +72,13 @@ pub(crate) fn open_for_writing(
 #[cfg(test)]
 mod tests {
     use super::*;
+
     use std::fs;
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     #[test]
-    fn as_long_as_may_be_and_longer() {
+    fn a_file_of_the_maximum_length_is_read_and_a_longer_one_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         let longest = vec![b'x'; usize::try_from(MAX).unwrap()];
@@ -85,9 +88,8 @@ mod tests {
         assert_eq!(read(&path).unwrap_err().to_string(), "longer than 1048576 bytes");
     }
 
-    /// None of them would ever end.
     #[test]
-    fn what_is_no_file() {
+    fn a_device_a_fifo_and_a_directory_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let pipe = directory.path().join("pipe");
         mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();

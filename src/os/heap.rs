@@ -1,7 +1,7 @@
-//! The heap, which is to shrink when many connections have gone.
+//! Returns freed heap memory to the system after many connections have closed.
 //!
-//! glibc keeps freed memory for the next time, and what lies between two blocks in use forever: most of
-//! what many connections took would stay resident. musl's allocator gives it back by itself.
+//! glibc keeps freed memory for later allocations, and never returns pages between two blocks in use:
+//! most memory of many connections would stay resident. musl's allocator returns it by itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,21 +9,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tracing::debug;
 
-/// Fewer connections than this are no peak: what they have left is not worth the work.
+/// The fewest connections that count as a peak: less memory is not worth the work.
 const PEAK: usize = 256;
 
-/// Gives memory back to the system when the connections have fallen to a part of their peak.
+/// Trims the heap when the number of connections has fallen to a fraction of its peak.
 #[derive(Clone, Default)]
 pub(crate) struct HeapTrimmer(Arc<Counts>);
 
 #[derive(Default)]
 struct Counts {
     open: AtomicUsize,
-    /// The most that were open since memory was given back.
+    /// The most connections that were open since the heap was trimmed.
     peak: AtomicUsize,
 }
 
-/// An open connection, for as long as it exists.
+/// Counts one open connection until it is dropped.
 pub(crate) struct Open(HeapTrimmer);
 
 impl HeapTrimmer {
@@ -34,8 +34,8 @@ impl HeapTrimmer {
         Open(self.clone())
     }
 
-    /// Counts one connection less. Returns whether they have fallen below an eighth of their peak,
-    /// once for each such fall.
+    /// Counts one connection less. Returns true once when the number falls below an eighth of its
+    /// peak.
     fn close(&self) -> bool {
         let open = self.0.open.fetch_sub(1, Ordering::Relaxed) - 1;
         let peak = self.0.peak.load(Ordering::Relaxed);
@@ -51,7 +51,7 @@ impl HeapTrimmer {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        // It takes milliseconds, and locks that allocations in other threads wait for only briefly.
+        // On another thread, because it takes milliseconds. Allocations wait for its locks only briefly.
         if self.0.close()
             && let Ok(runtime) = Handle::try_current()
         {
@@ -78,18 +78,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fall_below_an_eighth_of_a_peak_is_reported_once() {
+    fn a_fall_below_an_eighth_of_the_peak_is_reported_once() {
         let trimmer = HeapTrimmer::default();
         let peaks = |count: usize| {
             let opened: Vec<_> = (0..count).map(|_| trimmer.open()).collect();
             let falls = opened.iter().filter(|_| trimmer.close()).count();
-            // Closed already.
+            // They are closed already.
             opened.into_iter().for_each(std::mem::forget);
             falls
         };
-        assert_eq!(peaks(PEAK - 1), 0, "no peak");
+        assert_eq!(peaks(PEAK - 1), 0, "not a peak");
         assert_eq!(peaks(PEAK), 1);
         assert_eq!(peaks(PEAK), 1, "another peak");
-        assert_eq!(peaks(100 * PEAK), 3, "one after the other");
+        assert_eq!(peaks(100 * PEAK), 3, "each an eighth of the one before");
     }
 }

@@ -1,5 +1,4 @@
-//! Being a good daemon: signals, the service manager and its watchdog, descriptors, whom to run as, the
-//! command socket, detaching.
+//! Interfaces of the operating system and of the service manager. Nothing here knows of the gateway.
 
 pub(crate) mod daemonize;
 pub(crate) mod fd_limit;

@@ -1,8 +1,6 @@
-//! Giving up root: what was started as root to bind port 79 need not stay it.
+//! Dropping root privileges, which are needed only to bind sockets.
 
 use std::collections::BTreeSet;
-use std::error::Error;
-use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
@@ -16,11 +14,28 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior, umask};
 use rustix::thread::set_no_new_privs;
 use tracing::{debug, info};
 
-/// Makes the process keep its keys to itself: no core dumps, no reading of its memory by other
-/// processes of the same user, and no program that it starts gains privileges. Call while there is one
-/// thread.
+/// Why the process cannot run as the configured user. Trying again does not help.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrivilegeError {
+    #[error("user = {0}: there is no such user; create it or name another")]
+    UnknownUser(String),
+    #[error("user = {user}: cannot look the user up: {source}")]
+    Lookup { user: String, source: Errno },
+    #[error(
+        "user = {user}: {call}: {source} (needs CAP_SETUID and CAP_SETGID; or start it as that user)"
+    )]
+    Refused { user: String, call: &'static str, source: Errno },
+    #[error("user = {0}: root privileges cannot be dropped for good on this system")]
+    Recoverable(String),
+    /// One line for each file.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// Protects the keys in memory: no core dumps, no access by other processes of the same user, and no
+/// privileges for programs that this process starts. Must be called while there is one thread.
 pub(crate) fn harden() {
-    // Neither can fail on a Linux that this program runs on, and neither is worth not to start.
+    // Both are in every supported kernel, and neither is a reason not to start.
     if let Err(error) = set_no_new_privs(true) {
         debug!(%error, "cannot set PR_SET_NO_NEW_PRIVS");
     }
@@ -29,27 +44,7 @@ pub(crate) fn harden() {
     }
 }
 
-/// Why the process cannot run as the configuration wants it to: for the operator to mend, trying
-/// again does not help.
-#[derive(Debug)]
-pub(crate) struct PrivilegeError(String);
-
-impl PrivilegeError {
-    /// `reason` names the file, key or user, and what to do about it.
-    pub(crate) fn new(reason: String) -> Self {
-        Self(reason)
-    }
-}
-
-impl fmt::Display for PrivilegeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Error for PrivilegeError {}
-
-/// A user to become.
+/// The user that a process started by root runs as.
 pub(crate) struct RunAsUser {
     name: String,
     uid: Uid,
@@ -57,45 +52,37 @@ pub(crate) struct RunAsUser {
 }
 
 impl RunAsUser {
-    /// The user called `name`; `None` where there is nothing to give up. Somebody who is not root
-    /// cannot become another, and needs no entry among the users.
+    /// Looks the user called `name` up. Returns `None` without a name and in a process that is not
+    /// root: it cannot change its user, which may not even have a name in a container.
     ///
     /// # Errors
     /// There is no such user.
-    pub(crate) fn of(name: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
+    pub(crate) fn find(name: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
         let Some(name) = name.filter(|_| geteuid().is_root()) else { return Ok(None) };
-        match User::from_name(name) {
-            Ok(Some(User { uid, gid, .. })) => Ok(Some(Self { name: name.to_owned(), uid, gid })),
-            // The latter without a list of users, as in an empty root.
-            Ok(None) | Err(Errno::ENOENT) => Err(PrivilegeError(format!(
-                "user = {name}: there is no such user; create it or name another"
-            ))),
-            Err(error) => {
-                Err(PrivilegeError(format!("user = {name}: cannot be looked up: {error}")))
-            }
+        let name = name.to_owned();
+        match User::from_name(&name) {
+            Ok(Some(User { uid, gid, .. })) => Ok(Some(Self { name, uid, gid })),
+            // ENOENT: there is no /etc/passwd, as in an empty container.
+            Ok(None) | Err(Errno::ENOENT) => Err(PrivilegeError::UnknownUser(name)),
+            Err(source) => Err(PrivilegeError::Lookup { user: name, source }),
         }
     }
 
-    /// The user's and the group's number.
+    /// Returns the IDs of the user and of its group.
     pub(crate) fn ids(&self) -> (u32, u32) {
         (self.uid.as_raw(), self.gid.as_raw())
     }
 
-    /// Runs `action` with the user's effective ids, so that the kernel checks its permissions instead
-    /// of root's: files in directories of the user may be links to anywhere. Call while there is one
-    /// thread.
+    /// Runs `action` with the user's effective IDs, so that the kernel checks its permissions instead
+    /// of root's: files in directories of the user may be links to anywhere. Must be called while
+    /// there is one thread.
     ///
     /// # Errors
-    /// The kernel refuses a change of ids.
+    /// The kernel refuses a change of IDs.
     pub(crate) fn impersonate<T>(&self, action: impl FnOnce() -> T) -> Result<T, PrivilegeError> {
-        let refused = |error| {
-            PrivilegeError(format!(
-                "user = {}: cannot act as that user: {error} (needs CAP_SETUID and CAP_SETGID; or \
-                 start it as that user)",
-                self.name
-            ))
-        };
-        let (user, group) = (geteuid(), getegid());
+        let refused = |source| self.refused("cannot act as that user", source);
+        let user = geteuid();
+        let group = getegid();
         let groups = getgroups().map_err(refused)?;
         setgroups(&[]).map_err(refused)?;
         setegid(self.gid).map_err(refused)?;
@@ -107,70 +94,67 @@ impl RunAsUser {
         Ok(result)
     }
 
-    /// Makes this process the user's, for good, and looks whether it is. Call while there is one
+    /// Changes the user of this process for good, and verifies that. Must be called while there is one
     /// thread.
     ///
     /// # Errors
-    /// The kernel refuses, or root could be had back.
+    /// The kernel refuses, or the process could become root again.
     pub(crate) fn drop_privileges(&self) -> Result<(), PrivilegeError> {
-        let refused = |call| {
-            move |error| {
-                PrivilegeError(format!(
-                    "user = {}: {call}: {error} (needs CAP_SETUID and CAP_SETGID; or start it as \
-                     that user)",
-                    self.name
-                ))
-            }
-        };
-        // In this order: who is no longer root may change no group.
-        setgroups(&[]).map_err(refused("setgroups"))?;
-        setgid(self.gid).map_err(refused("setgid"))?;
-        setuid(self.uid).map_err(refused("setuid"))?;
-        self.verify()?;
-        // A change of user sets the process's dumpable attribute to fs.suid_dumpable.
+        // Groups first: setgroups and setgid need root.
+        setgroups(&[]).map_err(|source| self.refused("setgroups", source))?;
+        setgid(self.gid).map_err(|source| self.refused("setgid", source))?;
+        setuid(self.uid).map_err(|source| self.refused("setuid", source))?;
+        if !self.is_permanent() {
+            return Err(PrivilegeError::Recoverable(self.name.clone()));
+        }
+        // A change of user resets the dumpable attribute to fs.suid_dumpable.
         harden();
         umask(Mode::from_raw_mode(0o022));
-        info!(user = self.name, uid = self.uid.as_raw(), gid = self.gid.as_raw(), "root given up");
+        let (uid, gid) = self.ids();
+        info!(user = self.name, uid, gid, "root privileges dropped");
         Ok(())
     }
 
-    /// Real, effective and saved numbers are the user's, no group is left, and root is out of
-    /// reach (with CAP_SETUID kept it would not be; see securebits in capabilities(7)).
-    fn verify(&self) -> Result<(), PrivilegeError> {
-        let users = getresuid().is_ok_and(|ids| {
+    /// Returns whether real, effective and saved IDs are the user's, no supplementary group is left,
+    /// and setuid to root fails (it would not if CAP_SETUID was kept; see securebits in
+    /// capabilities(7)).
+    fn is_permanent(&self) -> bool {
+        let uids = getresuid().is_ok_and(|ids| {
             [ids.real, ids.effective, ids.saved].iter().all(|uid| *uid == self.uid)
         });
-        let groups = getresgid().is_ok_and(|ids| {
+        let gids = getresgid().is_ok_and(|ids| {
             [ids.real, ids.effective, ids.saved].iter().all(|gid| *gid == self.gid)
         });
-        let no_more = getgroups().is_ok_and(|groups| groups.is_empty());
+        let no_groups = getgroups().is_ok_and(|groups| groups.is_empty());
         let root_again = !self.uid.is_root() && setuid(Uid::from_raw(0)).is_ok();
-        if users && groups && no_more && !root_again {
-            return Ok(());
-        }
-        Err(PrivilegeError(format!("user = {}: root cannot be given up for good here", self.name)))
+        uids && gids && no_groups && !root_again
     }
 
-    /// Looks whether the user can read each of `files`. Call when that is who we are.
+    fn refused(&self, call: &'static str, source: Errno) -> PrivilegeError {
+        PrivilegeError::Refused { user: self.name.clone(), call, source }
+    }
+
+    /// Checks that the user can read each of `files`. Must be called as that user.
     ///
     /// # Errors
-    /// All that cannot be read.
+    /// All files that cannot be read.
     pub(crate) fn check_readable<'f>(
         &self,
         files: impl IntoIterator<Item = &'f Path>,
     ) -> Result<(), PrivilegeError> {
-        // One file may be named twice.
-        let mut faults = BTreeSet::new();
+        // A set, because one file may be named twice.
+        let mut unreadable = BTreeSet::new();
         for file in files {
             if let Err(error) = File::open(file) {
                 let file = file.display();
-                faults.insert(format!("{file}: cannot be read by user {}: {error}", self.name));
+                unreadable.insert(format!("{file}: cannot be read by user {}: {error}", self.name));
             }
         }
-        if faults.is_empty() {
+        if unreadable.is_empty() {
             return Ok(());
         }
-        Err(PrivilegeError(faults.into_iter().collect::<Vec<_>>().join("\n")))
+        let lines: Vec<String> = unreadable.into_iter().collect();
+        Err(PrivilegeError::Unreadable(lines.join("\n")))
     }
 }
 
@@ -179,19 +163,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_asked_nothing_to_do() {
-        assert!(RunAsUser::of(None).expect("no fault").is_none());
+    fn without_a_configured_user_nothing_is_looked_up() {
+        assert!(RunAsUser::find(None).expect("no error").is_none());
     }
 
-    /// An unknown user is a fault for root alone.
     #[test]
-    fn a_user_that_does_not_exist() {
-        let account = RunAsUser::of(Some("no-such-user"));
+    fn an_unknown_user_is_an_error_only_for_root() {
+        let user = RunAsUser::find(Some("no-such-user"));
         if geteuid().is_root() {
-            let unfit = account.err().expect("a fault").to_string();
-            assert!(unfit.contains("no-such-user"), "{unfit}");
+            let error = user.err().expect("an error").to_string();
+            assert!(error.contains("no-such-user"), "{error}");
         } else {
-            assert!(account.expect("no fault").is_none());
+            assert!(user.expect("no error").is_none());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The asynchronous runtime. Limits of the environment that libraries would panic at are checked
-//! first, and reported as errors.
+//! Starts the asynchronous runtime. Limits of the process that would make libraries panic are checked
+//! first and reported as errors.
 
 use std::env;
 use std::ffi::OsStr;
@@ -11,20 +11,19 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, getrlimit};
 use tokio::runtime::{Builder, Runtime};
 
-/// Tokio's own variable for the number of its worker threads.
+/// Tokio's environment variable for the number of worker threads.
 const WORKERS: &str = "TOKIO_WORKER_THREADS";
 
-/// Threads beside the workers: log, ZooKeeper's client, name look-ups, reloads.
+/// The number of threads besides the workers: log, ZooKeeper client, name lookups, reloads.
 const OTHER_THREADS: usize = 6;
 
-/// The fewest open files that a gateway without clients gets by with, and some.
+/// The fewest open files that a gateway without clients needs, with a margin.
 const FILES_MIN: u64 = 64;
 
 /// Starts the runtime.
 ///
 /// # Errors
-/// The environment variable for its workers makes no sense, or limits leave too few threads or open
-/// files.
+/// The environment variable is not a number, or limits allow too few threads or open files.
 pub(crate) fn start() -> Result<Runtime> {
     let workers = workers(env::var_os(WORKERS).as_deref())?;
     check_files(getrlimit(Resource::Nofile).maximum)?;
@@ -33,7 +32,7 @@ pub(crate) fn start() -> Result<Runtime> {
     builder.worker_threads(workers).enable_all().build().context("cannot start the runtime")
 }
 
-/// The number of workers: `given`, or one for each CPU.
+/// Returns the number of workers: `given`, or one for each CPU.
 fn workers(given: Option<&OsStr>) -> Result<usize> {
     let Some(given) = given else {
         return Ok(thread::available_parallelism().map_or(1, NonZeroUsize::get));
@@ -54,17 +53,17 @@ fn check_files(limit: Option<u64>) -> Result<()> {
     }
 }
 
-/// Starts as many threads as will be needed, at the same time, and ends them again.
+/// Checks that the needed threads can be started, by starting them all and ending them again.
 fn check_threads(workers: usize) -> Result<()> {
     let gate = Mutex::new(());
-    let wanted = workers.saturating_add(OTHER_THREADS);
+    let needed = workers.saturating_add(OTHER_THREADS);
     thread::scope(|scope| {
         let _closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
-        for _ in 0..wanted {
+        for _ in 0..needed {
             let wait = || drop(gate.lock());
             thread::Builder::new().spawn_scoped(scope, wait).with_context(|| {
                 format!(
-                    "cannot start {wanted} threads: raise the limit of processes (TasksMax= of the \
+                    "cannot start {needed} threads: raise the limit of processes (TasksMax= of the \
                      unit, ulimit -u), or set {WORKERS} to fewer than {workers}"
                 )
             })?;
@@ -78,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn worker_count_is_a_positive_number() {
+    fn the_worker_count_must_be_a_positive_number() {
         assert!(workers(None).expect("a default") > 0);
         assert_eq!(workers(Some("3".as_ref())).expect("a number"), 3);
         for text in ["0", "", "-1", "two", "99999999999999999999"] {

@@ -1,18 +1,17 @@
-//! The signals that stop the gateway, the one that makes it read its files again, and the one that
-//! makes it tell how it stands.
+//! The signals that the program handles.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM and SIGINT, the same to us.
+/// SIGTERM and SIGINT, which both stop the gateway.
 pub(crate) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl StopSignals {
-    /// Takes the signals over from their default action. Needs a runtime.
+    /// Replaces the default actions of the signals. Must be called within a runtime.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -20,7 +19,7 @@ impl StopSignals {
         })
     }
 
-    /// Waits for the next of them and says which.
+    /// Waits for the next of them and returns its name.
     pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -29,32 +28,32 @@ impl StopSignals {
     }
 }
 
-/// SIGHUP.
+/// SIGHUP, which reloads the configuration.
 pub(crate) struct ReloadSignal(Signal);
 
 impl ReloadSignal {
-    /// Takes the signal over from its default action, for good. Needs a runtime.
+    /// Replaces the default action of the signal for good. Must be called within a runtime.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 
-    /// Waits for the next one; those that come meanwhile are one.
+    /// Waits for the next signal. Several that arrived since the last call count as one.
     pub(crate) async fn next(&mut self) {
         self.0.recv().await;
     }
 }
 
-/// SIGUSR2, by which upstream's programs write down what their threads do.
+/// SIGUSR2, which logs the status. Zuul's programs log the stacks of their threads.
 pub(crate) struct StatusSignal(Signal);
 
 impl StatusSignal {
-    /// Takes the signal over from its default action, for good. Needs a runtime.
+    /// Replaces the default action of the signal for good. Must be called within a runtime.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(signal(SignalKind::user_defined2())?))
     }
 
-    /// Waits for the next one; those that come meanwhile are one. `None` if none will come.
-    pub(crate) async fn next(&mut self) -> Option<()> {
-        self.0.recv().await
+    /// Waits for the next signal. Several that arrived since the last call count as one.
+    pub(crate) async fn next(&mut self) {
+        self.0.recv().await;
     }
 }

@@ -1,5 +1,5 @@
-//! Listening sockets that the service manager has opened and keeps while we come and go
-//! (sd_listen_fds(3), systemd.socket(5)): who connects meanwhile waits, and is not refused.
+//! Listening sockets that the service manager has opened, and keeps open while the process restarts
+//! (sd_listen_fds(3), systemd.socket(5)): clients that connect meanwhile wait and are not refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
@@ -8,99 +8,108 @@ use listenfd::ListenFd;
 use socket2::SockRef;
 use tracing::info;
 
-/// The sockets passed to this process that nobody has taken yet.
+const INVALID_ENVIRONMENT: &str =
+    "LISTEN_FDS or LISTEN_FDNAMES is not as sd_listen_fds(3) describes it";
+
+/// The inherited sockets that no listener has taken yet.
+#[derive(Default)]
 pub(crate) struct InheritedSockets {
     sockets: Vec<Socket>,
-    /// The addresses that were asked for.
+    /// The addresses of all listeners, for error messages.
     wanted: Vec<SocketAddr>,
 }
 
 struct Socket {
     listener: TcpListener,
     address: SocketAddr,
-    /// `FileDescriptorName=` of its unit, or what systemd makes up for it.
+    /// `FileDescriptorName=` of its unit, or the default that systemd sets.
     name: String,
 }
 
 impl InheritedSockets {
-    /// Those that `LISTEN_FDS` speaks of, if `LISTEN_PID` is this process. Both are taken out of the
-    /// environment, so this is for a process that has one thread yet.
+    /// Takes the sockets that `LISTEN_FDS` announces to this process (`LISTEN_PID`), and removes both
+    /// variables from the environment. Must be called while there is one thread.
     ///
     /// # Errors
-    /// All that are no listening TCP sockets; or the variables cannot be understood.
+    /// All descriptors that are not listening TCP sockets; or the variables are malformed.
     pub(crate) fn from_environment() -> Result<Self> {
-        const FAULT: &str = "LISTEN_FDS or LISTEN_FDNAMES is not what sd_listen_fds(3) says";
-        let (mut sockets, mut faults) = (Vec::new(), Vec::new());
-        // What is for another process is nothing to look at, and nothing to take out either.
-        if sd_notify::listen_fds().context(FAULT)?.len() == 0 {
-            return Ok(Self { sockets, wanted: Vec::new() });
+        let mut inherited = Self::default();
+        // Checked first: listenfd removes the variables, which may be meant for another process.
+        if sd_notify::listen_fds().context(INVALID_ENVIRONMENT)?.len() == 0 {
+            return Ok(inherited);
         }
-        let names = sd_notify::listen_fds_with_names().context(FAULT)?;
-        let mut passed = ListenFd::from_env();
+        let names = sd_notify::listen_fds_with_names().context(INVALID_ENVIRONMENT)?;
+        let mut descriptors = ListenFd::from_env();
+        let mut errors = Vec::new();
         for (index, (descriptor, name)) in names.enumerate() {
-            match listening(&mut passed, index) {
-                Some((listener, address)) => sockets.push(Socket { listener, address, name }),
-                None => faults.push(format!(
-                    "descriptor {descriptor} ({name}), passed by the service manager, is no listening \
+            match take_listener(&mut descriptors, index) {
+                Some((listener, address)) => {
+                    inherited.sockets.push(Socket { listener, address, name });
+                }
+                None => errors.push(format!(
+                    "descriptor {descriptor} ({name}) from the service manager is not a listening \
                      TCP socket: its unit needs ListenStream= with an address and a port"
                 )),
             }
         }
-        if !faults.is_empty() {
-            bail!(faults.join("\n"));
+        if !errors.is_empty() {
+            bail!(errors.join("\n"));
         }
-        Ok(Self { sockets, wanted: Vec::new() })
+        Ok(inherited)
     }
 
-    /// The socket that listens on `address`, if one was passed; for `[::]` else one on `0.0.0.0`. How
-    /// many connections wait in it is up to its unit.
+    /// Returns the socket that listens on `address`, if there is one. For `[::]`, a socket on
+    /// `0.0.0.0` is used if there is none on `[::]`. The length of its queue is set by its unit.
     ///
     /// # Errors
-    /// It cannot be made ready.
+    /// A socket option cannot be set.
     pub(crate) fn take(&mut self, address: SocketAddr) -> Result<Option<TcpListener>> {
         self.wanted.push(address);
-        let at = |ip: IpAddr| {
-            let same = |socket: &Socket| {
-                (socket.address.ip(), socket.address.port()) == (ip, address.port())
-            };
-            self.sockets.iter().position(same)
+        let find = |ip: IpAddr| {
+            let wanted = (ip, address.port());
+            self.sockets
+                .iter()
+                .position(|socket| (socket.address.ip(), socket.address.port()) == wanted)
         };
-        // A unit that says no more than a port means IPv4 where IPv6 is switched off, as we do.
-        let stands_for = (address.ip() == Ipv6Addr::UNSPECIFIED).then_some(Ipv4Addr::UNSPECIFIED);
-        let found = at(address.ip()).or_else(|| at(stands_for?.into()));
+        let mut found = find(address.ip());
+        if found.is_none() && address.ip() == Ipv6Addr::UNSPECIFIED {
+            // Without IPv6, a unit with nothing but a port gets an IPv4 socket.
+            found = find(Ipv4Addr::UNSPECIFIED.into());
+        }
         let Some(index) = found else { return Ok(None) };
         let Socket { listener, name, .. } = self.sockets.remove(index);
         listener.set_nonblocking(true)?;
-        // As with those we open ourselves; each accepted socket takes it over.
+        // As for sockets that we bind; accepted sockets inherit it.
         SockRef::from(&listener).set_tcp_nodelay(true)?;
-        info!(%address, name, "the service manager passes the socket");
+        info!(%address, name, "using socket from the service manager");
         Ok(Some(listener))
     }
 
+    /// Checks that each socket was taken by a listener.
+    ///
     /// # Errors
-    /// A socket that nobody took: connections would wait in it for ever.
+    /// All sockets that were not: connections would wait in them forever.
     pub(crate) fn ensure_all_used(self) -> Result<()> {
-        let Self { sockets, wanted } = self;
-        if sockets.is_empty() {
+        if self.sockets.is_empty() {
             return Ok(());
         }
-        let wanted: Vec<_> = wanted.iter().map(ToString::to_string).collect();
-        let faults = sockets.iter().map(|Socket { address, name, .. }| {
+        let wanted: Vec<_> = self.wanted.iter().map(ToString::to_string).collect();
+        let wanted = wanted.join(", ");
+        let errors = self.sockets.iter().map(|Socket { address, name, .. }| {
             format!(
-                "the service manager passes a socket on {address} ({name}), where the configuration \
-                 has no listener: make ListenStream= of its unit and the listener's address the same \
-                 (configured: {})",
-                wanted.join(", ")
+                "the service manager passes a socket on {address} ({name}), and no listener is \
+                 configured there: set ListenStream= of its unit and the listener's address to the \
+                 same address (configured: {wanted})"
             )
         });
-        bail!(faults.collect::<Vec<_>>().join("\n"));
+        bail!(errors.collect::<Vec<_>>().join("\n"));
     }
 }
 
-/// The passed socket `index`, if it is a listening TCP one, and where it listens.
-fn listening(passed: &mut ListenFd, index: usize) -> Option<(TcpListener, SocketAddr)> {
-    let listener = passed.take_tcp_listener(index).ok().flatten()?;
-    let listens = SockRef::from(&listener).is_listener().ok()?;
+/// Returns descriptor `index` and its address if it is a listening TCP socket.
+fn take_listener(descriptors: &mut ListenFd, index: usize) -> Option<(TcpListener, SocketAddr)> {
+    let listener = descriptors.take_tcp_listener(index).ok().flatten()?;
+    let is_listener = SockRef::from(&listener).is_listener().ok()?;
     let address = listener.local_addr().ok()?;
-    listens.then_some((listener, address))
+    is_listener.then_some((listener, address))
 }

@@ -1,191 +1,126 @@
-//! The service manager's watchdog (sd_watchdog_enabled(3)): it is told that we are alive only behind
-//! signs of life from whatever must move, so that a gateway that hangs is killed and started again.
+//! Pings the watchdog of the service manager (sd_watchdog_enabled(3)), which kills and restarts a
+//! process that stops pinging.
 //!
-//! What must move are the workers of the runtime and the accept loops. ZooKeeper, executors and other
-//! gateways are none of it: being without them is nothing that a restart mends.
+//! A ping is withheld while a worker thread of the runtime hangs. ZooKeeper, executors and other
+//! gateways do not matter: a restart would not fix their absence.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::runtime::{Handle, RuntimeMetrics};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info};
 
 use super::sd_notify::ServiceManager;
-use crate::gateway::accept::heartbeat::Probe;
 
-/// Feeds the watchdog, if the service manager has one, for as long as the accept loops that `probes`
-/// ask and the runtime's workers move. Ends only if there is none.
-pub(crate) async fn feed(manager: &ServiceManager, probes: Vec<Probe>) {
-    let Some(period) = manager.watchdog() else { return };
-    // Half of it, as sd_watchdog_enabled(3) says.
-    let time = period / 2;
-    // The first when there is something to compare with.
-    let mut ticks = interval_at(Instant::now() + time, time);
+/// Pings the watchdog of `manager`, which has this `timeout`, as long as all workers of the runtime
+/// make progress.
+pub(crate) async fn run(manager: &ServiceManager, timeout: Duration) -> Infallible {
+    // Half the timeout, as sd_watchdog_enabled(3) recommends.
+    let period = timeout / 2;
+    let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut life = Life { probes, workers: Workers::of(&Handle::current()) };
-    let mut well = true;
+    let mut workers = Workers::new(&Handle::current());
+    let mut healthy = true;
     loop {
         ticks.tick().await;
-        let faults = life.faults(time).await;
-        if faults.is_empty() {
+        let stalled = workers.stalled();
+        if stalled == 0 {
             manager.ping_watchdog().await;
         }
-        match (well, faults.is_empty()) {
-            // Once: soon it is killed.
-            (true, false) => error!("the watchdog is not fed: {}", faults.join(", ")),
-            (false, true) => info!("the watchdog is fed again"),
+        match (healthy, stalled) {
+            // Logged once: the service manager kills the process soon.
+            (true, 1..) => error!(stalled, "watchdog ping withheld: workers of the runtime hang"),
+            (false, 0) => info!("watchdog pinged again"),
             _ => {}
         }
-        well = faults.is_empty();
+        healthy = stalled == 0;
     }
 }
 
-/// What must move.
-struct Life {
-    probes: Vec<Probe>,
-    workers: Workers,
-}
-
-impl Life {
-    /// What has not moved within `time`, or since it was asked last.
-    async fn faults(&mut self, time: Duration) -> Vec<String> {
-        // First, so that a late answer leaves no less than `time` between two looks.
-        let stuck = self.workers.stuck();
-        let answers = join_all(self.probes.iter().map(|probe| timeout(time, probe.answered())));
-        let answers = self.probes.iter().zip(answers.await);
-        let silent = answers.filter(|(_, answer)| answer.is_err());
-        let mut faults: Vec<_> =
-            silent.map(|(probe, _)| format!("{probe} does not answer")).collect();
-        if stuck > 0 {
-            faults.push(format!("{stuck} of {} workers hang", self.workers.last.len()));
-        }
-        faults
-    }
-}
-
-/// The runtime's workers, as they stood when somebody looked last.
+/// The workers of the runtime and their counters at the last check.
 struct Workers {
     metrics: RuntimeMetrics,
-    last: Vec<Moment>,
+    last: Vec<WorkerSample>,
 }
 
-/// What a worker has counted at one moment.
+/// The counters of a worker.
 #[derive(PartialEq, Eq)]
-struct Moment {
-    /// How often it went to sleep and woke up, together: odd while it sleeps.
-    turns: u64,
-    /// How long it had been busy when it looked for other work last.
+struct WorkerSample {
+    /// How often it has parked and unparked, together: odd while it is parked.
+    park_unpark: u64,
+    /// Its busy time, which it updates whenever it looks for more work.
     busy: Duration,
 }
 
 impl Workers {
-    fn of(runtime: &Handle) -> Self {
+    fn new(runtime: &Handle) -> Self {
         let metrics = runtime.metrics();
-        Self { last: moments(&metrics), metrics }
+        Self { last: sample(&metrics), metrics }
     }
 
-    /// How many have been awake since this was asked last, and have not come round even once: in one
-    /// and the same task, most likely.
-    fn stuck(&mut self) -> usize {
-        let now = moments(&self.metrics);
-        let stuck = |(now, last): &(&Moment, &Moment)| now.turns.is_multiple_of(2) && now == last;
-        let count = now.iter().zip(&self.last).filter(stuck).count();
+    /// Returns how many workers have been in one poll of a task since the last call.
+    fn stalled(&mut self) -> usize {
+        let now = sample(&self.metrics);
+        let pairs = now.iter().zip(&self.last);
+        let stalled = pairs.filter(|(now, last)| now.park_unpark.is_multiple_of(2) && now == last);
+        let count = stalled.count();
         self.last = now;
         count
     }
 }
 
-fn moments(metrics: &RuntimeMetrics) -> Vec<Moment> {
-    let moment = |worker| Moment {
-        turns: metrics.worker_park_unpark_count(worker),
+fn sample(metrics: &RuntimeMetrics) -> Vec<WorkerSample> {
+    let sample = |worker| WorkerSample {
+        park_unpark: metrics.worker_park_unpark_count(worker),
         busy: metrics.worker_total_busy_duration(worker),
     };
-    (0..metrics.num_workers()).map(moment).collect()
+    (0..metrics.num_workers()).map(sample).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    use std::future::pending;
-    use std::net::SocketAddr;
     use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
-    use std::pin::pin;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
     use std::sync::mpsc;
 
     use tokio::time::sleep;
 
-    use crate::gateway::accept::heartbeat::pulse;
-
-    const TIME: Duration = Duration::from_secs(15);
-
-    /// A manager, and the socket where it would listen.
-    fn manager(watchdog: Option<Duration>) -> (ServiceManager, UnixDatagram) {
-        let name = format!("zuul-fingergw-watchdog-{}", fastrand::u64(..));
-        let address = UnixAddr::from_abstract_name(&name).expect("an abstract name");
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_pinged_at_half_its_timeout() {
+        let name = format!("zuul-fingergw-watchdog-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).expect("an abstract name");
         let socket = UnixDatagram::bind_addr(&address).expect("a socket");
         socket.set_nonblocking(true).expect("a socket");
-        (ServiceManager::at(&format!("@{name}"), watchdog), socket)
-    }
-
-    /// How often the manager was told since this was asked last.
-    fn told(socket: &UnixDatagram) -> usize {
+        let timeout = Duration::from_secs(30);
+        let manager = ServiceManager::at(&format!("@{name}"), Some(timeout));
+        tokio::select! {
+            never = run(&manager, timeout) => match never {},
+            () = sleep(2 * timeout + timeout / 4) => {}
+        }
+        let mut pings = 0;
         let mut buffer = [0; 64];
-        let mut count = 0;
         while let Ok(length) = socket.recv(&mut buffer) {
             assert_eq!(&buffer[..length], b"WATCHDOG=1\n");
-            count += 1;
+            pings += 1;
         }
-        count
+        assert_eq!(pings, 4);
     }
 
-    /// One accept loop always answers, the other one does, hangs, and does again.
-    #[tokio::test(start_paused = true)]
-    async fn fed_while_the_accept_loops_answer() {
-        let ends = || pulse(SocketAddr::from(([127, 0, 0, 1], 79)));
-        let ((probe, mut first), (other, mut second)) = (ends(), ends());
-        tokio::spawn(async move { first.during(pending::<()>()).await });
-        let (manager, socket) = manager(Some(2 * TIME));
-        let mut feeding = pin!(feed(&manager, vec![probe, other]));
-        // The last question is still open when it goes on.
-        for (answers, expected) in [(true, 4), (false, 0), (true, 5)] {
-            // Time stands still while anything moves.
-            let over = sleep(4 * TIME + TIME / 2);
-            tokio::select! {
-                () = &mut feeding => panic!("it ends"),
-                () = second.during(pending()), if answers => {}
-                () = over => {}
-            }
-            assert_eq!(told(&socket), expected, "{answers}");
-        }
-        // One that has ended is none that hangs: that is the end of the gateway, or a stop.
-        drop(second);
-        assert!(timeout(2 * TIME, feeding).await.is_err());
-        assert_eq!(told(&socket), 2);
-    }
-
-    #[tokio::test]
-    async fn nobody_watches() {
-        let (manager, socket) = manager(None);
-        feed(&manager, Vec::new()).await;
-        assert_eq!(told(&socket), 0);
-    }
-
-    /// A worker that does not come back from a task is found, and no other.
     #[test]
-    fn a_worker_that_hangs() {
+    fn a_worker_that_hangs_in_a_task_is_counted_until_it_returns() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).build();
         let runtime = runtime.expect("a runtime");
-        let mut workers = Workers::of(runtime.handle());
-        // What is not stuck moves on or sleeps sooner or later, and nothing tells when.
-        let mut until = |count| {
-            while workers.stuck() != count {
+        let mut workers = Workers::new(runtime.handle());
+        // Workers that do not hang park sooner or later; no event reports when.
+        let mut until_stalled = |count| {
+            while workers.stalled() != count {
                 std::thread::yield_now();
             }
         };
-        until(0);
+        until_stalled(0);
         let (begin, begun) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
         let hanging = runtime.spawn(async move {
@@ -193,12 +128,12 @@ mod tests {
             ended.recv()
         });
         begun.recv().expect("the task runs");
-        until(1);
-        // And it stays so while others work.
+        until_stalled(1);
+        // Work of the other workers does not hide it.
         runtime.block_on(async { tokio::spawn(async {}).await }).expect("another worker");
-        until(1);
+        until_stalled(1);
         end.send(()).expect("the task waits");
-        runtime.block_on(hanging).expect("the task ends").expect("a word");
-        until(0);
+        runtime.block_on(hanging).expect("the task ends").expect("a message");
+        until_stalled(0);
     }
 }

@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use nix::sched::CloneFlags;
 use rustix::process::{Pid, Signal, kill_process_group};
-use saphyr::LoadableYamlNode;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UnixDatagram};
@@ -331,8 +330,9 @@ impl World {
                 "ini" if block.text.contains("[fingergw]") => self.check(block, "conf").await,
                 "haproxy" => self.check_balancer(block).await,
                 "yaml" => {
-                    let read = saphyr::Yaml::load_from_str(&block.text);
-                    let documents = read.unwrap_or_else(|fault| panic!("{}: {fault}", block.place));
+                    let read: Result<Vec<serde_json::Value>, _> =
+                        serde_saphyr::from_str_multiple(&block.text);
+                    let documents = read.unwrap_or_else(|error| panic!("{}: {error}", block.place));
                     assert!(!documents.is_empty(), "{}: no document", block.place);
                 }
                 "sh background" => {

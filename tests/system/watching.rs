@@ -13,7 +13,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use saphyr::{LoadableYamlNode, Yaml};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -37,10 +36,10 @@ struct Alert {
 
 fn alerts() -> Vec<Alert> {
     let text = read("etc/prometheus/alerts.yaml");
-    let documents = Yaml::load_from_str(&text).expect("YAML");
-    let groups = documents[0]["groups"].as_vec().expect("groups");
-    let rules = groups.iter().flat_map(|group| group["rules"].as_vec().expect("rules"));
-    let said = |value: &Yaml<'_>| value.as_str().expect("a string").to_owned();
+    let rules: Value = serde_saphyr::from_str(&text).expect("YAML");
+    let groups = rules["groups"].as_array().expect("groups");
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().expect("rules"));
+    let said = |value: &Value| value.as_str().expect("a string").to_owned();
     rules
         .map(|rule| Alert {
             name: said(&rule["alert"]),
@@ -135,12 +134,12 @@ async fn alerts_fire_when_they_should() {
 
     // There is a case of either kind for each.
     let tests = read("etc/prometheus/alerts.test.yaml");
-    let tests = Yaml::load_from_str(&tests).expect("YAML");
+    let tests: Value = serde_saphyr::from_str(&tests).expect("YAML");
     let mut cases: BTreeMap<String, [bool; 2]> = BTreeMap::new();
-    for group in tests[0]["tests"].as_vec().expect("tests") {
-        for case in group["promql_expr_test"].as_vec().expect("cases") {
+    for group in tests["tests"].as_array().expect("tests") {
+        for case in group["promql_expr_test"].as_array().expect("cases") {
             let expression = case["expr"].as_str().expect("an expression");
-            let fires = !case["exp_samples"].as_vec().expect("samples").is_empty();
+            let fires = !case["exp_samples"].as_array().expect("samples").is_empty();
             for alert in alerts() {
                 let only = format!("ALERTS{{alertname=\"{}\", alertstate=\"firing\"}}", alert.name);
                 if expression == only {

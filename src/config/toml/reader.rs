@@ -1,5 +1,7 @@
-//! A TOML document read by hand rather than through serde, which stops at the first fault; an
-//! operator wants them all. Knows types and spans, but no key.
+//! Reads values from a TOML document and collects all errors. Knows types and lines, but no keys.
+//!
+//! Not with serde, which stops at the first error. `eserde` goes on, but reports most errors without
+//! their line, and stops at the first syntax error.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -11,59 +13,53 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::config::error::{ConfigError, excerpt};
-use crate::config::parse;
-use crate::config::parse::Parsed;
+use crate::config::parse::{self, Parsed};
 use crate::config::{TlsFileKeys, TlsFiles};
 
 /// A document being read.
-pub(crate) struct Document<'t> {
+pub(super) struct Document<'t> {
     file: &'t str,
     text: &'t str,
     tree: Spanned<DeTable<'t>>,
-    faults: RefCell<Vec<ConfigError>>,
+    errors: RefCell<Vec<ConfigError>>,
 }
 
 impl<'t> Document<'t> {
-    /// Parses `text`; syntax faults are the first to be noted.
-    pub(crate) fn new(file: &'t str, text: &'t str) -> Self {
+    /// Parses `text`; syntax errors become the first errors.
+    pub(super) fn new(file: &'t str, text: &'t str) -> Self {
         let (tree, errors) = DeTable::parse_recoverable(text);
-        let document = Self { file, text, tree, faults: RefCell::new(Vec::new()) };
+        let document = Self { file, text, tree, errors: RefCell::new(Vec::new()) };
         for error in errors {
-            let reason = document.syntax_problem(&error);
-            document.fault(error.span(), String::new(), None, reason);
+            document.error(error.span(), String::new(), None, document.syntax_error(&error));
         }
         document
     }
 
-    /// Describes a syntax error, in other words than the parser's for two common mistakes: a string
-    /// without quotes, for which it expects a boolean, and a second definition, of which it does not
-    /// say what is there twice.
-    fn syntax_problem(&self, error: &toml::de::Error) -> String {
+    /// Describes a syntax error. The parser's message is replaced for a string without quotes, where it
+    /// asks for a boolean, and for a second definition, of which it does not name the key.
+    fn syntax_error(&self, error: &toml::de::Error) -> String {
         let message = error.message();
         let Some(span) = error.span() else { return message.to_owned() };
         let start = self.text[..span.start].rfind('\n').map_or(0, |end| end + 1);
         let line = self.text[start..].lines().next().unwrap_or_default();
         if message == "duplicate key" {
-            let name = excerpt(&self.text[span]);
-            return format!("{name}: there is one already; remove one, or merge the two");
+            return format!(
+                "{}: is defined twice; remove one definition, or merge the two",
+                excerpt(&self.text[span])
+            );
         }
-        let value = line.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
-        match value {
+        match line.split_once('=').map(|(key, value)| (excerpt(key.trim()), value.trim())) {
             Some((key, value)) if value.starts_with(is_typographic_quote) => {
-                format!("{}: typographic quotes; write \"...\"", excerpt(key))
+                format!("{key}: typographic quotes; write \"...\"")
             }
             Some((key, value)) if is_bare_word(value) => {
-                format!(
-                    "{} = {}: a string must be in quotes: \"...\"",
-                    excerpt(key),
-                    excerpt(value)
-                )
+                format!("{key} = {}: a string must be in quotes: \"...\"", excerpt(value))
             }
             _ => message.to_owned(),
         }
     }
 
-    fn fault(
+    fn error(
         &self,
         span: Option<Range<usize>>,
         key: String,
@@ -72,7 +68,7 @@ impl<'t> Document<'t> {
     ) {
         let line = span.map(|span| self.line(span.start));
         let file = self.file.to_owned();
-        self.faults.borrow_mut().push(ConfigError { file, line, key, value, reason });
+        self.errors.borrow_mut().push(ConfigError { file, line, key, value, reason });
     }
 
     /// The line of a byte, counted from 1.
@@ -81,14 +77,13 @@ impl<'t> Document<'t> {
         1 + before.iter().filter(|byte| **byte == b'\n').count()
     }
 
-    /// The table of keys before the first header.
-    pub(crate) fn root(&self) -> Table<'_> {
+    /// The table of the keys before the first header.
+    pub(super) fn root(&self) -> Table<'_> {
         Table::new(self, "", Some(self.tree.get_ref()))
     }
 
-    /// Everything noted.
-    pub(crate) fn into_faults(self) -> Vec<ConfigError> {
-        self.faults.into_inner()
+    pub(super) fn into_errors(self) -> Vec<ConfigError> {
+        self.errors.into_inner()
     }
 }
 
@@ -96,35 +91,78 @@ fn is_typographic_quote(char: char) -> bool {
     matches!(char, '\u{201c}'..='\u{201f}' | '\u{2018}'..='\u{201b}')
 }
 
-/// Whether a value of this text is a word that TOML has no meaning for.
+/// Whether a value begins with a word that has no meaning in TOML.
 fn is_bare_word(value: &str) -> bool {
     let word = value.split(|c: char| c.is_whitespace() || c == '#').next().unwrap_or_default();
     word.starts_with(|c: char| c.is_alphabetic() || c == '/')
         && !["true", "false", "inf", "nan"].contains(&word)
 }
 
-/// One table being read: remembers which keys were asked for, so that others can be refused.
-pub(crate) struct Table<'d> {
+/// A value in the document, with its position.
+pub(super) type Found<'d> = &'d Spanned<DeValue<'d>>;
+
+/// A table being read. It remembers the keys that were read, to report all others.
+pub(super) struct Table<'d> {
     document: &'d Document<'d>,
     name: &'d str,
     table: Option<&'d DeTable<'d>>,
-    asked: BTreeSet<&'static str>,
+    known: BTreeSet<&'static str>,
 }
-
-pub(crate) type Found<'d> = &'d Spanned<DeValue<'d>>;
 
 impl<'d> Table<'d> {
     fn new(document: &'d Document<'d>, name: &'d str, table: Option<&'d DeTable<'d>>) -> Self {
-        Self { document, name, table, asked: BTreeSet::new() }
+        Self { document, name, table, known: BTreeSet::new() }
     }
 
-    /// A table inside this one, under the name it has in faults.
-    pub(crate) fn inner(&self, name: &'d str, table: Option<&'d DeTable<'d>>) -> Self {
+    /// The table `name` below this one, the root; an empty table if there is none.
+    pub(super) fn table(&mut self, name: &'static str) -> Self {
+        let found = self.find(name);
+        let table = found.and_then(|found| found.get_ref().as_table());
+        if found.is_some() && table.is_none() {
+            self.error(name, found, format!("must be a table: [{name}]"));
+        }
         Self::new(self.document, name, table)
     }
 
+    /// The tables of the array `key`, each with its position, called `name` in errors. Empty if there is
+    /// no such array.
+    pub(super) fn tables(&mut self, key: &'static str, name: &'d str) -> Vec<(Found<'d>, Self)> {
+        let found = self.find(key);
+        let items = match found.map(Spanned::get_ref) {
+            None => return Vec::new(),
+            Some(DeValue::Array(array)) => array,
+            Some(_) => {
+                self.error(key, found, format!("must be an array of tables: [[{name}]]"));
+                return Vec::new();
+            }
+        };
+        let mut tables = Vec::new();
+        for item in items.iter() {
+            match item.get_ref().as_table() {
+                Some(table) => tables.push((item, Self::new(self.document, name, Some(table)))),
+                None => self.error(key, Some(item), format!("must be a table: [[{name}]]")),
+            }
+        }
+        tables
+    }
+
+    /// Reports the keys that were not read.
+    pub(super) fn reject_unknown_keys(self) {
+        for (key, _) in self.table.into_iter().flatten() {
+            if self.known.contains(key.get_ref().as_ref()) {
+                continue;
+            }
+            let known: Vec<_> = self.known.iter().copied().collect();
+            let meant = parse::closest(key.get_ref(), known.iter().copied());
+            let meant = meant.map_or(String::new(), |key| format!(" (did you mean {key}?)"));
+            let reason = format!("unknown key{meant}; known here: {}", known.join(", "));
+            let path = self.path(&excerpt(key.get_ref()));
+            self.document.error(Some(key.span()), path, None, reason);
+        }
+    }
+
     /// Whether the document has `key` here, of whatever type.
-    pub(crate) fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(key))
     }
 
@@ -132,17 +170,24 @@ impl<'d> Table<'d> {
         if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
     }
 
+    /// File, line and name of `key`, for messages.
+    pub(super) fn location(&self, key: &str) -> String {
+        let found = self.table.and_then(|table| table.get(key));
+        let line = found.map_or(0, |found| self.document.line(found.span().start));
+        format!("{}:{line}: {}", self.document.file, self.path(key))
+    }
+
     /// The value of `key`.
-    pub(crate) fn find(&mut self, key: &'static str) -> Option<Found<'d>> {
-        self.asked.insert(key);
+    pub(super) fn find(&mut self, key: &'static str) -> Option<Found<'d>> {
+        self.known.insert(key);
         self.table?.get(key)
     }
 
-    /// Notes a fault in the value of `key`.
-    pub(crate) fn refuse(&self, key: &str, found: Option<Found<'_>>, reason: String) {
+    /// Reports an error in the value of `key`.
+    pub(super) fn error(&self, key: &str, found: Option<Found<'_>>, reason: String) {
         let span = found.map(Spanned::span);
         let value = span.clone().map(|span| excerpt(&self.document.text[span]));
-        self.document.fault(span, self.path(key), value, reason);
+        self.document.error(span, self.path(key), value, reason);
     }
 
     fn read<T>(
@@ -151,58 +196,69 @@ impl<'d> Table<'d> {
         read: impl Fn(&DeValue<'_>) -> Parsed<T>,
     ) -> Option<T> {
         let found = self.find(key)?;
-        read(found.get_ref()).map_err(|reason| self.refuse(key, Some(found), reason)).ok()
+        read(found.get_ref()).map_err(|reason| self.error(key, Some(found), reason)).ok()
     }
 
-    /// A string that `read` understands.
-    pub(crate) fn text<T>(
+    /// A string that `parse` accepts.
+    pub(super) fn text<T>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Parsed<T>,
+        parse: impl Fn(&str) -> Parsed<T>,
     ) -> Option<T> {
-        self.read(key, |value| match value.as_str() {
-            Some(text) => read(text),
-            None => Err("must be a string in quotes".to_owned()),
-        })
+        self.read(key, |value| value.as_str().ok_or_else(not_a_string).and_then(&parse))
     }
 
-    /// A list of strings, of one at least, that `read` understands.
-    pub(crate) fn non_empty_list<T>(
+    /// A list of strings that `parse` accepts.
+    pub(super) fn list<T>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Parsed<T>,
+        parse: impl Fn(&str) -> Parsed<T>,
+    ) -> Option<Vec<T>> {
+        let found = self.find(key)?;
+        let Some(items) = found.get_ref().as_array() else {
+            self.error(key, Some(found), "must be a list of strings: [\"...\"]".to_owned());
+            return None;
+        };
+        let mut list = Vec::new();
+        for item in items.iter() {
+            match item.get_ref().as_str().ok_or_else(not_a_string).and_then(&parse) {
+                Ok(value) => list.push(value),
+                Err(reason) => self.error(key, Some(item), reason),
+            }
+        }
+        Some(list)
+    }
+
+    /// A list as of [`Self::list`], with at least one string.
+    pub(super) fn non_empty_list<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Parsed<T>,
     ) -> Option<Vec<T>> {
         let found = self.find(key)?;
         if found.get_ref().as_array().is_some_and(|items| items.is_empty()) {
-            self.refuse(key, Some(found), "must name one at least, or be left out".to_owned());
+            self.error(key, Some(found), "must have at least one entry, or be left out".to_owned());
         }
-        self.list(key, read)
+        self.list(key, parse)
     }
 
-    /// The tables of the array `key`, each where it was found and to be read as `name`; none if there
-    /// is no such array.
-    pub(crate) fn tables(&mut self, key: &'static str, name: &'d str) -> Vec<(Found<'d>, Self)> {
-        let found = self.find(key);
-        let items = match found.map(Spanned::get_ref) {
-            None => return Vec::new(),
-            Some(DeValue::Array(array)) => array,
-            Some(_) => {
-                self.refuse(key, found, format!("must be an array of tables: [[{name}]]"));
-                return Vec::new();
-            }
-        };
-        let mut tables = Vec::new();
-        for item in items.iter() {
-            match item.get_ref().as_table() {
-                Some(table) => tables.push((item, self.inner(name, Some(table)))),
-                None => self.refuse(key, Some(item), format!("must be a table: [[{name}]]")),
-            }
-        }
-        tables
+    /// One of the names in `choices`.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        choices: &[(&str, T)],
+    ) -> Option<T> {
+        self.text(key, |text| {
+            let choice = choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice);
+            choice.ok_or_else(|| {
+                let names: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+                format!("must be one of {}", names.join(", "))
+            })
+        })
     }
 
     /// An absolute path.
-    pub(crate) fn path_of_file(&mut self, key: &'static str) -> Option<PathBuf> {
+    pub(super) fn path_of_file(&mut self, key: &'static str) -> Option<PathBuf> {
         self.text(key, |text| match text.starts_with('/') {
             true => Ok(PathBuf::from(text)),
             false => Err("must be an absolute path".to_owned()),
@@ -210,36 +266,30 @@ impl<'d> Table<'d> {
     }
 
     /// `true` or `false`.
-    pub(crate) fn boolean(&mut self, key: &'static str, default: bool) -> bool {
-        self.some_boolean(key).unwrap_or(default)
-    }
-
-    /// `true` or `false`, if it is there.
-    pub(crate) fn some_boolean(&mut self, key: &'static str) -> Option<bool> {
+    pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
         self.read(key, |value| value.as_bool().ok_or("must be true or false".to_owned()))
     }
 
     /// A whole number in `range`.
-    pub(crate) fn integer(&mut self, key: &'static str, range: RangeInclusive<i64>) -> Option<i64> {
+    pub(super) fn integer<T: TryFrom<i64>>(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<i64>,
+    ) -> Option<T> {
         self.read(key, |value| {
             value
                 .as_integer()
                 .and_then(|integer| i64::from_str_radix(integer.as_str(), integer.radix()).ok())
                 .filter(|integer| range.contains(integer))
+                .and_then(|integer| integer.try_into().ok())
                 .ok_or_else(|| {
                     format!("must be a whole number from {} to {}", range.start(), range.end())
                 })
         })
     }
 
-    /// A time from a millisecond to a day.
-    pub(crate) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
-        let day = Duration::from_millis(1)..=Duration::from_secs(86_400);
-        self.duration_in(key, default, &day)
-    }
-
-    /// A time in `range`.
-    pub(crate) fn duration_in(
+    /// A duration in `range`.
+    pub(super) fn duration_in(
         &mut self,
         key: &'static str,
         default: Duration,
@@ -248,8 +298,14 @@ impl<'d> Table<'d> {
         self.text(key, |text| parse::duration(text, range)).unwrap_or(default)
     }
 
-    /// A time of up to 30 days, or "never".
-    pub(crate) fn duration_or_never(&mut self, key: &'static str) -> Option<Duration> {
+    /// A duration from a millisecond to a day.
+    pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
+        let range = Duration::from_millis(1)..=Duration::from_secs(86_400);
+        self.duration_in(key, default, &range)
+    }
+
+    /// A duration of up to 30 days; `None` for "never", which is the default.
+    pub(super) fn duration_or_never(&mut self, key: &'static str) -> Option<Duration> {
         let range = Duration::from_millis(1)..=Duration::from_secs(30 * 86_400);
         let read = |text: &str| match text {
             "never" => Ok(None),
@@ -260,96 +316,29 @@ impl<'d> Table<'d> {
         self.text(key, read).flatten()
     }
 
-    /// A list of strings that `read` understands.
-    pub(crate) fn list<T>(
-        &mut self,
-        key: &'static str,
-        read: impl Fn(&str) -> Parsed<T>,
-    ) -> Option<Vec<T>> {
-        let found = self.find(key)?;
-        let Some(items) = found.get_ref().as_array() else {
-            self.refuse(key, Some(found), "must be a list of strings: [\"...\"]".to_owned());
-            return None;
-        };
-        let mut all = Vec::new();
-        for item in items.iter() {
-            let text = item.get_ref().as_str().ok_or("must be a string in quotes".to_owned());
-            match text.and_then(&read) {
-                Ok(value) => all.push(value),
-                Err(reason) => self.refuse(key, Some(item), reason),
+    /// The three files of an identity, of which all are needed or, unless it is `required`, none. `None`
+    /// also after an error.
+    pub(super) fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<TlsFiles> {
+        let given = keys.map(|key| self.has(key));
+        let files = keys.map(|key| self.path_of_file(key));
+        for (key, _) in keys.iter().zip(given).filter(|(_, given)| !given) {
+            if required || given.contains(&true) {
+                let [cert, private, ca] = keys;
+                let reason = format!("missing; {cert}, {private} and {ca} are needed together");
+                self.error(key, None, reason);
             }
         }
-        Some(all)
-    }
-
-    /// One of the names in `choices`.
-    pub(crate) fn choice<T: Copy>(
-        &mut self,
-        key: &'static str,
-        choices: &[(&str, T)],
-    ) -> Option<T> {
-        self.text(key, |text| {
-            choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(
-                || {
-                    let names: Vec<_> =
-                        choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-                    format!("must be one of {}", names.join(", "))
-                },
-            )
+        let [Some(cert), Some(key), Some(ca)] = files else { return None };
+        let [cert_key, key_key, ca_key] = keys.map(|key| self.location(key));
+        Some(TlsFiles {
+            cert,
+            key,
+            ca,
+            keys: TlsFileKeys { cert: cert_key, key: key_key, ca: ca_key },
         })
     }
+}
 
-    /// The table `name` below the root; an empty one if there is none.
-    pub(crate) fn table(&mut self, name: &'static str) -> Self {
-        let table = self.find(name).and_then(|found| {
-            let table = found.get_ref().as_table();
-            if table.is_none() {
-                self.refuse(name, Some(found), format!("must be a table: [{name}]"));
-            }
-            table
-        });
-        self.inner(name, table)
-    }
-
-    /// Refuses what nobody asked for.
-    pub(crate) fn finish(self) {
-        for (key, _) in self.table.into_iter().flatten() {
-            if !self.asked.contains(key.get_ref().as_ref()) {
-                let known: Vec<_> = self.asked.iter().copied().collect();
-                let meant = parse::closest(key.get_ref(), known.iter().copied());
-                let meant = meant.map_or(String::new(), |key| format!(" (did you mean {key}?)"));
-                let reason = format!("unknown key{meant}; known here: {}", known.join(", "));
-                let path = self.path(&excerpt(key.get_ref()));
-                self.document.fault(Some(key.span()), path, None, reason);
-            }
-        }
-    }
-
-    /// The three files of an identity: all or none. `None` is also what a fault leaves.
-    pub(crate) fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<TlsFiles> {
-        let [cert, key, ca] = keys;
-        let given = keys.map(|key| self.has(key));
-        let files = (self.path_of_file(cert), self.path_of_file(key), self.path_of_file(ca));
-        for (name, given_here) in keys.iter().zip(given) {
-            if !given_here && (required || given.contains(&true)) {
-                let reason = format!("missing; {cert}, {key} and {ca} are needed together");
-                self.refuse(name, None, reason);
-            }
-        }
-        match files {
-            (Some(cert), Some(key), Some(ca)) => {
-                let [cert_key, key_key, ca_key] = keys.map(|key| self.place(key));
-                let keys = TlsFileKeys { cert: cert_key, key: key_key, ca: ca_key };
-                Some(TlsFiles { cert, key, ca, keys })
-            }
-            _ => None,
-        }
-    }
-
-    /// Where `key` is, for messages.
-    fn place(&self, key: &str) -> String {
-        let found = self.table.and_then(|table| table.get(key));
-        let line = found.map_or(0, |found| self.document.line(found.span().start));
-        format!("{}:{line}: {}", self.document.file, self.path(key))
-    }
+fn not_a_string() -> String {
+    "must be a string in quotes".to_owned()
 }

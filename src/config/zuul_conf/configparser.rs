@@ -1,19 +1,19 @@
-//! The syntax of `zuul.conf`: what Python's `ConfigParser` makes of a file.
+//! The syntax of `zuul.conf`, as Python's `ConfigParser` reads it.
 //!
-//! By hand, because no library reads real files as Python does: they cut inline comments that
-//! Python keeps, strip quotes, lose continuation lines. The rules are those of CPython's
-//! `Lib/configparser.py` with its defaults, which Zuul leaves as they are.
+//! No library reads real files as Python does: they remove inline comments and quotes that Python keeps,
+//! or lose continuation lines. The rules are those of CPython's `Lib/configparser.py` with its defaults,
+//! which Zuul does not change.
 
 #[cfg(test)]
-pub(crate) mod differential;
+mod differential;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use crate::config::error::excerpt;
 
-/// A parsed file. Values are raw: `%(...)s` is looked at only when a value is asked for, as Python
-/// does, so that a stray `%` harms nobody else.
+/// A parsed file. Values are raw: as in Python, references `%(...)s` are replaced when a value is read, so
+/// that a stray `%` is an error of its option only.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ini {
     defaults: Options,
@@ -25,12 +25,12 @@ type Options = BTreeMap<String, RawValue>;
 /// A value as written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct RawValue {
-    /// Where its option stands; 0 for one from the environment.
+    /// The line of its option; 0 for one from the environment.
     line: usize,
     value: String,
 }
 
-/// A value that was asked for.
+/// A value with its references replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Value {
     pub(crate) line: usize,
@@ -44,22 +44,22 @@ pub(crate) struct IniError {
     pub(crate) reason: String,
 }
 
-/// Options of the section `[DEFAULT]` are options of every section.
+/// The section whose options are options of every section.
 const DEFAULT: &str = "DEFAULT";
 
-/// `ConfigParser`'s `MAX_INTERPOLATION_DEPTH`.
+/// `MAX_INTERPOLATION_DEPTH` of `configparser`.
 const DEPTH_MAX: usize = 10;
 
-/// What one value may come to, in bytes and in references followed: ten levels of references can
-/// make more of a small file than any memory holds. Python tries.
-const FILLED_MAX: usize = 1024 * 1024;
+/// Limits of one value, in bytes and in references replaced. Python has none: ten levels of references can
+/// make a small file exceed any memory.
+const VALUE_MAX: usize = 1024 * 1024;
 const REFERENCES_MAX: usize = 10_000;
 
 impl Ini {
-    /// Parses `text`. Every section has the options `defaults` as well, from the environment.
+    /// Parses `text`. Every section has the options `defaults` as well.
     ///
     /// # Errors
-    /// All lines that Python would refuse, each of which makes it refuse the file.
+    /// All lines that Python would refuse. Python refuses the whole file for each of them.
     pub(crate) fn parse(
         text: &str,
         defaults: impl IntoIterator<Item = (String, String)>,
@@ -68,7 +68,7 @@ impl Ini {
         if errors.is_empty() { Ok(ini) } else { Err(errors) }
     }
 
-    /// Parses `text` as [`Self::parse`] does. Returns what can be read of it, and the errors.
+    /// Parses `text` like [`Self::parse`], and returns both the valid parts and the errors.
     pub(crate) fn parse_recoverable(
         text: &str,
         defaults: impl IntoIterator<Item = (String, String)>,
@@ -85,7 +85,7 @@ impl Ini {
         (parser.ini, parser.errors)
     }
 
-    /// The value of `option` in `section`, its references filled in; `None` if there is none.
+    /// Returns the value of `option` in `section` with its references replaced, if there is one.
     ///
     /// # Errors
     /// A `%` that is neither `%%` nor a reference to an option.
@@ -93,10 +93,10 @@ impl Ini {
         let Some(options) = self.sections.get(section) else { return Ok(None) };
         let raw = |name: &str| options.get(name).or_else(|| self.defaults.get(name));
         let Some(RawValue { line, value }) = raw(option) else { return Ok(None) };
-        let mut filled = Interpolated::default();
-        interpolate(value, &|name| raw(name).map(|raw| raw.value.as_str()), 1, &mut filled)
+        let mut result = Interpolated::default();
+        interpolate(value, &|name| raw(name).map(|raw| raw.value.as_str()), 1, &mut result)
             .map_err(|reason| IniError { line: *line, reason })?;
-        Ok(Some(Value { line: *line, text: filled.text }))
+        Ok(Some(Value { line: *line, text: result.text }))
     }
 
     /// The value of `option` in `section` as written.
@@ -105,7 +105,7 @@ impl Ini {
         options.get(option).or_else(|| self.defaults.get(option)).map(|raw| raw.value.as_str())
     }
 
-    /// The options that the file itself sets in `section`, with the lines of them.
+    /// The options that the file itself has in `section`, with their lines.
     pub(crate) fn options(&self, section: &str) -> impl Iterator<Item = (&str, usize)> {
         let options = self.sections.get(section).into_iter().flatten();
         options.map(|(name, raw)| (name.as_str(), raw.line))
@@ -114,11 +114,11 @@ impl Ini {
     /// Whether a value in `section` refers to `option`.
     pub(crate) fn is_referenced(&self, section: &str, option: &str) -> bool {
         let reference = format!("%({option})s");
-        let options = self.sections.get(section).into_iter().flatten();
-        options.into_iter().any(|(_, raw)| raw.value.to_lowercase().contains(&reference))
+        let mut options = self.sections.get(section).into_iter().flatten();
+        options.any(|(_, raw)| raw.value.to_lowercase().contains(&reference))
     }
 
-    /// The names of all sections but `[DEFAULT]`.
+    /// The names of all sections except `[DEFAULT]`.
     pub(crate) fn sections(&self) -> impl Iterator<Item = &str> {
         self.sections.keys().map(String::as_str)
     }
@@ -138,7 +138,7 @@ struct Parser {
     indent: usize,
 }
 
-/// An option whose value may go on in the next line.
+/// An option whose value may continue on the next line.
 struct OpenOption {
     name: String,
     line: usize,
@@ -183,7 +183,7 @@ impl Parser {
             Entry::Vacant(entry) => {
                 entry.insert(Options::new());
             }
-            Entry::Occupied(_) => self.error(number, "the section is there twice"),
+            Entry::Occupied(_) => self.error(number, "the section is defined twice"),
         }
     }
 
@@ -198,11 +198,11 @@ impl Parser {
             return;
         }
         let twice = self.options().is_some_and(|options| {
-            // The environment's come first and may be overwritten.
+            // Those of the environment, of line 0, may be overridden.
             options.get(&name).is_some_and(|raw| raw.line != 0)
         });
         if twice {
-            self.error(number, "the option is there twice");
+            self.error(number, "the option is set twice");
         }
         let values = vec![value.trim_matches(is_space).to_owned()];
         self.option = Some(OpenOption { name, line: number, values });
@@ -216,7 +216,7 @@ impl Parser {
         }
     }
 
-    /// The options of the open section.
+    /// The options of the current section.
     fn options(&mut self) -> Option<&mut Options> {
         match self.section.as_deref()? {
             DEFAULT => Some(&mut self.ini.defaults),
@@ -229,65 +229,65 @@ impl Parser {
     }
 }
 
-/// What Python's `str.isspace` takes for white space: four separators more than Unicode does.
+/// White space as of Python's `str.isspace`, which has four separators more than Unicode.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// The name in a section header. Greedy, and blind to what follows: `[a]b] c` is `a]b`.
+/// The name in a section header: everything up to the last bracket, so that of `[a]b] c` it is `a]b`.
 fn header(text: &str) -> Option<&str> {
     let inner = text.strip_prefix('[')?;
     let end = inner.rfind(']')?;
     (end > 0).then(|| &inner[..end])
 }
 
-/// A value whose references are being filled in.
+/// A value whose references are being replaced.
 #[derive(Default)]
 struct Interpolated {
     text: String,
     references: usize,
 }
 
-/// Fills in references in `value`: `BasicInterpolation` of `Lib/configparser.py`.
+/// Replaces the references in `value`, as `BasicInterpolation` of `Lib/configparser.py`.
 fn interpolate<'a>(
     value: &'a str,
     option: &dyn Fn(&str) -> Option<&'a str>,
     depth: usize,
-    filled: &mut Interpolated,
+    result: &mut Interpolated,
 ) -> Result<(), String> {
     if depth > DEPTH_MAX {
-        return Err("its references go deeper than 10".to_owned());
+        return Err(format!("references are nested deeper than {DEPTH_MAX} levels"));
     }
     let mut rest = value;
     while let Some(percent) = rest.find('%') {
-        filled.text.push_str(&rest[..percent]);
+        result.text.push_str(&rest[..percent]);
         rest = &rest[percent + 1..];
         if let Some(after) = rest.strip_prefix('%') {
-            filled.text.push('%');
+            result.text.push('%');
             rest = after;
         } else if let Some((name, after)) = reference(rest) {
             let name = name.to_lowercase();
             let value = option(&name)
-                .ok_or_else(|| format!("no option to put in for %({})s", excerpt(&name)))?;
+                .ok_or_else(|| format!("%({})s refers to no option", excerpt(&name)))?;
             if value.contains('%') {
-                interpolate(value, option, depth + 1, filled)?;
+                interpolate(value, option, depth + 1, result)?;
             } else {
-                filled.text.push_str(value);
+                result.text.push_str(value);
             }
-            filled.references += 1;
-            if filled.references > REFERENCES_MAX || filled.text.len() > FILLED_MAX {
-                return Err("its references make too much of it".to_owned());
+            result.references += 1;
+            if result.references > REFERENCES_MAX || result.text.len() > VALUE_MAX {
+                return Err("too long once its references are replaced".to_owned());
             }
             rest = after;
         } else {
             return Err("a % must be %% or %(option)s".to_owned());
         }
     }
-    filled.text.push_str(rest);
+    result.text.push_str(rest);
     Ok(())
 }
 
-/// `(name)s` at the start of `text`, and what follows.
+/// The name in a reference `(name)s` at the start of `text`, and what follows it.
 fn reference(text: &str) -> Option<(&str, &str)> {
     let (name, after) = text.strip_prefix('(')?.split_once(')')?;
     if name.is_empty() { None } else { Some((name, after.strip_prefix('s')?)) }
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_what_python_makes_of_them() {
+    fn values_are_read_as_by_python() {
         let cases = [
             ("[s]\nport = 79 ; x", "79 ; x"),
             ("[s]\nport: a = b", "a = b"),
@@ -315,7 +315,7 @@ mod tests {
             ("[s]\nPort=\"79\"", "\"79\""),
             ("[s]\nport =", ""),
             ("[s]\nport = a\\n", "a\\n"),
-            ("[s] behind\nport = 1", "1"),
+            ("[s] after\nport = 1", "1"),
             ("[s]\nport = a\n  b\n\n  [c]\n  # dropped\n d = e\n", "a\nb\n\n[c]\nd = e"),
             ("[s]\nport = a\n# not the end\n b", "a\nb"),
             ("[DEFAULT]\nport = 1\n[s]\nx = 1", "1"),
@@ -330,11 +330,15 @@ mod tests {
             assert_eq!(get(text, "port"), Ok(Some(value.to_owned())), "{text:?}");
         }
         assert_eq!(get("[s]\nx = 1", "port"), Ok(None));
-        assert_eq!(get("[default]\nport = 1\n[s]\nx = 1", "port"), Ok(None), "an ordinary section");
+        assert_eq!(
+            get("[default]\nport = 1\n[s]\nx = 1", "port"),
+            Ok(None),
+            "names are case-sensitive"
+        );
     }
 
     #[test]
-    fn whole_files_that_python_refuses() {
+    fn files_that_python_refuses_are_refused_at_the_same_line() {
         let cases = [
             ("port = 1", 1),
             ("\u{feff}[s]\nport = 1", 1),
@@ -350,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_reference_harms_only_its_option() {
+    fn invalid_reference_is_an_error_of_its_option_only() {
         let text = "[s]\nbad = 5%\nworse = %(nothing)s\nloop = %(loop)s\nhalf = %(x\nport = 1";
         assert_eq!(get(text, "port"), Ok(Some("1".to_owned())));
         for option in ["bad", "worse", "loop", "half"] {
@@ -358,9 +362,9 @@ mod tests {
         }
     }
 
-    /// Eight levels of thirty references each, to something and to nothing.
+    /// Eight levels of thirty references each, to a text and to an empty one.
     #[test]
-    fn references_have_bounds() {
+    fn references_that_multiply_are_bounded() {
         for base in ["", &"x".repeat(1000)] {
             let mut text = format!("[s]\na0 = {base}\n");
             for level in 1..=8 {
@@ -368,16 +372,19 @@ mod tests {
                 text.push_str(&format!("a{level} = {references}\n"));
             }
             assert_eq!(get(&text, "a1"), Ok(Some(base.repeat(30))));
-            assert_eq!(get(&text, "a8"), Err("its references make too much of it".to_owned()));
+            assert_eq!(
+                get(&text, "a8"),
+                Err("too long once its references are replaced".to_owned())
+            );
         }
     }
 
-    /// A fault names an option; what is not text of one line is made so.
+    /// The name in a reference is shortened, and shown on one line.
     #[test]
-    fn a_fault_can_be_shown() {
+    fn error_with_a_hostile_name_is_printable() {
         let text = format!("[s]\na = %(x\u{1b}[31m{})s", "y".repeat(10_000));
-        let fault = get(&text, "a").unwrap_err();
-        assert!(fault.starts_with("no option to put in for %(x\\u{1b}[31myyy"), "{fault}");
-        assert!(fault.len() < 200, "{fault}");
+        let error = get(&text, "a").unwrap_err();
+        assert!(error.starts_with("%(x\\u{1b}[31myyy"), "{error}");
+        assert!(error.len() < 200, "{error}");
     }
 }

@@ -16,7 +16,7 @@ use std::net::Ipv6Addr;
 
 use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
@@ -32,7 +32,7 @@ use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
 use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
-use crate::tls::Failure;
+use crate::tls::HandshakeFailure;
 
 /// Somebody who may have the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,29 +72,31 @@ impl Upstream {
     }
 }
 
-/// A next hop in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// The address of a hop, as reports have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HopAddress {
-    /// `executor` or `gateway`.
-    kind: &'static str,
-    host: String,
-    port: u16,
-    zone: Option<String>,
-    tls: bool,
+    pub(crate) kind: HopKind,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) zone: Option<String>,
+    pub(crate) tls: bool,
 }
 
-impl HopAddress {
-    /// Host and port, for people.
-    pub(crate) fn place(&self) -> String {
-        format!("{}:{}", self.host.escape_default(), self.port)
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HopKind {
+    Executor,
+    Gateway,
 }
 
 impl From<&Upstream> for HopAddress {
     fn from(hop: &Upstream) -> Self {
-        let (kind, host, port, zone, tls) = hop.fields();
-        let zone = zone.map(str::to_owned);
-        Self { kind, host: host.to_owned(), port, zone, tls }
+        let kind = match hop {
+            Upstream::Executor(_) => HopKind::Executor,
+            Upstream::Gateway(_) => HopKind::Gateway,
+        };
+        let (_, host, port, zone, tls) = hop.fields();
+        Self { kind, host: host.to_owned(), port, zone: zone.map(str::to_owned), tls }
     }
 }
 
@@ -206,7 +208,7 @@ impl Upstream {
             _ => None,
         };
         let connect = async || -> Result<Socket, DialError> {
-            let connected = cx.dialer.connect(host, port);
+            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
             let stream = in_time(deadline, connected).await?.map_err(|error| {
                 if error.kind() == io::ErrorKind::AddrNotAvailable {
                     cx.metrics.local_ports_exhausted();
@@ -238,15 +240,15 @@ impl Upstream {
                     // The alert that says why has to arrive.
                     below.into_socket().close();
                     // A TLS terminator in between knows other protocols only.
-                    if !(Failure::refuses_protocols(&error)
+                    if !(HandshakeFailure::refuses_protocols(&error)
                         && connector.omit_protocols(&name, port))
                     {
-                        break (Failure::of(&error), DialError::Tls(error));
+                        break (HandshakeFailure::from_error(&error), DialError::Tls(error));
                     }
                     debug!(route = %self, "TLS without ALPN, which this gateway's address refuses");
                     stream = connect().await?;
                 }
-                Err(late) => break (Failure::Timeout, late),
+                Err(late) => break (HandshakeFailure::Timeout, late),
             }
         };
         cx.metrics.handshake_failed(Direction::Outbound, failure.label());

@@ -145,7 +145,7 @@ fn handshake_failure(error: &io::Error, host: &str, ca_file: &Path) -> String {
         Some(_) => format!("TLS: {}", tls::describe(error)),
         None => format!(
             "closed during the TLS handshake ({error}): is this its port without TLS? \
-             The one with TLS is usually 2281"
+             Set the port with TLS, usually 2281, in zookeeper hosts"
         ),
     }
 }
