@@ -9,8 +9,6 @@ pub(crate) mod file_format;
 pub(crate) mod handshake_error;
 pub(crate) mod identity;
 pub(crate) mod identity_lint;
-#[cfg(feature = "otlp")]
-pub(crate) mod otlp_client;
 pub(crate) mod pem;
 pub(crate) mod private_key;
 #[cfg(test)]
@@ -32,8 +30,6 @@ pub(crate) use self::client::{Connector, connector};
 pub(crate) use self::error_text::describe;
 pub(crate) use self::handshake_error::HandshakeFailure;
 pub(crate) use self::identity::Identity;
-#[cfg(feature = "otlp")]
-pub(crate) use self::otlp_client::collector_connector;
 pub(crate) use self::server::{Acceptor, acceptor};
 pub(crate) use self::zookeeper_client::{zookeeper_certs, zookeeper_options};
 
