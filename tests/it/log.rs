@@ -256,7 +256,7 @@ async fn a_stranger_writes_no_line() {
 fn is_stopping(line: &str) -> bool {
     let parts =
         ["registered as", "stopping", "stopped", "entry taken out", "all streams have ended"];
-    parts.iter().chain(&["taking no more connections"]).any(|part| line.contains(part))
+    parts.iter().chain(&["no longer accepting connections"]).any(|part| line.contains(part))
 }
 
 #[tokio::test]

@@ -149,7 +149,7 @@ async fn from_systemd() {
     serves(&system, gateway.addresses[2]).await;
     let client = &system.zookeeper.identity;
     Flow::start_tls(&system, gateway.addresses[1], client).await.ends().await;
-    let passed = |line: &&String| line.contains("the service manager passes the socket");
+    let passed = |line: &&String| line.contains("using socket from the service manager");
     let log = gateway.log();
     let names: Vec<_> = log.iter().filter(passed).collect();
     assert!(names.len() == 2 && names[1].contains("finger-tls"), "{names:?}");
