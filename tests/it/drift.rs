@@ -185,7 +185,8 @@ fn every_answer_is_told_of() {
     let (_, replies) = manual.split_once(".SH REPLIES").expect("the section");
     let replies = replies.split(".SH ").next().expect("its text").replace("\\(aq", "'");
     let (page, mut count) = (read("docs/operating.md"), 0);
-    for reply in replies.split(".TP\n").filter_map(|item| item.lines().next()?.strip_prefix(".B ")) {
+    for reply in replies.split(".TP\n").filter_map(|item| item.lines().next()?.strip_prefix(".B "))
+    {
         let words = reply.trim_start_matches("Internal streaming error: ");
         assert!(page.contains(&format!("| `{words}` |")), "docs/operating.md lacks {words:?}");
         count += 1;

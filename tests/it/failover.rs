@@ -376,7 +376,7 @@ async fn resolve_takes_a_uuid_with_dashes_and_names_one_that_is_cut() {
     let Outcome { code, stdout, .. } = program(&["resolve", &dashed], &config).await;
     assert!(code == Some(0) && stdout.starts_with(&format!("running: {build} ")), "{stdout}");
     let Outcome { code, stderr, .. } = program(&["resolve", &build[..6]], &config).await;
-    let hint = format!("{} is 6 of the 32 digits of a UUID; ", &build[..6]);
+    let hint = format!("{} has 6 of the 32 digits of a UUID; ", &build[..6]);
     assert!(code == Some(1) && stderr.starts_with(&hint), "{stderr}");
 }
 

@@ -66,9 +66,9 @@ fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>, heading: &str) 
     let mut roff = Vec::new();
     render(&mut roff).expect("a section");
     let roff = String::from_utf8(roff).expect("UTF-8");
-    let lines = roff.lines().filter(|line| {
-        [".ie ", ".el ", ".SH "].iter().all(|request| !line.starts_with(request))
-    });
+    let lines = roff
+        .lines()
+        .filter(|line| [".ie ", ".el ", ".SH "].iter().all(|request| !line.starts_with(request)));
     lines.fold(heading.to_owned(), |text, line| text + line + "\n")
 }
 

@@ -310,7 +310,8 @@ async fn half_a_configuration() {
     replace(&served.config, &whole);
     assert_eq!(served.reloads().await, ["nothing has changed"]);
     assert!(served.metric(OK).await >= 1.0);
-    let taken = |line: &String| line.contains("changed=") || line.contains("wait for a restart");
+    let taken =
+        |line: &String| line.contains("changed=") || line.contains("take effect after a restart");
     assert!(!served.gateway.log().iter().any(taken), "{:#?}", served.gateway.log());
     flow.ends().await;
 }
@@ -493,7 +494,8 @@ async fn what_needs_a_restart() {
     let expected =
         ["changed: limits.grace", "effective after a restart: zone; listener; log.format"];
     assert_eq!(served.reloads().await, expected);
-    let warning = |line: &str| line.contains("WARN") && line.contains("wait for a restart");
+    let warning =
+        |line: &str| line.contains("WARN") && line.contains("take effect after a restart");
     let line = served.gateway.logged("a warning", warning).await;
     assert!(line.contains("keys=\"zone; listener; log.format\""), "{line}");
     assert_eq!(served.gateway.log().iter().filter(|line| warning(line)).count(), 1);
@@ -649,7 +651,7 @@ async fn zookeepers_certificate() {
     for first in [changed, "nothing has changed"] {
         let said = served.reloads().await;
         assert!(said.len() == 2 && said[0] == first, "{said:#?}");
-        assert!(said[1].contains("peers that trust the same authorities refuse it"), "{said:#?}");
+        assert!(said[1].contains("peers with the same CA file refuse it"), "{said:#?}");
     }
     let now = system.entries().await;
     assert_eq!((now.len(), now[0].stat), (1, entry.stat));

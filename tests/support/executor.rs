@@ -86,6 +86,14 @@ pub(crate) async fn answer(stream: TcpStream, log: &[u8]) {
     }
 }
 
+/// Takes a request on `stream` and serves a whole log, whose first byte takes `first_byte`.
+pub(crate) async fn answer_after(stream: impl Duplex, first_byte: Duration, log: &[u8]) {
+    let mut stream = Stream::greet(stream).await;
+    tokio::time::sleep(first_byte).await;
+    stream.write(log).await;
+    stream.finish().await;
+}
+
 /// Sees a build's log come through the gateway at `address`.
 pub(crate) async fn serves(system: &System, address: SocketAddr) {
     let executor = Executor::start().await;

@@ -45,7 +45,7 @@ use crate::model::build_id::BuildId;
 use crate::telemetry::metrics::{Direction, Rejection, Route};
 use crate::telemetry::otlp::Span;
 use crate::tls;
-use crate::tls::{Acceptor, Failure};
+use crate::tls::{Acceptor, HandshakeFailure};
 
 /// Who has connected.
 pub(crate) struct Caller {
@@ -326,8 +326,10 @@ async fn shake_hands(
             }
             return Ok(Connection::tls(stream));
         }
-        Ok(Err(error)) => (Failure::of(&error), format!("TLS: {}", tls::describe(&error))),
-        Err(_) => (Failure::Timeout, "no TLS handshake in time".to_owned()),
+        Ok(Err(error)) => {
+            (HandshakeFailure::from_error(&error), format!("TLS: {}", tls::describe(&error)))
+        }
+        Err(_) => (HandshakeFailure::Timeout, "no TLS handshake in time".to_owned()),
     };
     cx.metrics.handshake_failed(Direction::Inbound, failure.label());
     debug!(%peer, error, "no connection");

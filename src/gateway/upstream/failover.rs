@@ -31,7 +31,7 @@ use crate::gateway::transport::connection::{Connection, read_size};
 use crate::model::excerpt::Excerpt;
 use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
-use crate::tls::Failure;
+use crate::tls::HandshakeFailure;
 
 /// A reply that says nothing about the gateway.
 const TOO_MANY_FOR_BUILD: PeerReply = PeerReply::Known(Reply::Error(ReplyError::TooManyForBuild));
@@ -363,7 +363,7 @@ async fn ask(
         Upstream::Executor(executor) => cx.resolver.is_gateway(executor),
     };
     let in_flight = if may_lead_back {
-        let slot = cx.loop_guard.acquire(build, &hop, cx.limits.connect_timeout).await;
+        let slot = cx.loop_guard.acquire(build, &hop, &cx.limits).await;
         Some(slot.ok_or(Miss::Dial(DialError::TooManyForBuild))?)
     } else {
         None
@@ -406,7 +406,9 @@ async fn ask(
         Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
         Ok(piece) => piece,
         Err(error) => {
-            if let (Upstream::Gateway(_), Some(late)) = (&hop, Failure::late(&error)) {
+            if let (Upstream::Gateway(_), Some(late)) =
+                (&hop, HandshakeFailure::after_handshake(&error))
+            {
                 cx.metrics.handshake_failed(Direction::Outbound, late.label());
                 return Err(Miss::Dial(DialError::Tls(error)));
             }
@@ -416,7 +418,9 @@ async fn ask(
     debug!(%build, route = %hop, bytes = piece.len(), "first bytes");
     let first = match &hop {
         Upstream::Executor(_) => FirstBytes::Log,
-        Upstream::Gateway(_) => complete_reply(&mut piece, &mut connection).await,
+        Upstream::Gateway(_) => {
+            complete_reply(&mut piece, &mut connection).await.map_err(Miss::Cut)?
+        }
     };
     let found = || tls::names_of_peer(connection.peer_certificates());
     let is_peer = connection.is_peer_gateway();
@@ -443,17 +447,25 @@ const REPLY_WAIT: Duration = Duration::from_millis(500);
 const REPLY_READ: usize = 1024;
 
 /// Classifies the first bytes from a gateway, after reading the rest of a reply that came in parts.
-async fn complete_reply(piece: &mut Chunk, connection: &mut Connection) -> FirstBytes {
+async fn complete_reply(
+    first: &mut Chunk,
+    connection: &mut Connection,
+) -> Result<FirstBytes, io::Error> {
     let deadline = Instant::now() + REPLY_WAIT;
     loop {
-        let first = classify(piece, false);
-        if first != FirstBytes::Incomplete {
-            return first;
+        let classified = classify(first, false);
+        if classified != FirstBytes::Incomplete {
+            return Ok(classified);
         }
         match timeout_at(deadline, connection.read_chunk(REPLY_READ)).await {
-            Ok(Ok(more)) if !more.is_empty() => piece.append(&more),
-            // After an error the bytes before it are the last.
-            Ok(Ok(_) | Err(_)) | Err(_) => return classify(piece, true),
+            Ok(Ok(more)) if !more.is_empty() => first.append(&more),
+            Ok(Err(error)) => {
+                return match classify(first, true) {
+                    FirstBytes::Reply(reply) => Ok(FirstBytes::Reply(reply)),
+                    _ => Err(error),
+                };
+            }
+            Ok(Ok(_)) | Err(_) => return Ok(classify(first, true)),
         }
     }
 }

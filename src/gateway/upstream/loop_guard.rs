@@ -14,17 +14,19 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::Upstream;
+use crate::config::Limits;
 use crate::model::build_id::BuildId;
 
-/// Requests for one build that may wait for a gateway's first byte: as many connections are in use
-/// while a loop lasts.
-const SLOTS: usize = 64;
+/// Returns how many requests for one build may wait for a gateway's first byte: while a loop lasts,
+/// as many of the connections that this gateway accepts are in use.
+fn slots(limits: &Limits) -> usize {
+    (limits.connections / 64).clamp(8, 64)
+}
 
 /// Counts the requests in flight by build and gateway. Cheap to clone.
 #[derive(Clone, Default)]
@@ -54,19 +56,19 @@ pub(crate) struct InFlightGuard {
 
 impl LoopGuard {
     /// Waits for a slot to request `build` from `hop`. Returns `None` when no slot at all has become
-    /// free for `idle`. The caller bounds the whole wait.
+    /// free for the connect timeout. The caller bounds the whole wait.
     pub(crate) async fn acquire(
         &self,
         build: &BuildId,
         hop: &Upstream,
-        idle: Duration,
+        limits: &Limits,
     ) -> Option<InFlightGuard> {
         let (hostname, port) = hop.address();
         let key = (build.clone(), hostname.to_owned(), port);
         let slots = {
             let mut in_flight = lock(&self.0);
             let slots = Arc::clone(in_flight.entry(key.clone()).or_insert_with(|| {
-                let free = Arc::new(Semaphore::new(SLOTS));
+                let free = Arc::new(Semaphore::new(slots(limits)));
                 let users = AtomicUsize::new(0);
                 Arc::new(Slots { free, freed: AtomicU64::new(0), users })
             }));
@@ -78,7 +80,7 @@ impl LoopGuard {
         let mut permit = pin!(Arc::clone(&guard.slots.free).acquire_owned());
         loop {
             let freed = guard.slots.freed.load(Ordering::Relaxed);
-            match timeout(idle, &mut permit).await {
+            match timeout(limits.connect_timeout, &mut permit).await {
                 Ok(permit) => {
                     guard.permit = permit.ok();
                     return Some(guard);
@@ -109,12 +111,12 @@ fn lock(in_flight: &Mutex<InFlight>) -> MutexGuard<'_, InFlight> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::time::{Instant, sleep};
 
     use super::*;
     use crate::model::component::Gateway;
-
-    const IDLE: Duration = Duration::from_secs(5);
 
     fn gateway() -> Upstream {
         Upstream::Gateway(Gateway {
@@ -131,16 +133,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn slots_are_per_build_and_leave_nothing_in_the_map() {
-        let guard = LoopGuard::default();
+        let (guard, limits) = (LoopGuard::default(), Limits::default());
         let abc = build("abc");
         let mut held = Vec::new();
-        for _ in 0..SLOTS {
-            held.push(guard.acquire(&abc, &gateway(), IDLE).await.expect("a free slot"));
+        for _ in 0..slots(&limits) {
+            held.push(guard.acquire(&abc, &gateway(), &limits).await.expect("a free slot"));
         }
-        assert!(guard.acquire(&abc, &gateway(), IDLE).await.is_none(), "all slots are taken");
-        assert!(guard.acquire(&build("def"), &gateway(), IDLE).await.is_some(), "another build");
+        assert!(guard.acquire(&abc, &gateway(), &limits).await.is_none(), "all slots are taken");
+        assert!(guard.acquire(&build("def"), &gateway(), &limits).await.is_some(), "another build");
         held.pop();
-        assert!(guard.acquire(&abc, &gateway(), IDLE).await.is_some(), "one slot is free");
+        assert!(guard.acquire(&abc, &gateway(), &limits).await.is_some(), "one slot is free");
         held.clear();
         assert!(lock(&guard.0).is_empty());
     }
@@ -148,14 +150,14 @@ mod tests {
     /// Eight rounds of requests whose first byte takes most of the time that a wait may be idle.
     #[tokio::test(start_paused = true)]
     async fn a_wait_goes_on_while_slots_become_free() {
-        let guard = LoopGuard::default();
-        let first_byte = IDLE - Duration::from_millis(1);
+        let (guard, limits) = (LoopGuard::default(), Limits::default());
+        let first_byte = limits.connect_timeout - Duration::from_millis(1);
         let began = Instant::now();
         let mut requests = tokio::task::JoinSet::new();
-        for _ in 0..8 * SLOTS {
-            let guard = guard.clone();
+        for _ in 0..8 * slots(&limits) {
+            let (guard, limits) = (guard.clone(), limits.clone());
             requests.spawn(async move {
-                let slot = guard.acquire(&build("abc"), &gateway(), IDLE).await;
+                let slot = guard.acquire(&build("abc"), &gateway(), &limits).await;
                 sleep(first_byte).await;
                 slot.is_some()
             });

@@ -32,7 +32,7 @@ use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
 use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
-use crate::tls::Failure;
+use crate::tls::HandshakeFailure;
 
 /// Somebody who may have the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,15 +240,15 @@ impl Upstream {
                     // The alert that says why has to arrive.
                     below.into_socket().close();
                     // A TLS terminator in between knows other protocols only.
-                    if !(Failure::refuses_protocols(&error)
+                    if !(HandshakeFailure::refuses_protocols(&error)
                         && connector.omit_protocols(&name, port))
                     {
-                        break (Failure::of(&error), DialError::Tls(error));
+                        break (HandshakeFailure::from_error(&error), DialError::Tls(error));
                     }
                     debug!(route = %self, "TLS without ALPN, which this gateway's address refuses");
                     stream = connect().await?;
                 }
-                Err(late) => break (Failure::Timeout, late),
+                Err(late) => break (HandshakeFailure::Timeout, late),
             }
         };
         cx.metrics.handshake_failed(Direction::Outbound, failure.label());
