@@ -16,7 +16,7 @@ use crate::gateway::health::Memory;
 use crate::gateway::routing::Resolver;
 use crate::model::component::State;
 use crate::registry::{Registration, RegistrationStatus, Registry};
-use crate::telemetry::log::{self, LostLines};
+use crate::telemetry::log::LostLines;
 
 /// Reads the live state at each scrape.
 pub(crate) struct StateCollector {
@@ -86,12 +86,6 @@ impl Collector for StateCollector {
             "zuul_fingergw_log_lines_lost",
             "Log lines that could not be written",
             &ConstCounter::new(self.lost_lines.count()),
-        )?;
-        encode_metric(
-            encoder,
-            "zuul_fingergw_panics",
-            "Panics of tasks and threads; each is a bug of this program",
-            &ConstCounter::new(log::panics()),
         )?;
         encode_gauges(
             encoder,

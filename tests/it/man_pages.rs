@@ -65,7 +65,8 @@ fn the_page_of_the_program_has_its_options_and_commands() {
 fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>, heading: &str) -> String {
     let mut roff = Vec::new();
     render(&mut roff).expect("a section");
-    let roff = String::from_utf8(roff).expect("UTF-8");
+    // The preamble defines this string as the apostrophe.
+    let roff = String::from_utf8(roff).expect("UTF-8").replace("\\*(Aq", "\\(aq");
     let lines = roff
         .lines()
         .filter(|line| [".ie ", ".el ", ".SH "].iter().all(|request| !line.starts_with(request)));

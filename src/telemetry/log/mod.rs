@@ -20,7 +20,6 @@ use std::ffi::OsStr;
 use std::io;
 use std::panic;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use tracing::{Level, error, warn};
@@ -154,18 +153,9 @@ fn denied<T>(result: &io::Result<T>) -> bool {
     result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// The number of panics since the start.
-static PANICS: AtomicU64 = AtomicU64::new(0);
-
-/// Returns the number of panics since the start.
-pub(crate) fn panics() -> u64 {
-    PANICS.load(Ordering::Relaxed)
-}
-
-/// Counts and logs a panic. The default hook writes to standard error, where a task that serves would
-/// wait for a reader that stalls.
+/// Logs a panic. The default hook writes to standard error, where a task that serves would wait for a
+/// reader that stalls.
 fn log_panic(panic: &panic::PanicHookInfo<'_>) {
-    PANICS.fetch_add(1, Ordering::Relaxed);
     // "panicked at FILE:LINE:COLUMN:", and the message on the next line.
     let text = panic.to_string().replacen("panicked at ", "", 1).replacen('\n', " ", 1);
     let backtrace = Backtrace::capture();
@@ -207,27 +197,6 @@ fn unusable(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    use std::thread;
-
-    #[test]
-    fn a_panic_is_counted() {
-        let test_thread = thread::current().id();
-        let previous = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if thread::current().id() == test_thread {
-                log_panic(info);
-            } else {
-                previous(info);
-            }
-        }));
-        let before = panics();
-        let result = panic::catch_unwind(|| panic!("part of the test"));
-        // Back to the default hook.
-        drop(panic::take_hook());
-        assert!(result.is_err());
-        assert_eq!(panics(), before + 1);
-    }
 
     #[test]
     fn colours_are_for_terminals_without_no_color() {
