@@ -38,8 +38,6 @@ mod demo;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod gateway;
-#[cfg(test)]
-mod manual;
 mod model;
 mod os;
 mod registry;
