@@ -6,13 +6,13 @@
 //! - debug: whatever a peer can cause at will. Nothing above it can be provoked by a stranger who
 //!   knows no build.
 
-pub(crate) mod file_writer;
-pub(crate) mod sink;
+pub(crate) mod output;
+pub(crate) mod writer;
 pub(crate) mod stderr;
 pub(crate) mod text_fields;
 pub(crate) mod zuul_format;
 
-pub(crate) use self::sink::LostLines;
+pub(crate) use self::writer::LostLines;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::env;
@@ -29,8 +29,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::file_writer::Followed;
-use self::sink::{Output, Sink};
+use self::output::Followed;
+use self::writer::{Output, Sink};
 use self::text_fields::TextFields;
 use self::zuul_format::{ZuulLine, local_zone};
 use crate::config::{Log, LogFormat, LogOutput};
@@ -137,7 +137,7 @@ fn open(path: &Path, account: Option<&RunAsUser>) -> Result<Followed> {
     let mut opened = as_account(account, || Followed::open(path))?;
     if let Some(account) = account
         && denied(&opened)
-        && file_writer::is_controlled_by_root(path)
+        && output::is_controlled_by_root(path)
     {
         opened = Followed::open_for(path, account.ids());
     }
@@ -173,9 +173,9 @@ pub(crate) fn check(log: &Log, account: Option<&RunAsUser>) -> Result<()> {
     match &log.output {
         LogOutput::Stdout | LogOutput::Stderr => Ok(()),
         LogOutput::File(path) => {
-            let mut checked = as_account(account, || file_writer::check(path))?;
-            if account.is_some() && denied(&checked) && file_writer::is_controlled_by_root(path) {
-                checked = file_writer::check(path);
+            let mut checked = as_account(account, || output::check(path))?;
+            if account.is_some() && denied(&checked) && output::is_controlled_by_root(path) {
+                checked = output::check(path);
             }
             checked.with_context(|| unusable(path))
         }

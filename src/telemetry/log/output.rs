@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::getuid;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use super::sink::write_lines;
+use super::writer::write_lines;
 use crate::os::file::open_for_writing;
 
 /// Checks whether [`Followed::open`] would succeed at `path`, without creating a file.

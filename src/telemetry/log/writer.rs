@@ -18,7 +18,7 @@ use std::time::Duration;
 use rustix::fs::fstat;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::file_writer::Followed;
+use super::output::Followed;
 use super::stderr;
 
 /// The most bytes that wait to be written: seconds of a busy gateway at debug level, hours at info.
@@ -377,7 +377,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::telemetry::log::file_writer::Followed;
+    use crate::telemetry::log::output::Followed;
 
     /// A sink that writes to a pipe, as to standard output.
     fn piped() -> (Lines, Sink, PipeReader) {
