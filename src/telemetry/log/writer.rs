@@ -1,55 +1,51 @@
 //! The queue of log lines and the thread that writes them.
 //!
-//! A disk may hang (NFS, a failing device), and a process that reads our standard output may stall.
-//! Tasks that serve must not wait for either, so every output goes through a bounded queue to a
-//! thread of its own; lines that do not fit are dropped and counted. `tracing-appender` is not used,
-//! because its thread ignores write errors: lost lines would not be reported, and a file on a full
-//! disk would keep a partial line.
+//! A disk can hang (NFS, a failing device), and a process that reads our standard output can stall.
+//! Tasks that serve must not wait for either, so lines go through a bounded queue to a thread; lines
+//! that do not fit are dropped and counted. `tracing-appender` is not used, because its thread ignores
+//! write errors: lost lines would not be counted, and a full disk would leave a cut line.
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::mem;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::fstat;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::output::Followed;
+use super::output::Output;
 use super::stderr;
 
-/// The most bytes that wait to be written: seconds of a busy gateway at debug level, hours at info.
+/// The most bytes that are queued: seconds of a busy gateway at debug level, hours at info level.
 const QUEUE_MAX: usize = 4 << 20;
 
-/// The most bytes of one write: what a pipe takes whole (`PIPE_BUF` of pipe(7)), so that lines of other
-/// writers come between ours and not into them.
+/// The most bytes of one write: what a pipe accepts as a whole (`PIPE_BUF` of pipe(7)), so that lines
+/// of other writers come between ours and not into them.
 const WRITE_MAX: usize = 4096;
 
-/// How long lines gather after others were written, and up to how many bytes. A busy gateway then
-/// wakes the writer thread 200 times a second and not for every line. The first line after a pause is
-/// written immediately.
-const GATHER_TIME: Duration = Duration::from_millis(5);
-const GATHER_MAX: usize = 64 << 10;
+/// After a write, how long lines are collected, and up to how many bytes. The thread of a busy gateway
+/// then wakes 200 times a second and not for every line. The first line after a pause is written
+/// immediately.
+const COLLECT_TIME: Duration = Duration::from_millis(5);
+const COLLECT_MAX: usize = 64 << 10;
 
 /// How long the end of the program may wait for the output.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The formatter's end of the queue. Cheap to clone.
+/// Queues lines. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Lines(Arc<Queue>);
+pub(super) struct LogWriter(Arc<Queue>);
 
-/// The log's output. Lines are queued until [`Self::begin`] starts the writer thread. Dropping it
-/// waits until queued lines are written, for at most [`FLUSH_TIMEOUT`].
-pub(crate) struct Sink {
+/// The output of the queue. Dropping it waits until queued lines are written, for at most
+/// [`FLUSH_TIMEOUT`].
+pub(super) struct WriterThread {
     queue: Arc<Queue>,
-    /// `None` once the writer thread has it.
+    /// `None` once the thread has it.
     output: Option<Output>,
 }
 
-/// How many lines were lost since the start. Cheap to clone.
+/// The number of lines lost since the start. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct LostLines(Arc<AtomicU64>);
 
@@ -59,131 +55,129 @@ impl LostLines {
     }
 }
 
-impl Sink {
-    /// Returns a sink that writes to `output`, and what formatters write to.
-    pub(crate) fn new(output: Output) -> (Lines, Self) {
-        let queue = Arc::new(Queue::default());
-        (Lines(Arc::clone(&queue)), Self { queue, output: Some(output) })
-    }
+/// Returns a writer and the thread, not started yet, that writes its lines to `output`.
+pub(super) fn new(output: Output) -> (LogWriter, WriterThread) {
+    let queue = Arc::new(Queue::default());
+    (LogWriter(Arc::clone(&queue)), WriterThread { queue, output: Some(output) })
+}
 
-    pub(crate) fn lost_lines(&self) -> LostLines {
+impl WriterThread {
+    pub(super) fn lost_lines(&self) -> LostLines {
         self.queue.lost_lines.clone()
     }
 
-    /// Starts the writer thread. Later calls do nothing. A fork would leave the thread behind, so
-    /// call this after the last one.
+    /// Starts the thread. Later calls do nothing. A fork would not copy the thread, so call this after
+    /// the last fork.
     ///
     /// # Errors
-    /// The kernel gives no thread.
-    pub(crate) fn begin(&mut self) -> io::Result<()> {
+    /// The thread cannot be started.
+    pub(super) fn start(&mut self) -> io::Result<()> {
         if self.output.is_none() {
             return Ok(());
         }
-        // The thread takes the output only once it runs, so that without a thread it is still here.
-        let (hand_over, taken) = mpsc::channel();
+        // Moved to the thread once it runs, so that without a thread it is still here.
+        let (sender, receiver) = mpsc::channel();
         let queue = Arc::clone(&self.queue);
-        let write = move || {
-            let Ok(mut output) = taken.recv() else { return };
-            let mut failing = false;
+        let run = move || {
+            let Ok(mut output) = receiver.recv() else { return };
+            let mut is_failing = false;
             loop {
-                write_batch(&mut output, &queue, &mut failing);
+                write_batch(&mut output, &queue, &mut is_failing);
             }
         };
-        thread::Builder::new().name("log".to_owned()).spawn(write)?;
+        thread::Builder::new().name("log".to_owned()).spawn(run)?;
         if let Some(output) = self.output.take() {
-            // The thread waits for exactly this.
-            let _ = hand_over.send(output);
+            // Cannot fail: the thread waits for it.
+            let _ = sender.send(output);
         }
         Ok(())
     }
 }
 
-impl Drop for Sink {
+impl Drop for WriterThread {
     fn drop(&mut self) {
-        if self.begin().is_err()
+        if self.start().is_err()
             && let Some(output) = &mut self.output
             && !self.queue.lock().text.is_empty()
         {
             write_batch(output, &self.queue, &mut false);
             return;
         }
-        let mut waiting = self.queue.lock();
-        waiting.flushing = true;
+        let mut state = self.queue.lock();
+        state.is_flushing = true;
         self.queue.changed.notify_all();
-        let busy = |waiting: &mut Waiting| waiting.writing || !waiting.text.is_empty();
-        drop(self.queue.changed.wait_timeout_while(waiting, FLUSH_TIMEOUT, busy));
+        let is_busy = |state: &mut State| state.is_writing || !state.text.is_empty();
+        drop(self.queue.changed.wait_timeout_while(state, FLUSH_TIMEOUT, is_busy));
     }
 }
 
 #[derive(Default)]
 struct Queue {
-    waiting: Mutex<Waiting>,
+    state: Mutex<State>,
     changed: Condvar,
     lost_lines: LostLines,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct State {
     /// Whole lines.
     text: Vec<u8>,
-    /// Lines lost since the last report of lost lines.
+    /// Lines lost since the last report.
     lost: u64,
-    /// Whether the writer thread is busy: it holds lines that may not be written yet, or lets lines
-    /// gather.
-    writing: bool,
+    /// Whether the thread is busy: it writes lines, or lets them collect.
+    is_writing: bool,
     /// Whether the end of the program waits for the last line.
-    flushing: bool,
+    is_flushing: bool,
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn push(&self, line: &[u8]) {
-        let mut waiting = self.lock();
-        if waiting.text.len() + line.len() > QUEUE_MAX {
-            self.lose(&mut waiting, 1);
+        let mut state = self.lock();
+        if state.text.len() + line.len() > QUEUE_MAX {
+            self.count_lost(&mut state, 1);
             return;
         }
-        let before = waiting.text.len();
-        waiting.text.extend_from_slice(line);
-        let is_enough = before < GATHER_MAX && waiting.text.len() >= GATHER_MAX;
-        if !waiting.writing || is_enough {
+        let before = state.text.len();
+        state.text.extend_from_slice(line);
+        let is_collected = before < COLLECT_MAX && state.text.len() >= COLLECT_MAX;
+        if !state.is_writing || is_collected {
             self.changed.notify_all();
         }
     }
 
-    /// Counts lines that are lost.
-    fn lose(&self, waiting: &mut Waiting, lines: u64) {
-        waiting.lost += lines;
+    fn count_lost(&self, state: &mut State, lines: u64) {
+        state.lost += lines;
         self.lost_lines.0.fetch_add(lines, Ordering::Relaxed);
     }
 
     /// Waits for lines and takes all of them. The lines of the previous call count as written.
     fn take(&self) -> Vec<u8> {
-        let mut waiting = self.lock();
-        if waiting.writing {
-            let gathers =
-                |waiting: &mut Waiting| !waiting.flushing && waiting.text.len() < GATHER_MAX;
-            let gathered = self.changed.wait_timeout_while(waiting, GATHER_TIME, gathers);
-            waiting = gathered.unwrap_or_else(PoisonError::into_inner).0;
-            waiting.writing = false;
-            // A system call, even if nothing waits.
-            if waiting.flushing {
+        let mut state = self.lock();
+        if state.is_writing {
+            let is_collecting =
+                |state: &mut State| !state.is_flushing && state.text.len() < COLLECT_MAX;
+            let waited = self.changed.wait_timeout_while(state, COLLECT_TIME, is_collecting);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.is_writing = false;
+            // Notifying is a system call even if no thread waits.
+            if state.is_flushing {
                 self.changed.notify_all();
             }
         }
-        let empty = |waiting: &mut Waiting| waiting.text.is_empty();
-        let mut waiting =
-            self.changed.wait_while(waiting, empty).unwrap_or_else(PoisonError::into_inner);
-        waiting.writing = true;
-        mem::take(&mut waiting.text)
+        let is_empty = |state: &mut State| state.text.is_empty();
+        let waited = self.changed.wait_while(state, is_empty);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.is_writing = true;
+        mem::take(&mut state.text)
     }
 }
 
-impl Write for &Lines {
-    /// Never fails and never waits: code that logs could not do anything about it.
+impl Write for &LogWriter {
+    /// Never fails and never waits: the code that logs could not do anything about it.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.push(line);
         Ok(line.len())
@@ -194,7 +188,7 @@ impl Write for &Lines {
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for LogWriter {
     type Writer = &'a Self;
 
     fn make_writer(&'a self) -> &'a Self {
@@ -202,208 +196,84 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// Where the writer thread writes.
-pub(crate) enum Output {
-    File(Followed),
-    Stream(Stream),
-}
-
-/// Standard output or standard error. It has a descriptor of its own: the lock of [`io::stdout`]
-/// would be held as long as a reader stalls, and others would wait for it.
-pub(crate) struct Stream {
-    name: &'static str,
-    file: File,
-    torn: bool,
-}
-
-impl Output {
-    /// # Errors
-    /// There is no descriptor left.
-    pub(crate) fn stdout() -> io::Result<Self> {
-        let file = io::stdout().as_fd().try_clone_to_owned()?.into();
-        Ok(Self::Stream(Stream { name: "standard output", file, torn: false }))
-    }
-
-    /// # Errors
-    /// There is no descriptor left.
-    pub(crate) fn stderr() -> io::Result<Self> {
-        let file = io::stderr().as_fd().try_clone_to_owned()?.into();
-        Ok(Self::Stream(Stream { name: "standard error", file, torn: false }))
-    }
-
-    /// Opens a file again that was rotated. Called once for all lines that wait.
-    fn follow(&mut self) -> io::Result<()> {
-        match self {
-            Self::File(file) => file.follow(),
-            Self::Stream(_) => Ok(()),
-        }
-    }
-
-    /// Writes `lines`, or as many bytes of them as it returns with the error.
-    fn write(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
-        match self {
-            Self::File(file) => file.write(lines),
-            Self::Stream(Stream { file, torn, .. }) => write_lines(file, torn, lines),
-        }
-    }
-
-    /// Whether this is the file, pipe or terminal that standard error is.
-    pub(crate) fn is_stderr(&self) -> bool {
-        let file = match self {
-            Self::File(file) => file.file(),
-            Self::Stream(stream) => &stream.file,
-        };
-        match (fstat(file), fstat(io::stderr())) {
-            (Ok(ours), Ok(other)) => (ours.st_dev, ours.st_ino) == (other.st_dev, other.st_ino),
-            _ => false,
-        }
-    }
-
-    pub(crate) fn is_terminal(&self) -> bool {
-        match self {
-            Self::File(_) => false,
-            Self::Stream(stream) => stream.file.is_terminal(),
-        }
-    }
-
-    fn name(&self) -> String {
-        match self {
-            Self::File(file) => file.path().display().to_string(),
-            Self::Stream(stream) => stream.name.to_owned(),
-        }
-    }
-}
-
-/// Waits for lines and writes all of them.
-fn write_batch(output: &mut Output, queue: &Queue, failing: &mut bool) {
+/// Waits for lines and writes all of them. `is_failing` is whether the last write failed; the first
+/// failure is reported on standard error.
+fn write_batch(output: &mut Output, queue: &Queue, is_failing: &mut bool) {
     let text = queue.take();
-    let mut followed = output.follow();
-    let mut reported = false;
     let mut rest = text.as_slice();
     while !rest.is_empty() {
         let (lines, after) = rest.split_at(end_of_lines(rest));
         rest = after;
-        let followed_now = mem::replace(&mut followed, Ok(()));
-        let written = followed_now.map_err(|error| (0, error)).and_then(|()| output.write(lines));
-        match written {
+        match output.write(lines) {
             Ok(()) => {
-                *failing = false;
-                // Once a batch: the queue was emptied for it, so the report itself fits.
-                if !mem::replace(&mut reported, true) {
-                    report_lost(queue);
+                *is_failing = false;
+                let lost = mem::take(&mut queue.lock().lost);
+                if lost > 0 {
+                    // Through the queue, to have the configured format.
+                    tracing::warn!(lost, "log lines were lost: they could not be written in time");
                 }
             }
             Err((count, error)) => {
                 let lost = lines[count..].iter().filter(|byte| **byte == b'\n').count();
-                queue.lose(&mut queue.lock(), lost as u64);
-                if !mem::replace(failing, true) {
-                    let name = output.name();
-                    stderr::write(
-                        &format!(
-                            "{name}: cannot be written: {error}; log lines are lost until it can"
-                        ),
-                        Duration::ZERO,
+                queue.count_lost(&mut queue.lock(), lost as u64);
+                if !mem::replace(is_failing, true) {
+                    let text = format!(
+                        "{}: cannot be written: {error}; log lines are lost until it can",
+                        output.name()
                     );
+                    stderr::write(&text, Duration::ZERO);
                 }
-                // The next lines are tried again: the directory may be back.
-                followed = output.follow();
             }
         }
     }
 }
 
-/// How many bytes of `text` to write: whole lines, as many as [`WRITE_MAX`] allows, at least one.
+/// Returns how many bytes of `text` to write: whole lines, as many as [`WRITE_MAX`] allows, at least
+/// one.
 fn end_of_lines(text: &[u8]) -> usize {
     if text.len() <= WRITE_MAX {
         return text.len();
     }
     let (fitting, longer) = text.split_at(WRITE_MAX);
-    let newline = |byte: &u8| *byte == b'\n';
-    match fitting.iter().rposition(newline) {
+    let is_newline = |byte: &u8| *byte == b'\n';
+    match fitting.iter().rposition(is_newline) {
         Some(last) => last + 1,
-        None => longer.iter().position(newline).map_or(text.len(), |at| WRITE_MAX + at + 1),
+        None => longer.iter().position(is_newline).map_or(text.len(), |at| WRITE_MAX + at + 1),
     }
-}
-
-/// Logs how many lines were lost since the last call. The line goes through the queue, to have the
-/// configured format.
-fn report_lost(queue: &Queue) {
-    let lost = mem::take(&mut queue.lock().lost);
-    if lost > 0 {
-        tracing::warn!(lost, "log lines were lost: they could not be written in time");
-    }
-}
-
-/// Appends `lines`, or as many bytes of them as it returns with the error. `torn` is whether the last
-/// line in `file` is a partial one; it is ended first.
-pub(crate) fn write_lines(
-    file: &File,
-    torn: &mut bool,
-    lines: &[u8],
-) -> Result<(), (usize, io::Error)> {
-    if *torn {
-        write_all(file, b"\n").map_err(|(_, error)| (0, error))?;
-        *torn = false;
-    }
-    write_all(file, lines).inspect_err(|(count, _)| {
-        *torn = lines[..*count].last().is_some_and(|byte| *byte != b'\n');
-    })
-}
-
-fn write_all(mut file: &File, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
-    let mut count = 0;
-    while count < bytes.len() {
-        let written = match file.write(&bytes[count..]) {
-            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            // Another process that shares the pipe or terminal has made it non-blocking.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                stderr::wait_writable(file, None).map(|()| 0)
-            }
-            written => written,
-        };
-        count += written.map_err(|error| (count, error))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::io::{PipeReader, Read, pipe};
-    use std::os::fd::OwnedFd;
-    use std::path::Path;
+    use std::os::fd::{AsFd, OwnedFd};
 
     use tempfile::TempDir;
 
     use super::*;
-    use crate::telemetry::log::output::Followed;
 
-    /// A sink that writes to a pipe, as to standard output.
-    fn piped() -> (Lines, Sink, PipeReader) {
+    /// Returns a writer whose output is a pipe, and the pipe's reader.
+    fn piped(is_non_blocking: bool) -> (LogWriter, WriterThread, PipeReader) {
         let (reader, writer) = pipe().unwrap();
-        let file = OwnedFd::from(writer).into();
-        let (lines, sink) = Sink::new(Output::Stream(Stream { name: "a pipe", file, torn: false }));
-        (lines, sink, reader)
-    }
-
-    fn read(path: &Path) -> String {
-        fs::read_to_string(path).expect("a log file")
+        let writer = OwnedFd::from(writer);
+        rustix::io::ioctl_fionbio(&writer, is_non_blocking).unwrap();
+        let (writer, thread) = new(Output::stream("a pipe", writer.as_fd()).unwrap());
+        (writer, thread, reader)
     }
 
     #[test]
-    fn queue_beyond_its_bound_loses_and_counts_lines() {
-        let lines = Lines(Arc::default());
+    fn lines_beyond_the_queue_limit_are_counted_as_lost() {
+        let writer = LogWriter(Arc::default());
         let line = vec![b'x'; QUEUE_MAX / 4];
         for _ in 0..6 {
-            (&lines).write_all(&line).unwrap();
+            (&writer).write_all(&line).unwrap();
         }
-        let waiting = lines.0.lock();
-        assert_eq!((waiting.text.len(), waiting.lost), (4 * line.len(), 2));
-        drop(waiting);
-        assert_eq!(lines.0.take().len(), 4 * line.len());
-        (&lines).write_all(b"room again").unwrap();
-        assert_eq!(lines.0.lock().text, b"room again");
+        let state = writer.0.lock();
+        assert_eq!((state.text.len(), state.lost), (4 * line.len(), 2));
+        drop(state);
+        assert_eq!(writer.0.take().len(), 4 * line.len());
+        (&writer).write_all(b"room again").unwrap();
+        assert_eq!(writer.0.lock().text, b"room again");
     }
 
     #[test]
@@ -423,74 +293,59 @@ mod tests {
     }
 
     #[test]
-    fn broken_pipe_is_an_error_without_a_partial_line() {
-        let (reader, writer) = pipe().unwrap();
-        let file = File::from(OwnedFd::from(writer));
-        let mut torn = false;
-        assert!(write_lines(&file, &mut torn, b"one\ntwo\n").is_ok() && !torn);
-        drop(reader);
-        let (count, error) = write_lines(&file, &mut torn, b"three\n").unwrap_err();
-        assert_eq!((count, error.kind(), torn), (0, io::ErrorKind::BrokenPipe, false));
-    }
-
-    #[test]
-    fn dropped_sink_has_written_every_line() {
+    fn drop_waits_until_every_line_is_written() {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("log");
-        for begins in [true, false] {
-            let (lines, mut sink) = Sink::new(Output::File(Followed::open(&path).unwrap()));
-            (&lines).write_all(b"early\n").unwrap();
-            if begins {
-                sink.begin().unwrap();
+        for is_started in [true, false] {
+            let (writer, mut thread) = new(Output::open(&path).unwrap());
+            (&writer).write_all(b"early\n").unwrap();
+            if is_started {
+                thread.start().unwrap();
             }
             for number in 1..1000 {
-                (&lines).write_all(format!("{number}\n").as_bytes()).unwrap();
+                (&writer).write_all(format!("{number}\n").as_bytes()).unwrap();
             }
-            drop(sink);
-            assert_eq!(read(&path).lines().count(), 1000);
+            drop(thread);
+            assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1000);
             fs::remove_file(&path).unwrap();
         }
     }
 
-    /// A reader that stalls holds up neither those who log nor the end of the program, and gets
-    /// whole lines when it reads on.
     #[test]
-    fn stalled_reader_loses_whole_lines_and_blocks_no_writer() {
-        let (lines, mut sink, mut reader) = piped();
-        sink.begin().unwrap();
+    fn stalled_reader_loses_whole_lines_and_blocks_neither_writers_nor_the_drop() {
+        let (writer, mut thread, mut reader) = piped(false);
+        thread.start().unwrap();
         let line = [vec![b'x'; 1023], b"\n".to_vec()].concat();
         // More than the pipe and the queue hold.
         for _ in 0..2 * QUEUE_MAX / line.len() {
-            (&lines).write_all(&line).unwrap();
+            (&writer).write_all(&line).unwrap();
         }
-        let lost = sink.lost_lines().count();
+        let lost = thread.lost_lines().count();
         assert!(lost > 0);
         let reading = thread::spawn(move || {
             let mut text = Vec::new();
             reader.read_to_end(&mut text).map(|_| text)
         });
-        drop(sink);
-        let waiting = lines.0.lock();
-        assert!(waiting.text.is_empty() && !waiting.writing, "all was written");
-        drop(waiting);
-        // The writer thread lives as long as the process, and with it the pipe's other end.
+        drop(thread);
+        let state = writer.0.lock();
+        assert!(state.text.is_empty() && !state.is_writing, "all was written");
+        drop(state);
+        // The thread, and with it the pipe's other end, lives as long as the process.
         assert!(!reading.is_finished());
     }
 
     #[test]
-    fn non_blocking_pipe_takes_every_line() {
-        let (lines, mut sink, mut reader) = piped();
-        let Some(Output::Stream(stream)) = &sink.output else { panic!("a stream") };
-        rustix::io::ioctl_fionbio(&stream.file, true).unwrap();
-        sink.begin().unwrap();
+    fn non_blocking_pipe_gets_every_line() {
+        let (writer, mut thread, mut reader) = piped(true);
+        thread.start().unwrap();
         let line = [vec![b'x'; 1023], b"\n".to_vec()].concat();
         let count = QUEUE_MAX / line.len() / 2;
         for _ in 0..count {
-            (&lines).write_all(&line).unwrap();
+            (&writer).write_all(&line).unwrap();
         }
         let mut text = vec![0; count * line.len()];
         reader.read_exact(&mut text).unwrap();
         assert!(text.chunks(line.len()).all(|read| read == line));
-        assert_eq!(sink.lost_lines().count(), 0);
+        assert_eq!(thread.lost_lines().count(), 0);
     }
 }
