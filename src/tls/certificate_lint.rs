@@ -457,7 +457,7 @@ mod tests {
         fn damaged_certificates_are_read_or_refused(
             changes in proptest::collection::vec((0_usize..600, 0_u8..), 1..6)
         ) {
-            use crate::tls::certificate_names::{Validity, is_constrained, names, told_names};
+            use crate::tls::certificate_names::{Validity, is_constrained, names, display_names};
             let mut der = certificate(|params| {
                 params.subject_alt_names.push(rcgen::SanType::IpAddress([192, 0, 2, 1].into()));
                 params.extended_key_usages = vec![ServerAuth];
@@ -468,7 +468,7 @@ mod tests {
                 der[at] = byte;
             }
             let der = CertificateDer::from(der);
-            let _ = (Validity::of(&der), is_constrained(&der), names(&der, true), told_names(&der));
+            let _ = (Validity::of(&der), is_constrained(&der), names(&der, true), display_names(&der));
             let _ = findings(std::slice::from_ref(&der), LISTENING, at(2025, 1, 1));
             let mut trust_anchors = crate::tls::trust_anchors::TrustAnchors::default();
             if trust_anchors.add(der.clone()).is_ok() {

@@ -1,4 +1,4 @@
-//! The names and dates in a certificate. Verifies no signature.
+//! Reads names and dates of certificates. Verifies no signature.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::{OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_SUBJECT_ALT_NAME};
 use x509_parser::parse_x509_certificate;
 
-/// The names in a certificate, for people.
-pub(crate) fn told_names(certificate: &CertificateDer<'_>) -> String {
+/// Returns the names in a certificate for a message: printable, at most 200 characters.
+pub(crate) fn display_names(certificate: &CertificateDer<'_>) -> String {
     names(certificate, true).join(" ").escape_default().take(200).collect()
 }
 
-/// Whether the common name of `certificate` counts and is `name`: there is no alternative name of
-/// type DNS, or none at all if `name` is an address.
+/// Whether `certificate` is valid for `name` by its common name. The common name is used only if there
+/// is no alternative name of type DNS or, when `name` is an address, no alternative name at all.
 ///
-/// RFC 6125, section 6.4.4, allows it as a last resort, OpenSSL and with it Python do it, and the
-/// certificates that Zuul's own tools make have nothing else (`tools/zk-ca.sh`).
+/// RFC 6125, section 6.4.4, allows this as a last resort. OpenSSL, and with it Python, does the same,
+/// and the certificates that Zuul's own tools make have only a common name (`tools/zk-ca.sh`).
 pub(crate) fn is_commonly_named(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> bool {
     let Ok((_, certificate)) = parse_x509_certificate(certificate) else { return false };
     let names = certificate.subject_alternative_name();
@@ -30,8 +30,8 @@ pub(crate) fn is_commonly_named(certificate: &CertificateDer<'_>, name: &ServerN
     counts && common_name(&certificate).is_some_and(|common| matches(common, &name))
 }
 
-/// The DNS names in `certificate`: its alternative names; where none of them is a DNS name and
-/// `common` names count, its common name.
+/// Returns the DNS names in `certificate`: its alternative names or, with `common` and if none of them
+/// is a DNS name, its common name.
 pub(crate) fn names(certificate: &CertificateDer<'_>, common: bool) -> Vec<String> {
     let Ok((_, certificate)) = parse_x509_certificate(certificate) else { return Vec::new() };
     match dns_names(&certificate) {
@@ -42,7 +42,7 @@ pub(crate) fn names(certificate: &CertificateDer<'_>, common: bool) -> Vec<Strin
     }
 }
 
-/// The alternative names of type DNS; `None` if the extension cannot be read.
+/// Returns the alternative names of type DNS; `None` if the extension cannot be read.
 pub(crate) fn dns_names<'a>(certificate: &X509Certificate<'a>) -> Option<Vec<&'a str>> {
     let extensions = certificate.extensions().iter();
     let mut names = Vec::new();
@@ -59,7 +59,7 @@ pub(crate) fn dns_names<'a>(certificate: &X509Certificate<'a>) -> Option<Vec<&'a
     Some(names)
 }
 
-/// When a certificate is valid, in seconds since the epoch, both ends included.
+/// The validity period of a certificate, in seconds since the epoch, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Validity {
     pub(crate) from: i64,
@@ -67,14 +67,14 @@ pub(crate) struct Validity {
 }
 
 impl Default for Validity {
-    /// Always.
+    /// Returns a period without bounds.
     fn default() -> Self {
         Self { from: i64::MIN, until: i64::MAX }
     }
 }
 
 impl Validity {
-    /// Of `certificate`; `None` if it cannot be read.
+    /// Returns the period of `certificate`; `None` if it cannot be read.
     pub(crate) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = parse_x509_certificate(certificate).ok()?;
         let validity = certificate.validity();
@@ -82,8 +82,8 @@ impl Validity {
         Some(Self { from, until })
     }
 
-    /// The time in which all of `chain` are valid that are so `now`. Of a chain that was verified
-    /// `now` that includes every certificate that the verification needed.
+    /// Returns the period in which all certificates of `chain` that are valid `now` stay valid. For a
+    /// chain that was verified `now`, these include all that the verification used.
     pub(crate) fn of_chain<'c>(
         chain: impl IntoIterator<Item = &'c CertificateDer<'c>>,
         now: UnixTime,
@@ -93,7 +93,7 @@ impl Validity {
         valid.fold(Self::default(), Self::and)
     }
 
-    /// The time that is in both.
+    /// Returns the intersection of both periods.
     pub(crate) fn and(self, other: Self) -> Self {
         Self { from: self.from.max(other.from), until: self.until.min(other.until) }
     }
@@ -103,10 +103,10 @@ impl Validity {
         (self.from..=self.until).contains(&now)
     }
 
-    /// The same as an error of rustls.
+    /// Checks that `now` is in the period.
     ///
     /// # Errors
-    /// It has expired, or is not valid yet.
+    /// The error of rustls for a certificate that has expired or is not valid yet.
     pub(crate) fn check(self, now: UnixTime) -> Result<(), Error> {
         let at = |seconds: i64| {
             let seconds = u64::try_from(seconds).unwrap_or_default();
@@ -124,12 +124,12 @@ impl Validity {
     }
 }
 
-/// The common name; of several the last, the most specific.
+/// Returns the common name. If there are several, returns the last, which is the most specific.
 pub(crate) fn common_name<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
     certificate.subject().iter_common_name().last()?.as_str().ok()
 }
 
-/// Compares names without case; `*` stands for one whole label, the first (RFC 6125, section
+/// Compares names case-insensitively. `*` matches exactly one label, the first (RFC 6125, section
 /// 6.4.3).
 fn matches(pattern: &str, name: &str) -> bool {
     match (pattern.strip_prefix("*."), name.split_once('.')) {
@@ -141,7 +141,7 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Whether `certificate`, an authority's, may issue for certain names only, or cannot be read.
+/// Whether the CA certificate `certificate` has name constraints, or cannot be read.
 pub(crate) fn is_constrained(certificate: &CertificateDer<'_>) -> bool {
     let constraints = |certificate: &X509Certificate<'_>| {
         certificate.extensions().iter().any(|e| e.oid == OID_X509_EXT_NAME_CONSTRAINTS)
@@ -185,7 +185,7 @@ mod tests {
                 rcgen::OtherNameValue::Utf8String("x".into()),
             )),
         ] {
-            assert!(named(&with(name.clone()), "gw.example.org"), "{name:?} is no DNS name");
+            assert!(named(&with(name.clone()), "gw.example.org"), "{name:?} is not a DNS name");
         }
         let address = certificate(|params| {
             params.subject_alt_names = vec![rcgen::SanType::IpAddress([192, 0, 2, 9].into())];
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn all_names() {
+    fn names_are_dns_names_or_else_the_common_name() {
         let plain = certificate(|_| {});
         assert_eq!(names(&plain, true), ["gw.example.org"]);
         assert_eq!(names(&plain, false), [""; 0]);
@@ -212,13 +212,13 @@ mod tests {
         let address = certificate(|params| {
             params.subject_alt_names = vec![rcgen::SanType::IpAddress([192, 0, 2, 1].into())];
         });
-        assert_eq!(names(&address, true), ["gw.example.org"], "an address is no DNS name");
+        assert_eq!(names(&address, true), ["gw.example.org"], "an address is not a DNS name");
         assert_eq!(names(&address, false), [""; 0]);
         assert_eq!(names(&CertificateDer::from(vec![0x30]), true), [""; 0]);
     }
 
     #[test]
-    fn constraints() {
+    fn name_constraints_are_found() {
         use rcgen::{BasicConstraints, GeneralSubtree, IsCa, NameConstraints};
         let authority = |names: Option<&str>| {
             certificate(|params| {
@@ -231,11 +231,14 @@ mod tests {
         };
         assert!(is_constrained(&authority(Some("example.org"))));
         assert!(!is_constrained(&authority(None)));
-        assert!(is_constrained(&CertificateDer::from(vec![0x30])), "who knows");
+        assert!(
+            is_constrained(&CertificateDer::from(vec![0x30])),
+            "unreadable counts as constrained"
+        );
     }
 
     #[test]
-    fn wildcards_stand_for_one_label() {
+    fn wildcard_matches_one_label() {
         assert!(matches("*.example.org", "gw.example.org"));
         assert!(!matches("*.example.org", "a.gw.example.org"));
         assert!(!matches("*.example.org", "example.org"));

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::certificate_names::{Validity, is_commonly_named, is_constrained};
-use super::session_cache::Sessions;
+use super::session_cache::SessionCache;
 use super::trust_anchors::TrustAnchors;
 use super::{Identity, PEER_PROTOCOL, is_peer_gateway, provider};
 use crate::config::NameCheck;
@@ -46,7 +46,7 @@ struct Inner {
 #[derive(Clone)]
 pub(crate) struct Port {
     connector: TlsConnector,
-    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) sessions: Arc<SessionCache>,
 }
 
 /// Returns what dials with `identity`.
@@ -130,7 +130,7 @@ impl Connector {
             ports.clear();
         }
         let at_port = ports.entry(port).or_insert_with(|| {
-            let sessions = Arc::new(Sessions::new(*own, Arc::clone(&config.time_provider)));
+            let sessions = Arc::new(SessionCache::new(*own, Arc::clone(&config.time_provider)));
             let verifier =
                 Verifier::new(Arc::clone(trust_anchors), *names, Some(Arc::clone(&sessions)));
             let mut config = config.clone();
@@ -150,14 +150,14 @@ pub(crate) struct Verifier {
     pub(crate) names: NameCheck,
     algorithms: WebPkiSupportedAlgorithms,
     /// Where the sessions of the servers that were verified go.
-    sessions: Option<Arc<Sessions>>,
+    sessions: Option<Arc<SessionCache>>,
 }
 
 impl Verifier {
     pub(crate) fn new(
         trust_anchors: Arc<TrustAnchors>,
         names: NameCheck,
-        sessions: Option<Arc<Sessions>>,
+        sessions: Option<Arc<SessionCache>>,
     ) -> Self {
         let algorithms = provider().signature_verification_algorithms;
         Self { trust_anchors, names, algorithms, sessions }

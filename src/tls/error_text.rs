@@ -1,4 +1,4 @@
-//! Errors of TLS in words. The library shows many of its own in Rust's debug form.
+//! Texts of TLS errors for log and messages. rustls displays many of its own in Rust's debug form.
 
 use std::io;
 
@@ -8,12 +8,12 @@ use x509_parser::time::ASN1Time;
 
 use super::handshake_error::rustls_error;
 
-/// Returns the text for `error`, which may be one of TLS.
+/// Returns the text for `error`, which may come from rustls.
 pub(crate) fn describe(error: &io::Error) -> String {
     rustls_error(error).map_or_else(|| error.to_string(), describe_tls)
 }
 
-/// Returns the text for an error of the TLS library.
+/// Returns the text for an error of rustls.
 pub(crate) fn describe_tls(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(error) => {
@@ -25,7 +25,7 @@ pub(crate) fn describe_tls(error: &Error) -> String {
             format!("received fatal alert {name}{}", meaning.unwrap_or_default())
         }
         Error::InvalidMessage(why) => {
-            format!("what the peer sent is not TLS ({})", words(&format!("{why:?}"), ' '))
+            format!("the peer does not speak TLS ({})", words(&format!("{why:?}"), ' '))
         }
         Error::PeerIncompatible(why) => {
             format!("the peer's TLS is not compatible: {}", words(&format!("{why:?}"), ' '))
@@ -49,15 +49,15 @@ fn describe_alert(alert: AlertDescription) -> Option<&'static str> {
         AlertDescription::CertificateExpired => "our certificate has expired, or is not valid yet",
         AlertDescription::CertificateRevoked => "our certificate is revoked",
         AlertDescription::CertificateRequired => "the peer requires a certificate of ours",
-        AlertDescription::UnknownCA => "the peer does not trust the authority of our certificate",
-        AlertDescription::AccessDenied => "the peer does not let our certificate in",
+        AlertDescription::UnknownCA => "the peer does not trust the CA of our certificate",
+        AlertDescription::AccessDenied => "the peer does not admit our certificate",
         AlertDescription::NoApplicationProtocol => {
-            "what answers knows other protocols only (ALPN); if it was a gateway before and something \
-             ends TLS in front of it now, reload this gateway"
+            "the peer speaks other protocols only (ALPN); if a proxy terminates TLS in front of the \
+             gateway since a short time, reload this gateway"
         }
         AlertDescription::UnrecognisedName => "the peer does not know the name that was dialed",
         AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion => {
-            "the peer and we have no version or algorithm in common"
+            "there is no TLS version or algorithm that both ends support"
         }
         _ => return None,
     })
@@ -68,26 +68,28 @@ pub(crate) fn describe_certificate(error: &CertificateError) -> String {
     match error {
         CertificateError::BadEncoding => "it cannot be parsed".to_owned(),
         CertificateError::UnknownIssuer => {
-            "unknown issuer: no authority in the file has signed it, or an intermediate is missing"
+            "unknown issuer: no CA in the file has signed it, or an intermediate is missing"
                 .to_owned()
         }
         CertificateError::ExpiredContext { not_after, .. } => {
-            format!("it, or one that it needs, has expired: valid until {}", date(not_after))
+            format!("it, or a certificate of its chain, has expired: valid until {}", date(not_after))
         }
-        CertificateError::Expired => "it, or one that it needs, has expired".to_owned(),
+        CertificateError::Expired => "it, or a certificate of its chain, has expired".to_owned(),
         CertificateError::NotValidYetContext { not_before, .. } => {
-            format!("it, or one that it needs, is not valid yet: valid from {}", date(not_before))
+            format!(
+                "it, or a certificate of its chain, is not valid yet: valid from {}",
+                date(not_before)
+            )
         }
         CertificateError::BadSignature => {
-            "bad signature: an authority in the file has the name of its issuer, but another key has \
-             signed it"
+            "bad signature: a CA in the file has the name of its issuer, but another key has signed it"
                 .to_owned()
         }
         CertificateError::UnsupportedSignatureAlgorithmContext {
             signature_algorithm_id: id,
             ..
         } => format!(
-            "it, or one that it needs, is signed with an algorithm that is not supported{}",
+            "it, or a certificate of its chain, is signed with an algorithm that is not supported{}",
             algorithm(id)
         ),
         CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext {
@@ -95,7 +97,7 @@ pub(crate) fn describe_certificate(error: &CertificateError) -> String {
             ..
         } => format!("the algorithm of its signature{} does not fit the key", algorithm(id)),
         CertificateError::Other(other) => describe_webpki(&other.to_string()),
-        // The library has words for these.
+        // rustls displays these well.
         CertificateError::NotValidForNameContext { .. }
         | CertificateError::InvalidPurposeContext { .. }
         | CertificateError::ExpiredRevocationListContext { .. } => error.to_string(),
@@ -103,31 +105,31 @@ pub(crate) fn describe_certificate(error: &CertificateError) -> String {
     }
 }
 
-/// Returns the text for an error of webpki, whose own is its debug form.
+/// Returns the text for an error of webpki, which displays only its debug form.
 fn describe_webpki(debug: &str) -> String {
     let name = debug.split(['(', '{']).next().unwrap_or_default().trim();
     let text = match name {
         "CaUsedAsEndEntity" => {
-            "it is an authority's (CA:TRUE), which cannot be a peer's own: issue one with CA:FALSE"
+            "it is a CA certificate (CA:TRUE), which a peer must not present as its own; issue one with \
+             CA:FALSE"
         }
         "EndEntityUsedAsCa" => {
-            "the certificate that has signed it is not an authority's (CA:FALSE)"
+            "the certificate that has signed it is not a CA certificate (CA:FALSE)"
         }
         "UnsupportedCriticalExtension" => {
-            "it, or one that it needs, has a critical extension that is not supported, such as \
-             certificatePolicies or nsCertType: issue it with that extension not critical"
+            "it, or a certificate of its chain, has a critical extension that is not supported, such as \
+             certificatePolicies or nsCertType; issue it with that extension not critical"
         }
         "UnsupportedCertVersion" => "it is not an X.509 version 3 certificate",
-        "NameConstraintViolation" => "its authority may not issue for its names",
-        "PathLenConstraintViolated" => "its chain is longer than an authority in it allows",
+        "NameConstraintViolation" => "its CA may not issue certificates for its names",
+        "PathLenConstraintViolated" => "its chain is longer than a CA in it allows",
         "MaximumSignatureChecksExceeded"
         | "MaximumPathBuildCallsExceeded"
         | "MaximumPathDepthExceeded"
         | "MaximumNameConstraintComparisonsExceeded" => {
-            "too many certificates have to be tried: too long a chain, or too many authorities of \
-             one name"
+            "the chain is too long, or too many CAs have the same name"
         }
-        // Not a name but a text.
+        // A text, not the name of a variant.
         text if text.contains(' ') => text,
         name => return words(name, ' '),
     };
@@ -149,8 +151,8 @@ fn date(time: &rustls::pki_types::UnixTime) -> String {
     ASN1Time::from_timestamp(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
-/// Returns the name of a variant as words: `UnknownCA` becomes `unknown ca`. What it holds is left
-/// out.
+/// Returns the name of an enum variant as lower-case words, without its fields: `UnknownCA` becomes
+/// `unknown ca`.
 fn words(debug: &str, between: char) -> String {
     let mut text = String::new();
     let mut before = None;
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_words() {
+    fn errors_are_described_without_debug_forms() {
         let certificate = |error| described(Error::InvalidCertificate(error));
         let webpki = |name: &str| {
             certificate(CertificateError::Other(OtherError(Arc::new(io::Error::other(
@@ -189,11 +191,11 @@ mod tests {
         let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let sha1 = vec![6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 5, 5, 0];
         for (text, expected) in [
-            (webpki("CaUsedAsEndEntity"), "is an authority's (CA:TRUE)"),
+            (webpki("CaUsedAsEndEntity"), "is a CA certificate (CA:TRUE)"),
             (webpki("UnsupportedCriticalExtension"), "critical extension that is not supported"),
-            (webpki("MaximumSignatureChecksExceeded"), "too many certificates"),
+            (webpki("MaximumSignatureChecksExceeded"), "chain is too long"),
             (webpki("SomethingNew { with: 1 }"), "invalid peer certificate: something new"),
-            (certificate(CertificateError::UnknownIssuer), "unknown issuer: no authority"),
+            (certificate(CertificateError::UnknownIssuer), "unknown issuer: no CA"),
             (
                 certificate(CertificateError::ExpiredContext { time: at(9), not_after: at(0) }),
                 "has expired: valid until Jan  1 00:00:00 1970",
@@ -212,7 +214,7 @@ mod tests {
             ),
             (
                 described(Error::InvalidMessage(InvalidMessage::InvalidContentType)),
-                "not TLS (invalid content type)",
+                "not speak TLS (invalid content type)",
             ),
             (
                 described(Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon)),

@@ -1,4 +1,4 @@
-//! Certificate files in other formats than PEM, to say how they are converted.
+//! Recognizes certificate files in other formats than PEM and names the command that converts them.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use super::certificate_lint::quoted;
 const SIGNED_DATA: Oid<'static> = oid!(1.2.840.113549.1.7.2);
 const DATA: Oid<'static> = oid!(1.2.840.113549.1.7.1);
 
-/// Names the format of a file that is not PEM, with the command that converts it.
+/// Returns an error with the format of a file that is not PEM, and the command that converts it.
 pub(crate) fn other_format(path: &Path, bytes: &[u8]) -> Option<Error> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         let (shown, pem) = (quoted(path), quoted(format!("{}.pem", path.display())));
@@ -23,7 +23,7 @@ pub(crate) fn other_format(path: &Path, bytes: &[u8]) -> Option<Error> {
             path.display()
         ));
     }
-    // Text around the blocks may be of any encoding.
+    // Text around PEM blocks may have any encoding.
     if std::str::from_utf8(bytes).is_ok() || contains_begin(bytes) {
         return None;
     }
@@ -39,10 +39,10 @@ pub(crate) fn other_format(path: &Path, bytes: &[u8]) -> Option<Error> {
         ("DER", format!("openssl pkey -inform DER -in {shown} -out {pem}"))
     } else {
         return Some(anyhow!(
-            "{name}: is not PEM (binary data); see what is in it: openssl storeutl -noout {shown}"
+            "{name}: is not PEM (binary data); show its content: openssl storeutl -noout {shown}"
         ));
     };
-    Some(anyhow!("{name}: is {format}, not PEM; turn it into PEM: {command}"))
+    Some(anyhow!("{name}: is {format}, not PEM; convert it: {command}"))
 }
 
 fn contains_begin(bytes: &[u8]) -> bool {
@@ -50,8 +50,8 @@ fn contains_begin(bytes: &[u8]) -> bool {
     bytes.windows(begin.len()).any(|window| window == begin)
 }
 
-/// The object identifiers among the first elements of a DER structure, and of the structures in it:
-/// where PKCS#7 and PKCS#12 name their content.
+/// Returns the object identifiers in the first two levels of a DER structure, where PKCS#7 and
+/// PKCS#12 name their content.
 fn first_oids(der: &[u8]) -> Vec<Oid<'_>> {
     fn elements(der: &[u8]) -> Vec<Any<'_>> {
         let (mut rest, mut found) = (der, Vec::new());

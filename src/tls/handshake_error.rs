@@ -1,36 +1,36 @@
-//! Why a TLS handshake failed, as it is counted.
+//! Reasons why a TLS handshake failed, as metrics count them.
 
 use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error};
 
-/// The reason, from what the handshake ended with.
+/// Why a handshake failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// It took longer than its deadline.
+pub(crate) enum HandshakeFailure {
+    /// It did not complete in time.
     Timeout,
     /// The peer closed or reset the connection.
     Closed,
-    /// What came is no TLS.
+    /// The peer does not speak TLS.
     NotTls,
-    /// The peer shows no certificate, or wants one of us.
+    /// The peer presented no certificate, or requires one from us.
     NoCertificate,
-    /// No authority of ours has issued the peer's certificate.
+    /// No CA that we trust has issued the peer's certificate.
     UnknownAuthority,
     /// The peer's certificate has expired or is not valid yet.
     Dates,
-    /// The peer's certificate is another one's.
+    /// The peer's certificate is for other names.
     Name,
-    /// The peer's certificate cannot be used for another reason.
+    /// The peer's certificate is invalid for another reason.
     Certificate,
-    /// The peer sent an alert: most often about a certificate of ours.
+    /// The peer sent an alert, mostly about our certificate.
     RefusedByPeer,
     /// Anything else.
     Protocol,
 }
 
-impl Failure {
-    /// Every reason there is.
+impl HandshakeFailure {
+    /// All reasons.
     #[cfg(test)]
     pub(crate) const ALL: [Self; 10] = [
         Self::Timeout,
@@ -45,10 +45,10 @@ impl Failure {
         Self::Protocol,
     ];
 
-    /// Of what a handshake returned.
-    pub(crate) fn of(error: &io::Error) -> Self {
+    /// Returns the reason for the error of a handshake.
+    pub(crate) fn from_error(error: &io::Error) -> Self {
         match rustls_error(error) {
-            Some(error) => Self::of_rustls(error),
+            Some(error) => Self::from_rustls(error),
             None => match error.kind() {
                 io::ErrorKind::TimedOut => Self::Timeout,
                 io::ErrorKind::BrokenPipe
@@ -60,10 +60,11 @@ impl Failure {
         }
     }
 
-    /// Of an error met behind the handshake: in TLS 1.3 a server refuses its client's certificate
-    /// only when the client holds the handshake for done (RFC 8446, section 4.4.2.4).
-    pub(crate) fn late(error: &io::Error) -> Option<Self> {
-        rustls_error(error).map(Self::of_rustls)
+    /// Returns the reason for an error after the handshake, if TLS is the cause. In TLS 1.3 the server
+    /// refuses the client's certificate after the client has completed its handshake (RFC 8446,
+    /// section 4.4.2.4).
+    pub(crate) fn after_handshake(error: &io::Error) -> Option<Self> {
+        rustls_error(error).map(Self::from_rustls)
     }
 
     /// Whether the peer has refused all protocols that were offered by ALPN (RFC 7301, section
@@ -73,11 +74,11 @@ impl Failure {
         rustls_error(error) == Some(&alert)
     }
 
-    fn of_rustls(error: &Error) -> Self {
+    fn from_rustls(error: &Error) -> Self {
         match error {
             Error::NoCertificatesPresented
             | Error::AlertReceived(AlertDescription::CertificateRequired) => Self::NoCertificate,
-            Error::InvalidCertificate(fault) => match fault {
+            Error::InvalidCertificate(error) => match error {
                 CertificateError::UnknownIssuer => Self::UnknownAuthority,
                 CertificateError::Expired
                 | CertificateError::ExpiredContext { .. }
@@ -93,7 +94,7 @@ impl Failure {
         }
     }
 
-    /// The value of the metric label `result`.
+    /// Returns the value of the metric label `result`.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",
@@ -110,6 +111,7 @@ impl Failure {
     }
 }
 
+/// Returns the error of rustls inside `error`, if there is one.
 pub(crate) fn rustls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
@@ -121,29 +123,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons() {
-        let tls = |error: Error| Failure::of(&io::Error::new(io::ErrorKind::InvalidData, error));
-        let certificate = |fault| tls(Error::InvalidCertificate(fault));
-        assert_eq!(tls(Error::NoCertificatesPresented), Failure::NoCertificate);
-        assert_eq!(certificate(CertificateError::UnknownIssuer), Failure::UnknownAuthority);
-        assert_eq!(certificate(CertificateError::Expired), Failure::Dates);
-        assert_eq!(certificate(CertificateError::NotValidForName), Failure::Name);
-        assert_eq!(certificate(CertificateError::BadSignature), Failure::Certificate);
+    fn errors_map_to_reasons() {
+        let tls = |error: Error| {
+            HandshakeFailure::from_error(&io::Error::new(io::ErrorKind::InvalidData, error))
+        };
+        let certificate = |error| tls(Error::InvalidCertificate(error));
+        assert_eq!(tls(Error::NoCertificatesPresented), HandshakeFailure::NoCertificate);
+        assert_eq!(
+            certificate(CertificateError::UnknownIssuer),
+            HandshakeFailure::UnknownAuthority
+        );
+        assert_eq!(certificate(CertificateError::Expired), HandshakeFailure::Dates);
+        assert_eq!(certificate(CertificateError::NotValidForName), HandshakeFailure::Name);
+        assert_eq!(certificate(CertificateError::BadSignature), HandshakeFailure::Certificate);
         let alert = |alert| tls(Error::AlertReceived(alert));
-        assert_eq!(alert(AlertDescription::CertificateRequired), Failure::NoCertificate);
-        assert_eq!(alert(AlertDescription::UnknownCA), Failure::RefusedByPeer);
-        assert_eq!(tls(Error::InvalidMessage(InvalidMessage::InvalidContentType)), Failure::NotTls);
-        assert_eq!(tls(Error::HandshakeNotComplete), Failure::Protocol);
-        assert_eq!(Failure::of(&io::ErrorKind::UnexpectedEof.into()), Failure::Closed);
-        assert_eq!(Failure::of(&io::ErrorKind::ConnectionReset.into()), Failure::Closed);
-        assert_eq!(Failure::of(&io::ErrorKind::TimedOut.into()), Failure::Timeout);
-        assert_eq!(Failure::late(&io::ErrorKind::ConnectionReset.into()), None);
+        assert_eq!(alert(AlertDescription::CertificateRequired), HandshakeFailure::NoCertificate);
+        assert_eq!(alert(AlertDescription::UnknownCA), HandshakeFailure::RefusedByPeer);
+        assert_eq!(
+            tls(Error::InvalidMessage(InvalidMessage::InvalidContentType)),
+            HandshakeFailure::NotTls
+        );
+        assert_eq!(tls(Error::HandshakeNotComplete), HandshakeFailure::Protocol);
+        assert_eq!(
+            HandshakeFailure::from_error(&io::ErrorKind::UnexpectedEof.into()),
+            HandshakeFailure::Closed
+        );
+        assert_eq!(
+            HandshakeFailure::from_error(&io::ErrorKind::ConnectionReset.into()),
+            HandshakeFailure::Closed
+        );
+        assert_eq!(
+            HandshakeFailure::from_error(&io::ErrorKind::TimedOut.into()),
+            HandshakeFailure::Timeout
+        );
+        assert_eq!(HandshakeFailure::after_handshake(&io::ErrorKind::ConnectionReset.into()), None);
     }
 
     #[test]
-    fn labels_differ() {
+    fn labels_are_distinct() {
         let labels: std::collections::BTreeSet<_> =
-            Failure::ALL.iter().map(|failure| failure.label()).collect();
-        assert_eq!(labels.len(), Failure::ALL.len());
+            HandshakeFailure::ALL.iter().map(|failure| failure.label()).collect();
+        assert_eq!(labels.len(), HandshakeFailure::ALL.len());
     }
 }

@@ -30,7 +30,7 @@ use rustls::pki_types::CertificateDer;
 pub(crate) use self::certificate_lint::{CertificatePurpose, Finding};
 pub(crate) use self::client::{Connector, connector};
 pub(crate) use self::error_text::describe;
-pub(crate) use self::handshake_error::Failure;
+pub(crate) use self::handshake_error::HandshakeFailure;
 pub(crate) use self::identity::Identity;
 #[cfg(feature = "otlp")]
 pub(crate) use self::otlp_client::collector_connector;
@@ -43,7 +43,7 @@ pub(crate) const PEER_PROTOCOL: &[u8] = b"zuul-fingergw/1";
 
 /// The names in the certificate of a peer that has shown `chain`, for messages.
 pub(crate) fn names_of_peer(chain: Option<&[CertificateDer<'_>]>) -> String {
-    chain.and_then(<[_]>::first).map(certificate_names::told_names).unwrap_or_default()
+    chain.and_then(<[_]>::first).map(certificate_names::display_names).unwrap_or_default()
 }
 
 /// Returns whether `connection` has negotiated the peer protocol.

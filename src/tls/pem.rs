@@ -1,8 +1,8 @@
-//! PEM files (RFC 7468): each block is returned, or the file is refused with the line of the fault.
+//! Reads PEM files (RFC 7468) strictly: returns every block, or an error with the line.
 //!
-//! OpenSSL and its relatives skip what they cannot read. In a file of authorities a skipped block
-//! is an authority that is not trusted, so this reader skips only text outside of blocks, lines
-//! that begin with `#`, and blocks whose label is known and of no use here.
+//! OpenSSL and most libraries skip blocks that they cannot read. In a CA file a skipped block is a CA
+//! that is not trusted. Therefore this reader skips only text outside of blocks, lines that begin with
+//! `#`, and blocks whose label is known and not needed here.
 
 use std::borrow::Cow;
 
@@ -42,17 +42,17 @@ pub(crate) enum Content {
     Unused,
 }
 
-/// What an authority is trusted for, in OpenSSL's settings (x509(1), TRUST SETTINGS).
+/// The uses that OpenSSL's trust settings allow for a CA (x509(1), TRUST SETTINGS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TrustedUses {
     pub(crate) servers: bool,
     pub(crate) clients: bool,
 }
 
-/// Why a file is refused.
+/// Why a file is not valid PEM.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PemError {
-    /// Counted from 1.
+    /// The line, counted from 1.
     pub(crate) line: usize,
     pub(crate) problem: Cow<'static, str>,
 }
@@ -63,7 +63,7 @@ impl PemError {
     }
 }
 
-/// A block whose end has not been read yet.
+/// A block whose `-----END` has not been read yet.
 struct Open {
     label: String,
     line: usize,
@@ -75,7 +75,7 @@ struct Open {
 /// Returns all blocks of `file`. The text around them may be of any encoding.
 ///
 /// # Errors
-/// The first block that is not whole, or whose label is unknown.
+/// The first block that is incomplete, or whose label is unknown.
 pub(crate) fn read(file: &[u8]) -> Result<Vec<Block>, PemError> {
     let mut blocks = Vec::new();
     let mut open: Option<Open> = None;
@@ -156,7 +156,7 @@ fn unfinished(block: &Open) -> PemError {
     PemError::new(block.line, format!("-----BEGIN {label}----- has no -----END {label}-----"))
 }
 
-/// A label from a file, for an error.
+/// Returns a label for an error message: printable, at most [`LABEL_MAX`] characters.
 fn shown(label: &str) -> String {
     label.escape_debug().take(LABEL_MAX).collect()
 }
@@ -184,9 +184,9 @@ fn content(label: &str, line: usize, body: &[u8], encrypted: bool) -> Result<Con
     })
 }
 
-/// Decodes the base64 of the block that began in `line`.
+/// Decodes the base64 of the block that begins in `line`.
 fn decode(line: usize, body: &[u8]) -> Result<Vec<u8>, PemError> {
-    // The label decides nothing but which `Item` comes back.
+    // The label only selects the `Item` that is returned.
     let text = [b"-----BEGIN CERTIFICATE-----\n", body, b"-----END CERTIFICATE-----\n"].concat();
     match rustls_pemfile::read_one_from_slice(&text) {
         Ok(Some((Item::X509Certificate(der), _))) if !der.is_empty() => Ok(der.to_vec()),
@@ -195,8 +195,8 @@ fn decode(line: usize, body: &[u8]) -> Result<Vec<u8>, PemError> {
     }
 }
 
-/// Returns the certificate in OpenSSL's `TRUSTED CERTIFICATE`, which is followed by settings
-/// (x509(1), TRUST SETTINGS). Those that only describe it are left out.
+/// Returns the certificate in OpenSSL's `TRUSTED CERTIFICATE` and its trusted uses, which follow it
+/// (x509(1), TRUST SETTINGS).
 fn trusted(line: usize, der: &[u8]) -> Result<Content, PemError> {
     let malformed = |_| PemError::new(line, "the block is not a certificate");
     let mut uses = None;
@@ -248,7 +248,7 @@ fn contains(line: &[u8], part: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// DER of nothing in particular.
+    /// Valid DER that is not a certificate.
     const DER: &[u8] = &[0x30, 0x03, 0x02, 0x01, 0x07];
 
     fn block(label: &str) -> String {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     fn lines_and_contents(file: impl AsRef<[u8]>) -> Vec<(usize, String)> {
-        let blocks = read(file.as_ref()).expect("every block is whole");
+        let blocks = read(file.as_ref()).expect("a valid file");
         blocks.iter().map(|block| (block.line, format!("{:?}", block.content))).collect()
     }
 
@@ -270,13 +270,13 @@ mod tests {
     }
 
     fn certificates(file: impl AsRef<[u8]>) -> usize {
-        let blocks = read(file.as_ref()).expect("every block is whole");
+        let blocks = read(file.as_ref()).expect("a valid file");
         let is_whole = |block: &&Block| matches!(&block.content, Content::Certificate(der) if der.as_ref() == DER);
         blocks.iter().filter(is_whole).count()
     }
 
     #[test]
-    fn text_outside_of_blocks_is_skipped_in_any_encoding() {
+    fn text_outside_of_blocks_is_skipped() {
         let one = block("CERTIFICATE");
         for (file, count) in [
             (Vec::new(), 0),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_decide_what_a_block_is() {
+    fn labels_select_the_content() {
         let certificate = |label: &str| certificates(block(label));
         for label in ["CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"] {
             assert_eq!(certificate(label), 1, "{label}");
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_and_name_encrypted_keys() {
+    fn headers_are_skipped_and_mark_encrypted_keys() {
         let with = |header: &str, label: &str| block(label).replacen('\n', header, 1);
         let encrypted = "\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n";
         let found = lines_and_contents(with(encrypted, "EC PRIVATE KEY"));
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_begins_like_a_block_vanishes() {
+    fn incomplete_blocks_are_errors() {
         let one = block("CERTIFICATE");
         let glued = format!("{}{one}", one.trim_end());
         assert_refused(glued, 3, "a newline is missing after -----END CERTIFICATE-----");
@@ -413,7 +413,7 @@ mod tests {
         }
     }
 
-    /// Pieces of which files are made at random.
+    /// Pieces of random files.
     const PIECES: [&str; 14] = [
         "-----BEGIN CERTIFICATE-----",
         "-----END CERTIFICATE-----",
@@ -433,13 +433,13 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(0_u8.., 0..300)) {
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(0_u8.., 0..300)) {
             let _ = read(&bytes);
         }
 
-        /// What is read has a block for each mark that is not in a comment.
+        /// A file that is read has as many blocks as `-----BEGIN` marks outside of comments.
         #[test]
-        fn no_mark_is_lost(pieces in proptest::collection::vec(0..PIECES.len(), 0..24)) {
+        fn every_begin_mark_is_a_block(pieces in proptest::collection::vec(0..PIECES.len(), 0..24)) {
             let text: String = pieces.iter().map(|index| PIECES[*index]).collect();
             if let Ok(blocks) = read(text.as_bytes()) {
                 let is_comment = |line: &&str| {

@@ -1,4 +1,4 @@
-//! What a private key is, to say why it cannot be used.
+//! Inspects private keys that cannot be used, to report the reason.
 
 use rustls::pki_types::PrivateKeyDer;
 use x509_parser::asn1_rs::{Any, FromDer, Oid, Tag, oid};
@@ -9,7 +9,7 @@ use super::provider;
 const RSA: Oid<'static> = oid!(1.2.840.113549.1.1.1);
 const EC: Oid<'static> = oid!(1.2.840.10045.2.1);
 
-/// The algorithms and curves of other keys that people have.
+/// Algorithms and curves that are common but not supported.
 const OTHERS: [(Oid<'static>, &str); 5] = [
     (oid!(1.2.840.113549.1.1.10), "RSA-PSS"),
     (oid!(1.2.840.10040.4.1), "DSA"),
@@ -18,7 +18,7 @@ const OTHERS: [(Oid<'static>, &str); 5] = [
     (oid!(1.3.132.0.33), "ECDSA on P-224"),
 ];
 
-/// The sizes of RSA keys that can be used, in bits.
+/// The supported sizes of RSA keys, in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// Why a key cannot be used.
@@ -26,13 +26,13 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 pub(crate) enum Unsupported {
     /// RSA of a size that is not supported, in bits.
     RsaSize(usize),
-    /// EC with the parameters of its curve spelled out.
+    /// EC with explicit parameters instead of a named curve.
     ExplicitParameters,
     /// Another algorithm or curve, with its name if it is known.
     Kind(Option<&'static str>),
 }
 
-/// Returns why rustls cannot use `key`, which it refuses; `None` if there is no reason to be seen.
+/// Returns why rustls refuses `key`; `None` if the reason cannot be found.
 pub(crate) fn unsupported(key: &PrivateKeyDer<'_>) -> Option<Unsupported> {
     match key {
         PrivateKeyDer::Pkcs1(key) => rsa(key.secret_pkcs1_der()),
@@ -57,7 +57,8 @@ pub(crate) fn unsupported(key: &PrivateKeyDer<'_>) -> Option<Unsupported> {
     }
 }
 
-/// Whether the key of the certificate is that of `key`, whatever is said about it beside its bits.
+/// Whether `certificate` has the public key that belongs to `key`. Compares only the bits of the key,
+/// not its parameters.
 pub(crate) fn has_public_key(
     key: &PrivateKeyDer<'_>,
     certificate: &SubjectPublicKeyInfo<'_>,
@@ -86,7 +87,7 @@ fn name(oid: &Oid<'_>) -> Option<&'static str> {
     OTHERS.iter().find(|(known, _)| known == oid).map(|(_, name)| *name)
 }
 
-/// The elements of a DER sequence.
+/// Returns the elements of a DER sequence.
 fn elements(der: &[u8]) -> Option<Vec<Any<'_>>> {
     Some(inner(&Any::from_der(der).ok()?.1))
 }

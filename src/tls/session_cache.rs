@@ -1,10 +1,10 @@
-//! The TLS sessions that other gateways offer to resume.
+//! Caches TLS sessions of other gateways for resumption.
 //!
-//! A ticket is good for one connection. rustls's own store keeps eight for each server; people who
-//! come at one moment would have all but the first eight wait for a whole handshake each.
+//! A ticket can be used for one connection. The store of rustls keeps eight tickets for each server, so
+//! of many concurrent requests all but eight would wait for a full handshake.
 //!
-//! Nobody's certificate is verified when a session is resumed. So a session is only offered while
-//! the certificates of both sides are valid; after that the next handshake is a full one.
+//! No certificate is verified when a session is resumed. Therefore a session is offered only while the
+//! certificates of both sides are valid; afterwards the next handshake is a full one.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,52 +18,51 @@ use rustls::time_provider::TimeProvider;
 
 use super::certificate_names::Validity;
 
-/// Gateways whose sessions are remembered. Beyond this all are forgotten together, which costs a
-/// handshake each.
+/// The most servers in the cache. One more clears it, which costs each server one full handshake.
 const SERVERS: usize = 256;
 
-/// Tickets kept for each. One is some 2 KiB.
+/// The most tickets for each server. A ticket takes about 2 KiB.
 const TICKETS: usize = 256;
 
-/// How long a server that has refused all protocols (ALPN) is offered none. What ends TLS in front
-/// of a gateway may be taken away.
+/// How long no ALPN protocols are offered to a server that has refused all of them. Limited because a
+/// proxy that terminates TLS in front of a gateway may be removed again.
 const WITHOUT_PROTOCOLS: Duration = Duration::from_secs(3600);
 
-/// Sessions by the name that was dialed.
-pub(crate) struct Sessions {
-    servers: Mutex<HashMap<ServerName<'static>, Server>>,
-    /// When our own certificate is valid.
+/// The sessions of servers, by the name that was dialed.
+pub(crate) struct SessionCache {
+    servers: Mutex<HashMap<ServerName<'static>, ServerSessions>>,
+    /// The validity of our own certificate.
     own: Validity,
     clock: Arc<dyn TimeProvider>,
 }
 
 #[derive(Default)]
-struct Server {
-    /// When the chain that was verified in the last full handshake is valid; no session is kept
-    /// without it.
+struct ServerSessions {
+    /// The validity of the chain that the last full handshake verified. Without it no session is
+    /// cached.
     validity: Option<Validity>,
-    /// Since when it is offered no protocols.
+    /// When the server refused all protocols.
     without_protocols: Option<Instant>,
-    /// It has chosen our protocol in a handshake, so it is a gateway of our own kind.
+    /// It has selected our protocol in a handshake, so it is a peer gateway.
     is_peer_gateway: bool,
     group: Option<NamedGroup>,
     tls12: Option<Tls12ClientSessionValue>,
     tickets: Vec<Tls13ClientSessionValue>,
 }
 
-impl Sessions {
-    /// No sessions yet; `own` is when our certificate is valid.
+impl SessionCache {
+    /// Returns an empty cache; `own` is the validity of our own certificate.
     pub(crate) fn new(own: Validity, clock: Arc<dyn TimeProvider>) -> Self {
         Self { servers: Mutex::default(), own, clock }
     }
 
-    /// Keeps the sessions of the server `name` within `validity`, that of the chain that it has
-    /// shown in a full handshake.
+    /// Limits the sessions of the server `name` to `validity`, that of the chain that it presented in a
+    /// full handshake.
     pub(crate) fn limit(&self, name: &ServerName<'_>, validity: Validity) {
         self.with(name.to_owned(), |server| server.validity = Some(validity));
     }
 
-    /// Records that the server `name` has chosen our protocol.
+    /// Records that the server `name` has selected our protocol.
     pub(crate) fn set_peer_gateway(&self, name: &ServerName<'_>) {
         self.with(name.to_owned(), |server| {
             server.is_peer_gateway = true;
@@ -71,11 +70,11 @@ impl Sessions {
         });
     }
 
-    /// Records that the server `name` refuses all protocols. Returns `false`, which means not to
-    /// dial it again, if none were offered, or if it has chosen ours before.
+    /// Records that the server `name` refuses all protocols. Returns `false`, which means that it must
+    /// not be dialed again, if none were offered, or if it has selected ours before.
     ///
-    /// The alert comes before the server has proved who it is. An attacker on the path can send it,
-    /// and without our protocol the end of TCP would count as the end of a log.
+    /// The alert comes before the server has authenticated. An attacker on the path can send it, and
+    /// without our protocol the end of TCP would count as the end of a log.
     pub(crate) fn omit_protocols(&self, name: &ServerName<'_>) -> bool {
         let known = self.omits_protocols(name);
         self.with(name.to_owned(), |server| {
@@ -87,18 +86,18 @@ impl Sessions {
         })
     }
 
-    /// Whether the server `name` has refused all protocols lately.
+    /// Whether the server `name` has refused all protocols within [`WITHOUT_PROTOCOLS`].
     pub(crate) fn omits_protocols(&self, name: &ServerName<'_>) -> bool {
         let since = self.lock().get(name).and_then(|server| server.without_protocols);
         since.is_some_and(|since| since.elapsed() < WITHOUT_PROTOCOLS)
     }
 
-    /// What `take` finds of the server `name`, whose sessions are dropped instead if a certificate
-    /// is not valid now.
+    /// Calls `take` for the server `name`. If a certificate is not valid now, drops the server's
+    /// sessions instead.
     fn valid<T>(
         &self,
         name: &ServerName<'static>,
-        take: impl FnOnce(&mut Server) -> Option<T>,
+        take: impl FnOnce(&mut ServerSessions) -> Option<T>,
     ) -> Option<T> {
         let mut servers = self.lock();
         let server = servers.get_mut(name)?;
@@ -112,9 +111,9 @@ impl Sessions {
         None
     }
 
-    /// Changes the server `name`, unless no chain of it is remembered: a session comes after the
-    /// handshake, and the server may have been forgotten in between.
-    fn with_verified(&self, name: &ServerName<'static>, change: impl FnOnce(&mut Server)) {
+    /// Changes the server `name` if its chain is known. SessionCache arrive after the handshake, and the
+    /// cache may have been cleared in between.
+    fn with_verified(&self, name: &ServerName<'static>, change: impl FnOnce(&mut ServerSessions)) {
         if let Some(server) = self.lock().get_mut(name)
             && server.validity.is_some()
         {
@@ -122,7 +121,11 @@ impl Sessions {
         }
     }
 
-    fn with<T>(&self, name: ServerName<'static>, change: impl FnOnce(&mut Server) -> T) -> T {
+    fn with<T>(
+        &self,
+        name: ServerName<'static>,
+        change: impl FnOnce(&mut ServerSessions) -> T,
+    ) -> T {
         let mut servers = self.lock();
         if servers.len() >= SERVERS && !servers.contains_key(&name) {
             servers.clear();
@@ -130,20 +133,20 @@ impl Sessions {
         change(servers.entry(name).or_default())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, Server>> {
-        // Whole between any two statements.
+    fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, ServerSessions>> {
+        // Consistent between any two statements, so poisoning does no harm.
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Sessions {
-    /// Without the sessions, whose secrets have no place in a log.
+impl fmt::Debug for SessionCache {
+    /// Omits the sessions, because they hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sessions").finish_non_exhaustive()
+        f.debug_struct("SessionCache").finish_non_exhaustive()
     }
 }
 
-impl ClientSessionStore for Sessions {
+impl ClientSessionStore for SessionCache {
     fn set_kx_hint(&self, name: ServerName<'static>, group: NamedGroup) {
         self.with(name, |server| server.group = Some(group));
     }
@@ -175,7 +178,7 @@ impl ClientSessionStore for Sessions {
     }
 
     fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        // The newest: the others may have outlived the server's keys.
+        // The newest one, because the server may have replaced the keys of older ones.
         self.valid(name, |server| server.tickets.pop())
     }
 }
@@ -189,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn protocols_are_offered_for_ever_to_a_server_that_has_chosen_ours() {
+    fn protocols_stay_offered_to_a_server_that_has_selected_ours() {
         let clock = Arc::new(rustls::time_provider::DefaultTimeProvider);
-        let sessions = Sessions::new(Validity::default(), clock);
+        let sessions = SessionCache::new(Validity::default(), clock);
         let (one, other) = (name("one.example.org"), name("other.example.org"));
         assert!(sessions.omit_protocols(&one));
         assert!(!sessions.omit_protocols(&one), "none were offered");
         assert!(sessions.omits_protocols(&one));
-        // Of two handshakes at one time the one is refused and the other is not.
+        // Of two concurrent handshakes one is refused and the other is not.
         sessions.set_peer_gateway(&one);
         assert!(!sessions.omits_protocols(&one));
         assert!(!sessions.omit_protocols(&one));
@@ -204,11 +207,11 @@ mod tests {
         assert!(sessions.omit_protocols(&other));
     }
 
-    /// Sessions themselves only a handshake can make: `tests/it/tls.rs` resumes them.
+    /// Only handshakes can make sessions: `resumption` and `tests/it/tls.rs` test those.
     #[test]
-    fn servers_are_apart_and_bounded() {
+    fn servers_are_separate_and_bounded() {
         let clock = Arc::new(rustls::time_provider::DefaultTimeProvider);
-        let sessions = Sessions::new(Validity::default(), clock);
+        let sessions = SessionCache::new(Validity::default(), clock);
         sessions.set_kx_hint(name("one.example.org"), NamedGroup::X25519);
         assert_eq!(sessions.kx_hint(&name("one.example.org")), Some(NamedGroup::X25519));
         assert_eq!(sessions.kx_hint(&name("other.example.org")), None);

@@ -1,10 +1,10 @@
-//! The signature algorithms for the ZooKeeper client.
+//! Signature algorithms for the ZooKeeper client.
 //!
 //! Where host names are not verified, `zookeeper-client` 0.11 checks the signature of a TLS 1.3
-//! handshake with the function for TLS 1.2. That one accepts RSA PKCS#1 and curves that do not
+//! handshake with the function for TLS 1.2. That function accepts RSA PKCS#1 and curves that do not
 //! belong to the scheme, which TLS 1.3 forbids (RFC 8446, section 4.2.3). Its verifier cannot be
-//! replaced, but it takes its algorithms from the process's default provider: the ones here refuse
-//! to verify what only TLS 1.3 signs.
+//! replaced, but it takes its algorithms from the default provider of the process: the algorithms here
+//! refuse to verify messages that only TLS 1.3 signs.
 
 use std::sync::LazyLock;
 
@@ -14,8 +14,7 @@ use rustls::pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerifica
 
 use super::provider;
 
-/// The algorithms of [`provider`], of which TLS 1.3 signatures are verified only by those that it
-/// allows.
+/// The algorithms of [`provider`]. Those that TLS 1.3 forbids do not verify its signatures.
 pub(crate) static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> = LazyLock::new(|| {
     let all = provider().signature_verification_algorithms;
     let mapping = all.mapping.iter().map(|(scheme, algorithms)| {
@@ -25,7 +24,7 @@ pub(crate) static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> = LazyLock::ne
                 | SignatureScheme::RSA_PKCS1_SHA384
                 | SignatureScheme::RSA_PKCS1_SHA512
         ));
-        // Of several, TLS 1.3 has the first: the curve of the scheme's name.
+        // Of several algorithms, TLS 1.3 allows the first one: the curve in the name of the scheme.
         let (allowed, others) = algorithms.split_at(allowed.min(algorithms.len()));
         let others = others.iter().map(|algorithm| {
             &*Box::leak(Box::new(NotForTls13(*algorithm))) as &dyn SignatureVerificationAlgorithm
@@ -48,8 +47,8 @@ impl SignatureVerificationAlgorithm for NotForTls13 {
         message: &[u8],
         signature: &[u8],
     ) -> Result<(), InvalidSignature> {
-        // RFC 8446, section 4.4.3. What TLS 1.2 signs begins with our random, and what trust_anchors
-        // sign is DER.
+        // RFC 8446, section 4.4.3. Signed messages of TLS 1.2 begin with our random, and those of CAs
+        // are DER.
         if message.starts_with(&[b' '; 64]) {
             return Err(InvalidSignature);
         }

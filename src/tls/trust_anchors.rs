@@ -1,4 +1,5 @@
-//! The authorities of a `tls.ca`, and what is verified against them beyond what webpki does.
+//! The CA certificates of a `tls.ca` file, and verification against them that accepts two cases that
+//! webpki refuses.
 
 use std::io;
 use std::sync::Arc;
@@ -12,17 +13,17 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 use super::certificate_names::Validity;
 use super::provider;
 
-/// The certificates of a peer's chain whose issuers are compared with the authorities' names.
+/// How many certificates of a peer's chain have their issuers compared with the names of the CAs.
 const CHAIN_MAX: usize = 8;
 
-/// The most authorities that are tried under other spellings of their names. Peers choose the names,
-/// before they have shown that any certificate is theirs.
+/// The most CAs that are tried with another spelling of their names. Bounded because unauthenticated
+/// peers choose the names.
 const RESPELLED_MAX: usize = 16;
 
-const RESPELLED: &str = "its issuer is an authority in the file, but the name is written differently \
-                         there (string type, case or spaces); issue one of the two again";
+const RESPELLED: &str = "its issuer is a CA in the file, but the name is written differently there \
+                         (string type, case or spaces); issue one of the two again";
 
-/// The certificates that peers' certificates must come from.
+/// The CA certificates that must have issued the certificates of peers.
 #[derive(Debug)]
 pub(crate) struct TrustAnchors {
     certificates: Vec<CertificateDer<'static>>,
@@ -30,8 +31,8 @@ pub(crate) struct TrustAnchors {
     roots: Arc<RootCertStore>,
     /// The subject of each certificate; empty where it cannot be read.
     subjects: Vec<Subject>,
-    /// Nothing is accepted that webpki refuses: the ZooKeeper client verifies by itself, and what
-    /// looks for its troubles must find the same.
+    /// Accepts nothing that webpki refuses. The ZooKeeper client verifies with webpki, and our own
+    /// diagnostics of its connections must come to the same result.
     webpki_alone: bool,
 }
 
@@ -41,7 +42,7 @@ struct Subject {
     comparable: Vec<Rdn>,
 }
 
-/// The attributes of a relative distinguished name: type, and value as it is compared.
+/// The attributes of a relative distinguished name: type and comparable value.
 type Rdn = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Default for TrustAnchors {
@@ -75,7 +76,7 @@ impl TrustAnchors {
         Ok(())
     }
 
-    /// Adds a revocation list. Only the ZooKeeper client looks at them.
+    /// Adds a revocation list. Only the ZooKeeper client uses revocation lists.
     ///
     /// # Errors
     /// rustls cannot read it; the ZooKeeper client would panic on it.
@@ -83,7 +84,7 @@ impl TrustAnchors {
         &mut self,
         list: CertificateRevocationListDer<'static>,
     ) -> Result<(), Error> {
-        // The builder wants an authority, and parses the lists only when there is one.
+        // The builder parses the lists only if there is a CA.
         let roots = RootCertStore {
             roots: vec![TrustAnchor {
                 subject: [].as_slice().into(),
@@ -98,7 +99,7 @@ impl TrustAnchors {
         Ok(())
     }
 
-    /// The same, but what webpki refuses is refused.
+    /// Returns these trust anchors in the mode that accepts nothing that webpki refuses.
     pub(crate) fn with_webpki_alone(self) -> Self {
         Self { webpki_alone: true, ..self }
     }
@@ -115,26 +116,26 @@ impl TrustAnchors {
         &self.revocation_lists
     }
 
-    /// The same certificates as rustls takes them.
+    /// Returns the certificates in the form that rustls takes.
     pub(crate) fn roots(&self) -> Arc<RootCertStore> {
         Arc::clone(&self.roots)
     }
 
-    /// Whether an authority may issue for certain names only (RFC 5280, section 4.2.1.10).
+    /// Whether a CA has name constraints (RFC 5280, section 4.2.1.10).
     pub(crate) fn are_constrained(&self) -> bool {
         self.roots.roots.iter().any(|root| root.name_constraints.is_some())
     }
 
-    /// Verifies the certificate `own` and its `intermediates` with `verify`, which gets the
-    /// authorities to use. Two kinds of certificate that `verify` refuses are accepted:
+    /// Verifies the certificate `own` and its `intermediates` with `verify`, which is passed the CAs to
+    /// use. Accepts two kinds of certificates that `verify` refuses:
     ///
-    /// - One whose issuer is an authority of the file with its name written differently (RFC 5280,
+    /// - A certificate whose issuer is a CA of the file with its name written differently (RFC 5280,
     ///   section 7.1): in another string type, case or white space. webpki compares bytes.
-    /// - One that is itself in the file, while it is valid. The operator has named exactly that
-    ///   certificate; webpki refuses an authority's certificate as a peer's own.
+    /// - A certificate that is itself in the file, while it is valid. The operator has configured
+    ///   exactly that certificate; webpki refuses a CA certificate as a peer's own.
     ///
     /// # Errors
-    /// What `verify` says about it.
+    /// The error of `verify`.
     pub(crate) fn verify(
         &self,
         own: &CertificateDer<'_>,
@@ -157,16 +158,15 @@ impl TrustAnchors {
         if self.certificates.contains(own) {
             return Validity::of(own).map_or(Err(error), |validity| validity.check(now));
         }
-        // Another authority may have the name in the issuer's spelling, so any error may be of use.
+        // Any error may have this cause, because another CA may have the name in the issuer's spelling.
         match self.respelled(own, intermediates) {
             Some(roots) => verify(Arc::new(roots)).map_err(|_| error),
             None => Err(error),
         }
     }
 
-    /// Returns the authorities that are an issuer in this chain, each under the issuer's spelling;
-    /// `None` if all are spelled alike. At most [`RESPELLED_MAX`]; the others need no second look,
-    /// as no path to them was found.
+    /// Returns the CAs that are an issuer in this chain, with the issuer's spelling of their names;
+    /// `None` if no spelling differs. At most [`RESPELLED_MAX`].
     fn respelled(
         &self,
         own: &CertificateDer<'_>,
@@ -176,7 +176,7 @@ impl TrustAnchors {
         for certificate in [own].into_iter().chain(intermediates).take(CHAIN_MAX) {
             let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { continue };
             let issuer = certificate.issuer();
-            // The anchor's subject is without the header of its sequence.
+            // The subject of a trust anchor has no sequence header.
             let Ok((_, name)) = Any::from_der(issuer.as_raw()) else { continue };
             if roots.iter().any(|root| root.subject.as_ref() == name.data) {
                 continue;
@@ -196,7 +196,7 @@ impl TrustAnchors {
     }
 }
 
-/// A name as it is compared (RFC 5280, section 7.1): without case and with single spaces.
+/// Returns a name in its comparable form: lower case, single spaces (RFC 5280, section 7.1).
 fn comparable(name: &X509Name<'_>) -> Vec<Rdn> {
     let of = |rdn: &x509_parser::x509::RelativeDistinguishedName<'_>| {
         let attributes = rdn.iter().map(|attribute| {
@@ -234,9 +234,9 @@ mod tests {
         params
     }
 
-    /// Peers choose how often, and of how many authorities, the names are spelled anew.
+    /// Peers choose how many CAs are respelled, and how often.
     #[test]
-    fn respelled_authorities_are_bounded_and_each_once() {
+    fn respelled_cas_are_bounded_and_unique() {
         let authority = |name: &str| params(DnValue::Utf8String(name.to_owned()));
         let key = KeyPair::generate().expect("a key");
         let issuer = CertifiedIssuer::self_signed(authority("test CA"), key).expect("an issuer");
@@ -253,9 +253,9 @@ mod tests {
         }
     }
 
-    /// The name of the issuer in the leaf, that of the authority, and whether they are one.
+    /// Cases: the issuer's name in the leaf, the CA's name, and whether they are the same name.
     #[test]
-    fn names_are_compared_without_type_case_and_white_space() {
+    fn names_that_differ_in_type_case_and_space_are_equal() {
         let utf8 = |name: &str| DnValue::Utf8String(name.to_owned());
         let printable = |name: &str| DnValue::PrintableString(name.try_into().expect("letters"));
         for (issuer, subject, same) in [

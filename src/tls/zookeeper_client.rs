@@ -1,4 +1,4 @@
-//! What the ZooKeeper client needs of an identity.
+//! Converts an identity to the TLS settings of the ZooKeeper client.
 
 use anyhow::{Context, Result};
 use rustls::pki_types::PrivateKeyDer;
@@ -6,14 +6,14 @@ use zookeeper_client::{TlsCa, TlsCerts, TlsDynamicCerts, TlsIdentity, TlsOptions
 
 use super::Identity;
 
-/// Who we are for ZooKeeper, and whom we trust, in its client's terms.
+/// Returns the certificates, key and CAs of `identity` for the ZooKeeper client.
 ///
 /// # Errors
-/// The client finds something amiss that [`Identity::load`] did not.
+/// The client refuses something that [`Identity::load`] accepted.
 pub(crate) fn zookeeper_certs(identity: &Identity) -> Result<TlsCerts> {
     let Identity { chain, key, trust_anchors, .. } = identity;
-    // The client takes PEM alone, and skips what it cannot read: it gets what this program has
-    // read.
+    // The client takes only PEM and skips blocks that it cannot read. It gets exactly the blocks that
+    // this program has read.
     let blocks = |label: &str, blocks: &mut dyn Iterator<Item = &[u8]>| -> String {
         blocks.map(|der| ::pem::encode(&::pem::Pem::new(label, der))).collect()
     };
@@ -27,13 +27,14 @@ pub(crate) fn zookeeper_certs(identity: &Identity) -> Result<TlsCerts> {
         _ => "PRIVATE KEY",
     };
     let key = blocks(label, &mut std::iter::once(key.secret_der()));
-    let authority = TlsCa::from_pem(&ca).context("ZooKeeper's authority cannot be used")?;
-    let own = TlsIdentity::from_pem(&cert, &key).context("ZooKeeper's client cannot use these")?;
-    let certs = TlsCerts::builder().with_ca(authority).with_identity(own).build();
-    certs.context("ZooKeeper's client cannot use these")
+    let ca = TlsCa::from_pem(&ca).context("the ZooKeeper client cannot use the CA file")?;
+    let own = TlsIdentity::from_pem(&cert, &key)
+        .context("the ZooKeeper client cannot use the certificate and key")?;
+    let certs = TlsCerts::builder().with_ca(ca).with_identity(own).build();
+    certs.context("the ZooKeeper client cannot use the certificate and key")
 }
 
-/// TLS with the `certs` of the moment of each connection.
+/// Returns TLS options that take the current `certs` at each connection.
 pub(crate) fn zookeeper_options(certs: TlsDynamicCerts, verify_hostnames: bool) -> TlsOptions {
     let options = TlsOptions::new().with_certs(certs);
     if verify_hostnames { options } else { without_hostname_verification(options) }
@@ -41,8 +42,8 @@ pub(crate) fn zookeeper_options(certs: TlsDynamicCerts, verify_hostnames: bool) 
 
 #[expect(unsafe_code, reason = "the client marks the missing name check, not memory, as unsafe")]
 fn without_hostname_verification(options: TlsOptions) -> TlsOptions {
-    // SAFETY: touches no memory. The chain is still checked against the CA of the configuration;
-    // Zuul's own services check no more (kazoo's default), and the certificates that its tools
-    // make carry no names to check.
+    // SAFETY: touches no memory. The chain is still verified against the configured CA. Zuul's own
+    // services verify no more (kazoo's default), and the certificates that its tools make have no
+    // names to verify.
     unsafe { options.with_no_hostname_verification() }
 }

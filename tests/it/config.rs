@@ -543,7 +543,7 @@ async fn certificates_that_do_not_fit_together() {
         (&complete, None, String::new()),
         (&stranger, Some(&stranger.cert), format!("warning: {refuse}bad signature: ")),
         (&incomplete, Some(&incomplete.cert), format!("warning: {refuse}is not signed by")),
-        (&sha1, Some(&sha1.cert), format!("warning: {refuse}it, or one that it needs, is signed with")),
+        (&sha1, Some(&sha1.cert), format!("warning: {refuse}it, or a certificate of its chain, is signed with")),
         (&ended, Some(&ended.ca), "warning: the CA certificate 1 of the file (\"test CA\") has expired: valid until Jul  1".to_owned()),
         (&many, Some(&many.cert), "holds 600 certificates with a total of ".to_owned()),
         (&open, Some(&open.key), "warning: the private key can be read by every user of this host (mode 0644): chmod o= ".to_owned()),

@@ -11,6 +11,7 @@ mod environment;
 mod failover;
 mod faults;
 mod hostile;
+mod imports;
 mod lame_duck;
 mod limits;
 mod limits_of_streams;

@@ -143,7 +143,7 @@ async fn said_of_zookeeper(theirs: &Identity, ca: &str) -> String {
 async fn what_is_wrong_with_zookeepers_certificate_is_said_in_words() {
     let own = Authority::also_for("localhost", |_| {});
     let said = said_of_zookeeper(&own.as_identity(), &Identity::text(&own.ca())).await;
-    assert!(said.contains("it is an authority's (CA:TRUE)"), "{said}");
+    assert!(said.contains("it is a CA certificate (CA:TRUE)"), "{said}");
     let authority = Authority::new();
     let renamed = authority.renamed(DnValue::Utf8String("Test CA".to_owned()));
     let said = said_of_zookeeper(&authority.identity("localhost"), &renamed).await;

@@ -202,7 +202,10 @@ async fn a_client_that_acknowledges_an_idle_log_late_is_not_stalled() {
 
 #[tokio::test(start_paused = true)]
 async fn too_many_stalled_clients_evict_the_one_that_waits_longest() {
-    let setup = Setup::new(|limits| limits.connections = 1);
+    let setup = Setup::new(|limits| {
+        limits.connections = 1;
+        limits.write_timeout = Duration::from_secs(300);
+    });
     let mut relays = FuturesUnordered::new();
     let mut peers = Vec::new();
     for index in 0..9 {

@@ -31,7 +31,7 @@ use crate::gateway::transport::connection::{Connection, read_size};
 use crate::model::excerpt::Excerpt;
 use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
-use crate::tls::Failure;
+use crate::tls::HandshakeFailure;
 
 /// A reply that says nothing about the gateway.
 const TOO_MANY_FOR_BUILD: PeerReply = PeerReply::Known(Reply::Error(ReplyError::TooManyForBuild));
@@ -406,7 +406,9 @@ async fn ask(
         Ok(piece) if piece.is_empty() => return Err(Miss::Silent),
         Ok(piece) => piece,
         Err(error) => {
-            if let (Upstream::Gateway(_), Some(late)) = (&hop, Failure::late(&error)) {
+            if let (Upstream::Gateway(_), Some(late)) =
+                (&hop, HandshakeFailure::after_handshake(&error))
+            {
                 cx.metrics.handshake_failed(Direction::Outbound, late.label());
                 return Err(Miss::Dial(DialError::Tls(error)));
             }

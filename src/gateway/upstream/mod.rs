@@ -32,7 +32,7 @@ use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
 use crate::telemetry::metrics::{Direction, Route};
 use crate::tls;
-use crate::tls::Failure;
+use crate::tls::HandshakeFailure;
 
 /// Somebody who may have the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,7 +208,7 @@ impl Upstream {
             _ => None,
         };
         let connect = async || -> Result<Socket, DialError> {
-            let connected = cx.dialer.connect(host, port);
+            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
             let stream = in_time(deadline, connected).await?.map_err(|error| {
                 if error.kind() == io::ErrorKind::AddrNotAvailable {
                     cx.metrics.local_ports_exhausted();
@@ -240,15 +240,15 @@ impl Upstream {
                     // The alert that says why has to arrive.
                     below.into_socket().close();
                     // A TLS terminator in between knows other protocols only.
-                    if !(Failure::refuses_protocols(&error)
+                    if !(HandshakeFailure::refuses_protocols(&error)
                         && connector.omit_protocols(&name, port))
                     {
-                        break (Failure::of(&error), DialError::Tls(error));
+                        break (HandshakeFailure::from_error(&error), DialError::Tls(error));
                     }
                     debug!(route = %self, "TLS without ALPN, which this gateway's address refuses");
                     stream = connect().await?;
                 }
-                Err(late) => break (Failure::Timeout, late),
+                Err(late) => break (HandshakeFailure::Timeout, late),
             }
         };
         cx.metrics.handshake_failed(Direction::Outbound, failure.label());
