@@ -82,7 +82,7 @@ async fn files_are_read_as_the_user_of_the_configuration() {
     let Outcome { code, stderr, .. } = program(&["check"], &config).await;
     let fault = format!(
         "cannot create the command socket {}: its directory: Permission denied (os error 13) (as \
-         user nobody); stop, reload and status need it\n",
+         user nobody); stop, reload, status and resolve need it\n",
         socket.display()
     );
     assert!(code == Some(0) && stderr.contains(&fault), "{stderr}");
@@ -108,8 +108,8 @@ async fn connect_shows_the_zones_and_gateways_of_a_zuul() {
     let config = builder.write();
     let Outcome { code, stdout, stderr } = program(&["check", "--connect"], &config).await;
     assert_eq!((code, stderr.as_str()), (Some(1), ""), "{stdout}");
-    let no_zuul = "no Zuul: no scheduler and no executor is registered below /zuul/components; is \
-                   the path after the last server in hosts the one";
+    let no_zuul = "no Zuul: no scheduler and no executor is registered below /zuul/components: \
+                   check that the path after the last server in hosts is that";
     assert!(stdout.contains(no_zuul), "{stdout}");
     let written = system.client.list_children("/empty").await.expect("the chroot");
     assert!(written.is_empty(), "check writes nothing: {written:?}");

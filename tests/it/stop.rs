@@ -163,7 +163,7 @@ async fn streams_that_outlast_the_grace_period_are_cut() {
     exits_0(&mut gateway).await;
     drop(stalled);
     assert_eq!(ends(&gateway), ["stopped"; 4]);
-    let cut = |line: &&String| line.contains("grace period over: streams cut");
+    let cut = |line: &&String| line.contains("streams aborted after the grace period");
     let log = gateway.log();
     let line = log.iter().find(cut).expect("said");
     assert!(line.contains("streams=4"), "{line}");
@@ -258,7 +258,7 @@ async fn before_zookeeper_ever_answered() {
         }
         let mut gateway = builder.start().await;
         if !hanging {
-            gateway.logged("why", |line| line.contains("not registered in ZooKeeper")).await;
+            gateway.logged("why", |line| line.contains("cannot register in ZooKeeper")).await;
         }
         gateway.signal(Signal::TERM);
         exits_0(&mut gateway).await;

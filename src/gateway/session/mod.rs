@@ -120,7 +120,8 @@ impl Asked<'_> {
         let Self { build, caller: Caller { peer, logged, .. }, began, span, cx, .. } = self;
         let seconds = began.elapsed();
         cx.metrics.stream_closed(route, seconds);
-        span.over(hop, route, bytes);
+        let (host, port) = hop.address();
+        span.stream_closed(host, port, route, bytes);
         // Milliseconds: JSON would show all digits.
         let seconds = (seconds.as_secs_f64() * 1000.0).round() / 1000.0;
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
@@ -188,7 +189,7 @@ async fn asked_for(
             match resolved {
                 Ok((hops, span)) => {
                     if authenticated {
-                        span.asked_by(peer);
+                        span.requested_by(peer.ip());
                     }
                     return Ok((request.build, request.hops, hops, span));
                 }
@@ -359,7 +360,7 @@ async fn resolve(
         Box::pin(hide_duration(began.into())).await;
     }
     let (hops, trace_parent) = resolved?;
-    Ok((hops, cx.tracer.span(trace_parent.as_ref(), build, cx.resolver.zone(), began)))
+    Ok((hops, cx.tracer.span(trace_parent.as_deref(), build, cx.resolver.zone(), began)))
 }
 
 /// Relays the log from one of `hops`, and logs how the stream went.
@@ -379,7 +380,7 @@ async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_
         Ok(end) => Outcome::Streamed(end),
         Err(fault) => Outcome::Refused(Reply::Error(fault)),
     };
-    asked.span.end(&outcome);
+    asked.span.end(outcome.label(), outcome.error());
     let deadline = || cx.stalled_clients.write_deadline(&cx.limits, asked.client());
     match &outcome {
         Outcome::Streamed(EndReason::Finished) => client.close_gracefully(deadline).await,
@@ -429,7 +430,8 @@ async fn relay_from(
         }
     };
     cx.metrics.connected(route, dialed.elapsed());
-    span.connected(hop);
+    let (host, port) = hop.address();
+    span.connected(host, port);
     let _active = cx.metrics.active_stream();
     let first = {
         let patience = cx.first_byte_patience(deadline);
