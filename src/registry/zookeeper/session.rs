@@ -415,6 +415,7 @@ mod tests {
     /// All that lost their sessions at once, and all whose tries have failed for a while.
     #[test]
     fn fifty_gateways_do_not_come_back_in_one_second() {
+        fastrand::seed(1);
         for busiest in [busiest(|| full_jitter(RETURN)), busiest(|| equal_jitter(RETRY_MAX))] {
             assert!((6..25).contains(&busiest), "{busiest}");
         }
@@ -422,10 +423,16 @@ mod tests {
     }
 
     #[test]
-    fn waits_are_in_their_bounds() {
-        for _ in 0..1000 {
-            assert!(full_jitter(RETURN) < RETURN);
-            assert!((RETRY_MAX..2 * RETRY_MAX).contains(&equal_jitter(RETRY_MAX)));
-        }
+    fn waits_fill_the_range_they_are_drawn_from() {
+        fastrand::seed(1);
+        let range = |wait: &dyn Fn() -> Duration| {
+            let waits: Vec<_> = (0..1000).map(|_| wait()).collect();
+            (*waits.iter().min().expect("waits"), *waits.iter().max().expect("waits"))
+        };
+        let (least, most) = range(&|| full_jitter(RETURN));
+        assert!(least < RETURN / 100 && RETURN * 99 / 100 < most && most < RETURN);
+        let (least, most) = range(&|| equal_jitter(RETRY_MAX));
+        assert!(RETRY_MAX <= least && least < RETRY_MAX * 101 / 100);
+        assert!(RETRY_MAX * 199 / 100 < most && most < 2 * RETRY_MAX);
     }
 }
