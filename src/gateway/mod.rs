@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::accept::Listener;
-use self::limits::Bounds;
+use self::limits::Limiter;
 use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
 use self::routing::explain::RouteExplainer;
@@ -63,7 +63,7 @@ pub(crate) struct Context {
     acceptors: Vec<Option<Acceptor>>,
     pub(crate) connector: Option<Connector>,
     pub(crate) limits: Limits,
-    bounds: Arc<Bounds>,
+    limiter: Arc<Limiter>,
     loop_guard: LoopGuard,
     executor_slots: ExecutorSlots,
     dialer: Arc<Dialer>,
@@ -176,7 +176,7 @@ impl Gateway {
             acceptors,
             connector,
             limits,
-            bounds: Arc::default(),
+            limiter: Arc::new(Limiter::new(metrics.clone())),
             loop_guard: LoopGuard::default(),
             executor_slots: ExecutorSlots::default(),
             dialer: Arc::default(),

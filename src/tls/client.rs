@@ -1,4 +1,4 @@
-//! The dialing side.
+//! The client side of TLS: connections to other gateways.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,23 +23,23 @@ use super::trust_anchors::TrustAnchors;
 use super::{Identity, PEER_PROTOCOL, is_peer_gateway, provider};
 use crate::config::NameCheck;
 
-/// Ports whose servers' sessions are remembered. Beyond this all are forgotten together, which
-/// costs a handshake each.
+/// The most ports with cached sessions. One more clears the cache, which costs each server one full
+/// handshake.
 const PORTS: usize = 64;
 
-/// Dials TLS servers. Shows our certificate, sends the name it dials as SNI and checks the peer's
-/// chain, and as much of its name as it was made for.
+/// Connects to TLS servers. Presents our certificate, sends the dialed name as SNI, and verifies the
+/// server's chain and, as configured, its name.
 #[derive(Clone)]
 pub(crate) struct Connector(Arc<Inner>);
 
 struct Inner {
-    /// What each port's configuration is made of.
+    /// The configuration from which those of the ports are made.
     config: ClientConfig,
     trust_anchors: Arc<TrustAnchors>,
     names: NameCheck,
-    /// When our own certificate is valid.
+    /// The validity of our own certificate.
     own: Validity,
-    /// rustls knows servers by name alone, and several may be reached under one name.
+    /// Sessions by port: rustls distinguishes servers only by name, and several servers may share one.
     ports: Mutex<HashMap<u16, Port>>,
 }
 
@@ -49,10 +49,10 @@ pub(crate) struct Port {
     pub(crate) sessions: Arc<SessionCache>,
 }
 
-/// Returns what dials with `identity`.
+/// Returns a connector that presents `identity`.
 ///
 /// # Errors
-/// The identity cannot be used by a client.
+/// The identity cannot be used for a client.
 pub(crate) fn connector(identity: &Identity, names: NameCheck) -> Result<Connector> {
     let trust_anchors = Arc::clone(&identity.trust_anchors);
     let verifier = Verifier::new(Arc::clone(&trust_anchors), names, None);
@@ -69,11 +69,11 @@ pub(crate) fn connector(identity: &Identity, names: NameCheck) -> Result<Connect
 }
 
 impl Connector {
-    /// Begins TLS on `stream`, which leads to the gateway at `name` and `port`, and offers the peer
-    /// protocol. The caller sets the deadline.
+    /// Performs the handshake on `stream`, a connection to the gateway at `name` and `port`, and offers
+    /// the peer protocol. The caller sets the deadline.
     ///
     /// # Errors
-    /// The handshake failed: the reason, and the stream below TLS.
+    /// The reason why the handshake failed, and the stream without TLS.
     pub(crate) async fn connect<IO>(
         &self,
         name: &ServerName<'static>,
@@ -94,14 +94,14 @@ impl Connector {
         Ok(stream)
     }
 
-    /// From now on, for a while, offers no protocols to the gateway at `name` and `port`. Returns
-    /// `false` if none were offered before, and if it is known to choose ours: its refusal may be
-    /// that of an attacker on the path, and is final.
+    /// Stops offering protocols to the gateway at `name` and `port` for an hour. Returns `false` if none
+    /// were offered, or if the gateway has selected ours before: then the refusal is final, because it
+    /// may come from an attacker on the path.
     pub(crate) fn omit_protocols(&self, name: &ServerName<'_>, port: u16) -> bool {
         self.at(port).sessions.omit_protocols(name)
     }
 
-    /// Begins TLS on `stream`, which leads to something that is not a gateway.
+    /// Performs the handshake on `stream`, a connection to a server that is not a gateway, without ALPN.
     pub(crate) async fn connect_plainly<IO>(
         &self,
         name: ServerName<'static>,
@@ -121,10 +121,10 @@ impl Connector {
         Self(Arc::new(inner))
     }
 
-    /// The configuration, and with it the sessions, of the servers at `port`.
+    /// Returns the configuration and the session cache for servers at `port`.
     pub(crate) fn at(&self, port: u16) -> Port {
         let Inner { config, trust_anchors, names, own, ports } = &*self.0;
-        // Whole between any two statements.
+        // Consistent between any two statements, so poisoning does no harm.
         let mut ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
         if ports.len() >= PORTS && !ports.contains_key(&port) {
             ports.clear();
@@ -142,14 +142,15 @@ impl Connector {
     }
 }
 
-/// Checks the chain of a server's certificate, and then, as a step of its own, as much of its name
-/// as is wanted.
+/// Verifies the chain of a server's certificate and then, in a separate step, its name as far as
+/// [`NameCheck`] requires. Because the steps are separate, a disabled name check cannot weaken the
+/// verification of the chain.
 #[derive(Debug)]
 pub(crate) struct Verifier {
     pub(crate) trust_anchors: Arc<TrustAnchors>,
     pub(crate) names: NameCheck,
     algorithms: WebPkiSupportedAlgorithms,
-    /// Where the sessions of the servers that were verified go.
+    /// The cache for sessions of verified servers.
     sessions: Option<Arc<SessionCache>>,
 }
 
@@ -177,8 +178,8 @@ impl Verifier {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        // webpki holds an authority's constraints against alternative names alone, so a common name
-        // would get around them.
+        // webpki applies name constraints only to alternative names, so a common name would bypass
+        // them.
         let constrained =
             || self.trust_anchors.are_constrained() || intermediates.iter().any(is_constrained);
         if self.names == NameCheck::SanOrCommonName

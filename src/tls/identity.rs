@@ -209,28 +209,11 @@ impl IdentityError {
         }
     }
 
-    #[cfg(any(feature = "demo", feature = "otlp", test))]
+    #[cfg(any(feature = "demo", test))]
     fn into_error(self) -> Error {
         let faults: Vec<_> = self.into_findings().iter().map(ToString::to_string).collect();
         anyhow!(faults.join("\n"))
     }
-}
-
-/// Checks that `chain` and `key`, each with the name of its file, can be used together.
-///
-/// # Errors
-/// The reason why they cannot, and the fix.
-#[cfg(feature = "otlp")]
-pub(crate) fn check_pair(
-    (name, chain): (&str, &[CertificateDer<'static>]),
-    (key_name, key): (&str, &PrivateKeyDer<'static>),
-) -> Result<()> {
-    CertifiedKey::from_der(chain.to_vec(), key.clone_key(), &provider()).map(drop).map_err(
-        |error| {
-            let files = ((name, &chain[0]), (key_name, key));
-            explain(&error, &TlsFileKeys::default(), files.0, files.1).into_error()
-        },
-    )
 }
 
 /// Explains why rustls does not accept `certificate` with this `key`, from the files of these names.

@@ -1,5 +1,4 @@
-//! Tests of sessions that are resumed after a certificate has ended: in memory, with their own
-//! clock.
+//! Tests of session resumption after a certificate has expired, in memory and with a test clock.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -18,10 +17,10 @@ use crate::config::{ClientCertificate, NameCheck};
 
 const PORT: u16 = 7979;
 
-/// The first second of 2030, in seconds since the epoch, when some certificates end.
+/// The first second of 2030, in seconds since the epoch, when some certificates expire.
 const END: u64 = 1_893_456_000;
 
-/// Shows half a minute before [`END`] until it is advanced.
+/// A clock that shows half a minute before [`END`], and after `advance` half a minute after it.
 #[derive(Debug)]
 struct Clock(Mutex<u64>);
 
@@ -41,7 +40,7 @@ impl TimeProvider for Clock {
     }
 }
 
-/// Two certificates of one authority, of which the first ends in the year `ends.0`.
+/// Returns two identities from one CA whose certificates expire at the start of the years `ends`.
 fn identities(ends: (i32, i32)) -> (Identity, Identity) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -57,11 +56,12 @@ fn identities(ends: (i32, i32)) -> (Identity, Identity) {
     (identity(ends.0), identity(ends.1))
 }
 
-/// What a handshake was for the client, and for the server. Data went both ways if it succeeded.
+/// The result of a handshake for the client and for the server. If it is a success, both have also
+/// exchanged data.
 type Outcome = (io::Result<HandshakeKind>, io::Result<HandshakeKind>);
 
-/// Has `dial` meet `server` on a connection in memory.
-async fn meet<C, F>(server: &Acceptor, dial: C) -> Outcome
+/// Connects `dial` to `server` in memory.
+async fn handshake<C, F>(server: &Acceptor, dial: C) -> Outcome
 where
     C: FnOnce(tokio::io::DuplexStream) -> F,
     F: Future<Output = io::Result<tokio_rustls::client::TlsStream<tokio::io::DuplexStream>>>,
@@ -70,10 +70,10 @@ where
     let client = async {
         let mut stream = dial(near).await?;
         stream.write_all(b"?").await?;
-        // Tickets come before the answer.
-        let mut answer = [0];
-        stream.read_exact(&mut answer).await?;
-        Ok(stream.get_ref().1.handshake_kind().expect("a handshake that is over"))
+        // Tickets arrive before the response.
+        let mut response = [0];
+        stream.read_exact(&mut response).await?;
+        Ok(stream.get_ref().1.handshake_kind().expect("a completed handshake"))
     };
     let server = async {
         let mut stream = server.accept(far).await?;
@@ -81,7 +81,7 @@ where
         stream.read_exact(&mut request).await?;
         stream.write_all(b"!").await?;
         stream.flush().await?;
-        Ok(stream.get_ref().1.handshake_kind().expect("a handshake that is over"))
+        Ok(stream.get_ref().1.handshake_kind().expect("a completed handshake"))
     };
     tokio::join!(client, server)
 }
@@ -95,8 +95,8 @@ fn server(identity: &Identity, clock: &Arc<dyn TimeProvider>) -> Acceptor {
     acceptor.unwrap().with_clock(clock)
 }
 
-/// A client that offers its sessions for as long as it has them, as those of other programs do.
-fn careless(
+/// Returns a client that offers sessions regardless of certificates, like those of other programs.
+fn standard_client(
     identity: &Identity,
     clock: &Arc<dyn TimeProvider>,
     version: &'static rustls::SupportedProtocolVersion,
@@ -124,27 +124,30 @@ fn is_expiry(error: &io::Error) -> bool {
 }
 
 #[tokio::test]
-async fn a_client_whose_certificate_has_ended_cannot_resume() {
+async fn client_with_an_expired_certificate_cannot_resume() {
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
         let clock = Clock::new();
         let time: Arc<dyn TimeProvider> = clock.clone();
         let (ending, lasting) = identities((2030, 2040));
         let server = server(&lasting, &time);
-        let client = careless(&ending, &time, version);
+        let client = standard_client(&ending, &time, version);
         let dial = |stream| client.connect(name(), stream);
         for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
-            assert_eq!(meet(&server, dial).await.1.expect("it is valid"), expected);
+            assert_eq!(
+                handshake(&server, dial).await.1.expect("the certificate is valid"),
+                expected
+            );
         }
         clock.advance();
-        let (_, refused) = meet(&server, dial).await;
-        assert!(is_expiry(&refused.expect_err("it has ended")), "{version:?}");
+        let (_, refused) = handshake(&server, dial).await;
+        assert!(is_expiry(&refused.expect_err("the certificate has expired")), "{version:?}");
     }
 }
 
-/// A chain may hold expired certificates that it does not need: a resumed session is not refused
-/// where a full handshake would not be.
+/// A chain may contain expired certificates that its verification does not use. Resumption must accept
+/// such a chain because a full handshake does.
 #[tokio::test]
-async fn an_ended_certificate_that_is_not_needed_refuses_nobody() {
+async fn expired_certificate_that_is_not_used_does_not_prevent_resumption() {
     let clock = Clock::new();
     let time: Arc<dyn TimeProvider> = clock.clone();
     let (ending, lasting) = identities((2030, 2040));
@@ -152,14 +155,18 @@ async fn an_ended_certificate_that_is_not_needed_refuses_nobody() {
     chained.chain = lasting.chain.iter().chain(&ending.chain).cloned().collect();
     chained.key = lasting.key.clone_key();
     chained.trust_anchors = Arc::clone(&lasting.trust_anchors);
-    let client = careless(&chained, &time, &rustls::version::TLS13);
+    let client = standard_client(&chained, &time, &rustls::version::TLS13);
     let dial = |stream| client.connect(name(), stream);
-    meet(&server, dial).await.1.expect("it is valid");
+    handshake(&server, dial).await.1.expect("the certificate is valid");
     clock.advance();
-    assert_eq!(meet(&server, dial).await.1.expect("it is valid"), HandshakeKind::Resumed);
+    assert_eq!(
+        handshake(&server, dial).await.1.expect("the certificate is valid"),
+        HandshakeKind::Resumed
+    );
 }
 
-/// How `dialing` meets a server of `serving` before the end of 2029, twice, and after it.
+/// Connects `dialing` to a server with `serving` twice before [`END`], and returns the result of a third
+/// connection after it.
 async fn before_and_after(dialing: &Identity, serving: &Identity) -> Outcome {
     let clock = Clock::new();
     let time: Arc<dyn TimeProvider> = clock.clone();
@@ -170,30 +177,30 @@ async fn before_and_after(dialing: &Identity, serving: &Identity) -> Outcome {
         async move { client.connect(&name(), PORT, stream).await.map_err(|(error, _)| error) }
     };
     for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
-        assert_eq!(meet(&server, dial).await.0.expect("both are valid"), expected);
+        assert_eq!(handshake(&server, dial).await.0.expect("both are valid"), expected);
     }
     clock.advance();
-    meet(&server, dial).await
+    handshake(&server, dial).await
 }
 
-/// The session is not offered any more, so the handshake is a full one and says what is wrong.
+/// The handshake is then a full one and reports the expired certificate.
 #[tokio::test]
-async fn sessions_are_not_offered_after_a_certificate_has_ended() {
+async fn sessions_are_not_offered_after_a_certificate_has_expired() {
     let (ending, lasting) = identities((2030, 2040));
     let (theirs, _) = before_and_after(&lasting, &ending).await;
-    assert!(is_expiry(&theirs.expect_err("the server's has ended")));
+    assert!(is_expiry(&theirs.expect_err("the server's has expired")));
     let (ours, _) = before_and_after(&ending, &lasting).await;
     let alert = Error::AlertReceived(AlertDescription::CertificateExpired);
-    assert_eq!(rustls_error(&ours.expect_err("the client's has ended")), &alert);
+    assert_eq!(rustls_error(&ours.expect_err("the client's has expired")), &alert);
     let (first, second) = identities((2040, 2040));
     let (resumed, _) = before_and_after(&first, &second).await;
     assert_eq!(resumed.expect("both are valid"), HandshakeKind::Resumed);
 }
 
-/// More servers are dialed than are remembered. A session that comes after the dates of its server's
-/// chain were forgotten is not kept, not even when the server is known again for another reason.
+/// Dials more servers than the cache holds. A session that arrives after its server's validity was
+/// evicted is not cached, even if the server has a new entry without validity.
 #[tokio::test]
-async fn sessions_of_a_server_that_was_forgotten_are_not_kept() {
+async fn sessions_of_an_evicted_server_are_not_cached() {
     let (ending, lasting) = identities((2030, 2040));
     let clock = Clock::new();
     let time: Arc<dyn TimeProvider> = clock.clone();
@@ -210,15 +217,15 @@ async fn sessions_of_a_server_that_was_forgotten_are_not_kept() {
         stream
     };
     for _ in 0..2 {
-        assert_eq!(meet(&server, dial).await.0.expect("both are valid"), HandshakeKind::Full);
+        assert_eq!(handshake(&server, dial).await.0.expect("both are valid"), HandshakeKind::Full);
     }
     clock.advance();
-    assert!(is_expiry(&meet(&server, dial).await.0.expect_err("the server's has ended")));
+    assert!(is_expiry(&handshake(&server, dial).await.0.expect_err("the server's has expired")));
 }
 
-/// Two gateways may be reached under one name, by port forwards.
+/// Port forwards can make several gateways reachable under one name.
 #[tokio::test]
-async fn sessions_are_kept_by_port() {
+async fn sessions_are_cached_by_port() {
     let (one, other) = identities((2040, 2040));
     let clock: Arc<dyn TimeProvider> = Clock::new();
     let servers = [server(&one, &clock), server(&other, &clock)];
@@ -228,7 +235,7 @@ async fn sessions_are_kept_by_port() {
             let dial = async |stream| {
                 client.connect(&name(), port, stream).await.map_err(|(error, _)| error)
             };
-            assert_eq!(meet(server, dial).await.0.expect("both are valid"), expected);
+            assert_eq!(handshake(server, dial).await.0.expect("both are valid"), expected);
         }
     }
 }

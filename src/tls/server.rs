@@ -1,4 +1,4 @@
-//! The listening side.
+//! The server side of TLS: connections from clients and other gateways.
 
 use std::io;
 use std::sync::Arc;
@@ -30,37 +30,39 @@ use crate::config::{ClientCertificate, NameCheck};
 
 /// The most plaintext in one record, in bytes.
 ///
-/// zuul-web polls the socket and then reads 1024 bytes once: what a record holds beyond that stays
-/// invisible in its TLS library until more arrives (`zuul/web/__init__.py`).
+/// zuul-web polls the socket and then reads 1024 bytes once: further bytes of a record stay in its TLS
+/// library until more records arrive (`zuul/web/__init__.py`).
 const PLAINTEXT_MAX: usize = 1024;
 
-/// rustls counts a record's header into its limit.
+/// The length of a record header in bytes, which rustls includes in its limit.
 const RECORD_HEADER: usize = 5;
 
-/// Shakes hands with clients.
+/// Performs TLS handshakes with clients.
 #[derive(Clone)]
 pub(crate) struct Acceptor {
-    /// For zuul-web, whose consoles freeze on larger records and on session tickets, which make the
-    /// socket readable without any log to read; and for everybody we do not know better.
+    /// For zuul-web and all other clients that are not peer gateways: small records and no session
+    /// tickets. Consoles of zuul-web freeze on larger records, and on tickets, which make the socket
+    /// readable without log data.
     compat: Arc<ServerConfig>,
-    /// For gateways of our own kind, told by ALPN: full records, and resumption.
+    /// For peer gateways, which negotiate the peer protocol: full records and session resumption.
     peer_gateway: Arc<ServerConfig>,
-    /// Whether a client's common name counts.
+    /// Whether the common name of a client's certificate is one of its names.
     common_names: bool,
-    /// `None` where no certificate is asked for.
+    /// `None` if no client certificate is requested.
     verifier: Option<Arc<ClientVerifier>>,
 }
 
-/// A TLS server with `identity` that wants to see `client`. As `names` has it for
-/// gateways that are dialed, a client's common name counts or not; never where an authority is
-/// bound to certain names.
+/// Returns an acceptor that presents `identity` and requests client certificates as `client` says.
+///
+/// `name_check` decides, as for gateways that are dialed, whether the common name of a client's
+/// certificate is one of its names. It never is if a CA has name constraints.
 ///
 /// # Errors
-/// The identity cannot be used by a server.
+/// The identity cannot be used for a server.
 pub(crate) fn acceptor(
     identity: &Identity,
     client: ClientCertificate,
-    names: NameCheck,
+    name_check: NameCheck,
 ) -> Result<Acceptor> {
     let verifier = match client {
         ClientCertificate::Required => Some(ClientVerifier::new(&identity.trust_anchors, true)?),
@@ -76,7 +78,7 @@ pub(crate) fn acceptor(
     peer_gateway.alpn_protocols = vec![PEER_PROTOCOL.to_vec()];
     peer_gateway.ticketer = Ticketer::new().context("no key for session tickets")?;
     let constrained = identity.trust_anchors.are_constrained();
-    let common_names = names != NameCheck::SanOnly && !constrained;
+    let common_names = name_check != NameCheck::SanOnly && !constrained;
     Ok(Acceptor {
         compat: Arc::new(compat),
         peer_gateway: Arc::new(peer_gateway),
@@ -98,7 +100,7 @@ fn config(identity: &Identity, verifier: Option<&Arc<ClientVerifier>>) -> Result
         .context("the certificate cannot be used by a server")
 }
 
-/// Checks the certificates of clients.
+/// Verifies the certificates of clients.
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
@@ -106,7 +108,7 @@ pub(crate) struct ClientVerifier {
 }
 
 impl ClientVerifier {
-    /// For clients that must show a certificate if `mandatory`.
+    /// Returns a verifier that requires a certificate if `mandatory`.
     pub(crate) fn new(trust_anchors: &Arc<TrustAnchors>, mandatory: bool) -> Result<Self> {
         let builder = builder(trust_anchors.roots());
         let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
@@ -114,9 +116,8 @@ impl ClientVerifier {
     }
 }
 
-/// Without the names of the CAs, which TLS would send to each client: more than 64 KiB of
-/// them make a message that no client can read, and they would tell clients which CAs are
-/// trusted.
+/// Returns a builder that omits the names of the CAs, which TLS would send to each client: more than
+/// 64 KiB of them make a message that no client can read, and they would disclose the trusted CAs.
 fn builder(roots: Arc<RootCertStore>) -> ClientCertVerifierBuilder {
     WebPkiClientVerifier::builder_with_provider(roots, provider()).clear_root_hint_subjects()
 }
@@ -175,7 +176,7 @@ impl ClientCertVerifier for ClientVerifier {
 }
 
 impl Acceptor {
-    /// The names of a client that has shown `chain`, which has been verified.
+    /// Returns the names of a client that has presented `chain`, which must have been verified.
     pub(crate) fn names_of(&self, chain: &[CertificateDer<'_>]) -> Vec<String> {
         let Some((own, intermediates)) = chain.split_first() else { return Vec::new() };
         let common = self.common_names && !intermediates.iter().any(is_constrained);
@@ -207,8 +208,8 @@ impl Acceptor {
         self
     }
 
-    /// Verifies the certificate of a client whose session was resumed, if it may have ended since:
-    /// rustls takes it from the session unseen.
+    /// Verifies the certificate of a client that has resumed a session, if a certificate of its chain is
+    /// no longer valid. rustls takes the chain from the session without verification.
     fn verify_resumed(&self, connection: &ServerConnection) -> Result<(), Error> {
         if connection.handshake_kind() != Some(HandshakeKind::Resumed) {
             return Ok(());
@@ -221,7 +222,7 @@ impl Acceptor {
         if [own].into_iter().chain(others).all(is_valid) {
             return Ok(());
         }
-        // The chain may hold expired certificates that it does not need.
+        // The chain may contain expired certificates that its verification does not use.
         verifier.verify_client_cert(own, others, now).map(drop)
     }
 }

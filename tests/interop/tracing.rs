@@ -1,6 +1,7 @@
 //! Spans of streams: traces that Zuul's own classes begin, and a collector made of OpenTelemetry's own
 //! messages (`collector.py`). Only in programs with the cargo feature `otlp`.
 
+use std::fs;
 use std::path::Path;
 
 use rustix::process::Signal;
@@ -181,7 +182,7 @@ async fn spans_are_handed_over_at_the_end() {
     );
     let log = stop(gateway).await;
     let told: Vec<_> = log.iter().filter(|line| line.contains("tracing: ")).collect();
-    assert!(told.len() == 1 && told[0].contains("spans of streams go to"), "{told:?}");
+    assert!(told.len() == 1 && told[0].contains("exporting spans"), "{told:?}");
     for trace in [&traces[0], &traces[2]] {
         let span = collector.span().await;
         assert!(joins(&span, trace), "{span} {trace}");
@@ -235,7 +236,7 @@ async fn gateways_that_are_passed_over() {
     assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
     let span = collector.span().await;
     assert!(joins(&span, &trace), "{span}");
-    assert_eq!(names(&span), ["looked up", "passed over", "connected", "first byte"]);
+    assert_eq!(names(&span), ["looked up", "attempt failed", "connected", "first byte"]);
     assert_eq!(span["events"][1][1]["server.port"], port);
     assert_eq!(span["attributes"]["zuul.route"], "fallback");
 }
@@ -307,25 +308,39 @@ async fn http_over_tls() {
     assert_eq!(span["wire"], wire);
 }
 
-/// A collector that is nobody's whom we trust gets nothing.
+/// A failed export is repeated with the files as they are then, so that renewed certificates need no
+/// restart.
 #[tokio::test]
-async fn a_collector_of_another_authority() {
+async fn replaced_ca_file_is_read_after_a_failed_export() {
     let system = System::new().await;
     let (authority, other) = (Authority::new(), Authority::new());
     let theirs = authority.identity("collector");
-    let collector = Collector::start("grpc", &[&theirs.cert, &theirs.key]).await;
-    let tracing = format!(
-        "enabled = true\nendpoint = \"https://localhost:{}\"\ntls_ca = {:?}",
-        collector.port,
-        other.ca()
-    );
-    let mut gateway = started(Builder::new(&system).tracing(&tracing), AT_ONCE).await;
-    let mut executor = Executor::start(&system, None).await;
-    let (build, _, log) = run(&mut executor, None).await;
-    let mut client = Client::ask(gateway.address(), &build).await;
-    assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
-    let warned = gateway.logged("a warning", |line| line.contains("spans are lost")).await;
-    assert!(warned.contains("WARN") && warned.contains("invalid peer certificate"), "{warned}");
+    for protocol in ["grpc", "http"] {
+        let mut collector = Collector::start(protocol, &[&theirs.cert, &theirs.key]).await;
+        let builder = Builder::new(&system);
+        let ca = builder.directory().join("ca.pem");
+        fs::copy(other.ca(), &ca).expect("a copy");
+        let tracing = match protocol {
+            "grpc" => format!("endpoint = \"https://localhost:{}\"\ntls_ca", collector.port),
+            _ => format!(
+                "protocol = \"http/protobuf\"\ncertificate_file = {ca:?}\n\
+                 endpoint = \"https://localhost:{}/v1/traces\"\n#",
+                collector.port
+            ),
+        };
+        let tracing = format!("enabled = true\n{tracing} = {ca:?}");
+        let mut gateway = started(builder.tracing(&tracing), AT_ONCE).await;
+        let mut executor = Executor::start(&system, None).await;
+        let (build, _, log) = run(&mut executor, None).await;
+        let mut client = Client::ask(gateway.address(), &build).await;
+        assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
+        let warned = gateway.logged("a warning", |line| line.contains("cannot export spans")).await;
+        assert!(warned.contains("WARN") && warned.contains("certificate"), "{warned}");
+        fs::copy(theirs.ca.as_path(), &ca).expect("a copy");
+        traced_through(&gateway, &system, &mut collector).await;
+        let back = gateway.logged("recovery", |line| line.contains("accepts spans again")).await;
+        assert!(back.contains("lost=1"), "{back}");
+    }
 }
 
 /// Away, and back: one warning, what was lost meanwhile, and streams that know nothing of it.
@@ -346,19 +361,23 @@ async fn a_collector_that_is_away_for_a_while() {
         assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
         traces.push(trace);
         if round == 0 {
-            gateway.logged("a warning", |line| line.contains("spans are lost")).await;
+            gateway.logged("a warning", |line| line.contains("cannot export spans")).await;
         }
         if round == 1 {
-            until_metric(&gateway, "zuul_fingergw_spans_total{result=\"lost\"}", 2.0).await;
+            until_metric(&gateway, "zuul_fingergw_spans_total{state=\"failed\"}", 2.0).await;
             proxy.release();
         }
     }
     let span = collector.span().await;
     assert!(joins(&span, &traces[2]), "{span}");
-    let back = gateway.logged("the end of it", |line| line.contains("takes spans again")).await;
+    let back = gateway.logged("the end of it", |line| line.contains("accepts spans again")).await;
     assert!(back.contains("lost=2"), "{back}");
     let log = stop(gateway).await;
-    assert_eq!(log.iter().filter(|line| line.contains("spans are lost")).count(), 1, "{log:?}");
+    assert_eq!(
+        log.iter().filter(|line| line.contains("cannot export spans")).count(),
+        1,
+        "{log:?}"
+    );
 }
 
 /// It takes connections and says nothing: streams and the end of the gateway do not wait for it.
@@ -374,7 +393,7 @@ async fn a_collector_that_hangs() {
         let mut gateway = builder
             .start_changed(|command| {
                 every(AT_ONCE)(command);
-                command.env("OTEL_BSP_MAX_QUEUE_SIZE", "2");
+                command.env("OTEL_BSP_MAX_QUEUE_SIZE", "1");
             })
             .await;
         gateway.ready().await;
@@ -385,11 +404,10 @@ async fn a_collector_that_hangs() {
             assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
         }
         let held = within("the gateway to come", silent.accept()).await.expect("a connection");
-        // Two wait, on their way or for it; for the third there is no room.
-        until_metric(&gateway, "zuul_fingergw_spans_total{result=\"lost\"}", 1.0).await;
+        until_metric(&gateway, "zuul_fingergw_spans_total{state=\"ended\"}", 3.0).await;
         let log = stop(gateway).await;
         let warned =
-            log.iter().filter(|line| line.contains("has not taken the last spans in time"));
+            log.iter().filter(|line| line.contains("did not accept the last spans in time"));
         assert_eq!(warned.count(), 1, "{log:?}");
         drop(held);
     }

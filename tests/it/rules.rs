@@ -425,7 +425,7 @@ async fn a_reload_changes_them_for_those_that_come_then() {
 
     served.edit("tenants = [\"other\"]", "clients = [\"gw\"]");
     let refused = program(&["reload"], &served.config).await;
-    let why = "this listener speaks no TLS";
+    let why = "this listener has no TLS";
     assert!(refused.code == Some(1) && refused.stderr.contains(why), "{}", refused.stderr);
     assert_eq!(Client::ask(address, &build).await.text().await, NOT_FOUND);
 
@@ -447,7 +447,7 @@ async fn an_open_listener_beside_rules_is_named() {
     let checked = program(&["check"], &config).await;
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
     let warning =
-        "has rules and the one on 127.0.0.1:0 has none: whoever reaches that sees every log";
+        "has rules and the one on 127.0.0.1:0 has none: every client of that one can read";
     assert!(checked.stderr.contains(warning), "{}", checked.stderr);
     let mut gateway = builder.ready().await;
     let line = gateway.logged("it", |line| line.contains(warning)).await;

@@ -1,8 +1,7 @@
-//! Reads the level and the output from a Python logging configuration, which the option `log_config`
-//! of a `zuul.conf` names: `dictConfig` in YAML or JSON, or `fileConfig` (`Lib/logging/config.py`).
-//!
-//! Such a file names Python classes and contains Python expressions, so it cannot be executed here.
-//! Formats and filters are never used; one warning lists outputs and levels that are not.
+//! Reads level and output from the `log_config` of a `zuul.conf`, a Python logging configuration
+//! (`Lib/logging/config.py`): `dictConfig` in YAML or JSON, or `fileConfig`. It names Python classes and
+//! contains Python expressions, so it cannot be executed here. Formats and filters are never used; one
+//! warning lists outputs and levels that are not.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +16,8 @@ use crate::config::{Log, LogConfig, LogFormat, LogOutput};
 /// The part of `dictConfig`'s schema that is used; `fileConfig` is translated to it.
 #[derive(Default, Deserialize)]
 struct PythonLogging {
-    version: Option<u32>,
+    #[serde(rename = "version")]
+    _version: u32,
     handlers: Option<BTreeMap<String, Handler>>,
     loggers: Option<BTreeMap<String, Logger>>,
     root: Option<Logger>,
@@ -39,48 +39,40 @@ struct Logger {
     propagate: Option<String>,
 }
 
-/// Reads `text`, the content of the file called `path`.
+/// Reads `text`, whose kind depends on the name of its file as in Zuul (`zuul/ansible/logconfig.py`).
 pub(in crate::config) fn read(path: &str, text: &str) -> Result<Log, ConfigError> {
-    // Zuul looks at the same three extensions (`zuul/lib/logutil.py`).
     let is_dict = [".yaml", ".yml", ".json"].iter().any(|extension| path.ends_with(extension));
-    let config = if is_dict { dict_config(text) } else { file_config(text) };
-    let log = config.and_then(|config| config.into_log(path).map_err(|reason| (None, reason)));
-    log.map_err(|(line, reason)| ConfigError::of_file(path, line, reason))
+    let config = if is_dict { dict_config(path, text)? } else { file_config(path, text)? };
+    config.into_log(path).map_err(|reason| ConfigError::of_file(path, None, reason))
 }
-
-/// The line of an error, where it is known, and the reason.
-type Invalid = (Option<usize>, String);
 
 /// Parses YAML, of which JSON is a part, like PyYAML. The bounds are far above any real file and far
 /// below what exhausts the stack or memory: a few lines of aliases can stand for gigabytes.
-fn dict_config(text: &str) -> Result<PythonLogging, Invalid> {
+fn dict_config(path: &str, text: &str) -> Result<PythonLogging, ConfigError> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: 64, max_nodes: 100_000 },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
         duplicate_keys: DuplicateKeyPolicy::LastWins,
     };
-    match serde_saphyr::from_str_with_options::<PythonLogging>(text, options) {
-        Ok(config) if config.version == Some(1) => Ok(config),
-        Ok(_) => Err((None, "not a dictConfig: version must be 1".to_owned())),
-        Err(error) => {
-            let line = error.location().and_then(|location| location.line().try_into().ok());
-            let message = excerpt(&error.without_snippet().to_string());
-            Err((line, format!("not a dictConfig: {message}")))
-        }
-    }
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let line = error.location().and_then(|location| location.line().try_into().ok());
+        let message = excerpt(&error.without_snippet().to_string());
+        ConfigError::of_file(path, line, format!("not a dictConfig: {message}"))
+    })
 }
 
-fn file_config(text: &str) -> Result<PythonLogging, Invalid> {
-    let invalid = |error: IniError| (Some(error.line), error.reason);
+fn file_config(path: &str, text: &str) -> Result<PythonLogging, ConfigError> {
+    let invalid = |error: IniError| ConfigError::of_file(path, Some(error.line), error.reason);
     let ini = Ini::parse(text, []).map_err(|mut errors| invalid(errors.swap_remove(0)))?;
     let get = |section: &str, option: &str| {
         let value = ini.get(section, option).map_err(invalid)?;
-        Ok::<_, Invalid>(value.map(|value| value.text).filter(|text| !text.is_empty()))
+        Ok::<_, ConfigError>(value.map(|value| value.text).filter(|text| !text.is_empty()))
     };
     let list = |section: &str, option: &str| {
-        let missing = || (None, format!("[{}] {option}: missing", excerpt(section)));
-        let names = ini.raw(section, option).ok_or_else(missing)?.split(',').map(str::trim);
-        Ok::<Vec<_>, Invalid>(names.filter(|name| !name.is_empty()).map(str::to_owned).collect())
+        let missing = format!("[{}] {option}: missing", excerpt(section));
+        let names = ini.raw(section, option).ok_or(ConfigError::of_file(path, None, missing))?;
+        let names = names.split(',').map(str::trim).filter(|name| !name.is_empty());
+        Ok::<Vec<_>, ConfigError>(names.map(str::to_owned).collect())
     };
     let mut config = PythonLogging::default();
     for name in list("handlers", "keys")? {
@@ -153,7 +145,7 @@ impl PythonLogging {
         if let Some((place, handler, its_output)) = chosen.map(|index| used.remove(index)) {
             output = its_output.unwrap_or(output);
             level = level.min(read_level(&handler.level, &place, &mut ignored)?.unwrap_or(level));
-            if handler.class().contains("Rotating") {
+            if handler.class.as_ref().is_some_and(|class| class.contains("Rotating")) {
                 ignored.push(format!("rotation by {place} (use logrotate)"));
             }
         }
@@ -164,15 +156,12 @@ impl PythonLogging {
 }
 
 impl Handler {
-    /// The last part of the name of the class: file handlers of a site's own are files as well.
-    fn class(&self) -> &str {
-        self.class.as_ref().and_then(|class| class.rsplit('.').next()).unwrap_or_default()
-    }
-
     fn output(&self) -> Option<LogOutput> {
         let path = self.filename.as_ref().filter(|name| !name.is_empty() && !name.contains("://"));
         let file = path.map(|path| LogOutput::from_path(path.into()));
-        match (self.class(), self.stream.as_deref()) {
+        // The last part of the name: file handlers of a site's own are files as well.
+        let class = self.class.as_ref().and_then(|class| class.rsplit('.').next());
+        match (class.unwrap_or_default(), self.stream.as_deref()) {
             ("StreamHandler", Some("ext://sys.stdout")) => Some(LogOutput::Stdout),
             ("StreamHandler", None | Some("ext://sys.stderr")) => Some(LogOutput::Stderr),
             (class, _) if class.ends_with("FileHandler") => file,

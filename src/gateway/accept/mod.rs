@@ -1,7 +1,7 @@
-//! Listening sockets and their accept loops.
+//! Accept loops of the listeners.
 //!
-//! The loop waits for the kernel and for nothing else: handshakes, requests and refusals happen in
-//! tasks of their own, whose number is bounded.
+//! A loop waits for the kernel and for nothing else: each connection has a task, and the number of tasks
+//! is bounded.
 
 pub(crate) mod socket;
 
@@ -18,31 +18,32 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::Context;
-use super::limits::{AddressPlace, Place};
+use super::limits::{AddressPermit, Limiter, Permit};
 use super::protocol::reply::{Reply, ReplyError};
 use super::routing::access;
 use super::session;
 use super::session::Caller;
 use super::transport::connection::Connection;
 use super::transport::socket::Socket;
-use crate::telemetry::metrics::Rejection;
+use crate::os::heap::Open;
+use crate::telemetry::metrics::{GaugeGuard, Rejection};
 
-/// Pauses after a failed accept: descriptors do not come back sooner than somebody leaves.
+/// Pauses after a failed accept: file descriptors are free again only when a connection ends.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How long it must go well before trouble counts as over: at the edge each peer that leaves lets
-/// another one in, and must not write two lines with it.
-const CALM: Duration = Duration::from_secs(10);
+/// How long accept must succeed before a failure counts as over. At the limit each connection that ends
+/// lets another one in, which must not write two log lines.
+const RECOVERED_AFTER: Duration = Duration::from_secs(10);
 
-/// One accept loop.
+/// The accept loop of one listener.
 pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
-    /// Which of the gateway's listeners this is.
+    /// The index of the listener in the configuration.
     pub(crate) index: u16,
-    /// For the next session.
+    /// The context of the next session.
     pub(crate) cx: watch::Receiver<Arc<Context>>,
-    /// Holds every session and refusal.
+    /// The tasks of all sessions and rejections.
     pub(crate) sessions: TaskTracker,
 }
 
@@ -51,7 +52,7 @@ impl Listener {
     pub(crate) async fn serve(self, stop: CancellationToken) {
         let mut pause = PAUSE_MIN;
         let mut last_failure: Option<Instant> = None;
-        let over = |failure: &mut Instant| failure.elapsed() > CALM;
+        let has_recovered = |failure: &mut Instant| failure.elapsed() > RECOVERED_AFTER;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -60,16 +61,18 @@ impl Listener {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    if last_failure.take_if(over).is_some() {
+                    if last_failure.take_if(has_recovered).is_some() {
                         info!("accepting connections again");
                     }
                     pause = PAUSE_MIN;
                     self.admit(stream, peer);
                 }
-                Err(error) if is_the_peers(&error) => debug!(%error, "a connection failed early"),
+                Err(error) if concerns_peer_only(&error) => {
+                    debug!(%error, "a connection failed early")
+                }
                 Err(error) => {
                     self.cx.borrow().metrics.connection_rejected(Rejection::Accept);
-                    last_failure.take_if(over);
+                    last_failure.take_if(has_recovered);
                     if last_failure.replace(Instant::now()).is_some() {
                         debug!(%error, "still cannot accept connections");
                     } else {
@@ -84,83 +87,116 @@ impl Listener {
         }
     }
 
-    /// Starts the session, or refuses it where that would be one too many. What is spawned holds
-    /// no part of the socket, which is to close with the loop, however long streams run.
+    /// Starts the session of a connection, or rejects it at a limit. The task holds no part of the
+    /// socket, which closes with the loop however long streams run.
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
-        // On a listener for both, IPv4 clients come as `::ffff:192.0.2.7`.
+        // IPv4 clients of a listener for both families have addresses such as `::ffff:192.0.2.7`.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let cx = Arc::clone(&self.cx.borrow());
-        let (index, tls) = (self.index, cx.acceptors[usize::from(self.index)].is_some());
-        let (rejection, fault) = match places(peer, index, &cx) {
-            Ok((place, of_address)) => {
-                let open = (cx.heap.open(), cx.metrics.connection_accepted(tls));
-                let waiting = cx.bounds.waiting();
-                let number = waiting.number();
-                let (of_address, waiting) = (Some(of_address), Some(waiting));
-                let caller = Caller { peer, of_address, index, logged: true, waiting };
-                let session = admitted(stream, caller, Arc::clone(&cx), (place, open));
-                let task = self.sessions.spawn(session).abort_handle();
-                cx.bounds.may_be_closed(number, task, peer);
-                return;
-            }
-            Err(refused) => refused,
+        let index = usize::from(self.index);
+        let is_tls = cx.acceptors[index].is_some();
+        let is_proxy = access::contain(&cx.listeners[index].proxy_protocol, peer.ip());
+        // A proxy's connection counts for no address until its PROXY header names the client.
+        let address_permit = if is_proxy {
+            Some(AddressPermit::uncounted())
+        } else {
+            cx.limiter.per_address(peer.ip(), &cx.limits)
         };
-        cx.turned_away(rejection, peer);
-        // A refusal on TLS would need a handshake first: the costly part of what is too much.
-        if !tls && let Some(permit) = cx.bounds.refusal() {
+        // After the address: a client beyond its own limit must not evict another one's connection.
+        let Some(address_permit) = address_permit else {
+            self.reject(stream, peer, Rejection::Address, ReplyError::TooManyFromAddress, cx);
+            return;
+        };
+        let Some(permit) = cx.limiter.connection(&cx.limits) else {
+            self.reject(stream, peer, Rejection::Limit, ReplyError::TooManyConnections, cx);
+            return;
+        };
+        let guards = Guards {
+            _permit: permit,
+            _heap: cx.heap.open(),
+            _active: cx.metrics.connection_accepted(is_tls),
+            peer,
+        };
+        let pending = cx.limiter.pending_connection();
+        let number = pending.number();
+        let caller = Caller {
+            peer,
+            of_address: Some(address_permit),
+            is_proxy,
+            index: self.index,
+            logged: true,
+            waiting: Some(pending),
+        };
+        let session = session_task(stream, caller, Arc::clone(&cx), guards);
+        let task = self.sessions.spawn(session).abort_handle();
+        cx.limiter.make_evictable(number, task, peer);
+    }
+
+    /// Counts a rejected connection, and sends it one line unless that would need a TLS handshake, which
+    /// costs most, or too many are being rejected.
+    fn reject(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        reason: Rejection,
+        error: ReplyError,
+        cx: Arc<Context>,
+    ) {
+        cx.limiter.record_rejection(reason, peer);
+        let is_tls = cx.acceptors[usize::from(self.index)].is_some();
+        if !is_tls && let Some(permit) = cx.limiter.rejection() {
             self.sessions.spawn(async move {
                 let _permit = permit;
-                session::refuse(
-                    Connection::Plain(Socket::from_client(stream)),
-                    Reply::Error(fault),
-                    &cx,
-                )
-                .await;
+                let client = Connection::Plain(Socket::from_client(stream));
+                session::refuse(client, Reply::Error(error), &cx).await;
             });
         }
     }
 }
 
-/// A session's task. Makes the session's future where it is waited for: one that were handed on would
-/// lie in the task twice, as what was given and as what is waited for.
-#[expect(clippy::manual_async_fn, reason = "an async fn has room for each of its arguments twice")]
-fn admitted<Held: Send>(
+/// What a connection holds until it ends.
+struct Guards {
+    _permit: Permit,
+    _heap: Open,
+    _active: GaugeGuard,
+    peer: SocketAddr,
+}
+
+/// The task of a session.
+// Not an async fn, which would have room for each of its arguments twice.
+#[expect(clippy::manual_async_fn, reason = "the comment above")]
+fn session_task(
     stream: TcpStream,
     mut caller: Caller,
     cx: Arc<Context>,
-    held: Held,
+    guards: Guards,
 ) -> impl Future<Output = ()> + Send {
     async move {
-        let _held = held;
+        let _panic_report = PanicReport { limiter: &cx.limiter, peer: guards.peer };
         let outcome = session::run(stream, &mut caller, &cx).await;
         caller.stop_waiting().await;
         cx.metrics.connection_closed(outcome.label());
+        drop(guards);
     }
 }
 
-/// The places of a connection that the listener with this `index` has accepted from `peer`: in total
-/// and of its address. A balancer's counts against nobody until it has said for whom it comes.
-fn places(
+/// Reports a panic of the task that drops this.
+struct PanicReport<'a> {
+    limiter: &'a Limiter,
     peer: SocketAddr,
-    index: u16,
-    cx: &Context,
-) -> Result<(Place, AddressPlace), (Rejection, ReplyError)> {
-    // The address first: a client over its own limit must not close another one's connection.
-    let of_address =
-        match access::contain(&cx.listeners[usize::from(index)].proxy_protocol, peer.ip()) {
-            true => Some(AddressPlace::of_nobody()),
-            false => cx.bounds.of_address(peer.ip(), &cx.limits),
-        };
-    let of_address = of_address.ok_or((Rejection::Address, ReplyError::TooManyFromAddress))?;
-    let place = cx.connection_place();
-    let place = place.ok_or((Rejection::Limit, ReplyError::TooManyConnections))?;
-    Ok((place, of_address))
 }
 
-/// Whether a failed accept concerns only the connection that was to be accepted: aborted, refused
-/// by a firewall, or an error of its network that Linux hands to accept (accept(2), "Error
-/// handling" and EPERM).
-fn is_the_peers(error: &io::Error) -> bool {
+impl Drop for PanicReport<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.limiter.record_panic(self.peer);
+        }
+    }
+}
+
+/// Whether a failed accept concerns only one connection: aborted, refused by a firewall, or an error of
+/// its network that Linux returns from accept (accept(2), "Error handling" and EPERM).
+fn concerns_peer_only(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
         Some(
@@ -184,15 +220,34 @@ fn is_the_peers(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics::Metrics;
 
-    /// What bounds the number of quiet streams is what each of their tasks holds.
+    /// Each idle stream holds one such task.
     #[test]
-    fn a_sessions_task_is_small() {
-        fn size<A, B, C, F>(_: impl Fn(A, B, C, Held) -> F) -> usize {
+    fn a_session_task_is_small() {
+        fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
             size_of::<F>()
         }
-        type Held = [u64; 3];
-        let bytes = size(admitted::<Held>);
-        assert!(bytes <= 2016, "{bytes} bytes: is a future handed on, and lies in it twice?");
+        let bytes = size(session_task);
+        assert!(bytes <= 2016, "{bytes} bytes: is a future passed by value, and stored twice?");
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_connection_is_counted_and_ends_only_that_connection() {
+        let metrics = Metrics::default();
+        let limiter = Arc::new(Limiter::new(metrics.clone()));
+        let sessions = TaskTracker::new();
+        for panics in [true, false] {
+            let limiter = Arc::clone(&limiter);
+            sessions.spawn(async move {
+                let peer = SocketAddr::from(([192, 0, 2, 1], 79));
+                let _panic_report = PanicReport { limiter: &limiter, peer };
+                tokio::task::yield_now().await;
+                assert!(!panics, "provoked by this test");
+            });
+        }
+        sessions.close();
+        sessions.wait().await;
+        assert_eq!(metrics.panics(), 1);
     }
 }

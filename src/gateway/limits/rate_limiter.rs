@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::networks;
+use super::addresses::networks;
 
 /// What a bucket holds: an unused address may spend the events of one minute in one moment.
 const PERIOD: Duration = Duration::from_secs(60);

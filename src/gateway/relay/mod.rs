@@ -124,7 +124,7 @@ pub(crate) async fn run(
     let mut relay = Relay {
         cx,
         is_bulk: false,
-        are_buffers_bounded: false,
+        is_send_buffer_bounded: false,
         keepalive_on: false,
         keepalive_delay: None,
         stall: None,
@@ -144,8 +144,8 @@ struct Relay<'a> {
     cx: &'a RelayContext<'a>,
     /// The log comes in bulk: the next bytes go through a pipe.
     is_bulk: bool,
-    /// The kernel's buffers for this stream are bounded.
-    are_buffers_bounded: bool,
+    /// The kernel's send buffer for the client is bounded.
+    is_send_buffer_bounded: bool,
     keepalive_on: bool,
     /// Ends when keepalive is due.
     keepalive_delay: Option<Pin<Box<Sleep>>>,
@@ -177,10 +177,9 @@ impl<'a> Relay<'a> {
         let mut chunk = first;
         while !chunk.is_empty() {
             self.is_bulk = can_splice && chunk.len() == read_size;
-            // A short log is a single chunk, which fits anyway: two system calls less for it.
-            if !self.are_buffers_bounded && (self.cx.bytes() > 0 || chunk.len() >= BULK_READ) {
-                self.are_buffers_bounded = true;
-                upstream.bound_receive_buffer(self.cx.limits.stream_buffer);
+            // A short log is a single chunk, which fits anyway: one system call less for it.
+            if !self.is_send_buffer_bounded && (self.cx.bytes() > 0 || chunk.len() >= BULK_READ) {
+                self.is_send_buffer_bounded = true;
                 client.bound_send_buffer(self.cx.limits.stream_buffer);
             }
             if let Err(end) = self.forward(client, chunk).await {

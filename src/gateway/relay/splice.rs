@@ -195,15 +195,21 @@ impl Drop for PooledPipe {
     }
 }
 
+/// The number of pipes that streams hold. Tests that use the pool hold [`SERIAL`].
+#[cfg(test)]
+pub(super) fn pipes_in_use() -> usize {
+    EXISTING.load(Ordering::Relaxed) - idle().len()
+}
+
+#[cfg(test)]
+pub(super) static SERIAL: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
-
-    /// The tests share the pool.
-    static SERIAL: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -3,11 +3,13 @@
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
 use crate::gateway::transport::buffer_pool::PooledBuffer;
 use crate::gateway::transport::in_memory::{self, Peer};
+use crate::gateway::transport::socket::Socket;
 
 /// A stream with a client and an upstream in memory, and what its relay shares with others.
 struct Setup {
@@ -202,7 +204,10 @@ async fn a_client_that_acknowledges_an_idle_log_late_is_not_stalled() {
 
 #[tokio::test(start_paused = true)]
 async fn too_many_stalled_clients_evict_the_one_that_waits_longest() {
-    let setup = Setup::new(|limits| limits.connections = 1);
+    let setup = Setup::new(|limits| {
+        limits.connections = 1;
+        limits.write_timeout = Duration::from_secs(300);
+    });
     let mut relays = FuturesUnordered::new();
     let mut peers = Vec::new();
     for index in 0..9 {
@@ -295,4 +300,48 @@ async fn keepalive_is_enabled_only_on_streams_that_last() {
         assert_eq!(hop.has_keepalive(), has_keepalive, "{lasts:?}");
         assert_eq!(client_peer.has_keepalive(), has_keepalive, "{lasts:?}");
     }
+}
+
+/// A pair of connected TCP sockets.
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let near = TcpStream::connect(address).await.expect("connected");
+    (near, listener.accept().await.expect("accepted").0)
+}
+
+/// Waits until `count` pipes are in use.
+async fn pipes_in_use(count: usize) {
+    let reached = async {
+        while splice::pipes_in_use() != count {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), reached).await.expect("as many pipes in use");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_client_gives_its_pipe_back_and_gets_the_whole_log() {
+    let _serial = splice::SERIAL.lock().await;
+    let (mut hop, upstream) = tcp_pair().await;
+    let (mut client_peer, client) = tcp_pair().await;
+    let log: Vec<u8> = (0..30_000_000_u32).map(|index| (index % 251) as u8).collect();
+    let (first, rest) = (log[..BULK_READ].to_vec(), log[BULK_READ..].to_vec());
+    let relay = tokio::spawn(async move {
+        let setup = Setup::new(|_| {});
+        let upstream = Connection::Plain(Socket::from_hop(upstream));
+        let client = Connection::Plain(Socket::from_client(client));
+        setup.run(upstream, &first, client).await
+    });
+    let hop = tokio::spawn(async move {
+        hop.write_all(&rest).await.expect("sent");
+    });
+    pipes_in_use(1).await;
+    pipes_in_use(0).await;
+    let mut received = vec![0; log.len()];
+    client_peer.read_exact(&mut received).await.expect("the log");
+    assert!(received == log);
+    hop.await.expect("sent");
+    let summary = relay.await.expect("no panic");
+    assert!(matches!(summary.end, EndReason::Finished), "{}", summary.end);
 }

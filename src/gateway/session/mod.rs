@@ -26,12 +26,11 @@ use self::stream_table::Listed;
 use super::Context;
 use super::health::FailureKind;
 use super::limits::eviction_queue::Entry;
-use super::limits::{AddressPlace, CountedClient, Unasked};
+use super::limits::{AddressPermit, CountedClient, PendingConnection};
 use super::protocol::reply::{Reply, ReplyError};
 use super::protocol::request::{RequestError, RequestFormat, read_request};
 use super::relay;
 use super::relay::{EndReason, RelayContext, RelaySummary};
-use super::routing::access;
 use super::routing::access::Access;
 use super::transport::connection::{Connection, read_size};
 use super::transport::read_ahead::ReadAhead;
@@ -52,13 +51,15 @@ pub(crate) struct Caller {
     /// The client, once a balancer has said for whom it comes.
     pub(crate) peer: SocketAddr,
     /// The place that it takes of those for its address; given back by who is known otherwise.
-    pub(crate) of_address: Option<AddressPlace>,
+    pub(crate) of_address: Option<AddressPermit>,
+    /// The connection comes from a trusted proxy, which sends a PROXY header.
+    pub(crate) is_proxy: bool,
     /// Which listener accepted the connection.
     pub(crate) index: u16,
     /// Whether lines of its stream are logged at info; at debug if its address has asked too often.
     pub(crate) logged: bool,
     /// Its entry among the connections that may be closed for a new one: until it has asked.
-    pub(crate) waiting: Option<Entry<Unasked>>,
+    pub(crate) waiting: Option<Entry<PendingConnection>>,
 }
 
 impl Caller {
@@ -99,7 +100,7 @@ impl Asked<'_> {
 
     /// The client, if limits count it by its address.
     fn client(&self) -> Option<CountedClient> {
-        self.caller.of_address.as_ref().and_then(AddressPlace::client)
+        self.caller.of_address.as_ref().and_then(AddressPermit::client)
     }
 
     fn relay_context<'a>(&'a self, listed: &'a Listed) -> RelayContext<'a> {
@@ -119,7 +120,8 @@ impl Asked<'_> {
         let Self { build, caller: Caller { peer, logged, .. }, began, span, cx, .. } = self;
         let seconds = began.elapsed();
         cx.metrics.stream_closed(route, seconds);
-        span.over(hop, route, bytes);
+        let (host, port) = hop.address();
+        span.stream_closed(host, port, route, bytes);
         // Milliseconds: JSON would show all digits.
         let seconds = (seconds.as_secs_f64() * 1000.0).round() / 1000.0;
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
@@ -135,7 +137,7 @@ impl Asked<'_> {
 /// Serves one connection of `caller`'s to its end. Every wait on the peer has a deadline.
 pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context) -> Outcome {
     let index = usize::from(caller.index);
-    if access::contain(&cx.listeners[index].proxy_protocol, caller.peer.ip()) {
+    if caller.is_proxy {
         match Box::pin(introduction(stream, caller, cx)).await {
             Ok(introduced) => stream = introduced,
             Err(outcome) => return outcome,
@@ -158,7 +160,7 @@ pub(crate) async fn run(mut stream: TcpStream, caller: &mut Caller, cx: &Context
             return Outcome::Refused(reply);
         }
     };
-    caller.logged = cx.logs_stream_of(caller.peer);
+    caller.logged = cx.limiter.logs_stream(caller.peer, &cx.limits);
     let asked = Asked { build, sent_hops, caller, began: Instant::now(), span, cx };
     stream_from(&hops, client, &asked).await
 }
@@ -187,7 +189,7 @@ async fn asked_for(
             match resolved {
                 Ok((hops, span)) => {
                     if authenticated {
-                        span.asked_by(peer);
+                        span.requested_by(peer.ip());
                     }
                     return Ok((request.build, request.hops, hops, span));
                 }
@@ -242,19 +244,19 @@ async fn introduction(
     };
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     debug!(proxy = %peer, peer = %client, "PROXY header");
-    caller.of_address = cx.bounds.of_address(client.ip(), &cx.limits);
+    caller.of_address = cx.limiter.per_address(client.ip(), &cx.limits);
     caller.peer = client;
     if let Some(waiting) = &caller.waiting {
-        waiting.update(|unasked| unasked.set_peer(client));
+        waiting.update(|connection| connection.set_peer(client));
     }
     if caller.of_address.is_some() {
         return Ok(stream);
     }
     // So that it is not closed, and counted, for another connection as well.
     caller.stop_waiting().await;
-    cx.turned_away(Rejection::Address, client);
+    cx.limiter.record_rejection(Rejection::Address, client);
     // As the listener does with clients that come by themselves.
-    if !tls && let Some(_permit) = cx.bounds.refusal() {
+    if !tls && let Some(_permit) = cx.limiter.rejection() {
         let reply = Reply::Error(ReplyError::TooManyFromAddress);
         refuse(Connection::Plain(Socket::from_client(stream)), reply, cx).await;
     }
@@ -295,14 +297,14 @@ async fn shake_hands(
         }
         // Counted before the connection is closed, here and below: a client that sees the close also
         // sees the counter.
-        if !cx.bounds.may_begin_handshake(of_address.as_ref(), peer.ip(), &cx.limits) {
-            cx.turned_away(Rejection::HandshakeRate, peer);
+        if !cx.limiter.may_begin_handshake(of_address.as_ref(), peer.ip(), &cx.limits) {
+            cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
             return Ok(Err(Outcome::Rejected));
         }
-        let handshake = cx.bounds.handshake(of_address.as_ref(), peer.ip(), &cx.limits);
+        let handshake = cx.limiter.handshake(of_address.as_ref(), peer.ip(), &cx.limits);
         let evicted = async {
-            handshake.evicted().await;
-            cx.turned_away(Rejection::Handshakes, peer);
+            handshake.wait_evicted().await;
+            cx.limiter.record_rejection(Rejection::Handshakes, peer);
         };
         tokio::select! {
             biased;
@@ -321,7 +323,7 @@ async fn shake_hands(
             let resumed = kind == Some(HandshakeKind::Resumed);
             cx.metrics.handshake_ok(Direction::Inbound, resumed);
             if stream.get_ref().1.peer_certificates().is_some() {
-                cx.bounds.certify(peer.ip());
+                cx.limiter.certify(peer.ip());
                 *of_address = None;
             }
             return Ok(Connection::tls(stream));
@@ -342,8 +344,8 @@ async fn resolve(
     peer: SocketAddr,
     cx: &Context,
 ) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
-    let Some(place) = cx.bounds.lookup(&cx.limits) else {
-        cx.turned_away(Rejection::Lookups, peer);
+    let Some(place) = cx.limiter.lookup(&cx.limits) else {
+        cx.limiter.record_rejection(Rejection::Lookups, peer);
         return Err((Reply::Error(ReplyError::TooManyLookups), "too many look-ups".to_owned()));
     };
     let began = Instant::now();
@@ -358,7 +360,7 @@ async fn resolve(
         Box::pin(hide_duration(began.into())).await;
     }
     let (hops, trace_parent) = resolved?;
-    Ok((hops, cx.tracer.span(trace_parent.as_ref(), build, cx.resolver.zone(), began)))
+    Ok((hops, cx.tracer.span(trace_parent.as_deref(), build, cx.resolver.zone(), began)))
 }
 
 /// Relays the log from one of `hops`, and logs how the stream went.
@@ -378,7 +380,7 @@ async fn stream_from(hops: &[Upstream], mut client: Connection, asked: &Asked<'_
         Ok(end) => Outcome::Streamed(end),
         Err(fault) => Outcome::Refused(Reply::Error(fault)),
     };
-    asked.span.end(&outcome);
+    asked.span.end(outcome.label(), outcome.error());
     let deadline = || cx.stalled_clients.write_deadline(&cx.limits, asked.client());
     match &outcome {
         Outcome::Streamed(EndReason::Finished) => client.close_gracefully(deadline).await,
@@ -428,7 +430,8 @@ async fn relay_from(
         }
     };
     cx.metrics.connected(route, dialed.elapsed());
-    span.connected(hop);
+    let (host, port) = hop.address();
+    span.connected(host, port);
     let _active = cx.metrics.active_stream();
     let first = {
         let patience = cx.first_byte_patience(deadline);

@@ -21,6 +21,18 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    /// Returns why the stream failed; `None` for a complete log and for a client that left or stalled.
+    pub(crate) fn error(&self) -> Option<String> {
+        match self {
+            Self::Streamed(
+                EndReason::Finished | EndReason::ClientLeft(_) | EndReason::ClientStalled,
+            ) => None,
+            Self::Streamed(end) => Some(end.to_string()),
+            Self::Refused(reply) => Some(reply.line().trim_end().to_owned()),
+            _ => Some(self.label().to_owned()),
+        }
+    }
+
     /// The value of the metric label `result`.
     pub(crate) fn label(&self) -> &'static str {
         match self {

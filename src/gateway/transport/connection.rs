@@ -122,11 +122,6 @@ impl Connection {
         self.socket().bound_send_buffer(bytes);
     }
 
-    /// Bounds what the kernel holds of bytes that the peer has sent and this gateway has not read.
-    pub(crate) fn bound_receive_buffer(&self, bytes: usize) {
-        self.socket().bound_receive_buffer(bytes);
-    }
-
     /// Counts `bytes` that were written by another way than [`AsyncWrite`].
     pub(crate) fn add_written(&mut self, bytes: usize) {
         let unacked = u32::try_from(bytes + WRITE_OVERHEAD).unwrap_or(u32::MAX);
@@ -228,8 +223,7 @@ impl Connection {
                     let before = socket.discarded;
                     socket.discarded += u32::try_from(count).unwrap_or(DISCARDED_MAX);
                     if before < DISCARDED_MANY && socket.discarded >= DISCARDED_MANY {
-                        // The kernel has a minimum.
-                        socket.bound_receive_buffer(2);
+                        socket.shrink_receive_buffer();
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return None,

@@ -130,13 +130,13 @@ impl Socket {
         }
     }
 
-    /// Bounds what the kernel holds of bytes that have not been read, its bookkeeping included; the
-    /// kernel has a minimum. Without a bound it is as much as `net.ipv4.tcp_rmem` allows.
-    pub(super) fn bound_receive_buffer(&self, bytes: usize) {
+    /// Makes the kernel hold as little as it can of bytes that have not been read.
+    pub(super) fn shrink_receive_buffer(&self) {
         if let Some(stream) = self.tcp()
-            && let Err(error) = SockRef::from(stream).set_recv_buffer_size(bytes / 2)
+            // The kernel has a minimum, some 2 KiB.
+            && let Err(error) = SockRef::from(stream).set_recv_buffer_size(1)
         {
-            debug!(%error, "cannot bound the receive buffer");
+            debug!(%error, "cannot shrink the receive buffer");
         }
     }
 

@@ -7,7 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{TcpStream, lookup_host};
+use socket2::SockRef;
+use tokio::net::{TcpSocket, lookup_host};
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -37,7 +38,8 @@ struct Name {
 }
 
 impl Dialer {
-    /// Connects to the first address of `host` that answers.
+    /// Connects to the first address of `host` that answers. The kernel holds up to `buffer` bytes that
+    /// have not been read.
     ///
     /// Addresses are tried in the resolver's order, the families in turn, each a quarter of a
     /// second behind the one before or as soon as that has failed, so that one that swallows
@@ -45,16 +47,16 @@ impl Dialer {
     ///
     /// # Errors
     /// The name has no address, or the last address that was tried failed like this.
-    pub(crate) async fn connect(&self, host: &str, port: u16) -> io::Result<Socket> {
+    pub(crate) async fn connect(&self, host: &str, port: u16, buffer: usize) -> io::Result<Socket> {
         if let Ok(address) = host.parse::<IpAddr>() {
-            return connect_to(SocketAddr::new(address, port)).await;
+            return connect_to(SocketAddr::new(address, port), buffer).await;
         }
         let name = to_ascii(host).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, "the name has no ASCII form (IDNA)")
         })?;
         let host = name.as_ref();
         let addresses = self.addresses(host, port).await?;
-        let connected = race(interleaved(&addresses)).await;
+        let connected = race(interleaved(&addresses), buffer).await;
         if connected.is_err() {
             // It may have moved.
             self.lock().remove(host);
@@ -106,13 +108,22 @@ fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     all
 }
 
-async fn connect_to(address: SocketAddr) -> io::Result<Socket> {
-    TcpStream::connect(address).await.map(Socket::from_hop)
+/// Connects to `address`. The kernel holds up to `buffer` bytes that have not been read, its bookkeeping
+/// included: set before the connection begins, because the receive window never grows beyond its initial
+/// size once the buffer is set (tcp(7)).
+async fn connect_to(address: SocketAddr, buffer: usize) -> io::Result<Socket> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // The kernel doubles the number (socket(7)). Where a sandbox refuses it, the kernel has a bound.
+    let _ = SockRef::from(&socket).set_recv_buffer_size(buffer / 2);
+    socket.connect(address).await.map(Socket::from_hop)
 }
 
-async fn race(addresses: Vec<SocketAddr>) -> io::Result<Socket> {
+async fn race(addresses: Vec<SocketAddr>, buffer: usize) -> io::Result<Socket> {
     if let [address] = addresses[..] {
-        return connect_to(address).await;
+        return connect_to(address, buffer).await;
     }
     let mut addresses = addresses.into_iter();
     let mut attempts = JoinSet::new();
@@ -120,7 +131,7 @@ async fn race(addresses: Vec<SocketAddr>) -> io::Result<Socket> {
     loop {
         match addresses.next() {
             Some(address) => {
-                attempts.spawn(connect_to(address));
+                attempts.spawn(connect_to(address, buffer));
             }
             None if attempts.is_empty() => return Err(failure),
             None => {}
@@ -146,6 +157,8 @@ mod tests {
 
     use super::*;
 
+    const BUFFER: usize = 1024 * 1024;
+
     fn addresses(list: &str, port: u16) -> Vec<SocketAddr> {
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
         list.split_whitespace().map(|text| SocketAddr::new(ip(text), port)).collect()
@@ -169,15 +182,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         // Nobody listens on the first two.
-        let stream = race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port)).await;
+        let stream = race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port), BUFFER).await;
         let stream = stream.expect("connected");
         assert_eq!(
             [stream.tcp().expect("TCP").peer_addr().expect("an address")][..],
             addresses("127.0.0.1", port)
         );
         drop(listener);
-        assert!(race(addresses("127.0.0.2 127.0.0.1", port)).await.is_err());
-        assert!(race(Vec::new()).await.is_err());
+        assert!(race(addresses("127.0.0.2 127.0.0.1", port), BUFFER).await.is_err());
+        assert!(race(Vec::new(), BUFFER).await.is_err());
     }
 
     #[tokio::test]
@@ -185,18 +198,18 @@ mod tests {
         let dialer = Dialer::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
-        dialer.connect("localhost", port).await.expect("connected");
+        dialer.connect("localhost", port, BUFFER).await.expect("connected");
         assert!(dialer.lock().contains_key("localhost"));
-        dialer.connect("127.0.0.1", port).await.expect("connected");
+        dialer.connect("127.0.0.1", port, BUFFER).await.expect("connected");
         assert_eq!(dialer.lock().len(), 1, "an address is no name");
         drop(listener);
-        dialer.connect("localhost", port).await.expect_err("nobody listens");
+        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
         assert!(dialer.lock().is_empty(), "it may have moved");
         for number in 0..2 * REMEMBERED {
             let name = Arc::new(Name { asked: Instant::now(), addresses: OnceCell::new() });
             dialer.lock().insert(number.to_string(), name);
         }
-        dialer.connect("localhost", port).await.expect_err("nobody listens");
+        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
         assert!(dialer.lock().len() <= 1);
     }
 }

@@ -241,7 +241,8 @@ impl<'a> Race<'a> {
     /// Notes that a hop brought nothing.
     fn note(&self, hop: &Upstream, miss: &Miss) {
         let Asked { build, span, cx, .. } = self.asked;
-        span.passed_over(hop, miss);
+        let (host, port) = hop.address();
+        span.attempt_failed(host, port, miss);
         let kind = match miss {
             Miss::Dial(DialError::TooManyForBuild) | Miss::Refused(TOO_MANY_FOR_BUILD, _) => None,
             Miss::Dial(DialError::Loop(_) | DialError::Ourselves) => Some(FailureKind::Loop),
@@ -383,7 +384,8 @@ async fn ask(
     // The number of hops in the request ends loops.
     let in_flight = in_flight.filter(|_| !connection.is_peer_gateway());
     cx.metrics.connected(route, dialed.elapsed());
-    span.connected(&hop);
+    let (host, port) = hop.address();
+    span.connected(host, port);
     let read = connection.read_chunk(room);
     let read = match &hop {
         // Bounded by the patience with all.

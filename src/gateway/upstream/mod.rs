@@ -208,7 +208,7 @@ impl Upstream {
             _ => None,
         };
         let connect = async || -> Result<Socket, DialError> {
-            let connected = cx.dialer.connect(host, port);
+            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
             let stream = in_time(deadline, connected).await?.map_err(|error| {
                 if error.kind() == io::ErrorKind::AddrNotAvailable {
                     cx.metrics.local_ports_exhausted();

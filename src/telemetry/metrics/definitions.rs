@@ -212,6 +212,11 @@ impl Default for Metrics {
                 "ZooKeeper sessions established: one, and one for each session that was lost",
                 Counter::default(),
             ),
+            panics: new.metric(
+                "zuul_fingergw_panics",
+                "Tasks that panicked because of a bug in this program",
+                Counter::default(),
+            ),
             reloads: new.by_label(
                 "zuul_fingergw_config_reloads",
                 "Reloads of the configuration and the certificates",

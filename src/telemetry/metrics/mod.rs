@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     sessions_resumed: ByLabel<Counter>,
     certificate_not_after: Family<Label, Gauge>,
     zookeeper_sessions: Counter,
+    panics: Counter,
     reloads: ByLabel<Counter>,
     last_reload_ok: Gauge,
     last_reload_time: Gauge,
@@ -278,6 +279,17 @@ impl Metrics {
     /// Counts an established ZooKeeper session.
     pub(crate) fn zookeeper_session(&self) {
         self.zookeeper_sessions.inc();
+    }
+
+    /// Counts a task that panicked.
+    pub(crate) fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    /// The number of tasks that panicked.
+    #[cfg(test)]
+    pub(crate) fn panics(&self) -> u64 {
+        self.panics.get()
     }
 
     /// Counts a reload.

@@ -1,56 +1,48 @@
-//! Hands ended spans to the collector, in batches, from threads of their own.
+//! Exports ended spans to an OpenTelemetry collector over OTLP, with the transports of
+//! `opentelemetry-otlp`: tonic for gRPC, hyper for HTTP, rustls for both.
 //!
-//! The SDK's processor keeps up to 2048 spans and gives away at most 512 at once, every 5 s and
-//! sooner if there are so many (`OTEL_BSP_*` in the environment, as with Zuul's services). What comes
-//! while it is full is lost (`backlog`): a stream waits for no collector.
+//! The SDK's batch processor queues up to 2048 spans and exports up to 512 of them every 5 s, sooner if
+//! so many wait (`OTEL_BSP_*` of the environment, as for Zuul's services). It drops spans while the
+//! queue is full: streams never wait for the collector.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
 use opentelemetry::KeyValue;
+use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_otlp::tonic_types::transport::{ClientTlsConfig, Identity};
 use opentelemetry_otlp::{
-    Compression, Protocol as Wire, SpanExporter as OtlpExporter, WithExportConfig as _,
+    Compression, Protocol as OtlpProtocol, SpanExporter as Transport, WithExportConfig as _,
     WithHttpConfig as _, WithTonicConfig as _,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::bounded_processor::{Backlog, Processor};
-use super::transport::Collector;
 use crate::config::{Protocol, Tracing};
+use crate::os::file;
 use crate::telemetry::metrics::Metrics;
 
-/// Starts it.
-pub(crate) fn start(
+/// Starts exporting spans in the background.
+///
+/// # Errors
+/// A TLS file cannot be used, or a thread cannot be started.
+pub(super) fn start(
     config: &Tracing,
     hostname: &str,
     metrics: Metrics,
 ) -> Result<SdkTracerProvider> {
-    // Apart from the streams'. What drives connections between two exports is its one thread;
-    // spans are encoded in the SDK's.
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("tracing")
-        .enable_all()
-        .build()
-        .context("no thread for tracing")?;
-    let exporter = {
-        let _inside = runtime.enter();
-        exporter(config)?
-    };
-    let backlog = Arc::new(Backlog::new(metrics));
-    let exporter = Exporter {
-        runtime: Some(runtime),
-        exporter,
-        config: config.clone(),
-        backlog: Arc::clone(&backlog),
-        failing: AtomicBool::new(false),
-    };
     let resource = Resource::builder_empty()
         .with_service_name(config.service_name.clone())
         .with_attributes([
@@ -58,93 +50,153 @@ pub(crate) fn start(
             KeyValue::new("host.name", hostname.to_owned()),
         ])
         .build();
-    let processor = Processor::new(exporter, backlog);
-    Ok(SdkTracerProvider::builder().with_resource(resource).with_span_processor(processor).build())
+    let exporter = Exporter::new(config, metrics)?;
+    Ok(SdkTracerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build())
 }
 
-fn exporter(config: &Tracing) -> Result<OtlpExporter> {
-    let collector = Collector::new(config);
-    let gzip = config.gzip.then_some(Compression::Gzip);
-    let exporter = match config.protocol {
-        Protocol::Grpc => {
-            let builder = OtlpExporter::builder()
-                .with_tonic()
-                .with_protocol(Wire::Grpc)
-                .with_timeout(config.timeout)
-                .with_channel(collector.channel()?);
-            match gzip {
-                Some(gzip) => builder.with_compression(gzip).build(),
-                None => builder.build(),
-            }
-        }
-        Protocol::HttpProtobuf => {
-            let builder = OtlpExporter::builder()
-                .with_http()
-                .with_protocol(Wire::HttpBinary)
-                .with_endpoint(config.endpoint.to_string())
-                .with_timeout(config.timeout)
-                .with_http_client(collector);
-            match gzip {
-                Some(gzip) => builder.with_compression(gzip).build(),
-                None => builder.build(),
-            }
-        }
-    };
-    exporter.context("tracing")
+/// Checks whether the TLS files of `config` can be used.
+///
+/// # Errors
+/// They cannot.
+pub(crate) fn check(config: Option<&Tracing>) -> Result<()> {
+    config.map_or(Ok(()), |config| Exporter::new(config, Metrics::default()).map(drop))
 }
 
-/// Runs the exporter of the library in the runtime that it needs, in bounds, and tells how it goes.
+/// Runs the transport in a runtime apart from that of the streams, and limits its time.
 #[derive(Debug)]
 struct Exporter {
-    /// There until the drop.
-    runtime: Option<Runtime>,
-    exporter: OtlpExporter,
     config: Tracing,
-    backlog: Arc<Backlog>,
-    failing: AtomicBool,
-}
-
-impl SpanExporter for Exporter {
-    /// Called by the thread of the SDK, and by nothing else.
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let spans = batch.len();
-        let runtime = self.runtime.as_ref().expect("there until the drop");
-        let patience = self.config.timeout;
-        // With its tries again, which it makes within the same time.
-        let outcome =
-            runtime.block_on(async { timeout(patience, self.exporter.export(batch)).await });
-        let outcome = outcome.unwrap_or(Err(OTelSdkError::Timeout(patience)));
-        self.tell(spans, &outcome);
-        outcome
-    }
-
-    fn shutdown_with_timeout(&self, timeout: std::time::Duration) -> OTelSdkResult {
-        self.exporter.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.exporter.set_resource(resource);
-    }
+    resource: Resource,
+    metrics: Metrics,
+    /// `None` after a failed export: the next one reads renewed certificates, and does not use a
+    /// connection to a host that has vanished.
+    transport: Mutex<Option<Transport>>,
+    /// Spans lost since the last successful export.
+    lost: AtomicU64,
+    /// Its one worker serves connections between exports. `None` when dropped.
+    runtime: Option<Runtime>,
 }
 
 impl Exporter {
-    /// Counts, and says once that the collector fails and once that it does no more.
-    fn tell(&self, spans: usize, outcome: &OTelSdkResult) {
-        let endpoint = &self.config.endpoint;
-        match outcome {
-            Ok(()) => {
-                self.backlog.exported(spans);
-                if self.failing.swap(false, Ordering::Relaxed) {
-                    let lost = self.backlog.lost();
-                    info!(%endpoint, lost, "tracing: the collector takes spans again");
+    fn new(config: &Tracing, metrics: Metrics) -> Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("tracing")
+            .enable_all()
+            .build()
+            .context("tracing: cannot start a thread")?;
+        let mut exporter = Self {
+            config: config.clone(),
+            resource: Resource::builder_empty().build(),
+            metrics,
+            transport: Mutex::new(None),
+            lost: AtomicU64::new(0),
+            runtime: Some(runtime),
+        };
+        let transport = {
+            let _guard = exporter.runtime().enter();
+            exporter.new_transport()?
+        };
+        exporter.transport = Mutex::new(Some(transport));
+        Ok(exporter)
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("set until the drop")
+    }
+
+    /// Creates a transport, which connects when it exports.
+    fn new_transport(&self) -> Result<Transport> {
+        let Tracing { endpoint, timeout, gzip, .. } = &self.config;
+        let compression = gzip.then_some(Compression::Gzip);
+        let transport = match self.config.protocol {
+            Protocol::Grpc => {
+                let mut builder = Transport::builder()
+                    .with_tonic()
+                    .with_endpoint(endpoint.to_string())
+                    .with_timeout(*timeout);
+                if endpoint.tls {
+                    builder = builder.with_tls_config(grpc_tls(&self.config)?);
                 }
+                if let Some(compression) = compression {
+                    builder = builder.with_compression(compression);
+                }
+                builder.build()
+            }
+            Protocol::HttpProtobuf => {
+                let mut builder = Transport::builder()
+                    .with_http()
+                    .with_protocol(OtlpProtocol::HttpBinary)
+                    .with_endpoint(endpoint.to_string())
+                    .with_timeout(*timeout);
+                builder = if endpoint.tls {
+                    builder.with_http_client(https_client(&self.config)?)
+                } else {
+                    builder.with_http_client(HyperClient::with_default_connector(*timeout, None))
+                };
+                if let Some(compression) = compression {
+                    builder = builder.with_compression(compression);
+                }
+                builder.build()
+            }
+        };
+        let mut transport = transport.context("tracing: cannot export to the endpoint")?;
+        transport.set_resource(&self.resource);
+        Ok(transport)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Transport>> {
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Exports `batch`, with all retries, within the configured timeout.
+    async fn try_export(
+        &self,
+        transport: &mut Option<Transport>,
+        batch: Vec<SpanData>,
+    ) -> Result<(), String> {
+        let transport = match transport {
+            Some(transport) => transport,
+            None => transport.insert(self.new_transport().map_err(|error| format!("{error:#}"))?),
+        };
+        match timeout(self.config.timeout, transport.export(batch)).await {
+            Ok(exported) => exported.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no response within {:?}", self.config.timeout)),
+        }
+    }
+}
+
+impl SpanExporter for Exporter {
+    /// Called by the thread of the batch processor only.
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len() as u64;
+        let endpoint = &self.config.endpoint;
+        let mut transport = self.lock();
+        let exported = self.runtime().block_on(self.try_export(&mut transport, batch));
+        match exported {
+            Ok(()) => {
+                self.metrics.spans("exported", spans);
+                let lost = self.lost.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    info!(%endpoint, lost, "tracing: the collector accepts spans again");
+                }
+                Ok(())
             }
             Err(error) => {
-                self.backlog.failed(spans);
-                if !self.failing.swap(true, Ordering::Relaxed) {
-                    warn!(%endpoint, %error, "tracing: spans are lost until the collector takes them");
+                *transport = None;
+                self.metrics.spans("failed", spans);
+                if self.lost.fetch_add(spans, Ordering::Relaxed) == 0 {
+                    warn!(%endpoint, error, "tracing: cannot export spans; they are lost");
                 }
+                Err(OTelSdkError::InternalFailure(error))
             }
+        }
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.resource = resource.clone();
+        if let Some(transport) = &mut *self.lock() {
+            transport.set_resource(resource);
         }
     }
 }
@@ -152,8 +204,59 @@ impl Exporter {
 impl Drop for Exporter {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // A name server may be asked still, and nobody waits for its answer.
+            // Does not wait for a name server that has been asked.
             runtime.shutdown_background();
         }
     }
+}
+
+/// Returns the TLS settings for gRPC: the CA certificates that verify the collector, or those of the
+/// system, and our certificate.
+fn grpc_tls(config: &Tracing) -> Result<ClientTlsConfig> {
+    let mut tls = ClientTlsConfig::new();
+    tls = match &config.authorities {
+        Some(path) => tls.trust_anchors(read_ca(path)?.roots),
+        None => tls.with_native_roots(),
+    };
+    if let Some((cert, key)) = &config.identity {
+        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+    }
+    Ok(tls)
+}
+
+/// Returns a client for HTTPS. `opentelemetry-otlp` has TLS for HTTP only by a client that is passed to
+/// it; hyper-rustls is that of the hyper client, and brings fewer crates than reqwest.
+fn https_client(config: &Tracing) -> Result<HyperClient<HttpsConnector<HttpConnector>>> {
+    let provider = default_provider();
+    let builder = HttpsConnectorBuilder::new();
+    let builder = match &config.authorities {
+        Some(path) => builder.with_tls_config(
+            ClientConfig::builder_with_provider(provider.into())
+                .with_safe_default_protocol_versions()?
+                .with_root_certificates(read_ca(path)?)
+                .with_no_client_auth(),
+        ),
+        None => builder
+            .with_provider_and_native_roots(provider)
+            .context("tracing: the system has no CA certificates; set certificate_file")?,
+    };
+    let connector = builder.https_only().enable_http1().build();
+    Ok(HyperClient::new(connector, config.timeout, None))
+}
+
+/// Reads CA certificates in PEM.
+fn read_ca(path: &Path) -> Result<RootCertStore> {
+    let pem = read(path)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.ok();
+        let added = certificate.is_some_and(|certificate| roots.add(certificate).is_ok());
+        ensure!(added, "{}: has a CA certificate that cannot be used", path.display());
+    }
+    ensure!(!roots.is_empty(), "{}: has no certificate in PEM", path.display());
+    Ok(roots)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    file::read(path).with_context(|| format!("{}: cannot be read", path.display()))
 }

@@ -1,26 +1,20 @@
-//! Spans of streams for an OpenTelemetry collector: a stream joins the trace that the request of its
-//! build carries, as the executor's part of the build does (`zuul/lib/tracing.py`).
+//! Spans of streams for an OpenTelemetry collector. A span's parent is the span that the build's
+//! request carries, as that of the executor's span is (`zuul/lib/tracing.py`).
 //!
-//! The cargo feature `otlp` brings it. Without it the types of `absent` stand here, which have no size and
-//! do nothing, so that nobody else has to know of two kinds of programs.
-//!
-//! With it: `span` is what a session tells,
-//! `export` hands ended spans on, `backlog` counts those that wait, and `collector` dials.
+//! Compiled in with the feature `otlp`: `span` records, `exporter` sends. Without it `noop` has the same
+//! interface and does nothing.
 
 #[cfg(feature = "otlp")]
-pub(crate) mod bounded_processor;
-#[cfg(feature = "otlp")]
-pub(crate) mod exporter;
+mod exporter;
 #[cfg(not(feature = "otlp"))]
-pub(crate) mod noop;
+mod noop;
 #[cfg(feature = "otlp")]
-pub(crate) mod span;
-#[cfg(feature = "otlp")]
-pub(crate) mod transport;
+mod span;
 
 #[cfg(not(feature = "otlp"))]
 pub(crate) use self::noop::{Span, Tracer, check};
 #[cfg(feature = "otlp")]
-pub(crate) use self::span::{Span, Tracer};
-#[cfg(feature = "otlp")]
-pub(crate) use self::transport::check;
+pub(crate) use self::{
+    exporter::check,
+    span::{Span, Tracer},
+};

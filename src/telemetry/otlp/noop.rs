@@ -1,35 +1,27 @@
-//! What the rest of the program calls where it was built without the feature `otlp`.
+//! The interface of this module in a program without the feature `otlp`: nothing is recorded.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::Result;
 
 use crate::config::Tracing;
-use crate::gateway::session::outcome::Outcome;
-use crate::gateway::upstream::Upstream;
 use crate::model::build_id::BuildId;
 use crate::model::trace_parent::TraceParent;
 use crate::telemetry::metrics::{Metrics, Route};
 
-/// Begins nothing.
 #[derive(Clone, Default)]
 pub(crate) struct Tracer(());
 
 impl Tracer {
-    pub(crate) fn start(
-        _config: Option<&Tracing>,
-        _hostname: &str,
-        _metrics: Metrics,
-    ) -> Result<Self> {
+    pub(crate) fn start(_: Option<&Tracing>, _hostname: &str, _: Metrics) -> Result<Self> {
         Ok(Self(()))
     }
 
     pub(crate) fn span(
         &self,
-        _parent: Option<&Arc<TraceParent>>,
+        _parent: Option<&TraceParent>,
         _build: &BuildId,
         _zone: Option<&str>,
         _began: Instant,
@@ -40,7 +32,6 @@ impl Tracer {
     pub(crate) async fn stop(self) {}
 }
 
-/// Tells nobody.
 pub(crate) struct Span;
 
 impl Span {
@@ -52,20 +43,19 @@ impl Span {
         None
     }
 
-    pub(crate) fn asked_by(&self, _peer: SocketAddr) {}
+    pub(crate) fn requested_by(&self, _peer: IpAddr) {}
 
-    pub(crate) fn connected(&self, _hop: &Upstream) {}
+    pub(crate) fn connected(&self, _host: &str, _port: u16) {}
 
-    pub(crate) fn passed_over(&self, _hop: &Upstream, _reason: &dyn Display) {}
+    pub(crate) fn attempt_failed(&self, _host: &str, _port: u16, _reason: &dyn Display) {}
 
     pub(crate) fn first_byte(&self) {}
 
-    pub(crate) fn over(&self, _hop: &Upstream, _route: Route, _bytes: u64) {}
+    pub(crate) fn stream_closed(&self, _host: &str, _port: u16, _route: Route, _bytes: u64) {}
 
-    pub(crate) fn end(&self, _outcome: &Outcome) {}
+    pub(crate) fn end(&self, _result: &'static str, _error: Option<String>) {}
 }
 
-/// Files that nobody reads cannot be wrong.
-pub(crate) fn check(_config: Option<&Tracing>) -> Result<()> {
+pub(crate) fn check(_: Option<&Tracing>) -> Result<()> {
     Ok(())
 }

@@ -1,8 +1,7 @@
-//! The span of one stream, and what begins it.
+//! Spans of streams.
 
 use std::fmt::Display;
-use std::mem::ManuallyDrop;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,161 +16,164 @@ use tracing::{info, warn};
 
 use super::exporter;
 use crate::config::Tracing;
-use crate::gateway::relay::EndReason;
-use crate::gateway::session::outcome::Outcome;
-use crate::gateway::upstream::Upstream;
 use crate::model::build_id::BuildId;
 use crate::model::trace_parent::TraceParent;
 use crate::telemetry::metrics::{Metrics, Route};
 
-/// How long the last spans may take to reach the collector when the gateway stops.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+/// How long [`Tracer::stop`] waits until the collector has accepted the last spans.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Begins spans, where that is configured. Cheap to clone.
+/// Starts spans if tracing is configured. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Tracer(Option<Arc<Running>>);
+pub(crate) struct Tracer(Option<Arc<Inner>>);
 
-struct Running {
+struct Inner {
     tracer: SdkTracer,
-    /// Never dropped: its drop would wait for a collector. [`Tracer::stop`] does, and in bounds.
-    provider: ManuallyDrop<SdkTracerProvider>,
+    provider: SdkTracerProvider,
+    metrics: Metrics,
 }
 
 impl Tracer {
-    /// Starts what exports spans as `config` says, for the gateway called `hostname`. The collector
-    /// need not be there.
+    /// Starts exporting spans according to `config`, as the gateway `hostname`. Does not wait for the
+    /// collector.
     ///
     /// # Errors
-    /// A file of TLS cannot be used, or there is no thread to be had.
+    /// A TLS file cannot be used, or a thread cannot be started.
     pub(crate) fn start(
         config: Option<&Tracing>,
         hostname: &str,
         metrics: Metrics,
     ) -> Result<Self> {
         let Some(config) = config else { return Ok(Self::default()) };
-        let provider = exporter::start(config, hostname, metrics)?;
+        let provider = exporter::start(config, hostname, metrics.clone())?;
+        // Dropping the last handle would wait for the collector for 5 s. `stop` ends the provider.
+        std::mem::forget(provider.clone());
         let scope = InstrumentationScope::builder(env!("CARGO_PKG_NAME"))
-            .with_version(env!("CARGO_PKG_VERSION"));
-        let tracer = provider.tracer_with_scope(scope.build());
-        info!(endpoint = %config.endpoint, "tracing: spans of streams go to this collector");
-        Ok(Self(Some(Arc::new(Running { tracer, provider: ManuallyDrop::new(provider) }))))
+            .with_version(env!("CARGO_PKG_VERSION"))
+            .build();
+        let tracer = provider.tracer_with_scope(scope);
+        info!(endpoint = %config.endpoint, "tracing: exporting spans");
+        Ok(Self(Some(Arc::new(Inner { tracer, provider, metrics }))))
     }
 
-    /// Begins the span of a stream of `build`'s log, which was looked up from `began` until now, by a
-    /// gateway of `zone`.
+    /// Starts the span of a stream of `build`, whose lookup took from `began` until now, on a gateway
+    /// of `zone`.
     ///
-    /// A stream whose build is in no trace begins none: strangers may ask for anything. Nor does one
-    /// in a trace that is not sampled.
+    /// Records nothing without a sampled `parent`: clients must not be able to start traces.
     pub(crate) fn span(
         &self,
-        parent: Option<&Arc<TraceParent>>,
+        parent: Option<&TraceParent>,
         build: &BuildId,
         zone: Option<&str>,
         began: Instant,
     ) -> Span {
-        let (Some(running), Some(parent)) = (&self.0, parent) else { return Span(None) };
-        let context = SpanContext::new(
-            TraceId::from(parent.trace_id),
-            SpanId::from(parent.span_id),
-            TraceFlags::new(parent.flags),
-            true,
-            TraceState::NONE,
-        );
-        if !context.is_sampled() {
+        let (Some(inner), Some(parent)) = (&self.0, parent) else { return Span(None) };
+        let flags = TraceFlags::new(parent.flags);
+        if !flags.is_sampled() {
             return Span(None);
         }
-        let trace_id = context.trace_id().to_string();
         let mut attributes = vec![KeyValue::new("zuul.build.uuid", build.to_string())];
-        let event_id = parent.event_id.clone().map(|id| KeyValue::new("zuul.event.id", id));
-        let zone = zone.map(|zone| KeyValue::new("zuul.zone", zone.to_owned()));
-        attributes.extend(event_id.into_iter().chain(zone));
+        if let Some(id) = &parent.event_id {
+            attributes.push(KeyValue::new("zuul.event.id", id.clone()));
+        }
+        if let Some(zone) = zone {
+            attributes.push(KeyValue::new("zuul.zone", zone.to_owned()));
+        }
         let now = SystemTime::now();
-        let builder = running
+        let builder = inner
             .tracer
             .span_builder("LogStream")
             .with_kind(SpanKind::Server)
             .with_start_time(now.checked_sub(began.elapsed()).unwrap_or(now))
             .with_attributes(attributes);
-        let context = Context::new().with_remote_span_context(context);
-        let mut span = running.tracer.build_with_context(builder, &context);
+        let trace_id = TraceId::from(parent.trace_id);
+        let remote =
+            SpanContext::new(trace_id, SpanId::from(parent.span_id), flags, true, TraceState::NONE);
+        let context = Context::new().with_remote_span_context(remote);
+        let mut span = inner.tracer.build_with_context(builder, &context);
         if !span.is_recording() {
             return Span(None);
         }
         span.add_event("looked up", Vec::new());
-        let parent = Arc::clone(parent);
-        Span(Some(Box::new(Recording { span: Mutex::new(span), trace_id, parent })))
+        Span(Some(Box::new(Recording {
+            span: Mutex::new(span),
+            trace_id: trace_id.to_string(),
+            event_id: parent.event_id.clone(),
+            metrics: inner.metrics.clone(),
+        })))
     }
 
-    /// Hands over what there is, for at most [`FLUSH_PATIENCE`]. Spans that end later are lost.
+    /// Exports the ended spans, for at most [`FLUSH_TIMEOUT`]. Spans that end later are lost.
     pub(crate) async fn stop(self) {
-        let Some(running) = self.0 else { return };
-        let flush = move || running.provider.shutdown_with_timeout(FLUSH_PATIENCE).is_ok();
-        // It keeps to its time by itself, but for the thread that it needs.
-        let flushed = tokio::task::spawn_blocking(flush);
-        if !matches!(tokio::time::timeout(FLUSH_PATIENCE, flushed).await, Ok(Ok(true))) {
-            warn!("tracing: the collector has not taken the last spans in time");
+        let Some(inner) = self.0 else { return };
+        // The timeout around it counts if no thread is free for the blocking call.
+        let shutdown = move || inner.provider.shutdown_with_timeout(FLUSH_TIMEOUT).is_ok();
+        let shutdown = tokio::task::spawn_blocking(shutdown);
+        if !matches!(tokio::time::timeout(FLUSH_TIMEOUT, shutdown).await, Ok(Ok(true))) {
+            warn!("tracing: the collector did not accept the last spans in time");
         }
     }
 }
 
-/// The span of one stream; of none, where nobody records it.
+/// The span of a stream; empty if the stream is not traced.
 pub(crate) struct Span(Option<Box<Recording>>);
 
-/// Boxed: streams that nobody records have no room for it.
+/// Boxed, so that streams that are not traced do not pay for its size.
 struct Recording {
-    /// Locked a few times in a stream's life, by the one task that it has.
+    /// Used by the stream's task only.
     span: Mutex<opentelemetry_sdk::trace::Span>,
     trace_id: String,
-    parent: Arc<TraceParent>,
+    event_id: Option<String>,
+    metrics: Metrics,
 }
 
 impl Recording {
     fn lock(&self) -> MutexGuard<'_, opentelemetry_sdk::trace::Span> {
-        // What was recorded is whole at any time.
         self.span.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Span {
-    /// Zuul's event id of the build, if its request tells.
+    /// Returns Zuul's ID of the event that triggered the build.
     pub(crate) fn event_id(&self) -> Option<&str> {
-        self.0.as_ref()?.parent.event_id.as_deref()
+        self.0.as_ref()?.event_id.as_deref()
     }
 
-    /// The trace that it is in, as collectors write it.
+    /// Returns the trace ID in hexadecimal digits.
     pub(crate) fn trace_id(&self) -> Option<&str> {
         self.0.as_ref().map(|recording| recording.trace_id.as_str())
     }
 
-    /// Tells from where the request came. Only for peers that have shown a certificate: those are
-    /// gateways and servers of the system. The addresses of people are no business of who reads traces.
-    pub(crate) fn asked_by(&self, peer: SocketAddr) {
-        self.set(|| vec![KeyValue::new("network.peer.address", peer.ip().to_string())]);
+    /// Sets the address of a peer that has presented a certificate, which is a gateway or a server of
+    /// the system. Addresses of users must not be set: those who can read traces need not know which
+    /// user watches which log.
+    pub(crate) fn requested_by(&self, peer: IpAddr) {
+        self.set(|| vec![KeyValue::new("network.peer.address", peer.to_string())]);
     }
 
-    /// Tells that `hop` has taken the request.
-    pub(crate) fn connected(&self, hop: &Upstream) {
-        self.event("connected", || server(hop));
+    /// Adds the event that a hop has accepted the request.
+    pub(crate) fn connected(&self, host: &str, port: u16) {
+        self.add_event("connected", || server(host, port));
     }
 
-    /// Tells that `hop` had not what was asked of it, or another one was quicker.
-    pub(crate) fn passed_over(&self, hop: &Upstream, reason: &dyn Display) {
-        self.event("passed over", || {
-            let mut attributes = server(hop);
+    /// Adds the event that an attempt at a hop failed.
+    pub(crate) fn attempt_failed(&self, host: &str, port: u16, reason: &dyn Display) {
+        self.add_event("attempt failed", || {
+            let mut attributes = server(host, port);
             attributes.push(KeyValue::new("reason", reason.to_string()));
             attributes
         });
     }
 
-    /// Tells that the log has begun.
+    /// Adds the event that the first byte of the log has arrived.
     pub(crate) fn first_byte(&self) {
-        self.event("first byte", Vec::new);
+        self.add_event("first byte", Vec::new);
     }
 
-    /// Tells how much came, from `hop` and on which way.
-    pub(crate) fn over(&self, hop: &Upstream, route: Route, bytes: u64) {
+    /// Sets the hop and the route that the log came from, and its length.
+    pub(crate) fn stream_closed(&self, host: &str, port: u16, route: Route, bytes: u64) {
         self.set(|| {
-            let mut attributes = server(hop);
+            let mut attributes = server(host, port);
             attributes.push(KeyValue::new("zuul.route", route.as_str()));
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             attributes.push(KeyValue::new("zuul.stream.bytes", bytes));
@@ -179,24 +181,17 @@ impl Span {
         });
     }
 
-    /// Ends it. A client that leaves has its reasons; everything else but a whole log is an error.
-    pub(crate) fn end(&self, outcome: &Outcome) {
+    /// Ends the span with the `result` of the connection, and with the `error` if it failed.
+    pub(crate) fn end(&self, result: &'static str, error: Option<String>) {
         let Some(recording) = &self.0 else { return };
         let mut span = recording.lock();
-        span.set_attribute(KeyValue::new("zuul.stream.result", outcome.label()));
-        let failure = match outcome {
-            Outcome::Streamed(
-                EndReason::Finished | EndReason::ClientLeft(_) | EndReason::ClientStalled,
-            ) => None,
-            Outcome::Streamed(end) => Some(end.to_string()),
-            Outcome::Refused(reply) => Some(reply.to_string().trim_end().to_owned()),
-            _ => Some(outcome.label().to_owned()),
-        };
-        if let Some(failure) = failure {
-            span.set_attribute(KeyValue::new("error.type", outcome.label()));
-            span.set_status(Status::error(failure));
+        span.set_attribute(KeyValue::new("zuul.stream.result", result));
+        if let Some(error) = error {
+            span.set_attribute(KeyValue::new("error.type", result));
+            span.set_status(Status::error(error));
         }
         span.end();
+        recording.metrics.spans("ended", 1);
     }
 
     fn set(&self, attributes: impl FnOnce() -> Vec<KeyValue>) {
@@ -205,16 +200,15 @@ impl Span {
         }
     }
 
-    fn event(&self, name: &'static str, attributes: impl FnOnce() -> Vec<KeyValue>) {
+    fn add_event(&self, name: &'static str, attributes: impl FnOnce() -> Vec<KeyValue>) {
         if let Some(recording) = &self.0 {
             recording.lock().add_event(name, attributes());
         }
     }
 }
 
-/// Who was asked.
-fn server(hop: &Upstream) -> Vec<KeyValue> {
-    let (host, port) = hop.address();
+/// Returns the attributes for a hop.
+fn server(host: &str, port: u16) -> Vec<KeyValue> {
     vec![
         KeyValue::new("server.address", host.to_owned()),
         KeyValue::new("server.port", i64::from(port)),

