@@ -21,8 +21,7 @@
 //! - `demo` is a whole small system on loopback.
 //! - `eviction` closes the oldest connection to make room for a new one.
 //! - `log` says what the levels mean, `small_file` reads what operators name.
-//! - `fuzzing` is what the fuzz targets call, `manual` writes the manual pages; neither is in the
-//!   program.
+//! - `fuzzing` has what the fuzz targets call, and is not in the program.
 //!
 //! Live state travels by `watch` channels; no lock is held across an await. The pure parts (query,
 //! route, component and build documents, configuration) know no socket, clock or ZooKeeper.
@@ -37,8 +36,6 @@ mod demo;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod gateway;
-#[cfg(test)]
-mod manual;
 mod model;
 mod os;
 mod registry;

@@ -107,7 +107,7 @@ pub(super) async fn run(
         usage: gateway.usage(),
         streams: gateway.streams(),
     });
-    let mut supervisor = Supervisor::default();
+    let mut supervisor = Supervisor::new(metrics.clone());
     if let Some(socket) = sockets.admin {
         let listener = Arc::new(tokio::net::TcpListener::from_std(socket)?);
         let admin = Arc::new(Admin::new(&metrics, collector));
