@@ -443,7 +443,7 @@ async fn a_gateway_that_fails_again_and_again_is_named_once() {
     }
     let failed = |line: &str| line.contains("no connection") && line.contains("TLS: ");
     west.logged_times("each failure, at debug level", 4, failed).await;
-    east.logged_times("each way round it", 4, |line| line.contains("trying the next hop")).await;
+    east.logged_times("each way round it", 4, |line| line.contains("hop failed")).await;
 
     let named = |log: Vec<String>| -> Vec<String> {
         log.into_iter().filter(|line| line.contains("again and again")).collect()
