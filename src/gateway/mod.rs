@@ -5,6 +5,7 @@
 pub(crate) mod accept;
 mod context;
 pub(crate) mod health;
+pub(crate) mod hop;
 pub(crate) mod limits;
 pub(crate) mod protocol;
 pub(crate) mod relay;

@@ -12,9 +12,10 @@ use super::Caller;
 use super::outcome::Outcome;
 use super::request::BuildRequest;
 use crate::gateway::context::Context;
+use crate::gateway::hop::Hop;
 use crate::gateway::relay::RelayContext;
 use crate::gateway::stream_table::StreamGuard;
-use crate::gateway::upstream::{AttemptError, ConnectObserver, Upstream};
+use crate::gateway::upstream::{AttemptError, ConnectObserver};
 use crate::model::build_id::BuildId;
 use crate::model::component::Gateway;
 use crate::telemetry::metrics::{Direction, GaugeGuard};
@@ -50,7 +51,7 @@ impl<'a> Observer<'a> {
     }
 
     /// Records that the log from `hop` has begun. The stream counts as active until the guard is dropped.
-    pub(super) fn established(&self, hop: &Upstream) -> GaugeGuard {
+    pub(super) fn established(&self, hop: &Hop) -> GaugeGuard {
         if self.hops > 1 {
             self.stream.set_hop(hop);
         }
@@ -128,7 +129,7 @@ impl<'a> Observer<'a> {
 }
 
 impl ConnectObserver for Observer<'_> {
-    fn attempt_started(&self, hop: &Upstream) {
+    fn attempt_started(&self, hop: &Hop) {
         self.stream.set_hop(hop);
     }
 
@@ -141,13 +142,13 @@ impl ConnectObserver for Observer<'_> {
         self.cx.metrics.handshake_ok(Direction::Outbound, resumed);
     }
 
-    fn connected(&self, hop: &Upstream, time: Duration) {
+    fn connected(&self, hop: &Hop, time: Duration) {
         self.cx.metrics.connected(hop.route(self.hops), time);
         let (host, port) = hop.address();
         self.span.connected(host, port);
     }
 
-    fn attempt_failed(&self, hop: &Upstream, error: &AttemptError, is_last: bool) {
+    fn attempt_failed(&self, hop: &Hop, error: &AttemptError, is_last: bool) {
         let Self { client: Caller { peer, logged, .. }, cx, build, span, .. } = self;
         let (host, port) = hop.address();
         span.attempt_failed(host, port, error);
@@ -158,11 +159,11 @@ impl ConnectObserver for Observer<'_> {
             cx.metrics.local_ports_exhausted();
         }
         match hop {
-            Upstream::Executor(_) if matches!(error, AttemptError::Ourselves) => {
+            Hop::Executor(_) if matches!(error, AttemptError::Ourselves) => {
                 cx.metrics.misrouted("loop");
             }
-            Upstream::Executor(_) => {}
-            Upstream::Gateway(gateway) => {
+            Hop::Executor(_) => {}
+            Hop::Gateway(gateway) => {
                 cx.metrics.failed_over(error.label());
                 match error {
                     AttemptError::WrongZone(names) => self.misrouted("wrong_zone", gateway, names),
