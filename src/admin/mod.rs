@@ -368,8 +368,8 @@ mod tests {
             use_ssl: false,
         };
         let registration = in_memory.register(own.clone());
-        registration.running();
-        in_memory.wait_for_gateway_count(1).await;
+        registration.set_running();
+        in_memory.wait_for_gateways(1).await;
         let registry = Components::InMemory(in_memory);
         let resolver = Resolver::new(registry.clone(), own);
         let lost_lines = LostLines::default();

@@ -23,7 +23,7 @@ use crate::control::{ReloadRequest, ReloadResult};
 use crate::gateway::{Adjuster, Settings};
 use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::ReloadSignal;
-use crate::registry::zookeeper::session;
+use crate::registry::zookeeper;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{self, Acceptor, Identity};
 
@@ -54,7 +54,7 @@ pub(super) struct LoadedConfig {
 /// The settings that a running gateway uses, built from a [`LoadedConfig`].
 pub(super) struct RuntimeSettings {
     pub(super) gateway: Settings,
-    pub(super) zookeeper: session::Tls,
+    pub(super) zookeeper: zookeeper::Tls,
 }
 
 impl RuntimeSettings {
@@ -92,10 +92,10 @@ impl RuntimeSettings {
 ///
 /// # Errors
 /// The certificate cannot be used.
-pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<session::Tls> {
+pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zookeeper::Tls> {
     let verify_hostnames = config.zookeeper.verify_hostnames;
     let names = if verify_hostnames { NameCheck::SanOnly } else { NameCheck::Off };
-    Ok(session::Tls {
+    Ok(zookeeper::Tls {
         certs: tls::zookeeper_certs(identity)?,
         verify_hostnames,
         connector: tls::connector(identity, names)?,
@@ -150,7 +150,7 @@ pub(super) struct Reloader {
     pub(super) hostname: String,
     pub(super) running: Arc<LoadedConfig>,
     pub(super) gateway: Adjuster,
-    pub(super) zookeeper: watch::Sender<session::Tls>,
+    pub(super) zookeeper: watch::Sender<zookeeper::Tls>,
     pub(super) set_log_level: Box<dyn Fn(Level) + Send + Sync>,
     pub(super) metrics: Metrics,
     /// The certificates in use, for `status`.

@@ -26,7 +26,7 @@ use crate::os::daemonize::DaemonizeGuard;
 use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::{StatusSignal, StopSignals};
 use crate::os::watchdog;
-use crate::registry::zookeeper::session;
+use crate::registry::zookeeper;
 use crate::registry::{Registration, RegistrationStatus};
 use crate::telemetry::log::Logging;
 use crate::telemetry::metrics::Metrics;
@@ -68,13 +68,13 @@ pub(super) async fn run(
     let (zookeeper_tls, zookeeper_tls_receiver) = watch::channel(settings.zookeeper);
 
     // The registry. Our entry says `initializing` until the gateway accepts connections.
-    let registry_settings = session::Settings {
+    let registry_settings = zookeeper::Settings {
         hosts: config.zookeeper.hosts.clone(),
         tls: zookeeper_tls_receiver,
         session_timeout: config.zookeeper.session_timeout,
         metrics: metrics.clone(),
     };
-    let (registry, registration) = session::register(registry_settings, bound.component.clone());
+    let (registry, registration) = zookeeper::register(registry_settings, bound.component.clone());
     let router = Resolver::new(registry.clone(), bound.component.clone());
     let health = Arc::clone(router.memory());
     let collector =
@@ -250,7 +250,7 @@ async fn publish_status(listeners: &str, registration: &Registration, manager: &
         manager.status(&format!("{listeners}; ZooKeeper: {now}")).await;
         if !ready && matches!(now, RegistrationStatus::Registered(_)) {
             ready = true;
-            registration.running();
+            registration.set_running();
             manager.ready().await;
         }
         if status.changed().await.is_err() {

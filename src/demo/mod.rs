@@ -190,7 +190,7 @@ impl System {
         let finger = finger_port.is_ok();
         sockets.extend(finger_port);
         let east = Zone::open("east", "127.0.0.1", sockets, &east_identity, false, &registry)?;
-        registry.wait_for_gateway_count(2).await;
+        registry.wait_for_gateways(2).await;
         Ok(Self { east, west, executor, finger })
     }
 
@@ -276,7 +276,7 @@ impl Zone {
             use_ssl,
         };
         let registration = registry.register(announcement.clone());
-        registration.running();
+        registration.set_running();
         let resolver = Resolver::new(Registry::InMemory(Arc::clone(registry)), announcement);
         let gateway =
             Gateway::open(sockets, resolver, settings, Metrics::default(), Tracer::default())?;

@@ -1,8 +1,9 @@
-//! What the gateway knows of the system: its own entry, the other gateways, where a build runs.
+//! What this gateway knows of the Zuul system: where builds run, which other gateways there are, and
+//! its own registration.
 //!
-//! Two registries have the same interface: Zuul's, in ZooKeeper, and one in memory for
-//! `zuul-fingergw demo`. Either is split in two: a [`Registry`] answers questions and is handed
-//! to every connection; a [`Registration`] is this gateway's own entry, and belongs to the daemon.
+//! There are two implementations: Zuul's registry in ZooKeeper, and one in memory for the demo. Each
+//! has two sides. A [`Registry`] answers lookups and is shared by all sessions. A [`Registration`] is
+//! the entry of this gateway and belongs to the daemon.
 
 #[cfg(any(feature = "demo", test))]
 pub(crate) mod in_memory;
@@ -20,36 +21,36 @@ use crate::model::build_id::BuildId;
 use crate::model::build_request::Build;
 use crate::model::component::{Gateway, State};
 
-/// Answers where a build runs and which gateways there are. Cheap to clone.
+/// Finds builds and gateways. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Registry {
-    /// Zuul's own.
-    ZooKeeper(Arc<zookeeper::build_lookup::BuildLookup>),
-    /// In this process.
+    ZooKeeper(Arc<zookeeper::BuildLookup>),
     #[cfg(any(feature = "demo", test))]
     InMemory(Arc<in_memory::InMemoryRegistry>),
 }
 
-/// Why the registry has no answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a lookup has no result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LookupError {
-    /// ZooKeeper does not answer, or not in time: what it was instead.
+    /// There is no session with ZooKeeper, or it does not answer.
+    #[error("ZooKeeper is unavailable: {0}")]
     Unavailable(String),
-    /// The build's entry is there, but it cannot be read or understood: what is wrong with it.
+    /// There is a build request, but it cannot be read or is invalid.
+    #[error("the build request cannot be used: {0}")]
     Malformed(String),
 }
 
 impl Registry {
-    /// Where `build` runs; `None` if no queue knows it. The caller sets the deadline.
+    /// Finds where `build` runs. Returns `None` if it is in no queue. The caller sets the deadline.
     pub(crate) async fn find_build(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
         match self {
             Self::ZooKeeper(lookup) => lookup.find_build(build).await,
             #[cfg(any(feature = "demo", test))]
-            Self::InMemory(embedded) => Ok(embedded.find_build(build)),
+            Self::InMemory(registry) => Ok(registry.find_build(build)),
         }
     }
 
-    /// The same, asking the registry itself even if the build is kept.
+    /// As [`Self::find_build`], without using the cache.
     pub(crate) async fn find_build_uncached(
         &self,
         build: &BuildId,
@@ -57,20 +58,20 @@ impl Registry {
         match self {
             Self::ZooKeeper(lookup) => lookup.find_build_uncached(build).await,
             #[cfg(any(feature = "demo", test))]
-            Self::InMemory(embedded) => Ok(embedded.find_build(build)),
+            Self::InMemory(registry) => Ok(registry.find_build(build)),
         }
     }
 
-    /// The gateways that can be dialed now, as last heard; none until they have been read once.
+    /// The gateways that can be dialed, as last read; none before the first read.
     pub(crate) fn gateways(&self) -> Arc<[Gateway]> {
         match self {
             Self::ZooKeeper(lookup) => lookup.gateways(),
             #[cfg(any(feature = "demo", test))]
-            Self::InMemory(embedded) => embedded.gateways(),
+            Self::InMemory(registry) => registry.gateways(),
         }
     }
 
-    /// Waits until the gateways have been read once. The caller sets the deadline.
+    /// Waits until the gateways have been read for the first time. The caller sets the deadline.
     pub(crate) async fn wait_for_gateways(&self) {
         match self {
             Self::ZooKeeper(lookup) => lookup.wait_for_gateways().await,
@@ -79,8 +80,8 @@ impl Registry {
         }
     }
 
-    /// Why there is no working session with the registry; `None` while there is one, and until the
-    /// first attempt has failed.
+    /// Why there is no working session with ZooKeeper. `None` while there is one, and until the first
+    /// attempt has failed.
     pub(crate) fn outage(&self) -> Option<Outage> {
         match self {
             Self::ZooKeeper(lookup) => lookup.outage(),
@@ -90,29 +91,29 @@ impl Registry {
     }
 }
 
-/// Why there is no working session with the registry.
+/// Why there is no working session with ZooKeeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outage {
-    /// When it was first noticed.
+    /// When it was noticed.
     pub(crate) since: Instant,
-    /// The last known cause, for the operator: a phrase for each server.
+    /// The last known cause, for the operator: one phrase per server.
     pub(crate) cause: String,
 }
 
-/// Where this gateway's own entry stands.
+/// The state of this gateway's registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RegistrationStatus {
-    /// No session yet.
+    /// There has been no session yet.
     Connecting,
-    /// There is a session, but no service of Zuul has ever registered below this node.
+    /// There is a session, but no component of Zuul has ever registered below this node.
     NoZuul(String),
-    /// The entry is there, under this name.
+    /// The entry exists and has this name.
     Registered(String),
-    /// The connection is gone, the session and the entry may still live.
+    /// The connection is lost. Session and entry may still exist.
     ConnectionLost,
-    /// The session is gone and the entry with it; a new one is on its way.
+    /// The session is lost, and the entry with it. A new session is being established.
     SessionLost,
-    /// The entry has been taken out, as asked.
+    /// The entry was deleted as requested.
     Withdrawn,
 }
 
@@ -122,8 +123,8 @@ impl fmt::Display for RegistrationStatus {
             Self::Connecting => f.write_str("connecting"),
             Self::NoZuul(node) => write!(
                 f,
-                "connected, but no scheduler or executor is registered below {node}: is the path \
-                 after the last server in zookeeper.hosts right?"
+                "connected, but no scheduler or executor is registered below {node}: check the \
+                 path after the last server in zookeeper.hosts"
             ),
             Self::Registered(name) => write!(f, "registered as {name}"),
             Self::ConnectionLost => f.write_str("connection lost"),
@@ -133,63 +134,67 @@ impl fmt::Display for RegistrationStatus {
     }
 }
 
-/// This gateway's own entry: kept in the registry by a task, for as long as this lives.
+/// The entry of this gateway in the component registry, kept by a task.
 pub(crate) struct Registration {
-    wanted: watch::Sender<State>,
-    standing: watch::Receiver<RegistrationStatus>,
+    state: watch::Sender<State>,
+    status: watch::Receiver<RegistrationStatus>,
     close: CancellationToken,
-    keeper: JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Registration {
-    /// Says that the gateway serves.
-    pub(crate) fn running(&self) {
-        self.wanted.send_replace(State::Running);
+    /// Spawns the task that `keep_entry` returns. It receives the commands.
+    fn spawn<Task>(keep_entry: impl FnOnce(RegistrationCommands) -> Task) -> Self
+    where
+        Task: Future<Output = ()> + Send + 'static,
+    {
+        let (state, state_receiver) = watch::channel(State::Initializing);
+        let (status_sender, status) = watch::channel(RegistrationStatus::Connecting);
+        let close = CancellationToken::new();
+        let commands = RegistrationCommands {
+            state: state_receiver,
+            status: status_sender,
+            close: close.clone(),
+        };
+        let task = tokio::spawn(keep_entry(commands));
+        Self { state, status, close, task }
     }
 
-    /// Follows what the entry says, or is to say.
+    /// Announces that the gateway serves.
+    pub(crate) fn set_running(&self) {
+        self.state.send_replace(State::Running);
+    }
+
+    /// The state that the entry announces, or will announce.
     pub(crate) fn state(&self) -> watch::Receiver<State> {
-        self.wanted.subscribe()
+        self.state.subscribe()
     }
 
-    /// Follows where the entry stands.
     pub(crate) fn status(&self) -> watch::Receiver<RegistrationStatus> {
-        self.standing.clone()
+        self.status.clone()
     }
 
-    /// Takes the entry out: `stopped`, then gone. Look-ups go on. Waits for it up to `patience`
-    /// and says whether it is out; if not, it goes with the session.
-    pub(crate) async fn withdraw(&mut self, patience: Duration) -> bool {
-        self.wanted.send_replace(State::Stopped);
-        let withdrawn =
-            self.standing.wait_for(|standing| *standing == RegistrationStatus::Withdrawn);
-        matches!(tokio::time::timeout(patience, withdrawn).await, Ok(Ok(_)))
+    /// Announces `stopped`, then deletes the entry. Lookups continue to work. Waits at most `timeout`
+    /// and returns whether the entry is deleted; if not, it ends with the session.
+    pub(crate) async fn withdraw(&mut self, timeout: Duration) -> bool {
+        self.state.send_replace(State::Stopped);
+        let withdrawn = self.status.wait_for(|status| *status == RegistrationStatus::Withdrawn);
+        matches!(tokio::time::timeout(timeout, withdrawn).await, Ok(Ok(_)))
     }
 
-    /// Ends the session with the registry, waiting for it up to `patience`.
-    pub(crate) async fn close(self, patience: Duration) {
+    /// Closes the session with the registry. Waits at most `timeout`.
+    pub(crate) async fn close(self, timeout: Duration) {
         self.close.cancel();
-        // Past its patience the task ends with the process, and the session by its timeout.
-        let _ = tokio::time::timeout(patience, self.keeper).await;
+        // On a timeout the task ends with the process, and ZooKeeper expires the session.
+        let _ = tokio::time::timeout(timeout, self.task).await;
     }
 }
 
-/// The keeper's end of a [`Registration`].
+/// The task's side of a [`Registration`].
 struct RegistrationCommands {
-    wanted: watch::Receiver<State>,
-    standing: watch::Sender<RegistrationStatus>,
+    /// The state to announce.
+    state: watch::Receiver<State>,
+    status: watch::Sender<RegistrationStatus>,
+    /// Cancelled when the session must be closed.
     close: CancellationToken,
-}
-
-/// Makes a registration kept by the task that `keeper` makes of its orders.
-fn registration<Keeper>(keeper: impl FnOnce(RegistrationCommands) -> Keeper) -> Registration
-where
-    Keeper: Future<Output = ()> + Send + 'static,
-{
-    let (wanted, wanted_seen) = watch::channel(State::Initializing);
-    let (standing, standing_seen) = watch::channel(RegistrationStatus::Connecting);
-    let close = CancellationToken::new();
-    let orders = RegistrationCommands { wanted: wanted_seen, standing, close: close.clone() };
-    let keeper = tokio::spawn(keeper(orders));
-    Registration { wanted, standing: standing_seen, close, keeper }
 }

@@ -108,8 +108,8 @@ async fn connect_shows_the_zones_and_gateways_of_a_zuul() {
     let config = builder.write();
     let Outcome { code, stdout, stderr } = program(&["check", "--connect"], &config).await;
     assert_eq!((code, stderr.as_str()), (Some(1), ""), "{stdout}");
-    let no_zuul = "no Zuul: no scheduler and no executor is registered below /zuul/components; is \
-                   the path after the last server in hosts the one";
+    let no_zuul = "no Zuul: no scheduler and no executor is registered below /zuul/components: \
+                   check that the path after the last server in hosts is that";
     assert!(stdout.contains(no_zuul), "{stdout}");
     let written = system.client.list_children("/empty").await.expect("the chroot");
     assert!(written.is_empty(), "check writes nothing: {written:?}");

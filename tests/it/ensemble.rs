@@ -91,7 +91,7 @@ async fn a_leader_and_then_the_quorum_lost() {
     assert_eq!(Client::ask(gateway.address(), &build).await.text().await, AWAY);
     flow.goes_on("without a quorum\n").await;
     let mut late = Builder::new(&system).start().await;
-    let why = late.logged("why", |line| line.contains("not registered in ZooKeeper")).await;
+    let why = late.logged("why", |line| line.contains("cannot register in ZooKeeper")).await;
     let only_left =
         format!("127.0.0.1:{}: answers, but gives no session (no quorum?", members[0].port);
     assert!(why.contains(&only_left), "{why}");
@@ -111,4 +111,39 @@ async fn a_leader_and_then_the_quorum_lost() {
     flow.ends().await;
     serving.abort();
     members.push(dead);
+}
+
+/// A stopped process keeps its connections open and sends nothing. The lookup waits until the client
+/// has given that server up for another one: within 5 s, and not after 2/5 of the session timeout,
+/// which is longer than the lookup may take.
+#[tokio::test]
+async fn lookup_is_served_by_another_member_when_a_member_hangs() {
+    let members = ZooKeeper::ensemble().await;
+    let leader = member(&members, "leader").await;
+    let system = System::on(Arc::clone(&members[leader])).await;
+    let followers: Vec<_> =
+        members.iter().filter(|member| member.port != members[leader].port).collect();
+    let hosts: Vec<_> =
+        followers.iter().map(|member| format!("127.0.0.1:{}", member.port)).collect();
+    let mut builder = Builder::new(&system)
+        .zookeeper("session_timeout = \"60s\"")
+        .limits("lookup_timeout = \"20s\"")
+        .log("level = \"debug\"");
+    builder.hosts = format!("{}{}", hosts.join(","), system.chroot());
+    let mut gateway = builder.ready().await;
+    let entry = one_entry(&system).await;
+    let connected = |line: &str| line.contains("succeeds in connecting to");
+    let line = gateway.logged("the connection", connected).await;
+    let hung = followers.iter().find(|member| line.ends_with(&format!(":{}", member.port)));
+    let hung = hung.unwrap_or_else(|| panic!("no member: {line}"));
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+
+    hung.pause().await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    executor.serve(LOG.as_bytes()).await;
+    assert_eq!(client.text().await, LOG);
+    let registered = format!("ZooKeeper: registered as {}", entry.name);
+    gateway.status("the same entry", |status| status.ends_with(&registered)).await;
+    hung.resume().await;
 }

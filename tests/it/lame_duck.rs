@@ -70,7 +70,8 @@ async fn then_the_listeners_close() {
     drop(client);
     assert!(gateway.exit().await.success());
     let log = gateway.log();
-    let steps = ["entry taken out", LAME, "taking no more", "all streams have ended", " stopped"];
+    let steps =
+        ["registry entry deleted", LAME, "taking no more", "all streams have ended", " stopped"];
     let at = |step: &str| log.iter().position(|line| line.contains(step));
     let order: Vec<_> = steps.into_iter().map(at).collect();
     assert!(order.is_sorted() && order.iter().all(Option::is_some), "{order:?}");

@@ -254,8 +254,13 @@ async fn a_stranger_writes_no_line() {
 
 /// The lines of an orderly life, which no stranger brings about.
 fn is_stopping(line: &str) -> bool {
-    let parts =
-        ["registered as", "stopping", "stopped", "entry taken out", "all streams have ended"];
+    let parts = [
+        "registered as",
+        "stopping",
+        "stopped",
+        "registry entry deleted",
+        "all streams have ended",
+    ];
     parts.iter().chain(&["taking no more connections"]).any(|part| line.contains(part))
 }
 

@@ -25,7 +25,7 @@ async fn told(gateway: &Gateway, build: &str) -> String {
 async fn keep(gateway: &mut Gateway, executor: &Executor, build: &str) {
     served(gateway, executor, build).await;
     served(gateway, executor, build).await;
-    gateway.logged("that it is kept", |line| line.contains("place kept")).await;
+    gateway.logged("that it is kept", |line| line.contains("build cached")).await;
 }
 
 #[tokio::test]
@@ -40,18 +40,20 @@ async fn a_kept_place_follows_the_build_until_it_is_gone() {
     served(&gateway, &first, &build).await;
 
     system.place_build(queue, &build, Some(&second.worker(None))).await;
-    gateway.logged_times("that it is kept anew", 2, |line| line.contains("place kept")).await;
+    gateway.logged_times("that it is kept anew", 2, |line| line.contains("build cached")).await;
     served(&gateway, &second, &build).await;
 
     system.place_build(queue, &build, None).await;
-    gateway.logged_times("the change", 2, |line| line.contains("place forgotten")).await;
+    gateway
+        .logged_times("the change", 2, |line| line.contains("build removed from the cache"))
+        .await;
     assert_eq!(told(&gateway, &build).await, "Build did not start yet\r\n");
 
     system.place_build(queue, &build, Some(&first.worker(None))).await;
     served(&gateway, &first, &build).await;
-    gateway.logged_times("that it is kept again", 3, |line| line.contains("place kept")).await;
+    gateway.logged_times("that it is kept again", 3, |line| line.contains("build cached")).await;
     system.remove(&request_path(queue, &build)).await;
-    gateway.logged_times("the end", 3, |line| line.contains("place forgotten")).await;
+    gateway.logged_times("the end", 3, |line| line.contains("build removed from the cache")).await;
     assert_eq!(told(&gateway, &build).await, "Build not found\r\n");
 }
 
@@ -92,7 +94,7 @@ async fn a_kept_place_counts_only_with_a_connection() {
     let gone = unreachable(None).await;
     system.place_build(None, &build, Some(&gone)).await;
     proxy.release();
-    gateway.logged("the change", |line| line.contains("place forgotten")).await;
+    gateway.logged("the change", |line| line.contains("build removed from the cache")).await;
     gateway.status("the way back", |status| status.contains("registered as")).await;
     let answer = told(&gateway, &build).await;
     assert_eq!(answer, "Internal streaming error: the executor cannot be reached\r\n");

@@ -6,6 +6,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::support::admin::{exposition, until_metric, with_admin};
 use crate::support::executor::serves;
 use crate::support::gateway::Builder;
 use crate::support::proxy::Proxy;
@@ -270,8 +271,11 @@ async fn garbage_in_the_registry_is_said_once_and_harms_nobody() {
     for (path, _) in garbage {
         gateway.logged(path, |line| line.contains(path)).await;
     }
-    let warnings: Vec<_> =
-        gateway.log().into_iter().filter(|line| line.contains("component entry ignored")).collect();
+    let warnings: Vec<_> = gateway
+        .log()
+        .into_iter()
+        .filter(|line| line.contains("ignoring invalid component entry"))
+        .collect();
     assert_eq!(warnings.len(), garbage.len(), "{warnings:#?}");
 }
 
@@ -312,7 +316,7 @@ async fn an_entry_that_somebody_took_out_is_made_again() {
     assert_eq!(second.stat.ephemeral_owner, first.stat.ephemeral_owner, "the same session");
     let status = format!("registered as {}", second.name);
     gateway.status("the new name", |line| line.ends_with(&status)).await;
-    let taken_out = |line: &str| line.contains("taken out by somebody");
+    let taken_out = |line: &str| line.contains("our registry entry was deleted");
     assert_eq!(gateway.count_logged("why", taken_out).await, 1);
 
     gateway.signal(Signal::TERM);
@@ -338,6 +342,28 @@ async fn entries_that_somebody_takes_out_at_once_are_made_again() {
     let entry = running(&system).await;
     let status = format!("registered as {}", entry.name);
     gateway.status("the new name", |line| line.ends_with(&status)).await;
+}
+
+/// An ACL denies to list the gateways, so its removal cannot be watched.
+#[tokio::test]
+async fn gateways_that_could_not_be_listed_are_listed_later() {
+    let system = System::new().await;
+    system.put_gateway(Some("east"), Some(79), false, "running").await;
+    system.hide(GATEWAYS).await;
+    let mut gateway = with_admin(&system).ready().await;
+    let warned = |line: &str| {
+        line.contains(" WARN ")
+            && line.contains("cannot read node of the component registry, retrying")
+            && line.contains(GATEWAYS)
+    };
+    gateway.logged("the warning", warned).await;
+    let east = "zuul_fingergw_zone_gateways{zone=\"east\"}";
+    assert!(!exposition(&gateway).await.contains(east), "it cannot be known");
+
+    system.show(GATEWAYS).await;
+    until_metric(&gateway, east, 1.0).await;
+    until_metric(&gateway, "zuul_fingergw_zone_gateways{zone=\"west\"}", 1.0).await;
+    assert_eq!(gateway.count_logged("the warning", warned).await, 1);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::program::resolve;
-use crate::support::system::{System, request_path};
+use crate::support::system::System;
 use crate::support::within;
 use crate::support::zones::{TwoZones, comes_from, east_of};
 
@@ -352,33 +352,6 @@ async fn zones_with_odd_names() {
     let zone = Some("Zone 1, \u{fc}ber");
     let build = system.put_build(zone, Some(&executor.worker(zone))).await;
     comes_from(&executor, gateway.address(), &build).await;
-}
-
-/// More zones than a look-up asks at first (`FIRST` in `src/registry/zookeeper/build_lookup.rs`): builds are
-/// found in each of them, whichever was asked for before, and in one that is new.
-#[tokio::test]
-async fn many_zones() {
-    let system = System::new().await;
-    let executor = Executor::start().await;
-    let queues: Vec<_> = (0..40).map(|number| format!("zone{number}")).collect();
-    let mut builds = Vec::new();
-    for queue in &queues {
-        builds.push(system.put_build(Some(queue), Some(&executor.worker(None))).await);
-    }
-    builds.push(system.put_build(None, Some(&executor.worker(None))).await);
-    let gateway = Builder::new(&system).ready().await;
-    let new = system.put_build(Some("new"), Some(&executor.worker(None))).await;
-    let absent = "0123456789abcdef0123456789abcdef";
-    assert_eq!(Client::ask(gateway.address(), absent).await.text().await, "Build not found\r\n");
-    for build in builds.iter().rev().chain([&new]).chain(&builds) {
-        comes_from(&executor, gateway.address(), build).await;
-    }
-    system.remove(&request_path(Some("zone7"), &builds[7])).await;
-    system.remove("/zuul/executor/zones/zone7/requests").await;
-    system.remove("/zuul/executor/zones/zone7").await;
-    for build in builds[8..].iter().chain(&builds[..7]) {
-        comes_from(&executor, gateway.address(), build).await;
-    }
 }
 
 /// A TLS gateway of another zone, for which this one has no certificate: the next hop has to do.

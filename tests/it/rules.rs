@@ -351,7 +351,7 @@ async fn denied_takes_a_look_up_as_not_found_does() {
     for _ in 0..2 {
         assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
     }
-    gateway.logged("that it is kept", |line| line.contains("place kept")).await;
+    gateway.logged("that it is kept", |line| line.contains("build cached")).await;
     assert_eq!(stage.told_from(&gateway, 0, AWAY, &build).await, NOT_FOUND);
     assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG, "kept with its tenant");
 

@@ -258,7 +258,7 @@ async fn before_zookeeper_ever_answered() {
         }
         let mut gateway = builder.start().await;
         if !hanging {
-            gateway.logged("why", |line| line.contains("not registered in ZooKeeper")).await;
+            gateway.logged("why", |line| line.contains("cannot register in ZooKeeper")).await;
         }
         gateway.signal(Signal::TERM);
         exits_0(&mut gateway).await;

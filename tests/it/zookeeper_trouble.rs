@@ -155,7 +155,7 @@ async fn disconnections_within_a_session() {
     let mut flow = Flow::start(&system, gateway.address()).await;
     for times in 1..=3 {
         proxy.cut();
-        let back = |line: &str| line.contains("connection to ZooKeeper is back");
+        let back = |line: &str| line.contains("connection to ZooKeeper restored");
         gateway.logged_times("the connection to be back", times, back).await;
         says_registered(&mut gateway, &first.name).await;
         flow.goes_on("all the time\n").await;
@@ -164,7 +164,7 @@ async fn disconnections_within_a_session() {
     let log = gateway.log();
     let told = |what: &str| log.iter().filter(|line| line.contains(what)).count();
     assert_eq!(told("connection to ZooKeeper lost"), 3);
-    assert_eq!(told("connection to ZooKeeper is back"), 3);
+    assert_eq!(told("connection to ZooKeeper restored"), 3);
 
     // The same entry: neither made again nor written again. And the watches are there.
     let entry = one(&system, "our entry", |_| true).await;
@@ -329,7 +329,7 @@ async fn servers_that_do_not_speak_tls() {
     });
     let mut gateway = builder.start().await;
     let warning = gateway.logged("the warning", |line| line.contains(TROUBLE)).await;
-    for words in ["closed during the TLS handshake", "is it ZooKeeper that listens there?"] {
+    for words in ["closed during the TLS handshake", "does ZooKeeper listen there?"] {
         assert!(warning.contains(words), "{words}: {warning}");
     }
     assert_eq!(answer(&gateway).await, AWAY);
@@ -349,11 +349,11 @@ async fn a_path_below_which_there_is_no_zuul() {
         builder.admin = true;
         let mut gateway = builder.start().await;
         let below = format!("{}{path}/zuul/components", system.chroot());
-        let hint = "is the path after the last server in zookeeper.hosts right?";
+        let hint = "check the path after the last server in zookeeper.hosts";
         let warned =
             |line: &str| line.contains(" WARN ") && line.contains(&below) && line.contains(hint);
         gateway.logged("the warning", warned).await;
-        let told = format!("registered below {below}: is the path");
+        let told = format!("registered below {below}: check the path");
         gateway.status("what is wrong", |status| status.contains(&told)).await;
         assert!(readiness(&gateway).await.contains(" 503 "), "{path}");
         let node = format!("{path}/zuul/components");
@@ -645,11 +645,13 @@ async fn gateways_whose_entries_are_garbage() {
     for number in 0..garbage.len() {
         let name = format!("bad{number:010}");
         gateway
-            .logged(&name, |line| line.contains("component entry ignored") && line.contains(&name))
+            .logged(&name, |line| {
+                line.contains("ignoring invalid component entry") && line.contains(&name)
+            })
             .await;
     }
     let log = gateway.log();
-    let warnings = log.iter().filter(|line| line.contains("component entry ignored"));
+    let warnings = log.iter().filter(|line| line.contains("ignoring invalid component entry"));
     assert_eq!(warnings.count(), garbage.len() + 1, "and the binary one");
     assert!(log.iter().all(|line| line.len() < 2000), "no line is as long as the garbage");
 }

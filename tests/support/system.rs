@@ -96,9 +96,20 @@ impl System {
         }
     }
 
-    /// Lets nobody read `path`, us included.
+    /// Denies everybody to read `path`. Everything else is allowed.
     pub(crate) async fn hide(&self, path: &str) {
-        let acl = [Acl::new(Permission::ADMIN, AuthId::anyone())];
+        let allowed =
+            Permission::ADMIN | Permission::CREATE | Permission::DELETE | Permission::WRITE;
+        self.set_permission(path, allowed).await;
+    }
+
+    /// Allows everybody to read `path` again.
+    pub(crate) async fn show(&self, path: &str) {
+        self.set_permission(path, Permission::ALL).await;
+    }
+
+    async fn set_permission(&self, path: &str, allowed: Permission) {
+        let acl = [Acl::new(allowed, AuthId::anyone())];
         self.client.set_acl(path, &acl, None).await.expect("another ACL");
     }
 

@@ -3,8 +3,8 @@
 use super::gateway::{Builder, Gateway};
 use super::system::System;
 
-pub(crate) const TROUBLE: &str = "not registered in ZooKeeper; trying on";
-pub(crate) const STILL: &str = "still not registered in ZooKeeper";
+pub(crate) const TROUBLE: &str = "cannot register in ZooKeeper, retrying";
+pub(crate) const STILL: &str = "still cannot register in ZooKeeper";
 
 /// Waits until more than one try has failed, and returns the one warning that was said of them.
 pub(crate) async fn warned_once(gateway: &mut Gateway) -> String {

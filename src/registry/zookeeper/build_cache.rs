@@ -1,155 +1,178 @@
-//! Where builds run that are asked for more than once: what look-ups found, kept as long as a
-//! ZooKeeper watch vouches for it.
+//! Locations of builds that are requested repeatedly, each valid for as long as a ZooKeeper watch
+//! confirms it.
 //!
-//! A build that people talk about is asked for by many of them, over minutes. The first request
-//! for it costs one round trip; the second one sets a watch; the others cost ZooKeeper nothing.
+//! The first request for a build costs one round trip, the second one also sets a watch, and further
+//! requests cost ZooKeeper nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 use zookeeper_client::{Client, EventType, SessionId, SessionState};
 
-use super::build_lookup::BuildLookup;
-
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
 
-/// Builds kept at once, each with a watch at the ZooKeeper server. The others are looked up.
-const KEPT_MAX: usize = 1024;
+/// The most cached builds, each of which costs the ZooKeeper server a watch. Others are looked up.
+const CACHED_MAX: usize = 1024;
 
-/// Builds whose first request is remembered, so that the second one is known for it.
-const FOUND_MAX: usize = 4096;
+/// The most builds whose hits are counted.
+const COUNTED_MAX: usize = 4096;
 
-/// How long a build is kept that nobody asks for.
+/// A build that is not requested for this long is removed from the cache.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// What is known without asking.
 #[derive(Default)]
-pub(crate) struct BuildCache(Mutex<Known>);
+pub(super) struct BuildCache(Mutex<Inner>);
 
 #[derive(Default)]
-struct Known {
-    found: HashMap<BuildId, HitCount>,
-    kept: HashMap<BuildId, Arc<CacheEntry>>,
+struct Inner {
+    hits: HashMap<BuildId, HitCount>,
+    entries: HashMap<BuildId, Arc<CacheEntry>>,
 }
 
-/// How often a build has been asked for.
+/// How often a build has been found.
 #[derive(PartialEq, Eq)]
 enum HitCount {
     Once,
-    /// More than once: somebody sees to it that it is kept.
-    Often,
+    /// A task caches the build.
+    Repeatedly,
 }
 
-/// A place that a watch vouches for.
+/// A location that a watch confirms.
 struct CacheEntry {
+    /// The session of the watch.
     session: SessionId,
-    found: Build,
-    asked_for: AtomicBool,
+    build: Build,
+    /// Whether it was requested since the last idle check.
+    used: AtomicBool,
 }
 
 impl BuildCache {
-    /// Where `build` runs, if that is kept; only while `client` has a connection, since nobody
-    /// would hear of a change without one.
-    pub(crate) fn kept(&self, client: &Client, build: &BuildId) -> Option<Build> {
-        let kept = self.lock().kept.get(build).cloned()?;
-        if kept.session != client.session_id() || client.state() != SessionState::SyncConnected {
+    /// The cached location of `build`. `None` while `client` has no connection: a change would not be
+    /// noticed.
+    pub(super) fn get(&self, client: &Client, build: &BuildId) -> Option<Build> {
+        let entry = self.lock().entries.get(build).cloned()?;
+        if entry.session != client.session_id() || client.state() != SessionState::SyncConnected {
             return None;
         }
-        kept.asked_for.store(true, Ordering::Relaxed);
-        Some(kept.found.clone())
+        entry.used.store(true, Ordering::Relaxed);
+        Some(entry.build.clone())
     }
 
-    /// Notes that `build` has been found, and says whether the caller is to [`keep`] it: it has been
-    /// asked for before, and nobody keeps it yet.
-    pub(crate) fn is_popular(&self, build: &BuildId) -> bool {
-        let mut known = self.lock();
-        if known.found.len() >= FOUND_MAX {
-            known.found.retain(|_, popularity| *popularity == HitCount::Often);
+    /// Counts that `build` was found. From the second time on, spawns a task that caches it, unless
+    /// there is one.
+    ///
+    /// `path` is that of its request, found in the session of `client`. `clients` is the current
+    /// client.
+    pub(super) fn found(
+        self: &Arc<Self>,
+        build: &BuildId,
+        path: String,
+        client: Client,
+        clients: watch::Receiver<Option<Client>>,
+    ) {
+        if self.count_hit(build) {
+            let guard = CacheGuard { cache: Arc::clone(self), build: build.clone() };
+            tokio::spawn(keep_entry(guard, path, client, clients));
         }
-        let full = known.kept.len() >= KEPT_MAX;
-        match known.found.get_mut(build) {
-            Some(once @ HitCount::Once) if !full => {
-                *once = HitCount::Often;
+    }
+
+    /// Returns whether the caller must cache the build.
+    fn count_hit(&self, build: &BuildId) -> bool {
+        let mut inner = self.lock();
+        if inner.hits.len() >= COUNTED_MAX {
+            inner.hits.retain(|_, count| *count == HitCount::Repeatedly);
+        }
+        let is_full = inner.entries.len() >= CACHED_MAX;
+        match inner.hits.get_mut(build) {
+            Some(count @ HitCount::Once) if !is_full => {
+                *count = HitCount::Repeatedly;
                 true
             }
             Some(_) => false,
             None => {
-                known.found.insert(build.clone(), HitCount::Once);
+                inner.hits.insert(build.clone(), HitCount::Once);
                 false
             }
         }
     }
 
-    fn keep(&self, build: &BuildId, kept: &Arc<CacheEntry>) {
-        self.lock().kept.insert(build.clone(), Arc::clone(kept));
+    fn insert(&self, build: &BuildId, entry: &Arc<CacheEntry>) {
+        self.lock().entries.insert(build.clone(), Arc::clone(entry));
     }
 
-    /// Forgets `kept`, unless another one has taken its place.
-    fn forget(&self, build: &BuildId, kept: &Arc<CacheEntry>) {
-        let mut known = self.lock();
-        if known.kept.get(build).is_some_and(|there| Arc::ptr_eq(there, kept)) {
-            known.kept.remove(build);
+    /// Removes `entry`, unless another one has replaced it.
+    fn remove(&self, build: &BuildId, entry: &Arc<CacheEntry>) {
+        let mut inner = self.lock();
+        if inner.entries.get(build).is_some_and(|current| Arc::ptr_eq(current, entry)) {
+            inner.entries.remove(build);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Whole between any two statements.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Consistent after each statement, so it can be used after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Somebody who keeps a build; when this goes, the next request for it is another
-/// reason to keep it.
+/// Marks a build as cached. After it is dropped, the next request may cache it again.
 struct CacheGuard {
-    lookup: Arc<BuildLookup>,
+    cache: Arc<BuildCache>,
     build: BuildId,
 }
 
 impl Drop for CacheGuard {
     fn drop(&mut self) {
-        if let Some(popularity) = self.lookup.places.lock().found.get_mut(&self.build) {
-            *popularity = HitCount::Once;
+        if let Some(count) = self.cache.lock().hits.get_mut(&self.build) {
+            *count = HitCount::Once;
         }
     }
 }
 
-/// Keeps the place of `build`, whose request is at `path`, for as long as it is asked for and the
-/// session of `client` lives. Holds no client while it waits: the session is to end when the last
-/// one is dropped.
-pub(crate) async fn keep(lookup: Arc<BuildLookup>, client: Client, build: BuildId, path: String) {
-    let CacheGuard { lookup, build } = &CacheGuard { lookup, build };
+/// Keeps a build in the cache for as long as it is requested and the session lives. Holds no client
+/// while it waits: the session must end when the last one is dropped.
+async fn keep_entry(
+    guard: CacheGuard,
+    path: String,
+    client: Client,
+    clients: watch::Receiver<Option<Client>>,
+) {
+    let CacheGuard { cache, build } = &guard;
     let session = client.session_id();
-    let mut client = Some(client);
-    while let Some(now) = client.take() {
-        let Ok((request, _, watcher)) = now.get_and_watch_data(&path).await else { return };
-        drop(now);
-        let read = Build::from_json(&request);
-        let Ok(Some(found @ Build { location: BuildLocation::Executor(_), .. })) = read else {
+    let mut next_client = Some(client);
+    while let Some(client) = next_client.take() {
+        let Ok((json, _, watcher)) = client.get_and_watch_data(&path).await else { return };
+        drop(client);
+        let Ok(Some(found @ Build { location: BuildLocation::Executor(_), .. })) =
+            Build::from_json(&json)
+        else {
             return;
         };
-        let kept = Arc::new(CacheEntry { session, found, asked_for: AtomicBool::new(false) });
-        lookup.places.keep(build, &kept);
-        debug!(%build, "place kept");
+        let entry = Arc::new(CacheEntry { session, build: found, used: AtomicBool::new(false) });
+        cache.insert(build, &entry);
+        debug!(%build, "build cached");
         let mut changed = std::pin::pin!(watcher.changed());
         let event = loop {
             tokio::select! {
                 event = &mut changed => break Some(event),
                 () = sleep(IDLE) => {
-                    if !kept.asked_for.swap(false, Ordering::Relaxed) {
+                    if !entry.used.swap(false, Ordering::Relaxed) {
                         break None;
                     }
                 }
             }
         };
-        lookup.places.forget(build, &kept);
-        debug!(%build, event = event.as_ref().map(|event| event.event_type.to_string()), "place forgotten");
+        cache.remove(build, &entry);
+        let reason = event.as_ref().map(|event| event.event_type.to_string());
+        debug!(%build, event = reason, "build removed from the cache");
         if event.is_some_and(|event| event.event_type == EventType::NodeDataChanged) {
-            client = lookup.client().filter(|client| client.session_id() == session);
+            let current = clients.borrow().clone();
+            next_client = current.filter(|client| client.session_id() == session);
         }
     }
 }
@@ -159,20 +182,29 @@ mod tests {
     use super::*;
 
     fn build(text: &str) -> BuildId {
-        BuildId::new(text).expect("a build id")
+        BuildId::new(text).expect("a build ID")
     }
 
     #[test]
-    fn the_second_request_is_known_for_it() {
-        let places = BuildCache::default();
-        assert!(!places.is_popular(&build("abc")));
-        assert!(!places.is_popular(&build("def")));
-        assert!(places.is_popular(&build("abc")));
-        assert!(!places.is_popular(&build("abc")), "somebody sees to it already");
-        for number in 0..2 * FOUND_MAX {
-            places.is_popular(&build(&format!("{number:x}")));
-            assert!(places.lock().found.len() <= FOUND_MAX);
+    fn second_request_for_a_build_caches_it() {
+        let cache = Arc::new(BuildCache::default());
+        assert!(!cache.count_hit(&build("abc")));
+        assert!(!cache.count_hit(&build("def")));
+        assert!(cache.count_hit(&build("abc")));
+        assert!(!cache.count_hit(&build("abc")), "already being cached");
+        drop(CacheGuard { cache: Arc::clone(&cache), build: build("abc") });
+        assert!(cache.count_hit(&build("abc")), "no longer cached");
+    }
+
+    #[test]
+    fn counted_builds_are_bounded_and_cached_ones_kept() {
+        let cache = BuildCache::default();
+        cache.count_hit(&build("abc"));
+        cache.count_hit(&build("abc"));
+        for number in 0..2 * COUNTED_MAX {
+            cache.count_hit(&build(&format!("{number:x}")));
+            assert!(cache.lock().hits.len() <= COUNTED_MAX);
         }
-        assert!(!places.is_popular(&build("abc")), "not forgotten with the others");
+        assert!(!cache.count_hit(&build("abc")), "still marked as cached");
     }
 }

@@ -1,7 +1,7 @@
-//! Why no session with ZooKeeper comes about, in words an operator can act on.
+//! Finds out why no session with ZooKeeper can be established, in words that help an operator.
 //!
-//! The ZooKeeper client reports "no available hosts" whatever the cause, so a failed attempt is
-//! followed by one look of our own at each server: name, connection, TLS.
+//! The ZooKeeper client reports "no available hosts" for any cause. So after a failed attempt each
+//! server is tried once more: name resolution, TCP connection, TLS handshake.
 
 use std::io;
 use std::path::Path;
@@ -14,72 +14,71 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::session::Tls;
+use super::connect::Tls;
 use crate::tls;
 
-/// How long one server has for its connection, and for its TLS handshake.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for the TCP connection to a server, and again for its TLS handshake.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a server is given to refuse our certificate: in TLS 1.3 it says so only after the
-/// handshake is over for us (RFC 8446, section 4.4.2.4). One that accepts it stays silent.
-const REFUSAL: Duration = Duration::from_millis(500);
+/// Time for a server to refuse our certificate. In TLS 1.3 it does so after the handshake is complete
+/// for the client (RFC 8446, section 4.4.2.4). A server that accepts the certificate sends nothing.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The most names of a certificate that are listed.
-const NAMES_SHOWN: usize = 5;
+const NAMES_MAX: usize = 5;
 
-/// A server that ends TLS by itself has nearly always one reason; Java's alert for it is the
-/// unspecific `certificate_unknown`.
-const DOUBT: &str = "; does it trust our certificate?";
+/// Appended when the server ends TLS: nearly always because of our certificate, though Java sends the
+/// unspecific alert `certificate_unknown`.
+const CHECK_OUR_CERTIFICATE: &str = "; does it trust our certificate?";
 
-/// What is said of a server to which a TLS connection can be made.
+/// The cause for a server that accepts TLS connections.
 const NO_SESSION: &str = "answers, but gives no session (no quorum?)";
 
-/// Why the servers of one ZooKeeper give no session.
-pub(crate) struct Causes {
-    pub(crate) text: String,
-    /// Whether a TLS connection can be made to one of them, which may still give a session.
-    pub(crate) any_answers: bool,
+/// Why no server grants a session.
+pub(super) struct Causes {
+    /// One phrase per server, or one phrase for all if the causes are the same.
+    pub(super) text: String,
+    /// Whether a server accepts TLS connections, and may still grant a session.
+    pub(super) any_reachable: bool,
 }
 
-/// Looks at the servers of one ZooKeeper.
-pub(crate) struct ConnectDiagnostics {
+/// Diagnoses the servers of one ZooKeeper.
+pub(super) struct ConnectDiagnostics {
     servers: Vec<(String, u16)>,
     tls: watch::Receiver<Tls>,
 }
 
 impl ConnectDiagnostics {
-    pub(crate) fn new(servers: Vec<(String, u16)>, tls: watch::Receiver<Tls>) -> Self {
+    pub(super) fn new(servers: Vec<(String, u16)>, tls: watch::Receiver<Tls>) -> Self {
         Self { servers, tls }
     }
 
-    /// Looks at all servers concurrently. Returns one phrase for each, or one for all where the
-    /// causes are the same.
-    pub(crate) async fn why(&self) -> String {
-        self.causes().await.text
-    }
-
-    /// Looks at all servers concurrently.
-    pub(crate) async fn causes(&self) -> Causes {
-        let looks = self.servers.iter().map(|(host, port)| self.look(host, *port));
-        let looks = join_all(looks).await;
-        let any_answers = looks.iter().any(Result::is_ok);
-        let causes: Vec<_> = looks
+    /// Tries all servers concurrently.
+    pub(super) async fn run(&self) -> Causes {
+        let results =
+            join_all(self.servers.iter().map(|(host, port)| self.try_server(host, *port)));
+        let results = results.await;
+        let any_reachable = results.iter().any(Result::is_ok);
+        let causes: Vec<_> = results
             .into_iter()
-            .map(|look| look.map_or_else(|cause| cause, |()| NO_SESSION.to_owned()))
+            .map(|result| result.err().unwrap_or_else(|| NO_SESSION.to_owned()))
             .collect();
-        Causes { text: self.text(&causes), any_answers }
+        Causes { text: self.text(&causes), any_reachable }
     }
 
     fn text(&self, causes: &[String]) -> String {
-        let places = self.servers.iter().map(|(host, port)| format!("{host}:{port}"));
+        let servers = self.servers.iter().map(|(host, port)| format!("{host}:{port}"));
         match causes.first() {
             Some(first) if causes.iter().all(|cause| cause == first) => {
-                let places: Vec<_> = places.collect();
-                format!("{}: {first}", places.join(", "))
+                let servers: Vec<_> = servers.collect();
+                format!("{}: {first}", servers.join(", "))
             }
             _ => {
-                let phrases = places.zip(causes).map(|(place, cause)| format!("{place}: {cause}"));
-                phrases.collect::<Vec<_>>().join("; ")
+                let phrases: Vec<_> = servers
+                    .zip(causes)
+                    .map(|(server, cause)| format!("{server}: {cause}"))
+                    .collect();
+                phrases.join("; ")
             }
         }
     }
@@ -87,40 +86,38 @@ impl ConnectDiagnostics {
     /// Connects to one server.
     ///
     /// # Errors
-    /// What is wrong with it, as far as a connection shows.
-    async fn look(&self, host: &str, port: u16) -> Result<(), String> {
-        let stream = match timeout(PATIENCE, TcpStream::connect((host, port))).await {
+    /// Why no TLS connection can be established.
+    async fn try_server(&self, host: &str, port: u16) -> Result<(), String> {
+        let stream = match timeout(TIMEOUT, TcpStream::connect((host, port))).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => {
-                return Err(format!("no connection within {PATIENCE:?}: is a firewall between?"));
+                return Err(format!("no connection within {TIMEOUT:?}: is a firewall between?"));
             }
         };
-        let name = match ServerName::try_from(host.to_owned()) {
-            Ok(name) => name,
-            Err(error) => return Err(error.to_string()),
-        };
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
         let Tls { connector, ca_file, .. } = self.tls.borrow().clone();
-        let mut stream =
-            match timeout(PATIENCE, connector.connect_plainly(name, port, stream)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return Err(handshake_failure(&error, host, &ca_file)),
-                Err(_) => {
-                    return Err(format!(
-                        "no answer to TLS within {PATIENCE:?}: is it ZooKeeper that listens there?"
-                    ));
-                }
-            };
-        match timeout(REFUSAL, stream.read_u8()).await {
-            Ok(Err(error)) => {
-                Err(format!("TLS: closed by the server ({}){DOUBT}", tls::describe(&error)))
+        let handshake = connector.connect_plainly(name, port, stream);
+        let mut stream = match timeout(TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(handshake_failure(&error, host, &ca_file)),
+            Err(_) => {
+                return Err(format!(
+                    "no response to the TLS handshake within {TIMEOUT:?}: does ZooKeeper listen there?"
+                ));
             }
+        };
+        match timeout(REFUSAL_TIMEOUT, stream.read_u8()).await {
+            Ok(Err(error)) => Err(format!(
+                "TLS: closed by the server ({}){CHECK_OUR_CERTIFICATE}",
+                tls::describe(&error)
+            )),
             Ok(Ok(_)) | Err(_) => Ok(()),
         }
     }
 }
 
-/// Why the handshake with `host` failed, and what the operator can do.
+/// Describes why the handshake with `host` failed, and what the operator can change.
 fn handshake_failure(error: &io::Error, host: &str, ca_file: &Path) -> String {
     use rustls::CertificateError::{
         BadSignature, NotValidForName, NotValidForNameContext, UnknownIssuer,
@@ -128,13 +125,13 @@ fn handshake_failure(error: &io::Error, host: &str, ca_file: &Path) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate};
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
     match tls {
-        // The latter is of a CA of the same name with another key.
+        // `BadSignature`: signed by a CA of the same name with another key.
         Some(InvalidCertificate(UnknownIssuer | BadSignature)) => format!(
             "TLS: no CA in zookeeper.tls_ca ({}) has signed its certificate",
             ca_file.display()
         ),
         Some(InvalidCertificate(NotValidForNameContext { presented, .. })) => {
-            let names = presented.iter().take(NAMES_SHOWN).map(|name| plain(name));
+            let names = presented.iter().take(NAMES_MAX).map(|name| name_in(name));
             let names: Vec<_> = names.collect();
             let names = match names[..] {
                 [] => "it has no names".to_owned(),
@@ -142,9 +139,9 @@ fn handshake_failure(error: &io::Error, host: &str, ca_file: &Path) -> String {
             };
             not_valid_for(host, &names)
         }
-        Some(InvalidCertificate(NotValidForName)) => not_valid_for(host, "it is for others"),
-        // The server's word that it does not go on.
-        Some(AlertReceived(_)) => format!("TLS: {}{DOUBT}", tls::describe(error)),
+        Some(InvalidCertificate(NotValidForName)) => not_valid_for(host, "it is for other names"),
+        // The server ends the handshake.
+        Some(AlertReceived(_)) => format!("TLS: {}{CHECK_OUR_CERTIFICATE}", tls::describe(error)),
         Some(_) => format!("TLS: {}", tls::describe(error)),
         None => format!(
             "closed during the TLS handshake ({error}): is this its port without TLS? \
@@ -153,16 +150,16 @@ fn handshake_failure(error: &io::Error, host: &str, ca_file: &Path) -> String {
     }
 }
 
-/// The name in `presented`, in which rustls has written it as `DnsName("zk1")` or
+/// Returns the name in `presented`, which rustls writes as `DnsName("zk1")` or
 /// `IpAddress(192.0.2.1)`.
-fn plain(presented: &str) -> &str {
+fn name_in(presented: &str) -> &str {
     let inner = presented.split_once('(').and_then(|(_, inner)| inner.strip_suffix(')'));
     inner.map_or(presented, |inner| inner.trim_matches('"'))
 }
 
 fn not_valid_for(host: &str, names: &str) -> String {
     format!(
-        "TLS: its certificate is not for {host} ({names}): write a name that it has into \
+        "TLS: its certificate is not for {host} ({names}): use a name of the certificate in \
          zookeeper.hosts, or set zookeeper.verify_hostnames to false"
     )
 }
@@ -176,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_cause_names_what_the_operator_can_change() {
+    fn cause_names_what_the_operator_can_change() {
         let expected = ServerName::try_from("zk1").expect("a name").to_owned();
         let presented = ["DnsName(\"zk2.example.org\")", "IpAddress(192.0.2.1)"];
         let presented = presented.map(str::to_owned).to_vec();

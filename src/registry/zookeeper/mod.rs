@@ -1,11 +1,15 @@
-//! Zuul's registry in ZooKeeper: sessions, our registration, the other components, lookups of builds.
+//! Zuul's registry in ZooKeeper.
 
-pub(crate) mod build_cache;
-pub(crate) mod build_lookup;
-pub(crate) mod component_watcher;
-pub(crate) mod connect_diagnostics;
-pub(crate) mod lookup_batcher;
-pub(crate) mod registration;
-pub(crate) mod registration_status;
-pub(crate) mod session;
+mod build_cache;
+mod build_lookup;
+mod component_watcher;
+mod connect;
+mod connect_diagnostics;
+mod registration;
+mod retry;
+mod session;
 pub(crate) mod survey;
+
+pub(crate) use self::build_lookup::BuildLookup;
+pub(crate) use self::connect::Tls;
+pub(crate) use self::session::{Settings, register};

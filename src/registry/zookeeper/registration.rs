@@ -1,226 +1,372 @@
-//! Our own entry: made once a session, kept true, taken out on order.
+//! Our own entry in the component registry: created once per session, kept up to date, deleted on
+//! request.
 //!
-//! Rules of Zuul's readers (`zuul/zk/components.py`): the name is an ephemeral sequence below
-//! `/zuul/components/fingergw/`, changes are written in place (a reader ignores a version that is
-//! not higher), a new session means a new node.
+//! Rules of Zuul's readers (`zuul/zk/components.py`): the entry is an ephemeral sequential node below
+//! `/zuul/components/fingergw/`, changes are written in place (a reader ignores a version that is not
+//! higher than the one it knows), and a new session means a new node.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
 
-use super::component_watcher::{COMPONENTS, ComponentsSnapshot, DIRECTORY};
-use super::registration_status::StatusTracker;
-use super::session::{is_connection_loss, retry};
+use super::component_watcher::{COMPONENTS, Components, ComponentsSnapshot, DIRECTORY};
+use super::retry::{retry, wait_to_retry};
 use crate::model::component::{FINGERGW, OwnComponent, State};
+use crate::registry::RegistrationStatus;
 
 const ENTRY: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
 
-/// An entry that is there.
+/// What outlives the session of an entry.
+#[derive(Default)]
+pub(super) struct EntryHistory {
+    /// The name of the entry that was created last, unless it was deleted since. It ends with its
+    /// session, which still exists if it was given up for another one.
+    last_entry: Option<String>,
+    announced_model_api: AnnouncedModelApi,
+}
+
+/// The highest data model that our entries have announced.
+///
+/// Never lowered: if an older component joins, its own entry already holds the system at its version,
+/// and ours might be written after it has left.
+#[derive(Default)]
+struct AnnouncedModelApi(u64);
+
+impl AnnouncedModelApi {
+    /// Returns what to announce in a system that uses `model_api`.
+    fn observe(&mut self, model_api: u64) -> u64 {
+        self.0 = self.0.max(model_api);
+        self.0
+    }
+}
+
+/// An entry that exists.
 struct Entry {
     name: String,
-    /// What it says of our state and data model; unknown for one that was adopted.
-    written: Option<(State, u64)>,
+    /// The state and data model that it announces; unknown after the response to its creation was
+    /// lost.
+    content: Option<(State, u64)>,
 }
 
-/// The data model that our entries announce: it rises with the system's and never falls. Where somebody
-/// older joins, that one's own entry holds the system back for as long as it is there; ours, written
-/// when it may be gone again, would do so alone.
-#[derive(Default)]
-pub(crate) struct ModelApi(AtomicU64);
-
-impl ModelApi {
-    /// What to announce in a system that speaks `model_api`.
-    fn raised_to(&self, model_api: u64) -> u64 {
-        self.0.fetch_max(model_api, Ordering::Relaxed).max(model_api)
-    }
-
-    /// What an entry of ours says at most.
-    fn announced(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
+/// Our own entry during one session.
+pub(super) struct OwnEntry<'a> {
+    client: &'a Client,
+    own: &'a OwnComponent,
+    tracker: &'a StatusTracker<'a>,
+    history: &'a mut EntryHistory,
+    entry: Option<Entry>,
 }
 
-/// Keeps the entry as `wanted` and the other components say, in place of the one that an earlier
-/// session may have `left_behind`, and tells `presence`. Ends only with the session.
-pub(crate) async fn keep(
-    client: &Client,
-    announcement: &OwnComponent,
-    mut wanted: watch::Receiver<State>,
-    presence: &StatusTracker<'_>,
-    mut snapshot: watch::Receiver<Option<ComponentsSnapshot>>,
-    left_behind: &watch::Sender<Option<String>>,
-    model_api: &ModelApi,
-) -> Error {
-    if let Err(error) = remove_left_behind(client, left_behind).await {
-        return error;
+impl<'a> OwnEntry<'a> {
+    pub(super) fn new(
+        client: &'a Client,
+        own: &'a OwnComponent,
+        tracker: &'a StatusTracker<'a>,
+        history: &'a mut EntryHistory,
+    ) -> Self {
+        Self { client, own, tracker, history, entry: None }
     }
-    let mut entry = None;
-    loop {
-        let state = *wanted.borrow_and_update();
-        let others = snapshot.borrow_and_update().clone();
-        let step = match others {
-            _ if state == State::Stopped => withdraw(client, announcement, entry.take(), model_api)
-                .await
-                .map(|()| presence.withdrawn()),
-            // Not before it is known which data model the system speaks.
-            None => Ok(()),
-            Some(others) => {
-                let current = (state, model_api.raised_to(others.model_api));
-                renew(client, announcement, &mut entry, current, &others).await.map(|name| {
-                    left_behind.send_replace(Some(name.clone()));
-                    if presence.registered(&name) {
-                        info!(session = %client.session_id(), "registered as {name}");
-                    }
-                })
-            }
-        };
-        if let Err(error) = step {
+
+    /// Keeps the entry as `state` and `components` require, until the session ends. Returns why it
+    /// ended.
+    pub(super) async fn keep(
+        mut self,
+        mut state: watch::Receiver<State>,
+        mut components: watch::Receiver<Components>,
+    ) -> Error {
+        if let Err(error) = self.delete_last_entry().await {
             return error;
         }
-        tokio::select! {
-            changed = wanted.changed() => if changed.is_err() { return Error::ClientClosed },
-            changed = snapshot.changed() => if changed.is_err() { return Error::ClientClosed },
-        }
-    }
-}
-
-/// Takes out the entry of a session that was given up before it ended: one process has one entry.
-async fn remove_left_behind(
-    client: &Client,
-    left_behind: &watch::Sender<Option<String>>,
-) -> Result<(), Error> {
-    let Some(name) = left_behind.borrow().clone() else { return Ok(()) };
-    let path = path_of(&name);
-    match retry(|| client.delete(&path, None)).await {
-        Ok(()) | Err(Error::NoNode) => {
-            left_behind.send_replace(None);
-            Ok(())
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Makes the entry or brings it up to date; returns its name.
-async fn renew(
-    client: &Client,
-    announcement: &OwnComponent,
-    entry: &mut Option<Entry>,
-    (state, model_api): (State, u64),
-    others: &ComponentsSnapshot,
-) -> Result<String, Error> {
-    if let Some(ours) = entry
-        && !others.gateways.contains(&ours.name)
-    {
-        // Not listed yet, or not any more: somebody may take it out before it was ever listed.
-        let path = path_of(&ours.name);
-        if retry(|| client.check_stat(&path)).await?.is_none() {
-            warn!(name = ours.name, "our entry was taken out by somebody; registering again");
-            *entry = None;
-        }
-    }
-    let current = Some((state, model_api));
-    let content = announcement.to_json(state, model_api);
-    loop {
-        if let Some(ours) = entry {
-            if ours.written == current {
-                return Ok(ours.name.clone());
+        loop {
+            let wanted = *state.borrow_and_update();
+            let known = components.borrow_and_update().clone();
+            let result = match (wanted, known) {
+                (State::Stopped, _) => self.withdraw().await,
+                (_, Components::Unknown) => Ok(()),
+                (_, Components::NoZuul(node)) => {
+                    self.tracker.set_no_zuul(node);
+                    Ok(())
+                }
+                (_, Components::Known(snapshot)) => self.update(wanted, &snapshot).await,
+            };
+            if let Err(error) = result {
+                return error;
             }
-            let path = path_of(&ours.name);
-            match retry(|| client.set_data(&path, content.as_bytes(), None)).await {
-                Ok(_) => ours.written = current,
-                Err(Error::NoNode) => *entry = None,
+            tokio::select! {
+                changed = state.changed() => if changed.is_err() { return Error::ClientClosed },
+                changed = components.changed() => if changed.is_err() { return Error::ClientClosed },
+            }
+        }
+    }
+
+    /// Deletes the entry of an earlier session: one process has at most one entry.
+    async fn delete_last_entry(&mut self) -> Result<(), Error> {
+        let Some(name) = &self.history.last_entry else { return Ok(()) };
+        let path = path_of(name);
+        match retry(|| self.client.delete(&path, None)).await {
+            Ok(()) | Err(Error::NoNode) => {
+                self.history.last_entry = None;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates the entry, or updates it in place.
+    async fn update(&mut self, state: State, snapshot: &ComponentsSnapshot) -> Result<(), Error> {
+        self.forget_if_deleted(snapshot).await?;
+        let model_api = self.history.announced_model_api.observe(snapshot.model_api);
+        let content = (state, model_api);
+        let json = self.own.to_json(state, model_api);
+        let name = loop {
+            let Some(entry) = &mut self.entry else {
+                self.entry = Some(self.create(&json, content).await?);
+                continue;
+            };
+            if entry.content == Some(content) {
+                break entry.name.clone();
+            }
+            let path = path_of(&entry.name);
+            match retry(|| self.client.set_data(&path, json.as_bytes(), None)).await {
+                Ok(_) => entry.content = Some(content),
+                Err(Error::NoNode) => self.entry = None,
                 Err(error) => return Err(error),
             }
-        } else {
-            *entry = Some(create(client, &announcement.hostname, &content, current).await?);
+        };
+        self.history.last_entry = Some(name.clone());
+        if self.tracker.set_registered(&name) {
+            info!(session = %self.client.session_id(), "registered as {name}");
         }
+        Ok(())
     }
-}
 
-/// Makes one entry, and only one: where the connection broke before the answer, the entry of this
-/// session is looked for before another is made.
-async fn create(
-    client: &Client,
-    hostname: &str,
-    content: &str,
-    written: Option<(State, u64)>,
-) -> Result<Entry, Error> {
-    let prefix = path_of(hostname);
-    loop {
-        match client.create(&prefix, content.as_bytes(), &ENTRY).await {
-            Ok((_, sequence)) => {
-                return Ok(Entry { name: format!("{hostname}{sequence}"), written });
-            }
-            Err(error) if is_connection_loss(&error) => {
-                if let Some(name) = own_entry(client, hostname).await? {
-                    return Ok(Entry { name, written: None });
+    /// Forgets our entry if it does not exist any more.
+    async fn forget_if_deleted(&mut self, snapshot: &ComponentsSnapshot) -> Result<(), Error> {
+        let Some(entry) = &self.entry else { return Ok(()) };
+        if snapshot.gateways.contains(&entry.name) {
+            return Ok(());
+        }
+        // It may also be missing because the list is older than the entry.
+        let path = path_of(&entry.name);
+        if retry(|| self.client.check_stat(&path)).await?.is_none() {
+            warn!(name = entry.name, "our registry entry was deleted, registering again");
+            self.entry = None;
+        }
+        Ok(())
+    }
+
+    /// Creates one entry. After a lost response, looks for an entry of this session before it creates
+    /// another one.
+    async fn create(&self, json: &str, content: (State, u64)) -> Result<Entry, Error> {
+        let prefix = path_of(&self.own.hostname);
+        loop {
+            match self.client.create(&prefix, json.as_bytes(), &ENTRY).await {
+                Ok((_, sequence)) => {
+                    let name = format!("{}{sequence}", self.own.hostname);
+                    return Ok(Entry { name, content: Some(content) });
                 }
+                Err(Error::NoNode) => {
+                    let parent = format!("{COMPONENTS}/{FINGERGW}");
+                    retry(|| self.client.mkdir(&parent, &DIRECTORY)).await?;
+                }
+                Err(error) if wait_to_retry(&error).await => {
+                    if let Some(name) = self.find_entry_of_session().await? {
+                        return Ok(Entry { name, content: None });
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            Err(Error::NoNode) => {
-                let directory = format!("{COMPONENTS}/{FINGERGW}");
-                retry(|| client.mkdir(&directory, &DIRECTORY)).await?;
+        }
+    }
+
+    /// Finds the entry that belongs to this session.
+    async fn find_entry_of_session(&self) -> Result<Option<String>, Error> {
+        let client = self.client;
+        let parent = format!("{COMPONENTS}/{FINGERGW}");
+        // The server of this connection may not know the entry yet.
+        retry(|| client.sync(&parent)).await?;
+        let names = retry(|| client.list_children(&parent)).await?;
+        for name in names.into_iter().filter(|name| name.starts_with(&self.own.hostname)) {
+            let path = path_of(&name);
+            let stat = retry(|| client.check_stat(&path)).await?;
+            if stat.is_some_and(|stat| stat.ephemeral_owner == client.session_id().0) {
+                return Ok(Some(name));
             }
-            Err(error) => return Err(error),
         }
+        Ok(None)
     }
-}
 
-/// The entry that belongs to this session, if there is one.
-async fn own_entry(client: &Client, hostname: &str) -> Result<Option<String>, Error> {
-    let directory = format!("{COMPONENTS}/{FINGERGW}");
-    // Another server may not have heard of the entry yet.
-    retry(|| client.sync(&directory)).await?;
-    let names = retry(|| client.list_children(&directory)).await?;
-    for name in names.into_iter().filter(|name| name.starts_with(hostname)) {
-        let path = path_of(&name);
-        let stat = retry(|| client.check_stat(&path)).await?;
-        if stat.is_some_and(|stat| stat.ephemeral_owner == client.session_id().0) {
-            return Ok(Some(name));
+    /// Announces `stopped`, then deletes the entry.
+    async fn withdraw(&mut self) -> Result<(), Error> {
+        if let Some(entry) = self.entry.take() {
+            let client = self.client;
+            let path = path_of(&entry.name);
+            let json = self.own.to_json(State::Stopped, self.history.announced_model_api.0);
+            match retry(|| client.set_data(&path, json.as_bytes(), None)).await {
+                Ok(_) | Err(Error::NoNode) => {}
+                Err(error) => return Err(error),
+            }
+            match retry(|| client.delete(&path, None)).await {
+                Ok(()) | Err(Error::NoNode) => {}
+                Err(error) => return Err(error),
+            }
+            info!(name = entry.name, "registry entry deleted");
         }
+        self.tracker.set_withdrawn();
+        Ok(())
     }
-    Ok(None)
-}
-
-/// Says `stopped`, then takes the entry out.
-async fn withdraw(
-    client: &Client,
-    announcement: &OwnComponent,
-    entry: Option<Entry>,
-    model_api: &ModelApi,
-) -> Result<(), Error> {
-    let Some(entry) = entry else { return Ok(()) };
-    let path = path_of(&entry.name);
-    // Going away changes nothing else.
-    let content = announcement.to_json(State::Stopped, model_api.announced());
-    for step in [
-        retry(|| client.set_data(&path, content.as_bytes(), None)).await.map(|_| ()),
-        retry(|| client.delete(&path, None)).await,
-    ] {
-        match step {
-            Ok(()) | Err(Error::NoNode) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    info!(name = entry.name, "entry taken out of the component registry");
-    Ok(())
 }
 
 fn path_of(name: &str) -> String {
     format!("{COMPONENTS}/{FINGERGW}/{name}")
 }
 
+/// Derives the status of our registration in one session from the state of the entry and of the
+/// connection.
+///
+/// Both are needed for every change: that the entry exists can become known after the connection was
+/// lost.
+pub(super) struct StatusTracker<'a> {
+    known: Mutex<Known>,
+    status: &'a watch::Sender<RegistrationStatus>,
+}
+
+struct Known {
+    is_connected: bool,
+    /// Registered or not, as far as is known; `None` until the first result.
+    entry: Option<RegistrationStatus>,
+    /// The entry was deleted on request. No other is created in this session.
+    is_withdrawn: bool,
+}
+
+impl<'a> StatusTracker<'a> {
+    /// For a new session, which has a connection and no entry. `status` keeps its value until there is
+    /// an entry.
+    pub(super) fn new(status: &'a watch::Sender<RegistrationStatus>) -> Self {
+        let known = Known { is_connected: true, entry: None, is_withdrawn: false };
+        Self { known: Mutex::new(known), status }
+    }
+
+    pub(super) fn set_connected(&self, is_connected: bool) {
+        let mut known = self.lock();
+        known.is_connected = is_connected;
+        self.publish(&known);
+    }
+
+    /// Returns whether the entry is a new one.
+    fn set_registered(&self, name: &str) -> bool {
+        self.set_entry(RegistrationStatus::Registered(name.to_owned()))
+    }
+
+    fn set_no_zuul(&self, node: String) {
+        self.set_entry(RegistrationStatus::NoZuul(node));
+    }
+
+    /// Returns whether `entry` differs from what was known.
+    fn set_entry(&self, entry: RegistrationStatus) -> bool {
+        let mut known = self.lock();
+        if known.is_withdrawn || known.entry.as_ref() == Some(&entry) {
+            return false;
+        }
+        known.entry = Some(entry);
+        self.publish(&known);
+        true
+    }
+
+    fn set_withdrawn(&self) {
+        let mut known = self.lock();
+        known.entry = None;
+        known.is_withdrawn = true;
+        self.status.send_replace(RegistrationStatus::Withdrawn);
+    }
+
+    /// Whether this session had an entry or was ready for one.
+    pub(super) fn has_result(&self) -> bool {
+        self.lock().entry.is_some()
+    }
+
+    fn publish(&self, known: &Known) {
+        let Some(entry) = &known.entry else { return };
+        let now = match known.is_connected {
+            true => entry.clone(),
+            false => RegistrationStatus::ConnectionLost,
+        };
+        self.status.send_if_modified(|status| {
+            let is_changed = *status != now;
+            *status = now;
+            is_changed
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Consistent after each statement, so it can be used after a panic.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn registered(name: &str) -> RegistrationStatus {
+        RegistrationStatus::Registered(name.to_owned())
+    }
+
     #[test]
-    fn the_data_model_rises_and_never_falls() {
-        let model_api = ModelApi::default();
-        for (system, announced) in [(36, 36), (30, 36), (38, 38), (37, 38), (40, 40), (15, 40)] {
-            assert_eq!(model_api.raised_to(system), announced);
-            assert_eq!(model_api.announced(), announced);
+    fn announced_data_model_rises_and_never_falls() {
+        let mut announced = AnnouncedModelApi::default();
+        for (system, expected) in [(36, 36), (30, 36), (38, 38), (37, 38), (40, 40), (15, 40)] {
+            assert_eq!(announced.observe(system), expected);
         }
+    }
+
+    #[test]
+    fn entry_that_becomes_known_after_the_connection_was_lost_is_not_reported() {
+        let status = watch::Sender::new(RegistrationStatus::Connecting);
+        let tracker = StatusTracker::new(&status);
+        tracker.set_connected(false);
+        assert_eq!(*status.borrow(), RegistrationStatus::Connecting);
+        tracker.set_connected(true);
+        assert!(tracker.set_registered("gw1"));
+        assert_eq!(*status.borrow(), registered("gw1"));
+        tracker.set_connected(false);
+        assert_eq!(*status.borrow(), RegistrationStatus::ConnectionLost);
+        assert!(!tracker.set_registered("gw1"), "known already");
+        assert_eq!(*status.borrow(), RegistrationStatus::ConnectionLost);
+        assert!(tracker.set_registered("gw2"));
+        assert_eq!(*status.borrow(), RegistrationStatus::ConnectionLost);
+        tracker.set_connected(true);
+        assert_eq!(*status.borrow(), registered("gw2"));
+    }
+
+    #[test]
+    fn withdrawn_entry_stays_withdrawn() {
+        let status = watch::Sender::new(RegistrationStatus::SessionLost);
+        let tracker = StatusTracker::new(&status);
+        tracker.set_registered("gw1");
+        tracker.set_withdrawn();
+        tracker.set_no_zuul("/zuul/components".to_owned());
+        assert_eq!(*status.borrow(), RegistrationStatus::Withdrawn);
+        for is_connected in [false, true] {
+            tracker.set_connected(is_connected);
+            assert_eq!(*status.borrow(), RegistrationStatus::Withdrawn);
+        }
+    }
+
+    #[test]
+    fn missing_zuul_is_not_reported_while_the_connection_is_lost() {
+        let status = watch::Sender::new(RegistrationStatus::Connecting);
+        let tracker = StatusTracker::new(&status);
+        let no_zuul = RegistrationStatus::NoZuul("/zuul/components".to_owned());
+        tracker.set_no_zuul("/zuul/components".to_owned());
+        assert_eq!(*status.borrow(), no_zuul);
+        tracker.set_connected(false);
+        assert_eq!(*status.borrow(), RegistrationStatus::ConnectionLost);
+        tracker.set_connected(true);
+        assert_eq!(*status.borrow(), no_zuul);
+        assert!(tracker.set_registered("gw1"));
+        assert_eq!(*status.borrow(), registered("gw1"));
     }
 }

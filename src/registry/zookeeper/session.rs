@@ -1,143 +1,107 @@
-//! Zuul's registry in ZooKeeper: one session after the other, for as long as the gateway lives.
+//! Sessions with ZooKeeper, one after the other for as long as the gateway runs.
 //!
-//! [`register`] starts a task that connects, hands the session to [`BuildLookup`], follows the other
-//! components ([`components`]) and keeps our own entry ([`entry`]). A lost session is terminal for
-//! a client, so the task makes a new one; streams that run know nothing of it.
+//! [`register`] spawns a task that establishes a session, gives its client to [`BuildLookup`], watches
+//! the other components and keeps our own entry. A client ends with its session, so the task then
+//! establishes another one. Running streams are not affected.
 
 use std::convert::Infallible;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
-use zookeeper_client::{Client, Error, SessionState, TlsCerts, TlsDynamicCerts};
+use zookeeper_client::{Client, Error, SessionState, TlsDynamicCerts};
 
 use super::build_lookup::BuildLookup;
-use super::{component_watcher, registration as own_registration};
-
+use super::component_watcher;
+use super::component_watcher::Components;
+use super::connect::{Tls, connect};
 use super::connect_diagnostics::ConnectDiagnostics;
-use super::registration::ModelApi;
-use super::registration_status::StatusTracker;
+use super::registration::{EntryHistory, OwnEntry, StatusTracker};
+use super::retry::{equal_jitter, full_jitter};
 use crate::config::Hosts;
 use crate::model::component::{OwnComponent, State};
-use crate::registry::{
-    Registration, RegistrationCommands, RegistrationStatus, Registry, registration,
-};
+use crate::registry::{Registration, RegistrationCommands, RegistrationStatus, Registry};
 use crate::telemetry::metrics::Metrics;
-use crate::tls;
+
+/// Wait between two attempts to establish a session: doubles from the minimum to the maximum.
+const BACKOFF_MIN: Duration = Duration::from_millis(250);
+const BACKOFF_MAX: Duration = Duration::from_secs(8);
+
+/// Jitter before a new session is used: every new registration makes all other gateways read, so
+/// gateways that lost their sessions together must not return together.
+const RECONNECT_JITTER: Duration = Duration::from_secs(4);
+
+/// Time that the client has to reconnect within its session, or to establish one, before the servers
+/// are diagnosed.
+const RECONNECT_GRACE: Duration = Duration::from_secs(5);
+
+/// Wait between two attempts to establish a session in place of one without a connection.
+const REPLACE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Wait between two diagnoses of the servers while there is no session or no connection.
+const DIAGNOSE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How to reach ZooKeeper.
 pub(crate) struct Settings {
-    /// The servers, and the node below which Zuul lives.
+    /// The servers, and the node below which Zuul's nodes are.
     pub(crate) hosts: Hosts,
-    /// The chain and names to trust, and who we are. What is put there later counts from the next
-    /// connection on; one that is open stays.
+    /// New values take effect with the next connection.
     pub(crate) tls: watch::Receiver<Tls>,
-    /// The session timeout asked for; the server may grant another.
+    /// The session timeout to request. The server may grant another one.
     pub(crate) session_timeout: Duration,
     /// Counts sessions.
     pub(crate) metrics: Metrics,
 }
 
-/// TLS towards ZooKeeper.
-#[derive(Clone)]
-pub(crate) struct Tls {
-    /// For the client.
-    pub(crate) certs: TlsCerts,
-    /// Whether a server's certificate must carry the name it is dialed by; counts from the next
-    /// session on.
-    pub(crate) verify_hostnames: bool,
-    /// For a look of our own, with the same certificates and rules.
-    pub(crate) connector: tls::Connector,
-    /// Where the authorities are, to be named where they have not signed a server's certificate.
-    pub(crate) ca_file: PathBuf,
-}
-
-/// The longest wait between two tries to get a session, and the shortest behind one that failed.
-const RETRY_MAX: Duration = Duration::from_secs(8);
-const RETRY_MIN: Duration = Duration::from_millis(250);
-
-/// Over how long gateways that lost their sessions in one moment come back: each makes an entry, of
-/// which all others read. Those that only lost their connections come back at once: that is a
-/// handshake each, and the client's to decide.
-const RETURN: Duration = Duration::from_secs(4);
-
-/// How long a server that has too much to do is left alone.
-const THROTTLED: Duration = Duration::from_secs(1);
-
-/// How long the client is left to find its way back by itself, and how often it is looked whether
-/// it could have.
-const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-
-/// Between two looks at the servers while there is no session or no connection.
-const DIAGNOSE_EVERY: Duration = Duration::from_secs(5);
-
-/// Enters `announcement` into the registry, now or whenever ZooKeeper answers, and answers
-/// questions from it.
-pub(crate) fn register(settings: Settings, announcement: OwnComponent) -> (Registry, Registration) {
+/// Registers `own`, immediately or as soon as ZooKeeper can be reached. The returned registry finds
+/// builds and gateways.
+pub(crate) fn register(settings: Settings, own: OwnComponent) -> (Registry, Registration) {
     let lookup = Arc::new(BuildLookup::new());
     let registry = Registry::ZooKeeper(Arc::clone(&lookup));
-    let registration = registration(|orders| {
-        let Settings { hosts, tls, .. } = &settings;
-        let certs = TlsDynamicCerts::new(tls.borrow().certs.clone());
-        let diagnosis = ConnectDiagnostics::new(hosts.servers.clone(), tls.clone());
-        let left_behind = watch::Sender::new(None);
-        let model_api = ModelApi::default();
-        let keeper = SessionManager {
-            settings,
-            certs,
-            diagnosis,
-            announcement,
-            lookup,
-            orders,
-            left_behind,
-            model_api,
-        };
-        keeper.run()
+    let registration = Registration::spawn(|commands| {
+        let certs = TlsDynamicCerts::new(settings.tls.borrow().certs.clone());
+        let servers = settings.hosts.servers.clone();
+        let diagnostics = ConnectDiagnostics::new(servers, settings.tls.clone());
+        SessionManager { settings, certs, diagnostics, own, lookup, commands }.run()
     });
     (registry, registration)
 }
 
-/// How a session went.
+/// How a session ended.
 enum SessionEnd {
-    /// Our entry stood, was withdrawn on order, or waited for Zuul.
-    Registered,
-    /// There was a session, but no entry.
-    Refused(Error),
+    /// It was lost or given up, after our entry had been created or could have been. The session that
+    /// replaces it, if there is one already.
+    Lost(Option<Client>),
+    /// It could not be used to register.
+    NotRegistered(Error),
 }
 
-/// Owns the sessions.
 struct SessionManager {
     settings: Settings,
-    /// What the client shows and trusts in its next connection.
+    /// What the client uses for its next connection.
     certs: TlsDynamicCerts,
-    /// Finds out why no session comes about.
-    diagnosis: ConnectDiagnostics,
-    announcement: OwnComponent,
+    diagnostics: ConnectDiagnostics,
+    own: OwnComponent,
     lookup: Arc<BuildLookup>,
-    orders: RegistrationCommands,
-    /// The entry last made. Goes with its session, unless that was given up before its end.
-    left_behind: watch::Sender<Option<String>>,
-    model_api: ModelApi,
+    commands: RegistrationCommands,
 }
 
 impl SessionManager {
     async fn run(self) {
-        let close = self.orders.close.clone();
         tokio::select! {
-            () = close.cancelled() => {}
-            never = self.keep_sessions() => match never {},
+            () = self.commands.close.cancelled() => {}
+            never = self.session_loop() => match never {},
             never = self.withdraw_without_session() => match never {},
-            never = self.follow_tls() => match never {},
+            never = self.watch_certificates() => match never {},
         }
-        self.lookup.end_session().await;
+        self.lookup.close_session().await;
     }
 
-    /// Gives the client the newest certificates.
-    async fn follow_tls(&self) -> Infallible {
+    /// Gives the client new certificates when they change.
+    async fn watch_certificates(&self) -> Infallible {
         let mut tls = self.settings.tls.clone();
         while tls.changed().await.is_ok() {
             let certs = tls.borrow_and_update().certs.clone();
@@ -146,286 +110,214 @@ impl SessionManager {
         std::future::pending().await
     }
 
-    /// Has one session after the other. Outage is told once, until there was a session in which
-    /// our entry stood.
-    async fn keep_sessions(&self) -> Infallible {
-        let mut wait = RETRY_MIN;
-        let mut said = false;
+    /// Establishes one session after the other. Logs one warning about failed attempts, until there
+    /// was a session in which our entry was created.
+    async fn session_loop(&self) -> Infallible {
+        let mut history = EntryHistory::default();
         let mut tls = self.settings.tls.clone();
+        let mut backoff = BACKOFF_MIN;
+        let mut warned = false;
+        let mut replacement = None;
         loop {
             tls.mark_unchanged();
-            let trouble = match self.connect_reporting(&mut said).await {
-                Ok(client) => match self.serve(client).await {
-                    SessionEnd::Registered => {
-                        (wait, said) = (RETRY_MIN, false);
-                        tokio::time::sleep(full_jitter(RETURN)).await;
+            let connected = match replacement.take() {
+                Some(client) => Ok(client),
+                None => self.connect(&mut warned).await,
+            };
+            let (error, cause) = match connected {
+                Ok(client) => match self.serve(client, &mut history).await {
+                    SessionEnd::Lost(client) => {
+                        if let Some(client) = &client {
+                            self.lookup.set_session(client.clone());
+                        }
+                        replacement = client;
+                        backoff = BACKOFF_MIN;
+                        warned = false;
+                        sleep(full_jitter(RECONNECT_JITTER)).await;
                         continue;
                     }
-                    SessionEnd::Refused(error) => (error, false),
+                    SessionEnd::NotRegistered(error) => {
+                        let cause = "ZooKeeper refuses what Zuul's services are allowed to do";
+                        (error, Some(cause.to_owned()))
+                    }
                 },
-                Err(error) => (error, true),
+                Err(error) => (error, None),
             };
-            self.lookup.hope(false);
-            match trouble {
-                (error, sessionless) if !std::mem::replace(&mut said, true) => {
-                    let cause = if sessionless {
-                        self.diagnosis.why().await
-                    } else {
-                        "the session is refused what Zuul's services do".to_owned()
-                    };
-                    self.warn(&error, cause);
-                }
-                (error, _) => debug!(%error, "still not registered in ZooKeeper"),
+            self.lookup.set_connecting(false);
+            if warned {
+                debug!(%error, "still cannot register in ZooKeeper");
+            } else {
+                warned = true;
+                let cause = match cause {
+                    Some(cause) => cause,
+                    None => self.diagnostics.run().await.text,
+                };
+                self.warn(&error, cause);
             }
             tokio::select! {
-                () = tokio::time::sleep(equal_jitter(wait)) => wait = (wait * 2).min(RETRY_MAX),
-                // Perhaps these are better ones; if not, that is worth a new line.
-                Ok(()) = tls.changed() => (wait, said) = (RETRY_MIN, false),
+                () = sleep(equal_jitter(backoff)) => backoff = (backoff * 2).min(BACKOFF_MAX),
+                // The new certificates may work. If they do not, that is worth a new warning.
+                Ok(()) = tls.changed() => {
+                    backoff = BACKOFF_MIN;
+                    warned = false;
+                }
                 never = self.keep_diagnosing() => match never {},
             }
         }
     }
 
-    /// One try at every server. Where that takes long, its cause is looked for meanwhile and
-    /// reported, unless it has been already.
-    async fn connect_reporting(&self, said: &mut bool) -> Result<Client, Error> {
-        let mut connecting = pin!(self.connect());
-        if let Ok(connected) = tokio::time::timeout(PATIENCE, &mut connecting).await {
+    /// Establishes a session. If that takes longer than [`RECONNECT_GRACE`], the servers are diagnosed
+    /// at the same time, and the cause is logged unless `warned` is set.
+    async fn connect(&self, warned: &mut bool) -> Result<Client, Error> {
+        let mut connecting = pin!(self.try_connect());
+        if let Ok(connected) = timeout(RECONNECT_GRACE, &mut connecting).await {
             return connected;
         }
-        if !std::mem::replace(said, true) {
-            let cause = tokio::select! {
+        if !*warned {
+            let causes = tokio::select! {
                 connected = &mut connecting => return connected,
-                cause = self.diagnosis.why() => cause,
+                causes = self.diagnostics.run() => causes,
             };
-            self.lookup.hope(false);
-            self.warn(&Error::Timeout, cause);
+            *warned = true;
+            self.lookup.set_connecting(false);
+            self.warn(&Error::Timeout, causes.text);
         }
         connecting.await
     }
 
+    async fn try_connect(&self) -> Result<Client, Error> {
+        let tls = self.settings.tls.borrow().clone();
+        let Settings { hosts, session_timeout, .. } = &self.settings;
+        connect(hosts, &tls, *session_timeout, self.certs.clone()).await
+    }
+
     fn warn(&self, error: &Error, cause: String) {
         let hosts = &self.settings.hosts;
-        warn!(%hosts, %error, %cause, "not registered in ZooKeeper; trying on");
+        warn!(%hosts, %error, %cause, "cannot register in ZooKeeper, retrying");
         self.lookup.set_outage(Some(cause));
     }
 
-    /// Keeps the known cause of trouble up to date.
+    /// Updates the known cause of an outage.
     async fn keep_diagnosing(&self) -> Infallible {
         loop {
-            tokio::time::sleep(equal_jitter(DIAGNOSE_EVERY)).await;
-            let cause = self.diagnosis.why().await;
-            debug!(%cause, "no session with ZooKeeper");
+            sleep(equal_jitter(DIAGNOSE_INTERVAL)).await;
+            let cause = self.diagnostics.run().await.text;
+            debug!(%cause, "no session or no connection to ZooKeeper");
             self.lookup.set_outage(Some(cause));
         }
     }
 
-    /// One try at every server.
-    async fn connect(&self) -> Result<Client, Error> {
-        let Settings { hosts, tls, session_timeout, .. } = &self.settings;
-        let tls = tls.borrow().clone();
-        connect(hosts, &tls, *session_timeout, self.certs.clone()).await
-    }
-
-    /// Lives one session to its end.
-    async fn serve(&self, client: Client) -> SessionEnd {
-        debug!(session = %client.session_id(), timeout = ?client.session_timeout(), "session with ZooKeeper");
+    /// Uses one session until it ends.
+    async fn serve(&self, client: Client, history: &mut EntryHistory) -> SessionEnd {
+        debug!(
+            session = %client.session_id(),
+            timeout = ?client.session_timeout(),
+            "session with ZooKeeper established"
+        );
         self.settings.metrics.zookeeper_session();
-        self.lookup.begin_session(client.clone());
+        self.lookup.set_session(client.clone());
         self.lookup.set_outage(None);
-        let (snapshot, snapshot_seen) = watch::channel(None);
-        let RegistrationCommands { wanted, standing, .. } = &self.orders;
-        let presence = StatusTracker::new(standing);
+        let RegistrationCommands { state, status, .. } = &self.commands;
+        let tracker = StatusTracker::new(status);
+        let entry = OwnEntry::new(&client, &self.own, &tracker, history);
+        let (components, components_receiver) = watch::channel(Components::default());
         let chroot = &self.settings.hosts.chroot;
-        let end = tokio::select! {
-            error = component_watcher::follow(&client, &snapshot, &self.lookup, &presence, chroot) => error,
-            error = own_registration::keep(&client, &self.announcement, wanted.clone(), &presence, snapshot_seen, &self.left_behind, &self.model_api) => error,
-            error = self.follow_connection(&client, &presence) => error,
-        };
-        self.lookup.forget_session();
-        if *wanted.borrow() == State::Stopped {
-            standing.send_replace(RegistrationStatus::Withdrawn);
-            return SessionEnd::Registered;
-        }
-        let before = standing.borrow().clone();
-        match before {
-            RegistrationStatus::Registered(_)
-            | RegistrationStatus::ConnectionLost
-            | RegistrationStatus::NoZuul(_) => {}
-            RegistrationStatus::Connecting
-            | RegistrationStatus::SessionLost
-            | RegistrationStatus::Withdrawn => {
-                return SessionEnd::Refused(end);
+        let (error, replacement) = tokio::select! {
+            error = component_watcher::watch(&client, &components, &self.lookup, chroot) => {
+                (error, None)
             }
+            error = entry.keep(state.clone(), components_receiver) => (error, None),
+            ended = self.watch_connection(&client, &tracker) => ended,
+        };
+        self.lookup.clear_session();
+        if *state.borrow() == State::Stopped {
+            status.send_replace(RegistrationStatus::Withdrawn);
+            return SessionEnd::Lost(replacement);
         }
-        if !presence.is_registered() {
-            warn!(error = %end, "session with ZooKeeper lost while waiting for Zuul; starting a new one");
-            standing.send_replace(RegistrationStatus::Connecting);
-            return SessionEnd::Registered;
+        if !tracker.has_result() && replacement.is_none() {
+            return SessionEnd::NotRegistered(error);
         }
-        warn!(error = %end, "session with ZooKeeper lost, and our entry with it; starting a new one");
-        standing.send_replace(RegistrationStatus::SessionLost);
-        SessionEnd::Registered
+        warn!(%error, "session with ZooKeeper lost, starting a new one");
+        status.send_if_modified(|status| {
+            let lost = match status {
+                RegistrationStatus::Connecting | RegistrationStatus::NoZuul(_) => {
+                    RegistrationStatus::Connecting
+                }
+                _ => RegistrationStatus::SessionLost,
+            };
+            let is_changed = *status != lost;
+            *status = lost;
+            is_changed
+        });
+        SessionEnd::Lost(replacement)
     }
 
-    /// Fulfils an order to withdraw that comes when there is no session: nothing holds an entry.
+    /// Completes a request to withdraw that is made while there is no session, and thus no entry.
     async fn withdraw_without_session(&self) -> Infallible {
-        let mut wanted = self.orders.wanted.clone();
-        if wanted.wait_for(|state| *state == State::Stopped).await.is_ok()
+        let mut state = self.commands.state.clone();
+        if state.wait_for(|state| *state == State::Stopped).await.is_ok()
             && !self.lookup.has_session()
         {
-            self.orders.standing.send_replace(RegistrationStatus::Withdrawn);
+            self.commands.status.send_replace(RegistrationStatus::Withdrawn);
         }
         std::future::pending().await
     }
 
-    /// Tells losses of the connection apart from those of the session. Ends with the session, or
-    /// when it is given up.
-    async fn follow_connection(&self, client: &Client, presence: &StatusTracker<'_>) -> Error {
+    /// Follows the state of the connection until the session ends, or until another session could be
+    /// established while the connection was lost. Returns why, and the other session.
+    async fn watch_connection(
+        &self,
+        client: &Client,
+        tracker: &StatusTracker<'_>,
+    ) -> (Error, Option<Client>) {
         let mut states = client.state_watcher();
         let mut state = states.changed().await;
         loop {
             match state {
                 SessionState::Disconnected => {
-                    presence.connection(false);
+                    tracker.set_connected(false);
                     warn!(
-                        "connection to ZooKeeper lost; running streams go on, new ones may be refused"
+                        "connection to ZooKeeper lost: running streams continue, new requests may \
+                         be refused"
                     );
                     state = tokio::select! {
                         state = states.changed() => state,
-                        () = self.overdue() => return Error::ConnectionLoss,
+                        replacement = self.replace_session() => {
+                            return (Error::ConnectionLoss, Some(replacement));
+                        }
                         never = self.keep_diagnosing() => match never {},
                     };
                     continue;
                 }
                 SessionState::SyncConnected | SessionState::ConnectedReadOnly => {
-                    info!("connection to ZooKeeper is back within the session");
+                    info!("connection to ZooKeeper restored within the session");
                     self.lookup.set_outage(None);
-                    self.lookup.hope(true);
-                    presence.connection(true);
+                    self.lookup.set_connecting(true);
+                    tracker.set_connected(true);
                 }
-                SessionState::Expired => return Error::SessionExpired,
-                SessionState::AuthFailed => return Error::AuthFailed,
-                SessionState::Closed => return Error::ClientClosed,
+                SessionState::Expired => return (Error::SessionExpired, None),
+                SessionState::AuthFailed => return (Error::AuthFailed, None),
+                SessionState::Closed => return (Error::ClientClosed, None),
             }
             state = states.changed().await;
         }
     }
 
-    /// Waits until a connection is overdue: a server gives sessions again and the client has not
-    /// noticed.
+    /// Establishes another session while the client has no connection.
     ///
-    /// The client doubles its pauses without a bound, so that after an outage it may sleep for as
-    /// long as that took. A server may take connections and have no quorum: only a session shows that
-    /// ours is given up for a better one.
-    async fn overdue(&self) {
-        tokio::time::sleep(PATIENCE).await;
-        self.lookup.hope(false);
-        while self.connect().await.is_err() {
-            tokio::time::sleep(equal_jitter(LOOK_EVERY)).await;
-        }
-        tokio::time::sleep(equal_jitter(LOOK_EVERY)).await;
-    }
-}
-
-/// One try at every server of `hosts`.
-pub(crate) async fn connect(
-    hosts: &Hosts,
-    tls: &Tls,
-    session_timeout: Duration,
-    certs: TlsDynamicCerts,
-) -> Result<Client, Error> {
-    Client::connector()
-        .with_session_timeout(session_timeout)
-        .with_tls(tls::zookeeper_options(certs, tls.verify_hostnames))
-        .with_fail_eagerly()
-        .secure_connect(&hosts.to_string())
-        .await
-}
-
-/// Repeats `operation` over losses of the connection, as long as the session lives.
-///
-/// It cannot spin: a server that has too much to do is left alone for a while, and a request made without a connection waits in the client for the next one.
-pub(crate) async fn retry<T, Operation>(
-    mut operation: impl FnMut() -> Operation,
-) -> Result<T, Error>
-where
-    Operation: Future<Output = Result<T, Error>>,
-{
-    loop {
-        match operation().await {
-            Err(error) if is_connection_loss(&error) => debug!(%error, "asking ZooKeeper again"),
-            Err(Error::Throttled) => tokio::time::sleep(equal_jitter(THROTTLED)).await,
-            result => return result,
-        }
-    }
-}
-
-/// Whether `error` says that the session has ended or that nothing sensible comes from it any
-/// more; any other concerns only what was asked.
-pub(crate) fn ends_session(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::AuthFailed
-            | Error::ClientClosed
-            | Error::NoHosts
-            | Error::RuntimeInconsistent
-            | Error::SessionExpired
-            | Error::SessionMoved
-            | Error::UnexpectedError(_)
-            | Error::UnmarshalError { .. }
-    )
-}
-
-/// Whether `error` says that the connection broke with the answer outstanding. The client hands on
-/// whatever ended the connection, I/O errors and its own time-outs as `Custom` ones.
-pub(crate) fn is_connection_loss(error: &Error) -> bool {
-    matches!(error, Error::ConnectionLoss | Error::Custom(_) | Error::Timeout)
-}
-
-/// A wait of up to `whole`, any as likely as any other.
-fn full_jitter(whole: Duration) -> Duration {
-    whole.mul_f64(fastrand::f64())
-}
-
-/// `wait` and up to as much again.
-fn equal_jitter(wait: Duration) -> Duration {
-    wait.mul_f64(1.0 + fastrand::f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// How many of fifty gateways come in the busiest second, on average, when each waits as `wait`
-    /// says.
-    fn busiest(wait: impl Fn() -> Duration) -> usize {
-        const ROUNDS: usize = 200;
-        let busiest = |_| {
-            let waits: Vec<_> = (0..50).map(|_| wait()).collect();
-            let in_second = |from: &Duration| {
-                let second = *from..*from + Duration::from_secs(1);
-                waits.iter().filter(|wait| second.contains(*wait)).count()
-            };
-            waits.iter().map(in_second).max().expect("fifty")
-        };
-        (0..ROUNDS).map(busiest).sum::<usize>() / ROUNDS
-    }
-
-    /// All that lost their sessions at once, and all whose tries have failed for a while.
-    #[test]
-    fn fifty_gateways_do_not_come_back_in_one_second() {
-        for busiest in [busiest(|| full_jitter(RETURN)), busiest(|| equal_jitter(RETRY_MAX))] {
-            assert!((6..25).contains(&busiest), "{busiest}");
-        }
-        assert_eq!(busiest(|| equal_jitter(RETRY_MIN)), 50, "what the others are for");
-    }
-
-    #[test]
-    fn waits_are_in_their_bounds() {
-        for _ in 0..1000 {
-            assert!(full_jitter(RETURN) < RETURN);
-            assert!((RETRY_MAX..2 * RETRY_MAX).contains(&equal_jitter(RETRY_MAX)));
+    /// The client doubles its pauses between attempts without a bound, so after an outage it may sleep
+    /// for as long as the outage took. Only a session shows that ZooKeeper works again: a server
+    /// without a quorum accepts connections as well.
+    async fn replace_session(&self) -> Client {
+        sleep(RECONNECT_GRACE).await;
+        self.lookup.set_connecting(false);
+        loop {
+            let connected = self.try_connect().await;
+            // After a success, too: the client may be about to reconnect, which keeps our entry.
+            sleep(equal_jitter(REPLACE_INTERVAL)).await;
+            if let Ok(client) = connected {
+                return client;
+            }
         }
     }
 }

@@ -1,5 +1,4 @@
-//! One look into ZooKeeper for `zuul-fingergw check --connect`: which components of Zuul there are.
-//! Reads only.
+//! Reads the component registry once, for `zuul-fingergw check --connect`. Changes nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,21 +12,21 @@ use tokio::time::{Instant, timeout, timeout_at};
 use zookeeper_client::{Client, Error, TlsDynamicCerts};
 
 use super::component_watcher::COMPONENTS;
+use super::connect::{Tls, connect};
 use super::connect_diagnostics::ConnectDiagnostics;
-use super::session::{Tls, connect};
 use crate::config::Hosts;
 use crate::model::component::{Component, FINGERGW};
 
-/// How long an answer may take, from the first connection on.
+/// Time for the session and all reads.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long servers have to give a session before the reasons are looked for.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for a session before the servers are diagnosed.
+const DIAGNOSE_AFTER: Duration = Duration::from_secs(5);
 
-/// The components without which no build runs.
+/// The kinds of components without which no build runs.
 const ESSENTIAL: [&str; 2] = ["scheduler", "executor"];
 
-/// What ZooKeeper has.
+/// The components that are registered.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     hosts: String,
@@ -36,18 +35,18 @@ pub(crate) struct Survey {
     zones: BTreeMap<Option<String>, Zone>,
 }
 
-/// One zone, or what is in none.
+/// The components of one zone, or of none.
 #[derive(Debug, Default)]
 struct Zone {
     executors: usize,
-    /// The gateways that others can connect to, as host and port.
+    /// The gateways that can be dialed, as host and port.
     gateways: Vec<String>,
 }
 
-/// Gets a session with the ZooKeeper at `hosts` and reads the component registry.
+/// Establishes a session with the ZooKeeper at `hosts` and reads the component registry.
 ///
 /// # Errors
-/// No session comes about: what each server answers. Or the registry cannot be read.
+/// No session can be established: the cause for each server. Or the registry cannot be read.
 pub(crate) async fn survey(hosts: &Hosts, tls: Tls, session_timeout: Duration) -> Result<Survey> {
     let deadline = Instant::now() + TIMEOUT;
     let client = session(hosts, tls, session_timeout, deadline).await?;
@@ -59,11 +58,10 @@ pub(crate) async fn survey(hosts: &Hosts, tls: Tls, session_timeout: Duration) -
     }
 }
 
-/// Gets a session. One try at each server may take 8/20 of the session timeout, so that after
-/// [`PATIENCE`] the causes are looked for meanwhile.
+/// Establishes a session. After [`DIAGNOSE_AFTER`] the servers are diagnosed at the same time.
 ///
 /// # Errors
-/// What each server answers, if none of them can give a session or `deadline` has come.
+/// The cause for each server, if none of them grants a session before `deadline`.
 async fn session(
     hosts: &Hosts,
     tls: Tls,
@@ -71,15 +69,15 @@ async fn session(
     deadline: Instant,
 ) -> Result<Client> {
     let (_sender, shown) = watch::channel(tls.clone());
-    let diagnosis = ConnectDiagnostics::new(hosts.servers.clone(), shown);
+    let diagnostics = ConnectDiagnostics::new(hosts.servers.clone(), shown);
     let certs = TlsDynamicCerts::new(tls.certs.clone());
     let mut connecting = pin!(connect(hosts, &tls, session_timeout, certs));
-    let connected = match timeout(PATIENCE, &mut connecting).await {
+    let connected = match timeout(DIAGNOSE_AFTER, &mut connecting).await {
         Ok(connected) => connected,
         Err(_) => tokio::select! {
             connected = &mut connecting => connected,
-            causes = diagnosis.causes() => {
-                if !causes.any_answers {
+            causes = diagnostics.run() => {
+                if !causes.any_reachable {
                     bail!(causes.text);
                 }
                 let Ok(connected) = timeout_at(deadline, connecting).await else {
@@ -91,7 +89,7 @@ async fn session(
     };
     match connected {
         Ok(client) => Ok(client),
-        Err(_) => bail!(diagnosis.why().await),
+        Err(_) => bail!(diagnostics.run().await.text),
     }
 }
 
@@ -128,19 +126,19 @@ impl Survey {
         }
     }
 
-    /// Whether a Zuul is registered there.
+    /// Whether a scheduler or an executor is registered.
     pub(crate) fn is_zuul(&self) -> bool {
         ESSENTIAL.iter().any(|kind| self.kinds.contains_key(*kind))
     }
 
-    /// In lines.
+    /// The report for the operator.
     pub(crate) fn text(&self) -> String {
         let mut text = format!("ZooKeeper at {}: connected\n", self.hosts);
         if !self.is_zuul() {
             let _ = writeln!(
                 text,
-                "  no Zuul: no scheduler and no executor is registered below {COMPONENTS}; is the \
-                 path after the last server in hosts the one that Zuul's services use?"
+                "  no Zuul: no scheduler and no executor is registered below {COMPONENTS}: check that \
+                 the path after the last server in hosts is that of Zuul's services"
             );
         }
         let kinds = self.kinds.iter().map(|(kind, count)| format!("{} ({count})", shown(kind)));
@@ -166,7 +164,7 @@ impl Survey {
     }
 }
 
-/// The names below `path`; none if it does not exist.
+/// The names of the children of `path`; none if it does not exist.
 async fn children(client: &Client, path: &str) -> Result<Vec<String>, Error> {
     match client.list_children(path).await {
         Err(Error::NoNode) => Ok(Vec::new()),
@@ -174,7 +172,7 @@ async fn children(client: &Client, path: &str) -> Result<Vec<String>, Error> {
     }
 }
 
-/// A name out of ZooKeeper as one that can be printed.
+/// `name`, as ZooKeeper has it, in printable form.
 fn shown(name: &str) -> String {
     name.escape_default().take(100).collect()
 }
@@ -184,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_has_zones_with_their_executors_and_gateways() {
+    fn text_lists_the_executors_and_gateways_of_each_zone() {
         let mut survey = Survey { hosts: "zk:2281/z".to_owned(), ..Survey::default() };
         let empty = survey.text();
         assert!(!survey.is_zuul() && empty.contains("no Zuul: no scheduler"), "{empty}");
