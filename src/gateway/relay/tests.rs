@@ -342,6 +342,6 @@ async fn a_stalled_client_gives_its_pipe_back_and_gets_the_whole_log() {
     client_peer.read_exact(&mut received).await.expect("the log");
     assert!(received == log);
     hop.await.expect("sent");
-    let summary = relay.await.expect("no panic");
-    assert!(matches!(summary.end, EndReason::Finished), "{}", summary.end);
+    let end = relay.await.expect("no panic");
+    assert!(matches!(end, EndReason::Finished), "{end}");
 }
