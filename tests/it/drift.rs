@@ -182,10 +182,11 @@ fn every_warning_is_told_of() {
 #[test]
 fn every_answer_is_told_of() {
     let manual = read("docs/zuul-fingergw.8");
-    let (_, replies) = manual.split_once(".Sh REPLIES").expect("the section");
-    let replies = replies.split(".Sh ").next().expect("its text");
+    let (_, replies) = manual.split_once(".SH REPLIES").expect("the section");
+    let replies = replies.split(".SH ").next().expect("its text").replace("\\(aq", "'");
     let (page, mut count) = (read("docs/operating.md"), 0);
-    for reply in replies.lines().filter_map(|line| line.strip_prefix(".It ")) {
+    for reply in replies.split(".TP\n").filter_map(|item| item.lines().next()?.strip_prefix(".B "))
+    {
         let words = reply.trim_start_matches("Internal streaming error: ");
         assert!(page.contains(&format!("| `{words}` |")), "docs/operating.md lacks {words:?}");
         count += 1;

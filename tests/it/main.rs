@@ -19,6 +19,7 @@ mod limits_per_address;
 mod limits_reloaded;
 mod log;
 mod log_output;
+mod man_pages;
 mod next_hops;
 mod passthrough;
 mod peer_protocol;

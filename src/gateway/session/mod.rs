@@ -85,7 +85,14 @@ async fn stream_log(
 ) -> Outcome {
     let observer = Observer::new(request, client, cx);
     let outcome = match connect(request, connection, &observer, cx).await {
-        Ok(established) => relay_log(established, connection, &observer, cx).await,
+        Ok(Established { hop, connection: mut upstream, first }) => {
+            let _active = observer.established(hop);
+            let end = relay::run(&mut upstream, first, connection, &observer.relay_context()).await;
+            if matches!(end, EndReason::Finished) {
+                upstream.close();
+            }
+            Outcome::Ended(end)
+        }
         Err(outcome) => outcome,
     };
     observer.finish(&outcome);
@@ -121,26 +128,7 @@ async fn connect<'r>(
             return Err(Outcome::Ended(EndReason::ClientLeft(error)));
         }
     };
-    let established = established.map_err(|error| Outcome::NotConnected(Box::new(error)))?;
-    observer.established(&established);
-    Ok(established)
-}
-
-/// Copies the log to the client.
-async fn relay_log(
-    established: Established<'_>,
-    client: &mut Connection,
-    observer: &Observer<'_>,
-    cx: &Context,
-) -> Outcome {
-    let Established { mut connection, first, .. } = established;
-    let _active = cx.metrics.active_stream();
-    let relay_cx = observer.relay_context();
-    let end = relay::run(&mut connection, first, client, &relay_cx).await;
-    if matches!(end, EndReason::Finished) {
-        connection.close();
-    }
-    Outcome::Ended(end)
+    established.map_err(|error| Outcome::NotConnected(Box::new(error)))
 }
 
 /// Closes the client's connection in the way that shows how its stream ended: gracefully after a whole

@@ -14,10 +14,10 @@ use super::request::BuildRequest;
 use crate::gateway::context::Context;
 use crate::gateway::relay::RelayContext;
 use crate::gateway::stream_table::StreamGuard;
-use crate::gateway::upstream::{AttemptError, ConnectObserver, Established, Upstream};
+use crate::gateway::upstream::{AttemptError, ConnectObserver, Upstream};
 use crate::model::build_id::BuildId;
 use crate::model::component::Gateway;
-use crate::telemetry::metrics::Direction;
+use crate::telemetry::metrics::{Direction, GaugeGuard};
 use crate::telemetry::otlp::Span;
 
 /// Logs a line of a stream at info, or at debug if `$logged` is false.
@@ -49,13 +49,14 @@ impl<'a> Observer<'a> {
         Self { client, cx, build, hops: hops.len(), began, span, stream }
     }
 
-    /// Records that the log has begun.
-    pub(super) fn established(&self, established: &Established<'_>) {
+    /// Records that the log from `hop` has begun. The stream counts as active until the guard is dropped.
+    pub(super) fn established(&self, hop: &Upstream) -> GaugeGuard {
         if self.hops > 1 {
-            self.stream.set_hop(established.hop);
+            self.stream.set_hop(hop);
         }
         self.cx.metrics.first_byte(self.began.elapsed(), self.span.trace_id());
         self.span.first_byte();
+        self.cx.metrics.active_stream()
     }
 
     /// What the relay needs to know of the gateway and of this stream.

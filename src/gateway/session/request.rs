@@ -1,6 +1,5 @@
 //! Reads the request and finds the hops that may have the log.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
@@ -35,7 +34,6 @@ pub(super) async fn read_request(
     client: &mut Caller,
     cx: &Context,
 ) -> Result<BuildRequest, Outcome> {
-    let peer = client.peer;
     let format = RequestFormat::negotiated(connection.is_peer_gateway());
     let request = request::read_request(connection, format);
     let (reply, reason) = match timeout(cx.limits.request_timeout, request).await {
@@ -43,15 +41,15 @@ pub(super) async fn read_request(
             client.stop_waiting().await;
             let is_authenticated = connection.peer_certificates().is_some();
             let resolved = match request.check(cx.resolver.zone(), is_authenticated) {
-                Ok(()) => resolve(&request.build, access(connection, client, cx), peer, cx).await,
+                Ok(()) => resolve(&request.build, connection, client, cx).await,
                 Err(error) => Err((Reply::Error(error), "wrong zone or too many hops".to_owned())),
             };
             match resolved {
                 Ok((hops, span)) => {
                     if is_authenticated {
-                        span.requested_by(peer.ip());
+                        span.requested_by(client.peer.ip());
                     }
-                    client.logged = cx.limiter.logs_stream(peer, &cx.limits);
+                    client.logged = cx.limiter.logs_stream(client.peer, &cx.limits);
                     let request::Request { build, hops: sent_hops, .. } = request;
                     return Ok(BuildRequest { build, sent_hops, hops, span });
                 }
@@ -59,7 +57,7 @@ pub(super) async fn read_request(
             }
         }
         Ok(Err(error @ (RequestError::Closed | RequestError::Io(_)))) => {
-            debug!(%peer, %error, "no request");
+            debug!(peer = %client.peer, %error, "no request");
             return Err(Outcome::Probe);
         }
         Ok(Err(error @ RequestError::Malformed(_))) => (Reply::NotFound, error.to_string()),
@@ -68,7 +66,7 @@ pub(super) async fn read_request(
         }
         Err(_) => (Reply::Error(ReplyError::NoRequest), "nothing in time".to_owned()),
     };
-    debug!(%peer, %reason, "request refused");
+    debug!(peer = %client.peer, %reason, "request refused");
     Err(Outcome::Refused(reply))
 }
 
@@ -82,17 +80,18 @@ fn access<'c>(client: &Connection, caller: &Caller, cx: &'c Context) -> Option<A
     Access::new(&cx.listeners[index].allow, caller.peer.ip(), names)
 }
 
-/// Looks up where `build` runs, if `access` allows it, and begins the span of the request.
+/// Looks up where `build` runs, if the client may have its log, and begins the span of the request.
 async fn resolve(
     build: &BuildId,
-    access: Option<Access<'_>>,
-    peer: SocketAddr,
+    connection: &Connection,
+    client: &Caller,
     cx: &Context,
 ) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
     let Some(place) = cx.limiter.lookup(&cx.limits) else {
-        cx.limiter.record_rejection(Rejection::Lookups, peer);
+        cx.limiter.record_rejection(Rejection::Lookups, client.peer);
         return Err((Reply::Error(ReplyError::TooManyLookups), "too many look-ups".to_owned()));
     };
+    let access = access(connection, client, cx);
     let began = Instant::now();
     let resolved = cx.resolver.resolve(build, access.as_ref());
     let resolved = timeout(cx.limits.lookup_timeout, resolved).await;
