@@ -74,7 +74,7 @@ impl Listener {
                     self.cx.borrow().metrics.connection_rejected(Rejection::Accept);
                     last_failure.take_if(has_recovered);
                     if last_failure.replace(Instant::now()).is_some() {
-                        debug!(%error, "accept failed again");
+                        debug!(%error, "still cannot accept connections");
                     } else {
                         warn!(
                             %error,

@@ -109,7 +109,7 @@ impl<'a> Observer<'a> {
         let zone = zone.as_deref().unwrap_or_default().escape_default().to_string();
         let gateway = format!("{}:{port}", hostname.escape_default());
         match kind {
-            "zone" => warn!(
+            "wrong_zone" => warn!(
                 zone,
                 gateway,
                 found,
@@ -159,23 +159,23 @@ impl ConnectObserver for Observer<'_> {
         }
         match hop {
             Upstream::Executor(_) if matches!(error, AttemptError::Ourselves) => {
-                cx.metrics.misrouted("circle");
+                cx.metrics.misrouted("loop");
             }
             Upstream::Executor(_) => {}
             Upstream::Gateway(gateway) => {
                 cx.metrics.failed_over(error.label());
                 match error {
-                    AttemptError::WrongZone(names) => self.misrouted("zone", gateway, names),
-                    AttemptError::Loop(names) => self.misrouted("circle", gateway, names),
+                    AttemptError::WrongZone(names) => self.misrouted("wrong_zone", gateway, names),
+                    AttemptError::Loop(names) => self.misrouted("loop", gateway, names),
                     AttemptError::Ourselves => {
-                        self.misrouted("circle", gateway, &cx.resolver.own());
+                        self.misrouted("loop", gateway, &cx.resolver.own());
                     }
                     _ => {}
                 }
             }
         }
         if !is_last {
-            log_stream!(*logged, %peer, %build, route = %hop, end = %error, "trying the next hop");
+            log_stream!(*logged, %peer, %build, route = %hop, end = %error, "hop failed");
         }
     }
 }

@@ -90,12 +90,12 @@ impl AttemptError {
             Self::Connect(_) => "connect",
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
-            Self::Loop(_) | Self::Ourselves => "circle",
+            Self::Loop(_) | Self::Ourselves => "loop",
             Self::Busy | Self::TooManyForBuild => "busy",
-            Self::WrongZone(_) => "zone",
+            Self::WrongZone(_) => "wrong_zone",
             Self::Silent => "silent",
             Self::Reset(_) => "cut",
-            Self::TooSlow(_) => "overtaken",
+            Self::TooSlow(_) => "slower",
             Self::Replied { .. } => "refused",
         }
     }
