@@ -117,7 +117,7 @@ impl Collector for StateCollector {
         )?;
         encode_gauges(
             encoder,
-            "zuul_fingergw_zone_gateways_avoided",
+            "zuul_fingergw_zone_gateways_unhealthy",
             "Gateways of zuul_fingergw_zone_gateways that are tried last because they failed here, \
              each for at most 60 s",
             "zone",

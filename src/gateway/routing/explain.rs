@@ -78,7 +78,7 @@ pub(crate) enum HopState {
     /// It failed, and the back-off time is over.
     RetryDue,
     BackingOff,
-    /// A request to it came back to this gateway.
+    /// Requests to it go in a loop.
     Loop,
 }
 

@@ -422,7 +422,7 @@ async fn relay_from(
         Ok(upstream) => upstream,
         Err(error) => {
             if matches!(error, DialError::Ourselves) {
-                cx.metrics.misrouted("circle");
+                cx.metrics.misrouted("loop");
             }
             memory.failed(build, hop, &error, FailureKind::Other);
             asked.ended(hop, route, 0, &error);

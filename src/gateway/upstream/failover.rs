@@ -115,7 +115,7 @@ impl Miss {
             Self::Dial(error) => error.label(),
             Self::Silent => "silent",
             Self::Cut(_) => "cut",
-            Self::Overtaken(_) => "overtaken",
+            Self::Overtaken(_) => "slower",
             Self::Refused(..) => "refused",
         }
     }
@@ -252,7 +252,7 @@ impl<'a> Race<'a> {
             cx.resolver.memory().failed(build, hop, miss, kind);
         }
         if let (Upstream::Executor(_), Miss::Dial(DialError::Ourselves)) = (hop, miss) {
-            cx.metrics.misrouted("circle");
+            cx.metrics.misrouted("loop");
         }
         if let Upstream::Gateway(gateway) = hop {
             cx.metrics.failed_over(miss.label());
@@ -280,7 +280,7 @@ impl<'a> Race<'a> {
         let last = idle && self.waiting.is_empty() && self.executor.is_none();
         if !last || matches!(miss, Miss::Refused(..)) || self.refusal.is_some() {
             log_stream!(
-                *logged, %peer, %build, route = %hop, end = %miss, "trying the next hop"
+                *logged, %peer, %build, route = %hop, end = %miss, "hop failed"
             );
         }
         if !last {
@@ -331,7 +331,7 @@ impl<'a> Race<'a> {
         for runner in before.filter(|runner| runner.since.elapsed() >= runner.head_start) {
             let miss = Miss::Overtaken(runner.head_start);
             log_stream!(
-                *logged, %peer, %build, route = %runner.hop, end = %miss, "trying the next hop"
+                *logged, %peer, %build, route = %runner.hop, end = %miss, "hop failed"
             );
             self.note(&runner.hop, &miss);
         }

@@ -1,4 +1,4 @@
-//! Mistakes in the wiring of zones: a gateway's registered address leads to one of another zone, or
+//! Misrouted requests of zones: a gateway's registered address leads to one of another zone, or
 //! back to this one. Such a gateway is named once, and counted.
 
 use tracing::warn;
@@ -9,8 +9,8 @@ use crate::model::component::Gateway;
 /// Counts that requests to `gateway` come back, and says so once. `found` are the names in the
 /// certificate of what answered, or our own if the address is ours.
 pub(crate) fn found_circle(gateway: &Gateway, found: &str, cx: &Context) {
-    cx.metrics.misrouted("circle");
-    if cx.resolver.memory().is_news(gateway, "circle") {
+    cx.metrics.misrouted("loop");
+    if cx.resolver.memory().is_news(gateway, "loop") {
         let (zone, gateway) = ends(gateway);
         warn!(
             zone,
@@ -25,7 +25,7 @@ pub(crate) fn found_circle(gateway: &Gateway, found: &str, cx: &Context) {
 /// Counts that `gateway` is one of another zone, known by the names in its certificate, and says so
 /// once.
 pub(crate) fn found_elsewhere(gateway: &Gateway, names: &str, cx: &Context) {
-    cx.metrics.misrouted("zone");
+    cx.metrics.misrouted("wrong_zone");
     if cx.resolver.memory().is_news(gateway, "zone") {
         let (zone, gateway) = ends(gateway);
         warn!(

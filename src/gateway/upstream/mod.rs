@@ -132,9 +132,9 @@ impl DialError {
             Self::Tcp(_) => "connect",
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
-            Self::Loop(_) | Self::Ourselves => "circle",
+            Self::Loop(_) | Self::Ourselves => "loop",
             Self::Busy | Self::TooManyForBuild => "busy",
-            Self::WrongZone(_) => "zone",
+            Self::WrongZone(_) => "wrong_zone",
         }
     }
 }

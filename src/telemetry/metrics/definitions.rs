@@ -53,16 +53,16 @@ const FAILOVER_REASONS: &[&str] = &[
     "connect",
     "tls",
     "no_certificate",
-    "circle",
+    "loop",
     "busy",
-    "zone",
+    "wrong_zone",
     "silent",
     "cut",
-    "overtaken",
+    "slower",
     "refused",
 ];
 
-const MISROUTING_KINDS: &[&str] = &["circle", "zone"];
+const MISROUTING_KINDS: &[&str] = &["loop", "wrong_zone"];
 
 /// `ok`, and why a TLS handshake failed, as `tls::handshake_error` names it.
 pub(super) const HANDSHAKE_RESULTS: &[&str] = &[
@@ -177,7 +177,7 @@ impl Default for Metrics {
                 Counter::default,
             ),
             misrouted: new.by_label(
-                "zuul_fingergw_wiring_faults",
+                "zuul_fingergw_misrouted_requests",
                 "Requests that did not reach the process registered at an address, by kind",
                 "kind",
                 MISROUTING_KINDS,
