@@ -14,8 +14,8 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Level, error, info, warn};
 
-use super::Certificates;
 use super::capacity;
+use super::certificates::Certificates;
 use crate::config::{self, Config, ConfigDiff, NameCheck};
 use crate::control::protocol::{ErrorReport, ReloadReport};
 use crate::control::status::CertificateStatus;

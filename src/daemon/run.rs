@@ -12,10 +12,10 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use super::capacity;
 use super::reload::{ConfigSource, LoadedConfig, ReloadRequests, Reloader, RuntimeSettings};
 use super::shutdown::{ExitMode, shut_down};
 use super::supervisor::Supervisor;
-use super::{Sockets, capacity};
 use crate::admin::{Admin, StateCollector};
 use crate::config::Config;
 use crate::control::status::{BoundListener, StatusSource};
@@ -38,6 +38,15 @@ const EXIT_SOFTWARE: u8 = 70;
 
 /// A second signal came before all streams had ended.
 const EXIT_INTERRUPTED: u8 = 1;
+
+/// The sockets of the gateway.
+pub(super) struct Sockets {
+    pub(super) listeners: Vec<TcpListener>,
+    /// For health and metrics.
+    pub(super) admin: Option<TcpListener>,
+    /// The command socket.
+    pub(super) control: Option<StdUnixListener>,
+}
 
 /// Runs the gateway and returns the exit status of the program. `guard` is dropped with an error, and
 /// notified when nothing can fail any more.

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::Options;
 use super::executor::log_of;
 use crate::model::build_id::BuildId;
 
@@ -39,12 +38,18 @@ enum Content {
 }
 
 impl Job {
-    /// Creates the job directory below `root`, with the log that `options` select.
-    pub(crate) fn prepare(root: &Path, build: &BuildId, options: &Options) -> Result<Self> {
+    /// Creates the job directory below `root`, with `log_file` as its log or a generated
+    /// one. With `once` the job ends when its log does.
+    pub(crate) fn prepare(
+        root: &Path,
+        build: &BuildId,
+        log_file: Option<&Path>,
+        once: bool,
+    ) -> Result<Self> {
         let builds = root.join("builds");
         let log = log_of(&builds, build.as_str());
         fs::create_dir_all(log.parent().context("a log is in a directory")?)?;
-        let content = match &options.log {
+        let content = match log_file {
             None => {
                 let mut clock = interval(LINE_EVERY);
                 clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -55,7 +60,7 @@ impl Job {
                 if file.is_dir() {
                     bail!("{}: is a directory", file.display());
                 }
-                let length = if options.once {
+                let length = if once {
                     let mut file = File::open(file).with_context(named)?;
                     Some(io::copy(&mut file, &mut File::create(&log)?).with_context(named)?)
                 } else {
@@ -68,9 +73,9 @@ impl Job {
             }
         };
         let directory = builds.join(build.as_str());
-        let is_ours = options.log.is_none() || options.once;
+        let is_ours = log_file.is_none() || once;
         let source = is_ours.then(|| File::open(&log)).transpose()?;
-        let mut job = Self { directory, log: content, source, once: options.once, ended: false };
+        let mut job = Self { directory, log: content, source, once, ended: false };
         // As on a real executor: the first line is written before the build is announced.
         job.write_line()?;
         Ok(job)
@@ -157,9 +162,9 @@ mod tests {
         let log = directory.path().join("log");
         fs::write(&log, "one\ntwo\n").expect("a log");
         let build = BuildId::new("abc").expect("a build id");
-        let prepare = |once| {
-            let options = Options { log: Some(log.clone()), once };
-            Job::prepare(&directory.path().join(once.to_string()), &build, &options).expect("a job")
+        let prepare = |once: bool| {
+            let root = directory.path().join(once.to_string());
+            Job::prepare(&root, &build, Some(&log), once).expect("a job")
         };
         let job = prepare(true);
         for (bytes, offset, expected) in [

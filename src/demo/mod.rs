@@ -93,7 +93,7 @@ async fn show(options: &Options) -> Result<Option<String>> {
     let mut signals = StopSignals::new().context("cannot handle signals")?;
     let directory = private_directory().context("cannot create a temporary directory")?;
     let build = BuildId::new(&format!("{:032x}", fastrand::u128(..))).context("hexadecimal")?;
-    let mut job = Job::prepare(directory.path(), &build, options)?;
+    let mut job = Job::prepare(directory.path(), &build, options.log.as_deref(), options.once)?;
     if options.once && job.length() == Some(0) {
         return Ok(Some("the log is empty".to_owned()));
     }
