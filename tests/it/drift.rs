@@ -96,7 +96,7 @@ fn messages() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_warning_is_told_of() {
+fn operating_page_lists_each_warning() {
     let messages = messages();
     assert!(messages.len() > 30, "{messages:#?}");
     let page = read("docs/operating.md");
@@ -106,7 +106,7 @@ fn every_warning_is_told_of() {
 
 /// What `zuul-fingergw(8)` lists is what the program says; the page has it all.
 #[test]
-fn every_answer_is_told_of() {
+fn operating_page_lists_each_reply() {
     let manual = read("docs/zuul-fingergw.8");
     let (_, replies) = manual.split_once(".SH REPLIES").expect("the section");
     let replies = replies.split(".SH ").next().expect("its text").replace("\\(aq", "'");
@@ -176,7 +176,7 @@ fn the_changelog_begins_with_this_version() {
 /// Crates of all features count. Cargo downloads those of features that are not built here, if
 /// `tests/run` has not done so.
 #[test]
-fn no_dependency_wants_a_younger_compiler() {
+fn no_dependency_needs_a_newer_compiler() {
     // 1.88 is 1.88.0.
     let version = |text: &str| -> [u32; 3] {
         let mut parts = text.split('.').map(|part| part.parse().expect("a number"));
@@ -202,7 +202,7 @@ fn no_dependency_wants_a_younger_compiler() {
 
 /// CI has no list of its own.
 #[test]
-fn there_is_one_list_of_checks() {
+fn ci_runs_the_one_list_of_checks() {
     let told = std::process::Command::new(top().join(".ci/check")).arg("--list").output();
     let told = String::from_utf8(told.expect(".ci/check").stdout).expect("UTF-8");
     let names: Vec<_> = told.lines().collect();
@@ -258,7 +258,7 @@ fn named_tests_exist() {
 }
 
 #[test]
-fn messages_are_read_as_they_are_written() {
+fn messages_are_found_in_source_text() {
     let code = r#"
         %zone, gateway = %format_args!("{hostname}:{port}"), (a)(b),
         "one \
