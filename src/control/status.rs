@@ -10,10 +10,10 @@ use tokio::sync::watch;
 
 use crate::gateway::Usage;
 use crate::gateway::health::Memory;
-use crate::gateway::hop::{Hop, HopAddress};
 use crate::gateway::routing::explain::HopReport;
 use crate::gateway::stream_table::StreamTable;
 use crate::model::component::State;
+use crate::model::hop::{Hop, HopAddress};
 use crate::registry::{RegistrationStatus, Registry};
 
 /// Where a status report comes from: what was fixed at startup, and handles of what changes.

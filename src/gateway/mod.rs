@@ -5,7 +5,6 @@
 pub(crate) mod accept;
 mod context;
 pub(crate) mod health;
-pub(crate) mod hop;
 pub(crate) mod limits;
 pub(crate) mod protocol;
 pub(crate) mod relay;
@@ -63,7 +62,12 @@ impl Adjuster {
 
     /// Gives connections these settings from the next one on.
     pub(crate) fn adjust(&self, settings: Settings) {
+        let old = self.settings();
         self.0.send_modify(|cx| *cx = Arc::new(cx.with_settings(settings)));
+        // Streams keep the old settings until they end, which may take days, but not their TLS sessions.
+        if let Some(connector) = old.connector {
+            connector.forget_sessions();
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::gateway::hop::Hop;
 use crate::model::build_id::BuildId;
+use crate::model::hop::Hop;
 
 /// All running streams, in the order in which they began. Cheap to clone.
 #[derive(Clone, Default)]

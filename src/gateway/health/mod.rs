@@ -10,9 +10,9 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::hop::Hop;
 use crate::model::build_id::BuildId;
 use crate::model::component::Gateway;
+use crate::model::hop::Hop;
 
 /// How long a gateway is avoided after its first failure, and at most; give or take a quarter, so
 /// that many gateways do not come back to one in the same moment.

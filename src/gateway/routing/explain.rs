@@ -9,9 +9,9 @@ use tokio::time::timeout;
 
 use super::Resolver;
 use crate::gateway::health::{Attempt, Memory, Standing};
-use crate::gateway::hop::{Hop, HopAddress};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
+use crate::model::hop::{Hop, HopAddress};
 use crate::registry::LookupError;
 
 /// How a request for one build would be routed. Programs read its JSON, so members are added and never

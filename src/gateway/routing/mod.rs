@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use self::access::Access;
 use super::health::Memory;
-use super::hop::Hop;
 use super::protocol::reply::{Reply, ReplyError};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
 use crate::model::component::{Gateway, OwnComponent};
+use crate::model::hop::Hop;
 use crate::model::trace_parent::TraceParent;
 use crate::registry::{LookupError, Registry};
 

@@ -20,13 +20,13 @@ use self::open::{accept_tls, read_proxy_header};
 use self::outcome::Outcome;
 use self::request::{BuildRequest, read_request};
 use super::context::Context;
-use super::hop::Hop;
 use super::limits::eviction_queue::Entry;
 use super::limits::{AddressPermit, CountedClient, PendingConnection};
 use super::relay;
 use super::relay::EndReason;
 use super::transport::connection::Connection;
 use super::upstream::{ConnectRequest, Established};
+use crate::model::hop::Hop;
 
 /// Who has connected.
 pub(crate) struct Caller {

@@ -12,13 +12,13 @@ use super::Caller;
 use super::outcome::Outcome;
 use super::request::BuildRequest;
 use crate::gateway::context::Context;
-use crate::gateway::hop::Hop;
 use crate::gateway::relay::RelayContext;
 use crate::gateway::stream_table::StreamGuard;
 use crate::gateway::upstream::{AttemptError, ConnectObserver};
 use crate::model::build_id::BuildId;
 use crate::model::component::Gateway;
-use crate::telemetry::metrics::{Direction, GaugeGuard};
+use crate::model::hop::Hop;
+use crate::telemetry::metrics::{Direction, GaugeGuard, Route};
 use crate::telemetry::otlp::Span;
 
 /// Logs a line of a stream at info, or at debug if `$logged` is false.
@@ -83,7 +83,7 @@ impl<'a> Observer<'a> {
             _ => stream.hop(),
         };
         let bytes = stream.byte_counter().load(Ordering::Relaxed);
-        let route = hop.route(hops);
+        let route = route(&hop, hops);
         cx.metrics.stream_closed(route, time);
         let (host, port) = hop.address();
         span.stream_closed(host, port, route, bytes);
@@ -128,6 +128,15 @@ impl<'a> Observer<'a> {
     }
 }
 
+/// Returns the route over `hop`, one of `hops` candidates.
+fn route(hop: &Hop, hops: usize) -> Route {
+    match hop {
+        Hop::Gateway(_) => Route::Zone,
+        Hop::Executor(_) if hops > 1 => Route::Fallback,
+        Hop::Executor(_) => Route::Direct,
+    }
+}
+
 impl ConnectObserver for Observer<'_> {
     fn attempt_started(&self, hop: &Hop) {
         self.stream.set_hop(hop);
@@ -143,7 +152,7 @@ impl ConnectObserver for Observer<'_> {
     }
 
     fn connected(&self, hop: &Hop, time: Duration) {
-        self.cx.metrics.connected(hop.route(self.hops), time);
+        self.cx.metrics.connected(route(hop, self.hops), time);
         let (host, port) = hop.address();
         self.span.connected(host, port);
     }

@@ -9,12 +9,12 @@ use tracing::debug;
 use super::Caller;
 use super::outcome::Outcome;
 use crate::gateway::context::Context;
-use crate::gateway::hop::Hop;
 use crate::gateway::protocol::reply::{Reply, ReplyError};
 use crate::gateway::protocol::request::{self, RequestError, RequestFormat};
 use crate::gateway::routing::access::Access;
 use crate::gateway::transport::connection::Connection;
 use crate::model::build_id::BuildId;
+use crate::model::hop::Hop;
 use crate::telemetry::metrics::Rejection;
 use crate::telemetry::otlp::Span;
 

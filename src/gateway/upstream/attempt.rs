@@ -16,7 +16,6 @@ use super::attempt_schedule::Failure;
 use super::executor_slots::ExecutorSlot;
 use super::{ConnectObserver, ConnectRequest, Connector, Established};
 use crate::config::to_ascii;
-use crate::gateway::hop::Hop;
 use crate::gateway::protocol::reply::{self, FirstBytes, PeerReply, Reply, ReplyError};
 use crate::gateway::protocol::request::{RequestFormat, request_line};
 use crate::gateway::transport::connection::{Connection, read_size};
@@ -25,6 +24,7 @@ use crate::gateway::transport::socket::Socket;
 use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
 use crate::model::excerpt::Excerpt;
+use crate::model::hop::Hop;
 use crate::tls;
 use crate::tls::HandshakeFailure;
 

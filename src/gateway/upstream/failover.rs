@@ -13,8 +13,8 @@ use super::attempt::AttemptError;
 use super::attempt_schedule::{AttemptSchedule, Candidate, Failure, Slow, Step, Timing};
 use super::{ConnectObserver, ConnectRequest, Connector, Established};
 use crate::gateway::health::FailureKind;
-use crate::gateway::hop::Hop;
 use crate::gateway::protocol::reply::{PeerReply, Reply, ReplyError};
+use crate::model::hop::Hop;
 
 /// The reply of a gateway that waits for the first byte of too many other requests for the build.
 const TOO_MANY_FOR_BUILD: PeerReply = PeerReply::Known(Reply::Error(ReplyError::TooManyForBuild));

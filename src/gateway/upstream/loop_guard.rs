@@ -19,8 +19,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::config::Limits;
-use crate::gateway::hop::Hop;
 use crate::model::build_id::BuildId;
+use crate::model::hop::Hop;
 
 /// Returns how many requests for one build may wait for a gateway's first byte: while a loop lasts,
 /// as many of the connections that this gateway accepts are in use.

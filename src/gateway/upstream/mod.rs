@@ -24,11 +24,11 @@ pub(crate) use self::failover::FailoverError;
 use self::loop_guard::LoopGuard;
 pub(crate) use self::own_addresses::OwnAddresses;
 use super::health::Memory;
-use super::hop::Hop;
 use super::transport::buffer_pool::Chunk;
 use super::transport::connection::Connection;
 use crate::config::Limits;
 use crate::model::build_id::BuildId;
+use crate::model::hop::Hop;
 use crate::tls;
 
 /// Sockets in the connect phase beyond one for each request, over all requests: for attempts at several

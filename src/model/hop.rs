@@ -1,17 +1,16 @@
-//! Hops: what a request is sent to.
+//! The hops of a request.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::build_request::Executor;
-use crate::model::component::Gateway;
-use crate::telemetry::metrics::Route;
+use super::build_request::Executor;
+use super::component::Gateway;
 
-/// An executor or a gateway that a request is sent to.
+/// An executor or a gateway that a request for a log is sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Hop {
-    /// The executor itself. Executors speak no TLS.
+    /// The executor that has the log. Executors do not use TLS.
     Executor(Executor),
     /// A gateway of the executor's zone.
     Gateway(Gateway),
@@ -25,15 +24,19 @@ impl fmt::Display for Hop {
             }
             Self::Gateway(Gateway { hostname, port, zone, tls }) => {
                 let zone = zone.as_deref().unwrap_or_default().escape_default();
-                let speech = if *tls { "TLS" } else { "plain" };
-                write!(f, "gateway {}:{port} of zone {zone} ({speech})", hostname.escape_default())
+                let protocol = if *tls { "TLS" } else { "plain" };
+                write!(
+                    f,
+                    "gateway {}:{port} of zone {zone} ({protocol})",
+                    hostname.escape_default()
+                )
             }
         }
     }
 }
 
 impl Hop {
-    /// Host and port.
+    /// Returns host and port.
     pub(crate) fn address(&self) -> (&str, u16) {
         match self {
             Self::Executor(executor) => (&executor.hostname, executor.port),
@@ -41,7 +44,7 @@ impl Hop {
         }
     }
 
-    /// The zone in the registry.
+    /// Returns the zone that is registered.
     pub(crate) fn zone(&self) -> Option<&str> {
         match self {
             Self::Executor(executor) => executor.zone.as_deref(),
@@ -49,16 +52,7 @@ impl Hop {
         }
     }
 
-    /// The route over this hop, one of `hops`.
-    pub(crate) fn route(&self, hops: usize) -> Route {
-        match self {
-            Self::Gateway(_) => Route::Zone,
-            Self::Executor(_) if hops > 1 => Route::Fallback,
-            Self::Executor(_) => Route::Direct,
-        }
-    }
-
-    /// The parts of the `Display` text, as fields of a log line in JSON: kind, host, port, zone, TLS.
+    /// Returns the parts of the `Display` text as fields of a log line: kind, host, port, zone, TLS.
     pub(crate) fn fields(&self) -> (&'static str, &str, u16, Option<&str>, bool) {
         match self {
             Self::Executor(Executor { hostname, port, zone }) => {
