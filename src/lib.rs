@@ -1,31 +1,32 @@
 //! A finger gateway for Zuul CI: streams the logs of running builds across zones.
 //!
-//! The way of a connection, which is the order to read the modules in:
+//! One request, which is also the order to read the modules in:
 //!
 //! ```text
-//! client ──▶ gateway::listener ─▶ session ─▶ finger ─▶ resolver ─▶ upstream ─▶ relay ──▶ executor,
-//!            accepts, limits      one task   request   where to    dials       copies    or gateway
-//!                                                         ▲                              of its zone
-//!                 registry: our entry, the other gateways, where a build runs
-//!                 (ZooKeeper, or in memory for the demo)
+//! client ─▶ gateway::accept ─▶ session ─▶ routing ─▶ upstream ─▶ relay ─▶ executor, or
+//!           limits             one task   candidate  attempts    copy     gateway of its zone
+//!                                         hops  ▲
+//!           registry: our registration, the other gateways, where a build runs
+//!           (ZooKeeper, or in memory for the demo)
 //! ```
 //!
-//! - `cli` reads the command line, `daemon` starts, reloads and stops the gateway, told as one story.
-//! - `config` makes one validated configuration of our TOML or of Zuul's `zuul.conf`.
-//! - `gateway` is the line above, one module for each step.
-//! - `registry` answers the gateway's questions and keeps its own entry.
-//! - `admin` tells health and metrics over HTTP.
-//! - `tls` makes server and client sides of certificates.
-//! - `otlp` tells a collector of streams, if it is compiled in.
-//! - `service` is about being a good daemon: signals, service manager, command socket, user.
-//! - `demo` is a whole small system on loopback.
-//! - `eviction` closes the oldest connection to make room for a new one.
-//! - `log` says what the levels mean, `small_file` reads what operators name.
-//! - `fuzzing` is what the fuzz targets call, `manual` writes the manual pages; neither is in the
-//!   program.
+//! A module imports only modules of lower levels, which `tests/it/imports.rs` checks:
 //!
-//! Live state travels by `watch` channels; no lock is held across an await. The pure parts (query,
-//! route, component and build documents, configuration) know no socket, clock or ZooKeeper.
+//! - `cli`: the command line.
+//! - `daemon`: starts, reloads and stops the gateway.
+//! - `control`: the command socket, `status` and `resolve`; `admin`: health and metrics over HTTP;
+//!   `demo`: a small Zuul system in one process.
+//! - `gateway`: everything between a client's connection and the connection to the next hop.
+//! - `registry`: Zuul's component registry and build requests.
+//! - `telemetry`: metrics, traces and logs; `tls`: both sides of TLS.
+//! - `config`: the validated configuration, from TOML or Zuul's `zuul.conf`.
+//! - `model`: Zuul's data as plain types; `os`: signals, sockets, users and limits of the system.
+//!
+//! `fuzzing` has the checks of the fuzz targets and is not in the program.
+//!
+//! Live state travels by `watch` channels or one swapped `Arc`; no lock is held across an await. The
+//! pure parts (requests, routes, components, build requests, configuration, the schedule of attempts)
+//! know no socket, clock or ZooKeeper.
 
 mod admin;
 pub mod cli;
@@ -37,8 +38,6 @@ mod demo;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod gateway;
-#[cfg(test)]
-mod manual;
 mod model;
 mod os;
 mod registry;

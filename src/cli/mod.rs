@@ -22,7 +22,7 @@ use crate::demo;
 use crate::model::build_id::BuildId;
 use crate::os::pid_file::PidFile;
 use crate::os::privileges::{PrivilegeError, RunAsUser};
-use crate::telemetry::log::{self, Logging};
+use crate::telemetry::log::{self, LogGuard};
 use crate::tls;
 
 /// The configuration cannot be used: `EX_CONFIG` of sysexits(3), which tells service managers that
@@ -243,7 +243,7 @@ fn run_gateway(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
 }
 
 /// Starts logging, and warns of what is ignored in a `log_config`.
-fn start_log(mut log: Log, debug: bool, user: Option<&RunAsUser>) -> Result<Logging> {
+fn start_log(mut log: Log, debug: bool, user: Option<&RunAsUser>) -> Result<LogGuard> {
     if let Some(log_config) = log.log_config.as_mut().filter(|_| debug) {
         log_config.ignored.push("-d (the file's level counts)".to_owned());
     }

@@ -180,7 +180,7 @@ fn hop(report: &HopReport) -> String {
         }
         Some(HopState::Loop) => {
             format!(
-                "{address}: leads back to this gateway, not tried for {seconds} s; last: {last}"
+                "{address}: requests to it go in a loop, not tried for {seconds} s; last: {last}"
             )
         }
     }
@@ -335,7 +335,7 @@ mod tests {
                 "running: ab on executor d:7900 of zone west\ngateway: gw\n1. {a}: not tried yet\n\
                  2. {b}: healthy\n3. {c}: retry due, failed 2 times; last: refused\n\
                  4. {d}: backing off for 0.5 s, failed once; last: refused\n\
-                 5. {e}: leads back to this gateway, not tried for 0.5 s; last: loop\n\
+                 5. {e}: requests to it go in a loop, not tried for 0.5 s; last: loop\n\
                  6. executor d:7900\nrecent attempts:\n  1.5 s ago, ab from {c}: log received\n  \
                  1.5 s ago, ab from {c}: refused (2 times)\n"
             )

@@ -28,7 +28,7 @@ use crate::os::pid_file::PidFile;
 use crate::os::privileges::{self, RunAsUser};
 use crate::os::runtime;
 use crate::os::socket_activation::InheritedSockets;
-use crate::telemetry::log::Logging;
+use crate::telemetry::log::LogGuard;
 
 /// What a gateway is started with.
 pub(crate) struct StartupConfig {
@@ -55,7 +55,7 @@ pub(crate) fn start(
     startup: StartupConfig,
     user: Option<&RunAsUser>,
     mut pid_file: Option<PidFile>,
-    logging: &mut Logging,
+    logging: &mut LogGuard,
 ) -> Result<ExitCode> {
     let StartupConfig { source, config, certificates } = startup;
 
@@ -63,7 +63,7 @@ pub(crate) fn start(
     //    which needs a single thread.
     privileges::harden();
     if user.is_none() && pid_file.is_none() {
-        logging.begin()?;
+        logging.start_writer()?;
     }
 
     // 2. Log what starts, and what the configuration warns of. The lookup of our own name can take as
@@ -124,7 +124,7 @@ pub(crate) fn start(
     }
 
     // 7. Start threads, and run.
-    logging.begin()?;
+    logging.start_writer()?;
     let runtime = runtime::start()?;
     let sockets = Sockets { listeners, admin, control };
     let loaded = LoadedConfig { config, certificates };

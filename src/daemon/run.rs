@@ -28,7 +28,7 @@ use crate::os::signals::{StatusSignal, StopSignals};
 use crate::os::watchdog;
 use crate::registry::zookeeper;
 use crate::registry::{Registration, RegistrationStatus};
-use crate::telemetry::log::Logging;
+use crate::telemetry::log::LogGuard;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::Tracer;
 
@@ -48,7 +48,7 @@ pub(super) async fn run(
     loaded: LoadedConfig,
     hostname: String,
     sockets: Sockets,
-    logging: &Logging,
+    logging: &LogGuard,
     guard: Option<DaemonizeGuard>,
 ) -> Result<ExitCode> {
     let manager = Arc::new(ServiceManager::from_environment());
@@ -107,7 +107,7 @@ pub(super) async fn run(
         usage: gateway.usage(),
         streams: gateway.streams(),
     });
-    let mut supervisor = Supervisor::default();
+    let mut supervisor = Supervisor::new(metrics.clone());
     if let Some(socket) = sockets.admin {
         let listener = Arc::new(tokio::net::TcpListener::from_std(socket)?);
         let admin = Arc::new(Admin::new(&metrics, collector));
@@ -147,14 +147,14 @@ pub(super) async fn run(
             }
         }
     });
-    let volume = logging.volume();
+    let log_level = logging.level();
     let mut reloader = Reloader {
         source,
         hostname: bound.component.hostname,
         running: Arc::new(loaded),
         gateway: gateway.adjuster(),
         zookeeper: zookeeper_tls,
-        set_log_level: Box::new(move |level| volume.set(level)),
+        set_log_level: Box::new(move |level| log_level.set(level)),
         metrics,
         certificates,
     };

@@ -10,26 +10,36 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::error;
 
+use crate::telemetry::metrics::Metrics;
+
 /// The pause before a task is started again, so that one that always panics does not use up a CPU.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// The supervised tasks. Dropping it aborts them.
-#[derive(Default)]
-pub(super) struct Supervisor(JoinSet<Infallible>);
+pub(super) struct Supervisor {
+    tasks: JoinSet<Infallible>,
+    metrics: Metrics,
+}
 
 impl Supervisor {
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self { tasks: JoinSet::new(), metrics }
+    }
+
     /// Starts the task that `make` returns, and starts it again whenever it panics.
     pub(super) fn spawn<T>(&mut self, name: &'static str, make: impl Fn() -> T + Send + 'static)
     where
         T: Future<Output = Infallible> + Send + 'static,
     {
-        self.0.spawn(async move {
+        let metrics = self.metrics.clone();
+        self.tasks.spawn(async move {
             loop {
                 // A set of one: aborting the outer task aborts the task in it as well.
                 let mut task = JoinSet::new();
                 task.spawn(make());
                 // The task never returns, so it has panicked. The panic hook has logged the place.
                 task.join_next().await;
+                metrics.panicked();
                 error!(task = name, "task panicked and is restarted; please report this");
                 sleep(RESTART_DELAY).await;
             }
@@ -47,10 +57,11 @@ mod tests {
     use tokio::sync::mpsc;
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_is_started_again() {
+    async fn a_task_that_panics_is_counted_and_started_again() {
         let (sender, mut starts) = mpsc::unbounded_channel();
         let count = Arc::new(AtomicUsize::new(0));
-        let mut supervisor = Supervisor::default();
+        let metrics = Metrics::default();
+        let mut supervisor = Supervisor::new(metrics.clone());
         supervisor.spawn("test", move || {
             let number = count.fetch_add(1, Ordering::Relaxed);
             let sender = sender.clone();
@@ -63,6 +74,7 @@ mod tests {
         for number in 0..3 {
             assert_eq!(starts.recv().await, Some(number));
         }
+        assert_eq!(metrics.panics(), 2);
         // The third start is waiting; dropping the supervisor aborts it.
         drop(supervisor);
         assert_eq!(starts.recv().await, None);

@@ -65,7 +65,7 @@ pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
     let shown = || {
         let log = Log { level, output: LogOutput::Stderr, ..Log::default() };
         let mut logging = log::start(&log, None)?;
-        logging.begin()?;
+        logging.start_writer()?;
         let runtime = runtime::start()?;
         let shown = runtime.block_on(show(options));
         // A write to a reader that has stalled is not waited for.

@@ -82,7 +82,7 @@ async fn files_are_read_as_the_user_of_the_configuration() {
     let Outcome { code, stderr, .. } = program(&["check"], &config).await;
     let fault = format!(
         "cannot create the command socket {}: its directory: Permission denied (os error 13) (as \
-         user nobody); stop, reload and status need it\n",
+         user nobody); stop, reload, status and resolve need it\n",
         socket.display()
     );
     assert!(code == Some(0) && stderr.contains(&fault), "{stderr}");

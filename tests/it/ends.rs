@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::full_listener;
-use crate::support::executor::{Executor, acceptor, unreachable};
+use crate::support::executor::{Executor, acceptor, acceptor_with_protocols, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::{System, Worker};
 use crate::support::within;
@@ -224,10 +224,11 @@ enum Hop {
     IsSlow,
     CannotServe,
     IsOfAnotherZone,
+    ReportsALoop,
 }
 
 impl Hop {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Refuses,
         Self::NeverShakesHands,
         Self::ClosesInTheHandshake,
@@ -239,6 +240,7 @@ impl Hop {
         Self::IsSlow,
         Self::CannotServe,
         Self::IsOfAnotherZone,
+        Self::ReportsALoop,
     ];
 
     async fn end(self) -> String {
@@ -251,6 +253,7 @@ impl Hop {
                 | Self::ShowsAnothersCertificate
                 | Self::WantsACertificateThatWeHaveNot
                 | Self::IsOfAnotherZone
+                | Self::ReportsALoop
         );
         let identity = system.zookeeper.authority.identity("gateway");
         let north = Builder::new(&system).zone("north").tls(&identity).listeners(&["tls = true"]);
@@ -299,6 +302,14 @@ impl Hop {
                 assert!(within("a refusal", acceptor.accept(stream)).await.is_err());
             }
             Self::CannotServe => gateway.serve(b"Internal streaming error\n").await,
+            Self::ReportsALoop => {
+                let acceptor = acceptor_with_protocols(&identity, &["zuul-fingergw/1"]);
+                let mut stream = gateway.accept_tls(&acceptor).await;
+                let line =
+                    "Internal streaming error: too many gateways have forwarded the request\r\n";
+                stream.write(line.as_bytes()).await;
+                stream.finish().await;
+            }
             Self::Closes => gateway.accept().await.finish().await,
             Self::Resets => gateway.accept().await.reset(),
             _ => {}

@@ -11,7 +11,7 @@ use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
 use crate::support::system::{Entry, System};
 
-const LAME: &str = "taking connections for a moment longer";
+const LAME: &str = "still accepting connections";
 
 async fn until_gone(system: &System) {
     system.until("the entry to be gone", <[Entry]>::is_empty).await;
@@ -40,7 +40,7 @@ async fn who_comes_late_is_served() {
         Flow::start_tls(&system, gateway.addresses[1], client).await.ends().await;
     }
     early.goes_on("meanwhile\n").await;
-    assert!(!gateway.log().iter().any(|line| line.contains("taking no more connections")));
+    assert!(!gateway.log().iter().any(|line| line.contains("no longer accepting connections")));
 
     // A second signal does not wait for the rest of it.
     gateway.signal(Signal::TERM);
@@ -60,7 +60,7 @@ async fn then_the_listeners_close() {
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut log = executor.begin(&mut client).await;
     gateway.signal(Signal::TERM);
-    gateway.logged("its end", |line| line.contains("taking no more connections")).await;
+    gateway.logged("its end", |line| line.contains("no longer accepting connections")).await;
     // The listener goes with its loop, which has been told by then.
     let refused = async { while TcpStream::connect(gateway.address()).await.is_ok() {} };
     crate::support::within("new connections to be refused", refused).await;
@@ -70,8 +70,13 @@ async fn then_the_listeners_close() {
     drop(client);
     assert!(gateway.exit().await.success());
     let log = gateway.log();
-    let steps =
-        ["registry entry deleted", LAME, "taking no more", "all streams have ended", " stopped"];
+    let steps = [
+        "registry entry deleted",
+        LAME,
+        "no longer accepting",
+        "all streams have ended",
+        " stopped",
+    ];
     let at = |step: &str| log.iter().position(|line| line.contains(step));
     let order: Vec<_> = steps.into_iter().map(at).collect();
     assert!(order.is_sorted() && order.iter().all(Option::is_some), "{order:?}");

@@ -37,7 +37,7 @@ async fn one_connection_too_many_is_told_so() {
         assert_eq!(answer, TOO_MANY);
     }
     assert_eq!(rejected(&gateway, "limit").await, 2.0);
-    let warned = |line: &str| line.contains("WARN") && line.contains("(limits.connections)");
+    let warned = |line: &str| line.contains("WARN") && line.contains("(see limits.connections)");
     assert_eq!(gateway.count_logged("a warning", warned).await, 1, "once");
 
     stream.write(b"log\n").await;
@@ -84,7 +84,8 @@ async fn more_too_many_than_are_told_so() {
             }
         }
     }
-    assert!((64..400).contains(&told), "{told} were told");
+    // 64 at a time; on a slow machine those after them begin when the first have been closed.
+    assert!((64..=128).contains(&told), "{told} were told");
     stream.write(b"still here\n").await;
     first.expect(b"still here\n").await;
 

@@ -261,7 +261,7 @@ fn is_stopping(line: &str) -> bool {
         "registry entry deleted",
         "all streams have ended",
     ];
-    parts.iter().chain(&["taking no more connections"]).any(|part| line.contains(part))
+    parts.iter().chain(&["no longer accepting connections"]).any(|part| line.contains(part))
 }
 
 #[tokio::test]

@@ -176,5 +176,5 @@ async fn log_file_belongs_to_the_user_that_the_gateway_becomes() {
     assert_eq!((metadata.uid(), metadata.gid()), (65534, 65534));
     gateway.signal(Signal::TERM);
     assert!(gateway.exit().await.success());
-    assert!(fs::read_to_string(&path).expect("the log").contains("root given up"));
+    assert!(fs::read_to_string(&path).expect("the log").contains("root privileges dropped"));
 }

@@ -18,6 +18,8 @@ use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port};
 use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
+use crate::support::limits::TOO_MANY;
+use crate::support::process::raise_file_limit;
 use crate::support::program::{Outcome, nobody, program};
 use crate::support::proxy::Proxy;
 use crate::support::reloadable::{Reloadable, replace};
@@ -74,7 +76,7 @@ async fn a_renewed_certificate() {
     renew(&identity, &new);
     assert_eq!(served.shows(&client).await, old, "nobody has said so yet");
     let before = served.metric(SUCCESS_TIME).await;
-    assert_eq!(served.reloads().await, ["changed: certificate, key or authorities of the gateway"]);
+    assert_eq!(served.reloads().await, ["changed: certificate, key or CA of the gateway"]);
     assert_eq!(served.shows(&client).await, certificate(&new));
     assert_eq!(shown(&flow.client.stream), old);
     flow.goes_on("under the old one\n").await;
@@ -142,7 +144,7 @@ async fn half_a_renewal() {
     stays("holds no certificate").await;
 
     replace(&own_ca, &ca);
-    let replaced = "changed: certificate, key or authorities of the gateway";
+    let replaced = "changed: certificate, key or CA of the gateway";
     assert_eq!(served.reloads().await, [replaced]);
     assert_eq!(served.shows(&client).await, cert_of(&cert));
     assert_eq!(served.metric(SUCCESSFUL).await, 1.0);
@@ -310,7 +312,8 @@ async fn half_a_configuration() {
     replace(&served.config, &whole);
     assert_eq!(served.reloads().await, ["nothing has changed"]);
     assert!(served.metric(OK).await >= 1.0);
-    let taken = |line: &String| line.contains("changed=") || line.contains("wait for a restart");
+    let taken =
+        |line: &String| line.contains("changed=") || line.contains("take effect after a restart");
     assert!(!served.gateway.log().iter().any(taken), "{:#?}", served.gateway.log());
     flow.ends().await;
 }
@@ -490,9 +493,11 @@ async fn what_needs_a_restart() {
     served.edit("format = \"text\"", "format = \"json\"");
     served.edit("address = \"127.0.0.1:0\"\n\n", "address = \"127.0.0.2:0\"\n\n");
     served.edit("grace = \"5s\"", "grace = \"6s\"");
-    let expected = ["changed: limits.grace", "changes with a restart: zone; listener; log.format"];
+    let expected =
+        ["changed: limits.grace", "effective after a restart: zone; listener; log.format"];
     assert_eq!(served.reloads().await, expected);
-    let warning = |line: &str| line.contains("WARN") && line.contains("wait for a restart");
+    let warning =
+        |line: &str| line.contains("WARN") && line.contains("take effect after a restart");
     let line = served.gateway.logged("a warning", warning).await;
     assert!(line.contains("keys=\"zone; listener; log.format\""), "{line}");
     assert_eq!(served.gateway.log().iter().filter(|line| warning(line)).count(), 1);
@@ -518,9 +523,8 @@ async fn no_certificate_any_more() {
     let (_, behind) = rest.split_once("[zookeeper]\n").expect("the next one");
     let without = format!("{}[zookeeper]\n{behind}", before.replace("tls = true", ""));
     replace(&served.config, &without);
-    let restart = "changes with a restart: listener";
-    let changed =
-        "changed: tls.cert, tls.key or tls.ca; certificate, key or authorities of the gateway";
+    let restart = "effective after a restart: listener";
+    let changed = "changed: tls.cert, tls.key or tls.ca; certificate, key or CA of the gateway";
     for expected in [&[changed, restart][..], &[restart]] {
         assert_eq!(served.reloads().await, expected);
         assert_eq!(served.shows(&identity).await, certificate(&identity));
@@ -599,8 +603,8 @@ async fn from_a_zuul_conf() {
     renew(&identity, &new);
     served.edit("command_socket = ", "zone = west\ncommand_socket = ");
     let expected = [
-        "changed: certificate, key or authorities of the gateway",
-        "changes with a restart: [fingergw] zone",
+        "changed: certificate, key or CA of the gateway",
+        "effective after a restart: [fingergw] zone",
     ];
     assert_eq!(served.reloads().await, expected);
     assert_eq!(served.shows(&client).await, certificate(&new));
@@ -623,7 +627,7 @@ async fn whether_zookeepers_names_are_verified_waits_for_a_restart() {
     let served = Reloadable::start(builder).await;
     served.edit("verify_hostnames = false", "verify_hostnames = true");
     for _ in 0..2 {
-        let restart = "changes with a restart: zookeeper.verify_hostnames";
+        let restart = "effective after a restart: zookeeper.verify_hostnames";
         assert_eq!(served.reloads().await, [restart]);
     }
 }
@@ -645,12 +649,11 @@ async fn zookeepers_certificate() {
 
     // ZooKeeper would not take this one, but nobody asks it.
     renew(&first, &stranger);
-    let changed =
-        "changed: certificate, key or authorities for ZooKeeper, from the next connection on";
+    let changed = "changed: certificate, key or CA for ZooKeeper, from the next connection on";
     for first in [changed, "nothing has changed"] {
         let said = served.reloads().await;
         assert!(said.len() == 2 && said[0] == first, "{said:#?}");
-        assert!(said[1].contains("peers that trust the same authorities refuse it"), "{said:#?}");
+        assert!(said[1].contains("peers with the same CA file refuse it"), "{said:#?}");
     }
     let now = system.entries().await;
     assert_eq!((now.len(), now[0].stat), (1, entry.stat));
@@ -697,7 +700,7 @@ async fn without_root() {
     let config = builder.write();
     fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("permissions");
     let mut gateway = builder.ready().await;
-    let warned = |line: &str| line.contains("no reload until this is mended");
+    let warned = |line: &str| line.contains("configuration cannot be reloaded until this is fixed");
     let line = gateway.logged("a warning", warned).await;
     assert!(
         line.contains("gateway.toml: cannot be read by user id 65534: Permission denied"),
@@ -724,6 +727,39 @@ async fn many_at_once() {
     assert!(served.metric(OK).await >= 20.0);
     assert_eq!(served.metric(FAILED).await, 0.0);
     flow.ends().await;
+}
+
+/// Streams that began with an older configuration go on, however many there are, and leave nothing.
+#[tokio::test]
+async fn a_thousand_streams_go_on_after_a_reload() {
+    const STREAMS: usize = 1000;
+    raise_file_limit();
+    let system = System::new().await;
+    let limits = "grace = \"5s\"\nconnections_per_address = 2000";
+    let served = Reloadable::start(Builder::new(&system).limits(limits)).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let sockets = served.gateway.sockets();
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let mut client = Client::ask(served.address(), &build).await;
+        let stream = executor.begin(&mut client).await;
+        streams.push((client, stream));
+    }
+    served.edit("connections_per_address = 2000", "connections_per_address = 1000");
+    assert_eq!(served.reloads().await, ["changed: limits.connections_per_address"]);
+    let refused = Client::ask(served.address(), &build).await.text().await;
+    assert_eq!(refused, TOO_MANY, "the old streams count against the new limit");
+
+    for (client, stream) in &mut streams {
+        stream.write(b"after the reload\n").await;
+        client.expect(b"after the reload\n").await;
+    }
+    for (mut client, stream) in streams {
+        stream.finish().await;
+        assert_eq!(client.text().await, "");
+    }
+    served.gateway.until_sockets(sockets).await;
 }
 
 #[tokio::test]

@@ -70,7 +70,7 @@ async fn root_is_given_up() {
     assert_eq!(identities(started.1).iter().collect::<Vec<_>>(), expected);
     let log = stopped(started).await;
     assert_eq!(
-        log.matches("root given up user=\"nobody\" uid=65534 gid=65534").count(),
+        log.matches("root privileges dropped user=\"nobody\" uid=65534 gid=65534").count(),
         1,
         "{log}"
     );
@@ -204,15 +204,15 @@ async fn the_status_lists_streams() {
     ]);
     let name = &system.entries().await[0].name;
     let zookeeper = json!({
-        "hosts": system.hosts(), "connected": true, "entry": name, "disconnected_seconds": null,
-        "trouble": null,
+        "hosts": system.hosts(), "connected": true, "registration": format!("registered as {name}"),
+        "entry": name, "disconnected_seconds": null, "disconnected_reason": null,
     });
     let certificate = |role, identity: &Identity, subject| {
         let file = &identity.cert;
         json!({"role": role, "file": file, "subject": subject, "not_after": "4096-01-01T00:00:00Z"})
     };
     let expected = json!({
-        "version": env!("CARGO_PKG_VERSION"), "pid": gateway.pid().as_raw_nonzero().get(),
+        "status": "ok", "version": env!("CARGO_PKG_VERSION"), "pid": gateway.pid().as_raw_nonzero().get(),
         "state": "running", "hostname": "localhost", "zone": "west", "configuration": config,
         "uptime_seconds": now["uptime_seconds"], "listeners": listeners, "admin": null,
         "zookeeper": zookeeper,
@@ -286,12 +286,11 @@ async fn the_status_lists_the_gateways_of_other_zones() {
     let hop = "gateway localhost:7979 of zone east (TLS)";
     let expected = json!([{
         "kind": "gateway", "host": "localhost", "port": 7979, "zone": "east", "tls": true,
-        "hop": hop, "state": "never tried", "failures": 0, "avoided_seconds": null,
-        "last_failure": null,
+        "state": "untried", "failures": 0, "retry_seconds": null, "last_failure": null,
     }]);
     assert_eq!(now["gateways"], expected);
     let Outcome { stdout, .. } = program(&["status"], &config).await;
-    let lines = format!("\ngateways of other zones:\n  {hop}: never tried\nno streams\n");
+    let lines = format!("\ngateways of other zones:\n  {hop}: not tried yet\nno streams\n");
     assert!(stdout.ends_with(&lines), "{stdout}");
 }
 
@@ -304,12 +303,13 @@ async fn the_status_has_the_cause_where_zookeeper_cannot_be_reached() {
     builder.hosts = system.hosts_by(&proxy);
     let config = builder.write();
     let _gateway = builder.start().await;
-    let now = status_until(&config, |status| !status["zookeeper"]["trouble"].is_null()).await;
+    let disconnected = |status: &Value| status["zookeeper"]["disconnected_reason"].is_string();
+    let now = status_until(&config, disconnected).await;
     let zookeeper = &now["zookeeper"];
     assert_eq!((&zookeeper["connected"], &zookeeper["entry"]), (&json!(false), &Value::Null));
     assert!(zookeeper["disconnected_seconds"].is_number(), "{now}");
-    let trouble = zookeeper["trouble"].as_str().expect("a text");
-    assert!(trouble.starts_with(&format!("{}: ", proxy.address)), "{trouble}");
+    let reason = zookeeper["disconnected_reason"].as_str().expect("a text");
+    assert!(reason.starts_with(&format!("{}: ", proxy.address)), "{reason}");
     let Outcome { stdout, .. } = program(&["status"], &config).await;
     let line = stdout.lines().find(|line| line.starts_with("ZooKeeper: ")).expect("its line");
     let cause = format!(" s: {}: ", proxy.address);
@@ -358,8 +358,8 @@ async fn stopped_by_command() {
     // Twice: unlike a second signal, a second command changes nothing.
     for _ in 0..2 {
         let Outcome { code, stdout, stderr } = program(&["stop"], &config).await;
-        let told = format!("{}: told to stop; it ends once its streams have", socket.display());
-        assert!(code == Some(0) && stdout.starts_with(&told), "{stdout}");
+        let message = format!("{}: stop requested; the gateway ends after its", socket.display());
+        assert!(code == Some(0) && stdout.starts_with(&message), "{stdout}");
         assert_eq!(stderr, "");
     }
     system.until("the entry to be gone", <[Entry]>::is_empty).await;
@@ -375,6 +375,7 @@ async fn stopped_by_command() {
         assert_eq!((code, stdout.as_str()), (Some(1), ""));
         let fault = format!("{}: no gateway answers", socket.display());
         assert!(stderr.starts_with(&fault), "{stderr}");
+        assert!(stderr.contains("the path was changed after its start"), "{stderr}");
     }
 }
 
@@ -397,9 +398,8 @@ async fn nonsense_to_the_command_socket() {
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
     let _gateway = builder.ready().await;
     assert_eq!(mode(&socket) & 0o777, 0o600);
-    let unknown = "unknown command; known are stop, reload, status, status [\"json\"], \
-                   resolve [\"UUID\"] and resolve [\"UUID\", \"json\"]\n";
-    let cut = "a request is one line of at most 1024 bytes\n";
+    let unknown = "unknown command; known are stop, reload, status and resolve [\"UUID\"]";
+    let cut = "a request is one line of at most 1024 bytes";
     let long = [b'x'; 100_000];
     let cases: [(&[u8], &str); 8] = [
         (b"", cut),
@@ -408,16 +408,13 @@ async fn nonsense_to_the_command_socket() {
         (b"\n", unknown),
         (b"_stop\n", unknown),
         (b"pause\n", unknown),
-        (b"stop [1]\n", "behind the command comes a JSON list of strings, or nothing\n"),
-        (b"\xff\x00\n", "a request is UTF-8 text\n"),
+        (b"stop [1]\n", "expected a JSON array of strings after the command"),
+        (b"\xff\x00\n", "a request is UTF-8 text"),
     ];
-    for (bytes, answer) in cases {
-        assert_eq!(
-            say(&socket, bytes).await,
-            answer,
-            "{}",
-            bytes[..bytes.len().min(20)].escape_ascii()
-        );
+    for (bytes, error) in cases {
+        let reply: Value = serde_json::from_str(&say(&socket, bytes).await).expect("JSON");
+        let shown = bytes[..bytes.len().min(20)].escape_ascii();
+        assert_eq!(reply, json!({"status": "invalid_request", "error": error}), "{shown}");
     }
     // As many as there are places, and they say nothing: they are sent away.
     let mut silent = Vec::new();
@@ -529,7 +526,7 @@ async fn only_the_owner_and_root_may_command() {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", user, "--clear-groups", "--"]).arg(&binary);
         let outcome = run(command.args(["status", "-c"]).arg(&config)).await;
-        let refused = outcome.stderr.contains("only root and the gateway's own user");
+        let refused = outcome.stderr.contains("only root and the user that the gateway runs as");
         codes.push((outcome.code, refused));
     }
     assert_eq!(codes, [(Some(0), false), (Some(0), false), (Some(1), true)]);
@@ -721,7 +718,7 @@ async fn detached_and_stopped_by_command() {
     // There is one, whoever starts another.
     let Outcome { code, stdout, stderr } = machine.run(&[]).await;
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
-    let holder = format!("process {} holds it", daemon.pid);
+    let holder = format!("process {} has locked it", daemon.pid);
     assert!(stderr.contains("/var/run/zuul/fingergw.pid") && stderr.contains(&holder), "{stderr}");
     machine.started(1).await;
 
@@ -812,7 +809,7 @@ async fn what_cannot_start_does_not_detach() {
     without("log/zuul");
     refused(&config, 78, "/var/log/zuul/fingergw.log: cannot be opened as the log file").await;
     without("run/zuul");
-    refused(&config, 1, "pid file /var/run/zuul/fingergw.pid: cannot be made").await;
+    refused(&config, 1, "pid file /var/run/zuul/fingergw.pid: cannot be created").await;
 }
 
 /// Relative paths are good for as long as the directory is; that it changes is told in time.
@@ -898,7 +895,9 @@ async fn detached_with_a_relative_log_config() {
     daemon.signal(Signal::TERM);
     daemon.ends().await;
     let log = fs::read_to_string(&rotated).expect("the old log");
-    let told = log.lines().find(|line| line.contains("no reload until this is mended: "));
+    let told = log
+        .lines()
+        .find(|line| line.contains("configuration cannot be reloaded until this is fixed: "));
     assert!(told.is_some_and(|line| line.contains(" WARNING ") && line.contains(fault)), "{log}");
     assert!(log.contains(" starts config=") && !log.contains(" stopped\n"), "{log}");
     let log = fs::read_to_string(&path).expect("the new log");

@@ -149,7 +149,7 @@ async fn from_systemd() {
     serves(&system, gateway.addresses[2]).await;
     let client = &system.zookeeper.identity;
     Flow::start_tls(&system, gateway.addresses[1], client).await.ends().await;
-    let passed = |line: &&String| line.contains("the service manager passes the socket");
+    let passed = |line: &&String| line.contains("using socket from the service manager");
     let log = gateway.log();
     let names: Vec<_> = log.iter().filter(passed).collect();
     assert!(names.len() == 2 && names[1].contains("finger-tls"), "{names:?}");
@@ -203,7 +203,7 @@ async fn sockets_that_cannot_be_used() {
     let (elsewhere, address) = socket();
     let said = refuses(Builder::new(&system), elsewhere).await;
     let fault =
-        format!("passes a socket on {address} (finger), where the configuration has no listener");
+        format!("passes a socket on {address} (finger), and no listener is configured there");
     assert!(said.contains(&fault) && said.contains("(configured: 127.0.0.1:0)"), "{said}");
 
     let builder = Builder::new(&system);
@@ -216,7 +216,9 @@ async fn sockets_that_cannot_be_used() {
     for kind in kinds {
         let said = refuses(Builder::new(&system), kind).await;
         assert!(
-            said.contains("descriptor 3 (finger), passed by the service manager, is no"),
+            said.contains(
+                "descriptor 3 (finger) from the service manager is not a listening TCP socket"
+            ),
             "{said}"
         );
     }

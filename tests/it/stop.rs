@@ -163,7 +163,7 @@ async fn streams_that_outlast_the_grace_period_are_cut() {
     exits_0(&mut gateway).await;
     drop(stalled);
     assert_eq!(ends(&gateway), ["stopped"; 4]);
-    let cut = |line: &&String| line.contains("grace period over: streams cut");
+    let cut = |line: &&String| line.contains("streams aborted after the grace period");
     let log = gateway.log();
     let line = log.iter().find(cut).expect("said");
     assert!(line.contains("streams=4"), "{line}");

@@ -49,7 +49,7 @@ async fn fed_while_streams_have_their_grace() {
     gateway.ready().await;
     let flow = Flow::start(&system, gateway.address()).await;
     gateway.signal(Signal::TERM);
-    gateway.logged("the loops' end", |line| line.contains("taking no more connections")).await;
+    gateway.logged("the loops' end", |line| line.contains("no longer accepting connections")).await;
     fed_more(&mut gateway, 5).await;
     flow.ends().await;
     assert!(gateway.exit().await.success());

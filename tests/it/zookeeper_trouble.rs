@@ -518,7 +518,7 @@ async fn a_gateway_without_zookeeper_makes_its_peers_try_the_next() {
     proxy.hold();
     let to = format!("localhost:{} of zone west (TLS)", blind.port());
     let cut = |line: &String| {
-        line.contains("trying the next hop")
+        line.contains("hop failed")
             && line.contains(&to)
             && line.contains("the gateway answered: Internal streaming error: ZooKeeper")
     };

@@ -265,7 +265,7 @@ fn a_service_on_port_79() {
         let answer = machine.succeeds("zuul-fingergw status").await;
         assert!(answer.contains("plain [::]:79"), "{answer}");
         let log = machine.root.read("/var/log/zuul-fingergw/log");
-        assert!(log.contains("the service manager passes the socket"), "{log}");
+        assert!(log.contains("using socket from the service manager"), "{log}");
         // Even what proc(5) has no file for any more.
         let metrics = get("127.0.0.1:9090".parse().expect("an address"), "/metrics").await.body;
         for series in ["process_start_time_seconds 1", "process_open_fds ", "process_cpu_seconds"] {

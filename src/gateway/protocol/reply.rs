@@ -260,4 +260,13 @@ mod tests {
         assert!(allows(Reply::Error(ReplyError::TooManyForBuild)));
         assert!(PeerReply::OtherError.allows_failover());
     }
+
+    #[test]
+    fn the_manual_page_lists_every_reply() {
+        let page = include_str!("../../../docs/zuul-fingergw.8");
+        for reply in Reply::ALL {
+            let line = reply.line().trim_end().replace('\'', "\\(aq");
+            assert!(page.contains(&format!(".TP\n.B {line}\n")), "{line}");
+        }
+    }
 }

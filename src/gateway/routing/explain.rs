@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::gateway::Context;
+use crate::gateway::context::Context;
 use crate::gateway::health::{Attempt, Memory, Standing};
 use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::build_id::BuildId;
@@ -78,7 +78,7 @@ pub(crate) enum HopState {
     /// It failed, and the back-off time is over.
     RetryDue,
     BackingOff,
-    /// A request to it came back to this gateway.
+    /// Requests to it go in a loop.
     Loop,
 }
 

@@ -1,18 +1,16 @@
-//! Log lines and what their levels mean.
+//! The log of the program.
 //!
 //! - error: an operator must act.
-//! - warn: degraded, heals by itself; said when a state changes, not while it lasts.
-//! - info: the gateway's life, and one line for each stream at its end.
-//! - debug: whatever a peer can cause at will. Nothing above it can be provoked by a stranger who
-//!   knows no build.
+//! - warn: degraded, recovers without help; logged when a state changes, not while it lasts.
+//! - info: start, stop, changes of state, and one line at the end of each stream.
+//! - debug: everything else that a peer can cause. A client that knows no build cannot cause a line of
+//!   a higher level.
 
-pub(crate) mod file_writer;
-pub(crate) mod sink;
+mod output;
 pub(crate) mod stderr;
-pub(crate) mod text_fields;
-pub(crate) mod zuul_format;
-
-pub(crate) use self::sink::LostLines;
+mod text_fields;
+mod writer;
+mod zuul_format;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::env;
@@ -29,97 +27,98 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::file_writer::Followed;
-use self::sink::{Output, Sink};
+use self::output::Output;
 use self::text_fields::TextFields;
-use self::zuul_format::{ZuulLine, local_zone};
+pub(crate) use self::writer::LostLines;
+use self::writer::WriterThread;
+use self::zuul_format::{ZuulFormat, local_zone};
 use crate::config::{Log, LogFormat, LogOutput};
 use crate::os::privileges::RunAsUser;
 
 /// What operators can do about a log file that cannot be opened.
-const MEND: &str = "create its directory, and let the user that this program runs as write to both; \
-                    a file that root has written before belongs to root: chown USER FILE";
+const FIX: &str = "create its directory, and let the user that this program runs as write to both; a \
+                   file that root has created belongs to root: chown USER FILE";
 
-/// The log as it was started. Dropping it writes what is queued, within a bounded time.
-pub(crate) struct Logging {
-    sink: Sink,
+/// The started log. Dropping it writes the queued lines, within a time limit.
+pub(crate) struct LogGuard {
+    writer_thread: WriterThread,
     is_stderr: bool,
-    volume: Volume,
+    level: LevelHandle,
 }
 
-impl Logging {
-    /// Starts the thread that writes, unless it runs. Until then lines are queued. Call it after the
-    /// last fork and after the last change of user.
+impl LogGuard {
+    /// Starts the thread that writes the lines, which are queued until then. Call this after the last
+    /// fork and the last change of user. Later calls do nothing.
     ///
     /// # Errors
-    /// The kernel gives no thread.
-    pub(crate) fn begin(&mut self) -> Result<()> {
-        self.sink.begin().context("cannot start the log's thread")
+    /// The thread cannot be started.
+    pub(crate) fn start_writer(&mut self) -> Result<()> {
+        self.writer_thread.start().context("cannot start the thread of the log")
     }
 
-    /// How many lines were lost.
+    /// Returns the counter of lost lines.
     pub(crate) fn lost_lines(&self) -> LostLines {
-        self.sink.lost_lines()
+        self.writer_thread.lost_lines()
     }
 
-    /// Whether the log goes where standard error goes, so that a message there would appear twice.
+    /// Returns whether the log goes where standard error goes, so that a message there would appear
+    /// twice.
     pub(crate) fn is_stderr(&self) -> bool {
         self.is_stderr
     }
 
-    /// What changes how much is logged.
-    pub(crate) fn volume(&self) -> Volume {
-        self.volume.clone()
+    pub(crate) fn level(&self) -> LevelHandle {
+        self.level.clone()
     }
 }
 
-/// How much is logged. Lines that are not wanted cost as little as without it: each place in the
-/// code remembers whether its line is, until that changes.
+/// Changes the level of the log.
 #[derive(Clone)]
-pub(crate) struct Volume(Handle<Targets, tracing_subscriber::Registry>);
+pub(crate) struct LevelHandle(Handle<Targets, tracing_subscriber::Registry>);
 
-impl Volume {
-    /// Logs what is of `level` or more urgent, from now on.
+impl LevelHandle {
+    /// Logs lines of `level` and more severe ones from now on.
     pub(crate) fn set(&self, level: Level) {
-        // Fails only where nothing is logged any more.
+        // Fails only after the end of the log.
         let _ = self.0.reload(targets(level));
-        // Libraries that speak through the log crate look there.
+        // The maximum level of libraries that use the log crate.
         tracing_log::log::set_max_level(LevelFilter::current().as_log());
     }
 }
 
-/// Libraries speak for themselves only when somebody looks into a fault: what operators need to
-/// know of them, this program says, and a stranger can make the TLS library warn.
+/// Returns the filter for `level`. Libraries log at debug level only: this program logs what operators
+/// need to know of them, and clients can make the TLS library warn.
 fn targets(level: Level) -> Targets {
     let libraries = if level >= Level::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
     Targets::new().with_default(libraries).with_target("zuul_fingergw", level)
 }
 
-/// Sends log lines where `log` says, from now on. Call once. A log file is opened, and created if
-/// there is none, with the permissions of `account`.
+/// Starts the log according to `log`. Call this once. A log file is opened, or created, with the
+/// permissions of `user`.
 ///
 /// # Errors
 /// The log file cannot be opened.
-pub(crate) fn start(log: &Log, account: Option<&RunAsUser>) -> Result<Logging> {
-    let Log { level, format, output, log_config: _ } = log;
-    let level = *level;
-    let output = match output {
+pub(crate) fn start(log: &Log, user: Option<&RunAsUser>) -> Result<LogGuard> {
+    let output = match &log.output {
         LogOutput::Stdout => Output::stdout().context("cannot use standard output for the log")?,
         LogOutput::Stderr => Output::stderr().context("cannot use standard error for the log")?,
-        LogOutput::File(path) => Output::File(open(path, account)?),
+        LogOutput::File(path) => open(path, user)?,
     };
     let is_stderr = output.is_stderr();
-    let colours = use_colours(output.is_terminal(), env::var_os("NO_COLOR").as_deref());
-    let (writer, sink) = Sink::new(output);
-    let (filter, handle) = reload::Layer::new(targets(level));
-    let lines = tracing_subscriber::registry().with(filter);
+    let use_colors = use_colors(output.is_terminal(), env::var_os("NO_COLOR").as_deref());
+    let (writer, writer_thread) = writer::new(output);
+    let (filter, handle) = reload::Layer::new(targets(log.level));
+    let subscriber = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
-    match format {
-        LogFormat::Text => lines.with(layer.fmt_fields(TextFields).with_ansi(colours)).init(),
-        LogFormat::Json => lines.with(layer.json().flatten_event(true)).init(),
+    match log.format {
+        LogFormat::Text => {
+            subscriber.with(layer.fmt_fields(TextFields).with_ansi(use_colors)).init();
+        }
+        LogFormat::Json => subscriber.with(layer.json().flatten_event(true)).init(),
         LogFormat::Zuul => {
             let (zone, problem) = local_zone();
-            lines.with(layer.fmt_fields(TextFields).event_format(ZuulLine::new(zone))).init();
+            let format = ZuulFormat::new(zone);
+            subscriber.with(layer.fmt_fields(TextFields).event_format(format)).init();
             if let Some(problem) = problem {
                 warn!(
                     "log lines have times in UTC: {problem}; set TZ to a name such as Europe/Berlin"
@@ -128,33 +127,59 @@ pub(crate) fn start(log: &Log, account: Option<&RunAsUser>) -> Result<Logging> {
         }
     }
     panic::set_hook(Box::new(log_panic));
-    Ok(Logging { sink, is_stderr, volume: Volume(handle) })
+    Ok(LogGuard { writer_thread, is_stderr, level: LevelHandle(handle) })
 }
 
-/// Opens the log file with the permissions of `account`: it may write to the directory, and could have
-/// root follow a link there. Root's own directories need root's permissions.
-fn open(path: &Path, account: Option<&RunAsUser>) -> Result<Followed> {
-    let mut opened = as_account(account, || Followed::open(path))?;
-    if let Some(account) = account
-        && denied(&opened)
-        && file_writer::is_controlled_by_root(path)
+/// Opens the log file with the permissions of `user`, who may be able to write to the directory and
+/// could have root follow a link there. In directories that only root controls, the file is opened by
+/// root and created for `user`.
+fn open(path: &Path, user: Option<&RunAsUser>) -> Result<Output> {
+    let mut opened = run_as(user, || Output::open(path))?;
+    if let Some(user) = user
+        && is_denied(&opened)
+        && output::is_controlled_by_root(path)
     {
-        opened = Followed::open_for(path, account.ids());
+        opened = Output::open_for(path, user.ids());
     }
-    opened.with_context(|| unusable(path))
+    opened.with_context(|| cannot_open(path))
 }
 
-/// Whether levels are coloured: on a terminal, unless `NO_COLOR` says otherwise (no-color.org).
-fn use_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
-    is_terminal && no_color.is_none_or(OsStr::is_empty)
+/// Checks whether [`start`] would succeed.
+///
+/// # Errors
+/// It would not.
+pub(crate) fn check(log: &Log, user: Option<&RunAsUser>) -> Result<()> {
+    let LogOutput::File(path) = &log.output else { return Ok(()) };
+    let mut checked = run_as(user, || output::check(path))?;
+    if user.is_some() && is_denied(&checked) && output::is_controlled_by_root(path) {
+        checked = output::check(path);
+    }
+    checked.with_context(|| cannot_open(path))
 }
 
-fn denied<T>(result: &io::Result<T>) -> bool {
+/// Runs `action` with the permissions of `user`, if there is one.
+fn run_as<T>(user: Option<&RunAsUser>, action: impl FnOnce() -> T) -> Result<T> {
+    match user {
+        Some(user) => Ok(user.impersonate(action)?),
+        None => Ok(action()),
+    }
+}
+
+fn is_denied<T>(result: &io::Result<T>) -> bool {
     result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
+fn cannot_open(path: &Path) -> String {
+    format!("{}: cannot be opened as the log file ({FIX})", path.display())
+}
+
+/// Returns whether levels are colored: on a terminal, unless `NO_COLOR` is set (no-color.org).
+fn use_colors(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
 /// Logs a panic. The default hook writes to standard error, where a task that serves would wait for a
-/// reader that stalls.
+/// stalled reader.
 fn log_panic(panic: &panic::PanicHookInfo<'_>) {
     // "panicked at FILE:LINE:COLUMN:", and the message on the next line.
     let text = panic.to_string().replacen("panicked at ", "", 1).replacen('\n', " ", 1);
@@ -165,42 +190,13 @@ fn log_panic(panic: &panic::PanicHookInfo<'_>) {
     }
 }
 
-/// Checks whether [`start`] would succeed.
-///
-/// # Errors
-/// It would not.
-pub(crate) fn check(log: &Log, account: Option<&RunAsUser>) -> Result<()> {
-    match &log.output {
-        LogOutput::Stdout | LogOutput::Stderr => Ok(()),
-        LogOutput::File(path) => {
-            let mut checked = as_account(account, || file_writer::check(path))?;
-            if account.is_some() && denied(&checked) && file_writer::is_controlled_by_root(path) {
-                checked = file_writer::check(path);
-            }
-            checked.with_context(|| unusable(path))
-        }
-    }
-}
-
-/// Runs `action` with the permissions of `account`, if there is one.
-fn as_account<T>(account: Option<&RunAsUser>, action: impl FnOnce() -> T) -> Result<T> {
-    match account {
-        Some(account) => Ok(account.impersonate(action)?),
-        None => Ok(action()),
-    }
-}
-
-fn unusable(path: &Path) -> String {
-    format!("{}: cannot be opened as the log file ({MEND})", path.display())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn colours_are_for_terminals_without_no_color() {
-        assert!(use_colours(true, None) && use_colours(true, Some("".as_ref())));
-        assert!(!use_colours(true, Some("1".as_ref())) && !use_colours(false, None));
+    fn levels_are_colored_on_terminals_without_no_color() {
+        assert!(use_colors(true, None) && use_colors(true, Some("".as_ref())));
+        assert!(!use_colors(true, Some("1".as_ref())) && !use_colors(false, None));
     }
 }

@@ -1,4 +1,4 @@
-//! The fields of a line that is not JSON: `message name=value name="a value with blanks"`.
+//! The message and fields of a line that is not JSON: `message name=value name="a value with blanks"`.
 
 use std::fmt::{self, Debug, Write as _};
 use std::mem;
@@ -8,9 +8,9 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
-/// Formats fields so that a program can take the line apart: a value that is empty or contains
-/// blanks, quotes, `=` or control characters is quoted, with backslash escapes as in Rust.
-pub(crate) struct TextFields;
+/// Formats fields so that a program can parse the line: a value that is empty or contains blanks,
+/// quotes, `=` or control characters is quoted, with the escapes of Rust strings.
+pub(super) struct TextFields;
 
 impl<'writer> FormatFields<'writer> for TextFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
@@ -47,14 +47,14 @@ impl Line<'_> {
     }
 }
 
-/// Whether lines of text omit a field: where a line of the log crate comes from, which the formatter
-/// has taken out of it, and the parts of `route`, which programs get in JSON.
+/// Returns whether a field is omitted: the origin of a line of the log crate, which the formatter
+/// shows elsewhere, and the parts of `route`, which are for programs that read JSON.
 fn is_hidden(name: &str) -> bool {
     name.starts_with("log.") || name.starts_with("hop.")
 }
 
 impl Visit for Line<'_> {
-    /// All values that are not covered below, also those that are recorded by their `Display`.
+    /// Adds all values that have no method below, those recorded by their `Display` included.
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         if field.name() == "message" {
             return self.add(field, format_args!("{value:?}"));
@@ -83,20 +83,20 @@ impl Visit for Line<'_> {
         }
     }
 
-    /// Times in seconds are the only such values.
+    /// Adds a number of seconds; there are no other floating point values.
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.add(field, format_args!("{value:.3}"));
     }
 }
 
 fn is_plain(text: &str) -> bool {
-    let special = |character: char| {
+    let is_special = |character: char| {
         character.is_whitespace() || character.is_control() || matches!(character, '"' | '=')
     };
-    !text.is_empty() && !text.contains(special)
+    !text.is_empty() && !text.contains(is_special)
 }
 
-/// Whether `text` is a quoted string already, as the `Debug` of strings is.
+/// Returns whether `text` is a quoted string already, as the `Debug` format of strings is.
 fn is_quoted(text: &str) -> bool {
     let Some(inner) = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) else {
         return false;
@@ -126,7 +126,7 @@ mod tests {
 
     impl Write for Buffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("no panic").write(bytes)
+            self.0.lock().unwrap().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -142,7 +142,7 @@ mod tests {
         }
     }
 
-    /// The message and the fields of one line.
+    /// Returns the message and the fields of one line.
     fn line(log: impl FnOnce()) -> String {
         let buffer = Buffer::default();
         let subscriber = tracing_subscriber::fmt()
@@ -154,12 +154,12 @@ mod tests {
             .with_target(false)
             .finish();
         tracing::subscriber::with_default(subscriber, log);
-        let bytes = buffer.0.lock().expect("no panic").clone();
-        String::from_utf8(bytes).expect("UTF-8").trim_end().to_owned()
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().trim_end().to_owned()
     }
 
     #[test]
-    fn values_with_blanks_are_quoted() {
+    fn values_with_special_characters_are_quoted() {
         let none: Option<&str> = None;
         let line = line(|| {
             tracing::info!(
@@ -184,15 +184,14 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a value is, the next field is found behind it.
         #[test]
-        fn next_field_is_found_behind_any_value(value in any::<String>(), shown in any::<bool>()) {
+        fn next_field_is_found_after_any_value(value in any::<String>(), shown in any::<bool>()) {
             let line = line(|| match shown {
                 true => tracing::info!(value = display(&value), next = 1, "m"),
                 false => tracing::info!(value = debug(&value), next = 1, "m"),
             });
-            let rest = line.strip_prefix("m value=").expect("the value");
-            let text = rest.strip_suffix(" next=1").expect("the next field");
+            let rest = line.strip_prefix("m value=").unwrap();
+            let text = rest.strip_suffix(" next=1").unwrap();
             prop_assert!(is_plain(text) || is_quoted(text), "{}", text);
         }
     }

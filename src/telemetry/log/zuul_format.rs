@@ -1,9 +1,8 @@
-//! The line that Zuul's services write, for those who read one log of them all:
+//! The log format of Zuul's services, for operators who read the logs of all of them together:
 //! `2026-11-21 11:03:35,123 INFO zuul.fingergw: message field=value`.
 //!
-//! That is Python's `%(asctime)s %(levelname)s %(name)s: %(message)s` in local time, and what
-//! upstream's formatter makes of a message of several lines: each gets the same beginning, the
-//! later ones are indented, so that a reader of lines never meets one without a time.
+//! It is Python's `%(asctime)s %(levelname)s %(name)s: %(message)s` in local time. Each line of a
+//! message gets the same prefix, and lines after the first are indented, as by Zuul's formatter.
 
 use std::env;
 use std::fmt::{self, Write as _};
@@ -19,23 +18,22 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::os::file;
 
-/// Makes such lines.
-pub(crate) struct ZuulLine {
-    /// Found once, as the C library does for Python: a change needs a restart.
+pub(crate) struct ZuulFormat {
+    /// Read once, as the C library does for Python: a change needs a restart.
     zone: TimeZone,
 }
 
-impl ZuulLine {
+impl ZuulFormat {
     pub(crate) fn new(zone: TimeZone) -> Self {
         Self { zone }
     }
 }
 
-/// The time zone of `TZ`, else of `/etc/localtime`, else UTC (tzset(3)). The error is why `TZ` cannot
-/// be used; UTC is used then, as by the C library.
+/// Returns the time zone of `TZ`, else of `/etc/localtime`, else UTC (tzset(3)). If `TZ` cannot be
+/// used, returns UTC, as the C library does, and the reason.
 pub(crate) fn local_zone() -> (TimeZone, Option<String>) {
     let Some(text) = env::var_os("TZ") else { return (TimeZone::system(), None) };
-    match text.to_str().ok_or_else(|| "not UTF-8 text".to_owned()).and_then(zone) {
+    match text.to_str().ok_or_else(|| "not UTF-8 text".to_owned()).and_then(parse_zone) {
         Ok(zone) => (zone, None),
         Err(reason) => {
             let text = text.to_string_lossy();
@@ -44,26 +42,26 @@ pub(crate) fn local_zone() -> (TimeZone, Option<String>) {
     }
 }
 
-/// The zone that a value of `TZ` stands for: a file, a name below /usr/share/zoneinfo, or a POSIX rule.
-fn zone(text: &str) -> Result<TimeZone, String> {
+/// Parses a value of `TZ`: a file, a name below /usr/share/zoneinfo, or a POSIX rule.
+fn parse_zone(text: &str) -> Result<TimeZone, String> {
     let name = text.strip_prefix(':').unwrap_or(text);
     if name.is_empty() {
         return Ok(TimeZone::UTC);
     }
     if name.starts_with('/') {
-        // Not by jiff, which would read a device without end.
+        // jiff would read a device forever.
         let bytes = file::read(Path::new(name)).map_err(|error| error.to_string())?;
         return TimeZone::tzif(name, &bytes).map_err(|error| error.to_string());
     }
-    // "posix/" has the same zones without leap seconds, which is how jiff reads all of them.
+    // "posix/" has the same zones without leap seconds, which jiff ignores in all zones.
     TimeZone::get(name.strip_prefix("posix/").unwrap_or(name))
         .or_else(|_| TimeZone::posix(name))
-        // As the C library, for a summer time without rules.
+        // The rules of the C library for a summer time without rules.
         .or_else(|_| TimeZone::posix(&format!("{name},M3.2.0,M11.1.0")))
         .map_err(|_| "neither a known time zone nor a POSIX rule".to_owned())
 }
 
-impl<S, N> FormatEvent<S, N> for ZuulLine
+impl<S, N> FormatEvent<S, N> for ZuulFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -77,20 +75,20 @@ where
         let mut text = String::new();
         context.field_format().format_fields(Writer::new(&mut text), event)?;
         let now = Timestamp::now().to_zoned(self.zone.clone());
-        // A line that comes through the log crate has its own level and target inside.
+        // Lines of the log crate have their level and target in fields.
         let normalized = event.normalized_metadata();
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
-        let start = start(&now, *metadata.level(), metadata.target());
-        write(&mut writer, &start, &text)
+        let prefix = prefix(&now, *metadata.level(), metadata.target());
+        write_lines(&mut writer, &prefix, &text)
     }
 }
 
-/// Everything before the message.
-fn start(now: &Zoned, level: Level, target: &str) -> String {
-    let mut start = String::new();
+/// Returns the part of a line before the message.
+fn prefix(now: &Zoned, level: Level, target: &str) -> String {
+    let mut prefix = String::new();
     let (date, time) = (now.date(), now.time());
     let _ = write!(
-        start,
+        prefix,
         "{date} {:02}:{:02}:{:02},{:03} {} {}: ",
         time.hour(),
         time.minute(),
@@ -99,18 +97,18 @@ fn start(now: &Zoned, level: Level, target: &str) -> String {
         level_name(level),
         logger(target)
     );
-    start
+    prefix
 }
 
-fn write(writer: &mut impl fmt::Write, start: &str, text: &str) -> fmt::Result {
+fn write_lines(writer: &mut impl fmt::Write, prefix: &str, text: &str) -> fmt::Result {
     for (index, line) in text.split('\n').enumerate() {
         let indent = if index > 0 { "  " } else { "" };
-        writeln!(writer, "{start}{indent}{line}")?;
+        writeln!(writer, "{prefix}{indent}{line}")?;
     }
     Ok(())
 }
 
-/// As Python spells it. There is nothing below DEBUG there, and readers know no other names.
+/// Returns Python's name of a level; it has none below DEBUG.
 fn level_name(level: Level) -> &'static str {
     match level {
         Level::ERROR => "ERROR",
@@ -120,8 +118,8 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// The name of the Python logger that stands for a module: one for all of ours, because upstream's
-/// filters know that one; the path for a library's.
+/// Returns the name of a Python logger for a module: for all of ours the one of Zuul's gateway, which
+/// filters of operators know; for those of libraries their path.
 fn logger(target: &str) -> String {
     match target.split("::").next() {
         Some("zuul_fingergw") => "zuul.fingergw".to_owned(),
@@ -134,12 +132,12 @@ mod tests {
     use super::*;
 
     fn at(time: &str, zone: &str) -> Zoned {
-        let time: Timestamp = time.parse().expect("a time");
-        time.to_zoned(TimeZone::posix(zone).expect("a zone"))
+        let time: Timestamp = time.parse().unwrap();
+        time.to_zoned(TimeZone::posix(zone).unwrap())
     }
 
     #[test]
-    fn the_start_is_what_python_makes_of_upstreams_format() {
+    fn prefix_is_that_of_zuuls_formatter() {
         let berlin = "CET-1CEST,M3.5.0,M10.5.0/3";
         let cases = [
             (
@@ -168,15 +166,18 @@ mod tests {
             ),
         ];
         for (now, level, target, expected) in cases {
-            assert_eq!(start(&now, level, target), expected);
+            assert_eq!(prefix(&now, level, target), expected);
         }
     }
 
     #[test]
-    fn values_of_tz_are_understood_as_by_the_c_library() {
+    fn values_of_tz_mean_what_they_mean_to_the_c_library() {
         let offset = |tz: &str, time: &str| {
-            let time: Timestamp = time.parse().expect("a time");
-            zone(tz).unwrap_or_else(|reason| panic!("{tz}: {reason}")).to_offset(time).seconds()
+            let time: Timestamp = time.parse().unwrap();
+            parse_zone(tz)
+                .unwrap_or_else(|reason| panic!("{tz}: {reason}"))
+                .to_offset(time)
+                .seconds()
         };
         let (winter, summer) = ("2026-01-15T12:00:00Z", "2026-07-15T12:00:00Z");
         for (tz, in_winter, in_summer) in [
@@ -194,14 +195,14 @@ mod tests {
         // The rules of the United States, by which summer begins on 8 March.
         assert_eq!(offset("CET-1CEST", "2026-03-10T12:00:00Z"), 7200);
         for tz in ["nonsense", "Europe/Nowhere", ":/dev/zero", ":/nowhere", "/etc"] {
-            assert!(zone(tz).is_err(), "{tz}");
+            assert!(parse_zone(tz).is_err(), "{tz}");
         }
     }
 
     #[test]
-    fn every_line_of_a_message_has_the_start() {
+    fn every_line_of_a_message_has_the_prefix() {
         let mut lines = String::new();
-        write(&mut lines, "T INFO n: ", "one\ntwo\nkey=3").expect("a string takes all");
+        write_lines(&mut lines, "T INFO n: ", "one\ntwo\nkey=3").unwrap();
         assert_eq!(lines, "T INFO n: one\nT INFO n:   two\nT INFO n:   key=3\n");
     }
 }

@@ -53,16 +53,16 @@ const FAILOVER_REASONS: &[&str] = &[
     "connect",
     "tls",
     "no_certificate",
-    "circle",
+    "loop",
     "busy",
-    "zone",
+    "wrong_zone",
     "silent",
     "cut",
-    "overtaken",
+    "slower",
     "refused",
 ];
 
-const MISROUTING_KINDS: &[&str] = &["circle", "zone"];
+const MISROUTING_KINDS: &[&str] = &["loop", "wrong_zone"];
 
 /// `ok`, and why a TLS handshake failed, as `tls::handshake_error` names it.
 pub(super) const HANDSHAKE_RESULTS: &[&str] = &[
@@ -87,6 +87,7 @@ const SHORT_BUCKETS: [f64; 14] =
 const LONG_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21_600.0];
 
 impl Default for Metrics {
+    #[expect(clippy::too_many_lines, reason = "an entry for each metric")]
     fn default() -> Self {
         let mut new = Definer(Registry::default());
         let metrics = Self {
@@ -177,7 +178,7 @@ impl Default for Metrics {
                 Counter::default,
             ),
             misrouted: new.by_label(
-                "zuul_fingergw_wiring_faults",
+                "zuul_fingergw_misrouted_requests",
                 "Requests that did not reach the process registered at an address, by kind",
                 "kind",
                 MISROUTING_KINDS,

@@ -1,5 +1,5 @@
-//! Port forwards that lead to the wrong place: what a client sees, what is said of it and how often,
-//! and that it heals when the forward is mended. Forwards are proxies before the real gateways.
+//! Registered addresses that lead elsewhere: what clients receive, and what the gateway reports.
+//! Port forwards are proxies in front of real gateways.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -14,8 +14,8 @@ use crate::support::system::{System, Worker};
 use crate::support::within;
 use crate::support::zones::comes_from;
 
-fn faults(kind: &str) -> String {
-    format!("zuul_fingergw_wiring_faults_total{{kind=\"{kind}\"}}")
+fn misrouted(kind: &str) -> String {
+    format!("zuul_fingergw_misrouted_requests_total{{kind=\"{kind}\"}}")
 }
 
 fn warnings(gateway: &Gateway) -> Vec<String> {
@@ -25,11 +25,11 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
         .collect()
 }
 
-/// Entries that name this gateway as an executor: by an address that it listens on, by another
-/// address of this host, by its registered name, and by a forward that leads to it. One request stays
-/// one, or becomes few, and ends with a line.
+/// The executor of a build has an address on which this gateway listens, another address of this host,
+/// the registered name of this gateway, or the address of a forward to this gateway. One request makes
+/// few others, and the client receives a reply.
 #[tokio::test]
-async fn an_executor_that_is_this_gateway() {
+async fn an_executor_with_the_address_of_this_gateway() {
     let system = System::new().await;
     let mut builder = Builder::new(&system).zone("east").listeners(&["address = \"0.0.0.0:0\""]);
     builder.root = "public_port = 7979".to_owned();
@@ -58,12 +58,12 @@ async fn an_executor_that_is_this_gateway() {
         let connections = metric(&gateway, accepted).await - before;
         assert!(connections <= most, "{hostname}:{port}: {connections} connections");
     }
-    assert_eq!(metric(&gateway, &faults("circle")).await, 3.0);
+    assert_eq!(metric(&gateway, &misrouted("loop")).await, 3.0);
 }
 
-/// An executor that has the address of another gateway: that one refuses to ask itself.
+/// The executor of a build has the address of another gateway, which does not send the request to itself.
 #[tokio::test]
-async fn an_executor_that_is_another_gateway() {
+async fn an_executor_with_the_address_of_another_gateway() {
     let system = System::new().await;
     let mut gateways = Vec::new();
     for zone in ["east", "west"] {
@@ -93,10 +93,10 @@ async fn forwarded(system: &System, zone: &str, forward: u16, tls: bool) -> Gate
     builder.ready().await
 }
 
-/// The forward of zone west leads to the gateway of zone north, over TLS: it says so before it is asked,
-/// the executor helps out, and one warning names the forward's address and who was found there.
+/// The forward of zone west leads to the gateway of zone north, over TLS. The log comes from the executor,
+/// and one warning has the address of the forward and the names of the gateway behind it.
 #[tokio::test]
-async fn a_forward_to_the_wrong_zone() {
+async fn a_forward_to_the_wrong_zone_is_reported() {
     let system = System::new().await;
     let north = forwarded(&system, "north", 1, true).await;
     let forward = Proxy::start(north.port()).await;
@@ -108,7 +108,7 @@ async fn a_forward_to_the_wrong_zone() {
     for _ in 0..3 {
         comes_from(&executor, east.addresses[1], &build).await;
     }
-    assert_eq!(metric(&east, &faults("zone")).await, 3.0);
+    assert_eq!(metric(&east, &misrouted("wrong_zone")).await, 3.0);
     let wanted = format!("zone=\"west\" gateway=\"localhost:{port}\" found=\"north localhost\"");
     east.logged("both ends", |line| line.contains(&wanted)).await;
     assert_eq!(warnings(&east).len(), 1);
@@ -117,27 +117,27 @@ async fn a_forward_to_the_wrong_zone() {
     assert_eq!(answer, "Internal streaming error: the zone's gateways cannot be reached\r\n");
 }
 
-/// Forwards in a circle of one, two and three gateways, plain and with TLS: one line within seconds,
-/// while others are served, with few warnings, and none over plain connections; and a log, where the
-/// executor can be reached.
+/// Loops of one, two and three gateways, plain and over TLS. A client receives a reply within seconds,
+/// or the log if the executor can be reached, and other clients are served meanwhile. Warnings are few,
+/// and there are none about plain gateways.
 #[tokio::test]
-async fn circles() {
+async fn loops_end() {
     let mut all = JoinSet::new();
     for (length, tls) in [(1, false), (2, false), (3, false), (1, true), (3, true)] {
-        all.spawn(circle(length, tls));
+        all.spawn(a_loop_ends(length, tls));
     }
-    while let Some(circle) = all.join_next().await {
-        circle.expect("this circle");
+    while let Some(ended) = all.join_next().await {
+        ended.expect("this loop");
     }
 }
 
-async fn circle(length: usize, tls: bool) {
+async fn a_loop_ends(length: usize, tls: bool) {
     let system = System::new().await;
     let mut gateways = Vec::new();
     for number in 0..length {
         gateways.push(forwarded(&system, &format!("zone{number}"), 1, tls).await);
     }
-    // Each request goes to any of them: circles of all lengths up to this.
+    // Each request goes to any of them, so there are loops of all lengths up to this.
     let forwards = gateways.iter().map(|gateway| Proxy::start(gateway.port()));
     let mut proxies = Vec::new();
     for forward in forwards {
@@ -149,7 +149,7 @@ async fn circle(length: usize, tls: bool) {
     let address = gateways[0].addresses[1];
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     // Until it has seen the entries.
-    let went_round = |line: &String| line.contains("trying the next hop");
+    let went_round = |line: &String| line.contains("hop failed");
     within("the entries to be seen", async {
         while !gateways[0].log().iter().any(went_round) {
             let answer = Client::ask(address, &build).await.text().await;
@@ -162,8 +162,8 @@ async fn circle(length: usize, tls: bool) {
     comes_from(&executor, address, &other).await;
     let mut counted = 0.0;
     for gateway in &gateways {
-        counted += metric(gateway, &faults("zone")).await;
-        counted += metric(gateway, &faults("circle")).await;
+        counted += metric(gateway, &misrouted("wrong_zone")).await;
+        counted += metric(gateway, &misrouted("loop")).await;
         let warnings = warnings(gateway);
         assert!(warnings.len() <= length, "one for each address: {warnings:?}");
     }
