@@ -464,9 +464,8 @@ async fn lookups_that_wait_for_a_hanging_zookeeper_share_a_read() {
     const LOOKUPS: usize = 40;
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
-    let limits = format!(
-        "lookups = {LOOKUPS}\nlookup_timeout = \"1h\"\nexempt_networks = [\"127.0.0.1\"]"
-    );
+    let limits =
+        format!("lookups = {LOOKUPS}\nlookup_timeout = \"1h\"\nexempt_networks = [\"127.0.0.1\"]");
     let mut builder = talkative(&system).zookeeper("session_timeout = \"60s\"").limits(&limits);
     builder.hosts = system.hosts_by(&proxy);
     let mut gateway = builder.ready().await;
