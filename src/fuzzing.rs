@@ -1,5 +1,5 @@
-//! What the fuzz targets in `tests/fuzz` call, one function each. They take any bytes, and panic
-//! where the program would say or do what it must not. Ordinary tests replay the corpus.
+//! The checks of the fuzz targets in `tests/fuzz`, one function each. They accept any bytes, and panic if
+//! the program would log or do something wrong. The unit tests replay the corpus.
 
 use std::fmt::Debug;
 use std::pin::pin;
@@ -16,15 +16,15 @@ use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
 use crate::model::component::{Component, FINGERGW, Gateway, OwnComponent, State};
 
-/// Panics unless `text` can be shown to people: on one line, printable and not too long.
+/// Panics unless `text` can be logged: on one line, printable and not too long.
 pub(crate) fn presentable(text: &str) {
-    assert!(!text.is_empty(), "nothing is said");
+    assert!(!text.is_empty(), "no text");
     assert!(!text.contains(char::is_control), "control characters: {text:?}");
     assert!(text.chars().count() < 1000, "too long: {text:?}");
 }
 
-/// The finger request: the first byte says where the rest is split in two, because that must not
-/// matter.
+/// The finger request. The first byte is the position at which the rest is split into two reads, which
+/// must not make a difference.
 pub fn query(data: &[u8]) {
     let Some((&split, request)) = data.split_first() else { return };
     let (first, second) = request.split_at(usize::from(split).min(request.len()));
@@ -54,7 +54,7 @@ pub fn query(data: &[u8]) {
             let id = build.as_str().as_bytes();
             assert!((1..=BuildId::MAX).contains(&id.len()));
             assert!(id.iter().all(u8::is_ascii_hexdigit));
-            let before = asked.strip_suffix(id).expect("what was asked for");
+            let before = asked.strip_suffix(id).expect("the requested build");
             let verbose = before.trim_ascii_end().eq_ignore_ascii_case(b"/W");
             assert!(before.is_empty() || verbose && before[2] == b' ');
         }
@@ -68,8 +68,8 @@ pub fn query(data: &[u8]) {
     }
 }
 
-/// A PROXY protocol header and what follows it: the first byte says where the rest is split in two.
-/// Nothing behind the header is taken, all before its end is, and it is understood the same.
+/// A PROXY protocol header and the bytes after it. The first byte is the position at which the rest is
+/// split into two reads. The parser consumes exactly the header, and its result is the same for any split.
 pub fn proxy_header(data: &[u8]) {
     let Some((&split, bytes)) = data.split_first() else { return };
     let read = |pieces: [&[u8]; 2]| {
@@ -93,13 +93,17 @@ pub fn proxy_header(data: &[u8]) {
         Ok(Some((length, Ok(_)))) => {
             assert!((15..=HEADER_MAX).contains(&length));
             let alone = read([&bytes[..length], b""]);
-            assert_eq!(alone, whole, "what is behind it matters");
-            assert_eq!(read([&bytes[..length - 1], b""]), Ok(None), "its last byte does not");
+            assert_eq!(alone, whole, "depends on the bytes after it");
+            assert_eq!(
+                read([&bytes[..length - 1], b""]),
+                Ok(None),
+                "complete without its last byte"
+            );
         }
     }
 }
 
-/// What a future comes to that never waits.
+/// The result of a future that never waits.
 fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
@@ -107,8 +111,8 @@ fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// The entry of a component: an odd first byte makes it a gateway's. A gateway that can be dialed
-/// reads back from the entry that we would write for it.
+/// The entry of a component; that of a gateway if the first byte is odd. The entry that we would write for
+/// a gateway that can be dialed must give the same gateway.
 pub fn component(data: &[u8]) {
     let Some((&first, json)) = data.split_first() else { return };
     let kind = if first % 2 == 1 { FINGERGW } else { "executor" };
@@ -123,7 +127,7 @@ pub fn component(data: &[u8]) {
     reads_back(Component::from_json(FINGERGW, "other", entry.as_bytes()), component);
 }
 
-/// A build request: an executor reads back from the request it would be in.
+/// A build request. A request that is written for its executor must give the same build.
 pub fn build_request(data: &[u8]) {
     let build = match Build::from_json(data) {
         Ok(build) => build,
@@ -146,11 +150,11 @@ pub fn build_request(data: &[u8]) {
     reads_back(Build::from_json(request.as_bytes()), build);
 }
 
-/// A line that the command socket got.
+/// A line that the command socket received.
 pub fn command(data: &[u8]) {
     match Request::parse(data) {
         Ok(request) => reads_back(Request::parse(format!("{request}\n").as_bytes()), request),
-        Err(fault) => presentable(&fault),
+        Err(error) => presentable(&error),
     }
 }
 
@@ -163,7 +167,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// Every file of the corpus of one target.
+    /// Checks every file of the corpus of one target.
     fn replay(target: &str, check: fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
         let mut files = 0;
@@ -177,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_corpus_of_each_target() {
+    fn corpus_of_each_target_passes() {
         replay("build_request", super::build_request);
         replay("command", super::command);
         replay("component", super::component);

@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations() {
+    fn durations_need_a_unit_and_have_a_range() {
         let day = Duration::from_millis(1)..=Duration::from_secs(86_400);
         let duration = |text| duration(text, &day);
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses() {
+    fn addresses_need_a_port_and_brackets_for_ipv6() {
         assert_eq!(address("[::]:79"), Ok(("::".into(), 79)));
         assert_eq!(address("127.0.0.1:0"), Ok(("127.0.0.1".into(), 0)));
         assert_eq!(address("gw.example.org:7979"), Ok(("gw.example.org".into(), 7979)));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn networks() {
+    fn networks_are_written_without_host_bits() {
         let network = |text| network(text).map(|network| network.to_string());
         for good in ["192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0", "::/0", "192.0.2.1/32"] {
             assert_eq!(network(good), Ok(good.to_owned()));
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn connect_strings() {
+    fn connect_strings_of_zookeeper_are_parsed() {
         let hosts = |text| hosts(text, 2281).map(|hosts| hosts.to_string());
         assert_eq!(hosts("zk1:2281"), Ok("zk1:2281".into()));
         assert_eq!(
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn tenants_and_clients() {
+    fn tenants_and_clients_are_checked() {
         assert_eq!(tenant("b c"), Ok("b c".to_owned()));
         assert!(tenant("").is_err() && tenant("a\n").is_err());
         for good in ["gw.example.org", "*.example.org", "zuul-web", "Zuul Web"] {
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn names() {
+    fn names_of_hosts_and_zones_are_checked() {
         for good in ["gw.example.org", "gw.example.org.", "192.0.2.1", "2001:db8::1", "a_b"] {
             assert!(hostname(good).is_ok(), "{good}");
         }

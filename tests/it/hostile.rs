@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -14,6 +13,7 @@ use crate::support::client::{Client, client_hello};
 use crate::support::executor::{Executor, Stream};
 use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::process::raise_file_limit;
 use crate::support::system::System;
 use crate::support::within;
 
@@ -47,9 +47,7 @@ impl Besieged {
     }
 
     async fn with_deadlines(time: &str) -> Self {
-        // Both ends of all connections are in this process.
-        let files = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).expect("files");
+        raise_file_limit();
         let system = System::new().await;
         let identity = system.zookeeper.authority.identity("gateway");
         let deadlines = format!(

@@ -84,7 +84,8 @@ async fn more_too_many_than_are_told_so() {
             }
         }
     }
-    assert!((64..400).contains(&told), "{told} were told");
+    // 64 at a time; on a slow machine those after them begin when the first have been closed.
+    assert!((64..=128).contains(&told), "{told} were told");
     stream.write(b"still here\n").await;
     first.expect(b"still here\n").await;
 

@@ -13,6 +13,9 @@ use crate::support::zones::TwoZones;
 /// Pipes that the program has at once (`src/gateway/relay/splice.rs`).
 const PIPES: usize = 32;
 
+/// Pipes that it keeps for the next streams.
+const IDLE_PIPES: usize = 8;
+
 /// More than all buffers between an executor and a client that does not read hold together.
 const TOO_MUCH: usize = 32 * 1024 * 1024;
 
@@ -128,7 +131,7 @@ async fn urgent_data_ends_no_log_early() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_streams_than_pipes() {
     let poured = Poured::new().await;
-    let sent = std::sync::Arc::new(log(6_000_000));
+    let sent = std::sync::Arc::new(log(2_000_000));
     let mut streams = Vec::new();
     for _ in 0..PIPES + 8 {
         let client = poured.narrow().await;
@@ -153,6 +156,41 @@ async fn more_streams_than_pipes() {
     for reader in readers.collect::<Vec<_>>() {
         reader.await.expect("an exact log");
     }
+}
+
+/// On a machine with more CPUs than there are pipes no worker keeps a pipe for itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_workers_than_pipes_leave_few_idle_pipes() {
+    const WORKERS: usize = 48;
+    let system = System::new().await;
+    let change = |command: &mut tokio::process::Command| {
+        command.env("TOKIO_WORKER_THREADS", WORKERS.to_string());
+    };
+    let mut gateway = Builder::new(&system).start_changed(change).await;
+    gateway.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let before = gateway.pipe_ends();
+    let sent = std::sync::Arc::new(log(1_000_000));
+    let mut logs = tokio::task::JoinSet::new();
+    for _ in 0..WORKERS {
+        let mut client = Client::ask(gateway.address(), &build).await;
+        let mut stream = executor.accept().await;
+        let sent = std::sync::Arc::clone(&sent);
+        logs.spawn(async move {
+            let writer = async {
+                stream.write(&sent).await;
+                stream.finish().await;
+            };
+            let ((), (received, ending)) = tokio::join!(writer, client.rest());
+            assert!(received == *sent && ending == Ending::Clean, "{} bytes", received.len());
+        });
+    }
+    while let Some(log) = logs.join_next().await {
+        log.expect("an exact log");
+    }
+    let kept = gateway.pipe_ends() - before;
+    assert!((2..=2 * IDLE_PIPES).contains(&kept), "{kept} ends of pipes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,6 +18,8 @@ use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port};
 use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
+use crate::support::limits::TOO_MANY;
+use crate::support::process::raise_file_limit;
 use crate::support::program::{Outcome, nobody, program};
 use crate::support::proxy::Proxy;
 use crate::support::reloadable::{Reloadable, replace};
@@ -725,6 +727,39 @@ async fn many_at_once() {
     assert!(served.metric(OK).await >= 20.0);
     assert_eq!(served.metric(FAILED).await, 0.0);
     flow.ends().await;
+}
+
+/// Streams that began with an older configuration go on, however many there are, and leave nothing.
+#[tokio::test]
+async fn a_thousand_streams_go_on_after_a_reload() {
+    const STREAMS: usize = 1000;
+    raise_file_limit();
+    let system = System::new().await;
+    let limits = "grace = \"5s\"\nconnections_per_address = 2000";
+    let served = Reloadable::start(Builder::new(&system).limits(limits)).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let sockets = served.gateway.sockets();
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let mut client = Client::ask(served.address(), &build).await;
+        let stream = executor.begin(&mut client).await;
+        streams.push((client, stream));
+    }
+    served.edit("connections_per_address = 2000", "connections_per_address = 1000");
+    assert_eq!(served.reloads().await, ["changed: limits.connections_per_address"]);
+    let refused = Client::ask(served.address(), &build).await.text().await;
+    assert_eq!(refused, TOO_MANY, "the old streams count against the new limit");
+
+    for (client, stream) in &mut streams {
+        stream.write(b"after the reload\n").await;
+        client.expect(b"after the reload\n").await;
+    }
+    for (mut client, stream) in streams {
+        stream.finish().await;
+        assert_eq!(client.text().await, "");
+    }
+    served.gateway.until_sockets(sockets).await;
 }
 
 #[tokio::test]

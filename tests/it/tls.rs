@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use rustix::process::Signal;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -418,58 +417,4 @@ async fn a_common_name_does_not_count_where_names_are_constrained() {
     let refused = "Internal streaming error: the zone's gateways cannot be reached\r\n";
     assert_eq!(behind(&theirs, &system_wide, true).await, refused);
     assert_eq!(behind(&theirs, &system_wide, false).await, "log\n");
-}
-
-/// Two gateways of which one has a certificate of an authority that the other does not know: each
-/// says so, once, however often it happens.
-#[tokio::test]
-async fn a_gateway_that_fails_again_and_again_is_named_once() {
-    let system = System::new().await;
-    let identity = system.zookeeper.authority.identity("gateway");
-    let foreign = Authority::new();
-    let stranger = Identity { ca: identity.ca.clone(), ..foreign.identity("gateway") };
-    let mut west = Builder::new(&system).zone("west").tls(&stranger).listeners(&["tls = true"]);
-    west.log = "level = \"debug\"".to_owned();
-    let mut west = west.ready().await;
-    let mut east = Builder::new(&system).zone("east").tls(&identity).ready().await;
-    west.until_running(&system).await;
-    east.until_running(&system).await;
-    let executor = Executor::start().await;
-    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    for _ in 0..4 {
-        let mut client = Client::ask(east.address(), &build).await;
-        executor.serve(b"log\n").await;
-        assert_eq!(client.text().await, "log\n", "by the executor itself");
-    }
-    let failed = |line: &str| line.contains("no connection") && line.contains("TLS: ");
-    west.logged_times("each failure, at debug level", 4, failed).await;
-    east.logged_times("each way round it", 4, |line| line.contains("hop failed")).await;
-
-    let named = |log: Vec<String>| -> Vec<String> {
-        log.into_iter().filter(|line| line.contains("again and again")).collect()
-    };
-    let [said] = &named(east.log())[..] else { panic!("{:#?}", named(east.log())) };
-    assert!(said.contains("WARN") && said.contains("zone=west"), "{said}");
-    assert!(
-        said.contains("invalid peer certificate") && said.contains("gateway=localhost:"),
-        "{said}"
-    );
-    let [said] = &named(west.log())[..] else { panic!("{:#?}", named(west.log())) };
-    assert!(said.contains("WARN") && said.contains("peer=127.0.0.1"), "{said}");
-    assert!(said.contains("zone=east"), "not itself, though it has the same address: {said}");
-
-    // Somebody who fails on purpose from where only gateways of west's own zone are.
-    east.signal(Signal::TERM);
-    east.exit().await;
-    let mut west = Builder::new(&system).zone("west").tls(&stranger).listeners(&["tls = true"]);
-    west.log = "level = \"debug\"".to_owned();
-    let mut west = west.ready().await;
-    west.until_running(&system).await;
-    for _ in 0..3 {
-        let mut client = Client::connect(west.address()).await;
-        client.send(b"no TLS\n").await;
-        client.rest().await;
-    }
-    west.logged_times("each failure, at debug level", 3, failed).await;
-    assert_eq!(named(west.log()), [""; 0]);
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::Context;
+use super::context::Context;
 use super::limits::{AddressPermit, Limiter, Permit};
 use super::protocol::reply::{Reply, ReplyError};
 use super::routing::access;
@@ -148,7 +148,7 @@ impl Listener {
             self.sessions.spawn(async move {
                 let _permit = permit;
                 let client = Connection::Plain(Socket::from_client(stream));
-                session::refuse(client, Reply::Error(error), &cx).await;
+                session::send_reply(client, Reply::Error(error).line().as_bytes(), &cx).await;
             });
         }
     }

@@ -1,4 +1,4 @@
-//! The same files read by CPython's `configparser` and by us.
+//! Compares our results with those of CPython's `configparser` for generated files.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,8 +11,8 @@ use super::Ini;
 /// Files in one run.
 const FILES: usize = 6000;
 
-/// Reads one JSON list of file texts; answers for each `null` where Python refuses the file, else
-/// every section's options, `null` for a value that cannot be interpolated.
+/// Reads a JSON list of file texts. Prints for each `null` if Python refuses the file, else the options of
+/// every section, with `null` for a value that cannot be interpolated.
 const PYTHON: &str = r#"
 import configparser, io, json, sys
 environment = {"ZUUL_ONE": "1%%", "ZUUL_TWO": "<%(a)s>", "zuul_BAD": "5%"}
@@ -36,7 +36,7 @@ for text in json.load(sys.stdin):
 json.dump(answers, sys.stdout)
 "#;
 
-/// Pieces that files are made of: what is special to the format, and what only looks like it.
+/// Parts of generated files: special syntax, and text that only looks like it.
 const PIECES: [&str; 62] = [
     "\n",
     "\n",
@@ -102,7 +102,7 @@ const PIECES: [&str; 62] = [
     "\u{feff}",
 ];
 
-/// A file of a few to two dozen lines, always the same for the same `random`.
+/// Generates a file of up to two dozen lines, the same for the same `random`.
 fn file(random: &mut fastrand::Rng) -> String {
     let mut text = String::new();
     if random.u8(..) < 250 {
@@ -110,7 +110,7 @@ fn file(random: &mut fastrand::Rng) -> String {
     }
     for _ in 0..random.usize(1..24) {
         let piece = |random: &mut fastrand::Rng| PIECES[random.usize(..PIECES.len())];
-        // Mostly whole lines, or most files would be refused as a whole.
+        // Mostly whole lines; otherwise Python would refuse most files.
         match random.u8(..) {
             0..150 => {
                 let name = ["a", "b", "PORT", "o", "zuul_one"][random.usize(..5)];
@@ -137,24 +137,24 @@ fn file(random: &mut fastrand::Rng) -> String {
     text
 }
 
-/// What Python says of `texts`.
-fn pythons_answers(texts: &[String]) -> Vec<Value> {
+/// Returns the results of Python for `texts`.
+fn python_results(texts: &[String]) -> Vec<Value> {
     let mut python = Command::new("python3")
         .args(["-c", PYTHON])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("python3 (tests/run installs it)");
-    let question = json!(texts).to_string();
+    let input = json!(texts).to_string();
     let mut stdin = python.stdin.take().expect("stdin is piped");
-    stdin.write_all(question.as_bytes()).expect("Python reads all before it answers");
+    stdin.write_all(input.as_bytes()).expect("Python reads all input first");
     drop(stdin);
-    let output = python.wait_with_output().expect("Python's answers");
+    let output = python.wait_with_output().expect("the output of Python");
     serde_json::from_slice(&output.stdout).expect("a JSON list")
 }
 
-/// What we say, in Python's form.
-fn our_answer(text: &str) -> Value {
+/// Returns our result in the form of Python's.
+fn our_result(text: &str) -> Value {
     let environment = [("ZUUL_ONE", "1%%"), ("ZUUL_TWO", "<%(a)s>"), ("zuul_BAD", "5%")];
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let Ok(ini) = Ini::parse(text, environment) else { return Value::Null };
@@ -171,16 +171,16 @@ fn our_answer(text: &str) -> Value {
 }
 
 #[test]
-fn thousands_of_files_mean_what_python_says() {
+fn generated_files_are_read_as_by_python() {
     let mut random = fastrand::Rng::with_seed(143);
     let texts: Vec<_> = (0..FILES).map(|_| file(&mut random)).collect();
-    let answers = pythons_answers(&texts);
+    let answers = python_results(&texts);
     assert_eq!(answers.len(), FILES);
     let accepted = answers.iter().filter(|answer| !answer.is_null()).count();
     assert!((FILES / 10..FILES * 9 / 10).contains(&accepted), "of both kinds: {accepted}");
     let mut differences = String::new();
     for (text, theirs) in texts.iter().zip(&answers) {
-        let ours = our_answer(text);
+        let ours = our_result(text);
         if ours != *theirs && differences.len() < 4000 {
             let _ = writeln!(differences, "{text:?}\n  Python {theirs}\n  ours   {ours}");
         }
