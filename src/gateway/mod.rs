@@ -61,7 +61,12 @@ impl Adjuster {
 
     /// Gives connections these settings from the next one on.
     pub(crate) fn adjust(&self, settings: Settings) {
+        let old = self.settings();
         self.0.send_modify(|cx| *cx = Arc::new(cx.with_settings(settings)));
+        // Streams keep the old settings until they end, which may take days, but not their TLS sessions.
+        if let Some(connector) = old.connector {
+            connector.forget_sessions();
+        }
     }
 }
 

@@ -37,7 +37,7 @@ async fn one_connection_too_many_is_told_so() {
         assert_eq!(answer, TOO_MANY);
     }
     assert_eq!(rejected(&gateway, "limit").await, 2.0);
-    let warned = |line: &str| line.contains("WARN") && line.contains("(limits.connections)");
+    let warned = |line: &str| line.contains("WARN") && line.contains("(see limits.connections)");
     assert_eq!(gateway.count_logged("a warning", warned).await, 1, "once");
 
     stream.write(b"log\n").await;

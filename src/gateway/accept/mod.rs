@@ -68,7 +68,7 @@ impl Listener {
                     self.admit(stream, peer);
                 }
                 Err(error) if concerns_peer_only(&error) => {
-                    debug!(%error, "a connection failed early")
+                    debug!(%error, "a connection failed before it was accepted")
                 }
                 Err(error) => {
                     self.cx.borrow().metrics.connection_rejected(Rejection::Accept);
@@ -76,7 +76,11 @@ impl Listener {
                     if last_failure.replace(Instant::now()).is_some() {
                         debug!(%error, "still cannot accept connections");
                     } else {
-                        warn!(%error, "cannot accept connections; trying on (descriptors: LimitNOFILE, limits.connections)");
+                        warn!(
+                            %error,
+                            "cannot accept connections, retrying; raise LimitNOFILE or lower \
+                             limits.connections if file descriptors are used up"
+                        );
                     }
                     tokio::select! {
                         () = stop.cancelled() => return,

@@ -82,7 +82,7 @@ async fn a_log_that_ends_is_relayed_to_its_last_byte() {
         expect(&mut client_peer, &[b'x'; 200_000]).await;
     };
     let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(end, EndReason::Finished), "{}", end);
+    assert!(matches!(end, EndReason::Finished), "{end}");
     assert_eq!(setup.bytes.load(Ordering::Relaxed), 200_013);
 }
 
@@ -96,7 +96,7 @@ async fn an_upstream_that_fails_after_some_bytes_is_not_a_finished_log() {
         hop.reset();
     };
     let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(end, EndReason::UpstreamFailed(_)), "{}", end);
+    assert!(matches!(end, EndReason::UpstreamFailed(_)), "{end}");
     assert_eq!(setup.bytes.load(Ordering::Relaxed), FIRST.len() as u64);
 }
 
@@ -110,7 +110,7 @@ async fn a_client_that_resets_ends_an_idle_stream() {
         client_peer.reset();
     };
     let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), leave);
-    assert!(matches!(end, EndReason::ClientLeft(Some(_))), "{}", end);
+    assert!(matches!(end, EndReason::ClientLeft(Some(_))), "{end}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,7 +127,7 @@ async fn a_client_that_half_closes_gets_the_rest_of_the_log() {
         expect(&mut client_peer, b"second\n").await;
     };
     let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(end, EndReason::Finished), "{}", end);
+    assert!(matches!(end, EndReason::Finished), "{end}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -141,7 +141,7 @@ async fn a_write_to_a_client_that_is_gone_ends_the_stream() {
         hop.stream.write_all(b"second\n").await.expect("sent");
     };
     let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(end, EndReason::ClientLeft(Some(_))), "{}", end);
+    assert!(matches!(end, EndReason::ClientLeft(Some(_))), "{end}");
     assert_eq!(setup.bytes.load(Ordering::Relaxed), FIRST.len() as u64);
 }
 
@@ -152,7 +152,7 @@ async fn a_client_that_reads_nothing_ends_the_stream_at_the_write_deadline() {
     let (client, _client_peer) = in_memory::connection(4);
     let began = time::Instant::now();
     let end = setup.run(upstream, FIRST, client).await;
-    assert!(matches!(end, EndReason::ClientStalled), "{}", end);
+    assert!(matches!(end, EndReason::ClientStalled), "{end}");
     assert_eq!(setup.bytes.load(Ordering::Relaxed), 4);
     assert_eq!(began.elapsed().as_secs(), 300);
 }
@@ -170,7 +170,7 @@ async fn a_client_that_reads_slowly_keeps_its_stream() {
         }
     };
     let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(end, EndReason::Finished), "{}", end);
+    assert!(matches!(end, EndReason::Finished), "{end}");
 }
 
 /// A log smaller than the kernel's buffers never makes a write wait.
@@ -182,7 +182,7 @@ async fn a_client_that_acknowledges_nothing_of_an_idle_log_is_stalled() {
     client_peer.set_unacked_bytes(20_000);
     let began = time::Instant::now();
     let end = setup.run(upstream, &[b'x'; 20_000], client).await;
-    assert!(matches!(end, EndReason::ClientStalled), "{}", end);
+    assert!(matches!(end, EndReason::ClientStalled), "{end}");
     assert_eq!(began.elapsed().as_secs(), 300);
 }
 
@@ -199,7 +199,7 @@ async fn a_client_that_acknowledges_an_idle_log_late_is_not_stalled() {
         drop(hop);
     };
     let (end, ()) = tokio::join!(setup.run(upstream, &[b'x'; 20_000], client), log);
-    assert!(matches!(end, EndReason::Finished), "{}", end);
+    assert!(matches!(end, EndReason::Finished), "{end}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,7 +222,7 @@ async fn too_many_stalled_clients_evict_the_one_that_waits_longest() {
         });
     }
     let (index, end) = relays.next().await.expect("a relay");
-    assert!(matches!(end, EndReason::ClientEvicted), "{}", end);
+    assert!(matches!(end, EndReason::ClientEvicted), "{end}");
     assert_eq!(index, 0);
     let others = timeout(Duration::from_secs(60), relays.next()).await;
     assert!(others.is_err(), "eight clients may stall");
@@ -247,7 +247,7 @@ async fn an_idle_stream_ends_at_the_idle_timeout() {
         end = setup.run(upstream, FIRST, client) => end,
         () = log => unreachable!(),
     };
-    assert!(matches!(end, EndReason::Idle), "{}", end);
+    assert!(matches!(end, EndReason::Idle), "{end}");
     // The timeout and up to one check interval after the last byte.
     let elapsed = began.elapsed().as_secs();
     assert!((450 + 160..=450 + 170).contains(&elapsed), "{elapsed} s");
@@ -269,7 +269,7 @@ async fn a_stream_that_flows_ends_at_the_total_timeout() {
         end = setup.run(upstream, FIRST, client) => end,
         () = log => unreachable!(),
     };
-    assert!(matches!(end, EndReason::TooLong), "{}", end);
+    assert!(matches!(end, EndReason::TooLong), "{end}");
     // The stream began by the other clock.
     assert!(began.elapsed().as_secs().abs_diff(3600) <= 1);
 }
@@ -285,7 +285,7 @@ async fn an_abort_ends_a_stream_even_while_its_client_is_stalled() {
             setup.abort.cancel();
         };
         let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), abort);
-        assert!(matches!(end, EndReason::Stopped), "{}", end);
+        assert!(matches!(end, EndReason::Stopped), "{end}");
     }
 }
 
@@ -343,5 +343,5 @@ async fn a_stalled_client_gives_its_pipe_back_and_gets_the_whole_log() {
     assert!(received == log);
     hop.await.expect("sent");
     let end = relay.await.expect("no panic");
-    assert!(matches!(end, EndReason::Finished), "{}", end);
+    assert!(matches!(end, EndReason::Finished), "{end}");
 }

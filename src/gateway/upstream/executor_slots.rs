@@ -30,20 +30,14 @@ const HOLD: Duration = Duration::from_secs(1);
 #[derive(Clone, Default)]
 pub(crate) struct ExecutorSlots(Arc<Mutex<Executors>>);
 
-/// By host and port. An entry exists as long as it has users.
-type Executors = HashMap<(String, u16), Entry>;
+/// Executors that are not being asked keep their entries up to this number, so that a request allocates
+/// nothing. There are not more executors in the registry of most systems.
+const IDLE_MAX: usize = 1024;
 
-struct Entry {
-    slots: Arc<Slots>,
-    /// The number of [`ExecutorSlot`]s that refer to `slots`.
-    users: usize,
-}
+type Executors = HashMap<Executor, Arc<Slots>>;
 
 /// The slots of one executor.
 struct Slots {
-    executor: (String, u16),
-    /// The table that this is an entry of, until it has no users any more.
-    table: ExecutorSlots,
     /// A permit for each free slot, given to waiters in the order in which they came. It is forgotten
     /// when the slot enters [`State::taken`].
     free: Semaphore,
@@ -121,16 +115,17 @@ impl ExecutorSlots {
 
     /// A slot of `executor` that is not yet taken.
     fn slot(&self, executor: &Executor) -> ExecutorSlot {
-        let key = (executor.hostname.clone(), executor.port);
         let mut executors = self.lock();
-        let entry = executors.entry(key).or_insert_with_key(|key| {
-            let (executor, table) = (key.clone(), self.clone());
-            let (free, state) = (Semaphore::new(SLOTS), Mutex::default());
-            let slots = Slots { executor, table, free, state };
-            Entry { slots: Arc::new(slots), users: 0 }
-        });
-        entry.users += 1;
-        ExecutorSlot { slots: Arc::clone(&entry.slots), number: 0 }
+        if let Some(slots) = executors.get(executor) {
+            return ExecutorSlot { slots: Arc::clone(slots), number: 0 };
+        }
+        if executors.len() >= IDLE_MAX {
+            // References are only added under the lock of the table.
+            executors.retain(|_, slots| Arc::strong_count(slots) > 1);
+        }
+        let slots = Arc::new(Slots { free: Semaphore::new(SLOTS), state: Mutex::default() });
+        executors.insert(executor.clone(), Arc::clone(&slots));
+        ExecutorSlot { slots, number: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Executors> {
@@ -208,14 +203,6 @@ impl Drop for ExecutorSlot {
             state.taken.remove(index);
             self.slots.free.add_permits(1);
         }
-        drop(state);
-        let mut executors = self.slots.table.lock();
-        if let Some(entry) = executors.get_mut(&self.slots.executor) {
-            entry.users -= 1;
-            if entry.users == 0 {
-                executors.remove(&self.slots.executor);
-            }
-        }
     }
 }
 
@@ -284,7 +271,6 @@ mod tests {
         assert!(slots.try_acquire(&executor(1)).is_none(), "these were freed before");
         drop(taken);
         assert_eq!(take_all(&slots, 1).len(), SLOTS);
-        assert!(slots.lock().is_empty(), "no executor is asked any more");
     }
 
     #[tokio::test(start_paused = true)]
@@ -294,7 +280,6 @@ mod tests {
         let patience = HOLD / 2;
         assert!(acquire(&slots, "ab", patience).await.is_none());
         drop(held);
-        assert!(slots.lock().is_empty());
         assert_eq!(take_all(&slots, 1).len(), SLOTS);
     }
 
@@ -327,5 +312,17 @@ mod tests {
         hanging.remove(0).silent(&build("ab"));
         let _first = first.await.expect("the slot of the one that was answered");
         assert!(waiting.await.is_some(), "the executor answers again");
+    }
+
+    #[test]
+    fn entries_of_executors_that_are_not_asked_are_bounded() {
+        let slots = ExecutorSlots::default();
+        let held = slots.try_acquire(&executor(1)).expect("a free slot");
+        for port in 2..10_000 {
+            drop(slots.try_acquire(&executor(port)).expect("a free slot"));
+            assert!(slots.lock().len() <= IDLE_MAX);
+        }
+        assert!(slots.lock().contains_key(&executor(1)), "it is being asked");
+        drop(held);
     }
 }
