@@ -56,7 +56,7 @@ async fn blackhole() -> (u16, impl Sized) {
 /// Thirty gateways take connections and say nothing: more than get their head start, one after the
 /// other, within the time that all together have. The executor, which comes last, is asked all the same.
 #[tokio::test]
-async fn many_silent_gateways_cost_a_client_little() {
+async fn many_silent_gateways_delay_a_client_little() {
     let mut silent = Vec::new();
     for _ in 0..30 {
         silent.push(Executor::start().await);
@@ -74,7 +74,7 @@ async fn many_silent_gateways_cost_a_client_little() {
 /// deadlines together, so it is in time only if it is asked before most of the others have failed. It
 /// may have been drawn among the first by chance, but hardly in all zones.
 #[tokio::test]
-async fn many_blackholes_cost_a_client_little() {
+async fn many_blackholed_gateways_delay_a_client_little() {
     let system = System::new().await;
     let limits = "lookup_timeout = \"2s\"\nconnect_timeout = \"2s\"\nfirst_byte_timeout = \"2s\"";
     let mut zones = JoinSet::new();
@@ -106,7 +106,7 @@ async fn many_blackholes_cost_a_client_little() {
 /// Nobody of the zone says anything, nor does the executor: one line, in a bounded time however many
 /// there are.
 #[tokio::test]
-async fn a_zone_in_which_all_are_silent_ends_in_one_line() {
+async fn silent_zone_ends_with_one_reply() {
     let (one, two, executor) =
         (Executor::start().await, Executor::start().await, Executor::start().await);
     let ports = [one.address.port(), two.address.port()];
@@ -123,7 +123,7 @@ async fn a_zone_in_which_all_are_silent_ends_in_one_line() {
 /// get their slot there after four seconds, which count into the six that each may wait for its first
 /// byte: the answer arrives before the asking gateway's nine seconds are over.
 #[tokio::test]
-async fn a_wait_for_a_slot_in_another_zone_leaves_time_for_its_answer() {
+async fn waiting_for_an_executor_slot_leaves_time_for_the_reply() {
     const CLIENTS: usize = 15;
     let limits = "lookup_timeout = \"1s\"\nconnect_timeout = \"1s\"\nfirst_byte_timeout = \"6s\"";
     let system = System::new().await;
@@ -389,7 +389,7 @@ async fn resolve_reports_the_hops_their_health_and_the_attempts() {
 }
 
 #[tokio::test]
-async fn resolve_takes_a_uuid_with_dashes_and_names_one_that_is_cut() {
+async fn resolve_accepts_a_uuid_with_dashes_and_reports_a_truncated_one() {
     let system = System::new().await;
     let builder = Builder::new(&system).control();
     let config = builder.write();
@@ -406,7 +406,7 @@ async fn resolve_takes_a_uuid_with_dashes_and_names_one_that_is_cut() {
 
 /// Builds that are nowhere, and no gateway to ask: exit status 1 and what to do.
 #[tokio::test]
-async fn resolve_without_a_decision() {
+async fn resolve_reports_why_there_is_no_route() {
     let system = System::new().await;
     let builder = Builder::new(&system).control();
     let config = builder.write();

@@ -114,7 +114,7 @@ async fn connect_many(local: &str, address: SocketAddr, count: usize) -> Vec<Cli
 }
 
 #[tokio::test]
-async fn they_connect_and_say_nothing() {
+async fn silent_connections_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     let plain = connect_many("127.0.0.2", besieged.plain(), MANY).await;
@@ -137,7 +137,7 @@ async fn they_connect_and_say_nothing() {
 
 /// A byte now and then, of a request and of a ClientHello that never end.
 #[tokio::test]
-async fn slow_lorises() {
+async fn slow_requests_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     let mut plain = connect_many("127.0.0.2", besieged.plain(), MANY).await;
@@ -162,7 +162,7 @@ async fn slow_lorises() {
 /// More handshakes than there are places for, from three addresses, none of which goes on: with
 /// their first byte alone, and with a whole ClientHello.
 #[tokio::test]
-async fn handshakes_that_never_go_on() {
+async fn unfinished_handshakes_do_not_disturb_others() {
     const EACH: usize = 700;
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
@@ -214,7 +214,7 @@ async fn never_read(
 /// They ask for logs, which pour or fit into the kernel's buffers, and never read a byte. Of each address
 /// so many of them stay as may wait for more than a second (`src/gateway/relay/stalled_clients.rs`).
 #[tokio::test]
-async fn clients_that_never_read() {
+async fn clients_that_never_read_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     let (clients, pouring) = never_read(&besieged, MANY - FEW, MUCH).await;
@@ -236,7 +236,7 @@ fn resident(gateway: &Gateway) -> u64 {
 
 /// When they have gone, the memory that they took is given back to the system.
 #[tokio::test]
-async fn memory_is_given_back() {
+async fn memory_is_returned_after_a_burst() {
     let besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     let before = resident(&besieged.gateway);
@@ -258,7 +258,7 @@ async fn memory_is_given_back() {
 
 /// Port scanners reset what they have opened, health checkers close it.
 #[tokio::test]
-async fn they_connect_and_leave() {
+async fn connections_without_a_request_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     for _ in 0..MANY / 50 {
@@ -277,7 +277,7 @@ async fn they_connect_and_leave() {
 /// All kinds together, none of which leaves: they are shown out one by one, and who is served does
 /// not notice.
 #[tokio::test]
-async fn deadlines_end_every_siege() {
+async fn deadlines_end_all_hanging_connections() {
     let mut besieged = Besieged::with_deadlines("3s").await;
     let sockets = besieged.gateway.sockets();
     let (never_read, _pouring) = never_read(&besieged, FEW, TOO_MUCH).await;

@@ -395,23 +395,13 @@ impl Gateway {
 
     /// How many sockets it has open.
     pub(crate) fn sockets(&self) -> usize {
-        self.descriptors("socket:")
-    }
-
-    /// How many ends of pipes it has open.
-    pub(crate) fn pipe_ends(&self) -> usize {
-        self.descriptors("pipe:")
-    }
-
-    /// How many descriptors it has open whose name in /proc begins with `kind`.
-    fn descriptors(&self, kind: &str) -> usize {
         let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("its descriptors");
-        let is_of_kind = |file: &fs::DirEntry| {
+        let is_socket = |file: &fs::DirEntry| {
             // One that is closed meanwhile has no name any more.
             let name = fs::read_link(file.path());
-            name.is_ok_and(|name| name.as_os_str().as_encoded_bytes().starts_with(kind.as_bytes()))
+            name.is_ok_and(|name| name.as_os_str().as_encoded_bytes().starts_with(b"socket:"))
         };
-        descriptors.flatten().filter(is_of_kind).count()
+        descriptors.flatten().filter(is_socket).count()
     }
 
     /// Waits until it has no more than `count` sockets open. The kernel tells nobody, so this asks
