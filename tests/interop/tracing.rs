@@ -204,7 +204,7 @@ async fn failures_are_marked() {
     client.reset();
     let left = collector.span().await;
     assert!(joins(&left, &trace), "{left}");
-    assert_eq!(left["attributes"]["zuul.stream.result"], "client_left");
+    assert_eq!(left["attributes"]["zuul.stream.result"], "client_closed");
     assert_eq!(left["status"], "STATUS_CODE_UNSET", "its own affair");
 
     let (build, trace, _log) = run(&mut executor, None).await;
