@@ -2,22 +2,17 @@
 //! for it now and in which order, their health, and the recent attempts at them.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::gateway::context::Context;
+use super::Resolver;
 use crate::gateway::health::{Attempt, Memory, Standing};
-use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
+use crate::model::hop::{Hop, HopAddress};
 use crate::registry::LookupError;
-
-/// Routes builds as sessions do, and explains the result.
-pub(crate) struct RouteExplainer(pub(crate) watch::Receiver<Arc<Context>>);
 
 /// How a request for one build would be routed. Programs read its JSON, so members are added and never
 /// renamed.
@@ -95,21 +90,24 @@ pub(crate) struct AttemptReport {
     pub(crate) times: usize,
 }
 
-impl RouteExplainer {
-    /// Explains the route of `build`, within the deadline of lookups.
-    pub(crate) async fn explain(&self, build: &BuildId) -> RouteReport {
-        let cx = Arc::clone(&self.0.borrow());
+impl RouteReport {
+    /// Explains how `resolver` routes a request for `build`, within the deadline of lookups.
+    pub(crate) async fn new(
+        build: &BuildId,
+        resolver: &Resolver,
+        lookup_timeout: Duration,
+    ) -> Self {
         let lookup = async {
-            let found = cx.resolver.find(build).await?;
+            let found = resolver.find(build).await?;
             let hops = match &found {
                 Some(Build { location: BuildLocation::Executor(executor), .. }) => {
-                    cx.resolver.hops(executor.clone()).await
+                    resolver.hops(executor.clone()).await
                 }
                 _ => Vec::new(),
             };
             Ok((found.map(|build| build.location), hops))
         };
-        let result = timeout(cx.limits.lookup_timeout, lookup).await;
+        let result = timeout(lookup_timeout, lookup).await;
         let result = result
             .unwrap_or_else(|_| Err(LookupError::Unavailable("no answer in time".to_owned())));
         let mut executor = None;
@@ -124,7 +122,7 @@ impl RouteExplainer {
             Ok((Some(BuildLocation::Queued), _)) => BuildState::Queued,
             Ok((None, _)) => BuildState::Unknown,
             Err(LookupError::Unavailable(reason)) => {
-                let cause = cx.resolver.registry_trouble().map(|cause| format!(": {cause}"));
+                let cause = resolver.registry_trouble().map(|cause| format!(": {cause}"));
                 let cause = cause.unwrap_or_default();
                 error = Some(format!("ZooKeeper cannot be reached: {reason}{cause}"));
                 BuildState::Error
@@ -134,26 +132,26 @@ impl RouteExplainer {
                 BuildState::Error
             }
         };
-        let health = cx.resolver.memory();
-        let ordered = cx.resolver.order(&candidates);
-        let hops: Vec<Upstream> = ordered.into_iter().map(|(hop, _)| hop).collect();
-        RouteReport {
+        let health = resolver.memory();
+        let ordered = resolver.order(&candidates);
+        let hops: Vec<Hop> = ordered.into_iter().map(|(hop, _)| hop).collect();
+        Self {
             state,
             build: build.to_string(),
             error,
             executor_zone: executor.as_ref().and_then(|executor| executor.zone.clone()),
-            executor: executor.map(|executor| HopAddress::from(&Upstream::Executor(executor))),
-            own_zone: cx.resolver.zone().map(str::to_owned),
-            gateway: cx.resolver.own(),
+            executor: executor.map(|executor| HopAddress::from(&Hop::Executor(executor))),
+            own_zone: resolver.zone().map(str::to_owned),
+            gateway: resolver.own(),
             hops: hops.iter().map(|hop| HopReport::new(hop, health)).collect(),
-            zones_with_gateways: cx.resolver.zones_with_gateways(),
+            zones_with_gateways: resolver.zones_with_gateways(),
             attempts: AttemptReport::merge(health.recent(build, &hops)),
         }
     }
 }
 
 impl HopReport {
-    pub(crate) fn new(hop: &Upstream, health: &Memory) -> Self {
+    pub(crate) fn new(hop: &Hop, health: &Memory) -> Self {
         let mut report = Self {
             address: HopAddress::from(hop),
             state: None,
@@ -161,7 +159,7 @@ impl HopReport {
             retry_seconds: None,
             last_failure: None,
         };
-        let Upstream::Gateway(gateway) = hop else { return report };
+        let Hop::Gateway(gateway) = hop else { return report };
         report.state = Some(match health.standing(gateway) {
             Standing::NeverTried => HopState::Untried,
             Standing::Good => HopState::Healthy,
@@ -219,7 +217,7 @@ mod tests {
     fn attempts_with_the_same_result_are_merged_and_counted() {
         let build = BuildId::new("ab").expect("a build id");
         let executor = |hostname: &str| {
-            Upstream::Executor(Executor { hostname: hostname.to_owned(), port: 1, zone: None })
+            Hop::Executor(Executor { hostname: hostname.to_owned(), port: 1, zone: None })
         };
         let attempt = |hop: &str, failure: Option<&str>| Attempt {
             at: SystemTime::now(),
@@ -250,17 +248,16 @@ mod tests {
             tls: true,
         };
         let executor = Executor { hostname: "ze".to_owned(), port: 7900, zone: None };
-        let json = |hop: Upstream| {
-            serde_json::to_value(HopReport::new(&hop, &health)).expect("a JSON value")
-        };
+        let json =
+            |hop: Hop| serde_json::to_value(HopReport::new(&hop, &health)).expect("a JSON value");
         assert_eq!(
-            json(Upstream::Gateway(gateway)),
+            json(Hop::Gateway(gateway)),
             json!({"kind": "gateway", "host": "gw", "port": 7979, "zone": "west", "tls": true,
                    "state": "untried", "failures": 0, "retry_seconds": null,
                    "last_failure": null})
         );
         assert_eq!(
-            json(Upstream::Executor(executor)),
+            json(Hop::Executor(executor)),
             json!({"kind": "executor", "host": "ze", "port": 7900, "zone": null, "tls": false,
                    "state": null, "failures": 0, "retry_seconds": null, "last_failure": null})
         );
