@@ -104,9 +104,10 @@ impl Collector for StateCollector {
 
         let mut zones: BTreeMap<String, [i64; 2]> = BTreeMap::new();
         for gateway in self.registry.gateways().iter() {
-            let [all, avoided] = zones.entry(gateway.zone.clone().unwrap_or_default()).or_default();
+            let [all, unhealthy] =
+                zones.entry(gateway.zone.clone().unwrap_or_default()).or_default();
             *all += 1;
-            *avoided += i64::from(self.health.standing(gateway).is_avoided());
+            *unhealthy += i64::from(self.health.standing(gateway).is_avoided());
         }
         encode_gauges(
             encoder,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 
-use super::{ParsedConfig, ValidatedConfig, load, report_config_error};
+use super::load::{ParsedConfig, ValidatedConfig, load, report_config_error};
 use crate::config;
 use crate::config::Config;
 use crate::control::socket_file;

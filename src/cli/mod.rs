@@ -1,12 +1,12 @@
 //! The command line. Options have the letters and meanings that they have in Zuul's program.
 
 mod check;
+mod load;
 mod remote;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -14,23 +14,19 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::{self, Config, Log};
+use self::load::{
+    EXIT_CONFIG, ParsedConfig, ValidatedConfig, load, print_error, report_config_error,
+};
+use crate::config::{Config, Log};
 use crate::control::protocol::Request;
 use crate::control::socket_file::DirectoryError;
-use crate::daemon::{self, Certificates, ConfigSource, StartupConfig};
+use crate::daemon::{self, ConfigSource, StartupConfig};
 use crate::demo;
 use crate::model::build_id::BuildId;
 use crate::os::pid_file::PidFile;
 use crate::os::privileges::{PrivilegeError, RunAsUser};
 use crate::telemetry::log::{self, LogGuard};
 use crate::tls;
-
-/// The configuration cannot be used: `EX_CONFIG` of sysexits(3), which tells service managers that
-/// trying again does not help.
-const EXIT_CONFIG: u8 = 78;
-
-/// How long an error message waits for a reader of standard error that stalls.
-const STDERR_TIMEOUT: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -252,52 +248,4 @@ fn start_log(mut log: Log, debug: bool, user: Option<&RunAsUser>) -> Result<LogG
         tracing::warn!("{warning}");
     }
     Ok(logging)
-}
-
-/// A configuration whose document has no errors.
-struct ParsedConfig {
-    path: PathBuf,
-    config: Config,
-}
-
-/// A configuration whose files and user are usable as well.
-struct ValidatedConfig {
-    path: PathBuf,
-    config: Config,
-    certificates: Certificates,
-    user: Option<RunAsUser>,
-}
-
-fn load(path: Option<&Path>) -> Result<ParsedConfig> {
-    let path = config::locate(path)?;
-    let config = config::load(&path)?;
-    Ok(ParsedConfig { path, config })
-}
-
-impl ParsedConfig {
-    /// Loads the certificates and looks the user up. Reports the errors of both.
-    fn validate(self) -> Result<ValidatedConfig> {
-        let Self { path, config } = self;
-        let certificates = Certificates::load(&config, config::own_hostname);
-        let user = RunAsUser::find(config.user.as_deref());
-        match (certificates, user) {
-            (Ok(certificates), Ok(user)) => {
-                Ok(ValidatedConfig { path, config, certificates, user })
-            }
-            (Err(error), Ok(_)) => Err(error),
-            (Ok(_), Err(error)) => Err(anyhow!("{}: {error}", path.display())),
-            (Err(error), Err(user)) => Err(anyhow!("{error:#}\n{}: {user}", path.display())),
-        }
-    }
-}
-
-fn report_config_error(error: &anyhow::Error) -> ExitCode {
-    print_error(error);
-    ExitCode::from(EXIT_CONFIG)
-}
-
-/// Writes `error` to standard error, which the operator or the service manager sees wherever the log
-/// goes. Gives up if its reader stalls.
-fn print_error(error: &anyhow::Error) {
-    log::stderr::write(&format!("{error:#}"), STDERR_TIMEOUT);
 }

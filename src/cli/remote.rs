@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Error, Result, anyhow, bail};
 use serde::Deserialize;
 
-use super::report_config_error;
+use super::load::report_config_error;
 use crate::config;
 use crate::control;
 use crate::control::protocol::{ErrorReport, ReloadReport, Reply, ReplyStatus, Request};

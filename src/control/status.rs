@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::gateway::Usage;
 use crate::gateway::health::Memory;
 use crate::gateway::routing::explain::HopReport;
-use crate::gateway::session::stream_table::Streams;
+use crate::gateway::stream_table::StreamTable;
 use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::component::State;
 use crate::registry::{RegistrationStatus, Registry};
@@ -34,7 +34,7 @@ pub(crate) struct StatusSource {
     pub(crate) health: Arc<Memory>,
     pub(crate) certificates: watch::Receiver<Vec<CertificateStatus>>,
     pub(crate) usage: Usage,
-    pub(crate) streams: Streams,
+    pub(crate) streams: StreamTable,
 }
 
 /// The state of the gateway at one moment. Programs read its JSON, so members are added and never
@@ -134,7 +134,7 @@ impl StatusSource {
             seconds: round_to_milliseconds(stream.began.elapsed()),
             peer: stream.peer,
             build: stream.build.to_string(),
-            hop: HopAddress::from(&stream.hop),
+            hop: HopAddress::from(&stream.hop()),
             bytes: stream.bytes(),
         });
         let gateways = self.registry.gateways();

@@ -20,6 +20,7 @@ pub(crate) use self::certificates::Certificates;
 pub(crate) use self::reload::{ConfigSource, zookeeper_tls};
 
 use self::reload::LoadedConfig;
+use self::run::Sockets;
 use crate::config::{self, Config};
 use crate::control::socket_file::{self, SocketFile};
 use crate::gateway::accept::socket::bind;
@@ -35,15 +36,6 @@ pub(crate) struct StartupConfig {
     pub(crate) source: ConfigSource,
     pub(crate) config: Config,
     pub(crate) certificates: Certificates,
-}
-
-/// The sockets of the gateway.
-struct Sockets {
-    listeners: Vec<TcpListener>,
-    /// For health and metrics.
-    admin: Option<TcpListener>,
-    /// The command socket.
-    control: Option<UnixListener>,
 }
 
 /// Starts the gateway, and returns when it has stopped. As root it runs as `user` once its sockets are

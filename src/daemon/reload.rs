@@ -14,8 +14,8 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Level, error, info, warn};
 
-use super::Certificates;
 use super::capacity;
+use super::certificates::Certificates;
 use crate::config::{self, Config, ConfigDiff, NameCheck};
 use crate::control::protocol::{ErrorReport, ReloadReport};
 use crate::control::status::CertificateStatus;
@@ -292,5 +292,235 @@ fn prepare(
 impl From<String> for ErrorReport {
     fn from(error: String) -> Self {
         Self { error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
+        IsCa, KeyPair,
+    };
+    use tempfile::TempDir;
+
+    use crate::gateway::Gateway;
+    use crate::gateway::routing::Resolver;
+    use crate::model::component::OwnComponent;
+    use crate::registry::Registry;
+    use crate::registry::in_memory::InMemoryRegistry;
+    use crate::telemetry::otlp::Tracer;
+
+    const CONFIG: &str = "\
+hostname = \"localhost\"
+zone = \"west\"
+
+[[listener]]
+address = \"127.0.0.1:0\"
+
+[zookeeper]
+hosts = \"localhost:2281\"
+tls_cert = \"DIRECTORY/cert.pem\"
+tls_key = \"DIRECTORY/key.pem\"
+tls_ca = \"DIRECTORY/ca.pem\"
+
+[limits]
+grace = \"5s\"
+
+[log]
+level = \"info\"
+";
+
+    /// A reloader, and what it changes.
+    struct Fixture {
+        directory: TempDir,
+        reloader: Reloader,
+        /// Its settings are what connections get.
+        gateway: Gateway,
+        zookeeper: watch::Receiver<zookeeper::Tls>,
+        log_levels: Arc<Mutex<Vec<Level>>>,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            tls::install_provider();
+            let directory = tempfile::tempdir().expect("a directory");
+            write_identity(directory.path());
+            let path = directory.path().join("gateway.toml");
+            let text = CONFIG.replace("DIRECTORY", &directory.path().display().to_string());
+            fs::write(&path, text).expect("a configuration");
+            let config = config::load(&path).expect("a valid configuration");
+            let certificates =
+                Certificates::load(&config, || "localhost".to_owned()).expect("certificates");
+            let loaded = LoadedConfig { config, certificates };
+            let settings = RuntimeSettings::build(&loaded, &[]).expect("settings");
+            let registry = Registry::InMemory(Arc::new(InMemoryRegistry::default()));
+            let component = OwnComponent {
+                hostname: "localhost".to_owned(),
+                public_port: None,
+                zone: Some("west".to_owned()),
+                use_ssl: false,
+            };
+            let metrics = Metrics::default();
+            let router = Resolver::new(registry, component);
+            let gateway = Gateway::open(
+                Vec::new(),
+                router,
+                settings.gateway,
+                metrics.clone(),
+                Tracer::default(),
+            );
+            let gateway = gateway.expect("a gateway");
+            let (zookeeper_sender, zookeeper) = watch::channel(settings.zookeeper);
+            let log_levels = Arc::new(Mutex::new(Vec::new()));
+            let log_levels_sender = Arc::clone(&log_levels);
+            let reloader = Reloader {
+                source: ConfigSource { path, debug: false },
+                hostname: "localhost".to_owned(),
+                running: Arc::new(loaded),
+                gateway: gateway.adjuster(),
+                zookeeper: zookeeper_sender,
+                set_log_level: Box::new(move |level| {
+                    log_levels_sender.lock().expect("a lock").push(level);
+                }),
+                metrics,
+                certificates: watch::Sender::new(Vec::new()),
+            };
+            Self { directory, reloader, gateway, zookeeper, log_levels }
+        }
+
+        fn edit(&self, from: &str, to: &str) {
+            let path = &self.reloader.source.path;
+            let text = fs::read_to_string(path).expect("the configuration");
+            assert!(text.contains(from), "{text}");
+            fs::write(path, text.replace(from, to)).expect("the configuration");
+        }
+
+        fn grace(&self) -> Duration {
+            self.gateway.grace()
+        }
+    }
+
+    /// Writes a certificate for `localhost`, its key and its CA.
+    fn write_identity(directory: &Path) {
+        let mut ca = CertificateParams::default();
+        ca.distinguished_name.push(DnType::CommonName, "test CA");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().expect("a key");
+        let ca = CertifiedIssuer::self_signed(ca, ca_key).expect("a CA");
+        let mut params =
+            CertificateParams::new(["localhost".to_owned()]).expect("a valid DNS name");
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &ca).expect("a certificate");
+        for (name, pem) in [
+            ("cert.pem", certificate.pem()),
+            ("key.pem", key.serialize_pem()),
+            ("ca.pem", ca.pem()),
+        ] {
+            fs::write(directory.join(name), pem).expect("a file");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_changed_limit_and_log_level_take_effect_and_are_reported() {
+        let mut fixture = Fixture::new();
+        fixture.edit("grace = \"5s\"", "grace = \"6s\"");
+        fixture.edit("level = \"info\"", "level = \"debug\"");
+        let report = fixture.reloader.reload().await.expect("a reload");
+        assert_eq!(report.changed, ["limits.grace", "log.level"]);
+        assert!(report.needs_restart.is_empty(), "{report:?}");
+        assert_eq!(report.configuration, fixture.reloader.source.path.display().to_string());
+        assert_eq!(fixture.grace(), Duration::from_secs(6));
+        assert_eq!(*fixture.log_levels.lock().expect("a lock"), [Level::DEBUG]);
+        // The next one compares with what is in use now.
+        let report = fixture.reloader.reload().await.expect("a reload");
+        assert!(report.changed.is_empty(), "{report:?}");
+    }
+
+    #[tokio::test]
+    async fn a_key_that_needs_a_restart_keeps_its_value_and_is_reported_each_time() {
+        let mut fixture = Fixture::new();
+        fixture.edit("zone = \"west\"", "zone = \"east\"");
+        for _ in 0..2 {
+            let report = fixture.reloader.reload().await.expect("a reload");
+            assert_eq!(report.needs_restart, ["zone"]);
+            assert!(report.changed.is_empty(), "{report:?}");
+            assert_eq!(fixture.reloader.running.config.zone.as_deref(), Some("west"));
+        }
+    }
+
+    #[tokio::test]
+    async fn one_error_in_the_configuration_prevents_all_changes() {
+        let mut fixture = Fixture::new();
+        let running = Arc::clone(&fixture.reloader.running);
+        fixture.edit("grace = \"5s\"", "grace = \"6s\"");
+        fixture.edit("level = \"info\"", "level = \"loud\"");
+        let ErrorReport { error } = fixture.reloader.reload().await.expect_err("an error");
+        let lines: Vec<_> = error.lines().collect();
+        assert!(lines[0].starts_with("not reloaded ") && lines[1].contains("log.level"), "{error}");
+        assert_eq!(lines[2..], [NOTHING_CHANGED]);
+        assert!(Arc::ptr_eq(&running, &fixture.reloader.running));
+        assert_eq!(fixture.grace(), Duration::from_secs(5));
+        assert!(fixture.log_levels.lock().expect("a lock").is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_unusable_certificate_prevents_all_changes() {
+        let mut fixture = Fixture::new();
+        fixture.edit("grace = \"5s\"", "grace = \"6s\"");
+        fs::write(fixture.directory.path().join("cert.pem"), "").expect("a file");
+        let ErrorReport { error } = fixture.reloader.reload().await.expect_err("an error");
+        assert!(error.contains("cert.pem"), "{error}");
+        assert_eq!(fixture.grace(), Duration::from_secs(5));
+        assert!(!fixture.zookeeper.has_changed().expect("the reloader"));
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_reaches_the_registry() {
+        let mut fixture = Fixture::new();
+        write_identity(fixture.directory.path());
+        let report = fixture.reloader.reload().await.expect("a reload");
+        let changed = "certificate, key or CA for ZooKeeper, from the next connection on";
+        assert_eq!(report.changed, [changed]);
+        assert!(fixture.zookeeper.has_changed().expect("the reloader"));
+        assert_eq!(fixture.reloader.certificates.borrow().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_request_gets_the_result_of_its_reload() {
+        let mut fixture = Fixture::new();
+        let (sender, mut requests) = ReloadRequests::new().expect("a signal handler");
+        let manager = ServiceManager::at("", None);
+        let (result_sender, result) = oneshot::channel();
+        sender.send(result_sender).await.expect("the receiver");
+        tokio::select! {
+            never = fixture.reloader.serve(&mut requests, &manager) => match never {},
+            result = result => {
+                let report = result.expect("a result").expect("a reload");
+                assert!(report.changed.is_empty(), "{report:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_refused_while_the_gateway_stops() {
+        let (sender, mut requests) = ReloadRequests::new().expect("a signal handler");
+        let (result_sender, result) = oneshot::channel();
+        sender.send(result_sender).await.expect("the receiver");
+        tokio::select! {
+            never = requests.refuse() => match never {},
+            result = result => {
+                let ErrorReport { error } = result.expect("a result").expect_err("a refusal");
+                assert_eq!(error, STOPPING);
+            }
+        }
     }
 }

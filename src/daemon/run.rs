@@ -1,20 +1,21 @@
 //! Runs the gateway within the runtime, until it has stopped.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use super::capacity;
 use super::reload::{ConfigSource, LoadedConfig, ReloadRequests, Reloader, RuntimeSettings};
 use super::shutdown::{ExitMode, shut_down};
 use super::supervisor::Supervisor;
-use super::{Sockets, capacity};
 use crate::admin::{Admin, StateCollector};
 use crate::config::Config;
 use crate::control::status::{BoundListener, StatusSource};
@@ -38,8 +39,17 @@ const EXIT_SOFTWARE: u8 = 70;
 /// A second signal came before all streams had ended.
 const EXIT_INTERRUPTED: u8 = 1;
 
-/// Runs the gateway and returns the exit status of the program. `guard` is dropped with an error, or
-/// notified once nothing can fail any more.
+/// The sockets of the gateway.
+pub(super) struct Sockets {
+    pub(super) listeners: Vec<TcpListener>,
+    /// For health and metrics.
+    pub(super) admin: Option<TcpListener>,
+    /// The command socket.
+    pub(super) control: Option<StdUnixListener>,
+}
+
+/// Runs the gateway and returns the exit status of the program. `guard` is dropped with an error, and
+/// notified when nothing can fail any more.
 ///
 /// # Errors
 /// Why the gateway cannot start.
@@ -51,9 +61,41 @@ pub(super) async fn run(
     logging: &LogGuard,
     guard: Option<DaemonizeGuard>,
 ) -> Result<ExitCode> {
+    let running = start(source, loaded, hostname, sockets, logging)?;
+    if let Some(guard) = guard {
+        guard.notify_parent().context("cannot close the terminal's standard streams")?;
+    }
+    Ok(running.until_stopped().await)
+}
+
+/// The parts of a running gateway.
+struct Running {
+    gateway: Gateway,
+    registration: Registration,
+    /// The addresses of the listeners in one line.
+    listeners: String,
+    tracer: Tracer,
+    manager: Arc<ServiceManager>,
+    signals: StopSignals,
+    /// Cancelled by the command `stop`.
+    stop_requested: CancellationToken,
+    reloader: Reloader,
+    reload_requests: ReloadRequests,
+    /// The tasks that observe and control the gateway.
+    _supervisor: Supervisor,
+}
+
+/// Registers the gateway, and starts everything.
+fn start(
+    source: ConfigSource,
+    loaded: LoadedConfig,
+    hostname: String,
+    sockets: Sockets,
+    logging: &LogGuard,
+) -> Result<Running> {
     let manager = Arc::new(ServiceManager::from_environment());
-    let mut signals = StopSignals::new().context("cannot handle signals")?;
-    let (reload, mut reload_requests) = ReloadRequests::new().context("cannot handle signals")?;
+    let signals = StopSignals::new().context("cannot handle signals")?;
+    let (reload, reload_requests) = ReloadRequests::new().context("cannot handle signals")?;
     let metrics = Metrics::default();
     let config = &loaded.config;
     let tracer = Tracer::start(config.tracing.as_ref(), &hostname, metrics.clone())?;
@@ -81,7 +123,7 @@ pub(super) async fn run(
         StateCollector::new(&registration, registry.clone(), &router, logging.lost_lines());
 
     // The gateway.
-    let mut gateway = Gateway::open(
+    let gateway = Gateway::open(
         sockets.listeners,
         router,
         settings.gateway,
@@ -107,48 +149,17 @@ pub(super) async fn run(
         usage: gateway.usage(),
         streams: gateway.streams(),
     });
-    let mut supervisor = Supervisor::new(metrics.clone());
-    if let Some(socket) = sockets.admin {
-        let listener = Arc::new(tokio::net::TcpListener::from_std(socket)?);
-        let admin = Arc::new(Admin::new(&metrics, collector));
-        supervisor.spawn("admin server", move || Arc::clone(&admin).serve(Arc::clone(&listener)));
-    }
-    if let Some(socket) = sockets.control {
-        let listener = UnixListener::from_std(socket).context("cannot use the command socket")?;
-        let listener = Arc::new(listener);
-        let handler = Arc::new(CommandHandler {
-            status: Arc::clone(&status),
-            stop: stop_requested.clone(),
-            reload,
-            routes: gateway.explainer(),
-        });
-        supervisor.spawn("command socket", move || {
-            control::serve(Arc::clone(&listener), Arc::clone(&handler))
-        });
-    }
-    if let Some(timeout) = manager.watchdog_timeout() {
-        let manager = Arc::clone(&manager);
-        supervisor.spawn("watchdog", move || {
-            let manager = Arc::clone(&manager);
-            async move { watchdog::run(&manager, timeout).await }
-        });
-    }
-    // Taken over here: before that, the signal would end the process.
-    let status_signal =
-        Arc::new(tokio::sync::Mutex::new(StatusSignal::new().context("cannot handle signals")?));
-    supervisor.spawn("status signal", move || {
-        let (signal, status) = (Arc::clone(&status_signal), Arc::clone(&status));
-        async move {
-            loop {
-                signal.lock().await.next().await;
-                for line in text::status(&status.report()).lines() {
-                    info!("{line}");
-                }
-            }
-        }
-    });
+    let admin = sockets.admin.map(|socket| (socket, Admin::new(&metrics, collector)));
+    let handler = CommandHandler {
+        status: Arc::clone(&status),
+        stop: stop_requested.clone(),
+        reload,
+        routes: gateway.explainer(),
+    };
+    let commands = sockets.control.map(|socket| (socket, handler));
+    let supervisor = supervise(admin, commands, status, Arc::clone(&manager), metrics.clone())?;
     let log_level = logging.level();
-    let mut reloader = Reloader {
+    let reloader = Reloader {
         source,
         hostname: bound.component.hostname,
         running: Arc::new(loaded),
@@ -158,39 +169,107 @@ pub(super) async fn run(
         metrics,
         certificates,
     };
-    if let Some(guard) = guard {
-        guard.notify_parent().context("cannot close the terminal's standard streams")?;
-    }
-
-    let task_failed = tokio::select! {
-        signal = signals.next() => {
-            info!(signal, connections = gateway.connections(), "stopping");
-            false
-        }
-        () = stop_requested.cancelled() => {
-            info!(command = "stop", connections = gateway.connections(), "stopping");
-            false
-        }
-        () = publish_status(&bound.summary, &registration, &manager) => {
-            error!("the registry task has ended; stopping");
-            true
-        }
-        () = gateway.failed() => {
-            error!("an accept loop has ended; stopping");
-            true
-        }
-        // A reload that another branch interrupts has not changed anything yet.
-        never = reloader.serve(&mut reload_requests, &manager) => match never {},
-    };
-    // The supervised tasks go on: `status`, health and metrics show how the gateway drains.
-    let mode =
-        shut_down(gateway, registration, tracer, &manager, &mut signals, &mut reload_requests)
-            .await;
-    Ok(match mode {
-        ExitMode::Interrupted => ExitCode::from(EXIT_INTERRUPTED),
-        ExitMode::Graceful if task_failed => ExitCode::from(EXIT_SOFTWARE),
-        ExitMode::Graceful => ExitCode::SUCCESS,
+    Ok(Running {
+        gateway,
+        registration,
+        listeners: bound.summary,
+        tracer,
+        manager,
+        signals,
+        stop_requested,
+        reloader,
+        reload_requests,
+        _supervisor: supervisor,
     })
+}
+
+impl Running {
+    /// Waits for a reason to stop, stops, and returns the exit status of the program.
+    async fn until_stopped(mut self) -> ExitCode {
+        let connections = self.gateway.usage();
+        let connections = || connections.connections().0;
+        let task_failed = tokio::select! {
+            signal = self.signals.next() => {
+                info!(signal, connections = connections(), "stopping");
+                false
+            }
+            () = self.stop_requested.cancelled() => {
+                info!(command = "stop", connections = connections(), "stopping");
+                false
+            }
+            () = publish_status(&self.listeners, &self.registration, &self.manager) => {
+                error!("the registry task has ended; stopping");
+                true
+            }
+            () = self.gateway.failed() => {
+                error!("an accept loop has ended; stopping");
+                true
+            }
+            // A reload that another branch interrupts has not changed anything yet.
+            never = self.reloader.serve(&mut self.reload_requests, &self.manager) => match never {},
+        };
+        // The supervised tasks go on: `status`, health and metrics show how the gateway drains.
+        let mode = shut_down(
+            self.gateway,
+            self.registration,
+            self.tracer,
+            &self.manager,
+            &mut self.signals,
+            &mut self.reload_requests,
+        );
+        match mode.await {
+            ExitMode::Interrupted => ExitCode::from(EXIT_INTERRUPTED),
+            ExitMode::Graceful if task_failed => ExitCode::from(EXIT_SOFTWARE),
+            ExitMode::Graceful => ExitCode::SUCCESS,
+        }
+    }
+}
+
+/// Starts the tasks that observe and control the gateway: health and metrics, the command socket, the
+/// watchdog, and the status on SIGUSR2.
+fn supervise(
+    admin: Option<(TcpListener, Admin)>,
+    commands: Option<(StdUnixListener, CommandHandler)>,
+    status: Arc<StatusSource>,
+    manager: Arc<ServiceManager>,
+    metrics: Metrics,
+) -> Result<Supervisor> {
+    let mut supervisor = Supervisor::new(metrics);
+    if let Some((socket, admin)) = admin {
+        let listener = Arc::new(tokio::net::TcpListener::from_std(socket)?);
+        let admin = Arc::new(admin);
+        supervisor.spawn("admin server", move || Arc::clone(&admin).serve(Arc::clone(&listener)));
+    }
+    if let Some((socket, handler)) = commands {
+        let listener = UnixListener::from_std(socket).context("cannot use the command socket")?;
+        let listener = Arc::new(listener);
+        let handler = Arc::new(handler);
+        supervisor.spawn("command socket", move || {
+            control::serve(Arc::clone(&listener), Arc::clone(&handler))
+        });
+    }
+    if let Some(timeout) = manager.watchdog_timeout() {
+        supervisor.spawn("watchdog", move || {
+            let manager = Arc::clone(&manager);
+            async move { watchdog::run(&manager, timeout).await }
+        });
+    }
+    // Registered here, because the default action of the signal ends the process.
+    let signal = StatusSignal::new().context("cannot handle signals")?;
+    let signal = Arc::new(Mutex::new(signal));
+    supervisor.spawn("status signal", move || {
+        let signal = Arc::clone(&signal);
+        let status = Arc::clone(&status);
+        async move {
+            loop {
+                signal.lock().await.next().await;
+                for line in text::status(&status.report()).lines() {
+                    info!("{line}");
+                }
+            }
+        }
+    });
+    Ok(supervisor)
 }
 
 /// The listeners as they are bound, and what follows from that.

@@ -1,4 +1,4 @@
-//! Certificates made on the spot: an authority that lives as long as the demo.
+//! Generated certificates: a CA that exists as long as the demo.
 
 use anyhow::Result;
 use rcgen::{
@@ -9,9 +9,9 @@ use rcgen::{
 use crate::tls::Identity;
 
 /// Signs the demo's certificates.
-pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct CertificateAuthority(CertifiedIssuer<'static, KeyPair>);
 
-impl Authority {
+impl CertificateAuthority {
     pub(crate) fn new() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "zuul-fingergw demo CA");
@@ -20,12 +20,12 @@ impl Authority {
         Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
     }
 
-    /// The authority's certificate.
+    /// Returns the certificate of the CA.
     pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
-    /// A certificate for `name`, good for both sides of a connection as Zuul uses it, and the same
+    /// Returns a certificate for `name` with the key usages of both sides of a connection, and the same
     /// as one PEM text with its key.
     pub(crate) fn identity(&self, name: &str) -> Result<(Identity, String)> {
         let mut params = CertificateParams::new([name.to_owned()])?;

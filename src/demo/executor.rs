@@ -1,5 +1,5 @@
-//! An executor's log streamer, as faithful as the demo needs: the same texts, pieces and pauses as
-//! `zuul/lib/log_streamer.py`, and the same habit of taking a half-closed client for a gone one.
+//! The log streamer of an executor, with the texts, chunk size and poll interval of
+//! `zuul/lib/log_streamer.py`. Like it, this treats a client that closed its sending side as gone.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -11,24 +11,24 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-/// Read from the log at once, in bytes.
+/// The size of a read from the log, in bytes.
 const CHUNK: usize = 4096;
 
-/// Between two looks for more.
+/// The interval of polls for more.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// For a request, and its longest form.
+/// The time limit and the length limit of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_MAX: usize = 1024;
 
 const FAILURE: &str = "Internal streaming error";
 
-/// Where an executor keeps the log of `build`.
+/// Returns the path of the log of `build` on an executor.
 pub(crate) fn log_of(builds: &Path, build: &str) -> PathBuf {
     builds.join(build).join("work/logs/job-output.txt")
 }
 
-/// Serves the logs below `builds` for as long as the process lives.
+/// Serves the logs below `builds` forever.
 pub(crate) async fn serve(listener: TcpListener, builds: PathBuf) {
     loop {
         match listener.accept().await {
@@ -41,7 +41,7 @@ pub(crate) async fn serve(listener: TcpListener, builds: PathBuf) {
                 });
             }
             Err(error) => {
-                debug!(%error, "executor: cannot accept");
+                debug!(%error, "executor: cannot accept a connection");
                 sleep(PAUSE).await;
             }
         }
@@ -66,7 +66,7 @@ async fn answer(mut client: TcpStream, builds: &Path) -> io::Result<()> {
     client.write_all(text.as_bytes()).await
 }
 
-/// One line, its end stripped.
+/// Reads one line, and strips its end.
 async fn read_request(client: &mut TcpStream) -> io::Result<String> {
     let mut request = Vec::new();
     while request.len() < REQUEST_MAX {
@@ -81,7 +81,7 @@ async fn read_request(client: &mut TcpStream) -> io::Result<String> {
     Err(ErrorKind::InvalidData.into())
 }
 
-/// Sends the log from its beginning, then what comes, until the file vanishes or the client left.
+/// Sends the log from its beginning and follows it, until the file is removed or the client has left.
 async fn stream(mut client: TcpStream, mut log: File, path: &Path) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     loop {

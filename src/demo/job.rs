@@ -1,4 +1,5 @@
-//! The build's job on its executor: a log that grows in a job directory, and is gone in the end.
+//! The job of the build on its executor: a log that grows in a job directory, which is removed at the
+//! end.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -9,52 +10,57 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::Options;
 use super::executor::log_of;
 use crate::model::build_id::BuildId;
 
-/// Between two lines of the made-up log.
+/// The interval of lines in the generated log.
 const LINE_EVERY: Duration = Duration::from_millis(300);
 
-/// The lines of the made-up log when it is to end.
+/// The number of lines of a generated log that ends.
 const LINES: u32 = 12;
 
-/// A job whose log somebody streams.
+/// A job whose log is streamed.
 pub(crate) struct Job {
     directory: PathBuf,
     log: Content,
-    /// The log that is streamed, open for reading. `None` where the user's own file is followed,
-    /// which may be changed in any way.
+    /// The log, open for reading. `None` if the user's own file is followed, which may change in any
+    /// way.
     source: Option<File>,
     once: bool,
     ended: bool,
 }
 
 enum Content {
-    /// The user's file: itself, or a copy of what it holds now.
-    Users { length: Option<u64> },
-    /// A log we write, line by line.
-    MadeUp { file: File, lines: u32, length: u64, clock: Interval },
+    /// The user's file, or a copy of its present content.
+    User { length: Option<u64> },
+    /// A log that we write line by line.
+    Generated { file: File, lines: u32, length: u64, clock: Interval },
 }
 
 impl Job {
-    /// Makes the job directory below `root`, with the log that `options` ask for.
-    pub(crate) fn prepare(root: &Path, build: &BuildId, options: &Options) -> Result<Self> {
+    /// Creates the job directory below `root`, with `log_file` as its log or a generated
+    /// one. With `once` the job ends when its log does.
+    pub(crate) fn prepare(
+        root: &Path,
+        build: &BuildId,
+        log_file: Option<&Path>,
+        once: bool,
+    ) -> Result<Self> {
         let builds = root.join("builds");
         let log = log_of(&builds, build.as_str());
         fs::create_dir_all(log.parent().context("a log is in a directory")?)?;
-        let content = match &options.log {
+        let content = match log_file {
             None => {
                 let mut clock = interval(LINE_EVERY);
                 clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                Content::MadeUp { file: File::create(&log)?, lines: 0, length: 0, clock }
+                Content::Generated { file: File::create(&log)?, lines: 0, length: 0, clock }
             }
             Some(file) => {
                 let named = || format!("{}: cannot be read", file.display());
                 if file.is_dir() {
                     bail!("{}: is a directory", file.display());
                 }
-                let length = if options.once {
+                let length = if once {
                     let mut file = File::open(file).with_context(named)?;
                     Some(io::copy(&mut file, &mut File::create(&log)?).with_context(named)?)
                 } else {
@@ -63,33 +69,33 @@ impl Job {
                     std::os::unix::fs::symlink(file, &log)?;
                     None
                 };
-                Content::Users { length }
+                Content::User { length }
             }
         };
         let directory = builds.join(build.as_str());
-        let is_ours = options.log.is_none() || options.once;
+        let is_ours = log_file.is_none() || once;
         let source = is_ours.then(|| File::open(&log)).transpose()?;
-        let mut job = Self { directory, log: content, source, once: options.once, ended: false };
-        // As a real executor's: there is a first line before anybody can ask.
+        let mut job = Self { directory, log: content, source, once, ended: false };
+        // As on a real executor: the first line is written before the build is announced.
         job.write_line()?;
         Ok(job)
     }
 
-    /// The log's length, where it is known to be whole.
+    /// Returns the length of the log, if it is complete.
     pub(crate) fn length(&self) -> Option<u64> {
         match &self.log {
-            Content::Users { length } => *length,
-            Content::MadeUp { length, .. } => self.ended.then_some(*length),
+            Content::User { length } => *length,
+            Content::Generated { length, .. } => self.ended.then_some(*length),
         }
     }
 
-    /// Whether [`Self::contains`] can be asked.
+    /// Returns whether [`Self::contains`] can compare the log.
     pub(crate) fn is_comparable(&self) -> bool {
         self.source.is_some()
     }
 
-    /// Whether the log has `bytes` at `offset`; also after the job's directory is gone. Never, where
-    /// the log is not comparable.
+    /// Returns whether the log has `bytes` at `offset`, also after the job's directory was removed.
+    /// Always false if the log is not comparable.
     pub(crate) fn contains(&self, bytes: &[u8], offset: u64) -> io::Result<bool> {
         let Some(source) = &self.source else { return Ok(false) };
         let mut own = vec![0; bytes.len()];
@@ -99,13 +105,13 @@ impl Job {
         }
     }
 
-    /// Takes the job one step further, when it is time for it. `streaming` says that somebody has
-    /// the log open: from then on its directory may vanish, as a finished build's does.
-    pub(crate) async fn go_on(&mut self, streaming: bool) -> Result<()> {
+    /// Waits for the next step of the job, and takes it. Once the log is `streaming`, the directory of
+    /// a finished job is removed, as an executor does.
+    pub(crate) async fn advance(&mut self, streaming: bool) -> Result<()> {
         let finished = match &mut self.log {
             _ if self.ended => return std::future::pending().await,
-            Content::Users { .. } => true,
-            Content::MadeUp { lines, clock, .. } => {
+            Content::User { .. } => true,
+            Content::Generated { lines, clock, .. } => {
                 clock.tick().await;
                 *lines == LINES
             }
@@ -119,13 +125,13 @@ impl Job {
             return Ok(());
         }
         match self.log {
-            Content::Users { .. } => std::future::pending().await,
-            Content::MadeUp { .. } => self.write_line(),
+            Content::User { .. } => std::future::pending().await,
+            Content::Generated { .. } => self.write_line(),
         }
     }
 
     fn write_line(&mut self) -> Result<()> {
-        let Content::MadeUp { file, lines, length, .. } = &mut self.log else { return Ok(()) };
+        let Content::Generated { file, lines, length, .. } = &mut self.log else { return Ok(()) };
         let time = clock_time();
         let line = match *lines {
             0 => format!("{time} | Job console starting\n"),
@@ -138,7 +144,7 @@ impl Job {
     }
 }
 
-/// The time of day (UTC) as job logs show it.
+/// Returns the time of day (UTC) in the format of job logs.
 fn clock_time() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seconds = now.as_secs() % 86_400;
@@ -151,14 +157,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_log_contains_its_own_bytes_and_no_others() {
+    async fn a_log_contains_only_its_own_bytes() {
         let directory = tempfile::tempdir().expect("a directory");
         let log = directory.path().join("log");
         fs::write(&log, "one\ntwo\n").expect("a log");
         let build = BuildId::new("abc").expect("a build id");
-        let prepare = |once| {
-            let options = Options { log: Some(log.clone()), once };
-            Job::prepare(&directory.path().join(once.to_string()), &build, &options).expect("a job")
+        let prepare = |once: bool| {
+            let root = directory.path().join(once.to_string());
+            Job::prepare(&root, &build, Some(&log), once).expect("a job")
         };
         let job = prepare(true);
         for (bytes, offset, expected) in [

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tracing::Level;
 
-use self::certificates::Authority;
+use self::certificates::CertificateAuthority;
 use self::job::Job;
 use crate::config::{ClientCertificate, Limits, Listener, Log, LogOutput, NameCheck};
 use crate::gateway::accept::socket::bind;
@@ -44,37 +44,37 @@ use crate::telemetry::otlp::Tracer;
 use crate::tls;
 use crate::tls::Identity;
 
-/// What a person may ask of the demo.
+/// The options of the command line.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Stream this file instead of a made-up log, and follow it as it grows
+    /// Stream this file instead of a generated log, and follow it as it grows
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// End with the log; with --log, after what the file holds now
+    /// End when the log has ended; with --log, at the present end of the file
     #[arg(long)]
     once: bool,
 }
 
-/// The name in the west gateway's certificate and registry entry: a DNS name, so that it is sent
-/// as SNI.
+/// The name in the certificate and the registry entry of the west gateway: a DNS name, so that clients
+/// send it as SNI.
 const WEST_HOST: &str = "localhost";
 
-/// Runs the demo. The log goes to stdout, byte for byte; everything else to stderr.
+/// Runs the demo. The streamed log goes to standard output, everything else to standard error.
 pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
     let level = if debug { Level::DEBUG } else { Level::INFO };
-    let shown = || {
+    let run = || {
         let log = Log { level, output: LogOutput::Stderr, ..Log::default() };
         let mut logging = log::start(&log, None)?;
         logging.start_writer()?;
         let runtime = runtime::start()?;
-        let shown = runtime.block_on(show(options));
-        // A write to a reader that has stalled is not waited for.
+        let result = runtime.block_on(show(options));
+        // Does not wait for a write to a reader that has stalled.
         runtime.shutdown_background();
-        // Writes the lines that wait, so that the result is the last one.
+        // Writes the queued lines, so that the result comes last.
         drop(logging);
-        shown
+        result
     };
-    match shown() {
+    match run() {
         Ok(result) => {
             if let Some(result) = result {
                 eprintln!("{result}");
@@ -88,12 +88,12 @@ pub(crate) fn run(options: &Options, debug: bool) -> ExitCode {
     }
 }
 
-/// Returns what came of it, to be printed as the last line.
+/// Streams the log, and returns the line that is printed last.
 async fn show(options: &Options) -> Result<Option<String>> {
-    let mut signals = StopSignals::new().context("cannot take signals")?;
-    let directory = private_directory().context("no temporary directory")?;
+    let mut signals = StopSignals::new().context("cannot handle signals")?;
+    let directory = private_directory().context("cannot create a temporary directory")?;
     let build = BuildId::new(&format!("{:032x}", fastrand::u128(..))).context("hexadecimal")?;
-    let mut job = Job::prepare(directory.path(), &build, options)?;
+    let mut job = Job::prepare(directory.path(), &build, options.log.as_deref(), options.once)?;
     if options.once && job.length() == Some(0) {
         return Ok(Some("the log is empty".to_owned()));
     }
@@ -110,20 +110,19 @@ async fn show(options: &Options) -> Result<Option<String>> {
             None
         }
     };
-    // Before the result is shown: the gateways log their streams when they stop.
+    // The gateways log their streams when they stop, and the result should come last.
     system.stop().await;
     end.map(|received| report(&received?, job.length())).transpose()
 }
 
-/// Returns what came through of a log that has `length` bytes, if that is known.
+/// Describes what was received of a log with `length` bytes, if that is known.
 ///
 /// # Errors
-///
-/// Bytes are missing although the reader of standard output wanted them all.
+/// Bytes are missing although standard output was open to the end.
 fn report(received: &Received, length: Option<u64>) -> Result<String> {
-    let Received { bytes, enough, compared } = *received;
+    let Received { bytes, output_closed, compared } = *received;
     match length {
-        Some(length) if length != bytes && !enough => {
+        Some(length) if length != bytes && !output_closed => {
             bail!("the log has {length} bytes, {bytes} came through")
         }
         _ => {
@@ -133,7 +132,7 @@ fn report(received: &Received, length: Option<u64>) -> Result<String> {
     }
 }
 
-/// A directory for the job and the keys, which nobody else may look into.
+/// Creates a directory for the job and the keys, to which other users have no access.
 fn private_directory() -> io::Result<TempDir> {
     tempfile::Builder::new()
         .prefix("zuul-fingergw-demo-")
@@ -141,16 +140,16 @@ fn private_directory() -> io::Result<TempDir> {
         .tempdir()
 }
 
-/// Two zones.
+/// The gateways of two zones, and an executor.
 struct System {
     east: Zone,
     west: Zone,
     executor: SocketAddr,
-    /// Whether the east gateway could have finger's own port as well.
+    /// Whether the east gateway listens on the finger port as well.
     finger: bool,
 }
 
-/// One zone's gateway.
+/// The gateway of one zone.
 struct Zone {
     address: SocketAddr,
     gateway: Gateway,
@@ -160,7 +159,7 @@ struct Zone {
 impl System {
     async fn start(directory: &Path, build: &BuildId) -> Result<Self> {
         let registry = Arc::new(InMemoryRegistry::default());
-        let authority = Authority::new()?;
+        let authority = CertificateAuthority::new()?;
 
         let streamer = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let executor = streamer.local_addr()?;
@@ -194,7 +193,7 @@ impl System {
         Ok(Self { east, west, executor, finger })
     }
 
-    /// The way of the log with all addresses, to be read from top to bottom.
+    /// Draws the route of the log with all addresses, from top to bottom.
     fn drawing(&self, build: &BuildId) -> String {
         let (east, west, executor) = (self.east.address, self.west.address, self.executor);
         let finger = if self.finger { " and 127.0.0.1:79" } else { "" };
@@ -213,7 +212,7 @@ impl System {
         )
     }
 
-    /// The commands that ask for the same log from another terminal.
+    /// Returns commands that request the same log from another terminal.
     fn commands(&self, build: &BuildId, directory: &Path) -> String {
         let (east, west) = (self.east.address, self.west.address);
         let directory = directory.display();
@@ -247,7 +246,7 @@ fn loopback(port: u16) -> Result<TcpListener> {
 }
 
 impl Zone {
-    /// Opens a gateway as the daemon does; the first of `sockets` is the one it registers.
+    /// Opens a gateway as the daemon does, and registers the first of `sockets`.
     fn open(
         zone: &str,
         hostname: &str,
@@ -261,7 +260,7 @@ impl Zone {
             let (client, names) = (ClientCertificate::Required, NameCheck::SanOnly);
             tls::acceptor(identity, client, names)
         });
-        // Open to everybody: of what else there is to say of a listener nothing counts here.
+        // Without rules or a PROXY header. The address is not used, because the socket is bound.
         let listener = Listener::plain("127.0.0.1", address.port());
         let settings = Settings {
             listeners: vec![listener; sockets.len()].into(),
@@ -269,41 +268,41 @@ impl Zone {
             connector: Some(tls::connector(identity, NameCheck::SanOnly)?),
             limits: Limits::default(),
         };
-        let announcement = OwnComponent {
+        let component = OwnComponent {
             hostname: hostname.to_owned(),
             public_port: Some(address.port()),
             zone: Some(zone.to_owned()),
             use_ssl,
         };
-        let registration = registry.register(announcement.clone());
+        let registration = registry.register(component.clone());
         registration.set_running();
-        let resolver = Resolver::new(Registry::InMemory(Arc::clone(registry)), announcement);
+        let resolver = Resolver::new(Registry::InMemory(Arc::clone(registry)), component);
         let gateway =
             Gateway::open(sockets, resolver, settings, Metrics::default(), Tracer::default())?;
         Ok(Self { address, gateway, registration })
     }
 }
 
-/// What came through.
+/// What was received of the log.
 struct Received {
     bytes: u64,
     /// Whether the reader of standard output has closed it.
-    enough: bool,
-    /// Whether each byte has been compared with the executor's file.
+    output_closed: bool,
+    /// Whether each byte was compared with the executor's file.
     compared: bool,
 }
 
-/// Asks `gateway` for `build`, compares the log with that of `job` and copies it to stdout, while
-/// `job` goes on.
+/// Requests `build` from `gateway`, compares its log with that of `job` and copies it to standard
+/// output, while `job` advances.
 async fn receive(gateway: SocketAddr, build: &BuildId, job: &mut Job) -> Result<Received> {
     let mut stream = TcpStream::connect(gateway).await.context("the east gateway")?;
     stream.write_all(format!("{build}\r\n").as_bytes()).await?;
     let mut buffer = vec![0; 16 * 1024];
-    let mut received = Received { bytes: 0, enough: false, compared: job.is_comparable() };
+    let mut received = Received { bytes: 0, output_closed: false, compared: job.is_comparable() };
     loop {
         let count = tokio::select! {
-            read = stream.read(&mut buffer) => read.context("the log was cut")?,
-            grown = job.go_on(received.bytes > 0) => {
+            read = stream.read(&mut buffer) => read.context("the log was aborted")?,
+            grown = job.advance(received.bytes > 0) => {
                 grown.context("the job's log")?;
                 continue;
             }
@@ -312,12 +311,12 @@ async fn receive(gateway: SocketAddr, build: &BuildId, job: &mut Job) -> Result<
             return Ok(received);
         }
         if received.compared && !job.contains(&buffer[..count], received.bytes)? {
-            bail!("within {count} bytes at {} the log differs from the executor's", received.bytes);
+            bail!("the log differs from the executor's within {count} bytes at {}", received.bytes);
         }
         let piece = buffer[..count].to_vec();
         match spawn_blocking(move || print(&piece)).await? {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-                received.enough = true;
+                received.output_closed = true;
                 return Ok(received);
             }
             printed => printed.context("stdout")?,

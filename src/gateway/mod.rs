@@ -3,12 +3,14 @@
 //! copies; [`streams`] lists what runs.
 
 pub(crate) mod accept;
+mod context;
 pub(crate) mod health;
 pub(crate) mod limits;
 pub(crate) mod protocol;
 pub(crate) mod relay;
 pub(crate) mod routing;
 pub(crate) mod session;
+pub(crate) mod stream_table;
 pub(crate) mod transport;
 pub(crate) mod upstream;
 
@@ -26,63 +28,24 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::accept::Listener;
+use self::context::Context;
+pub(crate) use self::context::Settings;
 use self::limits::Limiter;
 use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
 use self::routing::explain::RouteExplainer;
-use self::session::stream_table::Streams;
-use self::upstream::dialer::Dialer;
-use self::upstream::executor_slots::ExecutorSlots;
-use self::upstream::loop_guard::LoopGuard;
-use self::upstream::own_addresses::OwnAddresses;
-use crate::config;
-use crate::config::Limits;
+use self::stream_table::StreamTable;
+use self::upstream::OwnAddresses;
 use crate::os::heap::HeapTrimmer;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::Tracer;
-use crate::tls::{Acceptor, Connector};
-
-/// What of a gateway can change while it runs.
-#[derive(Clone)]
-pub(crate) struct Settings {
-    /// What is said of each listener.
-    pub(crate) listeners: Arc<[config::Listener]>,
-    /// Shakes hands, one for each listener; `None` where that speaks no TLS.
-    pub(crate) acceptors: Vec<Option<Acceptor>>,
-    /// Dials TLS gateways; `None` without TLS files.
-    pub(crate) connector: Option<Connector>,
-    pub(crate) limits: Limits,
-}
-
-/// What every session shares, and the settings of the moment it began: one consistent set, taken
-/// once. A change makes another context, for those that come then.
-#[derive(Clone)]
-pub(crate) struct Context {
-    pub(crate) resolver: Arc<Resolver>,
-    listeners: Arc<[config::Listener]>,
-    acceptors: Vec<Option<Acceptor>>,
-    pub(crate) connector: Option<Connector>,
-    pub(crate) limits: Limits,
-    limiter: Arc<Limiter>,
-    loop_guard: LoopGuard,
-    executor_slots: ExecutorSlots,
-    dialer: Arc<Dialer>,
-    own_addresses: OwnAddresses,
-    pub(crate) metrics: Metrics,
-    streams: Streams,
-    stalled_clients: StalledClients,
-    heap: HeapTrimmer,
-    tracer: Tracer,
-    /// Cancelled when the grace period is over: what still runs is cut.
-    pub(crate) cut: CancellationToken,
-}
 
 /// A gateway that takes connections.
 pub(crate) struct Gateway {
     cx: watch::Sender<Arc<Context>>,
     cut: CancellationToken,
     stop: CancellationToken,
-    streams: Streams,
+    streams: StreamTable,
     sessions: TaskTracker,
     loops: JoinSet<()>,
 }
@@ -93,18 +56,17 @@ pub(crate) struct Adjuster(watch::Sender<Arc<Context>>);
 impl Adjuster {
     /// The settings that connections get now.
     pub(crate) fn settings(&self) -> Settings {
-        let Context { listeners, acceptors, connector, limits, .. } =
-            Context::clone(&self.0.borrow());
-        Settings { listeners, acceptors, connector, limits }
+        self.0.borrow().settings()
     }
 
     /// Gives connections these settings from the next one on.
     pub(crate) fn adjust(&self, settings: Settings) {
-        let Settings { listeners, acceptors, connector, limits } = settings;
-        self.0.send_modify(|cx| {
-            let cx_now = Context::clone(cx);
-            *cx = Arc::new(Context { listeners, acceptors, connector, limits, ..cx_now });
-        });
+        let old = self.settings();
+        self.0.send_modify(|cx| *cx = Arc::new(cx.with_settings(settings)));
+        // Streams keep the old settings until they end, which may take days, but not their TLS sessions.
+        if let Some(connector) = old.connector {
+            connector.forget_sessions();
+        }
     }
 }
 
@@ -168,7 +130,10 @@ impl Gateway {
         let Settings { listeners, acceptors, connector, limits } = settings;
         let addresses = sockets.iter().map(StdListener::local_addr);
         let addresses = addresses.collect::<io::Result<Vec<_>>>()?;
-        let streams = Streams::default();
+        let own_addresses = OwnAddresses::new(addresses, resolver.own_address());
+        let health = Arc::clone(resolver.memory());
+        let connector = upstream::Connector::new(connector, own_addresses, health);
+        let streams = StreamTable::default();
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
         let cx = watch::Sender::new(Arc::new(Context {
             resolver: Arc::new(resolver),
@@ -177,10 +142,6 @@ impl Gateway {
             connector,
             limits,
             limiter: Arc::new(Limiter::new(metrics.clone())),
-            loop_guard: LoopGuard::default(),
-            executor_slots: ExecutorSlots::default(),
-            dialer: Arc::default(),
-            own_addresses: OwnAddresses::new(addresses),
             metrics,
             streams: streams.clone(),
             stalled_clients: StalledClients::default(),
@@ -230,7 +191,7 @@ impl Gateway {
     }
 
     /// The streams that run, to be looked at at any time.
-    pub(crate) fn streams(&self) -> Streams {
+    pub(crate) fn streams(&self) -> StreamTable {
         self.streams.clone()
     }
 

@@ -34,7 +34,7 @@ pub(crate) enum BuildLocation {
 }
 
 /// Where an executor serves build logs. It speaks plain TCP: executors have no TLS.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Executor {
     pub(crate) hostname: String,
     pub(crate) port: u16,

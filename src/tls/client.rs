@@ -114,6 +114,15 @@ impl Connector {
         self.at(port).connector.connect(name, stream).await
     }
 
+    /// Removes all TLS sessions from memory, up to 512 KiB for each gateway.
+    pub(crate) fn forget_sessions(&self) {
+        let mut ports = self.0.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        // Open connections refer to them as well.
+        for (_, port) in ports.drain() {
+            port.sessions.clear();
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn with_clock(self, clock: &Arc<dyn TimeProvider>) -> Self {
         let mut inner = Arc::into_inner(self.0).expect("nothing else uses it yet");

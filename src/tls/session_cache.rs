@@ -133,6 +133,11 @@ impl SessionCache {
         change(servers.entry(name).or_default())
     }
 
+    /// Removes everything.
+    pub(crate) fn clear(&self) {
+        *self.lock() = HashMap::new();
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, ServerSessions>> {
         // Consistent between any two statements, so poisoning does no harm.
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
@@ -215,6 +220,8 @@ mod tests {
         sessions.set_kx_hint(name("one.example.org"), NamedGroup::X25519);
         assert_eq!(sessions.kx_hint(&name("one.example.org")), Some(NamedGroup::X25519));
         assert_eq!(sessions.kx_hint(&name("other.example.org")), None);
+        sessions.clear();
+        assert_eq!(sessions.kx_hint(&name("one.example.org")), None);
         assert!(sessions.take_tls13_ticket(&name("one.example.org")).is_none());
         for number in 0..2 * SERVERS {
             sessions.set_kx_hint(name(&format!("gw{number}.example.org")), NamedGroup::X25519);

@@ -12,7 +12,7 @@ use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
 #[tokio::test]
-async fn upstreams_paths_codes_and_bodies() {
+async fn paths_status_codes_and_bodies_are_those_of_zuuls_gateway() {
     let system = System::new().await;
     let mut gateway = with_admin(&system).ready().await;
     gateway.until_running(&system).await;
@@ -43,7 +43,7 @@ async fn upstreams_paths_codes_and_bodies() {
 }
 
 #[tokio::test]
-async fn ready_tells_the_truth() {
+async fn readiness_follows_the_registration() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     zookeeper.kill().await;
@@ -89,7 +89,7 @@ async fn ready_tells_the_truth() {
 }
 
 #[tokio::test]
-async fn what_is_counted() {
+async fn metrics_count_what_happened() {
     let system = System::new().await;
     let gateway = with_admin(&system).ready().await;
     let result = |label: &str| format!("zuul_fingergw_requests_total{{result=\"{label}\"}}");
@@ -139,7 +139,7 @@ async fn what_is_counted() {
 }
 
 #[tokio::test]
-async fn the_process_as_zuul_documents_it() {
+async fn process_metrics_are_those_that_zuul_documents() {
     let system = System::new().await;
     let gateway = with_admin(&system).ready().await;
     for name in [
@@ -162,7 +162,7 @@ async fn the_process_as_zuul_documents_it() {
 /// Silent connections and half requests in every place, from other addresses and from the health
 /// checker's own, and metrics that are not read.
 #[tokio::test]
-async fn health_checks_are_answered_whatever_others_do() {
+async fn health_checks_are_answered_when_all_other_connections_are_taken() {
     let system = System::new().await;
     let mut gateway = with_admin(&system).ready().await;
     gateway.until_running(&system).await;
@@ -190,7 +190,7 @@ async fn health_checks_are_answered_whatever_others_do() {
 
 /// Silent and slow scrapers, up to the last place, keep nobody from being streamed to.
 #[tokio::test]
-async fn scrapers_harm_nobody() {
+async fn slow_scrapers_do_not_disturb_streams() {
     let system = System::new().await;
     let gateway = with_admin(&system).ready().await;
     let address = admin(&gateway);

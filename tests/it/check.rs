@@ -15,7 +15,7 @@ use crate::support::proxy::Proxy;
 use crate::support::system::System;
 
 #[tokio::test]
-async fn what_the_gateway_will_be_is_shown() {
+async fn check_prints_what_the_gateway_will_be() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("fingergw.example.org");
     let mut builder = Builder::new(&system).zone("west").tls(&identity).control();
@@ -100,7 +100,7 @@ async fn files_are_read_as_the_user_of_the_configuration() {
 }
 
 #[tokio::test]
-async fn connect_shows_the_zones_and_gateways_of_a_zuul() {
+async fn connect_prints_the_zones_and_gateways_of_the_registry() {
     let system = System::new().await;
     system.put("/empty", b"").await;
     let mut builder = Builder::new(&system);
@@ -132,7 +132,7 @@ async fn connect_shows_the_zones_and_gateways_of_a_zuul() {
 }
 
 #[tokio::test]
-async fn connect_without_zookeeper_says_what_each_server_answers() {
+async fn connect_without_zookeeper_reports_the_answer_of_each_server() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     proxy.refuse();
@@ -146,7 +146,7 @@ async fn connect_without_zookeeper_says_what_each_server_answers() {
 /// As behind a firewall that drops packets. The session timeout of a `zuul.conf` is so long that the
 /// tries at both servers together last longer than the command does.
 #[tokio::test]
-async fn connect_to_servers_that_do_not_answer_says_what_each_of_them_does() {
+async fn connect_reports_how_each_server_that_does_not_answer_fails() {
     let system = System::new().await;
     let (one, _in_its_queue) = full_listener().await;
     let (other, _in_its_queue) = full_listener().await;
@@ -171,7 +171,7 @@ async fn connect_to_servers_that_do_not_answer_says_what_each_of_them_does() {
 
 /// The gateway creates a directory in /run only as root.
 #[tokio::test]
-async fn a_directory_in_run_that_this_user_cannot_create_is_warned_of() {
+async fn missing_directory_below_run_is_a_warning_if_the_user_cannot_create_it() {
     let system = System::new().await;
     let builder = nobody(&system);
     let config = builder.write();
@@ -193,7 +193,7 @@ async fn a_directory_in_run_that_this_user_cannot_create_is_warned_of() {
 }
 
 #[tokio::test]
-async fn a_log_config_that_the_user_cannot_read_again_is_warned_of() {
+async fn log_config_that_the_user_cannot_read_is_a_warning() {
     let system = System::new().await;
     let builder = nobody(&system);
     let Identity { cert, key, ca, .. } = &builder.zookeeper_identity;

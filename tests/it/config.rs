@@ -86,7 +86,7 @@ fn toml(tls: &Identity, zookeeper: &Identity) -> String {
 }
 
 #[tokio::test]
-async fn a_good_configuration() {
+async fn valid_configuration_is_accepted() {
     let (files, authority) = (Files::new(), Authority::new());
     let identity = authority.identity("localhost");
     let toml = files.write("good.toml", toml(&identity, &identity));
@@ -109,7 +109,7 @@ async fn a_good_configuration() {
 }
 
 #[tokio::test]
-async fn all_faults_of_a_toml_file_come_out_at_once() {
+async fn all_errors_of_a_toml_file_are_reported_together() {
     let files = Files::new();
     let config = files.write(
         "faulty.toml",
@@ -141,7 +141,7 @@ async fn all_faults_of_a_toml_file_come_out_at_once() {
 }
 
 #[tokio::test]
-async fn a_toml_file_with_broken_syntax() {
+async fn toml_syntax_error_is_reported_with_its_line() {
     let files = Files::new();
     let config =
         files.write("broken.toml", "zone = \"west\"\nhostname = \"gw\n\n[log\nlevel = 1\n");
@@ -153,7 +153,7 @@ async fn a_toml_file_with_broken_syntax() {
 }
 
 #[tokio::test]
-async fn all_faults_of_a_zuul_conf_come_out_at_once() {
+async fn all_errors_of_a_zuul_conf_are_reported_together() {
     let files = Files::new();
     let config = files.write(
         "zuul.conf",
@@ -179,7 +179,7 @@ async fn all_faults_of_a_zuul_conf_come_out_at_once() {
 }
 
 #[tokio::test]
-async fn a_file_is_read_as_what_its_name_says_and_a_wrong_name_is_named() {
+async fn file_is_read_by_its_suffix_and_a_wrong_suffix_is_reported() {
     let (files, authority) = (Files::new(), Authority::new());
     let identity = authority.identity("localhost");
     let text = toml(&identity, &identity);
@@ -213,7 +213,7 @@ async fn a_file_is_read_as_what_its_name_says_and_a_wrong_name_is_named() {
 
 /// Upstream takes two of the three for none, and speaks plain text where TLS was asked for.
 #[tokio::test]
-async fn a_zuul_conf_with_one_tls_file_missing() {
+async fn zuul_conf_with_a_missing_tls_file_is_an_error() {
     let files = Files::new();
     let zookeeper = "[zookeeper]\nhosts = a:1\ntls_cert = /c\ntls_key = /k\ntls_ca = /a\n";
     for missing in ["tls_cert", "tls_key", "tls_ca"] {
@@ -254,7 +254,7 @@ fn unkeyed(line: &str) -> String {
 
 /// In a `zuul.conf` as well, and of one line each where the sections have files of their own.
 #[tokio::test]
-async fn faults_of_certificate_files_name_key_and_line() {
+async fn errors_in_certificate_files_name_the_key_and_line() {
     let (files, authority) = (Files::new(), Authority::new());
     let Identity { cert, ca, .. } = authority.identity("localhost");
     let (cert, ca) = (cert.display(), ca.display());
@@ -293,7 +293,7 @@ async fn faults_of_certificate_files_name_key_and_line() {
 }
 
 #[tokio::test]
-async fn pem_files_that_cannot_be_used() {
+async fn unusable_pem_files_are_errors() {
     let (files, authority) = (Files::new(), Authority::new());
     let good = authority.identity("localhost");
     let other = authority.identity("localhost");
@@ -426,7 +426,7 @@ async fn typed(directory: &Path, command: &str) -> String {
 
 /// What Zuul's documentation tells people to make, and no TLS library of today takes.
 #[tokio::test]
-async fn a_version_1_certificate_is_refused() {
+async fn version_1_certificate_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
     let directory = files.0.path();
     let request = "req -newkey rsa:2048 -nodes -keyout key.pem -subj /CN=gw -out request.pem";
@@ -450,7 +450,7 @@ fn listening(tls: &Identity, zookeeper: &Identity) -> String {
 
 /// The errors and warnings that `check` reports for certificates that peers will refuse.
 #[tokio::test]
-async fn certificates_that_peers_will_refuse() {
+async fn certificates_that_peers_will_reject_are_reported() {
     use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
     let (files, authority) = (Files::new(), Authority::new());
     let good = authority.identity("gw.example.org");
@@ -511,7 +511,7 @@ async fn certificates_that_peers_will_refuse() {
 
 /// Files that are well alone, and of which peers with the same files refuse what this gateway shows.
 #[tokio::test]
-async fn certificates_that_do_not_fit_together() {
+async fn certificate_and_key_that_do_not_match_are_an_error() {
     let (files, authority, other) = (Files::new(), Authority::new(), Authority::new());
     let directory = files.0.path();
     let good = authority.identity("gw.example.org");
@@ -574,7 +574,7 @@ fn ended_identity(authority: &Authority, files: &Files) -> Identity {
 
 /// The name that is registered where none is configured.
 #[tokio::test]
-async fn a_certificate_that_is_not_for_the_default_hostname() {
+async fn certificate_for_another_name_than_the_default_hostname_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
     let other = authority.identity_only_for("elsewhere.example.org");
     let configured = "hostname = \"gw.example.org\"\n";
@@ -588,7 +588,7 @@ async fn a_certificate_that_is_not_for_the_default_hostname() {
 
 /// Keys that rustls does not take, and what to do about each.
 #[tokio::test]
-async fn keys_that_are_not_supported() {
+async fn unsupported_private_keys_are_errors() {
     let (files, authority) = (Files::new(), Authority::new());
     let directory = files.0.path();
     let good = authority.identity("localhost");
@@ -638,7 +638,7 @@ async fn keys_that_are_not_supported() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_valid_yet() {
+async fn certificate_that_is_not_valid_yet_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
     let early =
         authority.amiss("gw", |params| params.not_before = rcgen::date_time_ymd(3021, 7, 1));
@@ -653,7 +653,7 @@ async fn a_certificate_that_is_not_valid_yet() {
 
 /// The right thing in the wrong clothes: the command that is printed changes them.
 #[tokio::test]
-async fn der_and_encrypted_keys() {
+async fn der_files_and_encrypted_keys_are_errors_with_a_command_to_convert_them() {
     let (files, authority) = (Files::new(), Authority::new());
     let directory = files.0.path();
     let good = authority.identity("localhost");
@@ -702,7 +702,7 @@ async fn der_and_encrypted_keys() {
 
 /// What is printed for a fault shows it.
 #[tokio::test]
-async fn commands_that_show_a_fault() {
+async fn commands_in_error_messages_show_the_error() {
     let (files, authority) = (Files::new(), Authority::new());
     let (good, other) = (authority.identity("localhost"), authority.identity("localhost"));
     let mixed = Identity { key: other.key.clone(), ..good.clone() };
@@ -721,7 +721,7 @@ async fn commands_that_show_a_fault() {
 }
 
 #[tokio::test]
-async fn files_that_are_no_configuration() {
+async fn files_that_are_not_configurations_are_errors() {
     let files = Files::new();
     for name in ["missing.toml", "missing.conf"] {
         let config = files.missing(name);
@@ -736,7 +736,7 @@ async fn files_that_are_no_configuration() {
 
 /// Reading them would not end, or take all memory there is.
 #[tokio::test]
-async fn what_is_no_file_or_too_long() {
+async fn devices_directories_and_huge_files_are_errors() {
     let (files, authority) = (Files::new(), Authority::new());
     let identity = authority.identity("localhost");
     let pipe = files.missing("pipe");
@@ -766,7 +766,7 @@ async fn what_is_no_file_or_too_long() {
 }
 
 #[tokio::test]
-async fn a_log_file_that_cannot_be_opened() {
+async fn log_file_that_cannot_be_opened_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
     let identity = authority.identity("localhost");
     let good = toml(&identity, &identity);
@@ -788,7 +788,7 @@ async fn a_log_file_that_cannot_be_opened() {
 
 /// Upstream does not start with one either.
 #[tokio::test]
-async fn a_log_config_that_cannot_be_used() {
+async fn unusable_log_config_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
     let identity = authority.identity("localhost");
     let zookeeper = format!("[zookeeper]\nhosts = a:1\n{}", conf(&identity));
@@ -837,7 +837,7 @@ async fn a_log_config_that_cannot_be_used() {
 /// Were a socket bound before the whole configuration is known to be good, this would end with
 /// what is wrong with the address.
 #[tokio::test]
-async fn nothing_is_bound_with_a_faulty_configuration() {
+async fn invalid_configuration_binds_no_socket() {
     let (files, authority) = (Files::new(), Authority::new());
     let identity = authority.identity("localhost");
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
@@ -852,7 +852,7 @@ async fn nothing_is_bound_with_a_faulty_configuration() {
 }
 
 #[tokio::test]
-async fn common_mistakes_on_the_command_line_have_a_tip() {
+async fn common_mistakes_on_the_command_line_get_a_hint() {
     let stderr = async |arguments: &[&str]| {
         let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
         let Outcome { code, stderr, .. } = run(&arguments).await;
@@ -874,7 +874,7 @@ async fn common_mistakes_on_the_command_line_have_a_tip() {
 
 /// Help fits a terminal of 80 columns, and ends with examples.
 #[tokio::test]
-async fn help_is_wrapped() {
+async fn help_text_is_wrapped_to_the_terminal() {
     for arguments in [&["-h"][..], &["--help"], &["check", "--help"], &["resolve", "-h"]] {
         let mut command = Command::new(BINARY);
         command.args(arguments).env("COLUMNS", "80").stdin(Stdio::null()).kill_on_drop(true);
@@ -888,7 +888,7 @@ async fn help_is_wrapped() {
 }
 
 #[tokio::test]
-async fn a_port_in_use() {
+async fn port_in_use_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
     let identity = authority.identity("localhost");
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
@@ -906,7 +906,7 @@ async fn a_port_in_use() {
 
 /// The example in `etc/`, with its files elsewhere.
 #[tokio::test]
-async fn the_example_wants_nothing_but_its_files() {
+async fn example_configuration_lacks_only_its_files() {
     const EXAMPLE: &str = include_str!("../../etc/zuul-fingergw.toml");
     let files = Files::new();
     let directory = files.0.path().to_str().expect("UTF-8");
@@ -936,7 +936,7 @@ async fn the_example_wants_nothing_but_its_files() {
 }
 
 #[tokio::test]
-async fn the_command_line() {
+async fn version_help_and_usage_errors() {
     let version = run(&["--version".as_ref()]).await;
     let expected = concat!("zuul-fingergw ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!((version.code, version.stdout.as_str()), (Some(0), expected));
@@ -1001,7 +1001,7 @@ async fn entry(system: &System) -> (Option<u64>, bool, Option<String>) {
 }
 
 #[tokio::test]
-async fn a_plain_gateway_from_a_zuul_conf() {
+async fn zuul_conf_without_tls_makes_a_plain_gateway() {
     let system = System::new().await;
     let started = FromZuulConf::start(&system, "zone = west\npublic_port = 7979\n").await;
     assert_eq!(entry(&system).await, (Some(7979), false, Some("west".to_owned())));
@@ -1016,7 +1016,7 @@ async fn a_plain_gateway_from_a_zuul_conf() {
 
 /// Without a zone upstream registers only a port that the kernel has chosen.
 #[tokio::test]
-async fn the_registered_port_without_a_zone() {
+async fn public_port_without_a_zone_is_a_warning() {
     for (lines, given) in [("public_port = 7979\n", false), ("public_port = 0\n", true), ("", true)]
     {
         let system = System::new().await;
@@ -1027,7 +1027,7 @@ async fn the_registered_port_without_a_zone() {
 }
 
 #[tokio::test]
-async fn a_tls_gateway_from_a_zuul_conf() {
+async fn zuul_conf_with_tls_makes_a_tls_gateway() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("localhost");
     let started = FromZuulConf::start(&system, &conf(&identity)).await;
@@ -1044,7 +1044,7 @@ async fn a_tls_gateway_from_a_zuul_conf() {
 
 /// Plain for people, with a certificate for the gateways of other zones.
 #[tokio::test]
-async fn a_client_only_gateway_from_a_zuul_conf() {
+async fn zuul_conf_with_tls_client_only_makes_a_plain_gateway_that_dials_by_tls() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("localhost");
     let options = conf(&identity) + "tls_client_only = True\nzone = east\n";
@@ -1067,7 +1067,7 @@ async fn a_client_only_gateway_from_a_zuul_conf() {
 
 /// The gateway of a [`Builder`] does what its `check` said it would.
 #[tokio::test]
-async fn what_is_checked_is_what_runs() {
+async fn check_and_start_report_the_same() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("localhost");
     let listeners = ["client_certificate = \"none\"", "tls = true"];
@@ -1080,7 +1080,7 @@ async fn what_is_checked_is_what_runs() {
 /// `check` refuses a certificate whose time is over; a start says so and goes on, as plain
 /// listeners and executors know nothing of it.
 #[tokio::test]
-async fn a_certificate_that_has_expired() {
+async fn expired_certificate_is_an_error() {
     let system = System::new().await;
     let expired = system.zookeeper.authority.expired("gateway");
     let builder = Builder::new(&system).tls(&expired);
@@ -1094,7 +1094,7 @@ async fn a_certificate_that_has_expired() {
 
 /// A warning does not keep anything from running, and is said once.
 #[tokio::test]
-async fn a_certificate_with_a_warning() {
+async fn certificate_with_a_warning_is_accepted() {
     let system = System::new().await;
     let nameless = system.zookeeper.authority.common_name_only("localhost");
     let builder = Builder::new(&system).tls(&nameless).listeners(&["tls = true"]);
@@ -1108,7 +1108,7 @@ async fn a_certificate_with_a_warning() {
 
 /// Why nothing is said of such a certificate where ZooKeeper's is meant: Java does not mind.
 #[tokio::test]
-async fn zookeeper_takes_an_authoritys_certificate() {
+async fn zookeeper_accepts_a_ca_certificate_of_a_client() {
     let system = System::new().await;
     let authority = &system.zookeeper.authority;
     let mut builder = Builder::new(&system);
@@ -1120,7 +1120,7 @@ async fn zookeeper_takes_an_authoritys_certificate() {
 
 /// And why it is an error that a certificate is not for clients: Java does mind.
 #[tokio::test]
-async fn zookeeper_refuses_a_certificate_that_is_not_for_clients() {
+async fn zookeeper_rejects_a_certificate_that_is_not_for_clients() {
     let system = System::new().await;
     let mut builder = Builder::new(&system);
     builder.zookeeper_identity = system.zookeeper.authority.amiss("gw", |params| {

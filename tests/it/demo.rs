@@ -124,7 +124,7 @@ fn text_of(line: &str) -> &str {
 }
 
 #[tokio::test]
-async fn once() {
+async fn once_ends_after_one_log() {
     let Outcome { status, stdout, stderr } = Demo::start(&["--once"], None).ended().await;
     assert!(status.success(), "{status} {stderr}");
     let log = String::from_utf8(stdout).expect("UTF-8");
@@ -156,7 +156,7 @@ async fn once() {
 }
 
 #[tokio::test]
-async fn once_with_a_file_of_ones_own() {
+async fn once_streams_the_given_file() {
     let directory = TempDir::new().expect("a directory");
     let mut random = fastrand::Rng::with_seed(2);
     let mut binary: Vec<u8> = (0..=255).cycle().take(70_000).collect();
@@ -177,7 +177,7 @@ async fn once_with_a_file_of_ones_own() {
 }
 
 #[tokio::test]
-async fn a_file_that_grows_is_followed() {
+async fn growing_file_is_followed() {
     for signal in [Signal::INT, Signal::TERM] {
         let directory = TempDir::new().expect("a directory");
         let path = file(&directory, b"what is there\n");
@@ -196,7 +196,7 @@ async fn a_file_that_grows_is_followed() {
 
 /// An executor's job directory vanishes when the build is over; so may the user's file.
 #[tokio::test]
-async fn a_file_that_is_removed_has_ended() {
+async fn removed_file_ends_the_demo() {
     let directory = TempDir::new().expect("a directory");
     let path = file(&directory, b"all there is\n");
     let mut demo = Demo::start(&[], Some(&path));
@@ -209,7 +209,7 @@ async fn a_file_that_is_removed_has_ended() {
 }
 
 #[tokio::test]
-async fn an_empty_file() {
+async fn empty_file_is_streamed() {
     let directory = TempDir::new().expect("a directory");
     let path = file(&directory, b"");
     let Outcome { status, stdout, stderr } = Demo::start(&["--once"], Some(&path)).ended().await;
@@ -226,7 +226,7 @@ async fn an_empty_file() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_streamed() {
+async fn file_that_cannot_be_streamed_is_an_error() {
     let directory = TempDir::new().expect("a directory");
     let missing = directory.path().join("missing");
     for path in [missing.as_path(), directory.path()] {
@@ -242,7 +242,7 @@ async fn a_file_that_cannot_be_streamed() {
 
 /// `demo | head -1`
 #[tokio::test]
-async fn a_reader_who_has_seen_enough() {
+async fn closed_standard_output_ends_the_demo() {
     let mut demo = Demo::start(&[], None);
     assert_eq!(text_of(&demo.line().await), "Job console starting\n");
     let Demo { mut child, stdout, mut stderr, temporary } = demo;
@@ -270,7 +270,7 @@ async fn first_line(command: &str) -> (String, Child, Lines<BufReader<ChildStdou
 }
 
 #[tokio::test]
-async fn the_printed_commands_work_as_they_are_printed() {
+async fn printed_commands_work() {
     let mut demo = Demo::start(&[], None);
     let nc = demo.said("the nc command", |line| line.contains("| nc ")).await;
     let openssl = demo.said("the openssl command", |line| line.contains("| openssl ")).await;

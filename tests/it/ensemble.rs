@@ -52,7 +52,7 @@ async fn until_served(gateway: &Gateway, build: &str) {
 }
 
 #[tokio::test]
-async fn a_leader_and_then_the_quorum_lost() {
+async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     let mut members: Vec<_> = ZooKeeper::ensemble().await.into();
     let system = System::on(Arc::clone(&members[0])).await;
     let mut builder = Builder::new(&system).zookeeper("session_timeout = \"60s\"");

@@ -13,7 +13,7 @@ use crate::support::within;
 
 /// Libraries panic where threads or descriptors are missing, which names neither limit nor key.
 #[tokio::test]
-async fn limits_that_leave_no_room_to_start_are_errors() {
+async fn limits_that_are_too_low_to_start_are_errors() {
     let system = System::new().await;
     let builder = nobody(&system);
     let config = builder.write();
@@ -41,7 +41,7 @@ async fn limits_that_leave_no_room_to_start_are_errors() {
 
 /// A device as the time zone would be read for ever.
 #[tokio::test]
-async fn time_zone_that_is_not_understood_is_a_warning() {
+async fn unknown_time_zone_is_a_warning() {
     let system = System::new().await;
     for tz in [":/dev/zero", "Europe/Nowhere"] {
         let mut gateway = Builder::new(&system)
@@ -58,7 +58,7 @@ async fn time_zone_that_is_not_understood_is_a_warning() {
 
 /// Keys are in memory: no core dump has them, and no other process of the same user may read them.
 #[tokio::test]
-async fn memory_is_not_for_other_processes_of_the_user() {
+async fn memory_is_not_readable_by_other_processes_of_the_user() {
     const AS_NOBODY: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let system = System::new().await;
     for started_as_root in [true, false] {

@@ -56,7 +56,7 @@ async fn blackhole() -> (u16, impl Sized) {
 /// Thirty gateways take connections and say nothing: more than get their head start, one after the
 /// other, within the time that all together have. The executor, which comes last, is asked all the same.
 #[tokio::test]
-async fn many_silent_gateways_cost_a_client_little() {
+async fn many_silent_gateways_delay_a_client_little() {
     let mut silent = Vec::new();
     for _ in 0..30 {
         silent.push(Executor::start().await);
@@ -74,7 +74,7 @@ async fn many_silent_gateways_cost_a_client_little() {
 /// deadlines together, so it is in time only if it is asked before most of the others have failed. It
 /// may have been drawn among the first by chance, but hardly in all zones.
 #[tokio::test]
-async fn many_blackholes_cost_a_client_little() {
+async fn many_blackholed_gateways_delay_a_client_little() {
     let system = System::new().await;
     let limits = "lookup_timeout = \"2s\"\nconnect_timeout = \"2s\"\nfirst_byte_timeout = \"2s\"";
     let mut zones = JoinSet::new();
@@ -106,7 +106,7 @@ async fn many_blackholes_cost_a_client_little() {
 /// Nobody of the zone says anything, nor does the executor: one line, in a bounded time however many
 /// there are.
 #[tokio::test]
-async fn a_zone_in_which_all_are_silent_ends_in_one_line() {
+async fn silent_zone_ends_with_one_reply() {
     let (one, two, executor) =
         (Executor::start().await, Executor::start().await, Executor::start().await);
     let ports = [one.address.port(), two.address.port()];
@@ -123,7 +123,7 @@ async fn a_zone_in_which_all_are_silent_ends_in_one_line() {
 /// get their slot there after four seconds, which count into the six that each may wait for its first
 /// byte: the answer arrives before the asking gateway's nine seconds are over.
 #[tokio::test]
-async fn a_wait_for_a_slot_in_another_zone_leaves_time_for_its_answer() {
+async fn waiting_for_an_executor_slot_leaves_time_for_the_reply() {
     const CLIENTS: usize = 15;
     let limits = "lookup_timeout = \"1s\"\nconnect_timeout = \"1s\"\nfirst_byte_timeout = \"6s\"";
     let system = System::new().await;
@@ -157,19 +157,17 @@ async fn a_gateway_that_failed_backs_off_and_is_used_again() {
     let (system, mut gateway) = counted(&ports, "").await;
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     forward.refuse();
-    // In random order: until it has had its turn.
-    let failed = |line: &String| line.contains("hop failed");
-    within("its turn", async {
-        while !gateway.log().iter().any(failed) {
+    // The order is random, and each failure is forgiven after a while that grows.
+    within("the gateway to be avoided", async {
+        while metric(&gateway, AVOIDED).await < 1.0 {
             comes_from(&steady, gateway.address(), &build).await;
         }
     })
     .await;
-    // Closed before its first byte. It is avoided now, unless a busy machine took a second for this.
+    // Closed before its first byte.
     let silent = metric(&gateway, &failovers("silent")).await;
     let cut = metric(&gateway, &failovers("cut")).await;
     assert!(silent + cut >= 1.0, "{silent} {cut}");
-    assert!(metric(&gateway, AVOIDED).await <= 1.0);
 
     forward.release();
     within("the other one to be used again", async {
@@ -190,6 +188,32 @@ async fn a_gateway_that_failed_backs_off_and_is_used_again() {
     .await;
     assert_eq!(metric(&gateway, AVOIDED).await, 0.0, "a log clears it");
     gateway.logged("the failure", |line| line.contains("hop failed")).await;
+}
+
+/// Two gateways of a zone have been asked for one request, and neither has answered yet.
+#[tokio::test]
+async fn status_lists_a_request_once_while_two_hops_are_asked() {
+    let system = System::new().await;
+    let (one, two) = (Executor::start().await, Executor::start().await);
+    for hop in [&one, &two] {
+        system.put_gateway(Some("west"), Some(hop.address.port()), false, "running").await;
+    }
+    let builder = Builder::new(&system).zone("east").control();
+    let config = builder.write();
+    let gateway = builder.ready().await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let (mut first, _second) = tokio::join!(one.accept(), two.accept());
+
+    let Outcome { stdout, .. } = program(&["status", "--json"], &config).await;
+    let status: Value = serde_json::from_str(&stdout).expect("JSON");
+    let streams = status["streams"].as_array().expect("streams");
+    assert_eq!(streams.len(), 1, "{streams:?}");
+    assert_eq!(streams[0]["build"], build);
+
+    first.write(b"log\n").await;
+    first.finish().await;
+    assert_eq!(client.text().await, "log\n");
 }
 
 /// The only gateway of a zone has failed: the executor helps out; the gateway is tried first again,
@@ -365,7 +389,7 @@ async fn resolve_reports_the_hops_their_health_and_the_attempts() {
 }
 
 #[tokio::test]
-async fn resolve_takes_a_uuid_with_dashes_and_names_one_that_is_cut() {
+async fn resolve_accepts_a_uuid_with_dashes_and_reports_a_truncated_one() {
     let system = System::new().await;
     let builder = Builder::new(&system).control();
     let config = builder.write();
@@ -382,7 +406,7 @@ async fn resolve_takes_a_uuid_with_dashes_and_names_one_that_is_cut() {
 
 /// Builds that are nowhere, and no gateway to ask: exit status 1 and what to do.
 #[tokio::test]
-async fn resolve_without_a_decision() {
+async fn resolve_reports_why_there_is_no_route() {
     let system = System::new().await;
     let builder = Builder::new(&system).control();
     let config = builder.write();

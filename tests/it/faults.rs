@@ -63,7 +63,7 @@ fn by(gateway: &Gateway) -> String {
 /// Meanwhile: the log ends as a cut, not as if it were whole; the next request is served by the
 /// executor itself. Healed: a gateway that is started in the place of the other serves the zone.
 #[tokio::test]
-async fn a_gateway_of_the_zone_is_killed() {
+async fn killed_gateway_of_a_zone_is_replaced_by_another() {
     let system = System::new().await;
     let (mut west, mut east) = two_zones(&system, "").await;
     let executor = Executor::start().await;
@@ -86,7 +86,7 @@ async fn a_gateway_of_the_zone_is_killed() {
 /// same. Meanwhile: a log on its way through it waits; requests are served through the other.
 /// Healed: it goes on, and the log with it, whole.
 #[tokio::test]
-async fn a_gateway_of_the_zone_is_stopped() {
+async fn stopped_process_of_a_gateway_is_replaced_by_another() {
     let system = System::new().await;
     let (west, mut east) = two_zones(&system, "connect_timeout = \"500ms\"").await;
     let executor = Executor::start().await;
@@ -160,7 +160,7 @@ impl Netcat {
 /// connections all the same. Meanwhile: the log waits, and so does its client, without a word;
 /// who asks now is told so in time. Healed: the executor goes on, and the log with it.
 #[tokio::test]
-async fn an_executor_is_stopped() {
+async fn stopped_executor_pauses_its_streams() {
     let system = System::new().await;
     let gateway = Builder::new(&system).limits("first_byte_timeout = \"500ms\"").ready().await;
     let mut executor = Netcat::start().await;
@@ -185,7 +185,7 @@ async fn an_executor_is_stopped() {
 /// on its way waits; who asks now is told in time that there is no way; builds elsewhere are served.
 /// Healed: the link is back, the kernels send again what was lost, and the log is whole.
 #[test]
-fn a_link_loses_everything_for_a_while() {
+fn link_that_fails_for_a_while_ends_no_stream() {
     apart(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let gateway = Builder::new(&system).limits("connect_timeout = \"500ms\"").ready().await;
@@ -223,7 +223,7 @@ fn a_link_loses_everything_for_a_while() {
 /// Meanwhile: logs come late, and whole, also those that are asked for behind a large one; builds
 /// elsewhere come as ever. Healed: nothing is left to heal.
 #[test]
-fn a_link_delays_everything() {
+fn delayed_link_delays_logs_only() {
     apart(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let gateway = Builder::new(&system).ready().await;
@@ -256,7 +256,7 @@ fn a_link_delays_everything() {
 /// once. Healed: there is room again, lines are written again, and the first says how many were
 /// lost.
 #[test]
-fn the_disk_of_the_log_is_full_for_a_while() {
+fn full_disk_of_the_log_does_not_disturb_streams() {
     apart(CloneFlags::CLONE_NEWNS, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let builder = Builder::new(&system);

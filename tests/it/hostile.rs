@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -14,6 +13,7 @@ use crate::support::client::{Client, client_hello};
 use crate::support::executor::{Executor, Stream};
 use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::process::raise_file_limit;
 use crate::support::system::System;
 use crate::support::within;
 
@@ -47,9 +47,7 @@ impl Besieged {
     }
 
     async fn with_deadlines(time: &str) -> Self {
-        // Both ends of all connections are in this process.
-        let files = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).expect("files");
+        raise_file_limit();
         let system = System::new().await;
         let identity = system.zookeeper.authority.identity("gateway");
         let deadlines = format!(
@@ -116,7 +114,7 @@ async fn connect_many(local: &str, address: SocketAddr, count: usize) -> Vec<Cli
 }
 
 #[tokio::test]
-async fn they_connect_and_say_nothing() {
+async fn silent_connections_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     let plain = connect_many("127.0.0.2", besieged.plain(), MANY).await;
@@ -139,7 +137,7 @@ async fn they_connect_and_say_nothing() {
 
 /// A byte now and then, of a request and of a ClientHello that never end.
 #[tokio::test]
-async fn slow_lorises() {
+async fn slow_requests_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     let mut plain = connect_many("127.0.0.2", besieged.plain(), MANY).await;
@@ -164,7 +162,7 @@ async fn slow_lorises() {
 /// More handshakes than there are places for, from three addresses, none of which goes on: with
 /// their first byte alone, and with a whole ClientHello.
 #[tokio::test]
-async fn handshakes_that_never_go_on() {
+async fn unfinished_handshakes_do_not_disturb_others() {
     const EACH: usize = 700;
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
@@ -216,7 +214,7 @@ async fn never_read(
 /// They ask for logs, which pour or fit into the kernel's buffers, and never read a byte. Of each address
 /// so many of them stay as may wait for more than a second (`src/gateway/relay/stalled_clients.rs`).
 #[tokio::test]
-async fn clients_that_never_read() {
+async fn clients_that_never_read_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     let (clients, pouring) = never_read(&besieged, MANY - FEW, MUCH).await;
@@ -238,7 +236,7 @@ fn resident(gateway: &Gateway) -> u64 {
 
 /// When they have gone, the memory that they took is given back to the system.
 #[tokio::test]
-async fn memory_is_given_back() {
+async fn memory_is_returned_after_a_burst() {
     let besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     let before = resident(&besieged.gateway);
@@ -260,7 +258,7 @@ async fn memory_is_given_back() {
 
 /// Port scanners reset what they have opened, health checkers close it.
 #[tokio::test]
-async fn they_connect_and_leave() {
+async fn connections_without_a_request_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     for _ in 0..MANY / 50 {
@@ -279,7 +277,7 @@ async fn they_connect_and_leave() {
 /// All kinds together, none of which leaves: they are shown out one by one, and who is served does
 /// not notice.
 #[tokio::test]
-async fn deadlines_end_every_siege() {
+async fn deadlines_end_all_hanging_connections() {
     let mut besieged = Besieged::with_deadlines("3s").await;
     let sockets = besieged.gateway.sockets();
     let (never_read, _pouring) = never_read(&besieged, FEW, TOO_MUCH).await;

@@ -20,7 +20,7 @@ async fn until_gone(system: &System) {
 /// Who asked for the gateway before it went, and comes behind that, is served; a balancer sees that
 /// it goes.
 #[tokio::test]
-async fn who_comes_late_is_served() {
+async fn clients_are_served_during_the_lame_duck_time() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("localhost");
     let builder = Builder::new(&system).tls(&identity).listeners(&["", "tls = true"]);
@@ -50,7 +50,7 @@ async fn who_comes_late_is_served() {
 
 /// It is over by itself; the steps come in their order.
 #[tokio::test]
-async fn then_the_listeners_close() {
+async fn listeners_close_after_the_lame_duck_time() {
     let system = System::new().await;
     let limits = "lame_duck = \"200ms\"";
     let mut gateway = Builder::new(&system).limits(limits).ready().await;

@@ -20,7 +20,7 @@ use crate::support::zookeeper::ZooKeeper;
 const TOO_MANY: &str = "Internal streaming error: too many connections\r\n";
 
 #[tokio::test]
-async fn one_connection_too_many_is_told_so() {
+async fn connection_above_the_limit_gets_a_reply() {
     let system = System::new().await;
     let mut builder = Builder::new(&system).limits("connections = 2");
     builder.admin = true;
@@ -37,7 +37,7 @@ async fn one_connection_too_many_is_told_so() {
         assert_eq!(answer, TOO_MANY);
     }
     assert_eq!(rejected(&gateway, "limit").await, 2.0);
-    let warned = |line: &str| line.contains("WARN") && line.contains("(limits.connections)");
+    let warned = |line: &str| line.contains("WARN") && line.contains("(see limits.connections)");
     assert_eq!(gateway.count_logged("a warning", warned).await, 1, "once");
 
     stream.write(b"log\n").await;
@@ -57,7 +57,7 @@ async fn one_connection_too_many_is_told_so() {
 
 /// More at once than are told so: the rest is closed without a word, and costs no more.
 #[tokio::test]
-async fn more_too_many_than_are_told_so() {
+async fn number_of_concurrent_rejections_is_bounded() {
     let system = System::new().await;
     let gateway = Builder::new(&system).limits("connections = 1").ready().await;
     let executor = Executor::start().await;
@@ -84,7 +84,8 @@ async fn more_too_many_than_are_told_so() {
             }
         }
     }
-    assert!((64..400).contains(&told), "{told} were told");
+    // 64 at a time; on a slow machine those after them begin when the first have been closed.
+    assert!((64..=128).contains(&told), "{told} were told");
     stream.write(b"still here\n").await;
     first.expect(b"still here\n").await;
 
@@ -94,7 +95,7 @@ async fn more_too_many_than_are_told_so() {
 }
 
 #[tokio::test]
-async fn too_many_over_tls_concern_nobody_else() {
+async fn tls_connections_above_the_limit_do_not_disturb_streams() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let builder = Builder::new(&system).tls(&identity).limits("connections = 1");
@@ -113,7 +114,7 @@ async fn too_many_over_tls_concern_nobody_else() {
 
 /// Connections that have not asked yet make room, the oldest first; streams never do.
 #[tokio::test]
-async fn silent_connections_make_room_for_new_ones() {
+async fn oldest_silent_connection_is_evicted() {
     const PLACES: usize = 10;
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
@@ -174,7 +175,7 @@ fn limit_files(gateway: &Gateway, current: Option<u64>) {
 }
 
 #[tokio::test]
-async fn out_of_descriptors_and_back() {
+async fn accepting_continues_after_descriptors_ran_out() {
     let system = System::new().await;
     let mut builder = Builder::new(&system).log("level = \"debug\"");
     builder.admin = true;
@@ -209,7 +210,7 @@ async fn serves(gateway: &Gateway, executor: &Executor, build: &str) {
 
 /// Upstream never recovers from this: its ZooKeeper client dies of the missing descriptor.
 #[tokio::test]
-async fn zookeeper_lost_while_out_of_descriptors() {
+async fn zookeeper_is_reconnected_after_descriptors_ran_out() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let mut gateway = Builder::new(&system).ready().await;
@@ -237,7 +238,7 @@ async fn zookeeper_lost_while_out_of_descriptors() {
 
 /// A status is no less true for being told without a descriptor to spare.
 #[tokio::test]
-async fn the_service_manager_hears_of_it_while_out_of_descriptors() {
+async fn service_manager_is_notified_without_descriptors() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let mut gateway = Builder::new(&system).ready().await;
@@ -248,7 +249,7 @@ async fn the_service_manager_hears_of_it_while_out_of_descriptors() {
 
 /// A client that was accepted just in time gets an answer, though not the log.
 #[tokio::test]
-async fn no_descriptor_for_the_next_hop() {
+async fn hop_without_a_descriptor_gets_a_reply() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let executor = Executor::start().await;
@@ -267,7 +268,7 @@ async fn no_descriptor_for_the_next_hop() {
 
 /// Connections that the descriptors cannot carry are not promised.
 #[tokio::test]
-async fn connections_fit_below_the_limit_of_open_files() {
+async fn connection_limit_follows_the_limit_of_open_files() {
     let system = System::new().await;
     let config = Builder::new(&system).limits("connections = 1000000");
     let mut gateway = config.ready().await;
@@ -279,7 +280,7 @@ async fn connections_fit_below_the_limit_of_open_files() {
 /// Connections that the memory of a pod cannot carry are not promised. A directory stands in for the
 /// cgroups of a container, of both versions, whose path on the host is not there.
 #[test]
-fn connections_fit_below_the_memory_limit() {
+fn connection_limit_follows_the_memory_limit() {
     apart(CloneFlags::CLONE_NEWNS, async || {
         let groups = TempDir::new().expect("a directory");
         std::fs::create_dir(groups.path().join("memory")).expect("a directory");
@@ -297,7 +298,7 @@ fn connections_fit_below_the_memory_limit() {
 
 /// With as many streams as the limit of open files carries, everything else has descriptors left.
 #[tokio::test]
-async fn descriptors_are_kept_for_what_is_no_stream() {
+async fn descriptors_are_reserved_for_other_uses_than_streams() {
     /// As `src/os/fd_limit.rs` has it: two each, and the reserve.
     const FITTING: u64 = 200;
     const FILES: u64 = 256 + 2 * FITTING;

@@ -40,7 +40,7 @@ impl Site {
 /// The one that says nothing is cut while another one goes on, a line at a time and in pieces that
 /// go through a pipe.
 #[tokio::test]
-async fn a_silent_stream_is_cut_and_a_lively_one_is_not() {
+async fn idle_stream_is_aborted_and_an_active_one_is_not() {
     let site = Site::start("stream_idle = \"3s\"").await;
     let mut lively = Flow::start(&site.system, site.gateway.address()).await;
     let piece = "a piece that is long enough for a pipe\n".repeat(1000);
@@ -62,7 +62,7 @@ async fn a_silent_stream_is_cut_and_a_lively_one_is_not() {
 
 /// Up to its first byte a stream has another deadline.
 #[tokio::test]
-async fn silence_counts_from_the_first_byte() {
+async fn idle_time_counts_from_the_first_byte() {
     let site = Site::start("stream_idle = \"50ms\"").await;
     let mut late = Client::ask(site.gateway.address(), &site.build).await;
     let mut stream = site.executor.accept().await;
@@ -76,7 +76,7 @@ async fn silence_counts_from_the_first_byte() {
 
 /// However much it has to say; and what it has said arrives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_old_stream_is_cut() {
+async fn stream_is_aborted_at_its_maximum_age() {
     let site = Site::start("stream_total = \"3s\"").await;
     let mut client = Client::ask(site.gateway.address(), &site.build).await;
     let mut stream = site.executor.begin(&mut client).await;

@@ -56,7 +56,7 @@ impl Build {
 
 /// IPv4 is IPv4, whichever listener it comes to.
 #[tokio::test]
-async fn one_address_too_often_and_the_others_not() {
+async fn connections_of_one_address_are_limited() {
     let system = System::new().await;
     let mut builder = Builder::new(&system).limits("connections_per_address = 2");
     builder.admin = true;
@@ -93,7 +93,7 @@ async fn one_address_too_often_and_the_others_not() {
 /// Clients behind a balancer, from all over their networks: an IPv6 network counts as one client, as
 /// large a one as the configuration says, and so does its neighbour. The balancer counts as none.
 #[tokio::test]
-async fn an_ipv6_network_is_one_client() {
+async fn ipv6_network_counts_as_one_client() {
     for (prefix, near, far) in [
         ("", "2001:db8::ffff:0:0:7", "2001:db8:0:1::1"),
         ("ipv6_prefix = 48", "2001:db8:0:ffff::7", "2001:db8:1::1"),
@@ -139,7 +139,7 @@ async fn an_ipv6_network_is_one_client() {
 }
 
 #[tokio::test]
-async fn exempt_networks() {
+async fn exempt_networks_have_no_limit() {
     let system = System::new().await;
     let limits = "connections_per_address = 1\nexempt_networks = [\"127.0.0.4/30\", \"::1\"]";
     let gateway = Builder::new(&system).limits(limits).listeners(&["address = \"[::]:0\""]);
@@ -171,7 +171,7 @@ async fn with_tls(system: &System, limits: &str) -> (Gateway, Identity) {
 
 /// Other gateways and zuul-web bring many people through one address.
 #[tokio::test]
-async fn who_shows_a_certificate_no_longer_counts() {
+async fn client_with_a_certificate_does_not_count() {
     let system = System::new().await;
     let (gateway, identity) = with_tls(&system, "connections_per_address = 1").await;
     let build = Build::of(&system).await;
@@ -204,7 +204,7 @@ async fn who_shows_a_certificate_no_longer_counts() {
 }
 
 #[tokio::test]
-async fn handshakes_of_one_address_and_of_all() {
+async fn handshakes_are_limited_per_address_and_in_total() {
     let system = System::new().await;
     let limits = "handshakes = 4\nhandshake_timeout = \"10m\"";
     let (gateway, identity) = with_tls(&system, limits).await;
@@ -243,7 +243,7 @@ async fn handshakes_of_one_address_and_of_all() {
 
 /// From an address that has shown no certificate; the rest is closed before it is computed.
 #[tokio::test]
-async fn handshakes_have_a_rate() {
+async fn handshakes_of_an_address_are_limited_in_rate() {
     let system = System::new().await;
     let (gateway, identity) = with_tls(&system, "handshakes_per_minute = 20").await;
     let build = Build::of(&system).await;
@@ -275,7 +275,7 @@ async fn handshakes_have_a_rate() {
 
 /// A crowd behind one address is served; only its lines in the log have a rate.
 #[tokio::test]
-async fn lines_of_streams_have_a_rate() {
+async fn log_lines_of_streams_are_limited_in_rate() {
     let system = System::new().await;
     let limits = "streams_logged_per_minute = 20\nexempt_networks = [\"127.0.0.3\"]";
     let mut builder = Builder::new(&system).limits(limits);
@@ -308,7 +308,7 @@ async fn lines_of_streams_have_a_rate() {
 
 /// ZooKeeper hangs: so many wait for it, and the others are told at once.
 #[tokio::test]
-async fn look_ups_of_all() {
+async fn lookups_are_limited_in_total() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let limits = "lookups = 3\nlookup_timeout = \"10m\"";
@@ -331,7 +331,7 @@ async fn look_ups_of_all() {
 
 /// As many as come at one moment, each with a build of its own, however long ZooKeeper takes.
 #[tokio::test]
-async fn a_crowd_waits_and_none_is_refused() {
+async fn many_clients_wait_while_zookeeper_hangs() {
     const CROWD: u32 = 2000;
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;

@@ -10,7 +10,7 @@ use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 
 #[tokio::test]
-async fn of_addresses() {
+async fn reload_changes_limits_per_address() {
     let system = System::new().await;
     let limits = "connections_per_address = 1\nexempt_networks = []\nipv6_prefix = 64";
     let served = Reloadable::start(Builder::new(&system).limits(limits)).await;
@@ -52,7 +52,7 @@ async fn of_addresses() {
 }
 
 #[tokio::test]
-async fn of_streams() {
+async fn reload_changes_limits_of_new_streams() {
     let system = System::new().await;
     let limits = "stream_idle = \"never\"\nstream_total = \"never\"";
     let served = Reloadable::start(Builder::new(&system).limits(limits)).await;
@@ -76,7 +76,7 @@ async fn of_streams() {
 }
 
 #[tokio::test]
-async fn of_handshakes_and_look_ups() {
+async fn reload_changes_limits_of_handshakes_and_lookups() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let identity = system.zookeeper.authority.identity("localhost");

@@ -40,7 +40,7 @@ async fn stop(gateway: &mut Gateway) {
 }
 
 #[tokio::test]
-async fn one_line_for_each_stream() {
+async fn each_stream_has_one_line() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let build = stream(&system, &gateway, b"12345").await;
@@ -61,7 +61,7 @@ async fn one_line_for_each_stream() {
 }
 
 #[tokio::test]
-async fn json_lines() {
+async fn json_lines_have_their_fields() {
     let system = System::new().await;
     let gateway = Builder::new(&system).log("format = \"json\"").ready().await;
     let build = stream(&system, &gateway, b"12345").await;
@@ -95,7 +95,7 @@ fn ends(log: &[String], build: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_log_file_that_is_rotated() {
+async fn rotated_log_file_is_reopened() {
     let system = System::new().await;
     let builder = Builder::new(&system);
     let path = builder.directory().join("gateway.log");
@@ -124,7 +124,7 @@ async fn a_log_file_that_is_rotated() {
 }
 
 #[tokio::test]
-async fn a_log_file_whose_directory_goes_and_comes() {
+async fn log_file_is_reopened_after_its_directory_was_removed() {
     let system = System::new().await;
     let builder = with_admin(&system);
     let directory = builder.directory().join("zuul");
@@ -153,7 +153,7 @@ async fn a_log_file_whose_directory_goes_and_comes() {
 }
 
 #[tokio::test]
-async fn a_full_disk_stops_nobody() {
+async fn full_disk_does_not_stop_streams() {
     let system = System::new().await;
     let mut gateway = Builder::new(&system).log("output = \"/dev/full\"").ready().await;
     for _ in 0..3 {
@@ -182,7 +182,7 @@ fn upstreams_shape(line: &str) -> Option<(DateTime, &str, &str, &str)> {
 }
 
 #[tokio::test]
-async fn upstreams_lines_from_a_zuul_conf() {
+async fn zuul_conf_selects_the_line_format_of_zuuls_gateway() {
     // Written by Zuul 14.3.0.
     let real = "2026-11-21 11:13:26,065 INFO zuul.fingergw: Starting finger gateway";
     let (.., level, name, message) = upstreams_shape(real).expect("the shape is upstream's");
@@ -239,7 +239,7 @@ async fn provoke(plain: &Gateway) {
 }
 
 #[tokio::test]
-async fn a_stranger_writes_no_line() {
+async fn unauthenticated_peers_cause_no_log_line() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let builder = Builder::new(&system).tls(&identity).listeners(&["", "tls = true"]);
@@ -265,7 +265,7 @@ fn is_stopping(line: &str) -> bool {
 }
 
 #[tokio::test]
-async fn what_strangers_send_is_escaped_and_cut() {
+async fn input_of_peers_is_escaped_and_truncated() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let builder = Builder::new(&system).tls(&identity).listeners(&["", "tls = true"]);
@@ -283,7 +283,7 @@ async fn what_strangers_send_is_escaped_and_cut() {
 }
 
 #[tokio::test]
-async fn less_and_more() {
+async fn log_level_and_output_are_configurable() {
     let system = System::new().await;
     let quiet = Builder::new(&system).log("level = \"error\"").ready().await;
     stream(&system, &quiet, b"log").await;
@@ -327,7 +327,7 @@ fn log_configs(log: &Path) -> [(&'static str, String); 3] {
 }
 
 #[tokio::test]
-async fn a_log_config_names_level_and_file() {
+async fn log_config_sets_level_and_file() {
     let system = System::new().await;
     for index in 0..3 {
         let builder = Builder::new(&system);
@@ -356,7 +356,7 @@ async fn a_log_config_names_level_and_file() {
 
 /// As upstream's, `-d` is for those who have no `log_config`.
 #[tokio::test]
-async fn one_warning_tells_what_of_a_log_config_is_not_taken() {
+async fn ignored_parts_of_a_log_config_are_one_warning() {
     let system = System::new().await;
     let builder = Builder::new(&system);
     let file = builder.directory().join("logging.yaml");

@@ -26,7 +26,7 @@ fn unread_pipe(path: &Path, capacity: usize) -> File {
 
 /// A reader of the log that stalls holds up no stream, no health check, no command and no signal.
 #[tokio::test]
-async fn stalled_reader_of_the_log_holds_up_nothing() {
+async fn stalled_reader_of_the_log_does_not_block_streams() {
     const CAPACITY: usize = 4096;
     const STREAMS: usize = 200;
     let system = System::new().await;
@@ -62,7 +62,7 @@ async fn stalled_reader_of_the_log_holds_up_nothing() {
 
 /// A reader that stalls while a start fails does not keep the program from ending.
 #[tokio::test]
-async fn start_that_fails_ends_though_nobody_reads_its_output() {
+async fn failed_start_ends_although_its_output_is_not_read() {
     let system = System::new().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = taken.local_addr().expect("its address");
@@ -81,7 +81,7 @@ async fn start_that_fails_ends_though_nobody_reads_its_output() {
 
 /// The error that ends a start is on standard error wherever the log goes, and once.
 #[tokio::test]
-async fn error_that_ends_a_start_is_on_standard_error() {
+async fn startup_error_is_printed_to_standard_error() {
     let system = System::new().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let fault = format!("cannot listen on {}", taken.local_addr().expect("its address"));
@@ -102,7 +102,7 @@ async fn error_that_ends_a_start_is_on_standard_error() {
 
 /// By script(1), which gives it a terminal.
 #[tokio::test]
-async fn levels_are_coloured_on_a_terminal_only() {
+async fn levels_are_coloured_only_on_a_terminal() {
     let system = System::new().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address");
@@ -126,7 +126,7 @@ async fn levels_are_coloured_on_a_terminal_only() {
 /// The unprivileged user may write to the directory of its log and could have root create, own or
 /// write to any file by a link there.
 #[tokio::test]
-async fn root_follows_no_planted_link_to_the_log_file() {
+async fn root_does_not_follow_a_symbolic_link_to_the_log_file() {
     let system = System::new().await;
     let builder = nobody(&system);
     let (logs, secrets) = (builder.directory().join("log"), builder.directory().join("root"));
@@ -164,7 +164,7 @@ async fn root_follows_no_planted_link_to_the_log_file() {
 
 /// A log file that is created belongs to the unprivileged user, who has to create it again later.
 #[tokio::test]
-async fn log_file_belongs_to_the_user_that_the_gateway_becomes() {
+async fn log_file_is_owned_by_the_configured_user() {
     let system = System::new().await;
     let builder = nobody(&system);
     let logs = builder.directory().join("log");

@@ -19,7 +19,6 @@ mod limits_per_address;
 mod limits_reloaded;
 mod log;
 mod log_output;
-mod man_pages;
 mod misrouting;
 mod next_hops;
 mod passthrough;

@@ -32,7 +32,7 @@ async fn without_port(gateway: &Gateway) -> f64 {
 
 /// A client decides when its stream ends, so the gateway must not be the side that keeps the ports.
 #[test]
-fn clients_that_reset_use_up_no_ports_towards_an_executor() {
+fn client_resets_leave_no_time_wait_towards_the_executor() {
     apart(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let mut builder = Builder::new(&system);
@@ -56,7 +56,7 @@ fn clients_that_reset_use_up_no_ports_towards_an_executor() {
 
 /// Zone west has two gateways: one takes requests and says nothing, so it loses to the other.
 #[test]
-fn gateways_that_lose_use_up_no_ports() {
+fn slower_hops_leave_no_time_wait() {
     apart(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         // The head start of the silent one is a fifth.
@@ -89,7 +89,7 @@ fn gateways_that_lose_use_up_no_ports() {
 
 /// All ports towards the executor are taken by others.
 #[test]
-fn a_dial_without_a_local_port_is_counted_and_logged() {
+fn connection_without_a_free_local_port_is_counted_and_logged() {
     apart(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let mut builder = Builder::new(&system);
@@ -112,7 +112,7 @@ fn a_dial_without_a_local_port_is_counted_and_logged() {
 
 /// Python dials such names by its codec `idna`, and Zuul's programs register them as they are written.
 #[test]
-fn a_name_beyond_ascii_is_dialed_and_registered() {
+fn host_name_beyond_ascii_is_dialed_and_registered() {
     apart(CloneFlags::CLONE_NEWNS, async || {
         let _hosts = known_here(&["xn--bcher-kva.test"]);
         let system = System::on(ZooKeeper::start().await).await;
@@ -132,7 +132,7 @@ fn a_name_beyond_ascii_is_dialed_and_registered() {
 
 /// A link-local address counts with its interface alone (RFC 4007, section 11).
 #[test]
-fn an_address_with_an_interface_is_dialed() {
+fn link_local_address_is_dialed() {
     apart(CloneFlags::CLONE_NEWNET, async || {
         command("ip", "address add fe80::1/64 dev lo");
         let system = System::on(ZooKeeper::start().await).await;

@@ -91,7 +91,7 @@ impl Zones {
 
 /// Both zones' streams at once, by one address: each comes from its own zone and is whole.
 #[test]
-fn streams_of_both_zones_come_by_one_address() {
+fn two_zones_share_one_address() {
     apart(CloneFlags::CLONE_NEWNS, async || {
         let mut all = Zones::start(HOUR).await;
         let [mut from_west, mut from_east] = [all.ask(0).await, all.ask(1).await];
@@ -171,7 +171,7 @@ impl AsyncWrite for Trickle {
 
 /// The router waits for the whole of it.
 #[test]
-fn a_client_hello_in_pieces_finds_its_zone() {
+fn client_hello_in_pieces_reaches_its_zone() {
     apart(CloneFlags::CLONE_NEWNS, async || {
         let all = Zones::start(HOUR).await;
         let Zone { name, executor, .. } = &all.zones[1];
@@ -193,7 +193,7 @@ fn a_client_hello_in_pieces_finds_its_zone() {
 /// A name without a Route, and none at all: both meet the router's own certificate. The client is told,
 /// and the log says what is wrong.
 #[test]
-fn who_names_no_zone_is_refused() {
+fn connection_without_a_zones_name_is_rejected() {
     apart(CloneFlags::CLONE_NEWNS, async || {
         let mut all = Zones::start(HOUR).await;
         let port = all.router.address.port();
@@ -224,7 +224,7 @@ fn who_names_no_zone_is_refused() {
 
 /// What the router does to a build that says nothing for longer than its `timeout tunnel`.
 #[test]
-fn a_stream_that_is_silent_too_long_for_the_router_is_cut() {
+fn router_aborts_a_stream_that_is_idle_for_its_timeout() {
     apart(CloneFlags::CLONE_NEWNS, async || {
         let mut all = Zones::start("300ms").await;
         let mut client = all.ask(0).await;
@@ -238,7 +238,7 @@ fn a_stream_that_is_silent_too_long_for_the_router_is_cut() {
 
 /// The router looks every few seconds whether a pod listens, and so does a kubelet that knows no better.
 #[test]
-fn health_checks_leave_no_line_in_the_log() {
+fn health_checks_of_the_router_are_not_logged() {
     apart(CloneFlags::CLONE_NEWNS, async || {
         let all = Zones::start(HOUR).await;
         let [west, east] = &all.zones;

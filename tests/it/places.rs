@@ -29,7 +29,7 @@ async fn keep(gateway: &mut Gateway, executor: &Executor, build: &str) {
 }
 
 #[tokio::test]
-async fn a_kept_place_follows_the_build_until_it_is_gone() {
+async fn cached_build_follows_changes_until_it_is_deleted() {
     let system = System::new().await;
     let mut gateway = Builder::new(&system).log("level = \"debug\"").ready().await;
     let (first, second) = (Executor::start().await, Executor::start().await);
@@ -59,7 +59,7 @@ async fn a_kept_place_follows_the_build_until_it_is_gone() {
 
 /// What is kept costs ZooKeeper nothing.
 #[tokio::test]
-async fn a_kept_place_needs_no_answer_from_zookeeper() {
+async fn cached_build_is_found_while_zookeeper_hangs() {
     let system = System::on(ZooKeeper::start().await).await;
     let limits = "lookup_timeout = \"2s\"";
     let builder = Builder::new(&system).limits(limits).log("level = \"debug\"");
@@ -76,7 +76,7 @@ async fn a_kept_place_needs_no_answer_from_zookeeper() {
 
 /// Without a connection nobody would hear of a change.
 #[tokio::test]
-async fn a_kept_place_counts_only_with_a_connection() {
+async fn cached_build_is_not_used_without_a_connection_to_zookeeper() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let limits = "lookup_timeout = \"2s\"";

@@ -44,7 +44,7 @@ async fn served(gateway: &Gateway, executor: &Executor, header: &[u8], build: &s
 }
 
 #[tokio::test]
-async fn the_client_is_who_the_balancer_says() {
+async fn client_is_the_announced_address() {
     let system = System::new().await;
     let mut gateway = gateway(&system, TRUSTED, "").await;
     let executor = Executor::start().await;
@@ -68,7 +68,7 @@ async fn the_client_is_who_the_balancer_says() {
 }
 
 #[tokio::test]
-async fn a_balancer_that_speaks_for_itself_or_for_who_knows_whom() {
+async fn local_and_unknown_headers_count_as_the_proxy() {
     let system = System::new().await;
     let mut gateway = gateway(&system, TRUSTED, "").await;
     let executor = Executor::start().await;
@@ -92,7 +92,7 @@ async fn a_balancer_that_speaks_for_itself_or_for_who_knows_whom() {
 
 /// However it comes, only the header is taken: what follows is the request.
 #[tokio::test]
-async fn a_header_in_pieces() {
+async fn header_in_pieces_is_read() {
     let system = System::new().await;
     let gateway = gateway(&system, TRUSTED, "").await;
     let executor = Executor::start().await;
@@ -113,7 +113,7 @@ async fn a_header_in_pieces() {
 
 /// Limits count the client that the header names, not the balancer, however that says an address.
 #[tokio::test]
-async fn limits_by_address_are_the_clients() {
+async fn limits_per_address_count_the_announced_client() {
     let system = System::new().await;
     let gateway = gateway(&system, TRUSTED, "connections_per_address = 1").await;
     let executor = Executor::start().await;
@@ -142,7 +142,7 @@ async fn limits_by_address_are_the_clients() {
 
 /// `status` and the list of streams know the client as well.
 #[tokio::test]
-async fn the_list_of_streams_has_the_client() {
+async fn status_lists_the_announced_client() {
     let system = System::new().await;
     let builder = Builder::new(&system).listeners(&[TRUSTED]).control();
     let config = builder.write();
@@ -157,7 +157,7 @@ async fn the_list_of_streams_has_the_client() {
 }
 
 #[tokio::test]
-async fn before_tls() {
+async fn header_comes_before_the_tls_handshake() {
     let system = System::new().await;
     let mut gateway = gateway(&system, &format!("tls = true\n{TRUSTED}"), "").await;
     let identity = system.zookeeper.authority.identity("client");
@@ -178,7 +178,7 @@ async fn before_tls() {
 
 /// Closed without a word, counted, and nobody else's concern.
 #[tokio::test]
-async fn broken_and_missing_headers() {
+async fn invalid_and_missing_headers_are_rejected() {
     let system = System::new().await;
     let gateway = gateway(&system, TRUSTED, "").await;
     let executor = Executor::start().await;
@@ -217,7 +217,7 @@ async fn broken_and_missing_headers() {
 }
 
 #[tokio::test]
-async fn a_header_has_a_deadline() {
+async fn header_must_arrive_within_a_deadline() {
     let system = System::new().await;
     for (listener, limits) in
         [("", "request_timeout = \"100ms\""), ("tls = true", "handshake_timeout = \"100ms\"")]
@@ -236,7 +236,7 @@ async fn a_header_has_a_deadline() {
 
 /// From anybody else no header is looked for: one that comes is a bad request.
 #[tokio::test]
-async fn a_forged_header() {
+async fn header_of_an_untrusted_peer_is_a_request() {
     let system = System::new().await;
     let mut gateway = gateway(&system, "proxy_protocol = [\"127.0.0.2\"]", "").await;
     let executor = Executor::start().await;

@@ -20,7 +20,7 @@ async fn answer(gateway: std::net::SocketAddr, request: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn builds_that_are_not_there_or_not_started() {
+async fn unknown_and_queued_builds_get_their_replies() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let waiting = system.put_build(Some("west"), None).await;
@@ -36,7 +36,7 @@ async fn builds_that_are_not_there_or_not_started() {
 }
 
 #[tokio::test]
-async fn garbage_in_a_build_request_harms_no_other() {
+async fn invalid_build_request_does_not_affect_others() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let executor = Executor::start().await;
@@ -72,7 +72,7 @@ async fn garbage_in_a_build_request_harms_no_other() {
 
 /// ZooKeeper hangs, so an answer at once shows that it was not asked.
 #[tokio::test]
-async fn what_is_no_build_id_is_not_looked_up() {
+async fn invalid_build_id_is_not_looked_up() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let limits = "lookup_timeout = \"24h\"\nrequest_timeout = \"24h\"";
@@ -107,7 +107,7 @@ async fn what_is_no_build_id_is_not_looked_up() {
 }
 
 #[tokio::test]
-async fn the_longest_request_is_1023_bytes() {
+async fn longest_request_has_1023_bytes() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     // As long as it likes, with blanks behind an id.
@@ -118,7 +118,7 @@ async fn the_longest_request_is_1023_bytes() {
 
 /// Every form of a request that means the build, each byte in a write of its own as well.
 #[tokio::test]
-async fn forms_of_a_good_request() {
+async fn all_forms_of_a_valid_request_are_accepted() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let executor = Executor::start().await;
@@ -143,7 +143,7 @@ async fn forms_of_a_good_request() {
 /// All requests are begun at once, each cut in another place. A whole request between the halves
 /// gives the gateway time to see the first ones alone.
 #[tokio::test]
-async fn a_request_cut_in_any_place() {
+async fn request_split_at_any_byte_is_read() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let executor = Executor::start().await;
@@ -169,7 +169,7 @@ async fn a_request_cut_in_any_place() {
 
 /// ZooKeeper knows upper from lower case, so a build id is taken as it was written.
 #[tokio::test]
-async fn the_case_of_a_build_id_is_kept() {
+async fn case_of_a_build_id_is_kept() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     system.put(&request_path(None, "ABCdef"), b"{\"worker_info\": null}").await;
@@ -185,7 +185,7 @@ async fn two_doors(system: &System, limits: &str) -> (Gateway, Identity) {
 }
 
 #[tokio::test]
-async fn no_request_in_time() {
+async fn request_must_arrive_within_a_deadline() {
     let system = System::new().await;
     let (gateway, identity) = two_doors(&system, "request_timeout = \"100ms\"").await;
     let expected = "Internal streaming error: no request within the time allowed\r\n";
@@ -198,7 +198,7 @@ async fn no_request_in_time() {
 }
 
 #[tokio::test]
-async fn a_peer_that_closes_without_a_request_gets_no_word() {
+async fn peer_that_closes_without_a_request_gets_no_reply() {
     let system = System::new().await;
     let (gateway, identity) = two_doors(&system, "").await;
     for start in ["", "abc"] {
@@ -216,7 +216,7 @@ async fn a_peer_that_closes_without_a_request_gets_no_word() {
 
 /// A reset at any moment of a request concerns nobody else.
 #[tokio::test]
-async fn peers_that_reset_harm_nobody() {
+async fn resets_of_peers_do_not_disturb_others() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let executor = Executor::start().await;
@@ -232,7 +232,7 @@ async fn peers_that_reset_harm_nobody() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_was_asked_too_much_still_stops() {
+async fn gateway_stops_after_many_requests() {
     let system = System::new().await;
     let mut gateway = Builder::new(&system).ready().await;
     for _ in 0..100 {

@@ -50,7 +50,7 @@ async fn announced(system: &System, expected: u64) -> Entry {
 }
 
 #[tokio::test]
-async fn the_entry_of_a_plain_gateway_without_a_zone() {
+async fn entry_of_a_plain_gateway_without_a_zone() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let entry = running(&system).await;
@@ -60,7 +60,7 @@ async fn the_entry_of_a_plain_gateway_without_a_zone() {
 /// Nobody dials a gateway without a zone, so upstream announces a port only where the
 /// configuration says "any".
 #[tokio::test]
-async fn a_fixed_port_is_not_announced_without_a_zone() {
+async fn public_port_is_not_announced_without_a_zone() {
     let system = System::new().await;
     let mut builder = Builder::new(&system);
     // An address that only this test uses, so that the port stays free until the gateway has it.
@@ -76,7 +76,7 @@ async fn a_fixed_port_is_not_announced_without_a_zone() {
 }
 
 #[tokio::test]
-async fn the_entry_names_the_advertised_listener() {
+async fn entry_names_the_advertised_listener() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("localhost");
     let (plain, tls) = ("", "tls = true");
@@ -98,7 +98,7 @@ async fn the_entry_names_the_advertised_listener() {
 }
 
 #[tokio::test]
-async fn a_gateway_behind_nat_announces_the_outer_port() {
+async fn gateway_behind_nat_announces_its_public_port() {
     let system = System::new().await;
     let mut builder = Builder::new(&system).zone("west");
     builder.root = "public_port = 443".to_owned();
@@ -108,7 +108,7 @@ async fn a_gateway_behind_nat_announces_the_outer_port() {
 }
 
 #[tokio::test]
-async fn the_entry_is_an_ephemeral_sequence_of_the_gateways_session() {
+async fn entry_is_an_ephemeral_sequential_node() {
     let system = System::new().await;
     let mut gateway = Builder::new(&system).ready().await;
     let entry = running(&system).await;
@@ -123,7 +123,7 @@ async fn the_entry_is_an_ephemeral_sequence_of_the_gateways_session() {
 /// Every state is held until it has been looked at: the gateway waits for ZooKeeper's answer to
 /// one change before it makes the next.
 #[tokio::test]
-async fn initializing_then_running_then_stopped_then_gone() {
+async fn entry_goes_through_its_states() {
     let system = System::new().await;
     let (proxy, mut answers) = Proxy::stepping(system.zookeeper.port).await;
     let mut builder = Builder::new(&system).zone("west");
@@ -160,7 +160,7 @@ async fn initializing_then_running_then_stopped_then_gone() {
 }
 
 #[tokio::test]
-async fn the_data_model_follows_the_system() {
+async fn data_model_is_the_lowest_of_the_other_components() {
     let system = System::new().await;
     let scheduler = system.put_component("scheduler", 35).await;
     let executor = system.put_component("executor", 36).await;
@@ -181,7 +181,7 @@ async fn the_data_model_follows_the_system() {
 /// Somebody older makes the system older for as long as he is there, and this gateway not a moment
 /// longer: it does not even begin to say so.
 #[tokio::test]
-async fn the_data_model_is_never_lowered() {
+async fn data_model_is_never_lowered() {
     let system = System::new().await;
     let mut components = Vec::new();
     for kind in ["scheduler", "merger", "web", "launcher"] {
@@ -209,7 +209,7 @@ async fn the_data_model_is_never_lowered() {
 
 /// Another gateway that says something old must not hold this one, nor this one it.
 #[tokio::test]
-async fn other_gateways_do_not_count_for_the_data_model() {
+async fn other_gateways_do_not_affect_the_data_model() {
     let system = System::new().await;
     let twin = format!("{GATEWAYS}/twin0000000001");
     let content = json!({"hostname": "twin", "kind": "fingergw", "model_api": 20});
@@ -225,7 +225,7 @@ async fn other_gateways_do_not_count_for_the_data_model() {
 
 /// A number of 0 would make every component of the system fall back to its oldest formats.
 #[tokio::test]
-async fn the_data_model_is_never_0() {
+async fn data_model_is_never_0() {
     let system = System::new().await;
     // There from the start: the gateway may see the merger's end before it sees a new component,
     // and would be alone for that moment.
@@ -241,7 +241,7 @@ async fn the_data_model_is_never_0() {
 }
 
 #[tokio::test]
-async fn garbage_in_the_registry_is_said_once_and_harms_nobody() {
+async fn invalid_entry_is_logged_once_and_ignored() {
     let system = System::new().await;
     let garbage: [(&str, &[u8]); 6] = [
         ("executor/binary0000000001", b"\xff\x00{"),
@@ -282,7 +282,7 @@ async fn garbage_in_the_registry_is_said_once_and_harms_nobody() {
 /// A broken entry that is mended counts from then on, also where the one that held the system back
 /// leaves in the same moment: a state in which there is neither never was.
 #[tokio::test]
-async fn a_mended_entry_counts() {
+async fn corrected_entry_is_used() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system);
@@ -305,7 +305,7 @@ async fn a_mended_entry_counts() {
 }
 
 #[tokio::test]
-async fn an_entry_that_somebody_took_out_is_made_again() {
+async fn deleted_entry_is_created_again() {
     let system = System::new().await;
     let mut gateway = Builder::new(&system).ready().await;
     let first = running(&system).await;
@@ -326,7 +326,7 @@ async fn an_entry_that_somebody_took_out_is_made_again() {
 
 /// Each is gone again before the gateway can have seen it in a list.
 #[tokio::test]
-async fn entries_that_somebody_takes_out_at_once_are_made_again() {
+async fn immediately_deleted_entries_are_created_again() {
     let system = System::new().await;
     let (proxy, mut answers) = Proxy::stepping(system.zookeeper.port).await;
     let mut builder = Builder::new(&system);
@@ -346,7 +346,7 @@ async fn entries_that_somebody_takes_out_at_once_are_made_again() {
 
 /// An ACL denies to list the gateways, so its removal cannot be watched.
 #[tokio::test]
-async fn gateways_that_could_not_be_listed_are_listed_later() {
+async fn gateways_are_listed_when_zookeeper_permits_it() {
     let system = System::new().await;
     system.put_gateway(Some("east"), Some(79), false, "running").await;
     system.hide(GATEWAYS).await;
@@ -367,7 +367,7 @@ async fn gateways_that_could_not_be_listed_are_listed_later() {
 }
 
 #[tokio::test]
-async fn two_gateways_of_one_host_do_not_disturb_each_other() {
+async fn two_gateways_on_one_host_have_an_entry_each() {
     let system = System::new().await;
     let mut first = Builder::new(&system).zone("west").ready().await;
     let firsts = running(&system).await;

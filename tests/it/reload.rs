@@ -18,6 +18,8 @@ use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port};
 use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
+use crate::support::limits::TOO_MANY;
+use crate::support::process::raise_file_limit;
 use crate::support::program::{Outcome, nobody, program};
 use crate::support::proxy::Proxy;
 use crate::support::reloadable::{Reloadable, replace};
@@ -60,7 +62,7 @@ async fn with_tls(system: &System, limits: &str) -> (Reloadable, Identity) {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate() {
+async fn renewed_certificate_is_used_for_new_connections() {
     let system = System::new().await;
     let (served, identity) = with_tls(&system, "").await;
     let authority = &system.zookeeper.authority;
@@ -100,7 +102,7 @@ async fn a_renewed_certificate() {
 
 /// A renewal that is under way, step by step.
 #[tokio::test]
-async fn half_a_renewal() {
+async fn certificate_without_its_key_is_not_loaded() {
     let system = System::new().await;
     let (mut served, identity) = with_tls(&system, "").await;
     let authority = &system.zookeeper.authority;
@@ -162,7 +164,7 @@ fn cert_of(pem: &str) -> CertificateDer<'static> {
 /// One that peers will refuse is not put in the place of a good one; one that has come to that
 /// keeps nobody from changing something else.
 #[tokio::test]
-async fn a_certificate_that_peers_will_refuse() {
+async fn reload_warns_of_a_certificate_that_peers_will_reject() {
     let system = System::new().await;
     let (served, identity) = with_tls(&system, "").await;
     let authority = &system.zookeeper.authority;
@@ -183,7 +185,7 @@ async fn a_certificate_that_peers_will_refuse() {
 
 /// A secret of Kubernetes: files that lead through one link, which is swapped.
 #[tokio::test]
-async fn a_kubernetes_secret() {
+async fn kubernetes_secret_is_read_again() {
     let system = System::new().await;
     let authority = &system.zookeeper.authority;
     let client = authority.identity("client");
@@ -228,7 +230,7 @@ async fn a_kubernetes_secret() {
 /// A secret that is swapped all the time while it is read: each reload takes one version whole, or
 /// nothing, and says so. No stream is lost over it, and no client sees anything but a valid pair.
 #[tokio::test]
-async fn a_kubernetes_secret_swapped_under_us() {
+async fn kubernetes_secret_replaced_during_a_reload_is_never_mixed() {
     let system = System::new().await;
     let authority = &system.zookeeper.authority;
     let client = authority.identity("client");
@@ -294,7 +296,7 @@ async fn a_kubernetes_secret_swapped_under_us() {
 /// A configuration that somebody is writing in place, cut wherever it leaves something out that must
 /// be there: nothing of it is taken.
 #[tokio::test]
-async fn half_a_configuration() {
+async fn truncated_configuration_is_not_loaded() {
     let system = System::new().await;
     let mut served = Reloadable::start(Builder::new(&system).limits("grace = \"5s\"")).await;
     let whole = fs::read_to_string(&served.config).expect("the configuration");
@@ -318,7 +320,7 @@ async fn half_a_configuration() {
 
 /// Faults of the configuration: all of them, in the answer and in one line of the log.
 #[tokio::test]
-async fn a_faulty_configuration() {
+async fn invalid_configuration_is_not_loaded() {
     let system = System::new().await;
     let builder = Builder::new(&system).limits("grace = \"5s\"\nconnections = 7");
     let mut served = Reloadable::start(builder).await;
@@ -348,7 +350,7 @@ async fn a_faulty_configuration() {
 }
 
 #[tokio::test]
-async fn more_and_fewer_connections() {
+async fn connection_limit_changes() {
     const TOO_MANY: &str = "Internal streaming error: too many connections\r\n";
     let system = System::new().await;
     let builder = Builder::new(&system).limits("connections = 1");
@@ -391,7 +393,7 @@ async fn more_and_fewer_connections() {
 
 /// A connection sees the limits of the moment it came, all the time.
 #[tokio::test]
-async fn another_deadline() {
+async fn changed_request_timeout_applies_to_new_connections() {
     let system = System::new().await;
     let builder = Builder::new(&system).limits("request_timeout = \"1h\"");
     let served = Reloadable::start(builder).await;
@@ -409,7 +411,7 @@ async fn another_deadline() {
 }
 
 #[tokio::test]
-async fn what_clients_must_show() {
+async fn client_certificate_requirement_changes() {
     let system = System::new().await;
     let (served, identity) = with_tls(&system, "").await;
     let executor = Executor::start().await;
@@ -440,7 +442,7 @@ async fn what_clients_must_show() {
 
 /// Who we are for other gateways, and how much we want of their names.
 #[tokio::test]
-async fn towards_other_gateways() {
+async fn certificate_towards_other_gateways_changes() {
     let system = System::new().await;
     let authority = &system.zookeeper.authority;
     let (ours, new) = (authority.identity("gateway"), authority.identity("gateway"));
@@ -481,7 +483,7 @@ async fn towards_other_gateways() {
 
 /// What cannot change is named and stays; the rest changes.
 #[tokio::test]
-async fn what_needs_a_restart() {
+async fn keys_that_need_a_restart_are_reported() {
     let system = System::new().await;
     let builder = Builder::new(&system).zone("west").limits("grace = \"5s\"");
     let mut served = Reloadable::start(builder.log("format = \"text\"")).await;
@@ -513,7 +515,7 @@ async fn what_needs_a_restart() {
 /// Without its certificate in the configuration a TLS listener has the one it had: it cannot become
 /// a plain one.
 #[tokio::test]
-async fn no_certificate_any_more() {
+async fn removed_tls_listener_needs_a_restart() {
     let system = System::new().await;
     let (served, identity) = with_tls(&system, "").await;
     let text = fs::read_to_string(&served.config).expect("the configuration");
@@ -532,7 +534,7 @@ async fn no_certificate_any_more() {
 
 /// The service manager hears when it begins and when it is over, whether it goes well or not.
 #[tokio::test]
-async fn the_service_manager_is_told() {
+async fn service_manager_is_notified_of_a_reload() {
     let system = System::new().await;
     let mut served = Reloadable::start(Builder::new(&system).limits("grace = \"5s\"")).await;
     for (round, grace) in ["6s", "soon"].into_iter().enumerate() {
@@ -555,7 +557,7 @@ async fn the_service_manager_is_told() {
 }
 
 #[tokio::test]
-async fn how_much_is_logged() {
+async fn log_level_changes() {
     let system = System::new().await;
     let builder = Builder::new(&system).log("level = \"info\"");
     let mut served = Reloadable::start(builder).await;
@@ -579,7 +581,7 @@ async fn how_much_is_logged() {
 
 /// Upstream's file, whose keys have other names.
 #[tokio::test]
-async fn from_a_zuul_conf() {
+async fn zuul_conf_is_loaded_again() {
     let system = System::new().await;
     let authority = &system.zookeeper.authority;
     let (identity, client) = (authority.identity("localhost"), authority.identity("client"));
@@ -619,7 +621,7 @@ async fn from_a_zuul_conf() {
 /// The client has it with its session, and keeps it for all connections of that: nothing else is
 /// reported.
 #[tokio::test]
-async fn whether_zookeepers_names_are_verified_waits_for_a_restart() {
+async fn verify_hostnames_of_zookeeper_needs_a_restart() {
     let system = System::new().await;
     let builder = Builder::new(&system).zookeeper("verify_hostnames = false");
     let served = Reloadable::start(builder).await;
@@ -632,7 +634,7 @@ async fn whether_zookeepers_names_are_verified_waits_for_a_restart() {
 
 /// A session that works goes on; the next one is made with the new certificate.
 #[tokio::test]
-async fn zookeepers_certificate() {
+async fn certificate_for_zookeeper_changes() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let authority = &system.zookeeper.authority;
@@ -670,7 +672,7 @@ async fn zookeepers_certificate() {
 
 /// The reader is then another one than whoever started it.
 #[tokio::test]
-async fn without_root() {
+async fn files_that_the_user_cannot_read_are_reported() {
     let system = System::new().await;
     let builder = nobody(&system);
     let identity = builder.tls.clone().expect("certificates");
@@ -708,7 +710,7 @@ async fn without_root() {
 
 /// Whoever asks is answered, however many ask at once, with streams running.
 #[tokio::test]
-async fn many_at_once() {
+async fn concurrent_reloads_all_succeed() {
     let system = System::new().await;
     let (served, identity) = with_tls(&system, "grace = \"5s\"").await;
     let flow = Flow::start_tls(&system, served.address(), &identity).await;
@@ -727,8 +729,41 @@ async fn many_at_once() {
     flow.ends().await;
 }
 
+/// Streams that began with an older configuration go on, however many there are, and leave nothing.
 #[tokio::test]
-async fn not_while_it_stops() {
+async fn thousand_streams_continue_after_a_reload() {
+    const STREAMS: usize = 1000;
+    raise_file_limit();
+    let system = System::new().await;
+    let limits = "grace = \"5s\"\nconnections_per_address = 2000";
+    let served = Reloadable::start(Builder::new(&system).limits(limits)).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(None, Some(&executor.worker(None))).await;
+    let sockets = served.gateway.sockets();
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let mut client = Client::ask(served.address(), &build).await;
+        let stream = executor.begin(&mut client).await;
+        streams.push((client, stream));
+    }
+    served.edit("connections_per_address = 2000", "connections_per_address = 1000");
+    assert_eq!(served.reloads().await, ["changed: limits.connections_per_address"]);
+    let refused = Client::ask(served.address(), &build).await.text().await;
+    assert_eq!(refused, TOO_MANY, "the old streams count against the new limit");
+
+    for (client, stream) in &mut streams {
+        stream.write(b"after the reload\n").await;
+        client.expect(b"after the reload\n").await;
+    }
+    for (mut client, stream) in streams {
+        stream.finish().await;
+        assert_eq!(client.text().await, "");
+    }
+    served.gateway.until_sockets(sockets).await;
+}
+
+#[tokio::test]
+async fn stopping_gateway_rejects_reload() {
     let system = System::new().await;
     let (mut served, identity) = with_tls(&system, "").await;
     let flow = Flow::start_tls(&system, served.address(), &identity).await;

@@ -103,7 +103,7 @@ async fn denied_because(gateway: &mut Gateway, build: &str, reason: &str) {
 }
 
 #[tokio::test]
-async fn by_network() {
+async fn rule_by_network() {
     let stage = Stage::new().await;
     let rule = "[[listener.allow]]\nnetworks = [\"192.0.2.0/24\", \"127.0.0.1\"]";
     let mut gateway = stage.gateway(&[rule]).await;
@@ -120,7 +120,7 @@ async fn by_network() {
 
 /// Also where the socket says IPv4 in IPv6's words.
 #[tokio::test]
-async fn by_network_on_a_listener_for_both() {
+async fn rule_by_ipv4_network_on_a_dual_stack_listener() {
     let stage = Stage::new().await;
     let rule = "address = \"[::]:0\"\n[[listener.allow]]\nnetworks = [\"127.0.0.1\"]";
     let gateway = stage.gateway(&[rule]).await;
@@ -133,7 +133,7 @@ async fn by_network_on_a_listener_for_both() {
 }
 
 #[tokio::test]
-async fn by_tenant() {
+async fn rule_by_tenant() {
     let stage = Stage::new().await;
     let rule = "[[listener.allow]]\ntenants = [\"open one\", \"open two\"]";
     let mut gateway = stage.gateway(&[rule]).await;
@@ -161,7 +161,7 @@ async fn by_tenant() {
 }
 
 #[tokio::test]
-async fn by_certificate() {
+async fn rule_by_certificate() {
     let stage = Stage::new().await;
     let rule = "tls = true\nclient_certificate = \"optional\"\n\
                 [[listener.allow]]\nclients = [\"gw.east.example.org\", \"*.west.example.org\"]";
@@ -195,7 +195,7 @@ async fn by_certificate() {
 
 /// The common name counts no more than it does for gateways that are dialed.
 #[tokio::test]
-async fn common_names_that_do_not_count() {
+async fn common_name_beside_dns_names_does_not_match() {
     let stage = Stage::new().await;
     let rule = "tls = true\n[[listener.allow]]\nclients = [\"gw.example.org\"]";
     let build = stage.build(Some("a"), false).await;
@@ -226,7 +226,7 @@ async fn common_names_that_do_not_count() {
 /// The door between zones: the other gateways may ask for everything there, and who they are is known
 /// from a resumed session as well.
 #[tokio::test]
-async fn the_gateways_of_other_zones() {
+async fn rules_apply_to_gateways_of_other_zones() {
     let stage = Stage::new().await;
     let authority = &stage.system.zookeeper.authority;
     let rule = "tls = true\n[[listener.allow]]\nclients = [\"gw.east.example.org\"]";
@@ -265,7 +265,7 @@ async fn the_gateways_of_other_zones() {
 
 /// Each listener has its own; of one rule all must be true, of several one.
 #[tokio::test]
-async fn several_rules_and_listeners() {
+async fn each_listener_has_its_rules() {
     let stage = Stage::new().await;
     let strict = "[[listener.allow]]\nnetworks = [\"127.0.0.1\"]\ntenants = [\"a\"]\n\
                   [[listener.allow]]\ntenants = [\"b\"]";
@@ -291,7 +291,7 @@ async fn several_rules_and_listeners() {
 
 /// Name, network and tenant in one rule.
 #[tokio::test]
-async fn all_three_together() {
+async fn network_certificate_and_tenant_combine() {
     let stage = Stage::new().await;
     let rule = "tls = true\n[[listener.allow]]\nclients = [\"one\"]\ntenants = [\"a\"]\n";
     let authority = &stage.system.zookeeper.authority;
@@ -312,7 +312,7 @@ async fn answer<S: Duplex>(mut client: Client<S>, build: &str) -> (Vec<u8>, Endi
 }
 
 #[tokio::test]
-async fn denied_is_not_found_to_the_byte() {
+async fn denied_build_gets_the_reply_of_an_unknown_one() {
     let stage = Stage::new().await;
     let rule = "[[listener.allow]]\ntenants = [\"a\"]";
     let gateway = stage.gateway(&[rule, &format!("tls = true\n{rule}")]).await;
@@ -340,7 +340,7 @@ async fn denied_is_not_found_to_the_byte() {
 /// A build that is kept needs no ZooKeeper. One that is denied is answered when one that nobody has
 /// would be, and in the same words: here, that ZooKeeper does not answer.
 #[tokio::test]
-async fn denied_takes_a_look_up_as_not_found_does() {
+async fn denied_build_takes_as_long_as_an_unknown_one() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let stage = Stage { system, executor: Executor::start().await };
@@ -366,7 +366,7 @@ async fn denied_takes_a_look_up_as_not_found_does() {
 /// A node that is there and that ZooKeeper does not let us read is the build's affair, not ZooKeeper's:
 /// who is allowed hears of it, who is denied hears nothing of it.
 #[tokio::test]
-async fn a_node_that_zookeeper_does_not_let_us_read() {
+async fn build_request_that_may_not_be_read_is_an_error() {
     let stage = Stage::new().await;
     let by_tenant = "[[listener.allow]]\ntenants = [\"a\"]";
     let by_network = "[[listener.allow]]\nnetworks = [\"127.0.0.1\"]";
@@ -388,7 +388,7 @@ async fn a_node_that_zookeeper_does_not_let_us_read() {
 
 /// Rules go by the client that the balancer names.
 #[tokio::test]
-async fn behind_a_balancer() {
+async fn rules_apply_to_the_client_that_a_proxy_announces() {
     let stage = Stage::new().await;
     let listener = "proxy_protocol = [\"127.0.0.1\"]\n\
                     [[listener.allow]]\nnetworks = [\"192.0.2.0/24\"]";
@@ -409,7 +409,7 @@ async fn behind_a_balancer() {
 }
 
 #[tokio::test]
-async fn a_reload_changes_them_for_those_that_come_then() {
+async fn reload_changes_rules_for_new_sessions() {
     let system = System::new().await;
     let rule = "[[listener.allow]]\ntenants = [\"tenant-one\"]";
     let served = Reloadable::start(Builder::new(&system).listeners(&[rule])).await;
@@ -440,7 +440,7 @@ async fn a_reload_changes_them_for_those_that_come_then() {
 
 /// A closed door beside an open one is most often a mistake.
 #[tokio::test]
-async fn an_open_listener_beside_rules_is_named() {
+async fn listener_without_rules_beside_others_is_a_warning() {
     let system = System::new().await;
     let builder = Builder::new(&system).listeners(&["[[listener.allow]]\ntenants = [\"a\"]", ""]);
     let config = builder.write();

@@ -29,14 +29,14 @@ async fn serves() {
 }
 
 #[test]
-fn without_splice_logs_are_copied() {
+fn logs_are_copied_without_splice() {
     for errno in [libc::EPERM, libc::EACCES, libc::ENOSYS, libc::EINVAL, libc::EOPNOTSUPP] {
         without(Denied::Splice, errno, serves);
     }
 }
 
 #[test]
-fn without_optional_tcp_options_logs_arrive() {
+fn logs_arrive_without_optional_tcp_options() {
     for errno in [libc::EPERM, libc::ENOPROTOOPT] {
         without(Denied::OptionalTcpOptions, errno, serves);
     }

@@ -61,7 +61,7 @@ async fn stopped((child, pid): (Child, Pid)) -> String {
 }
 
 #[tokio::test]
-async fn root_is_given_up() {
+async fn root_privileges_are_dropped() {
     let system = System::new().await;
     let builder = nobody(&system);
     let config = builder.write();
@@ -89,7 +89,7 @@ async fn streams_without_root() {
 }
 
 #[tokio::test]
-async fn without_a_user_nothing_is_given_up() {
+async fn privileges_are_kept_without_a_user() {
     as_root();
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
@@ -97,7 +97,7 @@ async fn without_a_user_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn files_that_only_root_can_read() {
+async fn files_that_the_user_cannot_read_are_errors() {
     let system = System::new().await;
     let builder = nobody(&system);
     let tls = builder.tls.clone().expect("certificates");
@@ -116,7 +116,7 @@ async fn files_that_only_root_can_read() {
 }
 
 #[tokio::test]
-async fn a_user_that_does_not_exist() {
+async fn unknown_user_is_an_error() {
     let system = System::new().await;
     let mut builder = nobody(&system);
     builder.root = "user = \"no-such-user\"".to_owned();
@@ -132,7 +132,7 @@ async fn a_user_that_does_not_exist() {
 /// Whoever is not root cannot become anybody else, and need not: in a container its number may
 /// have no name at all.
 #[tokio::test]
-async fn another_user_than_root_stays_who_it_is() {
+async fn user_is_ignored_when_not_started_as_root() {
     let system = System::new().await;
     let mut builder = nobody(&system);
     builder.root = "user = \"no-such-user\"".to_owned();
@@ -173,7 +173,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn the_status_lists_streams() {
+async fn status_lists_streams() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("localhost");
     let builder = Builder::new(&system).zone("west").tls(&identity).listeners(&["", "tls = true"]);
@@ -256,7 +256,7 @@ async fn the_status_lists_streams() {
 
 /// The kernel gives their address as `::ffff:127.0.0.1`.
 #[tokio::test]
-async fn ipv4_clients_of_a_listener_for_both_are_written_as_ipv4() {
+async fn ipv4_clients_of_a_dual_stack_listener_are_shown_as_ipv4() {
     let system = System::new().await;
     let builder = Builder::new(&system).listeners(&["address = \"[::]:0\""]).control();
     let config = builder.write();
@@ -275,7 +275,7 @@ async fn ipv4_clients_of_a_listener_for_both_are_written_as_ipv4() {
 }
 
 #[tokio::test]
-async fn the_status_lists_the_gateways_of_other_zones() {
+async fn status_lists_gateways_of_other_zones() {
     let system = System::new().await;
     let builder = Builder::new(&system).zone("west").control();
     let config = builder.write();
@@ -295,7 +295,7 @@ async fn the_status_lists_the_gateways_of_other_zones() {
 }
 
 #[tokio::test]
-async fn the_status_has_the_cause_where_zookeeper_cannot_be_reached() {
+async fn status_reports_why_zookeeper_cannot_be_reached() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     proxy.refuse();
@@ -392,7 +392,7 @@ async fn say(socket: &Path, bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn nonsense_to_the_command_socket() {
+async fn invalid_requests_on_the_command_socket_are_rejected() {
     let system = System::new().await;
     let builder = Builder::new(&system).control();
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
@@ -425,7 +425,7 @@ async fn nonsense_to_the_command_socket() {
 }
 
 #[tokio::test]
-async fn a_command_socket_that_cannot_be_made() {
+async fn command_socket_that_cannot_be_created_is_an_error() {
     let system = System::new().await;
     let mut builder = Builder::new(&system).control();
     let occupied = builder.directory().join("occupied");
@@ -458,7 +458,7 @@ async fn a_command_socket_that_cannot_be_made() {
 
 /// Where no service manager creates it: after a boot `/run` is empty.
 #[tokio::test]
-async fn the_directory_of_the_command_socket_in_run_is_created() {
+async fn directory_of_the_command_socket_below_run_is_created() {
     let system = System::new().await;
     for root in ["/run", "/var/run"] {
         let machine = Machine::new(&system, &format!("command_socket = {root}/own/socket"));
@@ -483,7 +483,7 @@ async fn the_directory_of_the_command_socket_in_run_is_created() {
 }
 
 #[tokio::test]
-async fn a_command_socket_that_was_left_behind() {
+async fn stale_command_socket_is_replaced() {
     let system = System::new().await;
     let builder = Builder::new(&system).control();
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
@@ -512,7 +512,7 @@ async fn a_command_socket_that_was_left_behind() {
 
 /// The socket is the user's, and nobody else gets in but root.
 #[tokio::test]
-async fn only_the_owner_and_root_may_command() {
+async fn command_socket_is_for_owner_and_root_only() {
     let system = System::new().await;
     let builder = nobody(&system).control();
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
@@ -533,7 +533,7 @@ async fn only_the_owner_and_root_may_command() {
 }
 
 #[tokio::test]
-async fn commands_without_a_command_socket() {
+async fn commands_without_a_command_socket_fail() {
     let system = System::new().await;
     let builder = Builder::new(&system);
     let Outcome { code, stderr, .. } = program(&["stop"], &builder.write()).await;
@@ -702,7 +702,7 @@ fn session(pid: &str) -> String {
 }
 
 #[tokio::test]
-async fn detached_and_stopped_by_command() {
+async fn daemonised_gateway_is_stopped_by_command() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let daemon = machine.start().await;
@@ -739,7 +739,7 @@ async fn detached_and_stopped_by_command() {
 }
 
 #[tokio::test]
-async fn a_signal_takes_a_detached_gateway_out_of_the_registry() {
+async fn signal_stops_a_daemonised_gateway() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let daemon = machine.start().await;
@@ -761,7 +761,7 @@ async fn a_signal_takes_a_detached_gateway_out_of_the_registry() {
 
 /// A file that nobody holds is no obstacle, whatever is in it.
 #[tokio::test]
-async fn a_pid_file_that_was_left_behind() {
+async fn stale_pid_file_is_replaced() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     fs::write(machine.pid_file(), "1\n").expect("a file");
@@ -775,7 +775,7 @@ async fn a_pid_file_that_was_left_behind() {
 
 /// What keeps it from starting is said to whoever starts it, and nothing is left behind.
 #[tokio::test]
-async fn what_cannot_start_does_not_detach() {
+async fn startup_error_is_reported_before_daemonising() {
     let system = System::new().await;
     let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let taken = taken.local_addr().expect("its address");
@@ -814,7 +814,7 @@ async fn what_cannot_start_does_not_detach() {
 
 /// Relative paths are good for as long as the directory is; that it changes is told in time.
 #[tokio::test]
-async fn what_fails_behind_the_fork_is_told_as_well() {
+async fn startup_error_after_the_fork_is_reported() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let directory = machine.directory.path().display().to_string() + "/";
@@ -830,7 +830,7 @@ async fn what_fails_behind_the_fork_is_told_as_well() {
 }
 
 #[tokio::test]
-async fn detached_without_root() {
+async fn daemonising_works_without_root() {
     let system = System::new().await;
     let machine = Machine::new(&system, "user = nobody");
     let nobody = Some(65534);
@@ -855,7 +855,7 @@ async fn detached_without_root() {
 
 /// It is in another directory then, where the configuration has another relative path.
 #[tokio::test]
-async fn reloaded_when_detached() {
+async fn daemonised_gateway_reloads() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let daemon = machine.start_with(machine.relative_config()).await;
@@ -871,7 +871,7 @@ async fn reloaded_when_detached() {
 /// A start takes it from where it is; what a reload will not find is told. Python's programs read it
 /// when they have left that place already.
 #[tokio::test]
-async fn detached_with_a_relative_log_config() {
+async fn daemonised_gateway_reads_a_relative_log_config() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let below = machine.relative_config().parent().expect("its directory").to_owned();
@@ -907,7 +907,7 @@ async fn detached_with_a_relative_log_config() {
 
 /// Its terminal is gone, and the lines are not.
 #[tokio::test]
-async fn detached_with_a_console_handler() {
+async fn daemonised_gateway_with_a_console_log_handler_runs() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let file = machine.directory.path().join("log.yaml");
@@ -925,7 +925,7 @@ async fn detached_with_a_console_handler() {
 
 /// `~user` is that user's home, for which nobody's environment is asked.
 #[tokio::test]
-async fn a_pid_file_in_a_users_home() {
+async fn pid_file_below_a_users_home_is_written_and_removed() {
     let system = System::new().await;
     let machine = Machine::new(&system, "pidfile = ~someone/zuul/fingergw.pid");
     let home = machine.directory.path().join("run");
@@ -938,7 +938,7 @@ async fn a_pid_file_in_a_users_home() {
 }
 
 #[tokio::test]
-async fn toml_never_detaches() {
+async fn toml_configuration_never_daemonises() {
     let system = System::new().await;
     let builder = Builder::new(&system);
     let mut command = Command::new(BINARY);

@@ -57,7 +57,7 @@ async fn with_socket(system: &System, socket: &StdListener) -> Gateway {
 /// Broken: nothing but a gateway restarted. Clients that come all the time, and one that comes when
 /// there is none at all, are all served; a stream that runs has the time of the grace.
 #[tokio::test]
-async fn a_restart_refuses_nobody() {
+async fn restart_with_socket_activation_rejects_no_client() {
     let system = System::new().await;
     let (socket, address) = socket();
     let mut first = with_socket(&system, &socket).await;
@@ -83,7 +83,7 @@ async fn a_restart_refuses_nobody() {
 /// Clients that wait for a restart, and whose build is in another zone, where its executor cannot be
 /// dialed: the gateways of that zone have not been read when the requests are.
 #[tokio::test]
-async fn requests_for_other_zones_wait_until_their_gateways_are_known() {
+async fn requests_wait_until_gateways_of_other_zones_are_known() {
     const CLIENTS: usize = 20;
     let system = System::new().await;
     // Reading these takes a moment.
@@ -117,7 +117,7 @@ async fn requests_for_other_zones_wait_until_their_gateways_are_known() {
 /// The real tool: two sockets and that of health and metrics; the connection that has it start the
 /// gateway is served. A listener beside them that gets no socket is bound as usual.
 #[tokio::test]
-async fn from_systemd() {
+async fn sockets_from_systemd_are_used() {
     let system = System::new().await;
     let ports = [reserve_port(), reserve_port()];
     let [plain, tls] = ports.each_ref().map(|(port, _)| format!("127.0.0.1:{port}"));
@@ -158,7 +158,7 @@ async fn from_systemd() {
 /// `ListenStream=` with no more than a port is 0.0.0.0 where IPv6 is switched off, and the listener
 /// `[::]` all the same.
 #[tokio::test]
-async fn without_ipv6() {
+async fn listener_without_ipv6_falls_back_to_ipv4() {
     let system = System::new().await;
     let socket = StdListener::bind(("0.0.0.0", 0)).expect("a socket");
     let port = socket.local_addr().expect("its address").port();
@@ -171,7 +171,7 @@ async fn without_ipv6() {
 
 /// Passed to somebody else, whose environment we have.
 #[tokio::test]
-async fn a_socket_for_another_process() {
+async fn sockets_for_another_process_are_ignored() {
     let system = System::new().await;
     let (socket, address) = socket();
     let copy = socket.try_clone().expect("a copy");
@@ -198,7 +198,7 @@ async fn refuses(builder: Builder, socket: impl Into<OwnedFd>) -> String {
 }
 
 #[tokio::test]
-async fn sockets_that_cannot_be_used() {
+async fn unusable_sockets_are_errors() {
     let system = System::new().await;
     let (elsewhere, address) = socket();
     let said = refuses(Builder::new(&system), elsewhere).await;

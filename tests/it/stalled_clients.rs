@@ -46,7 +46,7 @@ impl Site {
 /// taken and not read is at the gateway, but for the executor's send buffer and the client's receive
 /// buffer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn little_is_held_for_a_client_that_stops_reading() {
+async fn little_memory_is_held_for_a_stalled_client() {
     const READ: usize = 32 << 20;
     for (limits, at_most) in [("", 5 << 20), ("stream_buffer = 65536\n", 2 << 20)] {
         let site = Site::start(&format!("{limits}write_timeout = \"500ms\"")).await;
@@ -91,7 +91,7 @@ fn receive_buffers(gateway: &Gateway) -> Vec<u64> {
 /// What a client sends after its request is read up to a bound; the kernel must not hold much of the
 /// rest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn little_is_held_of_what_a_client_sends() {
+async fn little_memory_is_held_of_what_a_client_sends() {
     let site = Site::start("").await;
     let (mut client, mut stream) = site.ask_from("127.0.0.1").await;
     stream.write(b"a line\n").await;
@@ -114,7 +114,7 @@ async fn little_is_held_of_what_a_client_sends() {
 /// An eighth of the connections of one address may wait for their clients. Beyond that streams of this
 /// address are cut, and none of another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_many_stalled_clients_of_an_address_are_cut_and_those_of_others_are_not() {
+async fn stalled_clients_are_limited_per_address() {
     const MAY_WAIT: usize = 8;
     const TOO_MANY: usize = 12;
     let site = Site::start("connections_per_address = 64\nwrite_timeout = \"1h\"").await;
@@ -140,7 +140,7 @@ async fn too_many_stalled_clients_of_an_address_are_cut_and_those_of_others_are_
 /// A log that is smaller than the buffers never makes the gateway wait for room. While it is silent the
 /// kernel holds all of it all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_do_not_read_a_silent_log_are_bounded() {
+async fn stalled_clients_of_idle_logs_are_limited() {
     const MAY_WAIT: usize = 8;
     const TOO_MANY: usize = 4;
     let site = Site::start("connections_per_address = 64\nwrite_timeout = \"1h\"").await;
@@ -166,7 +166,7 @@ async fn clients_that_do_not_read_a_silent_log_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_a_silent_log_is_cut_in_time() {
+async fn stalled_client_of_an_idle_log_is_reset() {
     let site = Site::start("write_timeout = \"500ms\"").await;
     let (_client, mut stream) = site.ask_from("127.0.0.1").await;
     stream.write(&[b'x'; 256 * 1024]).await;
@@ -175,7 +175,7 @@ async fn a_client_that_does_not_read_a_silent_log_is_cut_in_time() {
 
 /// The kernel would go on to hold a log that has ended for a client that does not read it.
 #[tokio::test]
-async fn a_client_that_does_not_read_a_log_that_has_ended_is_reset() {
+async fn stalled_client_of_an_ended_log_is_reset() {
     let site = Site::start("write_timeout = \"500ms\"").await;
     for half_closes in [false, true] {
         let (mut client, mut stream) = site.ask_from("127.0.0.1").await;

@@ -81,7 +81,7 @@ async fn exits_0(gateway: &mut Gateway) {
 }
 
 #[tokio::test]
-async fn running_streams_get_all_their_bytes() {
+async fn stop_waits_for_streams_to_end() {
     for signal in [Signal::TERM, Signal::INT] {
         let system = System::new().await;
         let mut gateway = two_doors(&system, "").await;
@@ -124,7 +124,7 @@ async fn running_streams_get_all_their_bytes() {
 }
 
 #[tokio::test]
-async fn without_streams() {
+async fn stop_without_streams() {
     for signal in [Signal::TERM, Signal::INT] {
         let system = System::new().await;
         let mut gateway = two_doors(&system, "").await;
@@ -137,7 +137,7 @@ async fn without_streams() {
 
 /// A cut stream must not look like a finished one.
 #[tokio::test]
-async fn streams_that_outlast_the_grace_period_are_cut() {
+async fn stop_aborts_streams_after_the_grace() {
     let system = System::new().await;
     let mut gateway = two_doors(&system, "grace = \"1s\"").await;
     let Two { executor, build, mut plain, mut plain_log, mut tls, mut tls_log } =
@@ -170,7 +170,7 @@ async fn streams_that_outlast_the_grace_period_are_cut() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once() {
+async fn second_signal_stops_immediately() {
     for (first, second) in [(Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
         let system = System::new().await;
         let mut gateway = two_doors(&system, "grace = \"1h\"").await;
@@ -191,7 +191,7 @@ async fn a_second_signal_ends_at_once() {
 
 /// The entry cannot be taken out: it goes with the session. The streams are not to suffer.
 #[tokio::test]
-async fn with_zookeeper_hanging() {
+async fn stop_while_zookeeper_hangs() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system).zookeeper("session_timeout = \"5s\"");
@@ -215,7 +215,7 @@ async fn with_zookeeper_hanging() {
 }
 
 #[tokio::test]
-async fn with_zookeeper_away() {
+async fn stop_while_zookeeper_is_down() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system).zookeeper("session_timeout = \"5s\"");
@@ -230,7 +230,7 @@ async fn with_zookeeper_away() {
 
 /// Withdrawing is tried for a while, and ZooKeeper may come back in that time.
 #[tokio::test]
-async fn with_zookeeper_back_in_time() {
+async fn stop_removes_the_entry_when_zookeeper_returns_in_time() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system);
@@ -246,7 +246,7 @@ async fn with_zookeeper_back_in_time() {
 }
 
 #[tokio::test]
-async fn before_zookeeper_ever_answered() {
+async fn stop_before_the_first_connection_to_zookeeper() {
     let system = System::new().await;
     for hanging in [true, false] {
         let proxy = Proxy::start(system.zookeeper.port).await;
@@ -269,7 +269,7 @@ async fn before_zookeeper_ever_answered() {
 
 /// Whoever had connected is served: they could not know.
 #[tokio::test]
-async fn connections_that_have_not_asked_yet() {
+async fn stop_serves_connections_that_have_not_asked_yet() {
     let system = System::new().await;
     let mut gateway = two_doors(&system, "").await;
     let executor = Executor::start().await;
@@ -304,7 +304,7 @@ async fn connections_that_have_not_asked_yet() {
 
 /// Connections that stay silent do not keep the gateway beyond its grace period.
 #[tokio::test]
-async fn connections_that_never_ask() {
+async fn stop_closes_silent_connections() {
     let system = System::new().await;
     let mut gateway = two_doors(&system, "grace = \"200ms\"").await;
     let mut silent = Client::connect(gateway.addresses[0]).await;

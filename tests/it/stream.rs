@@ -20,7 +20,7 @@ async fn direct(limits: &str) -> (System, Gateway, Executor, String) {
 }
 
 #[tokio::test]
-async fn a_log_arrives_while_it_grows() {
+async fn log_arrives_while_it_grows() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.accept().await;
@@ -34,7 +34,7 @@ async fn a_log_arrives_while_it_grows() {
 }
 
 #[tokio::test]
-async fn a_half_closed_client_keeps_its_stream() {
+async fn half_closed_client_keeps_its_stream() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.begin(&mut client).await;
@@ -49,7 +49,7 @@ async fn a_half_closed_client_keeps_its_stream() {
 }
 
 #[tokio::test]
-async fn a_clients_reset_ends_both_sides_of_a_quiet_stream() {
+async fn client_reset_ends_both_sides_of_an_idle_stream() {
     let (_system, mut gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.begin(&mut client).await;
@@ -59,7 +59,7 @@ async fn a_clients_reset_ends_both_sides_of_a_quiet_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn resets_of_clients_while_logs_flow_leave_nothing() {
+async fn client_resets_during_streams_leave_no_sockets() {
     let (_system, mut gateway, executor, build) = direct("").await;
     let address = gateway.address();
     let ask = async || Client::ask(address, &build).await;
@@ -67,7 +67,7 @@ async fn resets_of_clients_while_logs_flow_leave_nothing() {
 }
 
 #[tokio::test]
-async fn a_reset_behind_a_half_close_ends_both_sides_too() {
+async fn reset_after_a_half_close_ends_both_sides() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.accept().await;
@@ -80,7 +80,7 @@ async fn a_reset_behind_a_half_close_ends_both_sides_too() {
 
 /// A client that closes is gone, but says no more than one that half-closes: the next bytes tell.
 #[tokio::test]
-async fn a_client_that_closed_is_found_by_writing() {
+async fn closed_client_is_noticed_by_writing() {
     let (_system, mut gateway, executor, build) = direct("").await;
     let client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.accept().await;
@@ -90,7 +90,7 @@ async fn a_client_that_closed_is_found_by_writing() {
 }
 
 #[tokio::test]
-async fn a_client_that_stopped_reading_is_cut_off() {
+async fn stalled_client_is_reset() {
     let (_system, mut gateway, executor, build) = direct("write_timeout = \"300ms\"").await;
     let mut client = Client::connect_narrow(gateway.address()).await;
     client.send(format!("{build}\n").as_bytes()).await;
@@ -126,7 +126,7 @@ async fn pieces_of_every_size_split_no_character() {
 }
 
 #[tokio::test]
-async fn an_executor_that_refuses() {
+async fn refusing_executor_gets_a_reply() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let build = system.put_build(None, Some(&unreachable(None).await)).await;
@@ -135,7 +135,7 @@ async fn an_executor_that_refuses() {
 }
 
 #[tokio::test]
-async fn an_executor_that_hangs() {
+async fn hanging_executor_gets_a_reply() {
     let (_system, gateway, executor, build) = direct("first_byte_timeout = \"200ms\"").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.accept().await;
@@ -146,7 +146,7 @@ async fn an_executor_that_hangs() {
 /// Once a log has begun it may be silent for as long as it likes: the deadline for the first byte
 /// passes many times over while the second waits for something that takes longer.
 #[tokio::test]
-async fn a_log_that_has_begun_may_be_silent() {
+async fn started_log_may_be_idle() {
     let (_system, gateway, executor, build) = direct("first_byte_timeout = \"20ms\"").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.begin(&mut client).await;
@@ -162,7 +162,7 @@ async fn a_log_that_has_begun_may_be_silent() {
 }
 
 #[tokio::test]
-async fn an_executor_that_resets_before_the_first_byte() {
+async fn executor_that_resets_before_the_first_byte_gets_a_reply() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     executor.accept().await.reset();
@@ -171,7 +171,7 @@ async fn an_executor_that_resets_before_the_first_byte() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_cut_ends_as_a_cut() {
+async fn aborted_log_ends_with_a_reset() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.accept().await;
@@ -183,7 +183,7 @@ async fn a_log_that_is_cut_ends_as_a_cut() {
 
 /// What one gateway cuts, the next one must not take for an end.
 #[tokio::test]
-async fn a_cut_crosses_two_zones() {
+async fn abort_crosses_two_zones() {
     for tls in [false, true] {
         let zones = TwoZones::start(tls).await;
         let TwoZones { east, executor, build, .. } = &zones;
@@ -197,7 +197,7 @@ async fn a_cut_crosses_two_zones() {
 }
 
 #[tokio::test]
-async fn an_executor_that_closes_without_a_word() {
+async fn executor_that_closes_without_data_gets_a_reply() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     executor.accept().await.finish().await;
@@ -207,7 +207,7 @@ async fn an_executor_that_closes_without_a_word() {
 
 /// Python's gateways close TLS without close_notify; that is an end like any other.
 #[tokio::test]
-async fn an_end_without_close_notify_is_an_end() {
+async fn end_without_close_notify_ends_the_log() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let other = Executor::start().await;
@@ -225,7 +225,7 @@ async fn an_end_without_close_notify_is_an_end() {
 /// What a client sends behind its request is thrown away, and its close is no reset that would
 /// overtake the log's end.
 #[tokio::test]
-async fn bytes_behind_the_request_harm_nothing() {
+async fn bytes_after_the_request_are_ignored() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::connect(gateway.address()).await;
     client.send(format!("{build}\r\nand more\r\n").as_bytes()).await;
@@ -244,7 +244,7 @@ async fn bytes_behind_the_request_harm_nothing() {
 
 /// The client reads nothing until the gateway is about to cut: the bytes wait in its socket.
 #[tokio::test]
-async fn a_cut_log_arrives_as_far_as_it_came() {
+async fn aborted_log_arrives_as_far_as_it_was_sent() {
     let (_system, mut gateway, executor, build) = direct("").await;
     let mut client = Client::connect_narrow(gateway.address()).await;
     client.send(format!("{build}\n").as_bytes()).await;
@@ -261,7 +261,7 @@ async fn a_cut_log_arrives_as_far_as_it_came() {
 
 /// A gateway that is stopped and continued has lost nothing.
 #[tokio::test]
-async fn a_paused_gateway_goes_on() {
+async fn stopped_and_continued_gateway_goes_on() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.accept().await;

@@ -20,7 +20,7 @@ use crate::support::zookeeper::ZooKeeper;
 
 /// Sizes around every buffer and record there is.
 #[tokio::test]
-async fn every_size_is_exact_over_tls() {
+async fn logs_of_every_size_are_exact_over_tls() {
     let Served { gateway, executor, build, identity, .. } = served("", "").await;
     let sizes = [1, 2, 1023, 1024, 1025, 2048, 4096, 16_383, 16_384, 16_385, 65_536, 1_000_001];
     for size in sizes {
@@ -36,7 +36,7 @@ async fn pieces_of_every_size_split_no_character() {
 }
 
 #[tokio::test]
-async fn a_tls_client_can_tell_a_cut_from_an_end() {
+async fn client_can_distinguish_an_abort_from_an_end() {
     let Served { gateway, executor, build, identity, .. } = served("", "").await;
     for cut in [true, false] {
         let mut client = Client::ask_tls(gateway.address(), &identity, &build).await;
@@ -53,7 +53,7 @@ async fn a_tls_client_can_tell_a_cut_from_an_end() {
 
 /// As zuul-web leaves: TCP ends without a close_notify, and nothing is being written to the client.
 #[tokio::test]
-async fn a_client_that_closes_without_close_notify_has_left() {
+async fn client_that_closes_without_close_notify_has_left() {
     let Served { mut gateway, executor, build, identity, .. } = served("", "").await;
     let before = gateway.sockets();
     let mut client = Client::ask_tls(gateway.address(), &identity, &build).await;
@@ -84,7 +84,7 @@ async fn ask_and_half_close(
 
 /// A close_notify ends one direction only (RFC 8446, section 6.1).
 #[tokio::test]
-async fn a_client_that_sent_close_notify_gets_the_whole_log() {
+async fn client_that_sent_close_notify_gets_the_whole_log() {
     let Served { gateway, executor, build, identity, .. } = served("", "").await;
     for fin in [false, true] {
         let mut client = ask_and_half_close(gateway.address(), &identity, &build, fin).await;
@@ -100,7 +100,7 @@ async fn a_client_that_sent_close_notify_gets_the_whole_log() {
 }
 
 #[tokio::test]
-async fn a_reset_after_close_notify_ends_both_sides() {
+async fn reset_after_close_notify_ends_both_sides() {
     let Served { mut gateway, executor, build, identity, .. } = served("", "").await;
     for fin in [false, true] {
         let mut client = ask_and_half_close(gateway.address(), &identity, &build, fin).await;
@@ -113,7 +113,7 @@ async fn a_reset_after_close_notify_ends_both_sides() {
 
 /// As with a plain client: a closed connection looks like a half-closed one until something is sent.
 #[tokio::test]
-async fn a_client_that_closed_after_close_notify_is_found_by_writing() {
+async fn client_that_closed_after_close_notify_is_noticed_by_writing() {
     let Served { mut gateway, executor, build, identity, .. } = served("", "").await;
     let before = gateway.sockets();
     let mut client = ask_and_half_close(gateway.address(), &identity, &build, true).await;
@@ -126,7 +126,7 @@ async fn a_client_that_closed_after_close_notify_is_found_by_writing() {
 
 /// Before the log begins, while several gateways are asked beside each other.
 #[tokio::test]
-async fn a_client_that_sent_close_notify_waits_for_a_zones_gateways() {
+async fn client_that_sent_close_notify_waits_for_the_zone() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let west = Executor::start().await;
@@ -141,7 +141,7 @@ async fn a_client_that_sent_close_notify_waits_for_a_zones_gateways() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn resets_of_clients_while_logs_flow_leave_nothing() {
+async fn client_resets_during_streams_leave_no_sockets() {
     let Served { mut gateway, executor, build, identity, .. } = served("", "").await;
     let address = gateway.address();
     let ask = async || Client::ask_tls(address, &identity, &build).await;
@@ -150,7 +150,7 @@ async fn resets_of_clients_while_logs_flow_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_stopped_reading_is_cut_off() {
+async fn stalled_client_is_reset() {
     let Served { mut gateway, executor, build, identity, .. } =
         served("", "write_timeout = \"300ms\"").await;
     let before = gateway.sockets();
@@ -176,7 +176,7 @@ fn delayed_acknowledgements() -> u64 {
 
 /// A client without TCP_NODELAY holds its request back until its Finished is acknowledged.
 #[test]
-fn the_end_of_a_handshake_is_acknowledged_immediately() {
+fn end_of_a_handshake_is_acknowledged_immediately() {
     const CLIENTS: u64 = 40;
     apart(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;

@@ -29,7 +29,7 @@ async fn trusting(more: &str) -> Served {
 /// A second authority in `tls.ca`, written in each way that OpenSSL reads. Once it was skipped
 /// without a word.
 #[tokio::test]
-async fn every_authority_of_the_file_is_trusted() {
+async fn every_ca_of_the_file_is_trusted() {
     let second = Authority::new();
     let text = Identity::text(&second.ca());
     let marked = format!("\u{feff}{text}");
@@ -45,7 +45,7 @@ async fn every_authority_of_the_file_is_trusted() {
 
 /// OpenSSL looks at the common name where there is no alternative name of type DNS.
 #[tokio::test]
-async fn a_common_name_counts_beside_names_that_are_not_dns_names() {
+async fn common_name_counts_beside_names_that_are_not_dns_names() {
     let authority = Authority::new();
     let named = |common: &str, name: SanType| {
         authority.amiss(common, |params| params.subject_alt_names = vec![name])
@@ -68,7 +68,7 @@ async fn a_common_name_counts_beside_names_that_are_not_dns_names() {
 /// A certificate that is itself in `tls.ca` is trusted, though it is an authority's, while it is
 /// valid and for the name that is dialed.
 #[tokio::test]
-async fn a_certificate_that_is_in_the_file_is_trusted_as_it_is() {
+async fn certificate_in_the_ca_file_is_trusted() {
     let theirs = Authority::also_for("localhost", |_| {});
     let expired = Authority::also_for("localhost", |params| {
         params.not_after = rcgen::date_time_ymd(2021, 7, 1);
@@ -90,7 +90,7 @@ async fn a_certificate_that_is_in_the_file_is_trusted_as_it_is() {
 
 /// An authority that was renewed with its name in another string type, case or white space.
 #[tokio::test]
-async fn an_authority_is_known_however_its_name_is_written() {
+async fn ca_name_in_another_encoding_matches() {
     let authority = Authority::new();
     let printable = |name: &str| DnValue::PrintableString(name.try_into().expect("letters"));
     for (name, known) in [
@@ -109,7 +109,7 @@ async fn an_authority_is_known_however_its_name_is_written() {
 
 /// Names of authorities that would fill more than one message are not sent: no client could read it.
 #[tokio::test]
-async fn many_authorities_keep_nobody_out() {
+async fn many_cas_do_not_break_the_handshake() {
     let authority = Authority::new();
     let named = |number: usize| authority.renamed(DnValue::Utf8String(format!("{number:0350}")));
     let served = trusting(&(0..200).map(named).collect::<String>()).await;
@@ -140,7 +140,7 @@ async fn said_of_zookeeper(theirs: &Identity, ca: &str) -> String {
 
 /// What the ZooKeeper client cannot be made to accept is said in words.
 #[tokio::test]
-async fn what_is_wrong_with_zookeepers_certificate_is_said_in_words() {
+async fn error_of_zookeepers_certificate_is_explained() {
     let own = Authority::also_for("localhost", |_| {});
     let said = said_of_zookeeper(&own.as_identity(), &Identity::text(&own.ca())).await;
     assert!(said.contains("it is a CA certificate (CA:TRUE)"), "{said}");
@@ -153,7 +153,7 @@ async fn what_is_wrong_with_zookeepers_certificate_is_said_in_words() {
 /// Something that ends TLS in front of a gateway and knows other protocols only: dialed once more
 /// without ALPN, and from then on without at once.
 #[tokio::test]
-async fn a_peer_that_refuses_our_protocols_is_dialed_without_them() {
+async fn peer_that_rejects_our_protocol_is_dialed_without_it() {
     let other = Executor::start().await;
     let (_system, gateway, build, identity) = east_of(&other, "localhost").await;
     let acceptor = acceptor_with_protocols(&identity, &["h2", "http/1.1"]);
@@ -177,7 +177,7 @@ async fn a_peer_that_refuses_our_protocols_is_dialed_without_them() {
 /// The alert comes before the handshake has shown who sends it. An attacker on the path could send it
 /// and then end a log early, which only gateways of our own kind cannot do unnoticed.
 #[tokio::test]
-async fn a_gateway_that_chose_our_protocol_is_never_dialed_without_it() {
+async fn peer_that_chose_our_protocol_is_never_dialed_without_it() {
     let other = Executor::start().await;
     let (_system, gateway, build, identity) = east_of(&other, "localhost").await;
     let acceptor = acceptor_with_protocols(&identity, &["zuul-fingergw"]);

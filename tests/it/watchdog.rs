@@ -20,7 +20,7 @@ async fn fed_more(gateway: &mut Gateway, times: usize) {
 }
 
 #[tokio::test]
-async fn fed_whatever_zookeeper_does() {
+async fn pinged_while_zookeeper_is_down() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let builder = Builder::new(&system).zookeeper("session_timeout = \"2s\"");
@@ -38,7 +38,7 @@ async fn fed_whatever_zookeeper_does() {
 
 /// There is no accept loop any more, and still it lives: a log may go on for hours.
 #[tokio::test]
-async fn fed_while_streams_have_their_grace() {
+async fn pinged_while_streams_drain() {
     let system = System::new().await;
     let builder = Builder::new(&system).limits("grace = \"1h\"");
     let mut gateway = builder
@@ -57,7 +57,7 @@ async fn fed_while_streams_have_their_grace() {
 
 /// A watchdog of somebody else, whose environment we have, and one that is off.
 #[tokio::test]
-async fn nobody_asked_for_it() {
+async fn not_pinged_without_a_watchdog() {
     let system = System::new().await;
     for (time, pid) in [("1000", "1"), ("0", "")] {
         let change = |command: &mut tokio::process::Command| {

@@ -49,7 +49,7 @@ async fn says_registered(gateway: &mut Gateway, name: &str) {
 }
 
 #[tokio::test]
-async fn a_gateway_that_starts_before_zookeeper() {
+async fn gateway_registers_when_zookeeper_starts_later() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper).await;
     system.zookeeper.kill().await;
@@ -70,7 +70,7 @@ async fn a_gateway_that_starts_before_zookeeper() {
 }
 
 #[tokio::test]
-async fn zookeeper_restarted_while_streams_run() {
+async fn zookeeper_restart_does_not_affect_streams() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper).await;
     let mut gateway = Builder::new(&system).ready().await;
@@ -101,7 +101,7 @@ async fn zookeeper_restarted_while_streams_run() {
 
 /// The gateway's process does not run while its session expires.
 #[tokio::test]
-async fn a_session_that_expired_while_the_gateway_was_stopped() {
+async fn session_that_expired_while_the_gateway_was_stopped_is_replaced() {
     let system = System::new().await;
     let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
     let mut gateway = builder.ready().await;
@@ -122,7 +122,7 @@ async fn a_session_that_expired_while_the_gateway_was_stopped() {
 
 /// The gateway itself finds that its session must be over, since it hears nothing.
 #[tokio::test]
-async fn a_session_that_expired_while_zookeeper_hung() {
+async fn session_that_expired_while_zookeeper_hung_is_replaced() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper).await;
     let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
@@ -145,7 +145,7 @@ async fn a_session_that_expired_while_zookeeper_hung() {
 }
 
 #[tokio::test]
-async fn disconnections_within_a_session() {
+async fn disconnection_within_the_session_keeps_the_entry() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system);
@@ -189,7 +189,7 @@ async fn lose(
 
 /// The change was made, and the connection broke before the gateway could know.
 #[tokio::test]
-async fn answers_that_are_lost() {
+async fn lost_responses_are_asked_for_again() {
     let version =
         |wanted| move |entries: &[Entry]| entries.iter().any(|entry| entry.stat.version == wanted);
     for lost in ["created", "running", "stopped", "gone"] {
@@ -233,7 +233,7 @@ async fn answers_that_are_lost() {
 }
 
 #[tokio::test]
-async fn requests_while_zookeeper_hangs() {
+async fn requests_while_zookeeper_hangs_get_a_reply() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper).await;
     let mut gateway = Builder::new(&system).limits("lookup_timeout = \"200ms\"").ready().await;
@@ -256,7 +256,7 @@ async fn requests_while_zookeeper_hangs() {
 }
 
 #[tokio::test]
-async fn a_zookeeper_that_refuses_our_certificate() {
+async fn zookeeper_that_rejects_our_certificate_is_reported() {
     let system = System::new().await;
     let others = Authority::new();
     let stranger = others.identity("client");
@@ -269,7 +269,7 @@ async fn a_zookeeper_that_refuses_our_certificate() {
 }
 
 #[tokio::test]
-async fn a_zookeeper_with_a_certificate_of_another_authority() {
+async fn zookeeper_certificate_of_another_ca_is_reported() {
     let system = System::new().await;
     let other = Authority::new();
     let mut builder = talkative(&system);
@@ -283,7 +283,7 @@ async fn a_zookeeper_with_a_certificate_of_another_authority() {
 
 /// ZooKeeper's certificate is for localhost and 127.0.0.1.
 #[tokio::test]
-async fn a_zookeeper_under_a_name_that_is_not_in_its_certificate() {
+async fn zookeeper_with_another_name_in_its_certificate_is_reported() {
     let system = System::new().await;
     let proxy = Proxy::start_on(Ipv4Addr::new(127, 0, 0, 2).into(), system.zookeeper.port).await;
     let mut builder = talkative(&system);
@@ -302,7 +302,7 @@ async fn a_zookeeper_under_a_name_that_is_not_in_its_certificate() {
 
 /// Not looking at the name does not mean not looking at the certificate.
 #[tokio::test]
-async fn without_the_name_check_the_authority_is_checked_all_the_same() {
+async fn ca_of_zookeeper_is_checked_without_the_name_check() {
     let system = System::new().await;
     let other = Authority::new();
     let mut builder = talkative(&system).zookeeper("verify_hostnames = false");
@@ -316,7 +316,7 @@ async fn without_the_name_check_the_authority_is_checked_all_the_same() {
 /// Servers that are no ZooKeeper with TLS: one closes when it is sent a handshake, as ZooKeeper's port
 /// without TLS does, one takes it and is silent. The warning does not wait for the client to give up.
 #[tokio::test]
-async fn servers_that_do_not_speak_tls() {
+async fn server_that_does_not_speak_tls_is_reported() {
     let system = System::new().await;
     let mut builder = talkative(&system);
     let [closing, silent] = [Executor::start().await, Executor::start().await];
@@ -340,7 +340,7 @@ async fn servers_that_do_not_speak_tls() {
 /// only gateways have been: not registered, not ready, a warning that names the path, and no node
 /// made there. Once Zuul is there the gateway registers by itself.
 #[tokio::test]
-async fn a_path_below_which_there_is_no_zuul() {
+async fn chroot_without_a_zuul_is_reported() {
     let system = System::new().await;
     system.put("/gateways/zuul/components/fingergw", b"").await;
     for path in ["/later", "/zuul", "/gateways"] {
@@ -369,7 +369,7 @@ async fn a_path_below_which_there_is_no_zuul() {
 }
 
 #[tokio::test]
-async fn queues_that_are_not_there() {
+async fn missing_queues_are_no_error() {
     const NOT_FOUND: &str = "Build not found\r\n";
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
@@ -402,7 +402,7 @@ async fn queues_that_are_not_there() {
 
 /// The client's pauses have grown long when ZooKeeper is back; the gateway does not wait for it.
 #[tokio::test]
-async fn an_outage_that_makes_the_client_sleep() {
+async fn gateway_reconnects_after_a_long_outage() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = talkative(&system).zookeeper("session_timeout = \"60s\"");
@@ -426,7 +426,7 @@ async fn an_outage_that_makes_the_client_sleep() {
 /// Broken: the way to ZooKeeper, with a look-up on it. Whoever waits for that is told when its session
 /// is given up, and does not hold up those who ask for the same build when there is another one.
 #[tokio::test]
-async fn a_look_up_on_its_way_when_the_session_is_given_up() {
+async fn lookup_survives_the_end_of_the_session() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = talkative(&system).zookeeper("session_timeout = \"60s\"");
@@ -461,7 +461,7 @@ async fn a_look_up_on_its_way_when_the_session_is_given_up() {
 /// Broken: the one way of a zone's gateway to ZooKeeper, its session still standing, so that others
 /// go on being sent there. It answers so; another gateway that asks it tries the next.
 #[tokio::test]
-async fn a_gateway_without_zookeeper_makes_its_peers_try_the_next() {
+async fn peers_fail_over_from_a_gateway_without_zookeeper() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("localhost");
     let west = |limits: &str| {
@@ -513,7 +513,7 @@ async fn a_gateway_without_zookeeper_makes_its_peers_try_the_next() {
 /// Broken: the way to ZooKeeper, for longer than it keeps our session. Readiness says so all the
 /// time; a stream runs on; requests get their one line; one new entry is made when the way is back.
 #[tokio::test]
-async fn away_for_longer_than_the_session() {
+async fn outage_longer_than_the_session_makes_a_new_entry() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
@@ -548,7 +548,7 @@ async fn away_for_longer_than_the_session() {
 /// Broken: a session is lost while nothing else is. A request that comes before there is another one
 /// waits for it, and is served.
 #[tokio::test]
-async fn requests_between_two_sessions() {
+async fn requests_between_two_sessions_wait() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper).await;
     let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
@@ -567,7 +567,7 @@ async fn requests_between_two_sessions() {
 
 /// Broken: ZooKeeper takes its time, with everything. It is waited for; in bounds.
 #[tokio::test]
-async fn a_slow_zookeeper() {
+async fn slow_zookeeper_delays_requests_only() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     proxy.delay(Duration::from_millis(100));
@@ -596,7 +596,7 @@ async fn a_slow_zookeeper() {
 /// Broken: entries of a zone's gateways, in every way. The one good one among them serves; each of
 /// the others is named once, or leads nowhere.
 #[tokio::test]
-async fn gateways_whose_entries_are_garbage() {
+async fn invalid_gateway_entries_are_ignored() {
     let system = System::new().await;
     let entry = |keys: &str| format!("{{\"state\": \"running\", \"zone\": \"west\", {keys}}}");
     let garbage = [

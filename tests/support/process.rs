@@ -1,8 +1,8 @@
-//! What /proc says of a process.
+//! What /proc says of a process, and limits of this one.
 
 use std::fs;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
 use super::gateway::Gateway;
 
@@ -28,4 +28,11 @@ pub(crate) fn process_of(gateway: &Gateway) -> Pid {
         }
     }
     panic!("no zuul-fingergw among what the test has started")
+}
+
+/// Lets this process open as many files as its hard limit allows: tests with many connections have both
+/// ends of each.
+pub(crate) fn raise_file_limit() {
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).expect("files");
 }

@@ -9,7 +9,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::{Domain, Socket, Type};
@@ -20,7 +19,7 @@ use tokio::sync::{Mutex, OnceCell};
 use zookeeper_client::{Client, TlsOptions};
 
 use super::certificates::{Authority, Identity};
-use super::{client, within};
+use super::{DEADLINE, client, within};
 
 /// Debian's packages libzookeeper-java, libnetty-java and libslf4j-java put them here.
 const CLASSES: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar:\
@@ -214,7 +213,7 @@ impl ZooKeeper {
             })
             .expect("certificates just made");
         Client::connector()
-            .with_session_timeout(Duration::from_secs(30))
+            .with_session_timeout(DEADLINE)
             .with_tls(tls)
             .secure_connect(&self.hosts(chroot))
             .await

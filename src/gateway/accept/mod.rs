@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::Context;
+use super::context::Context;
 use super::limits::{AddressPermit, Limiter, Permit};
 use super::protocol::reply::{Reply, ReplyError};
 use super::routing::access;
@@ -68,7 +68,7 @@ impl Listener {
                     self.admit(stream, peer);
                 }
                 Err(error) if concerns_peer_only(&error) => {
-                    debug!(%error, "a connection failed early")
+                    debug!(%error, "a connection failed before it was accepted")
                 }
                 Err(error) => {
                     self.cx.borrow().metrics.connection_rejected(Rejection::Accept);
@@ -76,7 +76,11 @@ impl Listener {
                     if last_failure.replace(Instant::now()).is_some() {
                         debug!(%error, "still cannot accept connections");
                     } else {
-                        warn!(%error, "cannot accept connections; trying on (descriptors: LimitNOFILE, limits.connections)");
+                        warn!(
+                            %error,
+                            "cannot accept connections, retrying; raise LimitNOFILE or lower \
+                             limits.connections if file descriptors are used up"
+                        );
                     }
                     tokio::select! {
                         () = stop.cancelled() => return,
@@ -148,7 +152,7 @@ impl Listener {
             self.sessions.spawn(async move {
                 let _permit = permit;
                 let client = Connection::Plain(Socket::from_client(stream));
-                session::refuse(client, Reply::Error(error), &cx).await;
+                session::send_reply(client, Reply::Error(error).line().as_bytes(), &cx).await;
             });
         }
     }

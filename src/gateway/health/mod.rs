@@ -321,6 +321,7 @@ mod tests {
 
     #[test]
     fn delays_grow_up_to_a_bound_and_are_jittered() {
+        fastrand::seed(1);
         let mut distinct = std::collections::BTreeSet::new();
         for (failures, seconds) in [(1, 1.0), (2, 2.0), (3, 4.0), (6, 32.0), (7, 60.0), (99, 60.0)]
         {

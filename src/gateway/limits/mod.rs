@@ -223,9 +223,9 @@ impl Limiter {
         if self.should_warn("streams_logged") {
             warn!(
                 %peer,
-                "more streams from this address than limits.streams_logged_per_minute: logging the \
-                 others at debug; streams_not_logged_total counts them, this line comes at most \
-                 every {} minutes",
+                "more streams from this address than limits.streams_logged_per_minute: the others are \
+                 logged at debug; streams_not_logged_total counts them; logged at most every {} \
+                 minutes",
                 WARNING_INTERVAL.as_secs() / 60
             );
         }
@@ -240,25 +240,25 @@ impl Limiter {
             Rejection::Limit => ("connections", "limits.connections"),
             Rejection::Address => (
                 "connections from one address",
-                "limits.connections_per_address; limits.exempt_networks, where many people come \
-                 from one address",
+                "limits.connections_per_address; limits.exempt_networks, if many clients \
+                 share one",
             ),
-            Rejection::Handshakes => ("TLS handshakes at once", "limits.handshakes"),
+            Rejection::Handshakes => ("concurrent TLS handshakes", "limits.handshakes"),
             Rejection::HandshakeRate => (
                 "TLS handshakes from one address",
-                "limits.handshakes_per_minute; limits.exempt_networks, where many clients come \
-                 from one address",
+                "limits.handshakes_per_minute; limits.exempt_networks, if many clients \
+                 share one",
             ),
-            Rejection::Lookups => ("look-ups at once", "limits.lookups; is ZooKeeper slow?"),
-            Rejection::Accept => ("connections for the kernel", "LimitNOFILE"),
+            Rejection::Lookups => ("concurrent lookups", "limits.lookups; is ZooKeeper slow?"),
+            Rejection::Accept => ("open files", "LimitNOFILE"),
         };
         if self.should_warn(reason.as_str()) {
             let reason = reason.as_str();
             let counter = format_args!("connections_rejected_total{{reason=\"{reason}\"}}");
             warn!(
                 %peer,
-                "too many {what}: refusing some ({remedy}); {counter} tells how many, this line \
-                 comes at most every {} minutes",
+                "too many {what}: rejecting some (see {remedy}); {counter} counts them; logged at most \
+                 every {} minutes",
                 WARNING_INTERVAL.as_secs() / 60
             );
         } else {

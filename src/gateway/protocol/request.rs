@@ -92,20 +92,31 @@ impl Request {
     }
 
     /// Returns the line that sends this request.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn to_line(&self, format: RequestFormat) -> String {
-        let Self { build, zone, hops } = self;
-        if format == RequestFormat::Finger {
-            return format!("{build}\n");
-        }
-        let zone = zone.as_deref().map(|zone| utf8_percent_encode(zone, ENCODED));
-        if let Some(zone) = zone {
-            let line = format!("{build} zone={zone} hops={hops}\r\n");
-            if line.len() <= REQUEST_MAX {
-                return line;
-            }
-        }
-        format!("{build} hops={hops}\r\n")
+        request_line(&self.build, self.zone.as_deref(), self.hops, format)
     }
+}
+
+/// Returns the line that requests `build` from a gateway of `zone`, after `hops` gateways including this
+/// one have sent the request.
+pub(crate) fn request_line(
+    build: &BuildId,
+    zone: Option<&str>,
+    hops: u8,
+    format: RequestFormat,
+) -> String {
+    if format == RequestFormat::Finger {
+        return format!("{build}\n");
+    }
+    if let Some(zone) = zone {
+        let zone = utf8_percent_encode(zone, ENCODED);
+        let line = format!("{build} zone={zone} hops={hops}\r\n");
+        if line.len() <= REQUEST_MAX {
+            return line;
+        }
+    }
+    format!("{build} hops={hops}\r\n")
 }
 
 /// Reads one request from `stream`, at most [`REQUEST_MAX`] bytes of it.

@@ -67,13 +67,6 @@ impl RelayContext<'_> {
     }
 }
 
-/// How a relay went.
-pub(crate) struct RelaySummary {
-    /// The number of bytes written to the client.
-    pub(crate) bytes: u64,
-    pub(crate) end: EndReason,
-}
-
 /// Why a relay ended.
 #[derive(Debug)]
 pub(crate) enum EndReason {
@@ -120,7 +113,7 @@ pub(crate) async fn run(
     first: Chunk,
     client: &mut Connection,
     cx: &RelayContext<'_>,
-) -> RelaySummary {
+) -> EndReason {
     let mut relay = Relay {
         cx,
         is_bulk: false,
@@ -130,13 +123,12 @@ pub(crate) async fn run(
         stall: None,
     };
     let mut timeout = timeouts::stream_timeout(cx);
-    let end = tokio::select! {
+    tokio::select! {
         biased;
         () = cx.abort.cancelled() => EndReason::Stopped,
         end = relay.copy(upstream, first, client) => end,
         end = poll_fn(|cx| timeout.as_mut().map_or(Poll::Pending, |timeout| timeout.as_mut().poll(cx))) => end,
-    };
-    RelaySummary { bytes: cx.bytes(), end }
+    }
 }
 
 /// A relay in progress. Every idle stream holds one.

@@ -40,7 +40,7 @@ impl Setup {
         mut upstream: Connection,
         first: &[u8],
         mut client: Connection,
-    ) -> RelaySummary {
+    ) -> EndReason {
         let cx = RelayContext {
             limits: &self.limits,
             stalled_clients: &self.stalled_clients,
@@ -81,9 +81,9 @@ async fn a_log_that_ends_is_relayed_to_its_last_byte() {
         drop(hop);
         expect(&mut client_peer, &[b'x'; 200_000]).await;
     };
-    let (summary, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(summary.end, EndReason::Finished), "{}", summary.end);
-    assert_eq!(summary.bytes, 200_013);
+    let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
+    assert!(matches!(end, EndReason::Finished), "{end}");
+    assert_eq!(setup.bytes.load(Ordering::Relaxed), 200_013);
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,9 +95,9 @@ async fn an_upstream_that_fails_after_some_bytes_is_not_a_finished_log() {
         expect(&mut client_peer, FIRST).await;
         hop.reset();
     };
-    let (summary, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(summary.end, EndReason::UpstreamFailed(_)), "{}", summary.end);
-    assert_eq!(summary.bytes, FIRST.len() as u64);
+    let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
+    assert!(matches!(end, EndReason::UpstreamFailed(_)), "{end}");
+    assert_eq!(setup.bytes.load(Ordering::Relaxed), FIRST.len() as u64);
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,8 +109,8 @@ async fn a_client_that_resets_ends_an_idle_stream() {
         expect(&mut client_peer, FIRST).await;
         client_peer.reset();
     };
-    let (summary, ()) = tokio::join!(setup.run(upstream, FIRST, client), leave);
-    assert!(matches!(summary.end, EndReason::ClientLeft(Some(_))), "{}", summary.end);
+    let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), leave);
+    assert!(matches!(end, EndReason::ClientLeft(Some(_))), "{end}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,8 +126,8 @@ async fn a_client_that_half_closes_gets_the_rest_of_the_log() {
         drop(hop);
         expect(&mut client_peer, b"second\n").await;
     };
-    let (summary, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(summary.end, EndReason::Finished), "{}", summary.end);
+    let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
+    assert!(matches!(end, EndReason::Finished), "{end}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,9 +140,9 @@ async fn a_write_to_a_client_that_is_gone_ends_the_stream() {
         drop(client_peer);
         hop.stream.write_all(b"second\n").await.expect("sent");
     };
-    let (summary, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(summary.end, EndReason::ClientLeft(Some(_))), "{}", summary.end);
-    assert_eq!(summary.bytes, FIRST.len() as u64);
+    let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
+    assert!(matches!(end, EndReason::ClientLeft(Some(_))), "{end}");
+    assert_eq!(setup.bytes.load(Ordering::Relaxed), FIRST.len() as u64);
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,9 +151,9 @@ async fn a_client_that_reads_nothing_ends_the_stream_at_the_write_deadline() {
     let (upstream, _hop) = connection();
     let (client, _client_peer) = in_memory::connection(4);
     let began = time::Instant::now();
-    let summary = setup.run(upstream, FIRST, client).await;
-    assert!(matches!(summary.end, EndReason::ClientStalled), "{}", summary.end);
-    assert_eq!(summary.bytes, 4);
+    let end = setup.run(upstream, FIRST, client).await;
+    assert!(matches!(end, EndReason::ClientStalled), "{end}");
+    assert_eq!(setup.bytes.load(Ordering::Relaxed), 4);
     assert_eq!(began.elapsed().as_secs(), 300);
 }
 
@@ -169,8 +169,8 @@ async fn a_client_that_reads_slowly_keeps_its_stream() {
             expect(&mut client_peer, &[*byte]).await;
         }
     };
-    let (summary, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
-    assert!(matches!(summary.end, EndReason::Finished), "{}", summary.end);
+    let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), log);
+    assert!(matches!(end, EndReason::Finished), "{end}");
 }
 
 /// A log smaller than the kernel's buffers never makes a write wait.
@@ -181,8 +181,8 @@ async fn a_client_that_acknowledges_nothing_of_an_idle_log_is_stalled() {
     let (client, client_peer) = connection();
     client_peer.set_unacked_bytes(20_000);
     let began = time::Instant::now();
-    let summary = setup.run(upstream, &[b'x'; 20_000], client).await;
-    assert!(matches!(summary.end, EndReason::ClientStalled), "{}", summary.end);
+    let end = setup.run(upstream, &[b'x'; 20_000], client).await;
+    assert!(matches!(end, EndReason::ClientStalled), "{end}");
     assert_eq!(began.elapsed().as_secs(), 300);
 }
 
@@ -198,8 +198,8 @@ async fn a_client_that_acknowledges_an_idle_log_late_is_not_stalled() {
         sleep(Duration::from_secs(299)).await;
         drop(hop);
     };
-    let (summary, ()) = tokio::join!(setup.run(upstream, &[b'x'; 20_000], client), log);
-    assert!(matches!(summary.end, EndReason::Finished), "{}", summary.end);
+    let (end, ()) = tokio::join!(setup.run(upstream, &[b'x'; 20_000], client), log);
+    assert!(matches!(end, EndReason::Finished), "{end}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -221,8 +221,8 @@ async fn too_many_stalled_clients_evict_the_one_that_waits_longest() {
             (index, relay.await)
         });
     }
-    let (index, summary) = relays.next().await.expect("a relay");
-    assert!(matches!(summary.end, EndReason::ClientEvicted), "{}", summary.end);
+    let (index, end) = relays.next().await.expect("a relay");
+    assert!(matches!(end, EndReason::ClientEvicted), "{end}");
     assert_eq!(index, 0);
     let others = timeout(Duration::from_secs(60), relays.next()).await;
     assert!(others.is_err(), "eight clients may stall");
@@ -243,11 +243,11 @@ async fn an_idle_stream_ends_at_the_idle_timeout() {
         // Keeps the upstream open.
         std::future::pending::<()>().await;
     };
-    let summary = tokio::select! {
-        summary = setup.run(upstream, FIRST, client) => summary,
+    let end = tokio::select! {
+        end = setup.run(upstream, FIRST, client) => end,
         () = log => unreachable!(),
     };
-    assert!(matches!(summary.end, EndReason::Idle), "{}", summary.end);
+    assert!(matches!(end, EndReason::Idle), "{end}");
     // The timeout and up to one check interval after the last byte.
     let elapsed = began.elapsed().as_secs();
     assert!((450 + 160..=450 + 170).contains(&elapsed), "{elapsed} s");
@@ -265,11 +265,11 @@ async fn a_stream_that_flows_ends_at_the_total_timeout() {
             hop.stream.write_all(b"more\n").await.expect("sent");
         }
     };
-    let summary: RelaySummary = tokio::select! {
-        summary = setup.run(upstream, FIRST, client) => summary,
+    let end = tokio::select! {
+        end = setup.run(upstream, FIRST, client) => end,
         () = log => unreachable!(),
     };
-    assert!(matches!(summary.end, EndReason::TooLong), "{}", summary.end);
+    assert!(matches!(end, EndReason::TooLong), "{end}");
     // The stream began by the other clock.
     assert!(began.elapsed().as_secs().abs_diff(3600) <= 1);
 }
@@ -284,8 +284,8 @@ async fn an_abort_ends_a_stream_even_while_its_client_is_stalled() {
             sleep(Duration::from_secs(1)).await;
             setup.abort.cancel();
         };
-        let (summary, ()) = tokio::join!(setup.run(upstream, FIRST, client), abort);
-        assert!(matches!(summary.end, EndReason::Stopped), "{}", summary.end);
+        let (end, ()) = tokio::join!(setup.run(upstream, FIRST, client), abort);
+        assert!(matches!(end, EndReason::Stopped), "{end}");
     }
 }
 
@@ -342,6 +342,6 @@ async fn a_stalled_client_gives_its_pipe_back_and_gets_the_whole_log() {
     client_peer.read_exact(&mut received).await.expect("the log");
     assert!(received == log);
     hop.await.expect("sent");
-    let summary = relay.await.expect("no panic");
-    assert!(matches!(summary.end, EndReason::Finished), "{}", summary.end);
+    let end = relay.await.expect("no panic");
+    assert!(matches!(end, EndReason::Finished), "{end}");
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::gateway::Context;
+use crate::gateway::context::Context;
 use crate::gateway::health::{Attempt, Memory, Standing};
 use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::build_id::BuildId;

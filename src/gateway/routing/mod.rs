@@ -66,9 +66,9 @@ impl Resolver {
         route(executor, &self.own, &self.registry.gateways())
     }
 
-    /// Whether others reach this gateway at `host` and `port`, as it is registered.
-    pub(crate) fn is_own(&self, host: &str, port: u16) -> bool {
-        self.own.hostname == host && self.own.public_port == Some(port)
+    /// Host name and port that this gateway is registered with.
+    pub(crate) fn own_address(&self) -> Option<(&str, u16)> {
+        Some((&self.own.hostname, self.own.public_port?))
     }
 
     /// Whether a gateway is registered with the address of `executor`, so that requests for its
@@ -118,6 +118,18 @@ impl Resolver {
                 // All gateways of a zone are equal; the executor behind them is the last resort.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);
+                if gateways > 0 {
+                    // Gateways after the executor lead back to this one and are not tried.
+                    let ranked = self.order(&hops).into_iter().map(|(hop, _)| hop);
+                    hops.clear();
+                    for hop in ranked {
+                        let is_executor = matches!(hop, Upstream::Executor(_));
+                        hops.push(hop);
+                        if is_executor {
+                            break;
+                        }
+                    }
+                }
                 Ok((hops, trace_parent))
             }
             Err(LookupError::Unavailable(cause)) => {

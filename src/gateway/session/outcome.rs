@@ -1,71 +1,93 @@
-//! How a connection ended, as it is counted.
+//! How a connection ended: what is counted, logged and sent to the client.
+
+use std::fmt;
 
 use crate::gateway::protocol::reply::{Reply, ReplyError};
 use crate::gateway::relay::EndReason;
+use crate::gateway::upstream::FailoverError;
 
 /// The end of one accepted connection.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// A log was relayed, at least its first byte.
-    Streamed(EndReason),
-    /// One line of ours stood for it.
+    /// The relay of a log ended, or the wait for its first byte, by the client or by this gateway.
+    Ended(EndReason),
+    /// No hop has the log. The client gets the line of the gateway that refused it, or ours.
+    NotConnected(Box<FailoverError>),
+    /// The client gets this reply. No hop was tried.
     Refused(Reply),
-    /// Closed without a line at a limit of TLS handshakes, or for a newer connection.
+    /// Closed without a reply, because of a limit on TLS handshakes or for a newer connection.
     Rejected,
-    /// A balancer whose word counts did not say for whom it came.
-    NoHeader,
-    /// The TLS handshake failed, or took too long.
+    /// A trusted proxy sent no valid PROXY header.
+    NoProxyHeader,
+    /// The TLS handshake failed or took too long.
     NoHandshake,
-    /// The peer left before it had asked: health checkers, port scans.
+    /// The peer left before it had sent a request: health checks, port scans.
     Probe,
 }
 
 impl Outcome {
-    /// Returns why the stream failed; `None` for a complete log and for a client that left or stalled.
-    pub(crate) fn error(&self) -> Option<String> {
-        match self {
-            Self::Streamed(
-                EndReason::Finished | EndReason::ClientLeft(_) | EndReason::ClientStalled,
-            ) => None,
-            Self::Streamed(end) => Some(end.to_string()),
-            Self::Refused(reply) => Some(reply.line().trim_end().to_owned()),
-            _ => Some(self.label().to_owned()),
-        }
-    }
-
     /// The value of the metric label `result`.
     pub(crate) fn label(&self) -> &'static str {
         match self {
-            Self::Streamed(EndReason::Finished) => "ok",
-            Self::Streamed(EndReason::UpstreamFailed(_)) => "upstream_cut",
-            Self::Streamed(EndReason::ClientLeft(_)) => "client_left",
-            Self::Streamed(EndReason::ClientStalled) => "client_stalled",
-            Self::Streamed(EndReason::ClientEvicted) => "client_evicted",
-            Self::Streamed(EndReason::Stopped) => "stopped",
-            Self::Streamed(EndReason::Idle) => "stream_idle",
-            Self::Streamed(EndReason::TooLong) => "stream_total",
-            Self::Refused(Reply::NotFound) => "not_found",
-            Self::Refused(Reply::NotStarted) => "not_started",
-            Self::Refused(Reply::Denied) => "denied",
-            Self::Refused(Reply::Error(fault)) => match fault {
-                ReplyError::RequestTooLong => "bad_request",
-                ReplyError::NoRequest => "timeout",
-                ReplyError::TooManyConnections
-                | ReplyError::TooManyFromAddress
-                | ReplyError::TooManyLookups
-                | ReplyError::TooManyForBuild => "rejected",
-                ReplyError::RegistryUnavailable => "zookeeper",
-                ReplyError::MalformedEntry => "unreadable",
-                ReplyError::ExecutorUnreachable => "upstream_unreachable",
-                ReplyError::ZoneUnreachable => "zone_unreachable",
-                ReplyError::ExecutorSilent => "upstream_silent",
-                ReplyError::WrongZone => "wrong_zone",
-                ReplyError::Loop => "loop",
-            },
+            Self::Ended(EndReason::Finished) => "ok",
+            Self::Ended(EndReason::UpstreamFailed(_)) => "upstream_cut",
+            Self::Ended(EndReason::ClientLeft(_)) => "client_left",
+            Self::Ended(EndReason::ClientStalled) => "client_stalled",
+            Self::Ended(EndReason::ClientEvicted) => "client_evicted",
+            Self::Ended(EndReason::Stopped) => "stopped",
+            Self::Ended(EndReason::Idle) => "stream_idle",
+            Self::Ended(EndReason::TooLong) => "stream_total",
+            Self::NotConnected(error) => reply_label(error.reply),
+            Self::Refused(reply) => reply_label(*reply),
             Self::Rejected => "rejected",
-            Self::NoHeader => "proxy_header",
+            Self::NoProxyHeader => "proxy_header",
             Self::NoHandshake => "tls",
             Self::Probe => "probe",
         }
+    }
+
+    /// What went wrong, for the span of a stream. A client may leave or stop reading whenever it wants.
+    pub(crate) fn error(&self) -> Option<String> {
+        match self {
+            Self::Ended(
+                EndReason::Finished | EndReason::ClientLeft(_) | EndReason::ClientStalled,
+            ) => None,
+            Self::NotConnected(error) => Some(error.reply.line().trim_ascii_end().to_owned()),
+            _ => Some(self.to_string()),
+        }
+    }
+}
+
+/// The `end` of a stream's log line.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended(end) => write!(f, "{end}"),
+            Self::NotConnected(error) => write!(f, "{error}"),
+            _ => f.write_str(self.label()),
+        }
+    }
+}
+
+fn reply_label(reply: Reply) -> &'static str {
+    match reply {
+        Reply::NotFound => "not_found",
+        Reply::NotStarted => "not_started",
+        Reply::Denied => "denied",
+        Reply::Error(error) => match error {
+            ReplyError::RequestTooLong => "bad_request",
+            ReplyError::NoRequest => "timeout",
+            ReplyError::TooManyConnections
+            | ReplyError::TooManyFromAddress
+            | ReplyError::TooManyLookups
+            | ReplyError::TooManyForBuild => "rejected",
+            ReplyError::RegistryUnavailable => "zookeeper",
+            ReplyError::MalformedEntry => "unreadable",
+            ReplyError::ExecutorUnreachable => "upstream_unreachable",
+            ReplyError::ZoneUnreachable => "zone_unreachable",
+            ReplyError::ExecutorSilent => "upstream_silent",
+            ReplyError::WrongZone => "wrong_zone",
+            ReplyError::Loop => "loop",
+        },
     }
 }

@@ -53,7 +53,7 @@ impl Timing {
 
 /// A hop as the schedule sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HopKind {
+pub(super) enum Candidate {
     Gateway { backing_off: bool },
     Executor,
 }
@@ -65,8 +65,8 @@ pub(super) enum Step {
     Try { hop: usize, instead_of: Option<Slow> },
     /// Wait until an attempt ends, at most until this time.
     Wait(Instant),
-    /// No hop has the log.
-    Fail(Verdict),
+    /// Nothing is left to try, or the deadline has passed.
+    End,
 }
 
 /// A running attempt at `hop` whose hedge delay has passed without a first byte.
@@ -76,24 +76,16 @@ pub(super) struct Slow {
     pub(super) hedge_delay: Duration,
 }
 
-/// How an attempt failed, as far as it matters for the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How an attempt failed, or a request, as far as it matters for what the client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Failure {
+    Unreachable,
+    /// Too many other requests for the build wait for the hop.
+    Busy,
     /// The hop took the request and sent nothing.
     Silent,
-    /// A gateway replied that it cannot serve the log.
+    /// A gateway replied that it cannot serve the log. The first such reply is the client's.
     Refused,
-    Other,
-}
-
-/// Why the request fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// This gateway was the first to reply that it cannot serve the log. Its reply is the client's.
-    Refused(usize),
-    /// A hop was silent, or the deadline has passed.
-    Silent,
-    Unreachable,
 }
 
 /// The attempts of one request: those to come, and those that run.
@@ -112,8 +104,7 @@ pub(super) struct AttemptSchedule {
     hedge_at: Instant,
     /// An attempt has failed, so the next gateway is tried immediately.
     replace: bool,
-    silent: bool,
-    refused: Option<usize>,
+    failure: Failure,
 }
 
 #[derive(Debug)]
@@ -127,7 +118,7 @@ struct Attempt {
 impl AttemptSchedule {
     /// A schedule for `hops`, in the order to try them, that begins at `now`.
     pub(super) fn new(
-        hops: impl IntoIterator<Item = HopKind>,
+        hops: impl IntoIterator<Item = Candidate>,
         timing: Timing,
         now: Instant,
     ) -> Self {
@@ -135,8 +126,8 @@ impl AttemptSchedule {
         let mut executor = None;
         for (index, hop) in hops.into_iter().enumerate() {
             match hop {
-                HopKind::Gateway { backing_off } => gateways.push_back((index, backing_off)),
-                HopKind::Executor => executor = Some(index),
+                Candidate::Gateway { backing_off } => gateways.push_back((index, backing_off)),
+                Candidate::Executor => executor = Some(index),
             }
         }
         let all_backing_off = gateways.iter().all(|(_, backing_off)| *backing_off);
@@ -151,8 +142,7 @@ impl AttemptSchedule {
             running: Vec::new(),
             hedge_at: now,
             replace: false,
-            silent: false,
-            refused: None,
+            failure: Failure::Unreachable,
         }
     }
 
@@ -160,7 +150,7 @@ impl AttemptSchedule {
     /// beside another one; without one it takes the place of the oldest attempt at a gateway.
     pub(super) fn step(&mut self, now: Instant, may_hedge: bool) -> Step {
         if now >= self.deadline {
-            return Step::Fail(self.refused.map_or(Verdict::Silent, Verdict::Refused));
+            return Step::End;
         }
         if let Some(attempt) = self.due(now) {
             let limit = if may_hedge { MAX_ATTEMPTS } else { 1 };
@@ -178,8 +168,7 @@ impl AttemptSchedule {
             self.hedge_at = now + self.timing.hedge_delay;
         }
         if self.running.is_empty() {
-            let unreachable = if self.silent { Verdict::Silent } else { Verdict::Unreachable };
-            return Step::Fail(self.refused.map_or(unreachable, Verdict::Refused));
+            return Step::End;
         }
         let hedge_at = (!self.gateways.is_empty()).then_some(self.hedge_at);
         let executor_at = self.executor.map(|_| self.executor_at);
@@ -219,11 +208,17 @@ impl AttemptSchedule {
     pub(super) fn failed(&mut self, hop: usize, failure: Failure) {
         self.running.retain(|attempt| attempt.hop != hop);
         self.replace = true;
-        match failure {
-            Failure::Silent => self.silent = true,
-            Failure::Refused => self.refused = self.refused.or(Some(hop)),
-            Failure::Other => {}
-        }
+        self.failure = self.failure.max(failure);
+    }
+
+    /// Whether no attempt is running and none is left.
+    pub(super) fn is_over(&self) -> bool {
+        self.running.is_empty() && self.gateways.is_empty() && self.executor.is_none()
+    }
+
+    /// How the request fails: the failure of an attempt that says most.
+    pub(super) fn failure(&self) -> Failure {
+        self.failure
     }
 
     /// The attempts that are older than the one at `hop`, which has the log at `now`, and whose hedge
@@ -232,11 +227,6 @@ impl AttemptSchedule {
         let older = self.running.iter().take_while(|attempt| attempt.hop != hop);
         let slow = older.filter(|attempt| now >= attempt.started + attempt.hedge_delay);
         slow.map(Attempt::slow).collect()
-    }
-
-    /// The hops that are being tried, the oldest attempt first.
-    pub(super) fn running(&self) -> impl Iterator<Item = usize> {
-        self.running.iter().map(|attempt| attempt.hop)
     }
 }
 
@@ -250,9 +240,9 @@ impl Attempt {
 mod tests {
     use super::*;
 
-    const GATEWAY: HopKind = HopKind::Gateway { backing_off: false };
-    const BACKING_OFF: HopKind = HopKind::Gateway { backing_off: true };
-    const EXECUTOR: HopKind = HopKind::Executor;
+    const GATEWAY: Candidate = Candidate::Gateway { backing_off: false };
+    const BACKING_OFF: Candidate = Candidate::Gateway { backing_off: true };
+    const EXECUTOR: Candidate = Candidate::Executor;
 
     /// With the delays of these limits: 1 s, 250 ms, 5 s, and a deadline of 45 s.
     fn timing() -> Timing {
@@ -274,7 +264,7 @@ mod tests {
     }
 
     impl Run {
-        fn new(hops: &[HopKind]) -> Self {
+        fn new(hops: &[Candidate]) -> Self {
             let began = Instant::now();
             let schedule = AttemptSchedule::new(hops.iter().copied(), timing(), began);
             Self { schedule, began, milliseconds: 0, may_hedge: true }
@@ -305,7 +295,7 @@ mod tests {
         }
 
         fn fails(&mut self, hop: usize) {
-            self.schedule.failed(hop, Failure::Other);
+            self.schedule.failed(hop, Failure::Unreachable);
         }
     }
 
@@ -318,7 +308,8 @@ mod tests {
         assert_eq!(run.wait(), 5000, "no gateway is left, so the executor is next");
         assert_eq!(run.tries(), 2);
         assert_eq!(run.wait(), 45_000, "all are being tried");
-        assert_eq!(run.step(), Step::Fail(Verdict::Silent));
+        assert_eq!(run.step(), Step::End);
+        assert!(!run.schedule.is_over(), "attempts are running");
     }
 
     #[test]
@@ -331,7 +322,8 @@ mod tests {
         run.fails(1);
         assert_eq!(run.tries(), 2, "all gateways have failed");
         run.fails(2);
-        assert_eq!(run.step(), Step::Fail(Verdict::Unreachable));
+        assert!(run.schedule.is_over());
+        assert_eq!((run.step(), run.schedule.failure()), (Step::End, Failure::Unreachable));
     }
 
     #[test]
@@ -354,7 +346,7 @@ mod tests {
             match run.step() {
                 Step::Try { hop, .. } => tried.push(hop),
                 Step::Wait(_) => _ = run.wait(),
-                Step::Fail(verdict) => panic!("{verdict:?}"),
+                Step::End => panic!("the executor is left"),
             }
         }
         assert_eq!((tried, run.milliseconds), (vec![0, 1, 2, 3, 4, 30], 5000));
@@ -380,7 +372,8 @@ mod tests {
         let hedge_delay = Duration::from_secs(1);
         let instead_of = Some(Slow { hop: 0, hedge_delay });
         assert_eq!(run.step(), Step::Try { hop: 4, instead_of });
-        assert_eq!(run.schedule.running().collect::<Vec<_>>(), [1, 2, 3, 4]);
+        let running: Vec<_> = run.schedule.running.iter().map(|attempt| attempt.hop).collect();
+        assert_eq!(running, [1, 2, 3, 4]);
     }
 
     #[test]
@@ -406,35 +399,25 @@ mod tests {
     }
 
     #[test]
-    fn the_first_refusal_is_kept_for_the_end() {
+    fn a_refusal_is_the_failure_whatever_other_attempts_end_with() {
         let mut run = Run::new(&[GATEWAY, GATEWAY, EXECUTOR]);
-        for hop in 0..2 {
-            assert_eq!(run.tries(), hop);
-            run.schedule.failed(hop, Failure::Refused);
-        }
-        assert_eq!(run.tries(), 2);
-        run.schedule.failed(2, Failure::Silent);
-        assert_eq!(run.step(), Step::Fail(Verdict::Refused(0)));
-    }
-
-    #[test]
-    fn a_refusal_is_kept_for_the_deadline_too() {
-        let mut run = Run::new(&[GATEWAY, EXECUTOR]);
         assert_eq!(run.tries(), 0);
         run.schedule.failed(0, Failure::Refused);
-        assert_eq!(run.tries(), 1);
-        assert_eq!(run.wait(), 45_000);
-        assert_eq!(run.step(), Step::Fail(Verdict::Refused(0)));
+        assert_eq!(run.tries(), 1, "another gateway may have the log");
+        run.schedule.failed(1, Failure::Silent);
+        assert_eq!(run.tries(), 2);
+        run.fails(2);
+        assert_eq!((run.step(), run.schedule.failure()), (Step::End, Failure::Refused));
     }
 
     #[test]
-    fn one_silent_hop_makes_the_verdict_silent() {
+    fn one_silent_hop_makes_the_failure_silent() {
         let mut run = Run::new(&[GATEWAY, EXECUTOR]);
         assert_eq!(run.tries(), 0);
         run.schedule.failed(0, Failure::Silent);
         assert_eq!(run.tries(), 1);
         run.fails(1);
-        assert_eq!(run.step(), Step::Fail(Verdict::Silent));
+        assert_eq!((run.step(), run.schedule.failure()), (Step::End, Failure::Silent));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpSocket, lookup_host};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -47,7 +47,13 @@ impl Dialer {
     ///
     /// # Errors
     /// The name has no address, or the last address that was tried failed like this.
-    pub(crate) async fn connect(&self, host: &str, port: u16, buffer: usize) -> io::Result<Socket> {
+    pub(crate) async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        buffer: usize,
+        spare_sockets: &Arc<Semaphore>,
+    ) -> io::Result<Socket> {
         if let Ok(address) = host.parse::<IpAddr>() {
             return connect_to(SocketAddr::new(address, port), buffer).await;
         }
@@ -56,7 +62,7 @@ impl Dialer {
         })?;
         let host = name.as_ref();
         let addresses = self.addresses(host, port).await?;
-        let connected = race(interleaved(&addresses), buffer).await;
+        let connected = race(interleaved(&addresses), buffer, spare_sockets).await;
         if connected.is_err() {
             // It may have moved.
             self.lock().remove(host);
@@ -121,7 +127,13 @@ async fn connect_to(address: SocketAddr, buffer: usize) -> io::Result<Socket> {
     socket.connect(address).await.map(Socket::from_hop)
 }
 
-async fn race(addresses: Vec<SocketAddr>, buffer: usize) -> io::Result<Socket> {
+/// Connects to the first of `addresses` that answers. Each one that is tried beside another takes one of
+/// the `spare_sockets`; without one it is tried when another one has failed.
+async fn race(
+    addresses: Vec<SocketAddr>,
+    buffer: usize,
+    spare_sockets: &Arc<Semaphore>,
+) -> io::Result<Socket> {
     if let [address] = addresses[..] {
         return connect_to(address, buffer).await;
     }
@@ -129,12 +141,20 @@ async fn race(addresses: Vec<SocketAddr>, buffer: usize) -> io::Result<Socket> {
     let mut attempts = JoinSet::new();
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
-        match addresses.next() {
-            Some(address) => {
-                attempts.spawn(connect_to(address, buffer));
+        let spare = Arc::clone(spare_sockets).try_acquire_owned().ok();
+        let is_first = attempts.is_empty();
+        if is_first || spare.is_some() {
+            match addresses.next() {
+                Some(address) => {
+                    let spare = spare.filter(|_| !is_first);
+                    attempts.spawn(async move {
+                        let _spare = spare;
+                        connect_to(address, buffer).await
+                    });
+                }
+                None if is_first => return Err(failure),
+                None => {}
             }
-            None if attempts.is_empty() => return Err(failure),
-            None => {}
         }
         let attempt = if addresses.len() > 0 {
             timeout(STAGGER, attempts.join_next()).await
@@ -159,6 +179,10 @@ mod tests {
 
     const BUFFER: usize = 1024 * 1024;
 
+    fn spare(sockets: usize) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(sockets))
+    }
+
     fn addresses(list: &str, port: u16) -> Vec<SocketAddr> {
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
         list.split_whitespace().map(|text| SocketAddr::new(ip(text), port)).collect()
@@ -182,15 +206,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         // Nobody listens on the first two.
-        let stream = race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port), BUFFER).await;
+        let stream =
+            race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port), BUFFER, &spare(1)).await;
         let stream = stream.expect("connected");
         assert_eq!(
             [stream.tcp().expect("TCP").peer_addr().expect("an address")][..],
             addresses("127.0.0.1", port)
         );
         drop(listener);
-        assert!(race(addresses("127.0.0.2 127.0.0.1", port), BUFFER).await.is_err());
-        assert!(race(Vec::new(), BUFFER).await.is_err());
+        assert!(race(addresses("127.0.0.2 127.0.0.1", port), BUFFER, &spare(1)).await.is_err());
+        assert!(race(Vec::new(), BUFFER, &spare(1)).await.is_err());
     }
 
     #[tokio::test]
@@ -198,18 +223,18 @@ mod tests {
         let dialer = Dialer::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
-        dialer.connect("localhost", port, BUFFER).await.expect("connected");
+        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect("connected");
         assert!(dialer.lock().contains_key("localhost"));
-        dialer.connect("127.0.0.1", port, BUFFER).await.expect("connected");
+        dialer.connect("127.0.0.1", port, BUFFER, &spare(1)).await.expect("connected");
         assert_eq!(dialer.lock().len(), 1, "an address is no name");
         drop(listener);
-        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
+        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect_err("nobody listens");
         assert!(dialer.lock().is_empty(), "it may have moved");
         for number in 0..2 * REMEMBERED {
             let name = Arc::new(Name { asked: Instant::now(), addresses: OnceCell::new() });
             dialer.lock().insert(number.to_string(), name);
         }
-        dialer.connect("localhost", port, BUFFER).await.expect_err("nobody listens");
+        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect_err("nobody listens");
         assert!(dialer.lock().len() <= 1);
     }
 }

@@ -15,7 +15,6 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 
-use crate::gateway::Context;
 use crate::model::build_id::BuildId;
 use crate::model::build_request::Executor;
 
@@ -31,20 +30,14 @@ const HOLD: Duration = Duration::from_secs(1);
 #[derive(Clone, Default)]
 pub(crate) struct ExecutorSlots(Arc<Mutex<Executors>>);
 
-/// By host and port. An entry exists as long as it has users.
-type Executors = HashMap<(String, u16), Entry>;
+/// Executors that are not being asked keep their entries up to this number, so that a request allocates
+/// nothing. There are not more executors in the registry of most systems.
+const IDLE_MAX: usize = 1024;
 
-struct Entry {
-    slots: Arc<Slots>,
-    /// The number of [`ExecutorSlot`]s that refer to `slots`.
-    users: usize,
-}
+type Executors = HashMap<Executor, Arc<Slots>>;
 
 /// The slots of one executor.
 struct Slots {
-    executor: (String, u16),
-    /// The table that this is an entry of, until it has no users any more.
-    table: ExecutorSlots,
     /// A permit for each free slot, given to waiters in the order in which they came. It is forgotten
     /// when the slot enters [`State::taken`].
     free: Semaphore,
@@ -81,102 +74,63 @@ impl ExecutorSlots {
 
     /// Waits for a slot of `executor` after the requests that wait already.
     ///
-    /// # Errors
-    /// `None` at `deadline`, or when a request for `build` has meanwhile been reported to get no first
-    /// byte: this one would fare no better. Otherwise what `meanwhile` returns. Both are looked at
-    /// only in waits of about [`HOLD`] and more: most are over within a millisecond and must not cost
-    /// more than the request itself.
-    pub(crate) async fn acquire<T>(
+    /// Returns `None` at `deadline`, or when a request for `build` has meanwhile been reported to get
+    /// no first byte: this one would not either. That is checked only in waits of about [`HOLD`] and
+    /// more: most are over within a millisecond and must not cost more than the request itself.
+    pub(crate) async fn acquire(
         &self,
         executor: &Executor,
         build: &BuildId,
         deadline: Instant,
-        meanwhile: impl Future<Output = T>,
-    ) -> Result<ExecutorSlot, Option<T>> {
+    ) -> Option<ExecutorSlot> {
         let mut slot = self.slot(executor);
         slot.number = slot.slots.state().next();
         {
             let slots = &slot.slots;
             let mut permit = pin!(slots.free.acquire());
-            let mut meanwhile = pin!(meanwhile);
-            let mut is_long = false;
             loop {
                 tokio::select! {
                     biased;
                     permit = &mut permit => {
                         // The semaphore is never closed.
-                        let permit = permit.map_err(|_| None)?;
+                        let permit = permit.ok()?;
                         if slots.is_silent(build, slot.number) {
-                            return Err(None);
+                            return None;
                         }
                         permit.forget();
                         break;
                     }
                     () = sleep_until(deadline.min(slots.next_release())) => {
                         if Instant::now() >= deadline || slots.is_silent(build, slot.number) {
-                            return Err(None);
+                            return None;
                         }
                         slots.release_held();
-                        is_long = true;
                     }
-                    ended = &mut meanwhile, if is_long => return Err(Some(ended)),
                 }
             }
         }
         slot.take();
-        Ok(slot)
+        Some(slot)
     }
 
     /// A slot of `executor` that is not yet taken.
     fn slot(&self, executor: &Executor) -> ExecutorSlot {
-        let key = (executor.hostname.clone(), executor.port);
         let mut executors = self.lock();
-        let entry = executors.entry(key).or_insert_with_key(|key| {
-            let (executor, table) = (key.clone(), self.clone());
-            let (free, state) = (Semaphore::new(SLOTS), Mutex::default());
-            let slots = Slots { executor, table, free, state };
-            Entry { slots: Arc::new(slots), users: 0 }
-        });
-        entry.users += 1;
-        ExecutorSlot { slots: Arc::clone(&entry.slots), number: 0 }
+        if let Some(slots) = executors.get(executor) {
+            return ExecutorSlot { slots: Arc::clone(slots), number: 0 };
+        }
+        if executors.len() >= IDLE_MAX {
+            // References are only added under the lock of the table.
+            executors.retain(|_, slots| Arc::strong_count(slots) > 1);
+        }
+        let slots = Arc::new(Slots { free: Semaphore::new(SLOTS), state: Mutex::default() });
+        executors.insert(executor.clone(), Arc::clone(&slots));
+        ExecutorSlot { slots, number: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Executors> {
         // The table is consistent between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Context {
-    /// When a request to an executor that begins now must have its first byte: the wait for a slot
-    /// takes from that time as dialing does.
-    pub(crate) fn first_byte_deadline(&self) -> Instant {
-        Instant::now() + self.limits.connect_timeout + self.limits.first_byte_timeout
-    }
-
-    /// How long a request that has just been sent waits for its first byte: up to `deadline`, at most
-    /// the first-byte timeout.
-    pub(crate) fn first_byte_patience(&self, deadline: Instant) -> Duration {
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        remaining.min(self.limits.first_byte_timeout)
-    }
-
-    /// A slot to ask `executor` for `build`, waiting for it up to the first-byte timeout. Fails as
-    /// [`ExecutorSlots::acquire`] does.
-    pub(crate) async fn executor_slot<T>(
-        &self,
-        executor: &Executor,
-        build: &BuildId,
-        meanwhile: impl Future<Output = T>,
-    ) -> Result<ExecutorSlot, Option<T>> {
-        if let Some(slot) = self.executor_slots.try_acquire(executor) {
-            return Ok(slot);
-        }
-        let began = Instant::now();
-        let deadline = began + self.limits.first_byte_timeout;
-        let slot = self.executor_slots.acquire(executor, build, deadline, meanwhile).await;
-        self.metrics.executor_slot_acquired(began.elapsed());
-        slot
     }
 }
 
@@ -249,23 +203,12 @@ impl Drop for ExecutorSlot {
             state.taken.remove(index);
             self.slots.free.add_permits(1);
         }
-        drop(state);
-        let mut executors = self.slots.table.lock();
-        if let Some(entry) = executors.get_mut(&self.slots.executor) {
-            entry.users -= 1;
-            if entry.users == 0 {
-                executors.remove(&self.slots.executor);
-            }
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::{pending, ready};
-
     use futures_util::FutureExt;
-    use futures_util::future::join_all;
 
     use super::*;
 
@@ -281,7 +224,7 @@ mod tests {
 
     async fn acquire(slots: &ExecutorSlots, id: &str, patience: Duration) -> Option<ExecutorSlot> {
         let deadline = Instant::now() + patience;
-        slots.acquire(&executor(1), &build(id), deadline, pending::<()>()).await.ok()
+        slots.acquire(&executor(1), &build(id), deadline).await
     }
 
     fn take_all(slots: &ExecutorSlots, port: u16) -> Vec<ExecutorSlot> {
@@ -328,7 +271,6 @@ mod tests {
         assert!(slots.try_acquire(&executor(1)).is_none(), "these were freed before");
         drop(taken);
         assert_eq!(take_all(&slots, 1).len(), SLOTS);
-        assert!(slots.lock().is_empty(), "no executor is asked any more");
     }
 
     #[tokio::test(start_paused = true)]
@@ -338,7 +280,6 @@ mod tests {
         let patience = HOLD / 2;
         assert!(acquire(&slots, "ab", patience).await.is_none());
         drop(held);
-        assert!(slots.lock().is_empty());
         assert_eq!(take_all(&slots, 1).len(), SLOTS);
     }
 
@@ -373,22 +314,15 @@ mod tests {
         assert!(waiting.await.is_some(), "the executor answers again");
     }
 
-    /// A client that leaves is noticed at the latest when a slot has been held for long.
-    #[tokio::test(start_paused = true)]
-    async fn something_else_ends_only_a_wait_that_is_long() {
+    #[test]
+    fn entries_of_executors_that_are_not_asked_are_bounded() {
         let slots = ExecutorSlots::default();
-        let _held = take_all(&slots, 1);
-        let (executor, build) = (executor(1), build("ab"));
-        let before = join_all((0..SLOTS).map(|_| acquire(&slots, "ab", PATIENCE)));
-        let mut before = pin!(before);
-        assert!(before.as_mut().now_or_never().is_none(), "these get the slots");
-        let patience = HOLD / 2;
-        let waits = [patience, PATIENCE].map(|patience| {
-            slots.acquire(&executor, &build, Instant::now() + patience, ready("left"))
-        });
-        let [mut short, mut long] = waits.map(Box::pin);
-        assert!(short.as_mut().now_or_never().is_none() && long.as_mut().now_or_never().is_none());
-        assert_eq!(short.await.err(), Some(None), "its patience is over");
-        assert_eq!(long.await.err(), Some(Some("left")));
+        let held = slots.try_acquire(&executor(1)).expect("a free slot");
+        for port in 2..10_000 {
+            drop(slots.try_acquire(&executor(port)).expect("a free slot"));
+            assert!(slots.lock().len() <= IDLE_MAX);
+        }
+        assert!(slots.lock().contains_key(&executor(1)), "it is being asked");
+        drop(held);
     }
 }

@@ -1,38 +1,123 @@
-//! The next hop: an executor's log streamer, or the gateway of another zone.
+//! The connect phase of a request: from the hops of its route to the first bytes of the log.
+//!
+//! [`Connector::connect_any`] tries the hops until one sends the log and returns an [`Established`]
+//! connection, whatever the route: one executor, or the gateways of another zone.
 
-#[cfg(test)]
+mod attempt;
 mod attempt_schedule;
-pub(crate) mod dialer;
-pub(crate) mod executor_slots;
-pub(crate) mod failover;
-pub(crate) mod loop_guard;
-pub(crate) mod misrouting;
-pub(crate) mod own_addresses;
+mod dialer;
+mod executor_slots;
+mod failover;
+mod loop_guard;
+mod own_addresses;
 
-use std::borrow::Cow;
 use std::fmt;
-use std::io;
-use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::HandshakeKind;
-use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, timeout_at};
-use tracing::debug;
+use tokio::sync::Semaphore;
 
-use super::Context;
+pub(crate) use self::attempt::AttemptError;
+use self::dialer::Dialer;
+use self::executor_slots::ExecutorSlots;
+pub(crate) use self::failover::FailoverError;
+use self::loop_guard::LoopGuard;
+pub(crate) use self::own_addresses::OwnAddresses;
+use super::health::Memory;
+use super::transport::buffer_pool::Chunk;
 use super::transport::connection::Connection;
-use super::transport::read_ahead::ReadAhead;
-use super::transport::socket::Socket;
-use crate::config::to_ascii;
-use crate::gateway::protocol::request::{Request, RequestFormat};
-use crate::gateway::session::Asked;
+use crate::config::Limits;
+use crate::model::build_id::BuildId;
 use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
-use crate::telemetry::metrics::{Direction, Route};
+use crate::telemetry::metrics::Route;
 use crate::tls;
-use crate::tls::HandshakeFailure;
+
+/// Sockets in the connect phase beyond one for each request, over all requests: for attempts at several
+/// gateways, and for several addresses of one host. The limit of open files has room for them
+/// (`os::fd_limit`); a request that gets none tries one hop, and one address, after the other.
+const SPARE_SOCKETS: usize = 128;
+
+/// Connects to hops. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    /// For gateways that use TLS; `None` without a certificate of ours.
+    tls: Option<tls::Connector>,
+    dialer: Arc<Dialer>,
+    executor_slots: ExecutorSlots,
+    loop_guard: LoopGuard,
+    own_addresses: OwnAddresses,
+    health: Arc<Memory>,
+    spare_sockets: Arc<Semaphore>,
+}
+
+impl Connector {
+    pub(crate) fn new(
+        tls: Option<tls::Connector>,
+        own_addresses: OwnAddresses,
+        health: Arc<Memory>,
+    ) -> Self {
+        Self {
+            tls,
+            dialer: Arc::default(),
+            executor_slots: ExecutorSlots::default(),
+            loop_guard: LoopGuard::default(),
+            own_addresses,
+            health,
+            spare_sockets: Arc::new(Semaphore::new(SPARE_SOCKETS)),
+        }
+    }
+
+    pub(crate) fn tls(&self) -> Option<&tls::Connector> {
+        self.tls.as_ref()
+    }
+
+    /// The same connector, slots and state included, with other TLS settings.
+    pub(crate) fn with_tls(&self, tls: Option<tls::Connector>) -> Self {
+        Self { tls, ..self.clone() }
+    }
+}
+
+/// What is asked of the hops of a route.
+pub(crate) struct ConnectRequest<'a, O> {
+    pub(crate) build: &'a BuildId,
+    /// How many gateways have sent this request before.
+    pub(crate) sent_hops: u8,
+    /// Whether the executor is registered with the address of a gateway, so that the request may come
+    /// back.
+    pub(crate) executor_is_gateway: bool,
+    pub(crate) client_is_tls: bool,
+    pub(crate) limits: &'a Limits,
+    pub(crate) observer: &'a O,
+}
+
+/// A connection that has brought the beginning of the log.
+pub(crate) struct Established<'h> {
+    pub(crate) hop: &'h Upstream,
+    pub(crate) connection: Connection,
+    /// The first bytes; never empty.
+    pub(crate) first: Chunk,
+}
+
+/// Receives the events of a connect phase, to count and log them.
+pub(crate) trait ConnectObserver: Sync {
+    /// One of several hops is tried now.
+    fn attempt_started(&self, hop: &Upstream);
+
+    /// The request waited this long for its turn to ask the executor.
+    fn executor_slot_awaited(&self, time: Duration);
+
+    /// A TLS handshake with a hop has succeeded.
+    fn tls_established(&self, kind: Option<HandshakeKind>);
+
+    /// `hop` was sent the request, this long after the first connection attempt.
+    fn connected(&self, hop: &Upstream, time: Duration);
+
+    /// The attempt at `hop` failed. `is_last` says that the request fails with it.
+    fn attempt_failed(&self, hop: &Upstream, error: &AttemptError, is_last: bool);
+}
 
 /// Somebody who may have the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +144,31 @@ impl fmt::Display for Upstream {
 }
 
 impl Upstream {
+    /// Host and port.
+    pub(crate) fn address(&self) -> (&str, u16) {
+        match self {
+            Self::Executor(executor) => (&executor.hostname, executor.port),
+            Self::Gateway(gateway) => (&gateway.hostname, gateway.port),
+        }
+    }
+
+    /// The zone in the registry.
+    pub(crate) fn zone(&self) -> Option<&str> {
+        match self {
+            Self::Executor(executor) => executor.zone.as_deref(),
+            Self::Gateway(gateway) => gateway.zone.as_deref(),
+        }
+    }
+
+    /// The route over this hop, one of `hops`.
+    pub(crate) fn route(&self, hops: usize) -> Route {
+        match self {
+            Self::Gateway(_) => Route::Zone,
+            Self::Executor(_) if hops > 1 => Route::Fallback,
+            Self::Executor(_) => Route::Direct,
+        }
+    }
+
     /// The parts of the `Display` text, as fields of a log line in JSON: kind, host, port, zone, TLS.
     pub(crate) fn fields(&self) -> (&'static str, &str, u16, Option<&str>, bool) {
         match self {
@@ -97,191 +207,5 @@ impl From<&Upstream> for HopAddress {
         };
         let (_, host, port, zone, tls) = hop.fields();
         Self { kind, host: host.to_owned(), port, zone: zone.map(str::to_owned), tls }
-    }
-}
-
-/// Why the next hop could not be asked.
-#[derive(Debug)]
-pub(crate) enum DialError {
-    /// Not connected, or no TLS session, within the deadline.
-    TimedOut,
-    /// The name, the connection or the request failed.
-    Tcp(io::Error),
-    /// The TLS handshake failed.
-    Tls(io::Error),
-    /// It speaks TLS and this gateway has no certificate.
-    NoCertificate,
-    /// Too many requests for the build wait for its first byte.
-    TooManyForBuild,
-    /// It has answered that too many gateways have sent the request; with the names in its
-    /// certificate.
-    Loop(String),
-    /// Its address is one that this gateway listens on, or is registered with.
-    Ourselves,
-    /// No slot to ask this executor became free in time.
-    Busy,
-    /// It is a gateway of another zone than its entry says, with these names in its certificate.
-    WrongZone(String),
-}
-
-impl DialError {
-    /// The value of the metric label `reason`.
-    pub(crate) fn label(&self) -> &'static str {
-        match self {
-            Self::TimedOut => "timeout",
-            Self::Tcp(_) => "connect",
-            Self::Tls(_) => "tls",
-            Self::NoCertificate => "no_certificate",
-            Self::Loop(_) | Self::Ourselves => "loop",
-            Self::Busy | Self::TooManyForBuild => "busy",
-            Self::WrongZone(_) => "wrong_zone",
-        }
-    }
-}
-
-impl fmt::Display for DialError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TimedOut => f.write_str("no connection in time"),
-            Self::Tcp(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-                write!(f, "{error}; no local port is free (net.ipv4.tcp_tw_reuse)")
-            }
-            Self::Tcp(error) => write!(f, "{error}"),
-            Self::Tls(error) => write!(f, "TLS: {}", tls::describe(error)),
-            Self::TooManyForBuild => f.write_str("too many requests for this build wait for it"),
-            Self::Loop(found) => write!(f, "too many gateways have sent the request: {found}"),
-            Self::Ourselves => f.write_str("its address is that of this gateway itself"),
-            Self::Busy => f.write_str("too many requests wait for this executor's first byte"),
-            Self::WrongZone(found) => write!(f, "a gateway of another zone answers: {found}"),
-            Self::NoCertificate => f.write_str("it speaks TLS; set tls.cert, tls.key and tls.ca"),
-        }
-    }
-}
-
-impl Upstream {
-    /// Host and port.
-    pub(crate) fn address(&self) -> (&str, u16) {
-        match self {
-            Self::Executor(executor) => (&executor.hostname, executor.port),
-            Self::Gateway(gateway) => (&gateway.hostname, gateway.port),
-        }
-    }
-
-    /// Returns the route over this hop, one of `hops` candidates.
-    pub(crate) fn route(&self, hops: usize) -> Route {
-        match self {
-            Self::Gateway(_) => Route::Zone,
-            Self::Executor(_) if hops > 1 => Route::Fallback,
-            Self::Executor(_) => Route::Direct,
-        }
-    }
-
-    /// Connects and sends the request, all within the connect deadline.
-    pub(crate) async fn ask(&self, asked: &Asked<'_>) -> Result<Connection, DialError> {
-        let Asked { build, sent_hops, cx, .. } = asked;
-        let deadline = Instant::now() + cx.limits.connect_timeout;
-        let mut connection = self.dial(deadline, cx).await?;
-        let (_, _, _, zone, _) = self.fields();
-        let request = Request {
-            build: build.clone(),
-            zone: zone.map(str::to_owned),
-            hops: sent_hops.saturating_add(1),
-        };
-        let request = request.to_line(RequestFormat::negotiated(connection.is_peer_gateway()));
-        let asked = async {
-            connection.write_all(request.as_bytes()).await?;
-            connection.flush().await
-        };
-        in_time(deadline, asked).await?.map_err(DialError::Tcp)?;
-        Ok(connection)
-    }
-
-    async fn dial(&self, deadline: Instant, cx: &Context) -> Result<Connection, DialError> {
-        let (host, port) = self.address();
-        if cx.resolver.is_own(host, port) {
-            return Err(DialError::Ourselves);
-        }
-        let secure = match self {
-            Self::Gateway(Gateway { tls: true, .. }) => {
-                Some(cx.connector.as_ref().ok_or(DialError::NoCertificate)?)
-            }
-            _ => None,
-        };
-        let connect = async || -> Result<Socket, DialError> {
-            let connected = cx.dialer.connect(host, port, cx.limits.stream_buffer);
-            let stream = in_time(deadline, connected).await?.map_err(|error| {
-                if error.kind() == io::ErrorKind::AddrNotAvailable {
-                    cx.metrics.local_ports_exhausted();
-                }
-                DialError::Tcp(error)
-            })?;
-            if stream.tcp().is_some_and(|tcp| cx.own_addresses.are_dialed_by(tcp, port)) {
-                return Err(DialError::Ourselves);
-            }
-            Ok(stream)
-        };
-        let mut stream = connect().await?;
-        let Some(connector) = secure else { return Ok(Connection::Plain(stream)) };
-        let name = server_name(host)?;
-        let (failure, error) = loop {
-            // The request follows the handshake's last message at once; a plain one has nothing to
-            // wait for anyway.
-            stream.set_nodelay().map_err(DialError::Tcp)?;
-            let tcp = ReadAhead::from_hop(stream);
-            let shaken = in_time(deadline, connector.connect(&name, port, tcp)).await;
-            match shaken {
-                Ok(Ok(stream)) => {
-                    let kind = stream.get_ref().1.handshake_kind();
-                    let resumed = kind == Some(HandshakeKind::Resumed);
-                    cx.metrics.handshake_ok(Direction::Outbound, resumed);
-                    return Ok(Connection::tls(stream));
-                }
-                Ok(Err((error, below))) => {
-                    // The alert that says why has to arrive.
-                    below.into_socket().close();
-                    // A TLS terminator in between knows other protocols only.
-                    if !(HandshakeFailure::refuses_protocols(&error)
-                        && connector.omit_protocols(&name, port))
-                    {
-                        break (HandshakeFailure::from_error(&error), DialError::Tls(error));
-                    }
-                    debug!(route = %self, "TLS without ALPN, which this gateway's address refuses");
-                    stream = connect().await?;
-                }
-                Err(late) => break (HandshakeFailure::Timeout, late),
-            }
-        };
-        cx.metrics.handshake_failed(Direction::Outbound, failure.label());
-        Err(error)
-    }
-}
-
-async fn in_time<T>(deadline: Instant, step: impl Future<Output = T>) -> Result<T, DialError> {
-    timeout_at(deadline, step).await.map_err(|_| DialError::TimedOut)
-}
-
-/// The name for SNI and for the certificate: in ASCII (RFC 6066, section 3), without the dot of a fully
-/// qualified name, and without the interface of a link-local address, which no certificate names.
-fn server_name(host: &str) -> Result<ServerName<'static>, DialError> {
-    let host = to_ascii(host).unwrap_or(Cow::Borrowed(host));
-    let host = match host.split_once('%') {
-        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => address,
-        _ => host.trim_end_matches('.'),
-    };
-    ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::server_name;
-
-    #[test]
-    fn the_name_for_tls_is_ascii_without_dot_and_interface() {
-        let name = |host| server_name(host).map(|name| name.to_str().into_owned()).ok();
-        assert_eq!(name("gw.example.org."), name("gw.example.org"));
-        assert_eq!(name("192.0.2.1").as_deref(), Some("192.0.2.1"));
-        assert_eq!(name("fe80::1%eth0").as_deref(), Some("fe80::1"));
-        assert_eq!(name("b\u{fc}cher.test.").as_deref(), Some("xn--bcher-kva.test"));
-        assert_eq!(name("not a name"), None);
     }
 }

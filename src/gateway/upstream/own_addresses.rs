@@ -1,4 +1,5 @@
-//! The addresses that this gateway listens on, to find connections of ours that lead back to it.
+//! The addresses that this gateway listens on and is registered with, to find connections of ours that
+//! lead back to it.
 //!
 //! An entry in the registry may name this gateway itself as an executor or as the gateway of another
 //! zone. Each request that is sent there comes in again and is sent there again, so one request takes
@@ -12,18 +13,31 @@ use tokio::net::TcpStream;
 /// Addresses that no host has (RFC 5737, RFC 3849).
 const DOCUMENTATION: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
-/// The addresses of all listeners. Cheap to clone.
+/// The addresses of this gateway. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct OwnAddresses(Arc<[SocketAddr]>);
+pub(crate) struct OwnAddresses {
+    listeners: Arc<[SocketAddr]>,
+    /// Host name and port in the registry.
+    registered: Option<(Arc<str>, u16)>,
+}
 
 impl OwnAddresses {
-    pub(crate) fn new(listeners: impl IntoIterator<Item = SocketAddr>) -> Self {
-        Self(listeners.into_iter().collect())
+    pub(crate) fn new(
+        listeners: impl IntoIterator<Item = SocketAddr>,
+        registered: Option<(&str, u16)>,
+    ) -> Self {
+        let registered = registered.map(|(host, port)| (host.into(), port));
+        Self { listeners: listeners.into_iter().collect(), registered }
+    }
+
+    /// Whether this gateway is registered with `host` and `port`.
+    pub(crate) fn is_registered_as(&self, host: &str, port: u16) -> bool {
+        self.registered.as_ref().is_some_and(|own| *own.0 == *host && own.1 == port)
     }
 
     /// Whether `stream`, which was connected to `port`, leads to one of these listeners.
     pub(crate) fn are_dialed_by(&self, stream: &TcpStream, port: u16) -> bool {
-        if self.0.iter().all(|listener| listener.port() != port) {
+        if self.listeners.iter().all(|listener| listener.port() != port) {
             return false;
         }
         let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else { return false };
@@ -33,7 +47,7 @@ impl OwnAddresses {
 
     /// Whether a connection to `port` at `ip`, an address of this host, is for one of the listeners.
     fn take(&self, ip: IpAddr, port: u16) -> bool {
-        self.0.iter().any(|listener| {
+        self.listeners.iter().any(|listener| {
             listener.port() == port
                 && match listener.ip() {
                     // The listener takes IPv4 as well.
@@ -73,7 +87,7 @@ mod tests {
             ("192.0.2.1:79", "192.0.2.2", false),
             ("0.0.0.0:7900", "192.0.2.1", false),
         ] {
-            let own = OwnAddresses::new([listener.parse().expect("an address")]);
+            let own = OwnAddresses::new([listener.parse().expect("an address")], None);
             assert_eq!(own.take(dialed.parse().expect("an IP address"), 79), takes, "{listener}");
         }
     }
@@ -82,8 +96,8 @@ mod tests {
     async fn a_connection_to_any_address_of_this_host_is_found() {
         let listener = TcpListener::bind("0.0.0.0:0").await.expect("a listener");
         let port = listener.local_addr().expect("its address").port();
-        let own = OwnAddresses::new([listener.local_addr().expect("its address")]);
-        let other = OwnAddresses::new([SocketAddr::from(([127, 0, 0, 9], port))]);
+        let own = OwnAddresses::new([listener.local_addr().expect("its address")], None);
+        let other = OwnAddresses::new([SocketAddr::from(([127, 0, 0, 9], port))], None);
         for dialed in ["127.0.0.1", "127.0.0.2"] {
             let stream = TcpStream::connect((dialed, port)).await.expect("a connection");
             assert!(own.are_dialed_by(&stream, port), "{dialed}");

@@ -87,6 +87,7 @@ const SHORT_BUCKETS: [f64; 14] =
 const LONG_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21_600.0];
 
 impl Default for Metrics {
+    #[expect(clippy::too_many_lines, reason = "an entry for each metric")]
     fn default() -> Self {
         let mut new = Definer(Registry::default());
         let metrics = Self {

@@ -5,7 +5,7 @@
 //! between two marks. To write them:
 //!
 //! ```text
-//! WRITE_MAN_PAGES=1 cargo test --test it man_pages
+//! WRITE_MAN_PAGES=1 cargo test --test docs man_pages
 //! ```
 
 use std::fmt::Write as _;
@@ -31,7 +31,7 @@ fn check(page: &str, sections: &[(&str, String)]) {
     if env::var_os("WRITE_MAN_PAGES").is_some() {
         fs::write(&path, &expected).expect("the page");
     } else {
-        let command = "WRITE_MAN_PAGES=1 cargo test --test it man_pages";
+        let command = "WRITE_MAN_PAGES=1 cargo test --test docs man_pages";
         assert!(text == expected, "docs/{page} is not up to date; to write it: {command}");
     }
     let lint = Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).arg(&path).output();

@@ -1,0 +1,181 @@
+//! Records what happens to one request: metrics, span, stream table and log lines. No other code of a
+//! session writes them once the build has been found.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustls::HandshakeKind;
+use tracing::field::display;
+use tracing::warn;
+
+use super::Caller;
+use super::outcome::Outcome;
+use super::request::BuildRequest;
+use crate::gateway::context::Context;
+use crate::gateway::relay::RelayContext;
+use crate::gateway::stream_table::StreamGuard;
+use crate::gateway::upstream::{AttemptError, ConnectObserver, Upstream};
+use crate::model::build_id::BuildId;
+use crate::model::component::Gateway;
+use crate::telemetry::metrics::{Direction, GaugeGuard};
+use crate::telemetry::otlp::Span;
+
+/// Logs a line of a stream at info, or at debug if `$logged` is false.
+macro_rules! log_stream {
+    ($logged:expr, $($line:tt)+) => {
+        if $logged { tracing::info!($($line)+) } else { tracing::debug!($($line)+) }
+    };
+}
+
+/// The observer of one request, from the moment its hops are known.
+pub(super) struct Observer<'a> {
+    client: &'a Caller,
+    cx: &'a Context,
+    build: &'a BuildId,
+    /// The number of hops of the route.
+    hops: usize,
+    began: Instant,
+    span: &'a Span,
+    /// The entry in the stream table.
+    stream: StreamGuard,
+}
+
+impl<'a> Observer<'a> {
+    /// Enters the request into the stream table, with the first of its `hops`.
+    pub(super) fn new(request: &'a BuildRequest, client: &'a Caller, cx: &'a Context) -> Self {
+        let BuildRequest { build, hops, span, .. } = request;
+        let began = Instant::now();
+        let stream = cx.streams.insert(client.peer, build, &hops[0], began);
+        Self { client, cx, build, hops: hops.len(), began, span, stream }
+    }
+
+    /// Records that the log from `hop` has begun. The stream counts as active until the guard is dropped.
+    pub(super) fn established(&self, hop: &Upstream) -> GaugeGuard {
+        if self.hops > 1 {
+            self.stream.set_hop(hop);
+        }
+        self.cx.metrics.first_byte(self.began.elapsed(), self.span.trace_id());
+        self.span.first_byte();
+        self.cx.metrics.active_stream()
+    }
+
+    /// What the relay needs to know of the gateway and of this stream.
+    pub(super) fn relay_context(&self) -> RelayContext<'_> {
+        RelayContext {
+            limits: &self.cx.limits,
+            stalled_clients: &self.cx.stalled_clients,
+            metrics: &self.cx.metrics,
+            abort: &self.cx.cut,
+            client: self.client.counted(),
+            began: self.began,
+            bytes: self.stream.byte_counter(),
+        }
+    }
+
+    /// Records how the request ended: the one count and the one line of each.
+    pub(super) fn finish(self, outcome: &Outcome) {
+        let Self { client: Caller { peer, logged, .. }, cx, build, hops, began, span, stream } =
+            self;
+        let time = began.elapsed();
+        let hop = match outcome {
+            Outcome::NotConnected(error) => error.hop.clone(),
+            _ => stream.hop(),
+        };
+        let bytes = stream.byte_counter().load(Ordering::Relaxed);
+        let route = hop.route(hops);
+        cx.metrics.stream_closed(route, time);
+        let (host, port) = hop.address();
+        span.stream_closed(host, port, route, bytes);
+        // Milliseconds: JSON would show all digits.
+        let seconds = (time.as_secs_f64() * 1000.0).round() / 1000.0;
+        let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
+        let (kind, _, _, zone, tls) = hop.fields();
+        log_stream!(
+            *logged, %peer, %build, event_id, trace_id, route = %hop, hop.kind = kind,
+            hop.host = host, hop.port = port, hop.zone = zone, hop.tls = tls, bytes, seconds,
+            end = %outcome, "stream ended"
+        );
+        span.end(outcome.label(), outcome.error());
+    }
+
+    /// Counts that a request was sent to the wrong place because of how `gateway` is registered, and
+    /// warns of it, now and then. `found` is what answers at its address.
+    fn misrouted(&self, kind: &'static str, gateway: &Gateway, found: &str) {
+        self.cx.metrics.misrouted(kind);
+        if !self.cx.resolver.memory().is_news(gateway, kind) {
+            return;
+        }
+        let Gateway { hostname, port, zone, .. } = gateway;
+        let zone = zone.as_deref().unwrap_or_default().escape_default().to_string();
+        let gateway = format!("{}:{port}", hostname.escape_default());
+        match kind {
+            "wrong_zone" => warn!(
+                zone,
+                gateway,
+                found,
+                "what answers at this gateway's address is a gateway of another zone: compare its \
+                 hostname and public_port with the port forwards"
+            ),
+            _ => warn!(
+                zone,
+                gateway,
+                found,
+                "requests to this gateway go in a loop: compare its hostname and public_port with the \
+                 port forwards"
+            ),
+        }
+    }
+}
+
+impl ConnectObserver for Observer<'_> {
+    fn attempt_started(&self, hop: &Upstream) {
+        self.stream.set_hop(hop);
+    }
+
+    fn executor_slot_awaited(&self, time: Duration) {
+        self.cx.metrics.executor_slot_acquired(time);
+    }
+
+    fn tls_established(&self, kind: Option<HandshakeKind>) {
+        let resumed = kind == Some(HandshakeKind::Resumed);
+        self.cx.metrics.handshake_ok(Direction::Outbound, resumed);
+    }
+
+    fn connected(&self, hop: &Upstream, time: Duration) {
+        self.cx.metrics.connected(hop.route(self.hops), time);
+        let (host, port) = hop.address();
+        self.span.connected(host, port);
+    }
+
+    fn attempt_failed(&self, hop: &Upstream, error: &AttemptError, is_last: bool) {
+        let Self { client: Caller { peer, logged, .. }, cx, build, span, .. } = self;
+        let (host, port) = hop.address();
+        span.attempt_failed(host, port, error);
+        if let Some(failure) = error.handshake_failure() {
+            cx.metrics.handshake_failed(Direction::Outbound, failure.label());
+        }
+        if error.is_without_local_port() {
+            cx.metrics.local_ports_exhausted();
+        }
+        match hop {
+            Upstream::Executor(_) if matches!(error, AttemptError::Ourselves) => {
+                cx.metrics.misrouted("loop");
+            }
+            Upstream::Executor(_) => {}
+            Upstream::Gateway(gateway) => {
+                cx.metrics.failed_over(error.label());
+                match error {
+                    AttemptError::WrongZone(names) => self.misrouted("wrong_zone", gateway, names),
+                    AttemptError::Loop(names) => self.misrouted("loop", gateway, names),
+                    AttemptError::Ourselves => {
+                        self.misrouted("loop", gateway, &cx.resolver.own());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if !is_last {
+            log_stream!(*logged, %peer, %build, route = %hop, end = %error, "hop failed");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Opens a session: the PROXY header of a trusted proxy and the TLS handshake.
+
+use std::io;
+use std::net::SocketAddr;
+
+use rustls::HandshakeKind;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::client_hello::{Arrival, arrival};
+use super::outcome::Outcome;
+use super::proxy_protocol::{NoHeader, read_header};
+use super::{Caller, send_reply};
+use crate::config::Limits;
+use crate::gateway::context::Context;
+use crate::gateway::protocol::reply::{Reply, ReplyError};
+use crate::gateway::transport::connection::Connection;
+use crate::gateway::transport::read_ahead::ReadAhead;
+use crate::gateway::transport::socket::Socket;
+use crate::telemetry::metrics::{Direction, Rejection};
+use crate::tls;
+use crate::tls::{Acceptor, HandshakeFailure};
+
+/// Reads the PROXY header, if the peer is a proxy that the listener trusts.
+pub(super) async fn read_proxy_header(
+    stream: TcpStream,
+    client: &mut Caller,
+    cx: &Context,
+) -> Result<TcpStream, Outcome> {
+    if !client.is_proxy {
+        return Ok(stream);
+    }
+    // Boxed, as the handshake: an idle stream should not have room for what is over soon.
+    Box::pin(proxied_client(stream, client, cx)).await
+}
+
+/// Reads the PROXY header of a trusted proxy. From here on `caller` is the client that it announces,
+/// or the proxy itself for LOCAL and UNKNOWN, and counts against that address.
+async fn proxied_client(
+    mut stream: TcpStream,
+    caller: &mut Caller,
+    cx: &Context,
+) -> Result<TcpStream, Outcome> {
+    let Caller { peer, index, .. } = *caller;
+    let tls = cx.acceptors[usize::from(index)].is_some();
+    let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
+    let patience = if tls { handshake_timeout } else { request_timeout };
+    let client = match timeout(patience, read_header(&mut stream)).await {
+        Ok(Ok(client)) => client.unwrap_or(peer),
+        Ok(Err(NoHeader::Closed)) => {
+            debug!(%peer, "closed without a PROXY header");
+            return Err(Outcome::Probe);
+        }
+        Ok(Err(error)) => {
+            debug!(%peer, %error, "no connection");
+            return Err(Outcome::NoProxyHeader);
+        }
+        Err(_) => {
+            debug!(%peer, error = "no PROXY header in time", "no connection");
+            return Err(Outcome::NoProxyHeader);
+        }
+    };
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    debug!(proxy = %peer, peer = %client, "PROXY header");
+    caller.of_address = cx.limiter.per_address(client.ip(), &cx.limits);
+    caller.peer = client;
+    if let Some(waiting) = &caller.waiting {
+        waiting.update(|connection| connection.set_peer(client));
+    }
+    if caller.of_address.is_some() {
+        return Ok(stream);
+    }
+    // So that it is not closed, and counted, for another connection as well.
+    caller.stop_waiting().await;
+    cx.limiter.record_rejection(Rejection::Address, client);
+    // As the listener does with clients that come by themselves.
+    if !tls && let Some(_permit) = cx.limiter.rejection() {
+        let reply = Reply::Error(ReplyError::TooManyFromAddress);
+        let connection = Connection::Plain(Socket::from_client(stream));
+        send_reply(connection, reply.line().as_bytes(), cx).await;
+    }
+    Err(Outcome::Rejected)
+}
+
+/// Does the TLS handshake, if the listener uses TLS.
+pub(super) async fn accept_tls(
+    stream: TcpStream,
+    client: &mut Caller,
+    cx: &Context,
+) -> Result<Connection, Outcome> {
+    match &cx.acceptors[usize::from(client.index)] {
+        None => Ok(Connection::Plain(Socket::from_client(stream))),
+        Some(acceptor) => Box::pin(handshake(stream, client, acceptor, cx)).await,
+    }
+}
+
+/// Does the TLS handshake with a client. One that presents a certificate no longer counts against its
+/// address: peer gateways and zuul-web send the requests of many clients from one.
+async fn handshake(
+    stream: TcpStream,
+    caller: &mut Caller,
+    acceptor: &Acceptor,
+    cx: &Context,
+) -> Result<Connection, Outcome> {
+    let Caller { peer, of_address, .. } = caller;
+    let peer = *peer;
+    let shaken = async {
+        // Until all of the ClientHello is there it costs no more than any other connection.
+        match arrival(&stream).await {
+            Ok(Arrival::Complete) => {}
+            Ok(Arrival::Invalid(reason)) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            }
+            Ok(Arrival::Closed) | Err(_) => {
+                debug!(%peer, "closed without a word");
+                return Ok(Err(Outcome::Probe));
+            }
+        }
+        // Counted before the connection is closed, here and below: a client that sees the close also
+        // sees the counter.
+        if !cx.limiter.may_begin_handshake(of_address.as_ref(), peer.ip(), &cx.limits) {
+            cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
+            return Ok(Err(Outcome::Rejected));
+        }
+        let handshake = cx.limiter.handshake(of_address.as_ref(), peer.ip(), &cx.limits);
+        let evicted = async {
+            handshake.wait_evicted().await;
+            cx.limiter.record_rejection(Rejection::Handshakes, peer);
+        };
+        tokio::select! {
+            biased;
+            shaken = acceptor.accept(ReadAhead::from_client(Socket::from_client(stream))) => shaken.map(Ok),
+            () = evicted => Ok(Err(Outcome::Rejected)),
+        }
+    };
+    let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
+        Ok(Ok(Err(outcome))) => return Err(outcome),
+        Ok(Ok(Ok(stream))) => {
+            // The client's request waits for the acknowledgement of its Finished (Nagle), which the
+            // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
+            // next read (tcp(7)); systems without it are as slow as before.
+            stream.get_ref().0.socket().acknowledge_immediately();
+            let kind = stream.get_ref().1.handshake_kind();
+            let resumed = kind == Some(HandshakeKind::Resumed);
+            cx.metrics.handshake_ok(Direction::Inbound, resumed);
+            if stream.get_ref().1.peer_certificates().is_some() {
+                cx.limiter.certify(peer.ip());
+                *of_address = None;
+            }
+            return Ok(Connection::tls(stream));
+        }
+        Ok(Err(error)) => {
+            (HandshakeFailure::from_error(&error), format!("TLS: {}", tls::describe(&error)))
+        }
+        Err(_) => (HandshakeFailure::Timeout, "no TLS handshake in time".to_owned()),
+    };
+    cx.metrics.handshake_failed(Direction::Inbound, failure.label());
+    debug!(%peer, error, "no connection");
+    Err(Outcome::NoHandshake)
+}

@@ -1,0 +1,392 @@
+//! One attempt at one hop: a connection, a TLS handshake, the request and the first bytes.
+
+use std::borrow::Cow;
+use std::io;
+use std::net::Ipv6Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::debug;
+
+use super::attempt_schedule::Failure;
+use super::executor_slots::ExecutorSlot;
+use super::{ConnectObserver, ConnectRequest, Connector, Established, Upstream};
+use crate::config::to_ascii;
+use crate::gateway::protocol::reply::{self, FirstBytes, PeerReply, Reply, ReplyError};
+use crate::gateway::protocol::request::{RequestFormat, request_line};
+use crate::gateway::transport::connection::{Connection, read_size};
+use crate::gateway::transport::read_ahead::ReadAhead;
+use crate::gateway::transport::socket::Socket;
+use crate::model::build_request::Executor;
+use crate::model::component::Gateway;
+use crate::model::excerpt::Excerpt;
+use crate::tls;
+use crate::tls::HandshakeFailure;
+
+/// How long the rest of a line is waited for that may become a reply. No log of Zuul's begins as a
+/// reply does, so this delays none.
+const REPLY_WAIT: Duration = Duration::from_millis(500);
+
+/// The most that is read of the rest of a reply at once, in bytes.
+const REPLY_READ: usize = 1024;
+
+/// Why an attempt at a hop brought no log.
+#[derive(Debug, Error)]
+pub(crate) enum AttemptError {
+    /// TCP did not connect, or the request was not sent, within the connect deadline.
+    #[error("no connection in time")]
+    ConnectTimeout,
+    /// The TLS handshake did not end within the connect deadline.
+    #[error("no connection in time")]
+    HandshakeTimeout,
+    /// The name, the connection or the request failed.
+    #[error("{}{}", .0, local_port_hint(.0))]
+    Connect(#[source] io::Error),
+    #[error("TLS: {}", tls::describe(.0))]
+    Tls(#[source] io::Error),
+    /// The gateway speaks TLS and this one has no certificate.
+    #[error("it speaks TLS; set tls.cert, tls.key and tls.ca")]
+    NoCertificate,
+    /// Too many requests for the build wait for the first byte from this gateway.
+    #[error("too many requests for this build wait for it")]
+    TooManyForBuild,
+    /// The gateway replied that too many gateways have sent the request; its certificate has these
+    /// names.
+    #[error("too many gateways have sent the request: {0}")]
+    Loop(String),
+    /// The hop has an address that this gateway listens on, or is registered with.
+    #[error("its address is that of this gateway itself")]
+    Ourselves,
+    /// No slot to ask this executor became free in time.
+    #[error("too many requests wait for this executor's first byte")]
+    Busy,
+    /// The gateway serves another zone than its registry entry says; its certificate has these names.
+    #[error("a gateway of another zone answers: {0}")]
+    WrongZone(String),
+    /// The hop closed without a byte, or sent nothing in time. A log has at least its first line
+    /// before a client can ask for it.
+    #[error("the next hop said nothing")]
+    Silent,
+    /// The connection failed before the first byte.
+    #[error("cut by the next hop: {}", tls::describe(.0))]
+    Reset(#[source] io::Error),
+    /// Another hop was faster, or was tried instead.
+    #[error("overtaken: nothing within {0:?}")]
+    TooSlow(Duration),
+    /// A gateway sent a reply instead of a log: this line.
+    #[error("the gateway answered: {}", Excerpt::new(.line.trim_ascii_end()))]
+    Replied { reply: PeerReply, line: Box<[u8]> },
+}
+
+impl AttemptError {
+    /// The value of the metric label `reason`.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::ConnectTimeout | Self::HandshakeTimeout => "timeout",
+            Self::Connect(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::NoCertificate => "no_certificate",
+            Self::Loop(_) | Self::Ourselves => "loop",
+            Self::Busy | Self::TooManyForBuild => "busy",
+            Self::WrongZone(_) => "wrong_zone",
+            Self::Silent => "silent",
+            Self::Reset(_) => "cut",
+            Self::TooSlow(_) => "slower",
+            Self::Replied { .. } => "refused",
+        }
+    }
+
+    /// Whether all local ports towards the hop are in use.
+    pub(crate) fn is_without_local_port(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.kind() == io::ErrorKind::AddrNotAvailable)
+    }
+
+    /// Why the TLS handshake failed, if that is what failed.
+    pub(crate) fn handshake_failure(&self) -> Option<HandshakeFailure> {
+        match self {
+            Self::HandshakeTimeout => Some(HandshakeFailure::Timeout),
+            Self::Tls(error) => Some(HandshakeFailure::from_error(error)),
+            _ => None,
+        }
+    }
+
+    /// What the failure of this attempt means for the request.
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Self::Silent | Self::Busy => Failure::Silent,
+            Self::TooManyForBuild => Failure::Busy,
+            Self::Replied { .. } => Failure::Refused,
+            _ => Failure::Unreachable,
+        }
+    }
+
+    /// Whether no other hop would do better.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Replied { reply, .. } if !reply.allows_failover())
+    }
+}
+
+fn local_port_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => "; no local port is free (net.ipv4.tcp_tw_reuse)",
+        _ => "",
+    }
+}
+
+impl Connector {
+    /// Asks `hop` for the log and waits for its first bytes.
+    ///
+    /// An executor has a deadline for them. A gateway has none of its own: it waits for its executor,
+    /// and the caller sets a deadline for all hops. Sets `has_turn` when the hop is no longer waited
+    /// for because of other requests for the build.
+    pub(super) async fn attempt<'h, O: ConnectObserver>(
+        &self,
+        hop: &'h Upstream,
+        request: &ConnectRequest<'_, O>,
+        has_turn: &AtomicBool,
+    ) -> Result<Established<'h>, AttemptError> {
+        let limits = request.limits;
+        let in_flight = match hop {
+            Upstream::Executor(_) if !request.executor_is_gateway => None,
+            _ => {
+                let slot = self.loop_guard.acquire(request.build, hop, limits);
+                Some(slot.await.ok_or(AttemptError::TooManyForBuild)?)
+            }
+        };
+        has_turn.store(true, Ordering::Relaxed);
+        // The wait for a slot takes from the time for the first byte as connecting does.
+        let deadline = Instant::now() + limits.connect_timeout + limits.first_byte_timeout;
+        let slot = match hop {
+            Upstream::Gateway(_) => None,
+            Upstream::Executor(executor) => Some(self.executor_slot(executor, request).await?),
+        };
+        let began = Instant::now();
+        let mut connection = self.send_request(hop, request).await?;
+        request.observer.connected(hop, began.elapsed());
+        // The number of hops in the request ends loops.
+        let in_flight = in_flight.filter(|_| !connection.is_peer_gateway());
+        let size = read_size(connection.is_tls(), request.client_is_tls);
+        let read = connection.read_chunk(size);
+        let read = match slot {
+            None => read.await,
+            Some(slot) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let patience = left.min(limits.first_byte_timeout);
+                match timeout(patience, read).await {
+                    Ok(read) => {
+                        if read.as_ref().is_ok_and(|first| !first.is_empty()) {
+                            slot.answered();
+                        }
+                        read
+                    }
+                    Err(_) => {
+                        if patience == limits.first_byte_timeout {
+                            slot.silent(request.build);
+                        }
+                        return Err(AttemptError::Silent);
+                    }
+                }
+            }
+        };
+        drop(in_flight);
+        let first = match read {
+            Ok(first) if first.is_empty() => return Err(AttemptError::Silent),
+            Ok(first) => first,
+            Err(error) => return Err(first_read_error(hop, error)),
+        };
+        let mut established = Established { hop, connection, first };
+        if matches!(hop, Upstream::Gateway(_)) {
+            let length = established.first.len();
+            debug!(build = %request.build, route = %hop, bytes = length, "first bytes");
+            let reply = established.read_reply().await.map_err(AttemptError::Reset)?;
+            if let Some(reply) = reply {
+                return Err(established.into_error(reply));
+            }
+        }
+        Ok(established)
+    }
+
+    /// A slot to ask `executor`, waited for up to the first-byte timeout.
+    async fn executor_slot<O: ConnectObserver>(
+        &self,
+        executor: &Executor,
+        request: &ConnectRequest<'_, O>,
+    ) -> Result<ExecutorSlot, AttemptError> {
+        if let Some(slot) = self.executor_slots.try_acquire(executor) {
+            return Ok(slot);
+        }
+        let began = Instant::now();
+        let deadline = began + request.limits.first_byte_timeout;
+        // Boxed: only many clients of one executor get here.
+        let slot = Box::pin(self.executor_slots.acquire(executor, request.build, deadline)).await;
+        request.observer.executor_slot_awaited(began.elapsed());
+        slot.ok_or(AttemptError::Busy)
+    }
+
+    /// Connects to `hop` and sends the request, all within the connect deadline.
+    async fn send_request<O: ConnectObserver>(
+        &self,
+        hop: &Upstream,
+        request: &ConnectRequest<'_, O>,
+    ) -> Result<Connection, AttemptError> {
+        let deadline = Instant::now() + request.limits.connect_timeout;
+        let mut connection = self.connect(hop, deadline, request).await?;
+        let format = RequestFormat::negotiated(connection.is_peer_gateway());
+        let hops = request.sent_hops.saturating_add(1);
+        let line = request_line(request.build, hop.zone(), hops, format);
+        let sent = async {
+            connection.write_all(line.as_bytes()).await?;
+            connection.flush().await
+        };
+        let sent = timeout_at(deadline, sent).await.map_err(|_| AttemptError::ConnectTimeout)?;
+        sent.map_err(AttemptError::Connect)?;
+        Ok(connection)
+    }
+
+    /// Connects to `hop`, with TLS where its registry entry says so.
+    async fn connect<O: ConnectObserver>(
+        &self,
+        hop: &Upstream,
+        deadline: Instant,
+        request: &ConnectRequest<'_, O>,
+    ) -> Result<Connection, AttemptError> {
+        let buffer = request.limits.stream_buffer;
+        let (host, port) = hop.address();
+        if self.own_addresses.is_registered_as(host, port) {
+            return Err(AttemptError::Ourselves);
+        }
+        let Upstream::Gateway(Gateway { tls: true, .. }) = hop else {
+            return Ok(Connection::Plain(self.dial(hop, deadline, buffer).await?));
+        };
+        let tls = self.tls.as_ref().ok_or(AttemptError::NoCertificate)?;
+        let name = server_name(host)?;
+        let mut stream = self.dial(hop, deadline, buffer).await?;
+        loop {
+            // The request follows the handshake's last message immediately; a plain connection has
+            // nothing to wait for anyway.
+            stream.set_nodelay().map_err(AttemptError::Connect)?;
+            let tcp = ReadAhead::from_hop(stream);
+            let handshake = tls.connect(&name, port, tcp);
+            let handshake = timeout_at(deadline, handshake).await;
+            match handshake.map_err(|_| AttemptError::HandshakeTimeout)? {
+                Ok(stream) => {
+                    request.observer.tls_established(stream.get_ref().1.handshake_kind());
+                    return Ok(Connection::tls(stream));
+                }
+                Err((error, below)) => {
+                    // The alert that says why has to arrive.
+                    below.into_socket().close();
+                    // A TLS terminator in between knows other protocols only.
+                    if !(HandshakeFailure::refuses_protocols(&error)
+                        && tls.omit_protocols(&name, port))
+                    {
+                        return Err(AttemptError::Tls(error));
+                    }
+                    debug!(route = %hop, "TLS without ALPN, which this gateway's address refuses");
+                    stream = self.dial(hop, deadline, buffer).await?;
+                }
+            }
+        }
+    }
+
+    /// Connects to `hop`. The kernel holds up to `buffer` bytes of the log.
+    async fn dial(
+        &self,
+        hop: &Upstream,
+        deadline: Instant,
+        buffer: usize,
+    ) -> Result<Socket, AttemptError> {
+        let (host, port) = hop.address();
+        let socket = self.dialer.connect(host, port, buffer, &self.spare_sockets);
+        let socket = timeout_at(deadline, socket).await;
+        let socket = socket.map_err(|_| AttemptError::ConnectTimeout)?;
+        let socket = socket.map_err(AttemptError::Connect)?;
+        if socket.tcp().is_some_and(|tcp| self.own_addresses.are_dialed_by(tcp, port)) {
+            return Err(AttemptError::Ourselves);
+        }
+        Ok(socket)
+    }
+}
+
+/// Of an error of the first read. In TLS 1.3 a gateway refuses our certificate only after we have
+/// finished the handshake (RFC 8446, section 4.4.2.4).
+fn first_read_error(hop: &Upstream, error: io::Error) -> AttemptError {
+    if matches!(hop, Upstream::Gateway(_)) && HandshakeFailure::after_handshake(&error).is_some() {
+        return AttemptError::Tls(error);
+    }
+    AttemptError::Reset(error)
+}
+
+impl Established<'_> {
+    /// The reply of a gateway, if its first bytes are one and not a log. Reads on as long as they may
+    /// be the beginning of one.
+    async fn read_reply(&mut self) -> io::Result<Option<PeerReply>> {
+        let deadline = Instant::now() + REPLY_WAIT;
+        loop {
+            match reply::classify(&self.first, false) {
+                FirstBytes::Log => return Ok(None),
+                FirstBytes::Reply(reply) => return Ok(Some(reply)),
+                FirstBytes::Incomplete => {}
+            }
+            match timeout_at(deadline, self.connection.read_chunk(REPLY_READ)).await {
+                Ok(Ok(more)) if !more.is_empty() => self.first.append(&more),
+                last => {
+                    // No more bytes are coming.
+                    return match (reply::classify(&self.first, true), last) {
+                        (FirstBytes::Reply(reply), _) => Ok(Some(reply)),
+                        (_, Ok(Err(error))) => Err(error),
+                        _ => Ok(None),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Closes the connection and returns what `reply`, which it brought, means for the attempt.
+    fn into_error(self, reply: PeerReply) -> AttemptError {
+        let Self { connection, first, .. } = self;
+        let names = || tls::names_of_peer(connection.peer_certificates());
+        let error = match reply {
+            PeerReply::Known(Reply::Error(error)) if connection.is_peer_gateway() => Some(error),
+            _ => None,
+        };
+        let error = match error {
+            Some(ReplyError::WrongZone) => AttemptError::WrongZone(names()),
+            Some(ReplyError::Loop) => AttemptError::Loop(names()),
+            _ => AttemptError::Replied { reply, line: first.to_vec().into() },
+        };
+        connection.close();
+        error
+    }
+}
+
+/// The name for SNI and for the certificate: in ASCII (RFC 6066, section 3), without the dot of a fully
+/// qualified name, and without the interface of a link-local address, which no certificate names.
+fn server_name(host: &str) -> Result<ServerName<'static>, AttemptError> {
+    let host = to_ascii(host).unwrap_or(Cow::Borrowed(host));
+    let host = match host.split_once('%') {
+        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => address,
+        _ => host.trim_end_matches('.'),
+    };
+    ServerName::try_from(host.to_owned())
+        .map_err(|error| AttemptError::Tls(io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::server_name;
+
+    #[test]
+    fn the_server_name_is_ascii_without_final_dot_and_interface() {
+        let name = |host| server_name(host).map(|name| name.to_str().into_owned()).ok();
+        assert_eq!(name("gw.example.org."), name("gw.example.org"));
+        assert_eq!(name("192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(name("fe80::1%eth0").as_deref(), Some("fe80::1"));
+        assert_eq!(name("b\u{fc}cher.test.").as_deref(), Some("xn--bcher-kva.test"));
+        assert_eq!(name("not a name"), None);
+    }
+}
