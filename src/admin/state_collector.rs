@@ -122,7 +122,7 @@ impl Collector for StateCollector {
             "Gateways of zuul_fingergw_zone_gateways that are tried last because they failed here, \
              each for at most 60 s",
             "zone",
-            zones.iter().map(|(zone, [_, avoided])| (zone.as_str(), *avoided)),
+            zones.iter().map(|(zone, [_, unhealthy])| (zone.as_str(), *unhealthy)),
         )
     }
 }

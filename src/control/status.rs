@@ -12,8 +12,8 @@ use crate::gateway::Usage;
 use crate::gateway::health::Memory;
 use crate::gateway::routing::explain::HopReport;
 use crate::gateway::stream_table::StreamTable;
-use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::component::State;
+use crate::model::hop::{Hop, HopAddress};
 use crate::registry::{RegistrationStatus, Registry};
 
 /// Where a status report comes from: what was fixed at startup, and handles of what changes.
@@ -140,7 +140,7 @@ impl StatusSource {
         let gateways = self.registry.gateways();
         let other_zones = gateways.iter().filter(|gateway| gateway.zone != self.zone).cloned();
         let gateways =
-            other_zones.map(|gateway| HopReport::new(&Upstream::Gateway(gateway), &self.health));
+            other_zones.map(|gateway| HopReport::new(&Hop::Gateway(gateway), &self.health));
         let (open, limit) = self.usage.connections();
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::protocol::ReloadReport;
 use super::status::{BoundListener, IdentityRole, ProcessState, StatusReport, ZooKeeperStatus};
 use crate::gateway::routing::explain::{BuildState, HopReport, HopState, RouteReport};
-use crate::gateway::upstream::{HopAddress, HopKind};
+use crate::model::hop::{HopAddress, HopKind};
 
 /// The most zones that are listed for a route.
 const MAX_ZONES: usize = 20;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::gateway::upstream::Upstream;
 use crate::model::build_id::BuildId;
+use crate::model::hop::Hop;
 
 /// All running streams, in the order in which they began. Cheap to clone.
 #[derive(Clone, Default)]
@@ -25,13 +25,13 @@ pub(crate) struct Stream {
     pub(crate) build: BuildId,
     pub(crate) began: Instant,
     /// The hop that the log comes from; before, the one that was tried last.
-    hop: Mutex<Upstream>,
+    hop: Mutex<Hop>,
     bytes: AtomicU64,
 }
 
 impl Stream {
     /// The hop that the log comes from; before its first byte, the one that was tried last.
-    pub(crate) fn hop(&self) -> Upstream {
+    pub(crate) fn hop(&self) -> Hop {
         self.lock_hop().clone()
     }
 
@@ -40,7 +40,7 @@ impl Stream {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn lock_hop(&self) -> MutexGuard<'_, Upstream> {
+    fn lock_hop(&self) -> MutexGuard<'_, Hop> {
         self.hop.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -58,7 +58,7 @@ impl StreamTable {
         &self,
         peer: SocketAddr,
         build: &BuildId,
-        hop: &Upstream,
+        hop: &Hop,
         began: Instant,
     ) -> StreamGuard {
         let (build, hop) = (build.clone(), Mutex::new(hop.clone()));
@@ -82,12 +82,12 @@ impl StreamTable {
 }
 
 impl StreamGuard {
-    pub(crate) fn hop(&self) -> Upstream {
+    pub(crate) fn hop(&self) -> Hop {
         self.stream.hop()
     }
 
     /// Replaces the hop of the stream.
-    pub(crate) fn set_hop(&self, hop: &Upstream) {
+    pub(crate) fn set_hop(&self, hop: &Hop) {
         self.stream.lock_hop().clone_from(hop);
     }
 
@@ -115,7 +115,7 @@ mod tests {
         let build = BuildId::new("ab").expect("a build ID");
         let hop = |hostname: &str| {
             let hostname = hostname.to_owned();
-            Upstream::Executor(Executor { hostname, port: 7900, zone: None })
+            Hop::Executor(Executor { hostname, port: 7900, zone: None })
         };
         let insert = |hostname: &str| table.insert(peer, &build, &hop(hostname), Instant::now());
         let first = insert("first");

@@ -4,6 +4,7 @@ pub(crate) mod build_id;
 pub(crate) mod build_request;
 pub(crate) mod component;
 pub(crate) mod excerpt;
+pub(crate) mod hop;
 mod json;
 pub(crate) mod trace_parent;
 

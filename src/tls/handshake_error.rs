@@ -101,7 +101,7 @@ impl HandshakeFailure {
             Self::Closed => "closed",
             Self::NotTls => "not_tls",
             Self::NoCertificate => "no_certificate",
-            Self::UnknownAuthority => "unknown_authority",
+            Self::UnknownAuthority => "unknown_ca",
             Self::Dates => "dates",
             Self::Name => "name",
             Self::Certificate => "certificate",

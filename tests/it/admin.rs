@@ -94,12 +94,12 @@ async fn metrics_count_what_happened() {
     let gateway = with_admin(&system).ready().await;
     let result = |label: &str| format!("zuul_fingergw_requests_total{{result=\"{label}\"}}");
     // Everything is there from the start.
-    for label in ["ok", "not_found", "upstream_cut", "probe", "tls"] {
+    for label in ["ok", "not_found", "upstream_failed", "probe", "tls"] {
         assert!(metric(&gateway, &result(label)).await < 0.5, "{label}");
     }
     for series in [
         "zuul_fingergw_connections_rejected_total{reason=\"limit\"}",
-        "zuul_fingergw_tls_handshakes_total{direction=\"outbound\",result=\"unknown_authority\"}",
+        "zuul_fingergw_tls_handshakes_total{direction=\"outbound\",result=\"unknown_ca\"}",
         "zuul_fingergw_routes_total{route=\"fallback\"}",
         "zuul_fingergw_first_byte_seconds_count",
     ] {

@@ -10,9 +10,9 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::upstream::Upstream;
 use crate::model::build_id::BuildId;
 use crate::model::component::Gateway;
+use crate::model::hop::Hop;
 
 /// How long a gateway is avoided after its first failure, and at most; give or take a quarter, so
 /// that many gateways do not come back to one in the same moment.
@@ -98,7 +98,7 @@ impl Standing {
 pub(crate) struct Attempt {
     pub(crate) at: SystemTime,
     pub(crate) build: BuildId,
-    pub(crate) hop: Upstream,
+    pub(crate) hop: Hop,
     /// What came of it; `None`: a log.
     pub(crate) failure: Option<String>,
 }
@@ -125,11 +125,7 @@ impl Memory {
     /// `hops` in the order to try them, and whether each is avoided: gateways, those that are avoided
     /// behind the good ones, the executor, and behind it those that are not asked: they lead back to
     /// us. `registered` are all there are: others are forgotten.
-    pub(crate) fn order(
-        &self,
-        hops: &[Upstream],
-        registered: Arc<[Gateway]>,
-    ) -> Vec<(Upstream, bool)> {
+    pub(crate) fn order(&self, hops: &[Hop], registered: Arc<[Gateway]>) -> Vec<(Hop, bool)> {
         let now = Instant::now();
         let mut known = self.lock();
         known.hold_against(registered);
@@ -137,8 +133,8 @@ impl Memory {
             .iter()
             .map(|hop| {
                 let rank = match hop {
-                    Upstream::Executor(_) => 2,
-                    Upstream::Gateway(gateway) => match known.standing(gateway, now) {
+                    Hop::Executor(_) => 2,
+                    Hop::Gateway(gateway) => match known.standing(gateway, now) {
                         Standing::Avoided { leads_back: true, .. } => 3,
                         Standing::Avoided { .. } => 1,
                         _ => 0,
@@ -153,12 +149,12 @@ impl Memory {
     }
 
     /// Notes that `hop` brought the log of `build`.
-    pub(crate) fn answered(&self, build: &BuildId, hop: &Upstream) {
+    pub(crate) fn answered(&self, build: &BuildId, hop: &Hop) {
         let attempt = Attempt::new(build, hop, None);
         let now = Instant::now();
         let mut known = self.lock();
         push(&mut known.answered, attempt);
-        if let Upstream::Gateway(gateway) = hop {
+        if let Hop::Gateway(gateway) = hop {
             let record = known.record(gateway, now);
             // What leads back to us brings the log that one of us had elsewhere.
             if !(record.leads_back && record.until > now) {
@@ -173,7 +169,7 @@ impl Memory {
     pub(crate) fn failed(
         &self,
         build: &BuildId,
-        hop: &Upstream,
+        hop: &Hop,
         reason: &dyn Display,
         kind: FailureKind,
     ) {
@@ -182,7 +178,7 @@ impl Memory {
         let now = Instant::now();
         let mut known = self.lock();
         push(&mut known.failed, attempt);
-        let Upstream::Gateway(gateway) = hop else { return };
+        let Hop::Gateway(gateway) = hop else { return };
         let record = known.record(gateway, now);
         let fresh = record.until <= now;
         let leads_back = kind == FailureKind::Loop;
@@ -211,7 +207,7 @@ impl Memory {
     }
 
     /// The last attempts at `build` and at `hops`, the oldest first.
-    pub(crate) fn recent(&self, build: &BuildId, hops: &[Upstream]) -> Vec<Attempt> {
+    pub(crate) fn recent(&self, build: &BuildId, hops: &[Hop]) -> Vec<Attempt> {
         let known = self.lock();
         let all = known.failed.iter().chain(&known.answered);
         let concerns = |attempt: &&Attempt| attempt.build == *build || hops.contains(&attempt.hop);
@@ -268,7 +264,7 @@ impl Known {
 }
 
 impl Attempt {
-    fn new(build: &BuildId, hop: &Upstream, failure: Option<String>) -> Self {
+    fn new(build: &BuildId, hop: &Hop, failure: Option<String>) -> Self {
         Self { at: SystemTime::now(), build: build.clone(), hop: hop.clone(), failure }
     }
 }
@@ -301,19 +297,19 @@ mod tests {
         Gateway { hostname: "gw".to_owned(), port, zone: Some("west".to_owned()), tls: false }
     }
 
-    fn hop(port: u16) -> Upstream {
-        Upstream::Gateway(gateway(port))
+    fn hop(port: u16) -> Hop {
+        Hop::Gateway(gateway(port))
     }
 
-    fn executor() -> Upstream {
-        Upstream::Executor(Executor { hostname: "ze".to_owned(), port: 7900, zone: None })
+    fn executor() -> Hop {
+        Hop::Executor(Executor { hostname: "ze".to_owned(), port: 7900, zone: None })
     }
 
     fn build() -> BuildId {
         BuildId::new("ab").expect("a build id")
     }
 
-    fn ports(memory: &Memory, hops: &[Upstream], registered: &[u16]) -> Vec<(u16, bool)> {
+    fn ports(memory: &Memory, hops: &[Hop], registered: &[u16]) -> Vec<(u16, bool)> {
         let registered: Vec<_> = registered.iter().copied().map(gateway).collect();
         let ordered = memory.order(hops, registered.into());
         ordered.iter().map(|(hop, avoided)| (hop.address().1, *avoided)).collect()

@@ -11,9 +11,9 @@ use tokio::time::timeout;
 
 use crate::gateway::context::Context;
 use crate::gateway::health::{Attempt, Memory, Standing};
-use crate::gateway::upstream::{HopAddress, Upstream};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
+use crate::model::hop::{Hop, HopAddress};
 use crate::registry::LookupError;
 
 /// Routes builds as sessions do, and explains the result.
@@ -136,13 +136,13 @@ impl RouteExplainer {
         };
         let health = cx.resolver.memory();
         let ordered = cx.resolver.order(&candidates);
-        let hops: Vec<Upstream> = ordered.into_iter().map(|(hop, _)| hop).collect();
+        let hops: Vec<Hop> = ordered.into_iter().map(|(hop, _)| hop).collect();
         RouteReport {
             state,
             build: build.to_string(),
             error,
             executor_zone: executor.as_ref().and_then(|executor| executor.zone.clone()),
-            executor: executor.map(|executor| HopAddress::from(&Upstream::Executor(executor))),
+            executor: executor.map(|executor| HopAddress::from(&Hop::Executor(executor))),
             own_zone: cx.resolver.zone().map(str::to_owned),
             gateway: cx.resolver.own(),
             hops: hops.iter().map(|hop| HopReport::new(hop, health)).collect(),
@@ -153,7 +153,7 @@ impl RouteExplainer {
 }
 
 impl HopReport {
-    pub(crate) fn new(hop: &Upstream, health: &Memory) -> Self {
+    pub(crate) fn new(hop: &Hop, health: &Memory) -> Self {
         let mut report = Self {
             address: HopAddress::from(hop),
             state: None,
@@ -161,7 +161,7 @@ impl HopReport {
             retry_seconds: None,
             last_failure: None,
         };
-        let Upstream::Gateway(gateway) = hop else { return report };
+        let Hop::Gateway(gateway) = hop else { return report };
         report.state = Some(match health.standing(gateway) {
             Standing::NeverTried => HopState::Untried,
             Standing::Good => HopState::Healthy,
@@ -219,7 +219,7 @@ mod tests {
     fn attempts_with_the_same_result_are_merged_and_counted() {
         let build = BuildId::new("ab").expect("a build id");
         let executor = |hostname: &str| {
-            Upstream::Executor(Executor { hostname: hostname.to_owned(), port: 1, zone: None })
+            Hop::Executor(Executor { hostname: hostname.to_owned(), port: 1, zone: None })
         };
         let attempt = |hop: &str, failure: Option<&str>| Attempt {
             at: SystemTime::now(),
@@ -250,17 +250,16 @@ mod tests {
             tls: true,
         };
         let executor = Executor { hostname: "ze".to_owned(), port: 7900, zone: None };
-        let json = |hop: Upstream| {
-            serde_json::to_value(HopReport::new(&hop, &health)).expect("a JSON value")
-        };
+        let json =
+            |hop: Hop| serde_json::to_value(HopReport::new(&hop, &health)).expect("a JSON value");
         assert_eq!(
-            json(Upstream::Gateway(gateway)),
+            json(Hop::Gateway(gateway)),
             json!({"kind": "gateway", "host": "gw", "port": 7979, "zone": "west", "tls": true,
                    "state": "untried", "failures": 0, "retry_seconds": null,
                    "last_failure": null})
         );
         assert_eq!(
-            json(Upstream::Executor(executor)),
+            json(Hop::Executor(executor)),
             json!({"kind": "executor", "host": "ze", "port": 7900, "zone": null, "tls": false,
                    "state": null, "failures": 0, "retry_seconds": null, "last_failure": null})
         );

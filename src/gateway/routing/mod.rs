@@ -14,10 +14,10 @@ use std::sync::Arc;
 use self::access::Access;
 use super::health::Memory;
 use super::protocol::reply::{Reply, ReplyError};
-use super::upstream::Upstream;
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
 use crate::model::component::{Gateway, OwnComponent};
+use crate::model::hop::Hop;
 use crate::model::trace_parent::TraceParent;
 use crate::registry::{LookupError, Registry};
 
@@ -48,7 +48,7 @@ impl Resolver {
     }
 
     /// `hops` in the order to try them, and whether each is avoided.
-    pub(crate) fn order(&self, hops: &[Upstream]) -> Vec<(Upstream, bool)> {
+    pub(crate) fn order(&self, hops: &[Hop]) -> Vec<(Hop, bool)> {
         self.memory.order(hops, self.registry.gateways())
     }
 
@@ -59,7 +59,7 @@ impl Resolver {
 
     /// The hops worth trying for a build of `executor`'s, which comes last. Waits until the gateways
     /// are known where they matter; the caller sets the deadline.
-    pub(crate) async fn hops(&self, executor: Executor) -> Vec<Upstream> {
+    pub(crate) async fn hops(&self, executor: Executor) -> Vec<Hop> {
         if is_elsewhere(&executor, &self.own) {
             self.registry.wait_for_gateways().await;
         }
@@ -100,7 +100,7 @@ impl Resolver {
         &self,
         build: &BuildId,
         access: Option<&Access<'_>>,
-    ) -> Result<(Vec<Upstream>, Option<Arc<TraceParent>>), (Reply, String)> {
+    ) -> Result<(Vec<Hop>, Option<Arc<TraceParent>>), (Reply, String)> {
         let found = match access {
             None => self.find(build).await,
             // Boxed: who has no rules is to pay nothing for those that have.
@@ -123,7 +123,7 @@ impl Resolver {
                     let ranked = self.order(&hops).into_iter().map(|(hop, _)| hop);
                     hops.clear();
                     for hop in ranked {
-                        let is_executor = matches!(hop, Upstream::Executor(_));
+                        let is_executor = matches!(hop, Hop::Executor(_));
                         hops.push(hop);
                         if is_executor {
                             break;
@@ -167,16 +167,14 @@ impl Resolver {
 }
 
 /// The gateways to try, then the executor.
-fn route(executor: Executor, own: &OwnComponent, gateways: &[Gateway]) -> Vec<Upstream> {
+fn route(executor: Executor, own: &OwnComponent, gateways: &[Gateway]) -> Vec<Hop> {
     // Most often the executor alone, for as long as its log is watched.
     let mut hops = Vec::with_capacity(1);
     if is_elsewhere(&executor, own) {
         let there = gateways.iter().filter(|gateway| gateway.zone == executor.zone);
-        hops.extend(
-            there.filter(|gateway| !leads_to(gateway, own)).cloned().map(Upstream::Gateway),
-        );
+        hops.extend(there.filter(|gateway| !leads_to(gateway, own)).cloned().map(Hop::Gateway));
     }
-    hops.push(Upstream::Executor(executor));
+    hops.push(Hop::Executor(executor));
     hops
 }
 
@@ -213,7 +211,7 @@ mod tests {
         }
     }
 
-    fn hosts(hops: &[Upstream]) -> Vec<&str> {
+    fn hosts(hops: &[Hop]) -> Vec<&str> {
         hops.iter().map(|hop| hop.address().0).collect()
     }
 
@@ -259,12 +257,12 @@ mod tests {
                 zones.iter().map(|zone| gateway("gw", zone.as_deref())).collect();
             let executor = executor(theirs.as_deref());
             let hops = route(executor.clone(), &own(ours.as_deref()), &gateways);
-            prop_assert_eq!(hops.last(), Some(&Upstream::Executor(executor)));
+            prop_assert_eq!(hops.last(), Some(&Hop::Executor(executor)));
             let direct = theirs.is_none() || theirs == ours;
             let there = zones.iter().filter(|zone| **zone == theirs).count();
             prop_assert_eq!(hops.len() - 1, if direct { 0 } else { there });
             for hop in &hops[..hops.len() - 1] {
-                prop_assert!(matches!(hop, Upstream::Gateway(gateway) if gateway.zone == theirs));
+                prop_assert!(matches!(hop, Hop::Gateway(gateway) if gateway.zone == theirs));
             }
         }
     }

@@ -25,7 +25,8 @@ use super::limits::{AddressPermit, CountedClient, PendingConnection};
 use super::relay;
 use super::relay::EndReason;
 use super::transport::connection::Connection;
-use super::upstream::{ConnectRequest, Established, Upstream};
+use super::upstream::{ConnectRequest, Established};
+use crate::model::hop::Hop;
 
 /// Who has connected.
 pub(crate) struct Caller {
@@ -108,7 +109,7 @@ async fn connect<'r>(
 ) -> Result<Established<'r>, Outcome> {
     let BuildRequest { build, sent_hops, hops, .. } = request;
     let executor_is_gateway = match hops.last() {
-        Some(Upstream::Executor(executor)) => cx.resolver.is_gateway(executor),
+        Some(Hop::Executor(executor)) => cx.resolver.is_gateway(executor),
         _ => false,
     };
     let connect = ConnectRequest {

@@ -14,10 +14,11 @@ use super::request::BuildRequest;
 use crate::gateway::context::Context;
 use crate::gateway::relay::RelayContext;
 use crate::gateway::stream_table::StreamGuard;
-use crate::gateway::upstream::{AttemptError, ConnectObserver, Upstream};
+use crate::gateway::upstream::{AttemptError, ConnectObserver};
 use crate::model::build_id::BuildId;
 use crate::model::component::Gateway;
-use crate::telemetry::metrics::{Direction, GaugeGuard};
+use crate::model::hop::Hop;
+use crate::telemetry::metrics::{Direction, GaugeGuard, Route};
 use crate::telemetry::otlp::Span;
 
 /// Logs a line of a stream at info, or at debug if `$logged` is false.
@@ -50,7 +51,7 @@ impl<'a> Observer<'a> {
     }
 
     /// Records that the log from `hop` has begun. The stream counts as active until the guard is dropped.
-    pub(super) fn established(&self, hop: &Upstream) -> GaugeGuard {
+    pub(super) fn established(&self, hop: &Hop) -> GaugeGuard {
         if self.hops > 1 {
             self.stream.set_hop(hop);
         }
@@ -82,7 +83,7 @@ impl<'a> Observer<'a> {
             _ => stream.hop(),
         };
         let bytes = stream.byte_counter().load(Ordering::Relaxed);
-        let route = hop.route(hops);
+        let route = route(&hop, hops);
         cx.metrics.stream_closed(route, time);
         let (host, port) = hop.address();
         span.stream_closed(host, port, route, bytes);
@@ -127,8 +128,17 @@ impl<'a> Observer<'a> {
     }
 }
 
+/// Returns the route over `hop`, one of `hops` candidates.
+fn route(hop: &Hop, hops: usize) -> Route {
+    match hop {
+        Hop::Gateway(_) => Route::Zone,
+        Hop::Executor(_) if hops > 1 => Route::Fallback,
+        Hop::Executor(_) => Route::Direct,
+    }
+}
+
 impl ConnectObserver for Observer<'_> {
-    fn attempt_started(&self, hop: &Upstream) {
+    fn attempt_started(&self, hop: &Hop) {
         self.stream.set_hop(hop);
     }
 
@@ -141,13 +151,13 @@ impl ConnectObserver for Observer<'_> {
         self.cx.metrics.handshake_ok(Direction::Outbound, resumed);
     }
 
-    fn connected(&self, hop: &Upstream, time: Duration) {
-        self.cx.metrics.connected(hop.route(self.hops), time);
+    fn connected(&self, hop: &Hop, time: Duration) {
+        self.cx.metrics.connected(route(hop, self.hops), time);
         let (host, port) = hop.address();
         self.span.connected(host, port);
     }
 
-    fn attempt_failed(&self, hop: &Upstream, error: &AttemptError, is_last: bool) {
+    fn attempt_failed(&self, hop: &Hop, error: &AttemptError, is_last: bool) {
         let Self { client: Caller { peer, logged, .. }, cx, build, span, .. } = self;
         let (host, port) = hop.address();
         span.attempt_failed(host, port, error);
@@ -158,11 +168,11 @@ impl ConnectObserver for Observer<'_> {
             cx.metrics.local_ports_exhausted();
         }
         match hop {
-            Upstream::Executor(_) if matches!(error, AttemptError::Ourselves) => {
+            Hop::Executor(_) if matches!(error, AttemptError::Ourselves) => {
                 cx.metrics.misrouted("loop");
             }
-            Upstream::Executor(_) => {}
-            Upstream::Gateway(gateway) => {
+            Hop::Executor(_) => {}
+            Hop::Gateway(gateway) => {
                 cx.metrics.failed_over(error.label());
                 match error {
                     AttemptError::WrongZone(names) => self.misrouted("wrong_zone", gateway, names),

@@ -30,8 +30,8 @@ impl Outcome {
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Ended(EndReason::Finished) => "ok",
-            Self::Ended(EndReason::UpstreamFailed(_)) => "upstream_cut",
-            Self::Ended(EndReason::ClientLeft(_)) => "client_left",
+            Self::Ended(EndReason::UpstreamFailed(_)) => "upstream_failed",
+            Self::Ended(EndReason::ClientLeft(_)) => "client_closed",
             Self::Ended(EndReason::ClientStalled) => "client_stalled",
             Self::Ended(EndReason::ClientEvicted) => "client_evicted",
             Self::Ended(EndReason::Stopped) => "stopped",
@@ -82,7 +82,7 @@ fn reply_label(reply: Reply) -> &'static str {
             | ReplyError::TooManyLookups
             | ReplyError::TooManyForBuild => "rejected",
             ReplyError::RegistryUnavailable => "zookeeper",
-            ReplyError::MalformedEntry => "unreadable",
+            ReplyError::MalformedEntry => "malformed",
             ReplyError::ExecutorUnreachable => "upstream_unreachable",
             ReplyError::ZoneUnreachable => "zone_unreachable",
             ReplyError::ExecutorSilent => "upstream_silent",

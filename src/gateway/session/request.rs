@@ -13,8 +13,8 @@ use crate::gateway::protocol::reply::{Reply, ReplyError};
 use crate::gateway::protocol::request::{self, RequestError, RequestFormat};
 use crate::gateway::routing::access::Access;
 use crate::gateway::transport::connection::Connection;
-use crate::gateway::upstream::Upstream;
 use crate::model::build_id::BuildId;
+use crate::model::hop::Hop;
 use crate::telemetry::metrics::Rejection;
 use crate::telemetry::otlp::Span;
 
@@ -24,7 +24,7 @@ pub(super) struct BuildRequest {
     /// How many gateways have sent the request before.
     pub(super) sent_hops: u8,
     /// The hops that may have the log, in the order to try them; at least one.
-    pub(super) hops: Vec<Upstream>,
+    pub(super) hops: Vec<Hop>,
     pub(super) span: Span,
 }
 
@@ -86,7 +86,7 @@ async fn resolve(
     connection: &Connection,
     client: &Caller,
     cx: &Context,
-) -> Result<(Vec<Upstream>, Span), (Reply, String)> {
+) -> Result<(Vec<Hop>, Span), (Reply, String)> {
     let Some(place) = cx.limiter.lookup(&cx.limits) else {
         cx.limiter.record_rejection(Rejection::Lookups, client.peer);
         return Err((Reply::Error(ReplyError::TooManyLookups), "too many look-ups".to_owned()));

@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::attempt_schedule::Failure;
 use super::executor_slots::ExecutorSlot;
-use super::{ConnectObserver, ConnectRequest, Connector, Established, Upstream};
+use super::{ConnectObserver, ConnectRequest, Connector, Established};
 use crate::config::to_ascii;
 use crate::gateway::protocol::reply::{self, FirstBytes, PeerReply, Reply, ReplyError};
 use crate::gateway::protocol::request::{RequestFormat, request_line};
@@ -24,6 +24,7 @@ use crate::gateway::transport::socket::Socket;
 use crate::model::build_request::Executor;
 use crate::model::component::Gateway;
 use crate::model::excerpt::Excerpt;
+use crate::model::hop::Hop;
 use crate::tls;
 use crate::tls::HandshakeFailure;
 
@@ -145,13 +146,13 @@ impl Connector {
     /// for because of other requests for the build.
     pub(super) async fn attempt<'h, O: ConnectObserver>(
         &self,
-        hop: &'h Upstream,
+        hop: &'h Hop,
         request: &ConnectRequest<'_, O>,
         has_turn: &AtomicBool,
     ) -> Result<Established<'h>, AttemptError> {
         let limits = request.limits;
         let in_flight = match hop {
-            Upstream::Executor(_) if !request.executor_is_gateway => None,
+            Hop::Executor(_) if !request.executor_is_gateway => None,
             _ => {
                 let slot = self.loop_guard.acquire(request.build, hop, limits);
                 Some(slot.await.ok_or(AttemptError::TooManyForBuild)?)
@@ -161,8 +162,8 @@ impl Connector {
         // The wait for a slot takes from the time for the first byte as connecting does.
         let deadline = Instant::now() + limits.connect_timeout + limits.first_byte_timeout;
         let slot = match hop {
-            Upstream::Gateway(_) => None,
-            Upstream::Executor(executor) => Some(self.executor_slot(executor, request).await?),
+            Hop::Gateway(_) => None,
+            Hop::Executor(executor) => Some(self.executor_slot(executor, request).await?),
         };
         let began = Instant::now();
         let mut connection = self.send_request(hop, request).await?;
@@ -199,7 +200,7 @@ impl Connector {
             Err(error) => return Err(first_read_error(hop, error)),
         };
         let mut established = Established { hop, connection, first };
-        if matches!(hop, Upstream::Gateway(_)) {
+        if matches!(hop, Hop::Gateway(_)) {
             let length = established.first.len();
             debug!(build = %request.build, route = %hop, bytes = length, "first bytes");
             let reply = established.read_reply().await.map_err(AttemptError::Reset)?;
@@ -230,7 +231,7 @@ impl Connector {
     /// Connects to `hop` and sends the request, all within the connect deadline.
     async fn send_request<O: ConnectObserver>(
         &self,
-        hop: &Upstream,
+        hop: &Hop,
         request: &ConnectRequest<'_, O>,
     ) -> Result<Connection, AttemptError> {
         let deadline = Instant::now() + request.limits.connect_timeout;
@@ -250,7 +251,7 @@ impl Connector {
     /// Connects to `hop`, with TLS where its registry entry says so.
     async fn connect<O: ConnectObserver>(
         &self,
-        hop: &Upstream,
+        hop: &Hop,
         deadline: Instant,
         request: &ConnectRequest<'_, O>,
     ) -> Result<Connection, AttemptError> {
@@ -259,7 +260,7 @@ impl Connector {
         if self.own_addresses.is_registered_as(host, port) {
             return Err(AttemptError::Ourselves);
         }
-        let Upstream::Gateway(Gateway { tls: true, .. }) = hop else {
+        let Hop::Gateway(Gateway { tls: true, .. }) = hop else {
             return Ok(Connection::Plain(self.dial(hop, deadline, buffer).await?));
         };
         let tls = self.tls.as_ref().ok_or(AttemptError::NoCertificate)?;
@@ -296,7 +297,7 @@ impl Connector {
     /// Connects to `hop`. The kernel holds up to `buffer` bytes of the log.
     async fn dial(
         &self,
-        hop: &Upstream,
+        hop: &Hop,
         deadline: Instant,
         buffer: usize,
     ) -> Result<Socket, AttemptError> {
@@ -314,8 +315,8 @@ impl Connector {
 
 /// Of an error of the first read. In TLS 1.3 a gateway refuses our certificate only after we have
 /// finished the handshake (RFC 8446, section 4.4.2.4).
-fn first_read_error(hop: &Upstream, error: io::Error) -> AttemptError {
-    if matches!(hop, Upstream::Gateway(_)) && HandshakeFailure::after_handshake(&error).is_some() {
+fn first_read_error(hop: &Hop, error: io::Error) -> AttemptError {
+    if matches!(hop, Hop::Gateway(_)) && HandshakeFailure::after_handshake(&error).is_some() {
         return AttemptError::Tls(error);
     }
     AttemptError::Reset(error)

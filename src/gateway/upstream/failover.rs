@@ -11,9 +11,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
 use super::attempt_schedule::{AttemptSchedule, Candidate, Failure, Slow, Step, Timing};
-use super::{ConnectObserver, ConnectRequest, Connector, Established, Upstream};
+use super::{ConnectObserver, ConnectRequest, Connector, Established};
 use crate::gateway::health::FailureKind;
 use crate::gateway::protocol::reply::{PeerReply, Reply, ReplyError};
+use crate::model::hop::Hop;
 
 /// The reply of a gateway that waits for the first byte of too many other requests for the build.
 const TOO_MANY_FOR_BUILD: PeerReply = PeerReply::Known(Reply::Error(ReplyError::TooManyForBuild));
@@ -23,7 +24,7 @@ const TOO_MANY_FOR_BUILD: PeerReply = PeerReply::Known(Reply::Error(ReplyError::
 #[error("{error}")]
 pub(crate) struct FailoverError {
     /// The hop that failed last, or whose reply is the client's.
-    pub(crate) hop: Upstream,
+    pub(crate) hop: Hop,
     #[source]
     pub(crate) error: AttemptError,
     /// What the request is counted as.
@@ -31,7 +32,7 @@ pub(crate) struct FailoverError {
 }
 
 impl FailoverError {
-    fn new(hop: &Upstream, error: AttemptError, failure: Failure, hops: usize) -> Self {
+    fn new(hop: &Hop, error: AttemptError, failure: Failure, hops: usize) -> Self {
         let reply = match (&error, failure) {
             (AttemptError::Replied { reply: PeerReply::Known(reply), .. }, _) => *reply,
             (_, Failure::Silent) => Reply::Error(ReplyError::ExecutorSilent),
@@ -66,7 +67,7 @@ impl Connector {
     /// them, the executor last; there is at least one. Dropping the future ends all attempts.
     pub(crate) async fn connect_any<'h, O: ConnectObserver>(
         &self,
-        hops: &'h [Upstream],
+        hops: &'h [Hop],
         request: &ConnectRequest<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let [hop] = hops else {
@@ -88,12 +89,12 @@ impl Connector {
 
     async fn fail_over<'h, O: ConnectObserver>(
         &self,
-        hops: &'h [Upstream],
+        hops: &'h [Hop],
         request: &ConnectRequest<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let kinds = hops.iter().map(|hop| match hop {
-            Upstream::Executor(_) => Candidate::Executor,
-            Upstream::Gateway(gateway) => {
+            Hop::Executor(_) => Candidate::Executor,
+            Hop::Gateway(gateway) => {
                 Candidate::Gateway { backing_off: self.health.standing(gateway).is_avoided() }
             }
         });
@@ -172,7 +173,7 @@ impl Connector {
     /// Reports a failed attempt and remembers it. `is_last` says that the request fails with it.
     fn attempt_failed<O: ConnectObserver>(
         &self,
-        hop: &Upstream,
+        hop: &Hop,
         error: &AttemptError,
         is_last: bool,
         request: &ConnectRequest<'_, O>,

@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::Upstream;
 use crate::config::Limits;
 use crate::model::build_id::BuildId;
+use crate::model::hop::Hop;
 
 /// Returns how many requests for one build may wait for a gateway's first byte: while a loop lasts,
 /// as many of the connections that this gateway accepts are in use.
@@ -60,7 +60,7 @@ impl LoopGuard {
     pub(crate) async fn acquire(
         &self,
         build: &BuildId,
-        hop: &Upstream,
+        hop: &Hop,
         limits: &Limits,
     ) -> Option<InFlightGuard> {
         let (hostname, port) = hop.address();
@@ -118,8 +118,8 @@ mod tests {
     use super::*;
     use crate::model::component::Gateway;
 
-    fn gateway() -> Upstream {
-        Upstream::Gateway(Gateway {
+    fn gateway() -> Hop {
+        Hop::Gateway(Gateway {
             hostname: "gw".to_owned(),
             port: 7979,
             zone: Some("west".to_owned()),

@@ -22,8 +22,8 @@ const LISTENERS: &[&str] = &["plain", "tls"];
 /// Results of connections, as `gateway::session::outcome` names them.
 const REQUEST_RESULTS: &[&str] = &[
     "ok",
-    "upstream_cut",
-    "client_left",
+    "upstream_failed",
+    "client_closed",
     "client_stalled",
     "client_evicted",
     "stopped",
@@ -36,7 +36,7 @@ const REQUEST_RESULTS: &[&str] = &[
     "timeout",
     "rejected",
     "zookeeper",
-    "unreadable",
+    "malformed",
     "upstream_unreachable",
     "upstream_silent",
     "zone_unreachable",
@@ -71,7 +71,7 @@ pub(super) const HANDSHAKE_RESULTS: &[&str] = &[
     "closed",
     "not_tls",
     "no_certificate",
-    "unknown_authority",
+    "unknown_ca",
     "dates",
     "name",
     "certificate",
