@@ -476,7 +476,7 @@ async fn relay(from: u16, to: u16) {
 }
 
 #[test]
-fn every_command_works() {
+fn every_command_of_the_pages_works() {
     apart(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, async || {
         let mut world = World::new().await;
         let first = "docs/quick-start.md";

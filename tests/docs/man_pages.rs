@@ -40,11 +40,11 @@ fn check(page: &str, sections: &[(&str, String)]) {
 }
 
 #[test]
-fn the_page_of_the_program_has_its_options_and_commands() {
+fn man_page_of_the_program_has_its_options_and_commands() {
     let mut command = cli::command();
-    command.build();
     let mut commands = String::new();
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+    // Before `build`, which adds the global options to each of them, and the command `help`.
+    for command in command.get_subcommands() {
         let mut command = command.clone().disable_help_flag(true);
         command.build();
         let _ = writeln!(commands, ".SS {}", command.get_name());
@@ -52,6 +52,7 @@ fn the_page_of_the_program_has_its_options_and_commands() {
         commands += &section(|roff| man.render_description_section(roff), "");
         commands += &section(|roff| man.render_options_section(roff), "");
     }
+    command.build();
     let man = Man::new(command);
     let options = section(|roff| man.render_options_section(roff), ".SH OPTIONS\n");
     check("zuul-fingergw.8", &[("OPTIONS", options), ("COMMANDS", commands)]);
@@ -74,7 +75,7 @@ fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>, heading: &str) 
 }
 
 #[test]
-fn the_page_of_the_configuration_has_all_keys() {
+fn man_page_of_the_configuration_has_all_keys() {
     let example = read("etc/zuul-fingergw.toml");
     check("zuul-fingergw.toml.5", &[("keys", keys(&example))]);
     let keys = read("docs/zuul-fingergw.toml.5").matches("\n.It Ic ").count();

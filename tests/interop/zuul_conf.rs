@@ -82,7 +82,7 @@ password = 100%%
 
 /// Both programs announce the same, and serve the same build to TLS clients.
 #[tokio::test]
-async fn one_file_for_both_programs() {
+async fn both_programs_run_from_one_file() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let lines = format!("{}{REST}", identity.zuul_conf());
@@ -130,7 +130,7 @@ async fn one_file_for_both_programs() {
 
 /// `tls_client_only`: a plain listener, and the certificates for the hop into the other zone.
 #[tokio::test]
-async fn certificates_for_dialing_only() {
+async fn both_programs_dial_by_tls_only() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let lines = format!("{}tls_client_only = true\n", identity.zuul_conf());

@@ -2,22 +2,17 @@
 //! for it now and in which order, their health, and the recent attempts at them.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::gateway::context::Context;
+use super::Resolver;
 use crate::gateway::health::{Attempt, GatewayHealth, Health};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
 use crate::model::hop::{Hop, HopAddress};
 use crate::registry::LookupError;
-
-/// Routes builds as sessions do, and explains the result.
-pub(crate) struct RouteExplainer(pub(crate) watch::Receiver<Arc<Context>>);
 
 /// How a request for one build would be routed. Programs read its JSON, so members are added and never
 /// renamed.
@@ -95,21 +90,24 @@ pub(crate) struct AttemptReport {
     pub(crate) times: usize,
 }
 
-impl RouteExplainer {
-    /// Explains the route of `build`, within the deadline of lookups.
-    pub(crate) async fn explain(&self, build: &BuildId) -> RouteReport {
-        let cx = Arc::clone(&self.0.borrow());
+impl RouteReport {
+    /// Explains how `resolver` routes a request for `build`, within the deadline of lookups.
+    pub(crate) async fn new(
+        build: &BuildId,
+        resolver: &Resolver,
+        lookup_timeout: Duration,
+    ) -> Self {
         let lookup = async {
-            let found = cx.resolver.find(build).await?;
+            let found = resolver.find(build).await?;
             let hops = match &found {
                 Some(Build { location: BuildLocation::Executor(executor), .. }) => {
-                    cx.resolver.hops(executor.clone()).await
+                    resolver.hops(executor.clone()).await
                 }
                 _ => Vec::new(),
             };
             Ok((found.map(|build| build.location), hops))
         };
-        let result = timeout(cx.limits.lookup_timeout, lookup).await;
+        let result = timeout(lookup_timeout, lookup).await;
         let result = result
             .unwrap_or_else(|_| Err(LookupError::Unavailable("no answer in time".to_owned())));
         let mut executor = None;
@@ -124,7 +122,7 @@ impl RouteExplainer {
             Ok((Some(BuildLocation::Queued), _)) => BuildState::Queued,
             Ok((None, _)) => BuildState::Unknown,
             Err(LookupError::Unavailable(reason)) => {
-                let cause = cx.resolver.registry_trouble().map(|cause| format!(": {cause}"));
+                let cause = resolver.registry_trouble().map(|cause| format!(": {cause}"));
                 let cause = cause.unwrap_or_default();
                 error = Some(format!("ZooKeeper cannot be reached: {reason}{cause}"));
                 BuildState::Error
@@ -134,20 +132,20 @@ impl RouteExplainer {
                 BuildState::Error
             }
         };
-        let health = cx.resolver.health();
-        let ranked = cx.resolver.rank(candidates);
+        let health = resolver.health();
+        let ranked = resolver.rank(candidates);
         let hops: Vec<Hop> = ranked.into_iter().map(|ranked| ranked.hop).collect();
         let now = Instant::now();
-        RouteReport {
+        Self {
             state,
             build: build.to_string(),
             error,
             executor_zone: executor.as_ref().and_then(|executor| executor.zone.clone()),
             executor: executor.map(|executor| HopAddress::from(&Hop::Executor(executor))),
-            own_zone: cx.resolver.zone().map(str::to_owned),
-            gateway: cx.resolver.own(),
+            own_zone: resolver.zone().map(str::to_owned),
+            gateway: resolver.own(),
             hops: hops.iter().map(|hop| HopReport::new(hop, health, now)).collect(),
-            zones_with_gateways: cx.resolver.zones_with_gateways(),
+            zones_with_gateways: resolver.zones_with_gateways(),
             attempts: AttemptReport::merge(health.recent_attempts(build, &hops), now),
         }
     }

@@ -33,8 +33,8 @@ use crate::tls;
 
 /// Sockets in the connect phase beyond one for each request, over all requests: for attempts at several
 /// gateways, and for several addresses of one host. The limit of open files has room for them
-/// (`os::fd_limit`); a request that gets none tries one hop, and one address, after the other.
-const SPARE_SOCKETS: usize = 128;
+/// (`daemon::capacity`). A request that gets none tries one hop, and one address, after the other.
+pub(crate) const SPARE_SOCKETS: usize = 128;
 
 /// Connects to hops. Cheap to clone.
 #[derive(Clone)]
