@@ -8,7 +8,7 @@ use rustls::HandshakeKind;
 use tracing::field::display;
 use tracing::warn;
 
-use super::Caller;
+use super::ClientInfo;
 use super::outcome::Outcome;
 use super::request::BuildRequest;
 use crate::gateway::context::Context;
@@ -31,7 +31,7 @@ macro_rules! log_stream {
 
 /// The observer of one request, from the moment its hops are known.
 pub(super) struct Observer<'a> {
-    client: &'a Caller,
+    client: &'a ClientInfo,
     cx: &'a Context,
     build: &'a BuildId,
     /// The number of hops of the route.
@@ -44,7 +44,7 @@ pub(super) struct Observer<'a> {
 
 impl<'a> Observer<'a> {
     /// Enters the request into the stream table, with the first of its `hops`.
-    pub(super) fn new(request: &'a BuildRequest, client: &'a Caller, cx: &'a Context) -> Self {
+    pub(super) fn new(request: &'a BuildRequest, client: &'a ClientInfo, cx: &'a Context) -> Self {
         let BuildRequest { build, hops, span, .. } = request;
         let began = Instant::now();
         let stream = cx.streams.insert(client.peer, build, &hops[0], began);
@@ -76,7 +76,7 @@ impl<'a> Observer<'a> {
 
     /// Records how the request ended: the one count and the one line of each.
     pub(super) fn finish(self, outcome: &Outcome) {
-        let Self { client: Caller { peer, logged, .. }, cx, build, hops, began, span, stream } =
+        let Self { client: ClientInfo { peer, logged, .. }, cx, build, hops, began, span, stream } =
             self;
         let time = began.elapsed();
         let hop = match outcome {
@@ -159,7 +159,7 @@ impl ConnectObserver for Observer<'_> {
     }
 
     fn attempt_failed(&self, hop: &Hop, error: &AttemptError, is_last: bool) {
-        let Self { client: Caller { peer, logged, .. }, cx, build, span, .. } = self;
+        let Self { client: ClientInfo { peer, logged, .. }, cx, build, span, .. } = self;
         let (host, port) = hop.address();
         span.attempt_failed(host, port, error);
         if let Some(failure) = error.handshake_failure() {
