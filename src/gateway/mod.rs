@@ -33,9 +33,10 @@ pub(crate) use self::context::Settings;
 use self::limits::Limiter;
 use self::relay::stalled_clients::StalledClients;
 use self::routing::Resolver;
-use self::routing::explain::RouteExplainer;
+use self::routing::explain::RouteReport;
 use self::stream_table::StreamTable;
 use self::upstream::OwnAddresses;
+use crate::model::build_id::BuildId;
 use crate::os::heap::HeapTrimmer;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::Tracer;
@@ -67,6 +68,17 @@ impl Adjuster {
         if let Some(connector) = old.connector {
             connector.forget_sessions();
         }
+    }
+}
+
+/// Explains how builds are routed.
+pub(crate) struct RouteExplainer(watch::Receiver<Arc<Context>>);
+
+impl RouteExplainer {
+    /// Explains how a session that begins now would route a request for `build`.
+    pub(crate) async fn explain(&self, build: &BuildId) -> RouteReport {
+        let cx = Arc::clone(&self.0.borrow());
+        RouteReport::new(build, &cx.resolver, cx.limits.lookup_timeout).await
     }
 }
 
@@ -131,7 +143,7 @@ impl Gateway {
         let addresses = sockets.iter().map(StdListener::local_addr);
         let addresses = addresses.collect::<io::Result<Vec<_>>>()?;
         let own_addresses = OwnAddresses::new(addresses, resolver.own_address());
-        let health = Arc::clone(resolver.memory());
+        let health = Arc::clone(resolver.health());
         let connector = upstream::Connector::new(connector, own_addresses, health);
         let streams = StreamTable::default();
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
