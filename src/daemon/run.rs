@@ -118,7 +118,7 @@ fn start(
     };
     let (registry, registration) = zookeeper::register(registry_settings, bound.component.clone());
     let router = Resolver::new(registry.clone(), bound.component.clone());
-    let health = Arc::clone(router.memory());
+    let health = Arc::clone(router.health());
     let collector =
         StateCollector::new(&registration, registry.clone(), &router, logging.lost_lines());
 

@@ -143,7 +143,7 @@ impl Gateway {
         let addresses = sockets.iter().map(StdListener::local_addr);
         let addresses = addresses.collect::<io::Result<Vec<_>>>()?;
         let own_addresses = OwnAddresses::new(addresses, resolver.own_address());
-        let health = Arc::clone(resolver.memory());
+        let health = Arc::clone(resolver.health());
         let connector = upstream::Connector::new(connector, own_addresses, health);
         let streams = StreamTable::default();
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());

@@ -10,9 +10,10 @@ pub(crate) mod explain;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use self::access::Access;
-use super::health::Memory;
+use super::health::{GatewayHealth, Rank, RankedHop};
 use super::protocol::reply::{Reply, ReplyError};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
@@ -25,13 +26,13 @@ use crate::registry::{LookupError, Registry};
 pub(crate) struct Resolver {
     registry: Registry,
     own: OwnComponent,
-    memory: Arc<Memory>,
+    health: Arc<GatewayHealth>,
 }
 
 impl Resolver {
     /// For the gateway that announces `own`.
     pub(crate) fn new(registry: Registry, own: OwnComponent) -> Self {
-        Self { registry, own, memory: Arc::default() }
+        Self { registry, own, health: Arc::default() }
     }
 
     /// Who we are, for people: host name, port and zone.
@@ -42,14 +43,14 @@ impl Resolver {
         format!("{}{port}{}", hostname.escape_default(), zone.unwrap_or_default())
     }
 
-    /// What became of asking gateways.
-    pub(crate) fn memory(&self) -> &Arc<Memory> {
-        &self.memory
+    /// Returns the health of the gateways that have been tried.
+    pub(crate) fn health(&self) -> &Arc<GatewayHealth> {
+        &self.health
     }
 
-    /// `hops` in the order to try them, and whether each is avoided.
-    pub(crate) fn order(&self, hops: &[Hop]) -> Vec<(Hop, bool)> {
-        self.memory.order(hops, self.registry.gateways())
+    /// Sorts `hops` by rank.
+    pub(crate) fn rank(&self, hops: Vec<Hop>) -> Vec<RankedHop> {
+        self.health.rank(hops, self.registry.gateways(), Instant::now())
     }
 
     /// Where `build` runs. The caller sets the deadline.
@@ -119,16 +120,9 @@ impl Resolver {
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);
                 if gateways > 0 {
-                    // Gateways after the executor lead back to this one and are not tried.
-                    let ranked = self.order(&hops).into_iter().map(|(hop, _)| hop);
-                    hops.clear();
-                    for hop in ranked {
-                        let is_executor = matches!(hop, Hop::Executor(_));
-                        hops.push(hop);
-                        if is_executor {
-                            break;
-                        }
-                    }
+                    let tried =
+                        self.rank(hops).into_iter().filter(|ranked| ranked.rank != Rank::Loop);
+                    hops = tried.map(|ranked| ranked.hop).collect();
                 }
                 Ok((hops, trace_parent))
             }
