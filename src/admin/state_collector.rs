@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::encoding::{encode_gauges, encode_metric};
 use crate::gateway::health::{GatewayHealth, Health};
-use crate::gateway::routing::Resolver;
+use crate::gateway::routing::Router;
 use crate::model::component::State;
 use crate::registry::{Registration, RegistrationStatus, Registry};
 use crate::telemetry::log::LostLines;
@@ -33,16 +33,16 @@ impl StateCollector {
     pub(crate) fn new(
         registration: &Registration,
         registry: Registry,
-        resolver: &Resolver,
+        router: &Router,
         lost_lines: LostLines,
     ) -> Self {
         Self {
             state: registration.state(),
             registration: registration.status(),
             registry,
-            health: Arc::clone(resolver.health()),
+            health: Arc::clone(router.health()),
             lost_lines,
-            zone: resolver.zone().map(str::to_owned),
+            zone: router.zone().map(str::to_owned),
         }
     }
 }

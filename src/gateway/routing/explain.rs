@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::Resolver;
+use super::Router;
 use crate::gateway::health::{Attempt, GatewayHealth, Health};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
@@ -91,17 +91,13 @@ pub(crate) struct AttemptReport {
 }
 
 impl RouteReport {
-    /// Explains how `resolver` routes a request for `build`, within the deadline of lookups.
-    pub(crate) async fn new(
-        build: &BuildId,
-        resolver: &Resolver,
-        lookup_timeout: Duration,
-    ) -> Self {
+    /// Explains how `router` routes a request for `build`, within the deadline of lookups.
+    pub(crate) async fn new(build: &BuildId, router: &Router, lookup_timeout: Duration) -> Self {
         let lookup = async {
-            let found = resolver.find(build).await?;
+            let found = router.find_build(build).await?;
             let hops = match &found {
                 Some(Build { location: BuildLocation::Executor(executor), .. }) => {
-                    resolver.hops(executor.clone()).await
+                    router.candidates(executor.clone()).await
                 }
                 _ => Vec::new(),
             };
@@ -122,7 +118,7 @@ impl RouteReport {
             Ok((Some(BuildLocation::Queued), _)) => BuildState::Queued,
             Ok((None, _)) => BuildState::Unknown,
             Err(LookupError::Unavailable(reason)) => {
-                let cause = resolver.registry_trouble().map(|cause| format!(": {cause}"));
+                let cause = router.registry_outage().map(|cause| format!(": {cause}"));
                 let cause = cause.unwrap_or_default();
                 error = Some(format!("ZooKeeper cannot be reached: {reason}{cause}"));
                 BuildState::Error
@@ -132,8 +128,8 @@ impl RouteReport {
                 BuildState::Error
             }
         };
-        let health = resolver.health();
-        let ranked = resolver.rank(candidates);
+        let health = router.health();
+        let ranked = router.rank(candidates);
         let hops: Vec<Hop> = ranked.into_iter().map(|ranked| ranked.hop).collect();
         let now = Instant::now();
         Self {
@@ -142,10 +138,10 @@ impl RouteReport {
             error,
             executor_zone: executor.as_ref().and_then(|executor| executor.zone.clone()),
             executor: executor.map(|executor| HopAddress::from(&Hop::Executor(executor))),
-            own_zone: resolver.zone().map(str::to_owned),
-            gateway: resolver.own(),
+            own_zone: router.zone().map(str::to_owned),
+            gateway: router.describe_self(),
             hops: hops.iter().map(|hop| HopReport::new(hop, health, now)).collect(),
-            zones_with_gateways: resolver.zones_with_gateways(),
+            zones_with_gateways: router.zones_with_gateways(),
             attempts: AttemptReport::merge(health.recent_attempts(build, &hops), now),
         }
     }

@@ -104,7 +104,7 @@ impl<'a> Observer<'a> {
     /// warns of it, now and then. `found` is what answers at its address.
     fn misrouted(&self, misrouting: Misrouting, gateway: &Gateway, found: &str) {
         self.cx.metrics.misrouted(misrouting.label());
-        if !self.cx.resolver.health().should_warn(gateway, misrouting, Instant::now()) {
+        if !self.cx.router.health().should_warn(gateway, misrouting, Instant::now()) {
             return;
         }
         let Gateway { hostname, port, zone, .. } = gateway;
@@ -181,7 +181,7 @@ impl ConnectObserver for Observer<'_> {
                     }
                     AttemptError::Loop(names) => self.misrouted(Misrouting::Loop, gateway, names),
                     AttemptError::Ourselves => {
-                        self.misrouted(Misrouting::Loop, gateway, &cx.resolver.own());
+                        self.misrouted(Misrouting::Loop, gateway, &cx.router.describe_self());
                     }
                     _ => {}
                 }
