@@ -99,7 +99,7 @@ impl Listener {
         let cx = Arc::clone(&self.cx.borrow());
         let index = usize::from(self.index);
         let is_tls = cx.acceptors[index].is_some();
-        let is_proxy = access::contain(&cx.listeners[index].proxy_protocol, peer.ip());
+        let is_proxy = access::any_contains(&cx.listeners[index].proxy_protocol, peer.ip());
         // A proxy's connection counts for no address until its PROXY header names the client.
         let address_permit = if is_proxy {
             Some(AddressPermit::uncounted())

@@ -110,7 +110,7 @@ async fn connect<'r>(
 ) -> Result<Established<'r>, Outcome> {
     let BuildRequest { build, sent_hops, hops, .. } = request;
     let executor_is_gateway = match hops.last() {
-        Some(Hop::Executor(executor)) => cx.resolver.is_gateway(executor),
+        Some(Hop::Executor(executor)) => cx.router.is_gateway(executor),
         _ => false,
     };
     let connect = ConnectRequest {

@@ -40,7 +40,7 @@ pub(super) async fn read_request(
         Ok(Ok(request)) => {
             client.leave_pending().await;
             let is_authenticated = connection.peer_certificates().is_some();
-            let resolved = match request.check(cx.resolver.zone(), is_authenticated) {
+            let resolved = match request.check(cx.router.zone(), is_authenticated) {
                 Ok(()) => resolve(&request.build, connection, client, cx).await,
                 Err(error) => Err((Reply::Error(error), "wrong zone or too many hops".to_owned())),
             };
@@ -93,7 +93,7 @@ async fn resolve(
     };
     let access = access(connection, client, cx);
     let began = Instant::now();
-    let resolved = cx.resolver.resolve(build, access.as_ref());
+    let resolved = cx.router.route(build, access.as_ref());
     let resolved = timeout(cx.limits.lookup_timeout, resolved).await;
     let resolved = resolved.unwrap_or_else(|_| {
         Err((Reply::Error(ReplyError::RegistryUnavailable), "no answer in time".to_owned()))
@@ -104,7 +104,7 @@ async fn resolve(
         Box::pin(hide_duration(began.into())).await;
     }
     let (hops, trace_parent) = resolved?;
-    Ok((hops, cx.tracer.span(trace_parent.as_deref(), build, cx.resolver.zone(), began)))
+    Ok((hops, cx.tracer.span(trace_parent.as_deref(), build, cx.router.zone(), began)))
 }
 
 /// On a listener with rules, "Build not found" comes a multiple of this time after the request.
