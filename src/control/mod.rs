@@ -26,7 +26,8 @@ use tracing::{debug, info};
 
 use self::protocol::{ErrorReport, REQUEST_MAX, ReloadReport, Reply, ReplyStatus, Request};
 use self::status::StatusSource;
-use crate::gateway::routing::explain::{BuildState, RouteExplainer};
+use crate::gateway::RouteExplainer;
+use crate::gateway::routing::explain::BuildState;
 use crate::model::build_id::BuildId;
 
 /// The most connections that are served concurrently. More wait in the kernel.

@@ -4,6 +4,7 @@ use tracing::warn;
 
 use crate::config::Limits;
 use crate::gateway::Adjuster;
+use crate::gateway::upstream::SPARE_SOCKETS;
 use crate::os::memory_limit::MemoryLimit;
 use crate::os::{fd_limit, memory_limit};
 
@@ -11,9 +12,9 @@ use crate::os::{fd_limit, memory_limit};
 const FILES_PER_CONNECTION: u64 = 2;
 
 /// Descriptors that are kept free for everything else: 64 refusals, 32 pipes with two ends each, 80
-/// connections for health and metrics (`admin`), 8 for commands, and 40 for ZooKeeper, listeners, log
-/// files, and concurrent attempts at the addresses of a hop.
-const RESERVED_FILES: u64 = 256;
+/// connections for health and metrics (`admin`), 8 for commands, 40 for ZooKeeper, listeners and log
+/// files, and the sockets of requests that try several hops or addresses concurrently.
+const RESERVED_FILES: u64 = 256 + SPARE_SOCKETS as u64;
 
 /// The memory of an idle connection, in bytes: its task, TLS on both sides, and its sockets.
 const IDLE_BYTES: u64 = 32 * 1024;
@@ -91,11 +92,11 @@ mod tests {
 
     #[test]
     fn a_reserve_of_open_files_is_kept() {
-        assert_eq!(below_file_limit(65_536), 32_640);
-        assert_eq!(below_file_limit(1024), 384);
+        assert_eq!(below_file_limit(65_536), 32_576);
+        assert_eq!(below_file_limit(1024), 320);
         assert_eq!(below_file_limit(100), 25, "half of a very low limit");
         assert_eq!(below_file_limit(0), 1);
-        assert_eq!(below_file_limit(u64::MAX) as u64, (u64::MAX - 256) / 2);
+        assert_eq!(below_file_limit(u64::MAX) as u64, (u64::MAX - RESERVED_FILES) / 2);
     }
 
     #[test]

@@ -53,7 +53,7 @@ fn links_lead_somewhere() {
 
 /// Whoever reads one page alone learns of all the others, and of all that is in `etc`.
 #[test]
-fn the_readme_leads_to_everything() {
+fn readme_links_to_every_page_and_etc_file() {
     let readme = read("README.md");
     for page in pages::all().iter().filter(|page| page.name != "README.md") {
         assert!(

@@ -40,7 +40,7 @@ fn check(page: &str, sections: &[(&str, String)]) {
 }
 
 #[test]
-fn the_page_of_the_program_has_its_options_and_commands() {
+fn man_page_of_the_program_has_its_options_and_commands() {
     let mut command = cli::command();
     let mut commands = String::new();
     // Before `build`, which adds the global options to each of them, and the command `help`.
@@ -75,7 +75,7 @@ fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>, heading: &str) 
 }
 
 #[test]
-fn the_page_of_the_configuration_has_all_keys() {
+fn man_page_of_the_configuration_has_all_keys() {
     let example = read("etc/zuul-fingergw.toml");
     check("zuul-fingergw.toml.5", &[("keys", keys(&example))]);
     let keys = read("docs/zuul-fingergw.toml.5").matches("\n.It Ic ").count();

@@ -73,7 +73,7 @@ async fn start() -> (System, Gateway, Executor) {
 /// `finger` knows one port only, 79. So that nothing else can be there, the gateway takes it on a
 /// loopback address that no other process takes: one made of the process's number.
 #[tokio::test]
-async fn finger() {
+async fn finger_prints_a_log() {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     let address = Ipv4Addr::new(127, 64 + high, middle, low);
     if let Err(error) = TcpListener::bind((address, 79)) {
@@ -99,7 +99,7 @@ async fn finger() {
 
 /// `nc` leaves the connection as it is when its input ends.
 #[tokio::test]
-async fn nc() {
+async fn nc_prints_a_log() {
     let (_system, gateway, mut executor) = start().await;
     let (build, log) = executor.run(None).await;
     let port = gateway.port().to_string();
@@ -109,7 +109,7 @@ async fn nc() {
 
 /// `nc -N` half-closes it, which the executor would take for a client that left.
 #[tokio::test]
-async fn nc_that_half_closes() {
+async fn half_closing_nc_prints_a_log() {
     let (_system, gateway, mut executor) = start().await;
     let (build, log) = executor.run(None).await;
     let port = gateway.port().to_string();
@@ -118,7 +118,7 @@ async fn nc_that_half_closes() {
 }
 
 #[tokio::test]
-async fn openssl_s_client() {
+async fn openssl_s_client_prints_a_log() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;
@@ -138,7 +138,7 @@ async fn openssl_s_client() {
 /// haproxy, which speaks TLS to the gateway for a plain client, makes a close_notify of the client's
 /// half-close.
 #[tokio::test]
-async fn nc_that_half_closes_before_a_haproxy_that_speaks_tls() {
+async fn half_closing_nc_before_a_tls_haproxy_prints_a_log() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;
@@ -205,7 +205,7 @@ while True:
 "#;
 
 #[tokio::test]
-async fn python_that_sends_close_notify_and_reads_on() {
+async fn python_reads_on_after_close_notify() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]).ready().await;

@@ -71,7 +71,7 @@ const NO_CONFIGURATION: (i64, i64) = (1, 78);
 const NOBODY: (i64, i64) = (1, 1);
 
 #[tokio::test]
-async fn what_upstream_understands_ours_does() {
+async fn command_lines_of_zuuls_gateway_are_accepted() {
     let at_work = Path::new("/etc/zuul");
     assert!(!at_work.exists(), "this test would stop the gateway of {}", at_work.display());
     let mut programs = Programs::new();
@@ -136,7 +136,7 @@ async fn what_upstream_understands_ours_does() {
 
 /// Other words, but for whoever takes the last one both say the version, as the registry has it.
 #[tokio::test]
-async fn the_version_is_the_last_word() {
+async fn version_ends_with_the_version_number() {
     let mut programs = Programs::new();
     let theirs = programs.theirs(&["--version"]).await;
     let ours = programs.ours(&["--version"]).await;
@@ -152,7 +152,7 @@ async fn the_version_is_the_last_word() {
 
 /// Either program's `stop` ends either gateway.
 #[tokio::test]
-async fn stop_from_the_other_program() {
+async fn each_program_stops_the_other() {
     let system = System::new().await;
     let conf = ZuulConf::gateway(&system, "west", "");
     let mut theirs = Upstream::start(&system, &conf).await;

@@ -98,7 +98,7 @@ fn is_ours(entry: &Value) -> bool {
 }
 
 #[tokio::test]
-async fn every_attribute_until_it_leaves() {
+async fn zuul_reads_every_attribute_of_the_entry() {
     let system = System::new().await;
     let mut registry = Registry::start(&system).await;
     let identity = system.zookeeper.authority.identity("gateway");
@@ -125,7 +125,7 @@ async fn every_attribute_until_it_leaves() {
 }
 
 #[tokio::test]
-async fn the_data_model_stays_that_of_the_others() {
+async fn data_model_of_the_system_is_not_changed() {
     let system = System::new().await;
     let mut registry = Registry::start(&system).await;
     registry.register("scheduler", "old", 36).await;
@@ -152,7 +152,7 @@ async fn the_data_model_stays_that_of_the_others() {
 
 /// A system newer than any we know of: we say what it says and hold nobody back.
 #[tokio::test]
-async fn a_newer_system() {
+async fn data_model_of_a_newer_system_is_announced() {
     let system = System::new().await;
     let mut registry = Registry::start(&system).await;
     registry.register("scheduler", "future", 40).await;
@@ -166,7 +166,7 @@ async fn a_newer_system() {
 /// A system is upgraded one component after the other, twice, to a data model that we do not know
 /// in the end. Each is stopped and comes back with the new one, and we are restarted among them.
 #[tokio::test]
-async fn a_rolling_upgrade() {
+async fn data_model_follows_a_rolling_upgrade() {
     let system = System::new().await;
     let mut registry = Registry::start_as(&system, 42).await;
     let components = [

@@ -124,7 +124,7 @@ fn documented() -> BTreeMap<String, (String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_difference_is_documented() {
+async fn every_difference_from_zuuls_gateway_is_documented() {
     let system = System::new().await;
     let executor = Executor::start().await;
     let refusing = unreachable(None).await;

@@ -24,7 +24,7 @@ async fn before(gateway: SocketAddr, send: &str) -> Haproxy {
 }
 
 #[tokio::test]
-async fn plain_and_tls_in_both_versions() {
+async fn proxy_headers_of_both_versions_are_read() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     // The address that haproxy connects from, and what it may ask for: what its client may.

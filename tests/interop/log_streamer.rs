@@ -15,7 +15,7 @@ use crate::support::gateway::Builder;
 use crate::support::system::System;
 
 #[tokio::test]
-async fn a_growing_log_byte_for_byte() {
+async fn growing_log_is_exact() {
     let system = System::new().await;
     let mut gateway = Builder::new(&system).ready().await;
     let mut executor = Executor::start(&system, None).await;
@@ -34,7 +34,7 @@ async fn a_growing_log_byte_for_byte() {
 
 /// The streamer sends what the file holds at once, in pieces of its own size.
 #[tokio::test]
-async fn a_log_that_is_long_already() {
+async fn long_log_is_exact() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let mut executor = Executor::start(&system, None).await;
@@ -51,7 +51,7 @@ async fn a_log_that_is_long_already() {
 /// The executor takes a half-closed connection for a client that left; the gateway must not show
 /// it one.
 #[tokio::test]
-async fn a_half_closed_client_keeps_its_stream() {
+async fn half_closed_client_keeps_its_stream() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let mut executor = Executor::start(&system, None).await;
@@ -66,7 +66,7 @@ async fn a_half_closed_client_keeps_its_stream() {
 /// A client that resets makes the gateway reset its connection to the executor, so that no local port
 /// is left waiting. The streamer logs one line and serves the next client.
 #[tokio::test]
-async fn a_reset_is_one_line_in_the_streamers_log() {
+async fn client_reset_is_one_line_in_the_log_of_the_executor() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let mut executor = Executor::start(&system, None).await;
@@ -86,7 +86,7 @@ async fn a_reset_is_one_line_in_the_streamers_log() {
 }
 
 #[tokio::test]
-async fn its_own_texts_pass_unchanged() {
+async fn replies_of_the_executor_are_not_changed() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
     let mut executor = Executor::start(&system, None).await;
@@ -129,7 +129,7 @@ async fn crowd(address: SocketAddr, build: &str, count: usize, length: usize) ->
 /// Its listen queue takes five. The second time all clients come to it after the only gateway of
 /// its zone has refused them.
 #[tokio::test]
-async fn two_hundred_clients_at_once_all_get_the_log() {
+async fn two_hundred_concurrent_clients_get_the_log() {
     for zone in [None, Some("west")] {
         let system = System::new().await;
         system.put_gateway(Some("west"), Some(refusing_port().await), false, "running").await;
@@ -153,7 +153,7 @@ async fn two_hundred_clients_at_once_all_get_the_log() {
 
 /// Two gateways do not know of each other's connections: together they fit into its listen queue.
 #[tokio::test]
-async fn a_hundred_clients_at_once_at_each_of_two_gateways_all_get_the_log() {
+async fn hundred_concurrent_clients_of_each_of_two_gateways_get_the_log() {
     let system = System::new().await;
     let gateways = [Builder::new(&system).ready().await, Builder::new(&system).ready().await];
     let mut executor = Executor::start(&system, None).await;

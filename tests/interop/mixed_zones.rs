@@ -219,12 +219,12 @@ async fn all_serve(order: [Kind; 2]) {
 }
 
 #[tokio::test]
-async fn all_serve_ours_first() {
+async fn mixed_zones_serve_all_builds_when_ours_starts_first() {
     all_serve([Ours, Theirs]).await;
 }
 
 #[tokio::test]
-async fn all_serve_theirs_first() {
+async fn mixed_zones_serve_all_builds_when_zuuls_starts_first() {
     all_serve([Theirs, Ours]).await;
 }
 
@@ -257,19 +257,19 @@ async fn one_is_replaced(leaves: Kind, stays: Kind) {
 }
 
 #[tokio::test]
-async fn theirs_leaves_and_comes_back() {
+async fn zuuls_gateway_leaves_and_returns() {
     one_is_replaced(Theirs, Ours).await;
 }
 
 #[tokio::test]
-async fn ours_leaves_and_comes_back() {
+async fn own_gateway_leaves_and_returns() {
     one_is_replaced(Ours, Theirs).await;
 }
 
 /// A killed one is in the registry for as long as its session lasts, so the other zone goes on
 /// choosing it. Ours asks its neighbour then, and nobody misses a log.
 #[tokio::test]
-async fn a_dead_one_of_theirs_costs_nobody_a_stream_of_ours() {
+async fn dead_gateway_of_zuul_costs_no_stream() {
     let mut zones = Zones::start([Ours, Theirs]).await;
     let (_, mut other_log, mut other) = zones.ask(0, Ours, 0).await;
     let dead = zones.zones[0].theirs.take().expect("it runs");

@@ -17,7 +17,7 @@ use crate::zuul_conf::ZuulConf;
 const WEST: &str = "fingergw.west.example.org";
 
 #[test]
-fn theirs_to_ours_by_a_name_in_the_hello() {
+fn zuuls_gateway_reaches_a_zone_by_server_name() {
     apart(CloneFlags::CLONE_NEWNS, async || {
         let _names = known_here(&[WEST]);
         let system = System::on(ZooKeeper::start().await).await;

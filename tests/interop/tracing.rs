@@ -10,8 +10,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use crate::executor::{Executor, Log, new_build, pieces};
-use crate::metrics::parse;
-use crate::script::Script;
+use crate::script::{Script, parse_exposition};
 use crate::support::admin::{exposition, until_metric, with_admin};
 use crate::support::certificates::Authority;
 use crate::support::client::{Client, Ending};
@@ -94,7 +93,7 @@ fn names(span: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn gateways_of_both_zones_join_the_trace_of_the_build() {
+async fn spans_of_both_zones_join_the_trace_of_the_build() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let mut collector = Collector::grpc().await;
@@ -154,7 +153,7 @@ async fn gateways_of_both_zones_join_the_trace_of_the_build() {
     // From a slow stream to its trace.
     let exemplar = format!("_bucket {{'trace_id': '{}'}}", id("trace_id"));
     for gateway in [&east, &west] {
-        let families = parse(&exposition(gateway).await).await;
+        let families = parse_exposition(&exposition(gateway).await).await;
         let found: Vec<_> = families.lines().filter(|line| line.ends_with(&exemplar)).collect();
         assert_eq!(found.len(), 1, "{families}");
     }
@@ -162,7 +161,7 @@ async fn gateways_of_both_zones_join_the_trace_of_the_build() {
 
 /// What is left when the gateway stops; and that only traces that are sampled are told.
 #[tokio::test]
-async fn spans_are_handed_over_at_the_end() {
+async fn spans_are_exported_at_exit() {
     let system = System::new().await;
     let mut collector = Collector::grpc().await;
     let gateway = started(Builder::new(&system).tracing(&collector.toml()), AT_THE_END).await;
@@ -191,7 +190,7 @@ async fn spans_are_handed_over_at_the_end() {
 
 /// Every kind of end has its mark.
 #[tokio::test]
-async fn failures_are_marked() {
+async fn failed_streams_have_an_error_status() {
     let system = System::new().await;
     let mut collector = Collector::grpc().await;
     let gateway = started(Builder::new(&system).tracing(&collector.toml()), AT_ONCE).await;
@@ -216,12 +215,12 @@ async fn failures_are_marked() {
     assert_eq!(span["message"], told.trim_end());
     assert_eq!(span["attributes"]["error.type"], "upstream_unreachable");
     assert_eq!(span["attributes"]["zuul.stream.bytes"], 0);
-    assert_eq!(names(&span), ["looked up"]);
+    assert_eq!(names(&span), ["looked up", "attempt failed"]);
 }
 
 /// Hops that fail are told of as well.
 #[tokio::test]
-async fn gateways_that_are_passed_over() {
+async fn failed_hops_are_events_of_the_span() {
     let system = System::new().await;
     let mut collector = Collector::grpc().await;
     let gateway = Builder::new(&system).zone("east").tracing(&collector.toml());
@@ -254,7 +253,7 @@ async fn traced_through(gateway: &Gateway, system: &System, collector: &mut Coll
 
 /// The collector wants to see a certificate of ours, and has one of an authority of its own.
 #[tokio::test]
-async fn grpc_over_tls() {
+async fn spans_are_exported_by_grpc_over_tls() {
     let system = System::new().await;
     let authority = Authority::new();
     let (theirs, ours) = (authority.identity("collector"), authority.identity("gateway"));
@@ -280,7 +279,7 @@ async fn grpc_over_tls() {
 
 /// The same from a `zuul.conf`, over HTTP.
 #[tokio::test]
-async fn http_over_tls() {
+async fn spans_are_exported_by_http_over_tls() {
     let system = System::new().await;
     let authority = Authority::new();
     let theirs = authority.identity("collector");
@@ -335,7 +334,9 @@ async fn replaced_ca_file_is_read_after_a_failed_export() {
         let mut client = Client::ask(gateway.address(), &build).await;
         assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
         let warned = gateway.logged("a warning", |line| line.contains("cannot export spans")).await;
-        assert!(warned.contains("WARN") && warned.contains("certificate"), "{warned}");
+        // opentelemetry-otlp reports no more than "network error" for HTTP.
+        let reason = if protocol == "grpc" { "invalid peer certificate" } else { "network error" };
+        assert!(warned.contains("WARN") && warned.contains(reason), "{warned}");
         fs::copy(theirs.ca.as_path(), &ca).expect("a copy");
         traced_through(&gateway, &system, &mut collector).await;
         let back = gateway.logged("recovery", |line| line.contains("accepts spans again")).await;
@@ -345,7 +346,7 @@ async fn replaced_ca_file_is_read_after_a_failed_export() {
 
 /// Away, and back: one warning, what was lost meanwhile, and streams that know nothing of it.
 #[tokio::test]
-async fn a_collector_that_is_away_for_a_while() {
+async fn spans_are_exported_when_the_collector_returns() {
     let system = System::new().await;
     let mut collector = Collector::grpc().await;
     let proxy = Proxy::start(collector.port).await;
@@ -382,7 +383,7 @@ async fn a_collector_that_is_away_for_a_while() {
 
 /// It takes connections and says nothing: streams and the end of the gateway do not wait for it.
 #[tokio::test]
-async fn a_collector_that_hangs() {
+async fn hanging_collector_does_not_delay_streams() {
     for protocol in ["grpc", "http/protobuf"] {
         let system = System::new().await;
         let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -415,7 +416,7 @@ async fn a_collector_that_hangs() {
 
 /// Files are tried before anything runs.
 #[tokio::test]
-async fn files_that_cannot_be_used() {
+async fn unusable_certificate_files_are_errors() {
     let system = System::new().await;
     let builder = Builder::new(&system)
         .tracing("enabled = true\nendpoint = \"https://c:1\"\ntls_ca = \"/no/such/ca.pem\"");

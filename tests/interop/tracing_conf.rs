@@ -69,7 +69,7 @@ const CASES: [(&str, &str, Verdict); 38] = [
 ];
 
 #[tokio::test]
-async fn what_upstream_starts_with_we_start_with() {
+async fn tracing_options_of_zuuls_gateway_are_accepted() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let files = identity.cert.parent().expect("a directory").to_owned();

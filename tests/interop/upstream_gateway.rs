@@ -10,7 +10,7 @@ use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
 
 #[tokio::test]
-async fn ours_to_theirs_plain() {
+async fn log_from_zuuls_gateway_plain() {
     let system = System::new().await;
     let mut theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "west", "")).await;
     let mut ours = Builder::new(&system).zone("east").ready().await;
@@ -25,7 +25,7 @@ async fn ours_to_theirs_plain() {
 }
 
 #[tokio::test]
-async fn ours_to_theirs_mutual_tls() {
+async fn log_from_zuuls_gateway_by_mutual_tls() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let conf = ZuulConf::gateway(&system, "west", &identity.zuul_conf());
@@ -44,7 +44,7 @@ async fn ours_to_theirs_mutual_tls() {
 }
 
 #[tokio::test]
-async fn theirs_to_ours_plain() {
+async fn log_to_zuuls_gateway_plain() {
     let system = System::new().await;
     let mut theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
     let mut ours = Builder::new(&system).zone("west").ready().await;
@@ -59,7 +59,7 @@ async fn theirs_to_ours_plain() {
 }
 
 #[tokio::test]
-async fn theirs_to_ours_mutual_tls() {
+async fn log_to_zuuls_gateway_by_mutual_tls() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let conf = ZuulConf::gateway(&system, "east", &identity.zuul_conf());
@@ -80,7 +80,7 @@ async fn theirs_to_ours_mutual_tls() {
 /// Texts are not for gateways to change: the executor's through both in either order, ours through
 /// theirs.
 #[tokio::test]
-async fn texts_cross_both_gateways() {
+async fn replies_cross_both_gateways() {
     let system = System::new().await;
     let theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
     let ours = Builder::new(&system).zone("west").ready().await;

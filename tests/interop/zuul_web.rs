@@ -131,18 +131,18 @@ async fn every_byte_when_it_is_written(tls: bool) {
 }
 
 #[tokio::test]
-async fn every_byte_when_it_is_written_plain() {
+async fn log_is_shown_while_it_is_written_plain() {
     every_byte_when_it_is_written(false).await;
 }
 
 #[tokio::test]
-async fn every_byte_when_it_is_written_tls() {
+async fn log_is_shown_while_it_is_written_tls() {
     every_byte_when_it_is_written(true).await;
 }
 
 /// A console that has nothing to show yet holds up no other one.
 #[tokio::test]
-async fn silent_builds_beside_busy_ones_tls() {
+async fn idle_builds_beside_busy_ones_are_shown_tls() {
     let Site { gateway: _gateway, mut executor, mut web, .. } = Site::start(true).await;
     let (silent, mut late) = executor.run(Some("west")).await;
     let (busy, mut log) = executor.run(Some("west")).await;
@@ -161,7 +161,7 @@ async fn silent_builds_beside_busy_ones_tls() {
 /// when the thread of zuul-web that still polls that connection has been woken: here by another
 /// console.
 #[tokio::test]
-async fn a_browser_that_leaves_a_silent_build_tls() {
+async fn browser_that_leaves_an_idle_build_ends_its_stream_tls() {
     let Site { mut gateway, mut executor, mut web, .. } = Site::start(true).await;
     let (build, mut log) = executor.run(Some("west")).await;
     let (other, _other_log) = executor.run(Some("west")).await;
@@ -188,12 +188,12 @@ async fn a_browser_that_leaves_a_busy_build(tls: bool) {
 }
 
 #[tokio::test]
-async fn a_browser_that_leaves_a_busy_build_plain() {
+async fn browser_that_leaves_a_busy_build_ends_its_stream_plain() {
     a_browser_that_leaves_a_busy_build(false).await;
 }
 
 #[tokio::test]
-async fn a_browser_that_leaves_a_busy_build_tls() {
+async fn browser_that_leaves_a_busy_build_ends_its_stream_tls() {
     a_browser_that_leaves_a_busy_build(true).await;
 }
 
@@ -241,18 +241,18 @@ async fn a_reset_ends_one_console(tls: bool) {
 }
 
 #[tokio::test]
-async fn a_reset_ends_one_console_plain() {
+async fn reset_ends_one_console_plain() {
     a_reset_ends_one_console(false).await;
 }
 
 #[tokio::test]
-async fn a_reset_ends_one_console_tls() {
+async fn reset_ends_one_console_tls() {
     a_reset_ends_one_console(true).await;
 }
 
 /// A text of the gateway's is what the browser shows.
 #[tokio::test]
-async fn a_reason_is_shown() {
+async fn reply_is_shown_in_the_console() {
     let Site { gateway: _gateway, mut executor, mut web, .. } = Site::start(true).await;
     let build = new_build();
     executor.submit(&build, Some("west")).await;

@@ -119,6 +119,72 @@ async fn silent_zone_ends_with_one_reply() {
     assert_eq!(metric(&gateway, &failovers("silent")).await, 2.0);
 }
 
+/// However many hops are tried, one request is one stream in `status`, one line and one count.
+#[tokio::test]
+async fn a_request_with_many_attempts_is_one_stream() {
+    let mut silent = Vec::new();
+    for _ in 0..6 {
+        silent.push(Executor::start().await);
+    }
+    let system = System::new().await;
+    for gateway in &silent {
+        system.put_gateway(Some("west"), Some(gateway.address.port()), false, "running").await;
+    }
+    let limits =
+        "lookup_timeout = \"1s\"\nconnect_timeout = \"500ms\"\nfirst_byte_timeout = \"4s\"";
+    let mut builder = Builder::new(&system).zone("east").limits(limits).control();
+    builder.admin = true;
+    let config = builder.write();
+    let mut gateway = builder.ready().await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let mut client = Client::ask(gateway.address(), &build).await;
+    // The last hop is tried, and none has failed.
+    let last = executor.accept().await;
+    let Outcome { stdout, .. } = program(&["status", "--json"], &config).await;
+    let status: Value = serde_json::from_str(&stdout).expect("JSON");
+    let streams = status["streams"].as_array().expect("a list");
+    assert_eq!(streams.len(), 1, "{status}");
+    assert_eq!(
+        (&streams[0]["build"], &streams[0]["hop"]["kind"]),
+        (&json!(build), &json!("executor"))
+    );
+    assert_eq!(client.text().await, "Internal streaming error: the executor does not answer\r\n");
+    drop(last);
+    gateway.logged("its end", |line| line.contains("stream ended")).await;
+    assert_eq!(metric(&gateway, "zuul_fingergw_stream_seconds_count").await, 1.0);
+    let routes = ["direct", "zone", "fallback"].map(|route| {
+        let series = format!("zuul_fingergw_routes_total{{route=\"{route}\"}}");
+        let gateway = &gateway;
+        async move { metric(gateway, &series).await }
+    });
+    let routes = futures_util::future::join_all(routes).await;
+    assert_eq!(routes.iter().sum::<f64>(), 1.0, "{routes:?}");
+    let ended = gateway.log().iter().filter(|line| line.contains("stream ended")).count();
+    assert_eq!(ended, 1);
+}
+
+/// The reply of a gateway reaches the client and is counted by its reason, not as a log.
+#[tokio::test]
+async fn replies_of_gateways_are_counted_by_their_reasons() {
+    let west = Executor::start().await;
+    let (system, gateway) = counted(&[west.address.port()], "").await;
+    let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
+    let result = |result: &str| format!("zuul_fingergw_requests_total{{result=\"{result}\"}}");
+    for (reply, label) in [
+        ("Internal streaming error: the executor cannot be reached\r\n", "upstream_unreachable"),
+        ("Internal streaming error: ZooKeeper cannot be reached\r\n", "zookeeper"),
+        ("Build not found\r\n", "not_found"),
+        ("Internal streaming error", "zone_unreachable"),
+    ] {
+        let mut client = Client::ask(gateway.address(), &build).await;
+        west.serve(reply.as_bytes()).await;
+        assert_eq!(client.text().await, reply);
+        within("the count", async { while metric(&gateway, &result(label)).await < 1.0 {} }).await;
+    }
+    assert_eq!(metric(&gateway, &result("ok")).await, 0.0);
+}
+
 /// More requests than a hanging executor has slots for, through the gateway of its zone. The last ones
 /// get their slot there after four seconds, which count into the six that each may wait for its first
 /// byte: the answer arrives before the asking gateway's nine seconds are over.

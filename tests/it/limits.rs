@@ -299,9 +299,9 @@ fn connection_limit_follows_the_memory_limit() {
 /// With as many streams as the limit of open files carries, everything else has descriptors left.
 #[tokio::test]
 async fn descriptors_are_reserved_for_other_uses_than_streams() {
-    /// As `src/os/fd_limit.rs` has it: two each, and the reserve.
+    /// As `src/daemon/capacity.rs` has it: two each, and the reserve.
     const FITTING: u64 = 200;
-    const FILES: u64 = 256 + 2 * FITTING;
+    const FILES: u64 = 384 + 2 * FITTING;
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let limits =

@@ -125,7 +125,7 @@ async fn assert_confined(machine: &Machine, capabilities: u64) {
 
 /// Without a machine, and so wherever tests run: what the service may do, in systemd's own tenths.
 #[test]
-fn the_service_is_exposed_to_next_to_nothing() {
+fn exposure_of_the_service_is_low() {
     let unit = top().join("etc/systemd/zuul-fingergw.service");
     let looked = |tenths: u32| {
         let mut analyze = Command::new("systemd-analyze");
@@ -140,7 +140,7 @@ fn the_service_is_exposed_to_next_to_nothing() {
 
 /// systemd finds nothing to complain of, and no more than so much that the service may do.
 #[test]
-fn the_units_are_sound_and_tight() {
+fn units_are_valid_and_their_exposure_is_low() {
     beside_debian(async || {
         let machine = boot(with_units()).await;
         let verify = format!(
@@ -170,7 +170,7 @@ fn the_units_are_sound_and_tight() {
 /// On a host with other services of Zuul: their zuul.conf, which they alone may read, and a key that
 /// only root may.
 #[test]
-fn without_the_socket_unit() {
+fn service_without_the_socket_unit_serves() {
     beside_debian(async || {
         let system = system().await;
         let root = with_units();
@@ -220,7 +220,7 @@ fn without_the_socket_unit() {
 
 /// Port 79 from start to stop: with the socket unit, as nobody of importance, in the whole sandbox.
 #[test]
-fn a_service_on_port_79() {
+fn service_with_the_socket_unit_serves_port_79() {
     beside_debian(async || {
         let system = system().await;
         let root = Root::new();

@@ -49,7 +49,7 @@ fn linted(text: &str) -> String {
 }
 
 #[test]
-fn containerfile_is_without_fault() {
+fn hadolint_accepts_the_containerfile() {
     let text = read("etc/container/Containerfile");
     assert_eq!(linted(&text), "");
     let told = linted(&text.replace("STOPSIGNAL", "STOPSINGAL"));
@@ -58,7 +58,7 @@ fn containerfile_is_without_fault() {
 
 /// An image has what the packages of a release have.
 #[test]
-fn has_the_features_of_a_release() {
+fn image_has_the_features_of_a_release() {
     let read = |path| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
         fs::read_to_string(path).expect("a file")
@@ -74,7 +74,7 @@ fn has_the_features_of_a_release() {
 }
 
 #[tokio::test]
-async fn holds_the_program_and_what_any_user_needs() {
+async fn image_has_the_program_and_its_directories() {
     let image = Image::build(static_program()).await;
     let mut config = image.config().await;
     let labels = config["Labels"].as_object_mut().expect("labels");
@@ -117,7 +117,7 @@ async fn holds_the_program_and_what_any_user_needs() {
 
 /// The other image runs just the same, and has the same for its user to write.
 #[tokio::test]
-async fn with_a_shell_it_is_the_same() {
+async fn image_with_a_shell_has_the_same() {
     let image = Image::build_shell(static_program()).await;
     let config = image.config().await;
     assert_eq!(config["User"], "10001:0");
@@ -135,7 +135,7 @@ async fn with_a_shell_it_is_the_same() {
 
 /// With a `zuul.conf` where zuul-operator mounts one, and nothing else.
 #[tokio::test]
-async fn serves_as_anybody_with_nothing_to_write() {
+async fn container_serves_as_any_user_on_a_read_only_root() {
     if !may_run().await {
         return;
     }

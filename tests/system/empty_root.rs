@@ -81,7 +81,7 @@ async fn serves_by_name(system: &System, gateway: &Gateway) {
 }
 
 #[tokio::test]
-async fn serves_with_addresses_and_names() {
+async fn static_program_serves_in_an_empty_root() {
     let system = System::new().await;
     let port = system.zookeeper.port;
     let hosts = ("hosts", "127.0.0.1 localhost executor.example\n");
@@ -110,7 +110,7 @@ async fn serves_with_addresses_and_names() {
 
 /// Users come from a file, if there is one.
 #[tokio::test]
-async fn becomes_a_user_of_the_file() {
+async fn static_program_becomes_a_user_of_etc_passwd() {
     let system = System::new().await;
     let hosts = ("hosts", "127.0.0.1 executor.example\n");
     let builder = || {

@@ -119,7 +119,7 @@ fn every_manifest_is_valid() {
 
 /// What the schemas are there for, kind by kind.
 #[test]
-fn misspelt_keys_are_found() {
+fn misspelled_keys_are_invalid() {
     let (openshift, gateway) = ("overlays/zone-openshift", "overlays/zone-gateway-api");
     let wrong = [
         ("base", "readinessProbe:", "readynessProbe:", "readynessProbe"),
@@ -160,7 +160,7 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
 
 /// Below the Route docs/zones.md shows what makes a zone of a configuration. Both overlays begin so.
 #[test]
-fn the_documentations_zone_is_the_overlays() {
+fn overlays_begin_with_the_documented_zone() {
     let shown = blocks("docs/zones.md", "toml");
     let shown = shown.iter().find(|text| text.contains("[::]:9079")).expect("a zone of pods");
     let stated = |text: &str| -> Vec<String> {
@@ -178,7 +178,7 @@ fn the_documentations_zone_is_the_overlays() {
 /// The overlay of one's own that docs/kubernetes.md begins with: its name is everywhere, with either
 /// kind of route, and what the page says to leave out is gone.
 #[test]
-fn the_documentations_own_overlay_is_valid() {
+fn documented_overlay_is_valid() {
     const HOST: &str = "fingergw.west.site.example";
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let blocks = blocks("docs/kubernetes.md", "yaml");

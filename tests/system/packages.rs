@@ -76,7 +76,7 @@ fn second() -> &'static Packages {
 
 /// Faults go to whoever hands them out.
 #[test]
-fn say_whom_they_are_from() {
+fn packages_name_their_maintainer() {
     let Packages { deb, rpm, .. } = second();
     let debian = tool(Command::new("dpkg-deb").arg("--field").arg(deb).arg("Maintainer"));
     let mut query = Command::new("rpm");
@@ -89,7 +89,7 @@ fn say_whom_they_are_from() {
 
 /// By somebody else, elsewhere, in another time zone.
 #[test]
-fn are_the_same_when_made_again() {
+fn packages_are_reproducible() {
     let elsewhere = TempDir::with_prefix("elsewhere-and-a-longer-path-").expect("a directory");
     let again = make_with("1", |command| {
         command.env("TMPDIR", elsewhere.path()).env("TZ", "Asia/Tokyo").env("LC_ALL", "C");
@@ -107,7 +107,7 @@ fn are_the_same_when_made_again() {
 }
 
 #[test]
-fn lintian_finds_nothing() {
+fn lintian_accepts_the_package() {
     let mut lintian = Command::new("lintian");
     lintian.args(["--fail-on", "error,warning", "--tag-display-limit", "0"]);
     let said = tool(lintian.arg(&first().deb));
@@ -116,7 +116,7 @@ fn lintian_finds_nothing() {
 
 /// What an operator looks for. Both packages have the same, by their own rules of where it lies.
 #[test]
-fn have_all_in_them() {
+fn packages_have_all_files() {
     let Packages { deb, rpm, .. } = first();
     let listed = tool(Command::new("dpkg-deb").arg("--contents").arg(deb));
     let debian: BTreeSet<_> = listed
@@ -170,7 +170,7 @@ fn same(path: &str) -> (String, String) {
 
 /// Every crate that is linked in has its licence told. Which texts there are, the crates decide.
 #[test]
-fn third_parties_have_their_licences_told() {
+fn licences_of_all_crates_are_listed() {
     let script = top().join("etc/packages/third-party");
     // As released.
     let told = tool(Command::new(script).arg("otlp").env("CARGO", env!("CARGO")));
@@ -194,7 +194,7 @@ fn third_parties_have_their_licences_told() {
 
 /// What is released has been committed, and is told of under its own version.
 #[test]
-fn releases_are_refused() {
+fn release_of_an_unclean_or_unlisted_version_is_rejected() {
     let directory = TempDir::new().expect("a directory");
     let git = |arguments: &[&str]| {
         let mut command = Command::new("git");
@@ -238,7 +238,7 @@ fn releases_are_refused() {
 }
 
 #[test]
-fn shellcheck_finds_nothing() {
+fn shellcheck_accepts_all_scripts() {
     let scripts = [
         ".ci/bare",
         ".ci/check",
@@ -334,12 +334,12 @@ const DNF: &str =
     "#!/bin/sh\n[ \"$1\" = install ] && exec rpm --force-debian --nodeps --upgrade \"$2\"\n";
 
 #[test]
-fn a_machine_with_the_deb() {
+fn deb_is_installed_upgraded_and_removed() {
     a_life(&DEBIAN);
 }
 
 #[test]
-fn a_machine_with_the_rpm() {
+fn rpm_is_installed_upgraded_and_removed() {
     a_life(&RPM);
 }
 

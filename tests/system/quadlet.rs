@@ -51,7 +51,7 @@ fn seconds(time: &str) -> u64 {
 }
 
 #[test]
-fn becomes_a_unit_that_waits_for_streams() {
+fn generated_unit_waits_for_streams() {
     let unit = generated(&quadlet()).unwrap_or_else(|told| panic!("{told}"));
     let directory = TempDir::new().expect("a directory");
     let path = directory.path().join("zuul-fingergw.service");
@@ -78,7 +78,7 @@ fn becomes_a_unit_that_waits_for_streams() {
 
 /// All that the unit gives podman counts here too, but for what is systemd's, the bridge's and a name.
 #[tokio::test]
-async fn serves_as_the_unit_runs_it() {
+async fn container_serves_with_the_options_of_the_unit() {
     const ELSEWHERE: [&str; 6] = [
         "--cidfile=%t/%N.cid",
         "--replace",

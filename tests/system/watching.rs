@@ -126,7 +126,7 @@ fn exported(exposition: &str) -> BTreeMap<&str, BTreeMap<&str, BTreeSet<&str>>> 
 
 /// Prometheus takes the files, and each alert fires when it should and not when it should not.
 #[tokio::test]
-async fn alerts_fire_when_they_should() {
+async fn alerts_fire_and_do_not_fire_as_tested() {
     let directory = top().join("etc/prometheus");
     promtool(&directory, &["check", "config", "scrape.yaml"]).await;
     promtool(&directory, &["check", "rules", "alerts.yaml"]).await;
@@ -175,7 +175,7 @@ fn alerts_name_sections_that_exist() {
 
 /// A gateway exports every metric, with every label and value, that somebody asks for.
 #[tokio::test]
-async fn what_is_asked_for_is_exported() {
+async fn every_metric_of_alerts_and_dashboard_is_exported() {
     let system = System::new().await;
     let mut gateway = with_admin(&system).ready().await;
     gateway.until_running(&system).await;
@@ -210,7 +210,7 @@ async fn what_is_asked_for_is_exported() {
 
 /// Grafana takes the dashboard, and people can read it.
 #[tokio::test]
-async fn the_dashboard_is_one() {
+async fn grafana_accepts_the_dashboard() {
     let python = installed("grafana/bin/python");
     let mut check = Command::new(python);
     check.args(["-B", "tests/system/dashboard.py", "etc/grafana/zuul-fingergw.json"]);
@@ -299,7 +299,7 @@ async fn alert(alerts: &mut mpsc::UnboundedReceiver<Value>, name: &str) -> Value
 /// A real Prometheus scrapes a gateway, every panel shows something, and when ZooKeeper is taken away
 /// the alert comes, and only that.
 #[tokio::test]
-async fn prometheus_watches_a_gateway() {
+async fn prometheus_scrapes_a_gateway_and_fires_an_alert() {
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let mut gateway = with_admin(&system).ready().await;

@@ -23,7 +23,7 @@ use self::executor_slots::ExecutorSlots;
 pub(crate) use self::failover::FailoverError;
 use self::loop_guard::LoopGuard;
 pub(crate) use self::own_addresses::OwnAddresses;
-use super::health::Memory;
+use super::health::GatewayHealth;
 use super::transport::buffer_pool::Chunk;
 use super::transport::connection::Connection;
 use crate::config::Limits;
@@ -33,8 +33,8 @@ use crate::tls;
 
 /// Sockets in the connect phase beyond one for each request, over all requests: for attempts at several
 /// gateways, and for several addresses of one host. The limit of open files has room for them
-/// (`os::fd_limit`); a request that gets none tries one hop, and one address, after the other.
-const SPARE_SOCKETS: usize = 128;
+/// (`daemon::capacity`). A request that gets none tries one hop, and one address, after the other.
+pub(crate) const SPARE_SOCKETS: usize = 128;
 
 /// Connects to hops. Cheap to clone.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ pub(crate) struct Connector {
     executor_slots: ExecutorSlots,
     loop_guard: LoopGuard,
     own_addresses: OwnAddresses,
-    health: Arc<Memory>,
+    health: Arc<GatewayHealth>,
     spare_sockets: Arc<Semaphore>,
 }
 
@@ -53,7 +53,7 @@ impl Connector {
     pub(crate) fn new(
         tls: Option<tls::Connector>,
         own_addresses: OwnAddresses,
-        health: Arc<Memory>,
+        health: Arc<GatewayHealth>,
     ) -> Self {
         Self {
             tls,

@@ -79,7 +79,7 @@ fn ports_lead_to_listeners() {
 
 /// What a zone registers is what its Route or TLSRoute takes, and leads to its Service.
 #[test]
-fn zones_are_found_by_the_name_they_register() {
+fn routes_have_the_registered_host_name() {
     let of_openshift = rendered("overlays/zone-openshift");
     let of_gateway_api = rendered("overlays/zone-gateway-api");
     for zone in [&of_openshift, &of_gateway_api] {
@@ -117,7 +117,7 @@ fn zones_are_found_by_the_name_they_register() {
 
 /// An empty selector would be every pod of the namespace.
 #[test]
-fn selectors_select_these_pods_alone() {
+fn selectors_select_only_these_pods() {
     for directory in DEPLOYED {
         let rendered = rendered(directory);
         let spec = |kind| &rendered.one(kind)["spec"];
@@ -181,7 +181,7 @@ const PROGRAM_MIB: u64 = 64;
 
 /// The buffers of sockets count in cgroups of version 2: two for each stream that waits.
 #[test]
-fn connections_fit_into_the_memory_limit() {
+fn connection_limit_fits_the_memory_limit() {
     for directory in DEPLOYED {
         let rendered = rendered(directory);
         let memory = text(&rendered.container()["resources"]["limits"]["memory"]);
@@ -195,7 +195,7 @@ fn connections_fit_into_the_memory_limit() {
 }
 
 #[test]
-fn network_policy_lets_through_what_is_configured() {
+fn network_policy_permits_what_is_configured() {
     for directory in DEPLOYED {
         let rendered = rendered(directory);
         let (toml, policy) = (&rendered.toml, &rendered.one("NetworkPolicy")["spec"]);
@@ -214,7 +214,7 @@ fn network_policy_lets_through_what_is_configured() {
 }
 
 #[test]
-fn there_is_time_for_the_streams_of_a_pod_that_goes() {
+fn termination_grace_period_covers_the_grace() {
     for directory in DEPLOYED {
         let rendered = rendered(directory);
         let spec = &rendered.one("Deployment")["spec"];
@@ -257,7 +257,7 @@ fn pods_are_confined() {
 
 /// The operator writes what is its own anew, so nothing here may have the same name.
 #[test]
-fn nothing_is_called_as_what_zuul_operator_owns() {
+fn names_differ_from_those_of_zuul_operator() {
     let beside = rendered("overlays/zuul-operator");
     for object in &beside.objects {
         let name = text(&object["metadata"]["name"]);
