@@ -309,7 +309,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::gateway::routing::Resolver;
+    use crate::gateway::routing::Router;
     use crate::model::component::OwnComponent;
     use crate::registry::Registry as Components;
     use crate::registry::in_memory::InMemoryRegistry;
@@ -371,9 +371,9 @@ mod tests {
         registration.set_running();
         in_memory.wait_for_gateways(1).await;
         let registry = Components::InMemory(in_memory);
-        let resolver = Resolver::new(registry.clone(), own);
+        let router = Router::new(registry.clone(), own);
         let lost_lines = LostLines::default();
-        let collector = StateCollector::new(&registration, registry, &resolver, lost_lines);
+        let collector = StateCollector::new(&registration, registry, &router, lost_lines);
         Admin::new(&metrics, collector).exposition().unwrap()
     }
 

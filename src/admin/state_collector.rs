@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -12,8 +13,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
 
 use super::encoding::{encode_gauges, encode_metric};
-use crate::gateway::health::Memory;
-use crate::gateway::routing::Resolver;
+use crate::gateway::health::{GatewayHealth, Health};
+use crate::gateway::routing::Router;
 use crate::model::component::State;
 use crate::registry::{Registration, RegistrationStatus, Registry};
 use crate::telemetry::log::LostLines;
@@ -23,7 +24,7 @@ pub(crate) struct StateCollector {
     pub(super) state: watch::Receiver<State>,
     pub(super) registration: watch::Receiver<RegistrationStatus>,
     registry: Registry,
-    health: Arc<Memory>,
+    health: Arc<GatewayHealth>,
     lost_lines: LostLines,
     zone: Option<String>,
 }
@@ -32,16 +33,16 @@ impl StateCollector {
     pub(crate) fn new(
         registration: &Registration,
         registry: Registry,
-        resolver: &Resolver,
+        router: &Router,
         lost_lines: LostLines,
     ) -> Self {
         Self {
             state: registration.state(),
             registration: registration.status(),
             registry,
-            health: Arc::clone(resolver.memory()),
+            health: Arc::clone(router.health()),
             lost_lines,
-            zone: resolver.zone().map(str::to_owned),
+            zone: router.zone().map(str::to_owned),
         }
     }
 }
@@ -102,12 +103,14 @@ impl Collector for StateCollector {
             [(self.zone.as_deref().unwrap_or_default(), 1)],
         )?;
 
+        let now = Instant::now();
         let mut zones: BTreeMap<String, [i64; 2]> = BTreeMap::new();
         for gateway in self.registry.gateways().iter() {
             let [all, unhealthy] =
                 zones.entry(gateway.zone.clone().unwrap_or_default()).or_default();
             *all += 1;
-            *unhealthy += i64::from(self.health.standing(gateway).is_avoided());
+            let health = self.health.health(gateway, now);
+            *unhealthy += i64::from(matches!(health, Health::BackingOff { .. }));
         }
         encode_gauges(
             encoder,

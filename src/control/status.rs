@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::gateway::Usage;
-use crate::gateway::health::Memory;
+use crate::gateway::health::GatewayHealth;
 use crate::gateway::routing::explain::HopReport;
 use crate::gateway::stream_table::StreamTable;
 use crate::model::component::State;
@@ -31,7 +31,7 @@ pub(crate) struct StatusSource {
     pub(crate) state: watch::Receiver<State>,
     pub(crate) registration: watch::Receiver<RegistrationStatus>,
     pub(crate) registry: Registry,
-    pub(crate) health: Arc<Memory>,
+    pub(crate) health: Arc<GatewayHealth>,
     pub(crate) certificates: watch::Receiver<Vec<CertificateStatus>>,
     pub(crate) usage: Usage,
     pub(crate) streams: StreamTable,
@@ -138,9 +138,10 @@ impl StatusSource {
             bytes: stream.bytes(),
         });
         let gateways = self.registry.gateways();
+        let now = Instant::now();
         let other_zones = gateways.iter().filter(|gateway| gateway.zone != self.zone).cloned();
         let gateways =
-            other_zones.map(|gateway| HopReport::new(&Hop::Gateway(gateway), &self.health));
+            other_zones.map(|gateway| HopReport::new(&Hop::Gateway(gateway), &self.health, now));
         let (open, limit) = self.usage.connections();
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -311,7 +311,7 @@ mod tests {
     use tempfile::TempDir;
 
     use crate::gateway::Gateway;
-    use crate::gateway::routing::Resolver;
+    use crate::gateway::routing::Router;
     use crate::model::component::OwnComponent;
     use crate::registry::Registry;
     use crate::registry::in_memory::InMemoryRegistry;
@@ -368,7 +368,7 @@ level = \"info\"
                 use_ssl: false,
             };
             let metrics = Metrics::default();
-            let router = Resolver::new(registry, component);
+            let router = Router::new(registry, component);
             let gateway = Gateway::open(
                 Vec::new(),
                 router,

@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::control::status::{BoundListener, StatusSource};
 use crate::control::{self, CommandHandler, text};
 use crate::gateway::Gateway;
-use crate::gateway::routing::Resolver;
+use crate::gateway::routing::Router;
 use crate::model::component::OwnComponent;
 use crate::os::daemonize::DaemonizeGuard;
 use crate::os::sd_notify::ServiceManager;
@@ -117,8 +117,8 @@ fn start(
         metrics: metrics.clone(),
     };
     let (registry, registration) = zookeeper::register(registry_settings, bound.component.clone());
-    let router = Resolver::new(registry.clone(), bound.component.clone());
-    let health = Arc::clone(router.memory());
+    let router = Router::new(registry.clone(), bound.component.clone());
+    let health = Arc::clone(router.health());
     let collector =
         StateCollector::new(&registration, registry.clone(), &router, logging.lost_lines());
 

@@ -29,7 +29,7 @@ use self::certificates::CertificateAuthority;
 use self::job::Job;
 use crate::config::{ClientCertificate, Limits, Listener, Log, LogOutput, NameCheck};
 use crate::gateway::accept::socket::bind;
-use crate::gateway::routing::Resolver;
+use crate::gateway::routing::Router;
 use crate::gateway::{Gateway, Settings};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
@@ -276,9 +276,9 @@ impl Zone {
         };
         let registration = registry.register(component.clone());
         registration.set_running();
-        let resolver = Resolver::new(Registry::InMemory(Arc::clone(registry)), component);
+        let router = Router::new(Registry::InMemory(Arc::clone(registry)), component);
         let gateway =
-            Gateway::open(sockets, resolver, settings, Metrics::default(), Tracer::default())?;
+            Gateway::open(sockets, router, settings, Metrics::default(), Tracer::default())?;
         Ok(Self { address, gateway, registration })
     }
 }

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::limits::Limiter;
 use super::relay::stalled_clients::StalledClients;
-use super::routing::Resolver;
+use super::routing::Router;
 use super::stream_table::StreamTable;
 use super::upstream;
 use crate::config;
@@ -33,7 +33,7 @@ pub(crate) struct Settings {
 /// makes another context, for the sessions after it.
 #[derive(Clone)]
 pub(crate) struct Context {
-    pub(super) resolver: Arc<Resolver>,
+    pub(super) router: Arc<Router>,
     pub(super) listeners: Arc<[config::Listener]>,
     pub(super) acceptors: Vec<Option<Acceptor>>,
     pub(super) connector: upstream::Connector,

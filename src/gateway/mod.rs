@@ -1,5 +1,5 @@
 //! The way of a connection, in the order it takes it: [`listener`] accepts, [`session`] leads it
-//! through, [`finger`] reads the request, [`resolver`] says where to, [`upstream`] dials, [`relay`]
+//! through, [`finger`] reads the request, [`router`] says where to, [`upstream`] dials, [`relay`]
 //! copies; [`streams`] lists what runs.
 
 pub(crate) mod accept;
@@ -32,7 +32,7 @@ use self::context::Context;
 pub(crate) use self::context::Settings;
 use self::limits::Limiter;
 use self::relay::stalled_clients::StalledClients;
-use self::routing::Resolver;
+use self::routing::Router;
 use self::routing::explain::RouteReport;
 use self::stream_table::StreamTable;
 use self::upstream::OwnAddresses;
@@ -78,7 +78,7 @@ impl RouteExplainer {
     /// Explains how a session that begins now would route a request for `build`.
     pub(crate) async fn explain(&self, build: &BuildId) -> RouteReport {
         let cx = Arc::clone(&self.0.borrow());
-        RouteReport::new(build, &cx.resolver, cx.limits.lookup_timeout).await
+        RouteReport::new(build, &cx.router, cx.limits.lookup_timeout).await
     }
 }
 
@@ -134,7 +134,7 @@ impl Gateway {
     /// A listener cannot be handed to the runtime.
     pub(crate) fn open(
         sockets: Vec<StdListener>,
-        resolver: Resolver,
+        router: Router,
         settings: Settings,
         metrics: Metrics,
         tracer: Tracer,
@@ -142,13 +142,13 @@ impl Gateway {
         let Settings { listeners, acceptors, connector, limits } = settings;
         let addresses = sockets.iter().map(StdListener::local_addr);
         let addresses = addresses.collect::<io::Result<Vec<_>>>()?;
-        let own_addresses = OwnAddresses::new(addresses, resolver.own_address());
-        let health = Arc::clone(resolver.memory());
+        let own_addresses = OwnAddresses::new(addresses, router.own_address());
+        let health = Arc::clone(router.health());
         let connector = upstream::Connector::new(connector, own_addresses, health);
         let streams = StreamTable::default();
         let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
         let cx = watch::Sender::new(Arc::new(Context {
-            resolver: Arc::new(resolver),
+            router: Arc::new(router),
             listeners,
             acceptors,
             connector,

@@ -458,6 +458,40 @@ async fn lookup_survives_the_end_of_the_session() {
     assert_eq!(next.text().await, "log\n");
 }
 
+/// 16 reads are sent, each with one lookup. The other lookups wait, and share one read.
+#[tokio::test]
+async fn lookups_that_wait_for_a_hanging_zookeeper_share_a_read() {
+    const LOOKUPS: usize = 40;
+    let system = System::new().await;
+    let proxy = Proxy::start(system.zookeeper.port).await;
+    let limits =
+        format!("lookups = {LOOKUPS}\nlookup_timeout = \"1h\"\nexempt_networks = [\"127.0.0.1\"]");
+    let mut builder = talkative(&system).zookeeper("session_timeout = \"60s\"").limits(&limits);
+    builder.hosts = system.hosts_by(&proxy);
+    let mut gateway = builder.ready().await;
+    one(&system, "our entry", |_| true).await;
+    let is_read = |line: &str| line.contains("sending request: (MultiRead");
+    let before = gateway.log().iter().filter(|line| is_read(line)).count();
+
+    proxy.hold();
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..=LOOKUPS {
+        let mut client = Client::ask(gateway.address(), &format!("{number:032x}")).await;
+        clients.spawn(async move { client.text().await });
+    }
+    // One is too many. When it is refused, all others are waiting.
+    let refused = within("a refusal", clients.join_next()).await.expect("a client");
+    let refused = refused.expect("no panic");
+    assert_eq!(refused, "Internal streaming error: too many requests at this moment\r\n");
+    gateway.logged_times("the reads", before + 16, is_read).await;
+    proxy.release();
+    for text in within("the others", clients.join_all()).await {
+        assert_eq!(text, "Build not found\r\n");
+    }
+    gateway.logged_times("the last read", before + 17, is_read).await;
+    assert_eq!(gateway.log().iter().filter(|line| is_read(line)).count(), before + 17);
+}
+
 /// Broken: the one way of a zone's gateway to ZooKeeper, its session still standing, so that others
 /// go on being sent there. It answers so; another gateway that asks it tries the next.
 #[tokio::test]

@@ -144,6 +144,7 @@ impl PythonLogging {
         }
         if let Some((place, handler, its_output)) = chosen.map(|index| used.remove(index)) {
             output = its_output.unwrap_or(output);
+            used.retain(|(other, ..)| *other != place);
             level = level.min(read_level(&handler.level, &place, &mut ignored)?.unwrap_or(level));
             if handler.class.as_ref().is_some_and(|class| class.contains("Rotating")) {
                 ignored.push(format!("rotation by {place} (use logrotate)"));

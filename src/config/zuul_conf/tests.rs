@@ -49,15 +49,19 @@ fn every_option_is_read() {
 #[test]
 fn manual_page_has_the_options_that_are_read_and_no_others() {
     let (_, page) =
-        include_str!("../../../docs/zuul-fingergw.8").split_once(".Sh ZUUL.CONF").unwrap();
-    let (page, _) = page.split_once("\n.Sh ").unwrap();
-    let (mut documented, mut section) = (Vec::new(), "");
+        include_str!("../../../docs/zuul-fingergw.8").split_once("\n.SH ZUUL.CONF\n").unwrap();
+    let (page, _) = page.split_once("\n.SH ").unwrap();
+    let mut documented = Vec::new();
+    let mut section = "";
+    let mut previous = "";
     for line in page.lines() {
-        if let Some(name) = line.strip_prefix(".Ss ") {
+        if let Some(name) = line.strip_prefix(".SS ") {
             section = name.trim_matches(['[', ']']);
-        } else if let Some(options) = line.strip_prefix(".It Ic ") {
-            documented.extend(options.split(" , ").map(|option| (section, option)));
+        } else if previous == ".TP" {
+            let (_, options) = line.split_once(' ').expect("a macro and the options");
+            documented.extend(options.split(" \", \" ").map(|option| (section, option)));
         }
+        previous = line;
     }
     // Not read without the feature.
     documented.retain(|(section, option)| {

@@ -22,7 +22,7 @@ use super::limits::{AddressPermit, Limiter, Permit};
 use super::protocol::reply::{Reply, ReplyError};
 use super::routing::access;
 use super::session;
-use super::session::Caller;
+use super::session::ClientInfo;
 use super::transport::connection::Connection;
 use super::transport::socket::Socket;
 use crate::os::heap::Open;
@@ -99,7 +99,7 @@ impl Listener {
         let cx = Arc::clone(&self.cx.borrow());
         let index = usize::from(self.index);
         let is_tls = cx.acceptors[index].is_some();
-        let is_proxy = access::contain(&cx.listeners[index].proxy_protocol, peer.ip());
+        let is_proxy = access::any_contains(&cx.listeners[index].proxy_protocol, peer.ip());
         // A proxy's connection counts for no address until its PROXY header names the client.
         let address_permit = if is_proxy {
             Some(AddressPermit::uncounted())
@@ -123,15 +123,15 @@ impl Listener {
         };
         let pending = cx.limiter.pending_connection();
         let number = pending.number();
-        let caller = Caller {
+        let client = ClientInfo {
             peer,
-            of_address: Some(address_permit),
+            address_permit: Some(address_permit),
             is_proxy,
             index: self.index,
             logged: true,
-            waiting: Some(pending),
+            pending: Some(pending),
         };
-        let session = session_task(stream, caller, Arc::clone(&cx), guards);
+        let session = session_task(stream, client, Arc::clone(&cx), guards);
         let task = self.sessions.spawn(session).abort_handle();
         cx.limiter.make_evictable(number, task, peer);
     }
@@ -171,14 +171,14 @@ struct Guards {
 #[expect(clippy::manual_async_fn, reason = "the comment above")]
 fn session_task(
     stream: TcpStream,
-    mut caller: Caller,
+    mut client: ClientInfo,
     cx: Arc<Context>,
     guards: Guards,
 ) -> impl Future<Output = ()> + Send {
     async move {
         let _panic_report = PanicReport { limiter: &cx.limiter, peer: guards.peer };
-        let outcome = session::run(stream, &mut caller, &cx).await;
-        caller.stop_waiting().await;
+        let outcome = session::run(stream, &mut client, &cx).await;
+        client.leave_pending().await;
         cx.metrics.connection_closed(outcome.label());
         drop(guards);
     }

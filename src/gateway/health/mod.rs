@@ -1,231 +1,248 @@
-//! What became of asking the gateways of other zones: those that failed are avoided for a while.
+//! Passive health of gateways of other zones: failed ones are tried after the others for a while.
 //!
-//! A gateway is known by host and port, as in the registry, and forgotten when it leaves that. The
-//! first failure puts it behind the others for about a second, each further one for twice as long,
-//! up to a minute; a log from it clears that. Failures while it is avoided anyway, of requests that
-//! came together, count as one. An executor is not remembered: nobody else has its log.
+//! A gateway is identified by the host and port of its registration, and forgotten when it is no
+//! longer registered. After its first failure it backs off for about a second, after each further
+//! one for twice as long, up to a minute; a log from it ends that. Failures during the back-off
+//! count once, because they come from requests that were sent together. The health of executors is
+//! not recorded: no other hop has their logs.
 
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::model::build_id::BuildId;
 use crate::model::component::Gateway;
 use crate::model::hop::Hop;
 
-/// How long a gateway is avoided after its first failure, and at most; give or take a quarter, so
-/// that many gateways do not come back to one in the same moment.
-const AVOID_MIN: Duration = Duration::from_secs(1);
-const AVOID_MAX: Duration = Duration::from_secs(60);
+/// The first and the longest back-off. A random quarter is added or taken away, so that many
+/// gateways do not retry one at the same time.
+const BACK_OFF_MIN: Duration = Duration::from_secs(1);
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
-/// Gateways remembered. Beyond this the one asked longest ago is forgotten.
-const GATEWAYS: usize = 1024;
+/// Gateways with a record. If there are more, the one that was tried longest ago is forgotten.
+const MAX_RECORDS: usize = 1024;
 
-/// Attempts remembered, of those that failed and of those that brought a log.
-const ATTEMPTS: usize = 256;
+/// Recorded attempts: as many failed ones, and as many successful ones.
+const MAX_ATTEMPTS: usize = 256;
 
-/// The most of a reason that is remembered, in characters.
-const REASON: usize = 200;
+/// The longest recorded reason, in characters.
+const MAX_REASON: usize = 200;
 
-/// For how long nothing is said again of a gateway, though it brought a log meanwhile: an address that
-/// leads to several servers, not all of them right, is not to make a line for each request.
-const RETOLD: Duration = Duration::from_secs(600);
+/// The minimum interval between two warnings of one kind about a gateway, even if it has sent a log
+/// in between: an address that is balanced over right and wrong servers must not cause a log line
+/// for each request.
+const WARNING_INTERVAL: Duration = Duration::from_secs(600);
 
-/// What kind of failure it was, as far as it matters here.
+/// What a failure says about the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FailureKind {
-    /// Requests come back.
+    /// Requests to it go in a loop, so it must not be tried while it backs off.
     Loop,
     Other,
 }
 
-/// What is remembered of one gateway.
-struct Record {
-    hostname: String,
-    port: u16,
-    /// In a row. None: it brought a log when last asked.
-    failures: u32,
-    /// Why it failed last.
-    reason: String,
-    /// Avoided until then.
-    until: Instant,
-    /// It seems to lead back to us, so it is not asked at all while it is avoided.
-    leads_back: bool,
-    /// What has been said of its wiring, and when.
-    told: Vec<(&'static str, Instant)>,
+/// A registered address that leads elsewhere than to the gateway that is registered with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Misrouting {
+    /// To this gateway, or to one that sends requests on.
+    Loop,
+    /// To a gateway of another zone.
+    WrongZone,
 }
 
-impl Record {
-    fn new(gateway: &Gateway, now: Instant) -> Self {
-        Self {
-            hostname: gateway.hostname.clone(),
-            port: gateway.port,
-            failures: 0,
-            reason: String::new(),
-            until: now,
-            leads_back: false,
-            told: Vec::new(),
+impl Misrouting {
+    /// The value of the metric label `kind`.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Loop => "loop",
+            Self::WrongZone => "wrong_zone",
         }
     }
-
-    fn is_of(&self, gateway: &Gateway) -> bool {
-        self.port == gateway.port && self.hostname == gateway.hostname
-    }
 }
 
-/// How a gateway stands.
+/// The health of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Not asked since it is in the registry.
-    NeverTried,
-    /// Brought a log when last asked.
-    Good,
-    /// Failed, and is to be tried again.
-    Due { failures: u32, reason: String },
-    /// Failed, and comes behind the others for as long as this.
-    Avoided { remaining: Duration, failures: u32, reason: String, leads_back: bool },
+pub(crate) enum Health {
+    /// Not tried since it was registered.
+    Untried,
+    /// It has sent a log when it was last tried.
+    Healthy,
+    /// It has failed, and the back-off is over.
+    RetryDue(Failures),
+    /// It is tried after the others, or not at all if requests to it go in a loop.
+    BackingOff { remaining: Duration, is_loop: bool, failures: Failures },
 }
 
-impl Standing {
-    pub(crate) fn is_avoided(&self) -> bool {
-        matches!(self, Self::Avoided { .. })
-    }
+/// The failures of a gateway since its last success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failures {
+    pub(crate) count: u32,
+    pub(crate) last_reason: String,
 }
 
-/// One hop that was asked.
+/// A candidate hop, in the order in which hops are tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RankedHop {
+    pub(crate) hop: Hop,
+    pub(crate) rank: Rank,
+}
+
+/// When a hop is tried, the first ones first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rank {
+    /// A gateway that does not back off.
+    Available,
+    /// A gateway that backs off.
+    BackingOff,
+    Executor,
+    /// Not tried: requests to it go in a loop.
+    Loop,
+}
+
+/// An attempt to get a log from a hop.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
-    pub(crate) at: SystemTime,
+    pub(crate) at: Instant,
     pub(crate) build: BuildId,
     pub(crate) hop: Hop,
-    /// What came of it; `None`: a log.
+    /// `None` if the hop has sent a log.
     pub(crate) failure: Option<String>,
 }
 
-/// Which gateways to avoid, and the last attempts. Live for all sessions; locked for moments.
+/// The health of all gateways that have been tried, and the last attempts. Shared by all sessions,
+/// which lock it for short times.
 #[derive(Default)]
-pub(crate) struct Memory(Mutex<Known>);
+pub(crate) struct GatewayHealth(Mutex<State>);
 
 #[derive(Default)]
-struct Known {
-    records: Vec<Record>,
-    /// The registry's gateways when records were last held against them.
+struct State {
+    /// The one that was tried longest ago is the first.
+    records: Vec<GatewayRecord>,
+    /// The registered gateways when others were last forgotten.
     registered: Option<Arc<[Gateway]>>,
     failed: VecDeque<Attempt>,
-    answered: VecDeque<Attempt>,
+    succeeded: VecDeque<Attempt>,
 }
 
-impl Memory {
-    /// How `gateway` stands.
-    pub(crate) fn standing(&self, gateway: &Gateway) -> Standing {
-        self.lock().standing(gateway, Instant::now())
+/// The record of one gateway.
+struct GatewayRecord {
+    hostname: String,
+    port: u16,
+    failures: Option<Failures>,
+    /// When the back-off ends.
+    retry_at: Instant,
+    /// The back-off began with a [`FailureKind::Loop`].
+    is_loop: bool,
+    /// The warnings that have been logged, and when.
+    warned: Vec<(Misrouting, Instant)>,
+}
+
+impl GatewayHealth {
+    pub(crate) fn health(&self, gateway: &Gateway, now: Instant) -> Health {
+        self.lock().health(gateway, now)
     }
 
-    /// `hops` in the order to try them, and whether each is avoided: gateways, those that are avoided
-    /// behind the good ones, the executor, and behind it those that are not asked: they lead back to
-    /// us. `registered` are all there are: others are forgotten.
-    pub(crate) fn order(&self, hops: &[Hop], registered: Arc<[Gateway]>) -> Vec<(Hop, bool)> {
-        let now = Instant::now();
-        let mut known = self.lock();
-        known.hold_against(registered);
-        let mut ranked: Vec<_> = hops
-            .iter()
-            .map(|hop| {
-                let rank = match hop {
-                    Hop::Executor(_) => 2,
-                    Hop::Gateway(gateway) => match known.standing(gateway, now) {
-                        Standing::Avoided { leads_back: true, .. } => 3,
-                        Standing::Avoided { .. } => 1,
-                        _ => 0,
-                    },
-                };
-                (rank, hop.clone())
-            })
-            .collect();
-        // Stable: among equals it stays as it was drawn.
-        ranked.sort_by_key(|(rank, _)| *rank);
-        ranked.into_iter().map(|(rank, hop)| (hop, matches!(rank, 1 | 3))).collect()
+    /// Sorts `hops` by rank; hops of the same rank keep their order. Forgets all gateways except the
+    /// `registered` ones.
+    pub(crate) fn rank(
+        &self,
+        hops: Vec<Hop>,
+        registered: Arc<[Gateway]>,
+        now: Instant,
+    ) -> Vec<RankedHop> {
+        let mut state = self.lock();
+        state.retain_registered(registered);
+        let ranked = hops.into_iter().map(|hop| RankedHop { rank: state.rank(&hop, now), hop });
+        let mut ranked: Vec<_> = ranked.collect();
+        ranked.sort_by_key(|ranked| ranked.rank);
+        ranked
     }
 
-    /// Notes that `hop` brought the log of `build`.
-    pub(crate) fn answered(&self, build: &BuildId, hop: &Hop) {
-        let attempt = Attempt::new(build, hop, None);
-        let now = Instant::now();
-        let mut known = self.lock();
-        push(&mut known.answered, attempt);
-        if let Hop::Gateway(gateway) = hop {
-            let record = known.record(gateway, now);
-            // What leads back to us brings the log that one of us had elsewhere.
-            if !(record.leads_back && record.until > now) {
-                let mut told = std::mem::take(&mut record.told);
-                told.retain(|(_, at)| now.saturating_duration_since(*at) < RETOLD);
-                *record = Record { told, ..Record::new(gateway, now) };
-            }
+    /// Records that `hop` has sent the log of `build`.
+    pub(crate) fn record_success(&self, build: &BuildId, hop: &Hop, now: Instant) {
+        let mut state = self.lock();
+        let attempt = Attempt { at: now, build: build.clone(), hop: hop.clone(), failure: None };
+        push(&mut state.succeeded, attempt);
+        let Hop::Gateway(gateway) = hop else { return };
+        let record = state.record(gateway, now);
+        // Another gateway of a loop may have got the log elsewhere.
+        if record.is_loop && record.retry_at > now {
+            return;
         }
+        record.failures = None;
+        record.retry_at = now;
+        record.is_loop = false;
+        record.warned.retain(|(_, at)| now.saturating_duration_since(*at) < WARNING_INTERVAL);
     }
 
-    /// Notes that `hop` did not bring the log of `build`, and why.
-    pub(crate) fn failed(
+    /// Records that `hop` has not sent the log of `build`.
+    pub(crate) fn record_failure(
         &self,
         build: &BuildId,
         hop: &Hop,
         reason: &dyn Display,
         kind: FailureKind,
+        now: Instant,
     ) {
-        let reason = bounded(&reason.to_string());
-        let attempt = Attempt::new(build, hop, Some(reason.clone()));
-        let now = Instant::now();
-        let mut known = self.lock();
-        push(&mut known.failed, attempt);
+        let reason = printable(&reason.to_string());
+        let failure = Some(reason.clone());
+        let mut state = self.lock();
+        let attempt = Attempt { at: now, build: build.clone(), hop: hop.clone(), failure };
+        push(&mut state.failed, attempt);
         let Hop::Gateway(gateway) = hop else { return };
-        let record = known.record(gateway, now);
-        let fresh = record.until <= now;
-        let leads_back = kind == FailureKind::Loop;
-        // In a circle the others fail of the one that found it: that is not why.
-        if fresh || leads_back || !record.leads_back {
-            record.reason = reason;
-        }
-        record.leads_back = leads_back || record.leads_back && !fresh;
-        if fresh {
-            record.failures = record.failures.saturating_add(1);
-            record.until = now + delay(record.failures);
+        let record = state.record(gateway, now);
+        let backs_off = record.retry_at > now;
+        let is_loop = kind == FailureKind::Loop;
+        let count = record.failures.as_ref().map_or(0, |failures| failures.count);
+        if !backs_off {
+            let count = count.saturating_add(1);
+            record.failures = Some(Failures { count, last_reason: reason });
+            record.retry_at = now + back_off(count);
+            record.is_loop = is_loop;
+        } else if is_loop || !record.is_loop {
+            // Requests that were sent together also fail because of the loop: its reason stays.
+            record.failures = Some(Failures { count, last_reason: reason });
+            record.is_loop |= is_loop;
         }
     }
 
-    /// Whether `kind` of mistake in the wiring has not been said of `gateway` yet. From now on it
-    /// has, until a log comes from it, a while later.
-    pub(crate) fn is_news(&self, gateway: &Gateway, kind: &'static str) -> bool {
-        let now = Instant::now();
-        let mut known = self.lock();
-        let told = &mut known.record(gateway, now).told;
-        let news = told.iter().all(|(before, _)| *before != kind);
-        if news {
-            told.push((kind, now));
+    /// Returns whether a warning about `misrouting` of `gateway` should be logged: once, until the
+    /// gateway sends a log at least [`WARNING_INTERVAL`] later.
+    pub(crate) fn should_warn(
+        &self,
+        gateway: &Gateway,
+        misrouting: Misrouting,
+        now: Instant,
+    ) -> bool {
+        let mut state = self.lock();
+        let warned = &mut state.record(gateway, now).warned;
+        if warned.iter().any(|(before, _)| *before == misrouting) {
+            return false;
         }
-        news
+        warned.push((misrouting, now));
+        true
     }
 
-    /// The last attempts at `build` and at `hops`, the oldest first.
-    pub(crate) fn recent(&self, build: &BuildId, hops: &[Hop]) -> Vec<Attempt> {
-        let known = self.lock();
-        let all = known.failed.iter().chain(&known.answered);
+    /// Returns the last attempts at `build` and at `hops`, the oldest first.
+    pub(crate) fn recent_attempts(&self, build: &BuildId, hops: &[Hop]) -> Vec<Attempt> {
+        let state = self.lock();
         let concerns = |attempt: &&Attempt| attempt.build == *build || hops.contains(&attempt.hop);
+        let all = state.failed.iter().chain(&state.succeeded);
         let mut recent: Vec<_> = all.filter(concerns).cloned().collect();
-        drop(known);
+        drop(state);
         recent.sort_by_key(|attempt| attempt.at);
         recent
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Whole between any two statements.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Known {
-    /// Forgets the gateways that are not `registered`.
-    fn hold_against(&mut self, registered: Arc<[Gateway]>) {
+impl State {
+    fn retain_registered(&mut self, registered: Arc<[Gateway]>) {
         if self.registered.as_ref().is_some_and(|before| Arc::ptr_eq(before, &registered)) {
             return;
         }
@@ -233,65 +250,83 @@ impl Known {
         self.registered = Some(registered);
     }
 
-    fn standing(&self, gateway: &Gateway, now: Instant) -> Standing {
+    fn health(&self, gateway: &Gateway, now: Instant) -> Health {
         let Some(record) = self.records.iter().find(|record| record.is_of(gateway)) else {
-            return Standing::NeverTried;
+            return Health::Untried;
         };
-        let Record { failures, ref reason, until, leads_back, .. } = *record;
-        match until.saturating_duration_since(now) {
-            _ if failures == 0 => Standing::Good,
-            Duration::ZERO => Standing::Due { failures, reason: reason.clone() },
-            remaining => {
-                Standing::Avoided { remaining, failures, reason: reason.clone(), leads_back }
-            }
+        let Some(failures) = record.failures.clone() else { return Health::Healthy };
+        let remaining = record.retry_at.saturating_duration_since(now);
+        if remaining.is_zero() {
+            return Health::RetryDue(failures);
+        }
+        Health::BackingOff { remaining, is_loop: record.is_loop, failures }
+    }
+
+    fn rank(&self, hop: &Hop, now: Instant) -> Rank {
+        let Hop::Gateway(gateway) = hop else { return Rank::Executor };
+        match self.health(gateway, now) {
+            Health::BackingOff { is_loop: true, .. } => Rank::Loop,
+            Health::BackingOff { .. } => Rank::BackingOff,
+            _ => Rank::Available,
         }
     }
 
-    /// The record of `gateway`, the last one asked from now on.
-    fn record(&mut self, gateway: &Gateway, now: Instant) -> &mut Record {
+    /// Returns the record of `gateway`, a new one if necessary, and moves it to the end.
+    fn record(&mut self, gateway: &Gateway, now: Instant) -> &mut GatewayRecord {
         let record = match self.records.iter().position(|record| record.is_of(gateway)) {
             Some(index) => self.records.remove(index),
             None => {
-                if self.records.len() >= GATEWAYS {
+                if self.records.len() >= MAX_RECORDS {
                     self.records.remove(0);
                 }
-                Record::new(gateway, now)
+                GatewayRecord {
+                    hostname: gateway.hostname.clone(),
+                    port: gateway.port,
+                    failures: None,
+                    retry_at: now,
+                    is_loop: false,
+                    warned: Vec::new(),
+                }
             }
         };
         self.records.push(record);
-        self.records.last_mut().expect("just pushed")
+        self.records.last_mut().expect("a record has just been pushed")
     }
 }
 
-impl Attempt {
-    fn new(build: &BuildId, hop: &Hop, failure: Option<String>) -> Self {
-        Self { at: SystemTime::now(), build: build.clone(), hop: hop.clone(), failure }
+impl GatewayRecord {
+    fn is_of(&self, gateway: &Gateway) -> bool {
+        self.port == gateway.port && self.hostname == gateway.hostname
     }
 }
 
-/// Printable and not too long: in it may be what a peer has sent.
-fn bounded(reason: &str) -> String {
-    reason.chars().filter(|char| !char.is_control()).take(REASON).collect()
+/// Returns `reason` without control characters and not too long: it may contain what a peer has sent.
+fn printable(reason: &str) -> String {
+    reason.chars().filter(|char| !char.is_control()).take(MAX_REASON).collect()
 }
 
 fn push(attempts: &mut VecDeque<Attempt>, attempt: Attempt) {
-    if attempts.len() >= ATTEMPTS {
+    if attempts.len() >= MAX_ATTEMPTS {
         attempts.pop_front();
     }
     attempts.push_back(attempt);
 }
 
-/// How long to avoid a gateway that has failed so often in a row.
-fn delay(failures: u32) -> Duration {
-    let doubled = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-    let delay = AVOID_MIN.saturating_mul(doubled).min(AVOID_MAX);
-    delay.mul_f64(0.75 + 0.5 * fastrand::f64())
+/// Returns the back-off after this many consecutive failures.
+fn back_off(failures: u32) -> Duration {
+    let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+    let back_off = BACK_OFF_MIN.saturating_mul(factor).min(BACK_OFF_MAX);
+    back_off.mul_f64(0.75 + 0.5 * fastrand::f64())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Rank::{Available, BackingOff};
     use super::*;
     use crate::model::build_request::Executor;
+
+    /// Longer than any back-off.
+    const LATER: Duration = Duration::from_secs(90);
 
     fn gateway(port: u16) -> Gateway {
         Gateway { hostname: "gw".to_owned(), port, zone: Some("west".to_owned()), tls: false }
@@ -306,124 +341,151 @@ mod tests {
     }
 
     fn build() -> BuildId {
-        BuildId::new("ab").expect("a build id")
+        BuildId::new("ab").expect("a build ID")
     }
 
-    fn ports(memory: &Memory, hops: &[Hop], registered: &[u16]) -> Vec<(u16, bool)> {
-        let registered: Vec<_> = registered.iter().copied().map(gateway).collect();
-        let ordered = memory.order(hops, registered.into());
-        ordered.iter().map(|(hop, avoided)| (hop.address().1, *avoided)).collect()
+    fn fail(health: &GatewayHealth, port: u16, reason: &str, kind: FailureKind, now: Instant) {
+        health.record_failure(&build(), &hop(port), &reason, kind, now);
+    }
+
+    fn failures(count: u32, reason: &str) -> Failures {
+        Failures { count, last_reason: reason.to_owned() }
     }
 
     #[test]
-    fn delays_grow_up_to_a_bound_and_are_jittered() {
-        fastrand::seed(1);
+    fn back_off_doubles_up_to_a_minute_with_jitter() {
         let mut distinct = std::collections::BTreeSet::new();
         for (failures, seconds) in [(1, 1.0), (2, 2.0), (3, 4.0), (6, 32.0), (7, 60.0), (99, 60.0)]
         {
             for _ in 0..50 {
-                let delay = delay(failures);
+                let back_off = back_off(failures);
                 let range = seconds * 0.75..=seconds * 1.25;
-                assert!(range.contains(&delay.as_secs_f64()), "{failures}: {delay:?}");
-                distinct.insert(delay);
+                assert!(range.contains(&back_off.as_secs_f64()), "{failures}: {back_off:?}");
+                distinct.insert(back_off);
             }
         }
         assert!(distinct.len() > 100, "no jitter");
     }
 
     #[test]
-    fn failed_ones_come_behind_the_good_and_before_the_executor() {
-        let memory = Memory::default();
-        let hops = [hop(1), hop(2), hop(3), executor()];
-        let registered = [1, 2, 3];
-        let order = |memory: &Memory| ports(memory, &hops, &registered);
-        assert_eq!(order(&memory), [(1, false), (2, false), (3, false), (7900, false)]);
-        memory.failed(&build(), &hops[0], &"refused", FailureKind::Other);
-        assert_eq!(order(&memory), [(2, false), (3, false), (1, true), (7900, false)]);
-        memory.failed(&build(), &hops[1], &"leads back", FailureKind::Loop);
-        assert_eq!(order(&memory), [(3, false), (1, true), (7900, false), (2, true)]);
-        memory.answered(&build(), &hops[0]);
-        memory.answered(&build(), &hops[1]);
-        assert_eq!(order(&memory), [(1, false), (3, false), (7900, false), (2, true)]);
-        memory.failed(&build(), &executor(), &"refused", FailureKind::Other);
-        assert_eq!(order(&memory).len(), 4);
+    fn gateways_that_back_off_rank_after_the_others_and_before_the_executor() {
+        let health = GatewayHealth::default();
+        let registered: Arc<[Gateway]> = [1, 2, 3].map(gateway).into();
+        let now = Instant::now();
+        let ranked = |now| {
+            let hops = vec![hop(1), hop(2), hop(3), executor()];
+            let ranked = health.rank(hops, Arc::clone(&registered), now);
+            ranked.iter().map(|ranked| (ranked.hop.address().1, ranked.rank)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            ranked(now),
+            [(1, Available), (2, Available), (3, Available), (7900, Rank::Executor)]
+        );
+        fail(&health, 1, "refused", FailureKind::Other, now);
+        assert_eq!(
+            ranked(now),
+            [(2, Available), (3, Available), (1, BackingOff), (7900, Rank::Executor)]
+        );
+        fail(&health, 2, "loop", FailureKind::Loop, now);
+        assert_eq!(
+            ranked(now),
+            [(3, Available), (1, BackingOff), (7900, Rank::Executor), (2, Rank::Loop)]
+        );
+        health.record_success(&build(), &hop(1), now);
+        health.record_success(&build(), &hop(2), now);
+        assert_eq!(
+            ranked(now),
+            [(1, Available), (3, Available), (7900, Rank::Executor), (2, Rank::Loop)]
+        );
+        assert!(ranked(now + LATER).iter().all(|(_, rank)| *rank <= Rank::Executor));
+        health.record_failure(&build(), &executor(), &"refused", FailureKind::Other, now);
+        assert_eq!(ranked(now).len(), 4);
     }
 
     #[test]
-    fn failures_that_come_together_count_once() {
-        let memory = Memory::default();
-        assert_eq!(memory.standing(&gateway(1)), Standing::NeverTried);
+    fn failures_during_a_back_off_count_once() {
+        let health = GatewayHealth::default();
+        let now = Instant::now();
+        assert_eq!(health.health(&gateway(1), now), Health::Untried);
         for _ in 0..100 {
-            memory.failed(&build(), &hop(1), &"refused", FailureKind::Other);
+            fail(&health, 1, "refused", FailureKind::Other, now);
         }
-        match memory.standing(&gateway(1)) {
-            Standing::Avoided { remaining, failures: 1, reason, leads_back: false } => {
-                assert!(remaining < AVOID_MAX / 10 && reason == "refused");
+        match health.health(&gateway(1), now) {
+            Health::BackingOff { remaining, is_loop: false, failures: actual } => {
+                assert!(remaining < 2 * BACK_OFF_MIN, "{remaining:?}");
+                assert_eq!(actual, failures(1, "refused"));
             }
-            standing => panic!("{standing:?}"),
+            health => panic!("{health:?}"),
         }
-        memory.lock().records[0].until = Instant::now();
-        let due = Standing::Due { failures: 1, reason: "refused".to_owned() };
-        assert_eq!(memory.standing(&gateway(1)), due);
-        memory.failed(&build(), &hop(1), &"again", FailureKind::Other);
-        assert!(matches!(memory.standing(&gateway(1)), Standing::Avoided { failures: 2, .. }));
-        memory.answered(&build(), &hop(1));
-        assert_eq!(memory.standing(&gateway(1)), Standing::Good);
+        let now = now + LATER;
+        let due = Health::RetryDue(failures(1, "refused"));
+        assert_eq!(health.health(&gateway(1), now), due);
+        fail(&health, 1, "again", FailureKind::Other, now);
+        let Health::BackingOff { failures: actual, .. } = health.health(&gateway(1), now) else {
+            panic!("no back-off");
+        };
+        assert_eq!(actual, failures(2, "again"));
+        health.record_success(&build(), &hop(1), now);
+        assert_eq!(health.health(&gateway(1), now), Health::Healthy);
     }
 
     #[test]
-    fn who_leaves_the_registry_is_forgotten() {
-        let memory = Memory::default();
-        memory.failed(&build(), &hop(1), &"refused", FailureKind::Other);
-        memory.failed(&build(), &hop(2), &"refused", FailureKind::Other);
-        ports(&memory, &[], &[2, 3]);
-        assert_eq!(memory.standing(&gateway(1)), Standing::NeverTried);
-        assert!(memory.standing(&gateway(2)).is_avoided());
+    fn a_gateway_that_is_no_longer_registered_is_forgotten() {
+        let health = GatewayHealth::default();
+        let now = Instant::now();
+        fail(&health, 1, "refused", FailureKind::Other, now);
+        fail(&health, 2, "refused", FailureKind::Other, now);
+        health.rank(Vec::new(), [2, 3].map(gateway).into(), now);
+        assert_eq!(health.health(&gateway(1), now), Health::Untried);
+        assert!(matches!(health.health(&gateway(2), now), Health::BackingOff { .. }));
     }
 
     #[test]
-    fn a_mistake_is_news_once_until_it_is_mended() {
-        let memory = Memory::default();
-        let told: Vec<_> = (0..3).map(|_| memory.is_news(&gateway(1), "zone")).collect();
-        assert_eq!(told, [true, false, false]);
-        assert!(memory.is_news(&gateway(2), "zone") && memory.is_news(&gateway(1), "circle"));
-        memory.answered(&build(), &hop(1));
-        assert!(!memory.is_news(&gateway(1), "circle"), "a moment ago");
-        for record in &mut memory.lock().records {
-            record.told.iter_mut().for_each(|(_, at)| *at -= RETOLD);
-        }
-        assert!(!memory.is_news(&gateway(1), "circle"), "not mended");
-        memory.answered(&build(), &hop(1));
-        assert!(memory.is_news(&gateway(1), "circle"));
+    fn a_misrouting_is_warned_about_once_until_it_is_fixed_later() {
+        let health = GatewayHealth::default();
+        let now = Instant::now();
+        let warns = |port, misrouting, now| health.should_warn(&gateway(port), misrouting, now);
+        assert!(warns(1, Misrouting::WrongZone, now));
+        assert!(!warns(1, Misrouting::WrongZone, now));
+        assert!(warns(2, Misrouting::WrongZone, now) && warns(1, Misrouting::Loop, now));
+        health.record_success(&build(), &hop(1), now);
+        assert!(!warns(1, Misrouting::Loop, now), "too early");
+        let now = now + WARNING_INTERVAL;
+        assert!(!warns(1, Misrouting::Loop, now), "not fixed");
+        health.record_success(&build(), &hop(1), now);
+        assert!(warns(1, Misrouting::Loop, now));
     }
 
     #[test]
-    fn what_led_back_may_fail_otherwise_later() {
-        let memory = Memory::default();
-        let failed = |reason: &str, kind| {
-            memory.failed(&build(), &hop(1), &reason, kind);
-            match memory.standing(&gateway(1)) {
-                Standing::Avoided { reason, leads_back, .. } => (reason, leads_back),
-                standing => panic!("{standing:?}"),
+    fn the_reason_of_a_loop_stays_until_the_back_off_is_over() {
+        let health = GatewayHealth::default();
+        let now = Instant::now();
+        let failed = |reason: &str, kind, now| {
+            fail(&health, 1, reason, kind, now);
+            match health.health(&gateway(1), now) {
+                Health::BackingOff { is_loop, failures, .. } => (failures.last_reason, is_loop),
+                health => panic!("{health:?}"),
             }
         };
-        assert_eq!(failed("silent", FailureKind::Other), ("silent".to_owned(), false));
-        assert_eq!(failed("circle", FailureKind::Loop), ("circle".to_owned(), true));
-        assert_eq!(failed("refused", FailureKind::Other), ("circle".to_owned(), true));
-        memory.lock().records[0].until = Instant::now();
-        assert_eq!(failed("refused", FailureKind::Other), ("refused".to_owned(), false));
+        assert_eq!(failed("silent", FailureKind::Other, now), ("silent".to_owned(), false));
+        assert_eq!(failed("loop", FailureKind::Loop, now), ("loop".to_owned(), true));
+        assert_eq!(failed("refused", FailureKind::Other, now), ("loop".to_owned(), true));
+        let refused = failed("refused", FailureKind::Other, now + LATER);
+        assert_eq!(refused, ("refused".to_owned(), false));
     }
 
     #[test]
-    fn memory_is_bounded() {
-        let memory = Memory::default();
+    fn records_and_attempts_are_bounded() {
+        let health = GatewayHealth::default();
+        let now = Instant::now();
         for port in 0..3000 {
-            memory.failed(&build(), &hop(port), &"x".repeat(5000), FailureKind::Other);
-            memory.answered(&build(), &executor());
+            fail(&health, port, &"x".repeat(5000), FailureKind::Other, now);
+            health.record_success(&build(), &executor(), now);
         }
-        let known = memory.lock();
-        assert_eq!(known.records.len(), GATEWAYS);
-        assert_eq!((known.failed.len(), known.answered.len()), (ATTEMPTS, ATTEMPTS));
-        assert!(known.failed.iter().all(|attempt| attempt.failure.as_ref().unwrap().len() < 300));
+        let state = health.lock();
+        assert_eq!(state.records.len(), MAX_RECORDS);
+        assert_eq!((state.failed.len(), state.succeeded.len()), (MAX_ATTEMPTS, MAX_ATTEMPTS));
+        let longest = state.failed.iter().filter_map(|attempt| attempt.failure.as_ref());
+        assert_eq!(longest.map(String::len).max(), Some(MAX_REASON));
     }
 }

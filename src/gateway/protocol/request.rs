@@ -180,11 +180,8 @@ fn read_parameters(parameters: &str, request: &mut Request) -> Option<()> {
                     return None;
                 }
             }
-            "hops" => {
-                if hops.replace(value.parse().ok()?).is_some() {
-                    return None;
-                }
-            }
+            "hops" if hops.is_some() => return None,
+            "hops" => hops = Some(value.parse().ok()?),
             _ => {}
         }
     }

@@ -45,7 +45,7 @@ impl fmt::Display for Denial {
 }
 
 /// Whether `networks` have `address`. IPv4 is the same however the socket says it.
-pub(crate) fn contain(networks: &[IpNet], address: IpAddr) -> bool {
+pub(crate) fn any_contains(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))
 }
@@ -64,7 +64,7 @@ fn is_named(pattern: &str, name: &str) -> bool {
 
 impl Rule {
     fn has_address(&self, address: IpAddr) -> bool {
-        self.networks.as_ref().is_none_or(|networks| contain(networks, address))
+        self.networks.as_ref().is_none_or(|networks| any_contains(networks, address))
     }
 
     fn has_client(&self, names: &[String]) -> bool {

@@ -2,13 +2,13 @@
 //! for it now and in which order, their health, and the recent attempts at them.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::Resolver;
-use crate::gateway::health::{Attempt, Memory, Standing};
+use super::Router;
+use crate::gateway::health::{Attempt, GatewayHealth, Health};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
 use crate::model::hop::{Hop, HopAddress};
@@ -91,17 +91,13 @@ pub(crate) struct AttemptReport {
 }
 
 impl RouteReport {
-    /// Explains how `resolver` routes a request for `build`, within the deadline of lookups.
-    pub(crate) async fn new(
-        build: &BuildId,
-        resolver: &Resolver,
-        lookup_timeout: Duration,
-    ) -> Self {
+    /// Explains how `router` routes a request for `build`, within the deadline of lookups.
+    pub(crate) async fn new(build: &BuildId, router: &Router, lookup_timeout: Duration) -> Self {
         let lookup = async {
-            let found = resolver.find(build).await?;
+            let found = router.find_build(build).await?;
             let hops = match &found {
                 Some(Build { location: BuildLocation::Executor(executor), .. }) => {
-                    resolver.hops(executor.clone()).await
+                    router.candidates(executor.clone()).await
                 }
                 _ => Vec::new(),
             };
@@ -122,7 +118,7 @@ impl RouteReport {
             Ok((Some(BuildLocation::Queued), _)) => BuildState::Queued,
             Ok((None, _)) => BuildState::Unknown,
             Err(LookupError::Unavailable(reason)) => {
-                let cause = resolver.registry_trouble().map(|cause| format!(": {cause}"));
+                let cause = router.registry_outage().map(|cause| format!(": {cause}"));
                 let cause = cause.unwrap_or_default();
                 error = Some(format!("ZooKeeper cannot be reached: {reason}{cause}"));
                 BuildState::Error
@@ -132,26 +128,27 @@ impl RouteReport {
                 BuildState::Error
             }
         };
-        let health = resolver.memory();
-        let ordered = resolver.order(&candidates);
-        let hops: Vec<Hop> = ordered.into_iter().map(|(hop, _)| hop).collect();
+        let health = router.health();
+        let ranked = router.rank(candidates);
+        let hops: Vec<Hop> = ranked.into_iter().map(|ranked| ranked.hop).collect();
+        let now = Instant::now();
         Self {
             state,
             build: build.to_string(),
             error,
             executor_zone: executor.as_ref().and_then(|executor| executor.zone.clone()),
             executor: executor.map(|executor| HopAddress::from(&Hop::Executor(executor))),
-            own_zone: resolver.zone().map(str::to_owned),
-            gateway: resolver.own(),
-            hops: hops.iter().map(|hop| HopReport::new(hop, health)).collect(),
-            zones_with_gateways: resolver.zones_with_gateways(),
-            attempts: AttemptReport::merge(health.recent(build, &hops)),
+            own_zone: router.zone().map(str::to_owned),
+            gateway: router.describe_self(),
+            hops: hops.iter().map(|hop| HopReport::new(hop, health, now)).collect(),
+            zones_with_gateways: router.zones_with_gateways(),
+            attempts: AttemptReport::merge(health.recent_attempts(build, &hops), now),
         }
     }
 }
 
 impl HopReport {
-    pub(crate) fn new(hop: &Hop, health: &Memory) -> Self {
+    pub(crate) fn new(hop: &Hop, health: &GatewayHealth, now: Instant) -> Self {
         let mut report = Self {
             address: HopAddress::from(hop),
             state: None,
@@ -160,21 +157,21 @@ impl HopReport {
             last_failure: None,
         };
         let Hop::Gateway(gateway) = hop else { return report };
-        report.state = Some(match health.standing(gateway) {
-            Standing::NeverTried => HopState::Untried,
-            Standing::Good => HopState::Healthy,
-            Standing::Due { failures, reason } => {
-                report.failures = failures;
-                report.last_failure = Some(reason);
-                HopState::RetryDue
-            }
-            Standing::Avoided { remaining, failures, reason, leads_back } => {
-                report.failures = failures;
-                report.last_failure = Some(reason);
+        let (state, failures) = match health.health(gateway, now) {
+            Health::Untried => (HopState::Untried, None),
+            Health::Healthy => (HopState::Healthy, None),
+            Health::RetryDue(failures) => (HopState::RetryDue, Some(failures)),
+            Health::BackingOff { remaining, is_loop, failures } => {
                 report.retry_seconds = Some(round_to_tenths(remaining));
-                if leads_back { HopState::Loop } else { HopState::BackingOff }
+                let state = if is_loop { HopState::Loop } else { HopState::BackingOff };
+                (state, Some(failures))
             }
-        });
+        };
+        report.state = Some(state);
+        if let Some(failures) = failures {
+            report.failures = failures.count;
+            report.last_failure = Some(failures.last_reason);
+        }
         report
     }
 }
@@ -182,11 +179,10 @@ impl HopReport {
 impl AttemptReport {
     /// Merges attempts at the same build and hop with the same result, in the order of the last of
     /// each. `attempts` have the oldest first.
-    fn merge(attempts: Vec<Attempt>) -> Vec<Self> {
+    fn merge(attempts: Vec<Attempt>, now: Instant) -> Vec<Self> {
         let mut merged: Vec<Self> = Vec::new();
         for Attempt { at, build, hop, failure } in attempts {
-            // An error means that the clock was set back: 0 seconds ago.
-            let age = SystemTime::now().duration_since(at).unwrap_or_default();
+            let age = now.saturating_duration_since(at);
             let build = build.to_string();
             let address = HopAddress::from(&hop);
             let same = merged.iter().position(|other| {
@@ -220,17 +216,18 @@ mod tests {
             Hop::Executor(Executor { hostname: hostname.to_owned(), port: 1, zone: None })
         };
         let attempt = |hop: &str, failure: Option<&str>| Attempt {
-            at: SystemTime::now(),
+            at: Instant::now(),
             build: build.clone(),
             hop: executor(hop),
             failure: failure.map(str::to_owned),
         };
-        let merged = AttemptReport::merge(vec![
+        let attempts = vec![
             attempt("a", Some("refused")),
             attempt("b", None),
             attempt("a", Some("refused")),
             attempt("a", None),
-        ]);
+        ];
+        let merged = AttemptReport::merge(attempts, Instant::now());
         let merged: Vec<_> = merged
             .iter()
             .map(|report| (report.address.host.as_str(), report.failure.as_deref(), report.times))
@@ -240,7 +237,8 @@ mod tests {
 
     #[test]
     fn the_health_of_a_gateway_is_reported_and_that_of_an_executor_is_not() {
-        let health = Memory::default();
+        let health = GatewayHealth::default();
+        let now = Instant::now();
         let gateway = Gateway {
             hostname: "gw".to_owned(),
             port: 7979,
@@ -248,8 +246,9 @@ mod tests {
             tls: true,
         };
         let executor = Executor { hostname: "ze".to_owned(), port: 7900, zone: None };
-        let json =
-            |hop: Hop| serde_json::to_value(HopReport::new(&hop, &health)).expect("a JSON value");
+        let json = |hop: Hop| {
+            serde_json::to_value(HopReport::new(&hop, &health, now)).expect("a JSON value")
+        };
         assert_eq!(
             json(Hop::Gateway(gateway)),
             json!({"kind": "gateway", "host": "gw", "port": 7979, "zone": "west", "tls": true,

@@ -1,18 +1,19 @@
-//! Where to: from a build id to the hops worth trying, in order.
+//! Routing: from a build ID to the hops that may have its log, in the order in which they are tried.
 //!
 //! The rule is Zuul's (`zuul/lib/streamer_utils.py`): the zone of the executor that has the build
-//! decides. In our own zone, or with none, the executor is dialed; else a gateway of that zone,
-//! and the executor directly if there is none. Beyond upstream: only gateways that can be dialed
-//! count, and every one of them is tried before the executor is.
+//! decides. An executor of our own zone, or without a zone, is asked directly. For another zone a
+//! gateway of that zone is asked, and the executor if there is none. Unlike Zuul's gateway, this one
+//! only counts gateways that have a port, and tries all of them before the executor.
 
 pub(crate) mod access;
 pub(crate) mod explain;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use self::access::Access;
-use super::health::Memory;
+use super::health::{GatewayHealth, Rank, RankedHop};
 use super::protocol::reply::{Reply, ReplyError};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
@@ -21,114 +22,110 @@ use crate::model::hop::Hop;
 use crate::model::trace_parent::TraceParent;
 use crate::registry::{LookupError, Registry};
 
-/// Resolves builds as seen from one gateway.
-pub(crate) struct Resolver {
+/// Routes requests as seen from one gateway.
+pub(crate) struct Router {
     registry: Registry,
     own: OwnComponent,
-    memory: Arc<Memory>,
+    health: Arc<GatewayHealth>,
 }
 
-impl Resolver {
-    /// For the gateway that announces `own`.
+impl Router {
+    /// Returns the router of the gateway that is registered as `own`.
     pub(crate) fn new(registry: Registry, own: OwnComponent) -> Self {
-        Self { registry, own, memory: Arc::default() }
+        Self { registry, own, health: Arc::default() }
     }
 
-    /// Who we are, for people: host name, port and zone.
-    pub(crate) fn own(&self) -> String {
+    /// Returns host name, port and zone of this gateway, for log lines.
+    pub(crate) fn describe_self(&self) -> String {
         let OwnComponent { hostname, public_port, zone, .. } = &self.own;
         let port = public_port.map(|port| format!(":{port}")).unwrap_or_default();
         let zone = zone.as_deref().map(|zone| format!(" of zone {}", zone.escape_default()));
         format!("{}{port}{}", hostname.escape_default(), zone.unwrap_or_default())
     }
 
-    /// What became of asking gateways.
-    pub(crate) fn memory(&self) -> &Arc<Memory> {
-        &self.memory
+    /// Returns the health of the gateways that have been tried.
+    pub(crate) fn health(&self) -> &Arc<GatewayHealth> {
+        &self.health
     }
 
-    /// `hops` in the order to try them, and whether each is avoided.
-    pub(crate) fn order(&self, hops: &[Hop]) -> Vec<(Hop, bool)> {
-        self.memory.order(hops, self.registry.gateways())
+    /// Sorts `hops` by rank.
+    pub(crate) fn rank(&self, hops: Vec<Hop>) -> Vec<RankedHop> {
+        self.health.rank(hops, self.registry.gateways(), Instant::now())
     }
 
-    /// Where `build` runs. The caller sets the deadline.
-    pub(crate) async fn find(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
+    /// Looks up `build`. The caller sets the deadline.
+    pub(crate) async fn find_build(&self, build: &BuildId) -> Result<Option<Build>, LookupError> {
         self.registry.find_build(build).await
     }
 
-    /// The hops worth trying for a build of `executor`'s, which comes last. Waits until the gateways
-    /// are known where they matter; the caller sets the deadline.
-    pub(crate) async fn hops(&self, executor: Executor) -> Vec<Hop> {
-        if is_elsewhere(&executor, &self.own) {
+    /// Returns the candidate hops for a build of `executor`, which is the last one. Waits until the
+    /// gateways are known if the executor is in another zone; the caller sets the deadline.
+    pub(crate) async fn candidates(&self, executor: Executor) -> Vec<Hop> {
+        if is_in_other_zone(&executor, &self.own) {
             self.registry.wait_for_gateways().await;
         }
-        route(executor, &self.own, &self.registry.gateways())
+        candidates(executor, &self.own, &self.registry.gateways())
     }
 
-    /// Host name and port that this gateway is registered with.
+    /// Returns the host name and port with which this gateway is registered.
     pub(crate) fn own_address(&self) -> Option<(&str, u16)> {
         Some((&self.own.hostname, self.own.public_port?))
     }
 
-    /// Whether a gateway is registered with the address of `executor`, so that requests for its
-    /// builds may come back.
+    /// Returns whether a gateway is registered with the address of `executor`, so that requests for
+    /// its builds may come back.
     pub(crate) fn is_gateway(&self, executor: &Executor) -> bool {
         let Executor { hostname, port, .. } = executor;
         let gateways = self.registry.gateways();
         gateways.iter().any(|gateway| gateway.port == *port && gateway.hostname == *hostname)
     }
 
-    /// The zones that have a gateway that can be dialed, in alphabetical order.
+    /// Returns the zones that have a gateway with a port, in alphabetical order.
     pub(crate) fn zones_with_gateways(&self) -> BTreeSet<String> {
         self.registry.gateways().iter().filter_map(|gateway| gateway.zone.clone()).collect()
     }
 
-    /// Why ZooKeeper does not answer, as far as is known.
-    pub(crate) fn registry_trouble(&self) -> Option<String> {
-        self.registry.outage().map(|trouble| trouble.cause)
+    /// Returns why ZooKeeper does not answer, if that is known.
+    pub(crate) fn registry_outage(&self) -> Option<String> {
+        self.registry.outage().map(|outage| outage.cause)
     }
 
-    /// Our zone.
+    /// Returns the zone of this gateway.
     pub(crate) fn zone(&self) -> Option<&str> {
         self.own.zone.as_deref()
     }
 
-    /// The hops to try for `build`, at least one, and the trace it is part of; or what the client
-    /// is told instead, and why. Where there are rules, `access` is what they give to the client.
-    pub(crate) async fn resolve(
+    /// Returns the hops to try for `build`, at least one, and the trace that it belongs to. `access`
+    /// has the rules of the listener, if there are any.
+    ///
+    /// # Errors
+    /// There is no hop to try: the reply for the client, and the reason for the log.
+    pub(crate) async fn route(
         &self,
         build: &BuildId,
         access: Option<&Access<'_>>,
     ) -> Result<(Vec<Hop>, Option<Arc<TraceParent>>), (Reply, String)> {
         let found = match access {
-            None => self.find(build).await,
-            // Boxed: who has no rules is to pay nothing for those that have.
+            None => self.find_build(build).await,
+            // Boxed so that listeners without access rules do not pay for its size.
             Some(access) => Box::pin(self.find_allowed(build, access)).await?,
         };
         match found
             .map(|found| found.map(|Build { location, trace_parent, .. }| (location, trace_parent)))
         {
-            Ok(None) => Err((Reply::NotFound, "no queue knows it".to_owned())),
+            Ok(None) => Err((Reply::NotFound, "no queue has it".to_owned())),
             Ok(Some((BuildLocation::Queued, _))) => {
                 Err((Reply::NotStarted, "no executor yet".to_owned()))
             }
             Ok(Some((BuildLocation::Executor(executor), trace_parent))) => {
-                let mut hops = self.hops(executor).await;
-                // All gateways of a zone are equal; the executor behind them is the last resort.
+                let mut hops = self.candidates(executor).await;
+                // Gateways of the same rank are tried in random order.
                 let gateways = hops.len() - 1;
                 fastrand::shuffle(&mut hops[..gateways]);
                 if gateways > 0 {
-                    // Gateways after the executor lead back to this one and are not tried.
-                    let ranked = self.order(&hops).into_iter().map(|(hop, _)| hop);
-                    hops.clear();
-                    for hop in ranked {
-                        let is_executor = matches!(hop, Hop::Executor(_));
-                        hops.push(hop);
-                        if is_executor {
-                            break;
-                        }
-                    }
+                    let tried =
+                        self.rank(hops).into_iter().filter(|ranked| ranked.rank != Rank::Loop);
+                    hops = tried.map(|ranked| ranked.hop).collect();
                 }
                 Ok((hops, trace_parent))
             }
@@ -141,11 +138,11 @@ impl Resolver {
         }
     }
 
-    /// Finds `build`; an error if it is there but denied.
+    /// Looks up `build`; an error if the rules deny it.
     ///
-    /// A denial needs ZooKeeper's own answer, as "not found" does, and not that of a kept build:
-    /// while ZooKeeper does not answer, both are reported in the same way. The session hides how
-    /// long the look-ups took.
+    /// A denial needs an answer of ZooKeeper, as "not found" does, and not a cached build: while
+    /// ZooKeeper does not answer, both must get the same reply. The session hides how long the
+    /// lookups took.
     async fn find_allowed(
         &self,
         build: &BuildId,
@@ -166,26 +163,26 @@ impl Resolver {
     }
 }
 
-/// The gateways to try, then the executor.
-fn route(executor: Executor, own: &OwnComponent, gateways: &[Gateway]) -> Vec<Hop> {
-    // Most often the executor alone, for as long as its log is watched.
+/// Returns the gateways of the zone of `executor`, except this one, and then the executor.
+fn candidates(executor: Executor, own: &OwnComponent, gateways: &[Gateway]) -> Vec<Hop> {
+    // Usually the executor alone, and kept as long as the stream.
     let mut hops = Vec::with_capacity(1);
-    if is_elsewhere(&executor, own) {
+    if is_in_other_zone(&executor, own) {
         let there = gateways.iter().filter(|gateway| gateway.zone == executor.zone);
-        hops.extend(there.filter(|gateway| !leads_to(gateway, own)).cloned().map(Hop::Gateway));
+        hops.extend(there.filter(|gateway| !is_self(gateway, own)).cloned().map(Hop::Gateway));
     }
     hops.push(Hop::Executor(executor));
     hops
 }
 
-/// Whether `executor` is in a zone that is not ours, so that a gateway of that zone is asked.
-fn is_elsewhere(executor: &Executor, own: &OwnComponent) -> bool {
+/// Returns whether `executor` is in another zone, so that a gateway of that zone is asked.
+fn is_in_other_zone(executor: &Executor, own: &OwnComponent) -> bool {
     executor.zone.is_some() && executor.zone != own.zone
 }
 
-/// Whether dialing `gateway` would reach the gateway that announces `own`: an entry of another
-/// zone with our address is a mistake that would make a circle.
-fn leads_to(gateway: &Gateway, own: &OwnComponent) -> bool {
+/// Returns whether `gateway` has the address of the gateway that is registered as `own`. An entry of
+/// another zone with our address would make a loop.
+fn is_self(gateway: &Gateway, own: &OwnComponent) -> bool {
     gateway.hostname == own.hostname && Some(gateway.port) == own.public_port
 }
 
@@ -216,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_zones() {
+    fn the_zones_of_executor_and_gateway_decide() {
         let gateways = [
             gateway("west1", Some("west")),
             gateway("east1", Some("east")),
@@ -233,22 +230,22 @@ mod tests {
             (Some("west"), Some("north"), &["ze01"]),
         ];
         for (ours, theirs, expected) in cases {
-            let hops = route(executor(theirs), &own(ours), &gateways);
+            let hops = candidates(executor(theirs), &own(ours), &gateways);
             assert_eq!(hosts(&hops), expected, "{ours:?} -> {theirs:?}");
         }
     }
 
     #[test]
-    fn never_to_ourselves() {
+    fn a_gateway_with_our_own_address_is_no_candidate() {
         let gateways = [gateway("own", Some("west")), gateway("west1", Some("west"))];
-        let hops = route(executor(Some("west")), &own(Some("east")), &gateways);
+        let hops = candidates(executor(Some("west")), &own(Some("east")), &gateways);
         assert_eq!(hosts(&hops), ["west1", "ze01"]);
     }
 
     proptest! {
         /// The executor comes last, once; all before it are gateways of its zone and not of ours.
         #[test]
-        fn any_system(
+        fn the_executor_is_last_after_gateways_of_its_zone(
             ours in prop::option::of("[ab]"),
             theirs in prop::option::of("[abc]"),
             zones in prop::collection::vec(prop::option::of("[abc]"), 0..8),
@@ -256,7 +253,7 @@ mod tests {
             let gateways: Vec<_> =
                 zones.iter().map(|zone| gateway("gw", zone.as_deref())).collect();
             let executor = executor(theirs.as_deref());
-            let hops = route(executor.clone(), &own(ours.as_deref()), &gateways);
+            let hops = candidates(executor.clone(), &own(ours.as_deref()), &gateways);
             prop_assert_eq!(hops.last(), Some(&Hop::Executor(executor)));
             let direct = theirs.is_none() || theirs == ours;
             let there = zones.iter().filter(|zone| **zone == theirs).count();

@@ -28,39 +28,40 @@ use super::transport::connection::Connection;
 use super::upstream::{ConnectRequest, Established};
 use crate::model::hop::Hop;
 
-/// Who has connected.
-pub(crate) struct Caller {
-    /// The client, once a balancer has said for whom it comes.
+/// The client of a session.
+pub(crate) struct ClientInfo {
+    /// The client's address; that of a trusted proxy until its PROXY header has been read.
     pub(crate) peer: SocketAddr,
-    /// The place that it takes of those for its address; given back by who is known otherwise.
-    pub(crate) of_address: Option<AddressPermit>,
+    /// The permit for the client's address; dropped once the client has presented a certificate.
+    pub(crate) address_permit: Option<AddressPermit>,
     /// The connection comes from a trusted proxy, which sends a PROXY header.
     pub(crate) is_proxy: bool,
-    /// Which listener accepted the connection.
+    /// The index of the listener.
     pub(crate) index: u16,
-    /// Whether lines of its stream are logged at info; at debug if its address has asked too often.
+    /// Whether the lines of its stream are logged at info level. They are at debug level if its address
+    /// has requested too many streams.
     pub(crate) logged: bool,
-    /// Its entry among the connections that may be closed for a new one: until it has asked.
-    pub(crate) waiting: Option<Entry<PendingConnection>>,
+    /// The entry among the connections that may be closed for a newer one, until the request is there.
+    pub(crate) pending: Option<Entry<PendingConnection>>,
 }
 
-impl Caller {
-    /// Keeps the connection from being closed for a new one. Does not return if it has been closed
+impl ClientInfo {
+    /// Keeps the connection from being closed for a newer one. Does not return if it has been chosen
     /// already: then its task is about to be aborted.
-    pub(crate) async fn stop_waiting(&mut self) {
-        if self.waiting.take().is_some_and(|entry| !entry.leave()) {
+    pub(crate) async fn leave_pending(&mut self) {
+        if self.pending.take().is_some_and(|entry| !entry.leave()) {
             std::future::pending::<()>().await;
         }
     }
 
     /// The client, if limits count it by its address.
     fn counted(&self) -> Option<CountedClient> {
-        self.of_address.as_ref().and_then(AddressPermit::client)
+        self.address_permit.as_ref().and_then(AddressPermit::client)
     }
 }
 
 /// Serves one connection from `client` to its end. Every wait on a peer has a deadline.
-pub(crate) async fn run(stream: TcpStream, client: &mut Caller, cx: &Context) -> Outcome {
+pub(crate) async fn run(stream: TcpStream, client: &mut ClientInfo, cx: &Context) -> Outcome {
     let stream = match read_proxy_header(stream, client, cx).await {
         Ok(stream) => stream,
         Err(outcome) => return outcome,
@@ -81,7 +82,7 @@ pub(crate) async fn run(stream: TcpStream, client: &mut Caller, cx: &Context) ->
 async fn stream_log(
     request: &BuildRequest,
     connection: &mut Connection,
-    client: &Caller,
+    client: &ClientInfo,
     cx: &Context,
 ) -> Outcome {
     let observer = Observer::new(request, client, cx);
@@ -109,7 +110,7 @@ async fn connect<'r>(
 ) -> Result<Established<'r>, Outcome> {
     let BuildRequest { build, sent_hops, hops, .. } = request;
     let executor_is_gateway = match hops.last() {
-        Some(Hop::Executor(executor)) => cx.resolver.is_gateway(executor),
+        Some(Hop::Executor(executor)) => cx.router.is_gateway(executor),
         _ => false,
     };
     let connect = ConnectRequest {
@@ -134,7 +135,7 @@ async fn connect<'r>(
 
 /// Closes the client's connection in the way that shows how its stream ended: gracefully after a whole
 /// log or a reply, with a reset otherwise.
-async fn close(connection: Connection, outcome: &Outcome, client: &Caller, cx: &Context) {
+async fn close(connection: Connection, outcome: &Outcome, client: &ClientInfo, cx: &Context) {
     let counted = client.counted();
     let deadline = || cx.stalled_clients.write_deadline(&cx.limits, counted);
     match outcome {
@@ -166,7 +167,7 @@ mod tests {
     /// What bounds the number of idle streams is what each of their tasks holds.
     #[test]
     fn the_future_of_a_session_is_small() {
-        fn size<F>(_: impl Fn(TcpStream, &'static mut Caller, &'static Context) -> F) -> usize {
+        fn size<F>(_: impl Fn(TcpStream, &'static mut ClientInfo, &'static Context) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size(run);

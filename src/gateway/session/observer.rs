@@ -8,10 +8,11 @@ use rustls::HandshakeKind;
 use tracing::field::display;
 use tracing::warn;
 
-use super::Caller;
+use super::ClientInfo;
 use super::outcome::Outcome;
 use super::request::BuildRequest;
 use crate::gateway::context::Context;
+use crate::gateway::health::Misrouting;
 use crate::gateway::relay::RelayContext;
 use crate::gateway::stream_table::StreamGuard;
 use crate::gateway::upstream::{AttemptError, ConnectObserver};
@@ -30,7 +31,7 @@ macro_rules! log_stream {
 
 /// The observer of one request, from the moment its hops are known.
 pub(super) struct Observer<'a> {
-    client: &'a Caller,
+    client: &'a ClientInfo,
     cx: &'a Context,
     build: &'a BuildId,
     /// The number of hops of the route.
@@ -43,7 +44,7 @@ pub(super) struct Observer<'a> {
 
 impl<'a> Observer<'a> {
     /// Enters the request into the stream table, with the first of its `hops`.
-    pub(super) fn new(request: &'a BuildRequest, client: &'a Caller, cx: &'a Context) -> Self {
+    pub(super) fn new(request: &'a BuildRequest, client: &'a ClientInfo, cx: &'a Context) -> Self {
         let BuildRequest { build, hops, span, .. } = request;
         let began = Instant::now();
         let stream = cx.streams.insert(client.peer, build, &hops[0], began);
@@ -75,7 +76,7 @@ impl<'a> Observer<'a> {
 
     /// Records how the request ended: the one count and the one line of each.
     pub(super) fn finish(self, outcome: &Outcome) {
-        let Self { client: Caller { peer, logged, .. }, cx, build, hops, began, span, stream } =
+        let Self { client: ClientInfo { peer, logged, .. }, cx, build, hops, began, span, stream } =
             self;
         let time = began.elapsed();
         let hop = match outcome {
@@ -101,23 +102,23 @@ impl<'a> Observer<'a> {
 
     /// Counts that a request was sent to the wrong place because of how `gateway` is registered, and
     /// warns of it, now and then. `found` is what answers at its address.
-    fn misrouted(&self, kind: &'static str, gateway: &Gateway, found: &str) {
-        self.cx.metrics.misrouted(kind);
-        if !self.cx.resolver.memory().is_news(gateway, kind) {
+    fn misrouted(&self, misrouting: Misrouting, gateway: &Gateway, found: &str) {
+        self.cx.metrics.misrouted(misrouting.label());
+        if !self.cx.router.health().should_warn(gateway, misrouting, Instant::now()) {
             return;
         }
         let Gateway { hostname, port, zone, .. } = gateway;
         let zone = zone.as_deref().unwrap_or_default().escape_default().to_string();
         let gateway = format!("{}:{port}", hostname.escape_default());
-        match kind {
-            "wrong_zone" => warn!(
+        match misrouting {
+            Misrouting::WrongZone => warn!(
                 zone,
                 gateway,
                 found,
                 "what answers at this gateway's address is a gateway of another zone: compare its \
                  hostname and public_port with the port forwards"
             ),
-            _ => warn!(
+            Misrouting::Loop => warn!(
                 zone,
                 gateway,
                 found,
@@ -158,7 +159,7 @@ impl ConnectObserver for Observer<'_> {
     }
 
     fn attempt_failed(&self, hop: &Hop, error: &AttemptError, is_last: bool) {
-        let Self { client: Caller { peer, logged, .. }, cx, build, span, .. } = self;
+        let Self { client: ClientInfo { peer, logged, .. }, cx, build, span, .. } = self;
         let (host, port) = hop.address();
         span.attempt_failed(host, port, error);
         if let Some(failure) = error.handshake_failure() {
@@ -169,16 +170,18 @@ impl ConnectObserver for Observer<'_> {
         }
         match hop {
             Hop::Executor(_) if matches!(error, AttemptError::Ourselves) => {
-                cx.metrics.misrouted("loop");
+                cx.metrics.misrouted(Misrouting::Loop.label());
             }
             Hop::Executor(_) => {}
             Hop::Gateway(gateway) => {
                 cx.metrics.failed_over(error.label());
                 match error {
-                    AttemptError::WrongZone(names) => self.misrouted("wrong_zone", gateway, names),
-                    AttemptError::Loop(names) => self.misrouted("loop", gateway, names),
+                    AttemptError::WrongZone(names) => {
+                        self.misrouted(Misrouting::WrongZone, gateway, names)
+                    }
+                    AttemptError::Loop(names) => self.misrouted(Misrouting::Loop, gateway, names),
                     AttemptError::Ourselves => {
-                        self.misrouted("loop", gateway, &cx.resolver.own());
+                        self.misrouted(Misrouting::Loop, gateway, &cx.router.describe_self());
                     }
                     _ => {}
                 }

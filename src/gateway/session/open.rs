@@ -11,7 +11,7 @@ use tracing::debug;
 use super::client_hello::{Arrival, arrival};
 use super::outcome::Outcome;
 use super::proxy_protocol::{NoHeader, read_header};
-use super::{Caller, send_reply};
+use super::{ClientInfo, send_reply};
 use crate::config::Limits;
 use crate::gateway::context::Context;
 use crate::gateway::protocol::reply::{Reply, ReplyError};
@@ -25,7 +25,7 @@ use crate::tls::{Acceptor, HandshakeFailure};
 /// Reads the PROXY header, if the peer is a proxy that the listener trusts.
 pub(super) async fn read_proxy_header(
     stream: TcpStream,
-    client: &mut Caller,
+    client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
     if !client.is_proxy {
@@ -35,19 +35,19 @@ pub(super) async fn read_proxy_header(
     Box::pin(proxied_client(stream, client, cx)).await
 }
 
-/// Reads the PROXY header of a trusted proxy. From here on `caller` is the client that it announces,
+/// Reads the PROXY header of a trusted proxy. From here on `client` is the client that it announces,
 /// or the proxy itself for LOCAL and UNKNOWN, and counts against that address.
 async fn proxied_client(
     mut stream: TcpStream,
-    caller: &mut Caller,
+    client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
-    let Caller { peer, index, .. } = *caller;
+    let ClientInfo { peer, index, .. } = *client;
     let tls = cx.acceptors[usize::from(index)].is_some();
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
     let patience = if tls { handshake_timeout } else { request_timeout };
-    let client = match timeout(patience, read_header(&mut stream)).await {
-        Ok(Ok(client)) => client.unwrap_or(peer),
+    let address = match timeout(patience, read_header(&mut stream)).await {
+        Ok(Ok(address)) => address.unwrap_or(peer),
         Ok(Err(NoHeader::Closed)) => {
             debug!(%peer, "closed without a PROXY header");
             return Err(Outcome::Probe);
@@ -61,19 +61,19 @@ async fn proxied_client(
             return Err(Outcome::NoProxyHeader);
         }
     };
-    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    debug!(proxy = %peer, peer = %client, "PROXY header");
-    caller.of_address = cx.limiter.per_address(client.ip(), &cx.limits);
-    caller.peer = client;
-    if let Some(waiting) = &caller.waiting {
-        waiting.update(|connection| connection.set_peer(client));
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    debug!(proxy = %peer, peer = %address, "PROXY header");
+    client.address_permit = cx.limiter.per_address(address.ip(), &cx.limits);
+    client.peer = address;
+    if let Some(pending) = &client.pending {
+        pending.update(|connection| connection.set_peer(address));
     }
-    if caller.of_address.is_some() {
+    if client.address_permit.is_some() {
         return Ok(stream);
     }
     // So that it is not closed, and counted, for another connection as well.
-    caller.stop_waiting().await;
-    cx.limiter.record_rejection(Rejection::Address, client);
+    client.leave_pending().await;
+    cx.limiter.record_rejection(Rejection::Address, address);
     // As the listener does with clients that come by themselves.
     if !tls && let Some(_permit) = cx.limiter.rejection() {
         let reply = Reply::Error(ReplyError::TooManyFromAddress);
@@ -86,7 +86,7 @@ async fn proxied_client(
 /// Does the TLS handshake, if the listener uses TLS.
 pub(super) async fn accept_tls(
     stream: TcpStream,
-    client: &mut Caller,
+    client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<Connection, Outcome> {
     match &cx.acceptors[usize::from(client.index)] {
@@ -99,11 +99,11 @@ pub(super) async fn accept_tls(
 /// address: peer gateways and zuul-web send the requests of many clients from one.
 async fn handshake(
     stream: TcpStream,
-    caller: &mut Caller,
+    client: &mut ClientInfo,
     acceptor: &Acceptor,
     cx: &Context,
 ) -> Result<Connection, Outcome> {
-    let Caller { peer, of_address, .. } = caller;
+    let ClientInfo { peer, address_permit, .. } = client;
     let peer = *peer;
     let shaken = async {
         // Until all of the ClientHello is there it costs no more than any other connection.
@@ -119,11 +119,11 @@ async fn handshake(
         }
         // Counted before the connection is closed, here and below: a client that sees the close also
         // sees the counter.
-        if !cx.limiter.may_begin_handshake(of_address.as_ref(), peer.ip(), &cx.limits) {
+        if !cx.limiter.may_begin_handshake(address_permit.as_ref(), peer.ip(), &cx.limits) {
             cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
             return Ok(Err(Outcome::Rejected));
         }
-        let handshake = cx.limiter.handshake(of_address.as_ref(), peer.ip(), &cx.limits);
+        let handshake = cx.limiter.handshake(address_permit.as_ref(), peer.ip(), &cx.limits);
         let evicted = async {
             handshake.wait_evicted().await;
             cx.limiter.record_rejection(Rejection::Handshakes, peer);
@@ -146,7 +146,7 @@ async fn handshake(
             cx.metrics.handshake_ok(Direction::Inbound, resumed);
             if stream.get_ref().1.peer_certificates().is_some() {
                 cx.limiter.certify(peer.ip());
-                *of_address = None;
+                *address_permit = None;
             }
             return Ok(Connection::tls(stream));
         }

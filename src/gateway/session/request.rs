@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep_until, timeout};
 use tracing::debug;
 
-use super::Caller;
+use super::ClientInfo;
 use super::outcome::Outcome;
 use crate::gateway::context::Context;
 use crate::gateway::protocol::reply::{Reply, ReplyError};
@@ -31,16 +31,16 @@ pub(super) struct BuildRequest {
 /// Reads the request of `client`, checks that the client may have the log, and finds its hops.
 pub(super) async fn read_request(
     connection: &mut Connection,
-    client: &mut Caller,
+    client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<BuildRequest, Outcome> {
     let format = RequestFormat::negotiated(connection.is_peer_gateway());
     let request = request::read_request(connection, format);
     let (reply, reason) = match timeout(cx.limits.request_timeout, request).await {
         Ok(Ok(request)) => {
-            client.stop_waiting().await;
+            client.leave_pending().await;
             let is_authenticated = connection.peer_certificates().is_some();
-            let resolved = match request.check(cx.resolver.zone(), is_authenticated) {
+            let resolved = match request.check(cx.router.zone(), is_authenticated) {
                 Ok(()) => resolve(&request.build, connection, client, cx).await,
                 Err(error) => Err((Reply::Error(error), "wrong zone or too many hops".to_owned())),
             };
@@ -70,21 +70,21 @@ pub(super) async fn read_request(
     Err(Outcome::Refused(reply))
 }
 
-/// What the rules of its listener give to `caller`, if there are any.
-fn access<'c>(client: &Connection, caller: &Caller, cx: &'c Context) -> Option<Access<'c>> {
-    let index = usize::from(caller.index);
-    let names = || match (client.peer_certificates(), &cx.acceptors[index]) {
+/// What the rules of the listener allow to `client`, if there are any.
+fn access<'c>(connection: &Connection, client: &ClientInfo, cx: &'c Context) -> Option<Access<'c>> {
+    let index = usize::from(client.index);
+    let names = || match (connection.peer_certificates(), &cx.acceptors[index]) {
         (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
         _ => Vec::new(),
     };
-    Access::new(&cx.listeners[index].allow, caller.peer.ip(), names)
+    Access::new(&cx.listeners[index].allow, client.peer.ip(), names)
 }
 
 /// Looks up where `build` runs, if the client may have its log, and begins the span of the request.
 async fn resolve(
     build: &BuildId,
     connection: &Connection,
-    client: &Caller,
+    client: &ClientInfo,
     cx: &Context,
 ) -> Result<(Vec<Hop>, Span), (Reply, String)> {
     let Some(place) = cx.limiter.lookup(&cx.limits) else {
@@ -93,7 +93,7 @@ async fn resolve(
     };
     let access = access(connection, client, cx);
     let began = Instant::now();
-    let resolved = cx.resolver.resolve(build, access.as_ref());
+    let resolved = cx.router.route(build, access.as_ref());
     let resolved = timeout(cx.limits.lookup_timeout, resolved).await;
     let resolved = resolved.unwrap_or_else(|_| {
         Err((Reply::Error(ReplyError::RegistryUnavailable), "no answer in time".to_owned()))
@@ -104,7 +104,7 @@ async fn resolve(
         Box::pin(hide_duration(began.into())).await;
     }
     let (hops, trace_parent) = resolved?;
-    Ok((hops, cx.tracer.span(trace_parent.as_deref(), build, cx.resolver.zone(), began)))
+    Ok((hops, cx.tracer.span(trace_parent.as_deref(), build, cx.router.zone(), began)))
 }
 
 /// On a listener with rules, "Build not found" comes a multiple of this time after the request.

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::attempt::AttemptError;
 use super::attempt_schedule::{AttemptSchedule, Candidate, Failure, Slow, Step, Timing};
 use super::{ConnectObserver, ConnectRequest, Connector, Established};
-use crate::gateway::health::FailureKind;
+use crate::gateway::health::{FailureKind, Health};
 use crate::gateway::protocol::reply::{PeerReply, Reply, ReplyError};
 use crate::model::hop::Hop;
 
@@ -76,7 +76,7 @@ impl Connector {
         };
         match self.attempt(hop, request, &AtomicBool::default()).await {
             Ok(established) => {
-                self.health.answered(request.build, hop);
+                self.health.record_success(request.build, hop, Instant::now().into_std());
                 Ok(established)
             }
             Err(error) => {
@@ -95,7 +95,8 @@ impl Connector {
         let kinds = hops.iter().map(|hop| match hop {
             Hop::Executor(_) => Candidate::Executor,
             Hop::Gateway(gateway) => {
-                Candidate::Gateway { backing_off: self.health.standing(gateway).is_avoided() }
+                let health = self.health.health(gateway, Instant::now().into_std());
+                Candidate::Gateway { backing_off: matches!(health, Health::BackingOff { .. }) }
             }
         });
         let mut schedule = AttemptSchedule::new(kinds, Timing::new(request.limits), Instant::now());
@@ -149,7 +150,8 @@ impl Connector {
                 }
                 Ok((hop, result)) => {
                     schedule.slower_than(hop, Instant::now()).into_iter().for_each(too_slow);
-                    self.health.answered(request.build, &hops[hop]);
+                    let now = Instant::now().into_std();
+                    self.health.record_success(request.build, &hops[hop], now);
                     let failed = |error: AttemptError| {
                         let failure = error.failure();
                         FailoverError::new(&hops[hop], error, failure, hops.len())
@@ -186,7 +188,8 @@ impl Connector {
             AttemptError::Loop(_) | AttemptError::Ourselves => FailureKind::Loop,
             _ => FailureKind::Other,
         };
-        self.health.failed(request.build, hop, error, kind);
+        let now = Instant::now().into_std();
+        self.health.record_failure(request.build, hop, error, kind, now);
     }
 }
 

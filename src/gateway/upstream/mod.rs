@@ -23,7 +23,7 @@ use self::executor_slots::ExecutorSlots;
 pub(crate) use self::failover::FailoverError;
 use self::loop_guard::LoopGuard;
 pub(crate) use self::own_addresses::OwnAddresses;
-use super::health::Memory;
+use super::health::GatewayHealth;
 use super::transport::buffer_pool::Chunk;
 use super::transport::connection::Connection;
 use crate::config::Limits;
@@ -45,7 +45,7 @@ pub(crate) struct Connector {
     executor_slots: ExecutorSlots,
     loop_guard: LoopGuard,
     own_addresses: OwnAddresses,
-    health: Arc<Memory>,
+    health: Arc<GatewayHealth>,
     spare_sockets: Arc<Semaphore>,
 }
 
@@ -53,7 +53,7 @@ impl Connector {
     pub(crate) fn new(
         tls: Option<tls::Connector>,
         own_addresses: OwnAddresses,
-        health: Arc<Memory>,
+        health: Arc<GatewayHealth>,
     ) -> Self {
         Self {
             tls,

@@ -1,13 +1,15 @@
-//! Finds out where builds run: all zones and the unzoned queue are read in one round trip.
+//! Finds out where builds run: all zones and the unzoned queue are read in one round trip. If many
+//! lookups are made at the same time, several of them share a round trip.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, watch};
-use zookeeper_client::{Client, Error, MultiReadResult, SessionId, SessionState};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use zookeeper_client::{Client, Error, SessionId, SessionState};
 
 use super::build_cache::BuildCache;
+use super::read::{NodeData, multi_read, pipelined_read};
 use super::retry::is_connection_loss;
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
@@ -18,11 +20,21 @@ use crate::registry::{LookupError, Outage};
 const ZONES: &str = "/zuul/executor/zones";
 const UNZONED: &str = "/zuul/executor/unzoned";
 
-/// The most lookups that the client sends concurrently. A request that was given to the client remains
-/// in its queue until ZooKeeper answers or the connection is lost, also if the session that made it
-/// has given up. So this bounds the memory that unauthenticated clients can use while ZooKeeper
-/// hangs.
-const CONCURRENT_READS: usize = 256;
+/// The most concurrent reads. Lookups that are made while there are so many wait, and are then made by
+/// few reads together: 2,000 zone-to-zone clients that connect in one moment are served a third faster.
+/// With fewer reads, lookups would wait for each other without a need (docs/performance.md).
+///
+/// Also bounds what hangs with ZooKeeper: the client keeps a request until it is answered or the
+/// connection is lost, also if the session that made it has given up.
+const CONCURRENT_READS: usize = 16;
+
+/// The most builds and nodes in one read, so that it takes ZooKeeper only about a millisecond.
+const BUILDS_PER_READ: usize = 64;
+const NODES_PER_READ: usize = 1024;
+
+/// Above this number, lookups that were given up are removed from the waiting ones. The others are
+/// bounded by `limits.lookups`.
+const WAITING_MAX: usize = 4096;
 
 /// Time to wait for a session to be closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,6 +52,9 @@ pub(crate) struct BuildLookup {
     zones: watch::Sender<Arc<[String]>>,
     /// ZooKeeper before 3.6 does not support multi-reads.
     multi_read: AtomicBool,
+    waiting: Mutex<Vec<WaitingLookup>>,
+    /// A permit is released only while `waiting` is locked and empty, so that no lookup waits without a
+    /// read that will take it.
     reads: Arc<Semaphore>,
     cache: Arc<BuildCache>,
 }
@@ -47,12 +62,14 @@ pub(crate) struct BuildLookup {
 /// A build and the path of its request.
 type FoundBuild = (String, Build);
 
-/// The result of a lookup. `Ok(Err(..))` is a result about this build, `Err(..)` a failure of the
-/// request to ZooKeeper.
-type ReadResult = Result<Result<Option<FoundBuild>, LookupError>, Error>;
+/// The result of a lookup.
+type LookupResult = Result<Option<FoundBuild>, LookupError>;
 
-/// The content of a node; empty if it does not exist.
-type NodeData = Result<Vec<u8>, Error>;
+/// A lookup that waits for a read.
+struct WaitingLookup {
+    build: BuildId,
+    result: oneshot::Sender<Result<LookupResult, Error>>,
+}
 
 impl BuildLookup {
     pub(super) fn new() -> Self {
@@ -63,6 +80,7 @@ impl BuildLookup {
             outage: watch::Sender::new(None),
             zones: watch::Sender::new(Arc::default()),
             multi_read: AtomicBool::new(true),
+            waiting: Mutex::default(),
             reads: Arc::new(Semaphore::new(CONCURRENT_READS)),
             cache: Arc::default(),
         }
@@ -165,7 +183,7 @@ impl BuildLookup {
     ) -> Result<Option<Build>, LookupError> {
         loop {
             self.wait_connected(&client).await?;
-            let error = match self.read_build(&client, build).await {
+            let error = match self.read_build(build).await {
                 Ok(found) => {
                     let Some((path, found)) = found? else { return Ok(None) };
                     if matches!(found.location, BuildLocation::Executor(_)) {
@@ -229,45 +247,94 @@ impl BuildLookup {
         }
     }
 
-    /// Reads the request of `build` from all queues.
+    /// Reads the request of `build` in the current session.
     ///
-    /// In a task of its own, which counts as a concurrent read until ZooKeeper has answered: the
-    /// caller may give up earlier.
-    async fn read_build(self: &Arc<Self>, client: &Client, build: &BuildId) -> ReadResult {
-        let permit = Arc::clone(&self.reads).acquire_owned().await.expect("never closed");
-        let lookup = Arc::clone(self);
-        let (client, build) = (client.clone(), build.clone());
-        let task = tokio::spawn(async move {
-            let _permit = permit;
-            lookup.read_queues(&client, &build).await
-        });
-        task.await.unwrap_or_else(|error| Err(Error::UnexpectedError(error.to_string())))
+    /// # Errors
+    /// The read has failed, for all lookups that share it.
+    async fn read_build(self: &Arc<Self>, build: &BuildId) -> Result<LookupResult, Error> {
+        let (sender, receiver) = oneshot::channel();
+        let permit = {
+            let mut waiting = self.lock_waiting();
+            if waiting.len() >= WAITING_MAX {
+                waiting.retain(|lookup| !lookup.result.is_closed());
+            }
+            waiting.push(WaitingLookup { build: build.clone(), result: sender });
+            Arc::clone(&self.reads).try_acquire_owned().ok()
+        };
+        if let Some(permit) = permit {
+            tokio::spawn(Arc::clone(self).read_waiting(permit));
+        }
+        receiver.await.unwrap_or_else(|_| {
+            Err(Error::UnexpectedError("the task that reads has panicked".to_owned()))
+        })
     }
 
-    async fn read_queues(&self, client: &Client, build: &BuildId) -> ReadResult {
+    /// Reads until no lookup waits. A task of its own: those that wait may give up at any time.
+    async fn read_waiting(self: Arc<Self>, permit: OwnedSemaphorePermit) {
+        loop {
+            let lookups = {
+                let mut waiting = self.lock_waiting();
+                waiting.retain(|lookup| !lookup.result.is_closed());
+                if waiting.is_empty() {
+                    drop(permit);
+                    return;
+                }
+                let nodes_per_build = self.zones.borrow().len() + 1;
+                let most = (NODES_PER_READ / nodes_per_build).clamp(1, BUILDS_PER_READ);
+                let count = waiting.len().min(most);
+                waiting.drain(..count).collect::<Vec<_>>()
+            };
+            let builds: Vec<_> = lookups.iter().map(|lookup| lookup.build.clone()).collect();
+            let mut results = self.read_queues(&builds).await.map(Vec::into_iter);
+            for lookup in lookups {
+                let result = match &mut results {
+                    Ok(results) => Ok(results.next().expect("one result per build")),
+                    Err(error) => Err(error.clone()),
+                };
+                // The lookup may have been given up.
+                let _ = lookup.result.send(result);
+            }
+        }
+    }
+
+    fn lock_waiting(&self) -> MutexGuard<'_, Vec<WaitingLookup>> {
+        // Consistent after each statement, so it can be used after a panic.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the requests of `builds` from all queues. Returns one result per build.
+    async fn read_queues(&self, builds: &[BuildId]) -> Result<Vec<LookupResult>, Error> {
+        let client = self.client.borrow().clone().ok_or(Error::ClientClosed)?;
         let known = self.zones.borrow().clone();
-        let paths: Vec<_> = known
-            .iter()
-            .map(|zone| request_path(zone, build))
-            .chain([format!("{UNZONED}/requests/{build}")])
-            .collect();
-        let (zones, requests) = self.read(client, true, &paths).await?;
-        let found = first_build(paths, requests);
+        let paths = |build| {
+            let zoned = known.iter().map(move |zone| request_path(zone, build));
+            zoned.chain([format!("{UNZONED}/requests/{build}")])
+        };
+        let paths: Vec<_> = builds.iter().flat_map(paths).collect();
+        let (zones, requests) = self.read(&client, true, &paths).await?;
+        let mut results = first_builds(&paths, requests, known.len() + 1);
         if *zones == *known {
-            return Ok(found);
+            return Ok(results);
         }
-        let is_new = |zone: &&String| !known.contains(zone);
-        let paths: Vec<_> =
-            zones.iter().filter(is_new).map(|zone| request_path(zone, build)).collect();
+        let new_zones: Vec<_> =
+            zones.iter().filter(|zone| !known.contains(zone)).cloned().collect();
         self.zones.send_replace(zones.into());
-        if paths.is_empty() || matches!(found, Ok(Some(_))) {
-            return Ok(found);
+        let is_missing = |result: &LookupResult| !matches!(result, Ok(Some(_)));
+        let missing = builds.iter().zip(&results).filter(|(_, result)| is_missing(result));
+        let paths: Vec<_> = missing
+            .flat_map(|(build, _)| new_zones.iter().map(move |zone| request_path(zone, build)))
+            .collect();
+        if paths.is_empty() {
+            return Ok(results);
         }
-        let (_, requests) = self.read(client, false, &paths).await?;
-        Ok(match first_build(paths, requests) {
-            Ok(None) => found,
-            found_in_new_zones => found_in_new_zones,
-        })
+        let (_, requests) = self.read(&client, false, &paths).await?;
+        let found = first_builds(&paths, requests, new_zones.len());
+        for (result, found) in results.iter_mut().filter(|result| is_missing(result)).zip(found) {
+            if !matches!(found, Ok(None)) {
+                *result = found;
+            }
+        }
+        Ok(results)
     }
 
     /// Lists the zones if `list_zones` is set, and reads the nodes at `paths`. An error of one node
@@ -285,13 +352,14 @@ impl BuildLookup {
         };
         let mut clients = self.client.subscribe();
         let reading = async {
+            let directory = list_zones.then_some(ZONES);
             if self.multi_read.load(Ordering::Relaxed) {
-                match multi_read(client, list_zones, paths).await {
+                match multi_read(client, directory, paths).await {
                     Err(Error::Unimplemented) => self.multi_read.store(false, Ordering::Relaxed),
                     result => return result,
                 }
             }
-            pipelined_read(client, list_zones, paths).await
+            pipelined_read(client, directory, paths).await
         };
         tokio::select! {
             biased;
@@ -306,16 +374,27 @@ fn request_path(zone: &str, build: &BuildId) -> String {
     format!("{ZONES}/{zone}/requests/{build}")
 }
 
-/// Returns the first build in `requests`, which were read from `paths`. A request that cannot be read
-/// matters only if there is no other one.
-fn first_build(
-    paths: Vec<String>,
-    requests: Vec<NodeData>,
-) -> Result<Option<FoundBuild>, LookupError> {
+/// Returns one result per build: the first valid request of each `per_build` ones, which were read from
+/// `paths`.
+fn first_builds(paths: &[String], requests: Vec<NodeData>, per_build: usize) -> Vec<LookupResult> {
+    let mut nodes = paths.iter().zip(requests);
+    (0..paths.len() / per_build).map(|_| first_build(nodes.by_ref().take(per_build))).collect()
+}
+
+/// Returns the first build of `nodes`. A request that cannot be read matters only if there is no other
+/// one.
+fn first_build<'a>(nodes: impl Iterator<Item = (&'a String, NodeData)>) -> LookupResult {
     let mut result = Ok(None);
-    for (path, request) in paths.into_iter().zip(requests) {
+    for (path, request) in nodes {
+        // All nodes of a build must be taken from the iterator.
+        if matches!(result, Ok(Some(_))) {
+            continue;
+        }
         let error = match request.map(|request| Build::from_json(&request)) {
-            Ok(Ok(Some(build))) => return Ok(Some((path, build))),
+            Ok(Ok(Some(build))) => {
+                result = Ok(Some((path.clone(), build)));
+                continue;
+            }
             Ok(Ok(None)) => continue,
             Ok(Err(error)) => LookupError::Malformed(error.to_string()),
             // Affects this node only. Reporting it as unavailable would let clients that access rules
@@ -323,68 +402,9 @@ fn first_build(
             Err(Error::NoAuth) => LookupError::Malformed(Error::NoAuth.to_string()),
             Err(error) => LookupError::Unavailable(error.to_string()),
         };
-        if result.is_ok() {
-            result = Err(error);
-        }
+        result = result.and(Err(error));
     }
     result
-}
-
-/// Reads with one multi-read, which ZooKeeper supports from version 3.6 on.
-async fn multi_read(
-    client: &Client,
-    list_zones: bool,
-    paths: &[String],
-) -> Result<(Vec<String>, Vec<NodeData>), Error> {
-    let mut reader = client.new_multi_reader();
-    if list_zones {
-        reader.add_get_children(ZONES)?;
-    }
-    for path in paths {
-        reader.add_get_data(path)?;
-    }
-    let mut zones = Vec::new();
-    let mut data = Vec::with_capacity(paths.len());
-    for (index, result) in reader.commit().await?.into_iter().enumerate() {
-        let is_zones = list_zones && index == 0;
-        match result {
-            MultiReadResult::Children { children } => zones = children,
-            MultiReadResult::Data { data: content, .. } => data.push(Ok(content)),
-            MultiReadResult::Error { err: Error::NoNode } if is_zones => {}
-            MultiReadResult::Error { err: Error::NoNode } => data.push(Ok(Vec::new())),
-            MultiReadResult::Error { err } if is_zones => return Err(err),
-            MultiReadResult::Error { err } => data.push(Err(err)),
-            _ => return Err(Error::Unimplemented),
-        }
-    }
-    Ok((zones, data))
-}
-
-/// Reads with single requests, which are all sent before the first response: the client sends a
-/// request when its future is created.
-async fn pipelined_read(
-    client: &Client,
-    list_zones: bool,
-    paths: &[String],
-) -> Result<(Vec<String>, Vec<NodeData>), Error> {
-    let listing = list_zones.then(|| client.list_children(ZONES));
-    let reads: Vec<_> = paths.iter().map(|path| client.get_data(path)).collect();
-    let zones = match listing {
-        None => Vec::new(),
-        Some(listing) => match listing.await {
-            Err(Error::NoNode) => Vec::new(),
-            zones => zones?,
-        },
-    };
-    let mut data = Vec::with_capacity(paths.len());
-    for read in reads {
-        data.push(match read.await {
-            Err(Error::NoNode) => Ok(Vec::new()),
-            Err(error) if is_connection_loss(&error) => return Err(error),
-            content => content.map(|(content, _)| content),
-        });
-    }
-    Ok((zones, data))
 }
 
 #[cfg(test)]
@@ -399,15 +419,20 @@ mod tests {
         contents.iter().map(|content| Ok(content.to_vec())).collect()
     }
 
-    /// The first build in `requests`, which were read from the paths "0", "1", ...
-    fn first(requests: Vec<NodeData>) -> Result<Option<FoundBuild>, LookupError> {
-        let paths = (0..requests.len()).map(|number| number.to_string()).collect();
-        first_build(paths, requests)
+    /// The builds in `requests`, which were read from the paths "0", "1", ...
+    fn builds(requests: Vec<NodeData>, per_build: usize) -> Vec<LookupResult> {
+        let paths: Vec<_> = (0..requests.len()).map(|number| number.to_string()).collect();
+        first_builds(&paths, requests, per_build)
+    }
+
+    /// The one build in `requests`.
+    fn first(requests: Vec<NodeData>) -> LookupResult {
+        let per_build = requests.len();
+        builds(requests, per_build).remove(0)
     }
 
     #[test]
     fn first_valid_request_is_the_build() {
-        assert_eq!(first(nodes(&[])), Ok(None));
         assert_eq!(first(nodes(&[b"", b""])), Ok(None));
         let second = Ok(Some(("1".to_owned(), QUEUED)));
         assert_eq!(first(nodes(&[b"", QUEUED_JSON, QUEUED_JSON])), second);
@@ -423,5 +448,17 @@ mod tests {
         assert!(matches!(denied, Err(LookupError::Malformed(_))), "{denied:?}");
         let expired = first(vec![Err(Error::SessionExpired), Err(Error::NoAuth)]);
         assert!(matches!(expired, Err(LookupError::Unavailable(_))), "{expired:?}");
+    }
+
+    #[test]
+    fn each_build_gets_the_result_of_its_own_nodes() {
+        let requests =
+            nodes(&[QUEUED_JSON, QUEUED_JSON, b"", b"garbage", b"", QUEUED_JSON, b"", b""]);
+        let results = builds(requests, 2);
+        assert_eq!(results[0], Ok(Some(("0".to_owned(), QUEUED))));
+        assert!(matches!(results[1], Err(LookupError::Malformed(_))), "{:?}", results[1]);
+        assert_eq!(results[2], Ok(Some(("5".to_owned(), QUEUED))));
+        assert_eq!(results[3], Ok(None));
+        assert_eq!(results.len(), 4);
     }
 }

@@ -5,6 +5,7 @@ mod build_lookup;
 mod component_watcher;
 mod connect;
 mod connect_diagnostics;
+mod read;
 mod registration;
 mod retry;
 mod session;

@@ -65,7 +65,7 @@ const FAILOVER_REASONS: &[&str] = &[
 const MISROUTING_KINDS: &[&str] = &["loop", "wrong_zone"];
 
 /// `ok`, and why a TLS handshake failed, as `tls::handshake_error` names it.
-pub(super) const HANDSHAKE_RESULTS: &[&str] = &[
+const HANDSHAKE_RESULTS: &[&str] = &[
     "ok",
     "timeout",
     "closed",
@@ -286,7 +286,7 @@ impl Definer {
         for value in values {
             drop(family.get_or_create(&[(label, *value)]));
         }
-        ByLabel { family, label, values }
+        ByLabel { family, label }
     }
 }
 

@@ -116,6 +116,8 @@ fn files_of_known_deployments_give_level_and_output() {
     // The merged `propagate: 0` keeps the level and handlers of the root out.
     let expected = (Level::DEBUG, LogOutput::Stdout, Vec::new());
     assert_eq!(settings("l.yml", OPERATOR), expected);
+    // The same handler at both loggers is not ignored at one of them.
+    assert_eq!(settings("l.yml", &OPERATOR.replace("propagate: 0", "propagate: 1")), expected);
     let expected =
         (Level::DEBUG, file("/var/log/zuul/fingergw-debug.log"), vec!["handler normal".to_owned()]);
     assert_eq!(settings("l.conf", WINDMILL), expected);
