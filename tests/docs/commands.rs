@@ -38,12 +38,13 @@ const LOG: &[u8] = b"2026-11-21 18:00:01.000001 | Job console starting\n\
                      2026-11-21 18:00:02.000002 | TASK [hello : say hello]\n";
 
 /// What a block may need that a test cannot give: the first line of a `console` block, as a comment.
-const NEEDS: [&str; 9] = [
+const NEEDS: [&str; 10] = [
     "# needs a cluster",
     "# needs a container engine",
     "# needs another machine",
     "# needs the network",
     "# needs upstream's program",
+    "# takes ten minutes",
     "# takes half an hour",
     "# takes hours",
     "# builds",

@@ -15,6 +15,7 @@ mod metrics;
 mod mixed_zones;
 mod passthrough;
 mod script;
+mod shared_zuul_conf;
 #[allow(dead_code, reason = "shared with the other test binaries")]
 #[path = "../support/mod.rs"]
 mod support;

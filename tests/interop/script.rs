@@ -122,3 +122,27 @@ pub(crate) fn python() -> Command {
 pub(crate) fn venv() -> PathBuf {
     installed("venv/bin")
 }
+
+/// Reads an exposition; prints each family's name and type, and the labels of each exemplar.
+const READ_EXPOSITION: &str = "
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(sys.stdin.read()):
+    print(family.name, family.type, len(family.samples))
+    for sample in family.samples:
+        if sample.exemplar:
+            print('exemplar', sample.name, sample.exemplar.labels)
+";
+
+/// Returns what Prometheus' Python client reads from an exposition.
+pub(crate) async fn parse_exposition(exposition: &str) -> String {
+    let mut reader = python();
+    reader.args(["-c", READ_EXPOSITION]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut reader = reader.spawn().expect("real Zuul in target/venv (tests/run puts it there)");
+    let mut stdin = reader.stdin.take().expect("stdin is piped");
+    stdin.write_all(exposition.as_bytes()).await.expect("it reads everything");
+    drop(stdin);
+    let output = within("the Python client", reader.wait_with_output()).await.expect("its answer");
+    assert!(output.status.success(), "refused:\n{exposition}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}

@@ -10,8 +10,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use crate::executor::{Executor, Log, new_build, pieces};
-use crate::metrics::parse;
-use crate::script::Script;
+use crate::script::{Script, parse_exposition};
 use crate::support::admin::{exposition, until_metric, with_admin};
 use crate::support::certificates::Authority;
 use crate::support::client::{Client, Ending};
@@ -154,7 +153,7 @@ async fn spans_of_both_zones_join_the_trace_of_the_build() {
     // From a slow stream to its trace.
     let exemplar = format!("_bucket {{'trace_id': '{}'}}", id("trace_id"));
     for gateway in [&east, &west] {
-        let families = parse(&exposition(gateway).await).await;
+        let families = parse_exposition(&exposition(gateway).await).await;
         let found: Vec<_> = families.lines().filter(|line| line.ends_with(&exemplar)).collect();
         assert_eq!(found.len(), 1, "{families}");
     }

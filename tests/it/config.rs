@@ -861,7 +861,7 @@ async fn common_mistakes_on_the_command_line_get_a_hint() {
     };
     for arguments in [&["check", "/etc/zuul/gw.toml"][..], &["/etc/zuul/gw.toml"]] {
         let told = stderr(arguments).await;
-        let tip = "tip: to use a configuration: '-c /etc/zuul/gw.toml'";
+        let tip = "tip: to use a configuration file: '-c /etc/zuul/gw.toml'";
         assert!(told.contains(tip), "{arguments:?}: {told}");
     }
     let told = stderr(&["start"]).await;
