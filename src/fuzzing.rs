@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt;
 pub use crate::config::fuzzing::{log_config, toml, zuul_conf};
 use crate::control::protocol::Request;
 use crate::gateway::protocol::request::{REQUEST_MAX, RequestError, RequestFormat, read_request};
-use crate::gateway::session::proxy_protocol::{HEADER_MAX, Header};
+use crate::gateway::session::proxy_protocol::{HEADER_MAX, HeaderParser};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
 use crate::model::component::{Component, FINGERGW, Gateway, OwnComponent, State};
@@ -73,7 +73,7 @@ pub fn query(data: &[u8]) {
 pub fn proxy_header(data: &[u8]) {
     let Some((&split, bytes)) = data.split_first() else { return };
     let read = |pieces: [&[u8]; 2]| {
-        let (mut header, mut taken) = (Header::default(), 0);
+        let (mut header, mut taken) = (HeaderParser::default(), 0);
         for piece in pieces {
             let part = header.take(piece)?;
             assert!(part.count <= piece.len() && (part.whole || part.count == piece.len()));

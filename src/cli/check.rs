@@ -82,7 +82,7 @@ fn warnings(validated: &ValidatedConfig) -> Vec<String> {
             }
         }
     }
-    if let Some(pid_file) = &config.pid_file
+    if let Some(pid_file) = config.explicit_pid_file()
         && let Some(directory) = pid_file.parent().filter(|directory| !directory.exists())
     {
         warnings.push(format!(

@@ -142,6 +142,13 @@ impl Config {
         path.filter(|path| *path != Path::new(zuul_conf::COMMAND_SOCKET))
     }
 
+    /// The pid file, unless it is the default of a `zuul.conf`, whose directory is missing wherever
+    /// the gateway always runs with `-f`.
+    pub(crate) fn explicit_pid_file(&self) -> Option<&Path> {
+        let path = self.pid_file.as_deref();
+        path.filter(|path| *path != Path::new(zuul_conf::PID_FILE))
+    }
+
     /// The certificates, keys and CA files that are read while the gateway runs.
     pub(crate) fn files(&self) -> Vec<&Path> {
         let identities = self.tls.iter().chain([&self.zookeeper.tls]);

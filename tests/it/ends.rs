@@ -289,31 +289,7 @@ impl Hop {
             }
         }
         let mut client = Client::ask(asked.address(), &build).await;
-        match self {
-            Self::ClosesInTheHandshake => {
-                drop(within("a connection", gateway.listener.accept()).await.expect("one"));
-            }
-            Self::ShowsAnothersCertificate => {
-                let foreign = Authority::new();
-                let stranger = foreign.identity("localhost");
-                let acceptor = acceptor(&Identity { ca: identity.ca.clone(), ..stranger });
-                let (stream, _) =
-                    within("a connection", gateway.listener.accept()).await.expect("one");
-                assert!(within("a refusal", acceptor.accept(stream)).await.is_err());
-            }
-            Self::CannotServe => gateway.serve(b"Internal streaming error\n").await,
-            Self::ReportsALoop => {
-                let acceptor = acceptor_with_protocols(&identity, &["zuul-fingergw/1"]);
-                let mut stream = gateway.accept_tls(&acceptor).await;
-                let line =
-                    "Internal streaming error: too many gateways have forwarded the request\r\n";
-                stream.write(line.as_bytes()).await;
-                stream.finish().await;
-            }
-            Self::Closes => gateway.accept().await.finish().await,
-            Self::Resets => gateway.accept().await.reset(),
-            _ => {}
-        }
+        self.answer(&gateway, &identity).await;
         let is_hop = |line: &str| line.contains(" end=") && !line.contains("stream ended");
         let mut line = None;
         if !matches!(self, Self::IsSlow) {
@@ -330,6 +306,35 @@ impl Hop {
             None => asked.logged("the hop that failed", is_hop).await,
         };
         line.split_once(" end=").expect("why").1.trim_matches('"').to_owned()
+    }
+
+    /// Does what makes the gateway at the other end fail, where that takes more than starting it.
+    async fn answer(self, gateway: &Executor, identity: &Identity) {
+        match self {
+            Self::ClosesInTheHandshake => {
+                drop(within("a connection", gateway.listener.accept()).await.expect("one"));
+            }
+            Self::ShowsAnothersCertificate => {
+                let foreign = Authority::new();
+                let stranger = foreign.identity("localhost");
+                let acceptor = acceptor(&Identity { ca: identity.ca.clone(), ..stranger });
+                let (stream, _) =
+                    within("a connection", gateway.listener.accept()).await.expect("one");
+                assert!(within("a refusal", acceptor.accept(stream)).await.is_err());
+            }
+            Self::CannotServe => gateway.serve(b"Internal streaming error\n").await,
+            Self::ReportsALoop => {
+                let acceptor = acceptor_with_protocols(identity, &["zuul-fingergw/1"]);
+                let mut stream = gateway.accept_tls(&acceptor).await;
+                let line =
+                    "Internal streaming error: too many gateways have forwarded the request\r\n";
+                stream.write(line.as_bytes()).await;
+                stream.finish().await;
+            }
+            Self::Closes => gateway.accept().await.finish().await,
+            Self::Resets => gateway.accept().await.reset(),
+            _ => {}
+        }
     }
 }
 

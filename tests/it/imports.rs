@@ -211,7 +211,7 @@ fn paths(text: &str) -> BTreeSet<Module> {
             let re_exported = before.strip_suffix("use ").is_some_and(|before| {
                 before.trim_end().ends_with("pub(crate)") || before.ends_with("pub ")
             });
-            if !is_longer && !(first == "self" && re_exported) {
+            if !(is_longer || first == "self" && re_exported) {
                 tree(&text[at..], &mut Vec::new(), &mut found);
             }
         }

@@ -9,7 +9,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::support::admin::metric;
+use crate::support::admin::{metric, with_admin};
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, acceptor};
@@ -417,4 +417,29 @@ async fn common_name_does_not_count_under_name_constraints() {
     let refused = "Internal streaming error: the zone's gateways cannot be reached\r\n";
     assert_eq!(behind(&theirs, &system_wide, true).await, refused);
     assert_eq!(behind(&theirs, &system_wide, false).await, "log\n");
+}
+
+/// In TLS 1.3 a gateway refuses our certificate only after our handshake is complete (RFC 8446,
+/// section 4.4.2.4).
+#[tokio::test]
+async fn outbound_handshake_that_the_peer_refuses_is_counted_once() {
+    let system = System::new().await;
+    let identity = system.zookeeper.authority.identity("gateway");
+    let other = Authority::new();
+    let west = Identity { ca: other.ca(), ..identity.clone() };
+    let west = Builder::new(&system).zone("west").tls(&west).listeners(&["tls = true"]);
+    let mut west = west.ready().await;
+    let mut east = with_admin(&system).zone("east").tls(&identity).ready().await;
+    west.until_running(&system).await;
+    east.until_running(&system).await;
+    let executor = Executor::start().await;
+    let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
+    let mut client = Client::ask(east.address(), &build).await;
+    executor.serve(b"log\n").await;
+    assert_eq!(client.text().await, "log\n", "from the executor");
+    let handshakes = |result: &str| {
+        format!("zuul_fingergw_tls_handshakes_total{{direction=\"outbound\",result=\"{result}\"}}")
+    };
+    assert_eq!(metric(&east, &handshakes("refused_by_peer")).await, 1.0);
+    assert_eq!(metric(&east, &handshakes("ok")).await, 0.0);
 }

@@ -52,7 +52,7 @@ const FINGERGW_OPTIONS: [&str; 17] = [
 ];
 const ZOOKEEPER_OPTIONS: [&str; 5] = ["hosts", "session_timeout", "tls_ca", "tls_cert", "tls_key"];
 
-const PID_FILE: &str = "/var/run/zuul/fingergw.pid";
+pub(super) const PID_FILE: &str = "/var/run/zuul/fingergw.pid";
 pub(super) const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
 
 /// The port of ZooKeeper servers without one: that of kazoo, with which Zuul's services read the same

@@ -147,8 +147,8 @@ impl ConnectObserver for Observer<'_> {
         self.cx.metrics.executor_slot_acquired(time);
     }
 
-    fn tls_established(&self, kind: Option<HandshakeKind>) {
-        let resumed = kind == Some(HandshakeKind::Resumed);
+    fn tls_established(&self, kind: HandshakeKind) {
+        let resumed = kind == HandshakeKind::Resumed;
         self.cx.metrics.handshake_ok(Direction::Outbound, resumed);
     }
 

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::client_hello::{Arrival, arrival};
 use super::outcome::Outcome;
-use super::proxy_protocol::{NoHeader, read_header};
+use super::proxy_protocol::{ProxyHeaderError, read_header};
 use super::{ClientInfo, send_reply};
 use crate::config::Limits;
 use crate::gateway::context::Context;
@@ -48,7 +48,7 @@ async fn proxied_client(
     let patience = if tls { handshake_timeout } else { request_timeout };
     let address = match timeout(patience, read_header(&mut stream)).await {
         Ok(Ok(address)) => address.unwrap_or(peer),
-        Ok(Err(NoHeader::Closed)) => {
+        Ok(Err(ProxyHeaderError::Closed)) => {
             debug!(%peer, "closed without a PROXY header");
             return Err(Outcome::Probe);
         }
@@ -113,7 +113,7 @@ async fn handshake(
                 return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
             }
             Ok(Arrival::Closed) | Err(_) => {
-                debug!(%peer, "closed without a word");
+                debug!(%peer, "closed before sending data");
                 return Ok(Err(Outcome::Probe));
             }
         }

@@ -1,105 +1,100 @@
-//! The PROXY protocol, versions 1 and 2: by a header in front of everything else a balancer says for
-//! whom it has connected (haproxy's `doc/proxy-protocol.txt`).
+//! The PROXY protocol, versions 1 and 2: a header before everything else, in which a proxy gives the
+//! address of the client that it has connected for (haproxy's `doc/proxy-protocol.txt`).
 //!
-//! The `ppp` crate reads a whole header. Where a header ends is found here, because not one byte
-//! behind it may be taken: what follows is TLS, or the request.
+//! The `ppp` crate parses a whole header. The end of a header is found here, because no byte after it
+//! may be read: TLS or the request follows.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
 use ppp::{v1, v2};
+use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 /// The longest header of version 1, its CRLF included, in bytes (section 2.1).
 const V1_MAX: usize = 107;
 
-/// The part of a header of version 2 that says how long the rest is.
+/// The length of the fixed part of a version 2 header, which has the length of the rest, in bytes.
 const V2_FIXED: usize = 16;
 
-/// The longest header that is accepted, in bytes, which is one of version 2. One that holds what it must hold fits
-/// 536 (section 2.2); the rest is room for what balancers add about TLS sessions, such as the
-/// client's certificate (haproxy's `proxy-v2-options ssl-cert`).
+/// The longest header that is accepted, in bytes: one of version 2. The mandatory parts fit into 536
+/// (section 2.2); the rest is for what proxies add about TLS sessions, such as the client's certificate
+/// (haproxy's `proxy-v2-options ssl-cert`).
 pub(crate) const HEADER_MAX: usize = 16 * 1024;
 
-/// How much of a header is read at a time, in bytes.
+/// The most that is read of a header at a time, in bytes.
 const PIECE: usize = 1024;
 
-/// What a header of version 1 begins with.
+/// The beginning of a version 1 header.
 const V1_PREFIX: &[u8] = b"PROXY ";
 
-/// Why there is no address of a client.
-#[derive(Debug)]
-pub(crate) enum NoHeader {
-    /// The peer left before it had sent anything: a balancer that looks whether we are there.
+/// Why no PROXY header was read.
+#[derive(Debug, Error)]
+pub(crate) enum ProxyHeaderError {
+    /// The peer left before it had sent anything: a health check of a proxy.
+    #[error("closed before sending data")]
     Closed,
-    /// What came is no header, or is cut short.
-    Broken(&'static str),
+    /// The bytes are not a header, or the header is incomplete.
+    #[error("{0}")]
+    Malformed(&'static str),
     /// The connection failed.
-    Io(io::Error),
+    #[error("{0}")]
+    Io(#[from] io::Error),
 }
 
-impl fmt::Display for NoHeader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Closed => f.write_str("closed without a word"),
-            Self::Broken(why) => f.write_str(why),
-            Self::Io(error) => write!(f, "{error}"),
-        }
-    }
-}
-
-/// Reads the header that `stream` begins with, and not one byte more. Returns the client's address;
-/// `None` if the peer speaks for itself (`LOCAL`) or does not say for whom (`UNKNOWN`, or for
-/// somebody who does not come by TCP). The caller sets the deadline.
+/// Reads the header that `stream` begins with, and not one byte more. Returns the client's address, or
+/// `None` if the proxy connects for itself (`LOCAL`) or does not give the address of a TCP client
+/// (`UNKNOWN`). The caller sets the deadline.
 ///
 /// # Errors
-/// See [`NoHeader`].
-pub(crate) async fn read_header(stream: &mut TcpStream) -> Result<Option<SocketAddr>, NoHeader> {
-    let mut header = Header::default();
+/// See [`ProxyHeaderError`].
+pub(crate) async fn read_header(
+    stream: &mut TcpStream,
+) -> Result<Option<SocketAddr>, ProxyHeaderError> {
+    let mut header = HeaderParser::default();
     let mut waiting = [0; PIECE];
     loop {
-        // Left where they are until it is known whose they are.
-        let count = stream.peek(&mut waiting).await.map_err(NoHeader::Io)?;
+        // Bytes after the header must stay in the socket.
+        let count = stream.peek(&mut waiting).await?;
         if count == 0 {
-            let cut = NoHeader::Broken("the PROXY header is cut short");
-            return Err(if header.0.is_empty() { NoHeader::Closed } else { cut });
+            let cut = ProxyHeaderError::Malformed("the PROXY header is incomplete");
+            return Err(if header.0.is_empty() { ProxyHeaderError::Closed } else { cut });
         }
-        let Taken { count, whole } = header.take(&waiting[..count]).map_err(NoHeader::Broken)?;
-        stream.read_exact(&mut waiting[..count]).await.map_err(NoHeader::Io)?;
+        let Consumed { count, whole } =
+            header.take(&waiting[..count]).map_err(ProxyHeaderError::Malformed)?;
+        stream.read_exact(&mut waiting[..count]).await?;
         if whole {
-            return header.client().map_err(NoHeader::Broken);
+            return header.client().map_err(ProxyHeaderError::Malformed);
         }
     }
 }
 
-/// A header so far.
+/// The part of a header that has been read.
 #[derive(Default)]
-pub(crate) struct Header(Vec<u8>);
+pub(crate) struct HeaderParser(Vec<u8>);
 
-/// What of the bytes that wait belongs to the header.
-pub(crate) struct Taken {
+/// How many of the received bytes belong to the header.
+pub(crate) struct Consumed {
     pub(crate) count: usize,
-    /// The header ends with them.
+    /// Whether the header ends with them.
     pub(crate) whole: bool,
 }
 
-impl Header {
-    /// Takes what belongs to the header of the bytes that come next: all of them, or those up to its
-    /// end.
+impl HeaderParser {
+    /// Consumes those of the next bytes that belong to the header: all of them, or those up to its end.
     ///
     /// # Errors
-    /// It is no header, or too long.
-    pub(crate) fn take(&mut self, waiting: &[u8]) -> Result<Taken, &'static str> {
+    /// The bytes are not a header, or it is too long.
+    pub(crate) fn take(&mut self, waiting: &[u8]) -> Result<Consumed, &'static str> {
         let before = self.0.len();
         self.0.extend_from_slice(waiting);
         let end = self.end()?;
         self.0.truncate(end.unwrap_or(self.0.len()));
-        Ok(Taken { count: self.0.len() - before, whole: end.is_some() })
+        Ok(Consumed { count: self.0.len() - before, whole: end.is_some() })
     }
 
-    /// Where it ends, if that is here.
+    /// The length of the header, if all of it has been read.
     fn end(&self) -> Result<Option<usize>, &'static str> {
         let bytes = self.0.as_slice();
         let begins = |prefix: &[u8]| bytes.iter().zip(prefix).all(|(byte, wanted)| byte == wanted);
@@ -122,12 +117,12 @@ impl Header {
         Ok((end <= bytes.len()).then_some(end))
     }
 
-    /// The client's address that a whole header has.
+    /// The client's address in a whole header.
     ///
     /// # Errors
-    /// It cannot be understood.
+    /// The header is malformed.
     pub(crate) fn client(&self) -> Result<Option<SocketAddr>, &'static str> {
-        let broken = "the PROXY header cannot be understood";
+        let broken = "the PROXY header is malformed";
         let bytes = self.0.as_slice();
         if bytes.starts_with(V1_PREFIX) {
             let header = v1::Header::try_from(bytes).map_err(|_| broken)?;
@@ -160,9 +155,9 @@ mod tests {
     /// What `bytes` come to, with how many of them were taken, in pieces of each size.
     fn read(bytes: &[u8]) -> Result<(Option<String>, usize), &'static str> {
         let mut results = (1..=bytes.len().max(1)).map(|size| {
-            let (mut header, mut taken) = (Header::default(), 0);
+            let (mut header, mut taken) = (HeaderParser::default(), 0);
             for piece in bytes.chunks(size) {
-                let Taken { count, whole } = header.take(piece)?;
+                let Consumed { count, whole } = header.take(piece)?;
                 taken += count;
                 if whole {
                     let client = header.client()?;
@@ -250,11 +245,7 @@ mod tests {
             "PROXY UNKNOWN\n",
             "PROXY TCP4 192.0.2.7 198.51.100.1 1 2\r\r\n",
         ] {
-            assert_eq!(
-                read(line.as_bytes()),
-                Err("the PROXY header cannot be understood"),
-                "{line:?}"
-            );
+            assert_eq!(read(line.as_bytes()), Err("the PROXY header is malformed"), "{line:?}");
         }
         for header in [
             v2_header(2, 0x11, &IPV4),
@@ -263,7 +254,7 @@ mod tests {
             v2_header(1, 0x11, &IPV4[..11]),
             [v2::PROTOCOL_PREFIX, &[0x11, 0x11, 0, 0]].concat(),
         ] {
-            assert_eq!(read(&header), Err("the PROXY header cannot be understood"), "{header:?}");
+            assert_eq!(read(&header), Err("the PROXY header is malformed"), "{header:?}");
         }
         let long = format!("PROXY UNKNOWN {}", "x".repeat(V1_MAX));
         assert_eq!(read(long.as_bytes()), Err("the PROXY header is too long"));

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::HandshakeKind;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -74,6 +75,14 @@ impl Connection {
         match self {
             Self::Plain(_) => None,
             Self::Tls(tls) => tls.stream.get_ref().1.peer_certificates(),
+        }
+    }
+
+    /// How the TLS handshake was made; `None` without TLS.
+    pub(crate) fn handshake_kind(&self) -> Option<HandshakeKind> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => tls.stream.get_ref().1.handshake_kind(),
         }
     }
 

@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
@@ -166,7 +167,7 @@ impl Connector {
             Hop::Executor(executor) => Some(self.executor_slot(executor, request).await?),
         };
         let began = Instant::now();
-        let mut connection = self.send_request(hop, request).await?;
+        let (mut connection, mut handshake) = self.send_request(hop, request).await?;
         request.observer.connected(hop, began.elapsed());
         // The number of hops in the request ends loops.
         let in_flight = in_flight.filter(|_| !connection.is_peer_gateway());
@@ -197,7 +198,13 @@ impl Connector {
         let first = match read {
             Ok(first) if first.is_empty() => return Err(AttemptError::Silent),
             Ok(first) => first,
-            Err(error) => return Err(first_read_error(hop, error)),
+            Err(error) => {
+                let error = first_read_error(hop, error);
+                if let (AttemptError::Tls(_), Some(handshake)) = (&error, &mut handshake) {
+                    handshake.is_refused = true;
+                }
+                return Err(error);
+            }
         };
         let mut established = Established { hop, connection, first };
         if matches!(hop, Hop::Gateway(_)) {
@@ -229,13 +236,18 @@ impl Connector {
     }
 
     /// Connects to `hop` and sends the request, all within the connect deadline.
-    async fn send_request<O: ConnectObserver>(
+    async fn send_request<'r, O: ConnectObserver>(
         &self,
         hop: &Hop,
-        request: &ConnectRequest<'_, O>,
-    ) -> Result<Connection, AttemptError> {
+        request: &ConnectRequest<'r, O>,
+    ) -> Result<(Connection, Option<CompleteHandshake<'r, O>>), AttemptError> {
         let deadline = Instant::now() + request.limits.connect_timeout;
         let mut connection = self.connect(hop, deadline, request).await?;
+        let handshake = connection.handshake_kind().map(|kind| CompleteHandshake {
+            kind,
+            observer: request.observer,
+            is_refused: false,
+        });
         let format = RequestFormat::negotiated(connection.is_peer_gateway());
         let hops = request.sent_hops.saturating_add(1);
         let line = request_line(request.build, hop.zone(), hops, format);
@@ -245,7 +257,7 @@ impl Connector {
         };
         let sent = timeout_at(deadline, sent).await.map_err(|_| AttemptError::ConnectTimeout)?;
         sent.map_err(AttemptError::Connect)?;
-        Ok(connection)
+        Ok((connection, handshake))
     }
 
     /// Connects to `hop`, with TLS where its registry entry says so.
@@ -275,7 +287,6 @@ impl Connector {
             let handshake = timeout_at(deadline, handshake).await;
             match handshake.map_err(|_| AttemptError::HandshakeTimeout)? {
                 Ok(stream) => {
-                    request.observer.tls_established(stream.get_ref().1.handshake_kind());
                     return Ok(Connection::tls(stream));
                 }
                 Err((error, below)) => {
@@ -320,6 +331,22 @@ fn first_read_error(hop: &Hop, error: io::Error) -> AttemptError {
         return AttemptError::Tls(error);
     }
     AttemptError::Reset(error)
+}
+
+/// A TLS handshake that is complete for us. The gateway can still refuse our certificate, with an alert
+/// before its first byte. Otherwise the handshake is reported as successful when this is dropped.
+struct CompleteHandshake<'o, O: ConnectObserver> {
+    kind: HandshakeKind,
+    observer: &'o O,
+    is_refused: bool,
+}
+
+impl<O: ConnectObserver> Drop for CompleteHandshake<'_, O> {
+    fn drop(&mut self) {
+        if !self.is_refused {
+            self.observer.tls_established(self.kind);
+        }
+    }
 }
 
 impl Established<'_> {

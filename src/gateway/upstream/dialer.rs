@@ -1,5 +1,5 @@
-//! From a host name to a connection: name servers asked in moderation, addresses tried beside each
-//! other (RFC 8305).
+//! Connects to hosts by name: caches addresses for a short time and tries several addresses concurrently
+//! (RFC 8305, "Happy Eyeballs").
 
 use std::collections::HashMap;
 use std::io;
@@ -16,24 +16,24 @@ use tokio::time::{Instant, timeout};
 use crate::config::to_ascii;
 use crate::gateway::transport::socket::Socket;
 
-/// How long one address of a next hop has before another is tried beside it.
+/// How long one address of a host is tried before the next one is tried concurrently.
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// How long a name's addresses are believed. getaddrinfo(3) tells no lifetime; this is short enough
-/// for an executor that moves, and saves a burst of clients a burst of questions.
-const KEEP: Duration = Duration::from_secs(5);
+/// How long a name's addresses are cached. getaddrinfo(3) returns no lifetime; this is short enough for
+/// an executor that moves, and long enough for a burst of clients to cause one query.
+const CACHE_TIME: Duration = Duration::from_secs(5);
 
-/// Names remembered. They come from Zuul's registry, so there are not many; beyond this all are
-/// forgotten together.
-const REMEMBERED: usize = 1024;
+/// The most names that are cached. They come from Zuul's registry, so there are not many; beyond this
+/// all are forgotten together.
+const CACHE_MAX: usize = 1024;
 
-/// Dials hosts.
+/// Connects to hosts.
 #[derive(Default)]
-pub(crate) struct Dialer(Mutex<HashMap<String, Arc<Name>>>);
+pub(crate) struct Dialer(Mutex<HashMap<String, Arc<CachedAddresses>>>);
 
-/// One name's addresses, once somebody has asked for them.
-struct Name {
-    asked: Instant,
+/// The addresses of one name, once the query has been answered.
+struct CachedAddresses {
+    queried: Instant,
     addresses: OnceCell<Vec<SocketAddr>>,
 }
 
@@ -41,12 +41,12 @@ impl Dialer {
     /// Connects to the first address of `host` that answers. The kernel holds up to `buffer` bytes that
     /// have not been read.
     ///
-    /// Addresses are tried in the resolver's order, the families in turn, each a quarter of a
-    /// second behind the one before or as soon as that has failed, so that one that swallows
-    /// packets does not hide the others (RFC 8305, sections 4 and 5).
+    /// Addresses are tried in the resolver's order, alternating between the families, each a quarter of
+    /// a second after the previous one or as soon as that has failed, so that an address that drops
+    /// packets does not block the others (RFC 8305, sections 4 and 5).
     ///
     /// # Errors
-    /// The name has no address, or the last address that was tried failed like this.
+    /// The name has no address, or the attempt at the last address failed with this error.
     pub(crate) async fn connect(
         &self,
         host: &str,
@@ -64,24 +64,27 @@ impl Dialer {
         let addresses = self.addresses(host, port).await?;
         let connected = race(interleaved(&addresses), buffer, spare_sockets).await;
         if connected.is_err() {
-            // It may have moved.
+            // The host may have moved.
             self.lock().remove(host);
         }
         connected
     }
 
     /// The addresses of `host`, with `port` and, of link-local ones, the interface that the name
-    /// gives (`fe80::1%eth0`, RFC 4007, section 11). One question for all who ask within [`KEEP`].
+    /// gives (`fe80::1%eth0`, RFC 4007, section 11). All requests within [`CACHE_TIME`] share one query.
     async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let name = {
             let mut names = self.lock();
             match names.get(host) {
-                Some(name) if name.asked.elapsed() < KEEP => Arc::clone(name),
+                Some(name) if name.queried.elapsed() < CACHE_TIME => Arc::clone(name),
                 _ => {
-                    if names.len() >= REMEMBERED {
+                    if names.len() >= CACHE_MAX {
                         names.clear();
                     }
-                    let name = Arc::new(Name { asked: Instant::now(), addresses: OnceCell::new() });
+                    let name = Arc::new(CachedAddresses {
+                        queried: Instant::now(),
+                        addresses: OnceCell::new(),
+                    });
                     names.insert(host.to_owned(), Arc::clone(&name));
                     name
                 }
@@ -89,18 +92,18 @@ impl Dialer {
         };
         let ask = || async { Ok::<_, io::Error>(lookup_host((host, port)).await?.collect()) };
         let mut addresses = name.addresses.get_or_try_init(ask).await?.clone();
-        // A name is asked for once, whatever the port.
+        // One query serves all ports.
         addresses.iter_mut().for_each(|address| address.set_port(port));
         Ok(addresses)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Name>>> {
-        // Whole between any two statements.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<CachedAddresses>>> {
+        // Consistent between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The families in turn, beginning with that of the first address (RFC 8305, section 4).
+/// Alternates between the families, beginning with that of the first address (RFC 8305, section 4).
 fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first_is_ipv6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<SocketAddr>, Vec<SocketAddr>) =
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_families_take_turns() {
+    fn address_families_alternate() {
         let cases = [
             ("", ""),
             ("192.0.2.1", "192.0.2.1"),
@@ -202,10 +205,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_refuses_makes_way_at_once() {
+    async fn the_next_address_is_tried_immediately_after_a_refusal() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
-        // Nobody listens on the first two.
+        // There are no listeners on the first two.
         let stream =
             race(addresses("127.0.0.2 127.0.0.3 127.0.0.1", port), BUFFER, &spare(1)).await;
         let stream = stream.expect("connected");
@@ -219,22 +222,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_are_kept_and_forgotten() {
+    async fn addresses_are_cached_and_forgotten() {
         let dialer = Dialer::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect("connected");
         assert!(dialer.lock().contains_key("localhost"));
         dialer.connect("127.0.0.1", port, BUFFER, &spare(1)).await.expect("connected");
-        assert_eq!(dialer.lock().len(), 1, "an address is no name");
+        assert_eq!(dialer.lock().len(), 1, "an address is not cached");
         drop(listener);
-        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect_err("nobody listens");
-        assert!(dialer.lock().is_empty(), "it may have moved");
-        for number in 0..2 * REMEMBERED {
-            let name = Arc::new(Name { asked: Instant::now(), addresses: OnceCell::new() });
+        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect_err("no listener");
+        assert!(dialer.lock().is_empty(), "the host may have moved");
+        for number in 0..2 * CACHE_MAX {
+            let name =
+                Arc::new(CachedAddresses { queried: Instant::now(), addresses: OnceCell::new() });
             dialer.lock().insert(number.to_string(), name);
         }
-        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect_err("nobody listens");
+        dialer.connect("localhost", port, BUFFER, &spare(1)).await.expect_err("no listener");
         assert!(dialer.lock().len() <= 1);
     }
 }

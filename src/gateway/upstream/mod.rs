@@ -105,8 +105,8 @@ pub(crate) trait ConnectObserver: Sync {
     /// The request waited this long for its turn to ask the executor.
     fn executor_slot_awaited(&self, time: Duration);
 
-    /// A TLS handshake with a hop has succeeded.
-    fn tls_established(&self, kind: Option<HandshakeKind>);
+    /// A TLS handshake with a hop has succeeded, and the hop has not refused our certificate.
+    fn tls_established(&self, kind: HandshakeKind);
 
     /// `hop` was sent the request, this long after the first connection attempt.
     fn connected(&self, hop: &Hop, time: Duration);
