@@ -223,7 +223,7 @@ fn named(page: &str) -> Vec<&str> {
     page.split('`').skip(1).step_by(2).filter(|word| word.contains("::")).collect()
 }
 
-/// Whether there is a test of this name, such as `faults::a_test`, `interop::web::a_test` or
+/// Whether there is a test of this name, such as `component_failures::a_test`, `interop::web::a_test` or
 /// `src::gateway::finger::a_test`.
 fn exists(name: &str) -> bool {
     let (path, test) = name.rsplit_once("::").expect("a path");
@@ -254,7 +254,7 @@ fn named_tests_exist() {
         let missing: Vec<_> = names.iter().filter(|name| !exists(name)).collect();
         assert!(missing.is_empty(), "{page} names tests that are not there: {missing:?}");
     }
-    assert!(!exists("faults::no_such_test") && !exists("nowhere::named_tests_exist"));
+    assert!(!exists("component_failures::no_such_test") && !exists("nowhere::named_tests_exist"));
 }
 
 #[test]
