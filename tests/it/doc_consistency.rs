@@ -122,7 +122,7 @@ fn operating_page_lists_each_reply() {
 
 /// Folders, not files: what a file is for is said in the file itself.
 #[test]
-fn the_architecture_page_names_each_folder_of_the_source() {
+fn architecture_page_names_each_folder_of_the_source() {
     let page = read("docs/architecture.md");
     // `src/gateway/relay`, and nothing below that.
     let folder = |path: &PathBuf| {
@@ -153,7 +153,7 @@ fn names_folder(page: &str, folder: &Path) -> bool {
 
 /// A release has its section, so what is on top is either not released or this version.
 #[test]
-fn the_changelog_begins_with_this_version() {
+fn changelog_begins_with_this_version() {
     let page = read("docs/CHANGELOG.md");
     let top = page.lines().find_map(|line| line.strip_prefix("## ")).expect("a section");
     let version = env!("CARGO_PKG_VERSION");
