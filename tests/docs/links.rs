@@ -110,5 +110,5 @@ fn commands_in_sentences_are_run_somewhere() {
 #[test]
 fn headings_become_fragments_as_platforms_make_them() {
     assert_eq!(anchor(" When a limit is reached"), "when-a-limit-is-reached");
-    assert_eq!(anchor("Somebody is told `Build not found`"), "somebody-is-told-build-not-found");
+    assert_eq!(anchor("Clients get `Build not found`"), "clients-get-build-not-found");
 }

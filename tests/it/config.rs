@@ -95,7 +95,7 @@ async fn valid_configuration_is_accepted() {
     let sections = format!("tls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n");
     let conf = files.write(
         "zuul.conf",
-        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = root\nhostname = localhost\n{sections}"),
+        format!("[zookeeper]\nhosts = a:1\n{sections}[fingergw]\nuser = root\nhostname = localhost\npidfile =\n{sections}"),
     );
     for config in [&toml, &conf] {
         let checked = check(config).await;
@@ -195,7 +195,7 @@ async fn file_is_read_by_its_suffix_and_a_wrong_suffix_is_reported() {
     }
     let Identity { cert, key, ca, .. } = &identity;
     let zookeeper = format!(
-        "[zookeeper]\nhosts = a:1\ntls_cert = {}\ntls_key = {}\ntls_ca = {}\n",
+        "[zookeeper]\nhosts = a:1\ntls_cert = {}\ntls_key = {}\ntls_ca = {}\n[fingergw]\npidfile =\n",
         cert.display(),
         key.display(),
         ca.display()
@@ -204,10 +204,10 @@ async fn file_is_read_by_its_suffix_and_a_wrong_suffix_is_reported() {
         let checked = check(&files.write(name, format!("\u{feff}{text}"))).await;
         assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{name}");
     }
-    let conf = files.write("typo.conf", format!("{zookeeper}[fingergw]\nlisten_adress = ::1\n"));
+    let conf = files.write("typo.conf", format!("{zookeeper}listen_adress = ::1\n"));
     let Outcome { code, stderr, .. } = check(&conf).await;
     let warning =
-        ":7: [fingergw] listen_adress: unknown option, ignored; did you mean listen_address?";
+        ":8: [fingergw] listen_adress: unknown option, ignored; did you mean listen_address?";
     assert_eq!((code, stderr), (Some(0), format!("{}{warning}\n", conf.display())));
 }
 
@@ -786,20 +786,20 @@ async fn log_file_that_cannot_be_opened_is_an_error() {
     assert!(!path.exists(), "a check makes nothing");
 }
 
-/// Upstream does not start with one either.
+/// Zuul's own gateway does not start with one either.
 #[tokio::test]
 async fn unusable_log_config_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
     let identity = authority.identity("localhost");
     let zookeeper = format!("[zookeeper]\nhosts = a:1\n{}", conf(&identity));
     let zuul_conf = |file: &Path| {
-        let option = format!("[fingergw]\nlog_config = {}\n", file.display());
+        let option = format!("[fingergw]\npidfile =\nlog_config = {}\n", file.display());
         files.write("zuul.conf", zookeeper.clone() + &option)
     };
     let missing = files.missing("missing.yaml");
     let config = zuul_conf(&missing);
     let expected = format!(
-        "{}:7: [fingergw] log_config = {}: cannot be read: No such file",
+        "{}:8: [fingergw] log_config = {}: cannot be read: No such file",
         config.display(),
         missing.display()
     );

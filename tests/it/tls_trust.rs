@@ -180,7 +180,7 @@ async fn peer_that_rejects_our_protocol_is_dialed_without_it() {
 async fn peer_that_chose_our_protocol_is_never_dialed_without_it() {
     let other = Executor::start().await;
     let (_system, gateway, build, identity) = east_of(&other, "localhost").await;
-    let acceptor = acceptor_with_protocols(&identity, &["zuul-fingergw"]);
+    let acceptor = acceptor_with_protocols(&identity, &["zuul-fingergw/1"]);
     let mut client = Client::ask(gateway.address(), &build).await;
     let serve = async {
         let (stream, _) = within("a hello", other.listener.accept()).await.expect("one");

@@ -239,7 +239,7 @@ fn service_with_the_socket_unit_serves_port_79() {
         let machine = root.boot(&[&built, &shipped()]).await;
         let mut typed = Typed::on("checkout");
         typed.next(operating("systemd"), &machine, CHECKOUT).await;
-        typed.next(operating("Who may read what"), &machine, CHECKOUT).await;
+        typed.next(operating("File permissions"), &machine, CHECKOUT).await;
         typed.next(operating("Logs"), &machine, CHECKOUT).await;
         // It comes back behind that, which says that it is registered.
         typed.next(operating("systemd"), &machine, CHECKOUT).await;

@@ -382,7 +382,7 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     assert!(said.contains(&format!("{UPSTREAMS} comes before")), "{said}");
     // What runs is nothing of ours.
     machine.succeeds("systemctl is-active zuul-fingergw").await;
-    typed.next(("docs/upgrading.md", "From upstream's program"), &machine, "/").await;
+    typed.next(("docs/upgrading.md", "From Zuul's own gateway"), &machine, "/").await;
     // Nobody has configured it.
     for unit in ["zuul-fingergw.service", "zuul-fingergw.socket"] {
         let asked = format!("systemctl is-enabled {unit}; systemctl is-active {unit}; true");
@@ -392,7 +392,7 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
 
     typed.next(("docs/packages.md", "The packages"), &machine, "/").await;
     configure(&system, &machine);
-    typed.next(("docs/operating.md", "Who may read what"), &machine, "/").await;
+    typed.next(("docs/operating.md", "File permissions"), &machine, "/").await;
     typed.next(("docs/packages.md", "The packages"), &machine, "/").await;
     typed.next(("docs/operating.md", "Upgrade"), &machine, "/").await;
     assert!(system.entries().await.is_empty() && TcpStream::connect(FINGER).await.is_err());
@@ -492,7 +492,7 @@ async fn upgrade(kind: &Kind, system: &System, machine: &Machine, typed: &mut Ty
             served
         });
     }
-    let page = ("docs/upgrading.md", "This program, to a newer version");
+    let page = ("docs/upgrading.md", "To a newer version of this program");
     let upgrading = async {
         for _ in 0..kind.upgrade {
             typed.next(page, machine, "/root/second").await;

@@ -1,7 +1,7 @@
-//! Who may see which builds on a listener. Pure.
+//! Evaluates the access rules of a listener. Pure.
 //!
-//! A listener without rules is open: whoever knows a build's UUID gets its log, as with upstream's
-//! gateway. With rules a request is allowed if one of them is met in all that it names.
+//! A listener without rules is open: a client that knows the UUID of a build gets its log, as from
+//! Zuul's gateway. With rules, a request is allowed if it meets all conditions of one of them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,14 +10,14 @@ use ipnet::IpNet;
 
 use crate::config::Rule;
 
-/// Who asks, and the rules that count for it.
+/// A client and the rules that apply to it.
 pub(crate) struct Access<'r> {
     rules: &'r [Rule],
     address: IpAddr,
     names: Vec<String>,
 }
 
-/// Why a request is denied: the first thing that no rule has together with what comes before it.
+/// Why a request is denied: the first condition that no rule meets together with those before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Denial {
     Address,
@@ -44,14 +44,14 @@ impl fmt::Display for Denial {
     }
 }
 
-/// Whether `networks` have `address`. IPv4 is the same however the socket says it.
+/// Returns whether one of `networks` contains `address`. An IPv4-mapped IPv6 address counts as IPv4.
 pub(crate) fn any_contains(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))
 }
 
-/// Compares names without case; `*.` in `pattern` stands for one whole label, the first (RFC 6125,
-/// section 6.4.3).
+/// Compares names case-insensitively; `*.` in `pattern` matches exactly one label, the first (RFC
+/// 6125, section 6.4.3).
 fn is_named(pattern: &str, name: &str) -> bool {
     match (pattern.strip_prefix("*."), name.split_once('.')) {
         (Some(rest), Some((label, domain))) => {
@@ -80,8 +80,8 @@ impl Rule {
 }
 
 impl<'r> Access<'r> {
-    /// What `rules` give to a client at `address`; `None` where there are none. The `names` in its
-    /// certificate are asked for if a rule wants to know them.
+    /// Returns the access of a client at `address` by `rules`; `None` if there are no rules. `names`
+    /// returns the names in its certificate and is called only if a rule needs them.
     pub(crate) fn new(
         rules: &'r [Rule],
         address: IpAddr,
@@ -95,10 +95,10 @@ impl<'r> Access<'r> {
         Some(Self { rules, address, names })
     }
 
-    /// Whether a build of `tenant` may be seen; `None` is a build whose request names none.
+    /// Returns whether a build of `tenant` is allowed; `None` is a build without a tenant.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason for the denial.
     pub(crate) fn allows(&self, tenant: Option<&str>) -> Result<(), Denial> {
         let here = self.rules.iter().filter(|rule| rule.has_address(self.address));
         let mut ours = here.clone().filter(|rule| rule.has_client(&self.names)).peekable();

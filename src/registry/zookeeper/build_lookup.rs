@@ -20,9 +20,9 @@ use crate::registry::{LookupError, Outage};
 const ZONES: &str = "/zuul/executor/zones";
 const UNZONED: &str = "/zuul/executor/unzoned";
 
-/// The most concurrent reads. Lookups that are made while there are so many wait, and are then made by
-/// few reads together: 2,000 zone-to-zone clients that connect in one moment are served a third faster.
-/// With fewer reads, lookups would wait for each other without a need (docs/performance.md).
+/// The most concurrent reads. Lookups that are made while there are so many wait, and then share a
+/// read, so that many clients at one moment need few reads. With fewer concurrent reads, lookups would
+/// wait for each other without a need (docs/performance.md).
 ///
 /// Also bounds what hangs with ZooKeeper: the client keeps a request until it is answered or the
 /// connection is lost, also if the session that made it has given up.
