@@ -225,7 +225,9 @@ async fn a_reset_ends_one_console(tls: bool) {
         // Below TLS, Pythons up to 3.11.7 at least take a reset for an end (cpython issue 115627).
         let as_an_end = tls && said == NO_MORE;
         assert!(as_an_end || said == r#"4011 "Unknown error""#, "{said}");
-        gateway.logged("the cut", |l| l.contains(&cut) && l.contains("cut by the next hop")).await;
+        gateway
+            .logged("the cut", |l| l.contains(&cut) && l.contains("connection to the hop failed"))
+            .await;
 
         log.write(round.as_bytes());
         web.shows(&busy, round).await;

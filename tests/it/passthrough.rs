@@ -111,7 +111,7 @@ fn two_zones_share_one_address() {
         assert_eq!(from_east.rest().await, (Vec::new(), Ending::Reset));
         let port = all.router.address.port();
         for (hostname, zone, end) in
-            [(WEST, "west", "finished"), (EAST, "east", "\"cut by the next hop")]
+            [(WEST, "west", "finished"), (EAST, "east", "\"connection to the hop failed")]
         {
             let route = format!("gateway {hostname}:{port} of zone {zone} (TLS)");
             let line = all.outer.logged(&route, |line| line.contains(&route)).await;
@@ -232,7 +232,7 @@ fn router_aborts_a_stream_that_is_idle_for_its_timeout() {
         assert_eq!(client.rest().await, (Vec::new(), Ending::Reset));
         stream.closed().await;
         let line = all.outer.logged("why", |line| line.contains("stream ended")).await;
-        assert!(line.contains(" end=\"cut by the next hop"), "{line}");
+        assert!(line.contains(" end=\"connection to the hop failed"), "{line}");
     });
 }
 

@@ -225,7 +225,7 @@ async fn reset_after_tls_records_delivers_them_and_aborts() {
         drop(socket);
         assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "{length}");
     }
-    east.logged_times("each cut", 3, |line| line.contains("cut by the next hop")).await;
+    east.logged_times("each cut", 3, |line| line.contains("connection to the hop failed")).await;
 }
 
 /// Whether the kernel probes each connection from or to `port` on loopback while it is silent: the

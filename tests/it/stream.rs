@@ -253,7 +253,7 @@ async fn aborted_log_arrives_as_far_as_it_was_sent() {
     let log: Vec<u8> = (0..200_000).map(pattern).collect();
     stream.write(&log).await;
     stream.reset_when_taken().await;
-    gateway.logged("the cut", |line| line.contains("cut by the next hop")).await;
+    gateway.logged("the cut", |line| line.contains("connection to the hop failed")).await;
     let (received, ending) = client.rest().await;
     assert!(received == log, "{} of {} bytes", received.len(), log.len());
     assert_eq!(ending, Ending::Reset);

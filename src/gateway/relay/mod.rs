@@ -93,15 +93,15 @@ impl fmt::Display for EndReason {
         match self {
             Self::Finished => f.write_str("finished"),
             Self::UpstreamFailed(error) => {
-                write!(f, "cut by the next hop: {}", tls::describe(error))
+                write!(f, "connection to the hop failed: {}", tls::describe(error))
             }
             Self::ClientLeft(None) => f.write_str("client left"),
             Self::ClientLeft(Some(error)) => write!(f, "client left: {}", tls::describe(error)),
             Self::ClientStalled => f.write_str("client stopped reading"),
-            Self::ClientEvicted => f.write_str("client stopped reading, as too many did"),
+            Self::ClientEvicted => f.write_str("client evicted because too many do not read"),
             Self::Stopped => f.write_str("stopped"),
-            Self::Idle => f.write_str("silent for limits.stream_idle"),
-            Self::TooLong => f.write_str("ran for limits.stream_total"),
+            Self::Idle => f.write_str("idle for limits.stream_idle"),
+            Self::TooLong => f.write_str("open for limits.stream_total"),
         }
     }
 }

@@ -21,9 +21,10 @@ use tracing::info;
 /// Each packet takes a page of it, however small the packet is.
 const CAPACITY: usize = 1024 * 1024;
 
-/// The most bytes that a pipe holds. They are copied when the client stalls, so this is what one stalled
-/// stream may take of this process's memory.
-const FILL_MAX: usize = 128 * 1024;
+/// The most bytes that a pipe holds. They are copied when the client stalls for a second. At most a
+/// sixteenth of all streams does, so that together they take no more of this process's memory than the
+/// eighth that may wait with 128 KiB each.
+const FILL_MAX: usize = 256 * 1024;
 
 /// The number of pipes: half of what the default of `pipe-user-pages-soft` allows. Further streams copy.
 const PIPES: usize = 32;

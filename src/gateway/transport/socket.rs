@@ -161,11 +161,11 @@ impl Socket {
 
     /// Waits until the connection fails. Returns the error, if it is known.
     pub(super) async fn wait_error(&self) -> Option<io::Error> {
-        let stream = match &self.stream {
-            Stream::Tcp(stream) => stream,
-            #[cfg(test)]
-            Stream::InMemory(stream) => return Some(stream.wait_error().await),
-        };
+        #[cfg(test)]
+        if let Some(stream) = self.in_memory_stream() {
+            return Some(stream.wait_error().await);
+        }
+        let stream = self.tcp()?;
         loop {
             if let Err(error) = stream.ready(Interest::ERROR).await {
                 return Some(error);

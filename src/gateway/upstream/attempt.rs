@@ -74,7 +74,7 @@ pub(crate) enum AttemptError {
     #[error("the next hop said nothing")]
     Silent,
     /// The connection failed before the first byte.
-    #[error("cut by the next hop: {}", tls::describe(.0))]
+    #[error("connection to the hop failed: {}", tls::describe(.0))]
     Reset(#[source] io::Error),
     /// Another hop was faster, or was tried instead.
     #[error("overtaken: nothing within {0:?}")]
