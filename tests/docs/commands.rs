@@ -26,9 +26,9 @@ use crate::support::certificates::Authority;
 use crate::support::executor::Executor;
 use crate::support::gateway::BINARY;
 use crate::support::namespace::{apart, command};
+use crate::support::page_commands::is_machine;
 use crate::support::pages::{self, Block, compare};
 use crate::support::system::{System, Worker};
-use crate::support::typed::is_machine;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
