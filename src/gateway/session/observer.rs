@@ -8,7 +8,7 @@ use rustls::HandshakeKind;
 use tracing::field::display;
 use tracing::warn;
 
-use super::ClientInfo;
+use super::client_info::ClientInfo;
 use super::outcome::Outcome;
 use super::request::BuildRequest;
 use crate::gateway::context::Context;

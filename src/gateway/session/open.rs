@@ -9,9 +9,10 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::client_hello::{Arrival, arrival};
+use super::client_info::ClientInfo;
+use super::closing::send_reply;
 use super::outcome::Outcome;
 use super::proxy_protocol::{ProxyHeaderError, read_header};
-use super::{ClientInfo, send_reply};
 use crate::config::Limits;
 use crate::gateway::context::Context;
 use crate::gateway::protocol::reply::{Reply, ReplyError};

@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep_until, timeout};
 use tracing::debug;
 
-use super::ClientInfo;
+use super::client_info::ClientInfo;
 use super::outcome::Outcome;
 use crate::gateway::context::Context;
 use crate::gateway::protocol::reply::{Reply, ReplyError};
