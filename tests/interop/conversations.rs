@@ -110,9 +110,9 @@ async fn answer(gateway: SocketAddr, conversation: &Conversation) -> String {
     String::from_utf8_lossy(&bytes).into_owned() + cut
 }
 
-/// The rows below "## Answers that differ": conversation, upstream's answer, ours.
+/// The rows below "## Replies that differ": conversation, upstream's answer, ours.
 fn documented() -> BTreeMap<String, (String, String)> {
-    let (_, section) = MIGRATING.split_once("## Answers that differ").expect("the section");
+    let (_, section) = MIGRATING.split_once("## Replies that differ").expect("the section");
     let section = section.split("\n## ").next().expect("its text");
     let rows = section.lines().filter_map(|line| line.strip_prefix("| ")).skip(1);
     rows.map(|row| {
