@@ -20,7 +20,7 @@ use crate::config::{self, Config, ConfigDiff, NameCheck};
 use crate::control::protocol::{ErrorReport, ReloadReport};
 use crate::control::status::CertificateStatus;
 use crate::control::{ReloadRequest, ReloadResult};
-use crate::gateway::{Adjuster, Settings};
+use crate::gateway::{Settings, SettingsHandle};
 use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::ReloadSignal;
 use crate::registry::zookeeper;
@@ -149,7 +149,7 @@ pub(super) struct Reloader {
     /// The registered host name, which changes only with a restart.
     pub(super) hostname: String,
     pub(super) running: Arc<LoadedConfig>,
-    pub(super) gateway: Adjuster,
+    pub(super) gateway: SettingsHandle,
     pub(super) zookeeper: watch::Sender<zookeeper::Tls>,
     pub(super) set_log_level: Box<dyn Fn(Level) + Send + Sync>,
     pub(super) metrics: Metrics,
@@ -220,7 +220,7 @@ impl Reloader {
         let connections =
             capacity::refit(&config.limits, &self.running.config.limits, &self.gateway);
         settings.gateway.limits.fit_connections(connections);
-        self.gateway.adjust(settings.gateway);
+        self.gateway.replace(settings.gateway);
         self.zookeeper.send_replace(settings.zookeeper);
         (self.set_log_level)(config.log.level);
         certificates.export_expiry(&self.metrics);
@@ -310,7 +310,7 @@ mod tests {
     };
     use tempfile::TempDir;
 
-    use crate::gateway::Gateway;
+    use crate::gateway::Server;
     use crate::gateway::routing::Router;
     use crate::model::component::OwnComponent;
     use crate::registry::Registry;
@@ -342,7 +342,7 @@ level = \"info\"
         directory: TempDir,
         reloader: Reloader,
         /// Its settings are what connections get.
-        gateway: Gateway,
+        gateway: Server,
         zookeeper: watch::Receiver<zookeeper::Tls>,
         log_levels: Arc<Mutex<Vec<Level>>>,
     }
@@ -369,7 +369,7 @@ level = \"info\"
             };
             let metrics = Metrics::default();
             let router = Router::new(registry, component);
-            let gateway = Gateway::open(
+            let gateway = Server::start(
                 Vec::new(),
                 router,
                 settings.gateway,
@@ -384,7 +384,7 @@ level = \"info\"
                 source: ConfigSource { path, debug: false },
                 hostname: "localhost".to_owned(),
                 running: Arc::new(loaded),
-                gateway: gateway.adjuster(),
+                gateway: gateway.settings_handle(),
                 zookeeper: zookeeper_sender,
                 set_log_level: Box::new(move |level| {
                     log_levels_sender.lock().expect("a lock").push(level);

@@ -30,7 +30,7 @@ use self::job::Job;
 use crate::config::{ClientCertificate, Limits, Listener, Log, LogOutput, NameCheck};
 use crate::gateway::accept::socket::bind;
 use crate::gateway::routing::Router;
-use crate::gateway::{Gateway, Settings};
+use crate::gateway::{Server, Settings};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
 use crate::model::component::OwnComponent;
@@ -152,7 +152,7 @@ struct System {
 /// The gateway of one zone.
 struct Zone {
     address: SocketAddr,
-    gateway: Gateway,
+    gateway: Server,
     registration: Registration,
 }
 
@@ -278,7 +278,7 @@ impl Zone {
         registration.set_running();
         let router = Router::new(Registry::InMemory(Arc::clone(registry)), component);
         let gateway =
-            Gateway::open(sockets, router, settings, Metrics::default(), Tracer::default())?;
+            Server::start(sockets, router, settings, Metrics::default(), Tracer::default())?;
         Ok(Self { address, gateway, registration })
     }
 }

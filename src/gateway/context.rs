@@ -45,7 +45,7 @@ pub(crate) struct Context {
     pub(super) heap: HeapTrimmer,
     pub(super) tracer: Tracer,
     /// Cancelled when the grace period is over, to abort the streams that still run.
-    pub(super) cut: CancellationToken,
+    pub(super) abort: CancellationToken,
 }
 
 impl Context {

@@ -42,26 +42,26 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::Tracer;
 
 /// A gateway that takes connections.
-pub(crate) struct Gateway {
+pub(crate) struct Server {
     cx: watch::Sender<Arc<Context>>,
-    cut: CancellationToken,
+    abort: CancellationToken,
     stop: CancellationToken,
     streams: StreamTable,
     sessions: TaskTracker,
-    loops: JoinSet<()>,
+    accept_loops: JoinSet<()>,
 }
 
 /// Changes the settings of a running gateway.
-pub(crate) struct Adjuster(watch::Sender<Arc<Context>>);
+pub(crate) struct SettingsHandle(watch::Sender<Arc<Context>>);
 
-impl Adjuster {
+impl SettingsHandle {
     /// The settings that connections get now.
     pub(crate) fn settings(&self) -> Settings {
         self.0.borrow().settings()
     }
 
     /// Gives connections these settings from the next one on.
-    pub(crate) fn adjust(&self, settings: Settings) {
+    pub(crate) fn replace(&self, settings: Settings) {
         let old = self.settings();
         self.0.send_modify(|cx| *cx = Arc::new(cx.with_settings(settings)));
         // Streams keep the old settings until they end, which may take days, but not their TLS sessions.
@@ -83,11 +83,11 @@ impl RouteExplainer {
 }
 
 /// How the streams that ran at the end of a gateway ended.
-pub(crate) enum Drained {
+pub(crate) enum DrainResult {
     /// By themselves.
-    Whole,
+    Completed,
     /// This many were cut when the grace period was over.
-    Cut(usize),
+    Aborted(usize),
 }
 
 /// What the kernel may hold of what a client sends and nobody reads, in bytes; it takes twice as much
@@ -96,21 +96,21 @@ pub(crate) enum Drained {
 const CLIENT_RECEIVE_BUFFER: usize = 64 * 1024;
 
 /// How long sessions that have been cut may take to notice; and when nobody wants to wait.
-const CUT_PATIENCE: Duration = Duration::from_secs(2);
-const CUT_HASTE: Duration = Duration::from_millis(200);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+const FORCED_ABORT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Cuts a gateway's streams while it is drained.
-pub(crate) struct Cutter {
-    cut: CancellationToken,
+pub(crate) struct AbortHandle {
+    abort: CancellationToken,
     sessions: TaskTracker,
 }
 
-impl Cutter {
+impl AbortHandle {
     /// Cuts all streams. The process may end behind this: their clients see that they were cut.
-    pub(crate) async fn cut(self) {
-        self.cut.cancel();
+    pub(crate) async fn abort(self) {
+        self.abort.cancel();
         self.sessions.close();
-        let _ = tokio::time::timeout(CUT_HASTE, self.sessions.wait()).await;
+        let _ = tokio::time::timeout(FORCED_ABORT_TIMEOUT, self.sessions.wait()).await;
     }
 }
 
@@ -127,12 +127,12 @@ impl Usage {
     }
 }
 
-impl Gateway {
+impl Server {
     /// Takes connections from `sockets`, which are bound, as `settings` say.
     ///
     /// # Errors
     /// A listener cannot be handed to the runtime.
-    pub(crate) fn open(
+    pub(crate) fn start(
         sockets: Vec<StdListener>,
         router: Router,
         settings: Settings,
@@ -146,7 +146,7 @@ impl Gateway {
         let health = Arc::clone(router.health());
         let connector = upstream::Connector::new(connector, own_addresses, health);
         let streams = StreamTable::default();
-        let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
+        let (abort, stop) = (CancellationToken::new(), CancellationToken::new());
         let cx = watch::Sender::new(Arc::new(Context {
             router: Arc::new(router),
             listeners,
@@ -159,9 +159,9 @@ impl Gateway {
             stalled_clients: StalledClients::default(),
             heap: HeapTrimmer::default(),
             tracer,
-            cut: cut.clone(),
+            abort: abort.clone(),
         }));
-        let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());
+        let (sessions, mut accept_loops) = (TaskTracker::new(), JoinSet::new());
         for (index, socket) in (0..).zip(sockets) {
             // Each accepted connection takes it over. Without it the kernel has its own bound.
             let _ = SockRef::from(&socket).set_recv_buffer_size(CLIENT_RECEIVE_BUFFER);
@@ -171,14 +171,14 @@ impl Gateway {
                 cx: cx.subscribe(),
                 sessions: sessions.clone(),
             };
-            loops.spawn(listener.serve(stop.clone()));
+            accept_loops.spawn(listener.serve(stop.clone()));
         }
-        Ok(Self { cx, cut, stop, streams, sessions, loops })
+        Ok(Self { cx, abort, stop, streams, sessions, accept_loops })
     }
 
     /// What changes the settings of this gateway.
-    pub(crate) fn adjuster(&self) -> Adjuster {
-        Adjuster(self.cx.clone())
+    pub(crate) fn settings_handle(&self) -> SettingsHandle {
+        SettingsHandle(self.cx.clone())
     }
 
     /// Returns what explains how builds are routed.
@@ -189,7 +189,7 @@ impl Gateway {
     /// Waits until an accept loop has ended by itself, which only a fault of this program can
     /// bring about.
     pub(crate) async fn failed(&mut self) {
-        self.loops.join_next().await;
+        self.accept_loops.join_next().await;
     }
 
     /// The connections open now.
@@ -208,8 +208,8 @@ impl Gateway {
     }
 
     /// What cuts the streams of this gateway before their time.
-    pub(crate) fn cutter(&self) -> Cutter {
-        Cutter { cut: self.cut.clone(), sessions: self.sessions.clone() }
+    pub(crate) fn abort_handle(&self) -> AbortHandle {
+        AbortHandle { abort: self.abort.clone(), sessions: self.sessions.clone() }
     }
 
     /// How long connections are taken on when the gateway is told to stop.
@@ -223,17 +223,17 @@ impl Gateway {
     }
 
     /// Stops accepting, gives the open connections `grace` to end, and cuts the rest.
-    pub(crate) async fn drain(mut self, grace: Duration) -> Drained {
+    pub(crate) async fn drain(mut self, grace: Duration) -> DrainResult {
         self.stop.cancel();
-        while self.loops.join_next().await.is_some() {}
+        while self.accept_loops.join_next().await.is_some() {}
         self.sessions.close();
         if tokio::time::timeout(grace, self.sessions.wait()).await.is_ok() {
-            return Drained::Whole;
+            return DrainResult::Completed;
         }
         let rest = self.sessions.len();
-        self.cut.cancel();
+        self.abort.cancel();
         // What does not notice in time ends with the process.
-        let _ = tokio::time::timeout(CUT_PATIENCE, self.sessions.wait()).await;
-        Drained::Cut(rest)
+        let _ = tokio::time::timeout(ABORT_TIMEOUT, self.sessions.wait()).await;
+        DrainResult::Aborted(rest)
     }
 }

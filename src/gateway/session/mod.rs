@@ -89,7 +89,7 @@ async fn connect<'r>(
     };
     let established = tokio::select! {
         biased;
-        () = cx.cut.cancelled() => return Err(Outcome::Ended(EndReason::Stopped)),
+        () = cx.abort.cancelled() => return Err(Outcome::Ended(EndReason::Stopped)),
         // Boxed: an idle stream should not have room for what it needs to connect.
         established = Box::pin(cx.connector.connect_any(hops, &connect)) => established,
         error = connection.wait_closed() => {

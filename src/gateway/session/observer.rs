@@ -67,7 +67,7 @@ impl<'a> Observer<'a> {
             limits: &self.cx.limits,
             stalled_clients: &self.cx.stalled_clients,
             metrics: &self.cx.metrics,
-            abort: &self.cx.cut,
+            abort: &self.cx.abort,
             client: self.client.counted(),
             began: self.began,
             bytes: self.stream.byte_counter(),
