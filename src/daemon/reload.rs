@@ -20,12 +20,12 @@ use crate::config::{self, Config, ConfigDiff, NameCheck};
 use crate::control::protocol::{ErrorReport, ReloadReport};
 use crate::control::status::CertificateStatus;
 use crate::control::{ReloadRequest, ReloadResult};
-use crate::gateway::{Settings, SettingsHandle};
+use crate::gateway::{ListenerSettings, Settings, SettingsHandle};
 use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::ReloadSignal;
 use crate::registry::zookeeper;
 use crate::telemetry::metrics::Metrics;
-use crate::tls::{self, Acceptor, Identity};
+use crate::tls::{self, Identity};
 
 /// The last line of the report of a failed reload.
 const NOTHING_CHANGED: &str =
@@ -59,28 +59,28 @@ pub(super) struct RuntimeSettings {
 
 impl RuntimeSettings {
     /// Builds the settings. A TLS listener for which no certificate is configured any more keeps its
-    /// acceptor of `running`, which has those of all listeners.
+    /// acceptor of `running`, the settings of the running listeners.
     ///
     /// # Errors
     /// A certificate cannot be used.
-    pub(super) fn build(loaded: &LoadedConfig, running: &[Option<Acceptor>]) -> Result<Self> {
+    pub(super) fn build(loaded: &LoadedConfig, running: &[ListenerSettings]) -> Result<Self> {
         let LoadedConfig { config, certificates } = loaded;
         let gateway_identity = certificates.gateway.as_ref();
-        let mut acceptors = Vec::new();
+        let mut listeners = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
-            acceptors.push(match (listener.tls, gateway_identity) {
+            let acceptor = match (listener.tls, gateway_identity) {
                 (Some(client), Some(identity)) => {
                     Some(tls::acceptor(identity, client, config.name_check)?)
                 }
-                (Some(_), None) => running.get(index).cloned().flatten(),
+                (Some(_), None) => running.get(index).and_then(|running| running.acceptor.clone()),
                 (None, _) => None,
-            });
+            };
+            listeners.push(ListenerSettings { config: listener.clone(), acceptor });
         }
         let connector =
             gateway_identity.map(|identity| tls::connector(identity, config.name_check));
         let gateway = Settings {
-            listeners: config.listeners.clone().into(),
-            acceptors,
+            listeners: listeners.into(),
             connector: connector.transpose()?,
             limits: config.limits.clone(),
         };
@@ -202,11 +202,11 @@ impl Reloader {
         let source = self.source.clone();
         let hostname = self.hostname.clone();
         let running = Arc::clone(&self.running);
-        let acceptors = self.gateway.settings().acceptors;
+        let listeners = self.gateway.settings().listeners;
         let (sender, result) = oneshot::channel();
         let work = move || {
             // The receiver is gone if the gateway is stopping.
-            let _ = sender.send(prepare(&source, hostname, &running, &acceptors));
+            let _ = sender.send(prepare(&source, hostname, &running, &listeners));
         };
         let thread = thread::Builder::new().name("reload".to_owned());
         thread.spawn(work).context("cannot start a thread")?;
@@ -265,7 +265,7 @@ fn prepare(
     source: &ConfigSource,
     hostname: String,
     running: &LoadedConfig,
-    acceptors: &[Option<Acceptor>],
+    listeners: &[ListenerSettings],
 ) -> Result<PreparedReload> {
     let ConfigSource { path, debug } = source;
     let mut new = config::load(path)?;
@@ -285,7 +285,7 @@ fn prepare(
         changed.push("certificate, key or CA for ZooKeeper, from the next connection on");
     }
     let loaded = LoadedConfig { config, certificates };
-    let settings = RuntimeSettings::build(&loaded, acceptors)?;
+    let settings = RuntimeSettings::build(&loaded, listeners)?;
     Ok(PreparedReload { loaded, settings, changed, needs_restart: waiting })
 }
 

@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use self::accept::Listener;
 use self::context::Context;
-pub(crate) use self::context::Settings;
+pub(crate) use self::context::{ListenerSettings, Settings};
 use self::limits::Limiter;
 use self::relay::stalled_clients::StalledClients;
 use self::routing::Router;
@@ -139,7 +139,7 @@ impl Server {
         metrics: Metrics,
         tracer: Tracer,
     ) -> Result<Self> {
-        let Settings { listeners, acceptors, connector, limits } = settings;
+        let Settings { listeners, connector, limits } = settings;
         let addresses = sockets.iter().map(StdListener::local_addr);
         let addresses = addresses.collect::<io::Result<Vec<_>>>()?;
         let own_addresses = OwnAddresses::new(addresses, router.own_address());
@@ -150,7 +150,6 @@ impl Server {
         let cx = watch::Sender::new(Arc::new(Context {
             router: Arc::new(router),
             listeners,
-            acceptors,
             connector,
             limits,
             limiter: Arc::new(Limiter::new(metrics.clone())),

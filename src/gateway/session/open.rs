@@ -44,7 +44,7 @@ async fn proxied_client(
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
     let ClientInfo { peer, index, .. } = *client;
-    let tls = cx.acceptors[usize::from(index)].is_some();
+    let tls = cx.listeners[usize::from(index)].acceptor.is_some();
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
     let patience = if tls { handshake_timeout } else { request_timeout };
     let address = match timeout(patience, read_header(&mut stream)).await {
@@ -90,7 +90,7 @@ pub(super) async fn accept_tls(
     client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<Connection, Outcome> {
-    match &cx.acceptors[usize::from(client.index)] {
+    match &cx.listeners[usize::from(client.index)].acceptor {
         None => Ok(Connection::Plain(Socket::from_client(stream))),
         Some(acceptor) => Box::pin(handshake(stream, client, acceptor, cx)).await,
     }
