@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reserve_of_open_files_is_kept() {
+    fn reserve_of_open_files_is_kept() {
         assert_eq!(below_file_limit(65_536), 32_576);
         assert_eq!(below_file_limit(1024), 320);
         assert_eq!(below_file_limit(100), 25, "half of a very low limit");

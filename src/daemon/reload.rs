@@ -430,7 +430,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_changed_limit_and_log_level_take_effect_and_are_reported() {
+    async fn changed_limit_and_log_level_take_effect_and_are_reported() {
         let mut fixture = Fixture::new();
         fixture.edit("grace = \"5s\"", "grace = \"6s\"");
         fixture.edit("level = \"info\"", "level = \"debug\"");
@@ -446,7 +446,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_key_that_needs_a_restart_keeps_its_value_and_is_reported_each_time() {
+    async fn key_that_needs_a_restart_keeps_its_value_and_is_reported_each_time() {
         let mut fixture = Fixture::new();
         fixture.edit("zone = \"west\"", "zone = \"east\"");
         for _ in 0..2 {
@@ -473,7 +473,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn an_unusable_certificate_prevents_all_changes() {
+    async fn unusable_certificate_prevents_all_changes() {
         let mut fixture = Fixture::new();
         fixture.edit("grace = \"5s\"", "grace = \"6s\"");
         fs::write(fixture.directory.path().join("cert.pem"), "").expect("a file");
@@ -484,7 +484,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_renewed_certificate_reaches_the_registry() {
+    async fn renewed_certificate_reaches_the_registry() {
         let mut fixture = Fixture::new();
         write_identity(fixture.directory.path());
         let report = fixture.reloader.reload().await.expect("a reload");
@@ -495,7 +495,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_request_gets_the_result_of_its_reload() {
+    async fn request_gets_the_result_of_its_reload() {
         let mut fixture = Fixture::new();
         let (sender, mut requests) = ReloadRequests::new().expect("a signal handler");
         let manager = ServiceManager::at("", None);
@@ -511,7 +511,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_request_is_refused_while_the_gateway_stops() {
+    async fn request_is_refused_while_the_gateway_stops() {
         let (sender, mut requests) = ReloadRequests::new().expect("a signal handler");
         let (result_sender, result) = oneshot::channel();
         sender.send(result_sender).await.expect("the receiver");

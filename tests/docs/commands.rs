@@ -26,9 +26,9 @@ use crate::support::certificates::Authority;
 use crate::support::executor::Executor;
 use crate::support::gateway::BINARY;
 use crate::support::namespace::{apart, command};
+use crate::support::page_commands::is_machine;
 use crate::support::pages::{self, Block, compare};
 use crate::support::system::{System, Worker};
-use crate::support::typed::is_machine;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
@@ -43,7 +43,7 @@ const NEEDS: [&str; 10] = [
     "# needs a container engine",
     "# needs another machine",
     "# needs the network",
-    "# needs upstream's program",
+    "# needs Zuul's own gateway",
     "# takes ten minutes",
     "# takes half an hour",
     "# takes hours",

@@ -1,7 +1,7 @@
 //! How pages are taken apart and compared, and that each block has a test that runs it.
 
+use crate::support::page_commands::{MACHINES, Typed};
 use crate::support::pages::{Block, Page, alike, compare};
-use crate::support::typed::{MACHINES, Typed};
 
 #[test]
 fn blocks_are_found() {

@@ -13,8 +13,8 @@ use crate::script::{Script, python, venv};
 use crate::support::gateway::BINARY;
 use crate::support::system::System;
 use crate::support::within;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::Upstream;
 
 /// How one run of a program ended.
 #[derive(Debug)]

@@ -14,8 +14,8 @@ use crate::support::client::{Client, Ending};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::{Entry, System};
 use crate::support::within;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::Upstream;
 
 const ZONES: [&str; 2] = ["west", "east"];
 

@@ -11,8 +11,8 @@ use crate::support::haproxy::{Haproxy, reserve};
 use crate::support::namespace::{apart, known_here};
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::Upstream;
 
 const WEST: &str = "fingergw.west.example.org";
 

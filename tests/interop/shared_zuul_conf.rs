@@ -4,8 +4,8 @@ use crate::executor::{Executor, new_build, pieces};
 use crate::support::client::{Client, Ending};
 use crate::support::gateway::Builder;
 use crate::support::system::{Entry, System};
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::Upstream;
 
 /// What else is in the `zuul.conf` of a real site: sections of other services, keys that no gateway
 /// knows.

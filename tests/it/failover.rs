@@ -121,7 +121,7 @@ async fn silent_zone_ends_with_one_reply() {
 
 /// However many hops are tried, one request is one stream in `status`, one line and one count.
 #[tokio::test]
-async fn a_request_with_many_attempts_is_one_stream() {
+async fn request_with_many_attempts_is_one_stream() {
     let mut silent = Vec::new();
     for _ in 0..6 {
         silent.push(Executor::start().await);
@@ -216,7 +216,7 @@ async fn waiting_for_an_executor_slot_leaves_time_for_the_reply() {
 
 /// A gateway that was down for a while: passed over, avoided, tried again, used again.
 #[tokio::test]
-async fn a_gateway_that_failed_backs_off_and_is_used_again() {
+async fn gateway_that_failed_backs_off_and_is_used_again() {
     let (steady, shaky) = (Executor::start().await, Executor::start().await);
     let forward = Proxy::start(shaky.address.port()).await;
     let ports = [steady.address.port(), forward.address.port()];
@@ -302,7 +302,7 @@ async fn gateways_that_back_off_are_tried_before_the_executor() {
 
 /// One gateway shows a certificate of another authority, the other a good one.
 #[tokio::test]
-async fn a_gateway_with_a_wrong_certificate_makes_way_for_the_next() {
+async fn gateway_with_a_wrong_certificate_makes_way_for_the_next() {
     let system = System::new().await;
     let (good, bad) = (Executor::start().await, Executor::start().await);
     for gateway in [&good, &bad] {
@@ -337,7 +337,7 @@ async fn a_gateway_with_a_wrong_certificate_makes_way_for_the_next() {
 /// A gateway that says it cannot serve the log, because it has lost ZooKeeper, makes way for one that
 /// can; where nobody can, its words are the answer.
 #[tokio::test]
-async fn a_gateway_that_refuses_makes_way_for_the_next() {
+async fn gateway_that_refuses_makes_way_for_the_next() {
     let refusal = "Internal streaming error: ZooKeeper cannot be reached\r\n";
     let (good, lost) = (Executor::start().await, Executor::start().await);
     let (system, gateway) = east_of(&[lost.address.port()], "").await;

@@ -7,8 +7,8 @@ use crate::support::admin::readiness;
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, serves};
-use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
+use crate::support::running_stream::Flow;
 use crate::support::system::{Entry, System};
 
 const LAME: &str = "still accepting connections";

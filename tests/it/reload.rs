@@ -16,13 +16,13 @@ use tokio_rustls::client::TlsStream;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port};
-use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
 use crate::support::limits::TOO_MANY;
 use crate::support::process::raise_file_limit;
 use crate::support::program::{Outcome, nobody, program};
 use crate::support::proxy::Proxy;
 use crate::support::reloadable::{Reloadable, replace};
+use crate::support::running_stream::Flow;
 use crate::support::system::{Entry, System, Worker};
 use crate::support::within;
 

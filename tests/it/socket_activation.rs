@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::support::client::Client;
-use crate::support::crowd::Crowd;
+use crate::support::continuous_clients::Crowd;
 use crate::support::executor::{Executor, answer, serves, unreachable};
-use crate::support::flow::Flow;
 use crate::support::gateway::{BINARY, Builder, Gateway, wrap};
+use crate::support::running_stream::Flow;
 use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::reserve_port;

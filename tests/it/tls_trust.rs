@@ -9,10 +9,10 @@ use tokio::net::TcpListener;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, acceptor_with_protocols};
+use crate::support::registration_failures::{talkative, warned_once};
 use crate::support::system::System;
 use crate::support::tls::{Served, behind, east_of, served_with};
 use crate::support::within;
-use crate::support::zookeeper_trouble::{talkative, warned_once};
 
 const REFUSED: &str = "Internal streaming error: the zone's gateways cannot be reached\r\n";
 

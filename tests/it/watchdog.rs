@@ -3,8 +3,8 @@
 
 use rustix::process::Signal;
 
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::running_stream::Flow;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 

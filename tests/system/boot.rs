@@ -9,13 +9,13 @@ use tokio::net::TcpStream;
 use crate::support::admin::get;
 use crate::support::certificates::Identity;
 use crate::support::checkout::top;
-use crate::support::crowd::Crowd;
+use crate::support::continuous_clients::Crowd;
 use crate::support::debian_root::{Machine, Root, beside_debian};
 use crate::support::executor::serves;
-use crate::support::flow::Flow;
 use crate::support::gateway::BINARY;
+use crate::support::page_commands::Typed;
+use crate::support::running_stream::Flow;
 use crate::support::system::{Entry, System};
-use crate::support::typed::Typed;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 

@@ -1,8 +1,8 @@
 //! What is in `etc/kubernetes`: rendered by kustomize, valid by the schemas of its kinds, and what no
 //! schema knows: that its parts fit each other, and the configuration in it.
 
-mod facts;
-mod started;
+mod consistency;
+mod container;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -19,10 +19,10 @@ use crate::support::checkout::top;
 use crate::support::client::Client;
 use crate::support::debian_root::{Machine, Root, beside_debian};
 use crate::support::executor::Executor;
-use crate::support::flow::Flow;
 use crate::support::gateway::{BINARY, Builder};
+use crate::support::page_commands::Typed;
+use crate::support::running_stream::Flow;
 use crate::support::system::System;
-use crate::support::typed::Typed;
 use crate::support::zookeeper::ZooKeeper;
 use crate::support::{tool, within};
 

@@ -228,7 +228,7 @@ mod tests {
 
     /// Each idle stream holds one such task.
     #[test]
-    fn a_session_task_is_small() {
+    fn session_task_is_small() {
         fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
             size_of::<F>()
         }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_of_a_connection_is_counted_and_ends_only_that_connection() {
+    async fn panic_of_a_connection_is_counted_and_ends_only_that_connection() {
         let metrics = Metrics::default();
         let limiter = Arc::new(Limiter::new(metrics.clone()));
         let sessions = TaskTracker::new();

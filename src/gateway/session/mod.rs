@@ -105,7 +105,7 @@ mod tests {
 
     /// What bounds the number of idle streams is what each of their tasks holds.
     #[test]
-    fn the_future_of_a_session_is_small() {
+    fn future_of_a_session_is_small() {
         fn size<F>(_: impl Fn(TcpStream, &'static mut ClientInfo, &'static Context) -> F) -> usize {
             size_of::<F>()
         }

@@ -409,7 +409,7 @@ mod tests {
     use super::server_name;
 
     #[test]
-    fn the_server_name_is_ascii_without_final_dot_and_interface() {
+    fn server_name_is_ascii_without_final_dot_and_interface() {
         let name = |host| server_name(host).map(|name| name.to_str().into_owned()).ok();
         assert_eq!(name("gw.example.org."), name("gw.example.org"));
         assert_eq!(name("192.0.2.1").as_deref(), Some("192.0.2.1"));

@@ -13,8 +13,8 @@ use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::Builder;
 use crate::support::system::System;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::Upstream;
 
 const MIGRATING: &str = include_str!("../../docs/migrating.md");
 

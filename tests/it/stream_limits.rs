@@ -5,8 +5,8 @@ use std::cell::Cell;
 use crate::support::admin::ended;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::running_stream::Flow;
 use crate::support::system::System;
 use crate::support::within;
 

@@ -2,10 +2,10 @@
 
 use crate::support::client::{Client, Ending, client_hello};
 use crate::support::executor::Executor;
-use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
 use crate::support::limits::{TOO_MANY, ask_while_it_hangs, begin_handshakes};
 use crate::support::reloadable::Reloadable;
+use crate::support::running_stream::Flow;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 

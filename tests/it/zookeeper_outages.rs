@@ -10,13 +10,13 @@ use crate::support::admin::readiness;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::{Answers, Proxy};
+use crate::support::registration_failures::{TROUBLE, talkative, warned_once};
+use crate::support::running_stream::Flow;
 use crate::support::system::{Entry, GATEWAYS, System, request_path};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
-use crate::support::zookeeper_trouble::{TROUBLE, talkative, warned_once};
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
 

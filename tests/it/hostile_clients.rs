@@ -11,9 +11,9 @@ use crate::support::admin::{ended, metric};
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, client_hello};
 use crate::support::executor::{Executor, Stream};
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::process::raise_file_limit;
+use crate::support::running_stream::Flow;
 use crate::support::system::System;
 use crate::support::within;
 

@@ -6,8 +6,8 @@ use crate::executor::{Executor, new_build, pieces};
 use crate::support::client::{Client, Ending};
 use crate::support::gateway::Builder;
 use crate::support::system::System;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::Upstream;
 
 #[tokio::test]
 async fn log_from_zuuls_gateway_plain() {

@@ -1,7 +1,7 @@
 //! Real parts that fail: processes that are killed or stopped, a link that loses everything, a disk
 //! that is full. Each test says what is broken, what a normal client sees meanwhile, and how it
 //! heals. What needs no process or link of its own is with its subject: `limits` (descriptors),
-//! `stop`, `zookeeper_trouble`, `route` (hops that refuse, reset or are silent).
+//! `shutdown`, `zookeeper_outages`, `routing` (hops that refuse, reset or are silent).
 
 use std::fs;
 use std::process::Stdio;
