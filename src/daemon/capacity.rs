@@ -3,7 +3,7 @@
 use tracing::warn;
 
 use crate::config::Limits;
-use crate::gateway::Adjuster;
+use crate::gateway::SettingsHandle;
 use crate::gateway::upstream::SPARE_SOCKETS;
 use crate::os::memory_limit::MemoryLimit;
 use crate::os::{fd_limit, memory_limit};
@@ -63,7 +63,7 @@ pub(super) fn fit(limits: &Limits) -> usize {
 
 /// Returns how many connections fit after a reload. As long as the keys that matter are the same,
 /// that is what was found before, without another warning.
-pub(super) fn refit(new: &Limits, running: &Limits, gateway: &Adjuster) -> usize {
+pub(super) fn refit(new: &Limits, running: &Limits, gateway: &SettingsHandle) -> usize {
     if new.connections == running.connections && new.stream_buffer == running.stream_buffer {
         gateway.settings().limits.connections
     } else {

@@ -43,7 +43,7 @@ const NEEDS: [&str; 10] = [
     "# needs a container engine",
     "# needs another machine",
     "# needs the network",
-    "# needs upstream's program",
+    "# needs Zuul's own gateway",
     "# takes ten minutes",
     "# takes half an hour",
     "# takes hours",

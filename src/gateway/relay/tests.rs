@@ -1,15 +1,22 @@
 //! Tests of the relay over connections in memory, with paused time.
 
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
+use super::stalled_clients::StalledClients;
 use super::*;
+use crate::config::Limits;
 use crate::gateway::transport::buffer_pool::PooledBuffer;
 use crate::gateway::transport::in_memory::{self, Peer};
 use crate::gateway::transport::socket::Socket;
+use crate::telemetry::metrics::Metrics;
 
 /// A stream with a client and an upstream in memory, and what its relay shares with others.
 struct Setup {
