@@ -25,7 +25,7 @@ async fn limits_that_are_too_low_to_start_are_errors() {
         (&["env", "TOKIO_WORKER_THREADS=0"][..], "TOKIO_WORKER_THREADS=0: must be a number"),
         (&["prlimit", "--nofile=12"], "the limit of open files is 12, and at least 64 are needed"),
         (&["prlimit", "--nproc=3"], " threads: raise the limit of processes"),
-        (&["prlimit", "--nproc=1"], "cannot start the log's thread: Resource temporarily"),
+        (&["prlimit", "--nproc=1"], "cannot start the thread of the log: Resource temporarily"),
     ] {
         let mut command = Command::new(as_user[0]);
         command.args(&as_user[1..]).args(words).arg(&binary).args(["-f", "-c"]).arg(&config);
