@@ -316,8 +316,8 @@ impl Hop {
             }
             Self::ShowsAnothersCertificate => {
                 let foreign = Authority::new();
-                let stranger = foreign.identity("localhost");
-                let acceptor = acceptor(&Identity { ca: identity.ca.clone(), ..stranger });
+                let other = foreign.identity("localhost");
+                let acceptor = acceptor(&Identity { ca: identity.ca.clone(), ..other });
                 let (stream, _) =
                     within("a connection", gateway.listener.accept()).await.expect("one");
                 assert!(within("a refusal", acceptor.accept(stream)).await.is_err());

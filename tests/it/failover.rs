@@ -19,7 +19,7 @@ use crate::support::program::{Outcome, program};
 use crate::support::proxy::Proxy;
 use crate::support::system::{System, request_path};
 use crate::support::within;
-use crate::support::zones::{comes_from, east_of};
+use crate::support::zones::{assert_log_comes_from, east_of};
 
 /// A gateway `east` that tells its metrics, in a system whose zone west has entries with these
 /// ports.
@@ -66,7 +66,7 @@ async fn many_silent_gateways_delay_a_client_little() {
     let (system, gateway) = counted(&ports, limits).await;
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    comes_from(&executor, gateway.address(), &build).await;
+    assert_log_comes_from(&executor, gateway.address(), &build).await;
     assert!(metric(&gateway, &failovers("slower")).await >= 1.0);
 }
 
@@ -94,7 +94,7 @@ async fn many_blackholed_gateways_delay_a_client_little() {
     let address = gateway.address();
     for (build, alive, holes) in builds {
         zones.spawn(async move {
-            comes_from(&alive, address, &build).await;
+            assert_log_comes_from(&alive, address, &build).await;
             drop(holes);
         });
     }
@@ -226,7 +226,7 @@ async fn gateway_that_failed_backs_off_and_is_used_again() {
     // The order is random, and each failure is forgiven after a while that grows.
     within("the gateway to be avoided", async {
         while metric(&gateway, AVOIDED).await < 1.0 {
-            comes_from(&steady, gateway.address(), &build).await;
+            assert_log_comes_from(&steady, gateway.address(), &build).await;
         }
     })
     .await;
@@ -293,10 +293,10 @@ async fn gateways_that_back_off_are_tried_before_the_executor() {
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
     forward.refuse();
     for _ in 0..3 {
-        comes_from(&executor, gateway.address(), &build).await;
+        assert_log_comes_from(&executor, gateway.address(), &build).await;
     }
     forward.release();
-    comes_from(&west, gateway.address(), &build).await;
+    assert_log_comes_from(&west, gateway.address(), &build).await;
     assert_eq!(metric(&gateway, AVOIDED).await, 0.0);
 }
 
@@ -403,7 +403,7 @@ async fn resolve_reports_the_hops_their_health_and_the_attempts() {
 
     // The gateway is down, and the executor helps out.
     forward.refuse();
-    comes_from(&executor, gateway.address(), &build).await;
+    assert_log_comes_from(&executor, gateway.address(), &build).await;
     let now = resolve(&config, &build).await;
     let state = &now["hops"][0];
     // The back-off time is one second, which may be over.
@@ -429,7 +429,7 @@ async fn resolve_reports_the_hops_their_health_and_the_attempts() {
     assert!(lines[6].ends_with(&format!("{build} from executor {place}: log received")));
 
     forward.release();
-    comes_from(&west, gateway.address(), &build).await;
+    assert_log_comes_from(&west, gateway.address(), &build).await;
     assert_eq!(resolve(&config, &build).await["hops"][0]["state"], "healthy");
     // Out of the registry and into it again, another one as far as anybody knows.
     system.remove(&entry).await;
