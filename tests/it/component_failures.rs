@@ -99,7 +99,7 @@ async fn stopped_process_of_a_gateway_is_replaced_by_another() {
 
     west.signal(Signal::STOP);
     stream.write(b"meanwhile\n").await;
-    until_it_says(&system, &mut east, &executor, "end=\"overtaken").await;
+    until_it_says(&system, &mut east, &executor, "end=\"superseded").await;
 
     west.signal(Signal::CONT);
     client.expect(b"meanwhile\n").await;

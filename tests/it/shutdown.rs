@@ -162,7 +162,7 @@ async fn stop_aborts_streams_after_the_grace() {
     within("the filling to be refused", filling).await.expect("no panic");
     exits_0(&mut gateway).await;
     drop(stalled);
-    assert_eq!(ends(&gateway), ["stopped"; 4]);
+    assert_eq!(ends(&gateway), ["gateway stopped"; 4]);
     let cut = |line: &&String| line.contains("streams aborted after the grace period");
     let log = gateway.log();
     let line = log.iter().find(cut).expect("a line of the reset streams");

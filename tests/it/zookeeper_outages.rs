@@ -519,7 +519,7 @@ async fn peers_fail_over_from_a_gateway_without_zookeeper() {
     let cut = |line: &String| {
         line.contains("hop failed")
             && line.contains(&to)
-            && line.contains("the gateway answered: Internal streaming error: ZooKeeper")
+            && line.contains("the gateway replied: Internal streaming error: ZooKeeper")
     };
     // In random order: go on until the blind one has had its turn.
     within("its turn", async {
