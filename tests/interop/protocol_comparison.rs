@@ -14,7 +14,7 @@ use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::Builder;
 use crate::support::system::System;
 use crate::zuul_conf::ZuulConf;
-use crate::zuul_gateway::Upstream;
+use crate::zuul_gateway::ZuulGateway;
 
 const MIGRATING: &str = include_str!("../../docs/migrating.md");
 
@@ -138,7 +138,7 @@ async fn every_difference_from_zuuls_gateway_is_documented() {
             executor.serve(b"the log").await;
         }
     });
-    let theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
+    let theirs = ZuulGateway::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
     let ours = Builder::new(&system).zone("east").ready().await;
 
     // Side by side, as some of upstream's answers take their ten seconds, but no more than its

@@ -182,14 +182,14 @@ fn no_dependency_needs_a_newer_compiler() {
         let mut parts = text.split('.').map(|part| part.parse().expect("a number"));
         std::array::from_fn(|_| parts.next().unwrap_or_default())
     };
-    let told = std::process::Command::new(env!("CARGO"))
+    let printed = std::process::Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--format-version", "1", "--all-features"])
         .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
         .current_dir(top())
         .output()
         .expect("cargo");
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    let metadata: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&printed.stdout).expect("JSON");
     let packages = metadata["packages"].as_array().expect("packages");
     assert!(packages.len() > 100, "{} packages", packages.len());
     let ours = version(env!("CARGO_PKG_RUST_VERSION"));
@@ -203,9 +203,9 @@ fn no_dependency_needs_a_newer_compiler() {
 /// CI has no list of its own.
 #[test]
 fn ci_runs_the_one_list_of_checks() {
-    let told = std::process::Command::new(top().join(".ci/check")).arg("--list").output();
-    let told = String::from_utf8(told.expect(".ci/check").stdout).expect("UTF-8");
-    let names: Vec<_> = told.lines().collect();
+    let text = std::process::Command::new(top().join(".ci/check")).arg("--list").output();
+    let text = String::from_utf8(text.expect(".ci/check").stdout).expect("UTF-8");
+    let names: Vec<_> = text.lines().collect();
     assert!(names.len() >= 6 && names.last() == Some(&"tests"), "{names:?}");
     let run = read(".ci/run");
     let mut lines = run.lines().filter(|line| !line.starts_with('#'));

@@ -12,7 +12,7 @@ use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
 use crate::support::system::{System, Worker};
 use crate::support::within;
-use crate::support::zones::comes_from;
+use crate::support::zones::assert_log_comes_from;
 
 fn misrouted(kind: &str) -> String {
     format!("zuul_fingergw_misrouted_requests_total{{kind=\"{kind}\"}}")
@@ -106,7 +106,7 @@ async fn forward_to_the_wrong_zone_is_reported() {
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
     for _ in 0..3 {
-        comes_from(&executor, east.addresses[1], &build).await;
+        assert_log_comes_from(&executor, east.addresses[1], &build).await;
     }
     assert_eq!(metric(&east, &misrouted("wrong_zone")).await, 3.0);
     let wanted = format!("zone=\"west\" gateway=\"localhost:{port}\" found=\"north localhost\"");
@@ -159,7 +159,7 @@ async fn a_loop_ends(length: usize, tls: bool) {
     .await;
     let executor = Executor::start().await;
     let other = system.put_build(None, Some(&executor.worker(None))).await;
-    comes_from(&executor, address, &other).await;
+    assert_log_comes_from(&executor, address, &other).await;
     let mut counted = 0.0;
     for gateway in &gateways {
         counted += metric(gateway, &misrouted("wrong_zone")).await;

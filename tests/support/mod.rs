@@ -73,7 +73,7 @@ pub(crate) fn fed(command: &mut Command, input: &str) -> Output {
 }
 
 /// Says that this test is left out, past the harness, which shows nothing of tests that pass.
-pub(crate) fn left_out(why: &str) {
+pub(crate) fn report_skipped(why: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default();
     let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");

@@ -76,9 +76,9 @@ fn validated(yaml: &str) -> Result<Rendered, String> {
     if !status.success() {
         return Err(String::from_utf8_lossy(&stderr).into_owned());
     }
-    let mut told: Value = serde_json::from_slice(&stdout).expect("JSON");
-    let Value::Array(objects) = told["objects"].take() else { panic!("no objects") };
-    Ok(Rendered { objects, toml: told["toml"]["zuul-fingergw.toml"].take() })
+    let mut output: Value = serde_json::from_slice(&stdout).expect("JSON");
+    let Value::Array(objects) = output["objects"].take() else { panic!("no objects") };
+    Ok(Rendered { objects, toml: output["toml"]["zuul-fingergw.toml"].take() })
 }
 
 /// What is in a directory below `etc/kubernetes`, all of which are rendered and validated once.

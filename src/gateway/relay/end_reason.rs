@@ -36,8 +36,8 @@ impl fmt::Display for EndReason {
             Self::ClientLeft(None) => f.write_str("client left"),
             Self::ClientLeft(Some(error)) => write!(f, "client left: {}", tls::describe(error)),
             Self::ClientStalled => f.write_str("client stopped reading"),
-            Self::ClientEvicted => f.write_str("client evicted because too many do not read"),
-            Self::Stopped => f.write_str("stopped"),
+            Self::ClientEvicted => f.write_str("client evicted: too many clients stopped reading"),
+            Self::Stopped => f.write_str("gateway stopped"),
             Self::Idle => f.write_str("idle for limits.stream_idle"),
             Self::TooLong => f.write_str("open for limits.stream_total"),
         }
