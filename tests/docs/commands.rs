@@ -25,7 +25,7 @@ use tokio::process::{Child, Command};
 use crate::support::certificates::Authority;
 use crate::support::executor::Executor;
 use crate::support::gateway::BINARY;
-use crate::support::namespace::{apart, command};
+use crate::support::namespace::{command, in_namespaces};
 use crate::support::page_commands::is_machine;
 use crate::support::pages::{self, Block, compare};
 use crate::support::system::{System, Worker};
@@ -478,7 +478,7 @@ async fn relay(from: u16, to: u16) {
 
 #[test]
 fn every_command_of_the_pages_works() {
-    apart(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, async || {
         let mut world = World::new().await;
         let first = "docs/quick-start.md";
         let mut report = String::new();

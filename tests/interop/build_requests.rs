@@ -6,7 +6,7 @@ use nix::sched::CloneFlags;
 use crate::executor::{Executor, new_build};
 use crate::support::client::Client;
 use crate::support::gateway::Builder;
-use crate::support::namespace::apart;
+use crate::support::namespace::in_namespaces;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 
@@ -14,7 +14,7 @@ use crate::support::zookeeper::ZooKeeper;
 /// this machine may have used up the rest.
 #[test]
 fn each_step_of_a_build_is_seen_in_each_queue() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let gateway = Builder::new(&system).zone("west").ready().await;
         let mut executor = Executor::start(&system, Some("west")).await;

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::script::python;
 use crate::support::certificates::Authority;
 use crate::support::gateway::BINARY;
-use crate::support::namespace::apart;
+use crate::support::namespace::in_namespaces;
 use crate::support::tool;
 
 /// What Python calls this machine.
@@ -32,7 +32,7 @@ fn registered(config: &Path) -> String {
 
 #[test]
 fn default_host_name_is_the_one_that_python_finds() {
-    apart(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNS, async || {
         let directory = TempDir::new().expect("a directory");
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let authority = Authority::new();

@@ -8,7 +8,7 @@ use crate::support::certificates::Authority;
 use crate::support::client::{Client, Ending};
 use crate::support::gateway::Builder;
 use crate::support::haproxy::{Haproxy, reserve};
-use crate::support::namespace::{apart, resolve_locally};
+use crate::support::namespace::{in_namespaces, resolve_locally};
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 use crate::zuul_conf::ZuulConf;
@@ -18,7 +18,7 @@ const WEST: &str = "fingergw.west.example.org";
 
 #[test]
 fn zuuls_gateway_reaches_a_zone_by_server_name() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let _names = resolve_locally(&[WEST]);
         let system = System::on(ZooKeeper::start().await).await;
         let identity = system.zookeeper.authority.identity("theirs");

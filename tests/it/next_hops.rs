@@ -9,7 +9,7 @@ use crate::support::admin::metric;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::namespace::{apart, command, resolve_locally};
+use crate::support::namespace::{command, in_namespaces, resolve_locally};
 use crate::support::system::{System, Worker};
 use crate::support::zookeeper::ZooKeeper;
 
@@ -33,7 +33,7 @@ async fn without_port(gateway: &Gateway) -> f64 {
 /// A client decides when its stream ends, so the gateway must not be the side that keeps the ports.
 #[test]
 fn client_resets_leave_no_time_wait_towards_the_executor() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let mut builder = Builder::new(&system);
         builder.admin = true;
@@ -57,7 +57,7 @@ fn client_resets_leave_no_time_wait_towards_the_executor() {
 /// Zone west has two gateways: one takes requests and says nothing, so it loses to the other.
 #[test]
 fn slower_hops_leave_no_time_wait() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         // The head start of the silent one is a fifth.
         let mut builder = Builder::new(&system).zone("east").limits("connect_timeout = \"250ms\"");
@@ -90,7 +90,7 @@ fn slower_hops_leave_no_time_wait() {
 /// All ports towards the executor are taken by others.
 #[test]
 fn connection_without_a_free_local_port_is_counted_and_logged() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let mut builder = Builder::new(&system);
         builder.admin = true;
@@ -113,7 +113,7 @@ fn connection_without_a_free_local_port_is_counted_and_logged() {
 /// Python dials such names by its codec `idna`, and Zuul's programs register them as they are written.
 #[test]
 fn host_name_beyond_ascii_is_dialed_and_registered() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let _hosts = resolve_locally(&["xn--bcher-kva.test"]);
         let system = System::on(ZooKeeper::start().await).await;
         let mut builder = Builder::new(&system);
@@ -133,7 +133,7 @@ fn host_name_beyond_ascii_is_dialed_and_registered() {
 /// A link-local address counts with its interface alone (RFC 4007, section 11).
 #[test]
 fn link_local_address_is_dialed() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         command("ip", "address add fe80::1/64 dev lo");
         let system = System::on(ZooKeeper::start().await).await;
         let gateway = Builder::new(&system).ready().await;

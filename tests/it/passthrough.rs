@@ -19,7 +19,7 @@ use crate::support::client::{Client, Ending, connector};
 use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::haproxy::{Haproxy, reserve};
-use crate::support::namespace::{apart, resolve_locally};
+use crate::support::namespace::{in_namespaces, resolve_locally};
 use crate::support::system::{GATEWAYS, System};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
@@ -92,7 +92,7 @@ impl Zones {
 /// Both zones' streams at once, by one address: each comes from its own zone and is whole.
 #[test]
 fn two_zones_share_one_address() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let mut all = Zones::start(HOUR).await;
         let [mut from_west, mut from_east] = [all.ask(0).await, all.ask(1).await];
         let mut west = all.zones[0].executor.begin(&mut from_west).await;
@@ -172,7 +172,7 @@ impl AsyncWrite for Trickle {
 /// The router waits for the whole of it.
 #[test]
 fn client_hello_in_pieces_reaches_its_zone() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let all = Zones::start(HOUR).await;
         let Zone { name, executor, .. } = &all.zones[1];
         let build = all.system.put_build(Some(name), Some(&executor.worker(Some(name)))).await;
@@ -194,7 +194,7 @@ fn client_hello_in_pieces_reaches_its_zone() {
 /// and the log says what is wrong.
 #[test]
 fn connection_without_a_zones_name_is_rejected() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let mut all = Zones::start(HOUR).await;
         let port = all.router.address.port();
         // An address is never sent as a name.
@@ -228,7 +228,7 @@ fn connection_without_a_zones_name_is_rejected() {
 /// What the router does to a build that says nothing for longer than its `timeout tunnel`.
 #[test]
 fn router_aborts_a_stream_that_is_idle_for_its_timeout() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let mut all = Zones::start("300ms").await;
         let mut client = all.ask(0).await;
         let mut stream = all.zones[0].executor.begin(&mut client).await;
@@ -242,7 +242,7 @@ fn router_aborts_a_stream_that_is_idle_for_its_timeout() {
 /// The router looks every few seconds whether a pod listens, and so does a kubelet that knows no better.
 #[test]
 fn health_checks_of_the_router_are_not_logged() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let all = Zones::start(HOUR).await;
         let [west, east] = &all.zones;
         let before = [west.gateway.log(), east.gateway.log()];

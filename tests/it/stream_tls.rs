@@ -12,7 +12,7 @@ use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
 use crate::support::gateway::Builder;
 use crate::support::logs::{exact, in_pieces, reset_while_it_flows};
-use crate::support::namespace::apart;
+use crate::support::namespace::in_namespaces;
 use crate::support::system::System;
 use crate::support::tls::{Served, served};
 use crate::support::within;
@@ -178,7 +178,7 @@ fn delayed_acknowledgements() -> u64 {
 #[test]
 fn end_of_a_handshake_is_acknowledged_immediately() {
     const CLIENTS: u64 = 40;
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let identity = system.zookeeper.authority.identity("gateway");
         let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]);

@@ -19,7 +19,7 @@ use crate::support::client::Client;
 use crate::support::container::{Image, confined, may_run, run};
 use crate::support::executor::Executor;
 use crate::support::gateway::{Gateway, open_to_all};
-use crate::support::namespace::apart;
+use crate::support::namespace::in_namespaces;
 use crate::support::process::process_of;
 use crate::support::static_program::static_program;
 use crate::support::system::System;
@@ -150,7 +150,7 @@ async fn serve(directory: &str, image: &Image, system: &System, own: &Identity) 
 
 #[test]
 fn every_configuration_serves_in_its_pod() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         if !may_run().await {
             return;
         }
