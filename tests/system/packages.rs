@@ -234,7 +234,7 @@ fn release_of_an_unclean_or_unlisted_version_is_rejected() {
     git(&["commit", "--quiet", "--all", "--message", "good"]);
     write("target/release-1.2.3/SHA256SUMS", "");
     let printed = release();
-    assert!(printed.contains("target/release-1.2.3 is there already"), "{printed}");
+    assert!(printed.contains("target/release-1.2.3 exists already"), "{printed}");
 }
 
 #[test]
@@ -379,7 +379,7 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     machine.root.write(UPSTREAMS, UPSTREAM);
     machine.succeeds("systemctl daemon-reload && systemctl enable --now zuul-fingergw").await;
     let output = commands.next(("README.md", "Install"), &machine, packages[0].1).await;
-    assert!(output.contains(&format!("{UPSTREAMS} comes before")), "{output}");
+    assert!(output.contains(&format!("{UPSTREAMS} takes precedence")), "{output}");
     // The running unit is not ours.
     machine.succeeds("systemctl is-active zuul-fingergw").await;
     commands.next(("docs/upgrading.md", "From Zuul's own gateway"), &machine, "/").await;
