@@ -48,7 +48,7 @@ fn output_is_compared() {
 #[test]
 fn every_machine_is_booted() {
     for (machine, source) in MACHINES {
-        assert!(source.contains(&format!("Typed::on({machine:?})")), "{machine}");
+        assert!(source.contains(&format!("PageCommands::on({machine:?})")), "{machine}");
         // And has something to type.
         std::mem::forget(PageCommands::on(machine));
     }
