@@ -1,5 +1,5 @@
-//! Upstream's gateway dials a zone of ours through a router that passes TLS through, as an OpenShift
-//! Route does.
+//! Zuul's gateway connects to a zone of ours through a router that passes TLS through, as an
+//! OpenShift Route does.
 
 use nix::sched::CloneFlags;
 
@@ -37,7 +37,7 @@ fn zuuls_gateway_reaches_a_zone_by_server_name() {
         let (build, log) = executor.run(Some("west")).await;
 
         let mut client = Client::ask_tls(theirs.address, &identity, &build).await;
-        // Theirs sends no close_notify.
+        // Zuul's gateway sends no close_notify.
         assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Truncated);
         theirs.logged(&format!("routing via {WEST}:{}", router.address.port())).await;
     });
