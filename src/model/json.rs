@@ -43,8 +43,10 @@ pub(super) fn object<'j, T: Deserialize<'j>>(
 }
 
 /// A member of a JSON object.
+#[derive(Default)]
 pub(super) enum Field<T> {
     /// It is not there, or null.
+    #[default]
     Missing,
     Value(T),
     /// It has another type.
@@ -70,13 +72,6 @@ impl<T> Field<T> {
             Self::Value(value) => Ok(Some(value)),
             Self::Invalid(value) => Err(EntryError::Invalid { key, value }),
         }
-    }
-}
-
-// Not derived: that would require it of `T`.
-impl<T> Default for Field<T> {
-    fn default() -> Self {
-        Self::Missing
     }
 }
 

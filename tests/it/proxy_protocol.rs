@@ -228,7 +228,7 @@ async fn header_must_arrive_within_a_deadline() {
         slow.send(b"PROXY TCP4 ").await;
         assert_eq!(silent.rest().await, (Vec::new(), Ending::Clean));
         assert_eq!(slow.rest().await, (Vec::new(), Ending::Clean));
-        let late = |line: &str| line.contains("no PROXY header in time") && line.contains("DEBUG");
+        let late = |line: &str| line.contains("PROXY header timed out") && line.contains("DEBUG");
         gateway.logged_times("both", 2, late).await;
         until_metric(&gateway, BROKEN, 2.0).await;
     }
