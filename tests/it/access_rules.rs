@@ -189,7 +189,7 @@ async fn rule_by_certificate() {
     for (identity, reason) in [
         (None, "no rule allows a client without a certificate's name"),
         (Some(authority.identity_only_for("a.gw.west.example.org")), "no rule allows the client a"),
-        (Some(authority.common_name_only("stranger")), "no rule allows the client stranger"),
+        (Some(authority.common_name_only("other")), "no rule allows the client other"),
         // A common name does not count if there is an alternative name.
         (Some(other), "no rule allows the client other.example.org"),
     ] {

@@ -213,11 +213,11 @@ fn link_that_fails_for_a_while_ends_no_stream() {
             stream.write(&log).await;
             stream.finish().await;
         };
-        let mended = async {
+        let restored = async {
             host.restore_link();
             client.rest().await
         };
-        let ((), (received, ending)) = tokio::join!(sent, mended);
+        let ((), (received, ending)) = tokio::join!(sent, restored);
         assert!(received == log && ending == Ending::Clean);
 
         let mut next = Client::ask(gateway.address(), &build).await;
@@ -247,13 +247,13 @@ fn delayed_link_delays_logs_only() {
             stream.write(&log).await;
             stream.finish().await;
         };
-        let behind = async {
+        let after_large = async {
             let mut small = Client::ask(gateway.address(), &build).await;
             executor.serve(b"log\n").await;
             small.text().await
         };
         let elsewhere = serves(&system, gateway.address());
-        let (whole, (), small, ()) = tokio::join!(large.rest(), sent, behind, elsewhere);
+        let (whole, (), small, ()) = tokio::join!(large.rest(), sent, after_large, elsewhere);
         assert!(whole == (log, Ending::Clean));
         assert_eq!(small, "log\n");
     });

@@ -690,7 +690,7 @@ async fn der_files_and_encrypted_keys_are_errors_with_a_command_to_convert_them(
         (with_key(path("new.key")), with_key(path("new.key.plain")), "new.key", "is encrypted"),
         (with_key(path("old.key")), with_key(path("old.key.plain")), "old.key", "is encrypted"),
     ];
-    for (identity, mended, name, error) in &cases {
+    for (identity, fixed, name, error) in &cases {
         let errors = pem_errors(&files, identity).await;
         let expected = format!("{}: {error}", path(name).display());
         assert!(errors.len() == 1 && errors[0].starts_with(&expected), "{expected}: {errors:#?}");
@@ -699,7 +699,7 @@ async fn der_files_and_encrypted_keys_are_errors_with_a_command_to_convert_them(
         let passphrase = if asks { " -passin pass:x" } else { "" };
         let (_, command) = errors[0].rsplit_once(": ").expect("a command");
         typed(directory, &format!("{command}{passphrase}")).await;
-        let checked = check(&files.write("gateway.toml", toml(mended, mended))).await;
+        let checked = check(&files.write("gateway.toml", toml(fixed, fixed))).await;
         assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{name}");
     }
 }

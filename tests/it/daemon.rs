@@ -381,7 +381,7 @@ async fn stopped_by_command() {
 }
 
 /// Sends `bytes` to the socket, closes the sending side, and returns the response.
-async fn say(socket: &Path, bytes: &[u8]) -> String {
+async fn send_to_socket(socket: &Path, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(socket).await.expect("a connection");
     // The gateway does not read an overlong request to its end.
     let _ = stream.write_all(bytes).await;
@@ -413,7 +413,8 @@ async fn invalid_requests_on_the_command_socket_are_rejected() {
         (b"\xff\x00\n", "a request is UTF-8 text"),
     ];
     for (bytes, error) in cases {
-        let reply: Value = serde_json::from_str(&say(&socket, bytes).await).expect("JSON");
+        let reply: Value =
+            serde_json::from_str(&send_to_socket(&socket, bytes).await).expect("JSON");
         let shown = bytes[..bytes.len().min(20)].escape_ascii();
         assert_eq!(reply, json!({"status": "invalid_request", "error": error}), "{shown}");
     }

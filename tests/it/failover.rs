@@ -319,7 +319,7 @@ async fn gateway_with_a_wrong_certificate_makes_way_for_the_next() {
     }
     let identity = system.zookeeper.authority.identity("gateway");
     let foreign = crate::support::certificates::Authority::new();
-    let (ours, theirs) = (acceptor(&identity), acceptor(&foreign.identity("stranger")));
+    let (ours, theirs) = (acceptor(&identity), acceptor(&foreign.identity("other")));
     let mut builder = Builder::new(&system).zone("east").tls(&identity);
     builder.admin = true;
     let gateway = builder.ready().await;

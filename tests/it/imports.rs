@@ -42,13 +42,13 @@ fn modules() -> BTreeMap<Module, BTreeSet<Module>> {
     let mut texts = BTreeMap::new();
     read_folder(&top().join("src"), &mut Vec::new(), &mut texts);
     // Modules that lie in files of their own but are compiled for tests only, such as `tests.rs`.
-    let mut report_skipped = BTreeSet::new();
+    let mut excluded = BTreeSet::new();
     for (module, text) in &texts {
         for name in modules_left_out(text) {
-            report_skipped.insert([module.clone(), vec![name]].concat());
+            excluded.insert([module.clone(), vec![name]].concat());
         }
     }
-    texts.retain(|module, _| !report_skipped.iter().any(|prefix| module.starts_with(prefix)));
+    texts.retain(|module, _| !excluded.iter().any(|prefix| module.starts_with(prefix)));
     let known: BTreeSet<Module> = texts.keys().cloned().collect();
     let mut modules = BTreeMap::new();
     for (module, text) in texts {

@@ -153,8 +153,8 @@ async fn certificate_without_its_key_is_not_loaded() {
     let log = served.gateway.log();
     let errors: Vec<_> = log.iter().filter(|line| line.contains("ERROR")).collect();
     assert_eq!(errors.len(), 7, "{errors:#?}");
-    let mend = "; nothing has changed; if files were being replaced just now, reload again";
-    assert!(errors.iter().all(|line| line.ends_with(mend)), "{errors:#?}");
+    let advice = "; nothing has changed; if files were being replaced just now, reload again";
+    assert!(errors.iter().all(|line| line.ends_with(advice)), "{errors:#?}");
 }
 
 fn cert_of(pem: &str) -> CertificateDer<'static> {
@@ -521,8 +521,8 @@ async fn removed_tls_listener_needs_a_restart() {
     let (served, identity) = with_tls(&system, "").await;
     let text = fs::read_to_string(&served.config).expect("the configuration");
     let (before, rest) = text.split_once("[tls]\n").expect("a table");
-    let (_, behind) = rest.split_once("[zookeeper]\n").expect("the next table");
-    let without = format!("{}[zookeeper]\n{behind}", before.replace("tls = true", ""));
+    let (_, after) = rest.split_once("[zookeeper]\n").expect("the next table");
+    let without = format!("{}[zookeeper]\n{after}", before.replace("tls = true", ""));
     replace(&served.config, &without);
     let restart = "effective after a restart: listener";
     let changed = "changed: tls.cert, tls.key or tls.ca; certificate, key or CA of the gateway";

@@ -77,7 +77,7 @@ async fn restart_with_socket_activation_rejects_no_client() {
     second.signal(Signal::TERM);
     assert!(second.exit().await.success());
     // Only this process holds the socket now.
-    TcpStream::connect(address).await.expect("the socket listens on");
+    TcpStream::connect(address).await.expect("the socket still listens");
 }
 
 /// Clients that wait for a restart and whose build is in another zone, where its executor cannot be

@@ -81,7 +81,7 @@ async fn stream_is_aborted_at_its_maximum_age() {
     let mut client = Client::ask(site.gateway.address(), &site.build).await;
     let mut stream = site.executor.begin(&mut client).await;
     let piece: Vec<u8> = (0..65_521u32).map(|index| (index % 251) as u8).collect();
-    let pours = async { while stream.try_write(&piece).await {} };
+    let sending = async { while stream.try_write(&piece).await {} };
     let reads = async {
         let (mut read, mut buffer) = (0, vec![0; 65_521]);
         loop {
@@ -96,7 +96,7 @@ async fn stream_is_aborted_at_its_maximum_age() {
             }
         }
     };
-    let both = async { tokio::join!(pours, reads) };
+    let both = async { tokio::join!(sending, reads) };
     let ((), ending) = within("the cut", both).await;
     assert_eq!(ending, Ending::Reset);
     ended(&site.gateway, "stream_total", 1).await;

@@ -15,8 +15,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::checkout::{installed, top};
-use crate::support::fed;
 use crate::support::pages;
+use crate::support::run_with_input;
 
 /// Rendered objects of an overlay or the base.
 struct Rendered {
@@ -72,7 +72,7 @@ fn validated(yaml: &str) -> Result<Rendered, String> {
     let mut python = Command::new(installed("validators/bin/python"));
     python.arg(top().join("tests/system/kubernetes/validate.py"));
     python.arg(installed("debian/usr/share/gocode/src/github.com/openshift/api"));
-    let Output { status, stdout, stderr } = fed(&mut python, yaml);
+    let Output { status, stdout, stderr } = run_with_input(&mut python, yaml);
     if !status.success() {
         return Err(String::from_utf8_lossy(&stderr).into_owned());
     }
