@@ -43,8 +43,10 @@ pub(super) fn object<'j, T: Deserialize<'j>>(
 }
 
 /// A member of a JSON object.
+#[derive(Default)]
 pub(super) enum Field<T> {
     /// It is not there, or null.
+    #[default]
     Missing,
     Value(T),
     /// It has another type.
@@ -74,12 +76,6 @@ impl<T> Field<T> {
 }
 
 // Not derived: that would require it of `T`.
-impl<T> Default for Field<T> {
-    fn default() -> Self {
-        Self::Missing
-    }
-}
-
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = <&RawValue>::deserialize(deserializer)?.get();
