@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 
-use super::load::{ParsedConfig, ValidatedConfig, load, report_config_error};
+use super::load::{ValidatedConfig, load, report_config_error};
 use crate::config;
 use crate::config::Config;
 use crate::control::socket_file;
@@ -17,7 +17,7 @@ use crate::tls::Identity;
 
 /// Checks the configuration in `path`, and with `connect` its ZooKeeper.
 pub(crate) fn run(path: Option<&Path>, connect: bool) -> ExitCode {
-    let config = match load(path).and_then(ParsedConfig::validate).and_then(check) {
+    let config = match load(path).and_then(check) {
         Ok(config) => config,
         Err(error) => return report_config_error(&error),
     };

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Level, error, info, warn};
 
@@ -22,7 +23,6 @@ use crate::control::status::CertificateStatus;
 use crate::control::{ReloadRequest, ReloadResult};
 use crate::gateway::{Adjuster, Settings};
 use crate::os::sd_notify::ServiceManager;
-use crate::os::signals::ReloadSignal;
 use crate::registry::zookeeper;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{self, Acceptor, Identity};
@@ -46,9 +46,9 @@ pub(crate) struct ConfigSource {
 }
 
 /// A configuration and the certificates that it names.
-pub(super) struct LoadedConfig {
-    pub(super) config: Config,
-    pub(super) certificates: Certificates,
+pub(crate) struct LoadedConfig {
+    pub(crate) config: Config,
+    pub(crate) certificates: Certificates,
 }
 
 /// The settings that a running gateway uses, built from a [`LoadedConfig`].
@@ -105,7 +105,7 @@ pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zook
 
 /// Where requests for a reload come from: SIGHUP and the command socket.
 pub(super) struct ReloadRequests {
-    signal: ReloadSignal,
+    hangup: Signal,
     commands: mpsc::Receiver<ReloadRequest>,
 }
 
@@ -113,14 +113,14 @@ impl ReloadRequests {
     /// Takes over SIGHUP, and returns the sender for commands. Must be called within a runtime.
     pub(super) fn new() -> io::Result<(mpsc::Sender<ReloadRequest>, Self)> {
         let (sender, commands) = mpsc::channel(QUEUED_COMMANDS);
-        Ok((sender, Self { signal: ReloadSignal::new()?, commands }))
+        Ok((sender, Self { hangup: signal(SignalKind::hangup())?, commands }))
     }
 
     /// Waits for the next request, and returns where its result is sent to. A signal has no such
     /// place.
     async fn next(&mut self) -> Option<ReloadRequest> {
         tokio::select! {
-            () = self.signal.next() => None,
+            _ = self.hangup.recv() => None,
             Some(request) = self.commands.recv() => Some(request),
         }
     }

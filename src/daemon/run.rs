@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -25,7 +26,7 @@ use crate::gateway::routing::Router;
 use crate::model::component::OwnComponent;
 use crate::os::daemonize::DaemonizeGuard;
 use crate::os::sd_notify::ServiceManager;
-use crate::os::signals::{StatusSignal, StopSignals};
+use crate::os::signals::StopSignals;
 use crate::os::watchdog;
 use crate::registry::zookeeper;
 use crate::registry::{Registration, RegistrationStatus};
@@ -255,14 +256,14 @@ fn supervise(
         });
     }
     // Registered here, because the default action of the signal ends the process.
-    let signal = StatusSignal::new().context("cannot handle signals")?;
+    let signal = signal(SignalKind::user_defined2()).context("cannot handle signals")?;
     let signal = Arc::new(Mutex::new(signal));
     supervisor.spawn("status signal", move || {
         let signal = Arc::clone(&signal);
         let status = Arc::clone(&status);
         async move {
             loop {
-                signal.lock().await.next().await;
+                signal.lock().await.recv().await;
                 for line in text::status(&status.report()).lines() {
                     info!("{line}");
                 }
