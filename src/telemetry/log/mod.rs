@@ -117,7 +117,7 @@ pub(crate) fn start(log: &Log, user: Option<&RunAsUser>) -> Result<LogGuard> {
         LogFormat::Json => subscriber.with(layer.json().flatten_event(true)).init(),
         LogFormat::Zuul => {
             let (zone, problem) = local_zone();
-            let format = ZuulFormat::new(zone);
+            let format = ZuulFormat { zone };
             subscriber.with(layer.fmt_fields(TextFields).event_format(format)).init();
             if let Some(problem) = problem {
                 warn!(
