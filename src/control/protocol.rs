@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_survives_display_and_parse() {
+    fn request_survives_display_and_parse() {
         let all = [Request::Stop, Request::Reload, Request::Status, Request::Resolve(build())];
         for request in all {
             assert_eq!(Request::parse(format!("{request}\n").as_bytes()), Ok(request));
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_one_line_that_begins_with_its_status() {
+    fn reply_is_one_line_that_begins_with_its_status() {
         let content = ErrorReport { error: "one\ntwo".to_owned() };
         let reply = Reply { status: ReplyStatus::InvalidRequest, content };
         let line = reply.to_line();
@@ -191,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_error_is_one_line_and_repeats_nothing_of_the_request(
+        fn error_is_one_line_and_repeats_nothing_of_the_request(
             word in "[a-z]{8,20}", rest in prop::collection::vec(any::<u8>(), 0..64)
         ) {
             let line = [word.as_bytes(), &rest, b"\n"].concat();

@@ -224,7 +224,7 @@ mod tests {
     use tempfile::tempdir;
 
     #[test]
-    fn a_socket_without_a_listener_is_replaced_and_one_with_a_listener_is_not() {
+    fn socket_without_a_listener_is_replaced_and_one_with_a_listener_is_not() {
         let directory = tempdir().unwrap();
         let path = directory.path().join("socket");
         drop(UnixListener::bind(&path).unwrap());
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_outside_run_is_an_error() {
+    fn missing_directory_outside_run_is_an_error() {
         let directory = tempdir().unwrap();
         let missing = directory.path().join("missing/socket");
         for checked in [check_directory(&missing), create_directory(&missing, None)] {

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_report_is_read_as_it_was_written() {
+    fn status_report_is_read_as_it_was_written() {
         let sent = status_json(1);
         let content = parse::<StatusReport>(sent.clone());
         let line = Reply { status: ReplyStatus::Ok, content }.to_line();
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_report_has_a_line_for_each_stream() {
+    fn status_report_has_a_line_for_each_stream() {
         let head = "zuul-fingergw 1.0.0 on gw, pid 7: running\n\
                     zone we\"st; TLS 127.0.0.1:79\nZooKeeper: connecting\n\
                     up for 3s with /gw.toml\nconnections: 2 of at most 10\n\
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_names_the_reason_while_zookeeper_is_not_connected() {
+    fn status_names_the_reason_while_zookeeper_is_not_connected() {
         let mut report: StatusReport = parse(status_json(0));
         report.zookeeper.disconnected_seconds = Some(40.2);
         report.zookeeper.disconnected_reason = Some("zk:2281: refused".to_owned());
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_has_a_line_for_each_hop_and_attempt() {
+    fn route_has_a_line_for_each_hop_and_attempt() {
         let gateway = |host: &str| format!("gateway {host}:1 of zone west (TLS)");
         let [a, b, c, d, e] = ["a", "b", "c", "d", "e"].map(gateway);
         assert_eq!(
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_begins_with_the_state_of_the_build() {
+    fn route_begins_with_the_state_of_the_build() {
         let first_line = |state| {
             let mut report: RouteReport = parse(route_json());
             report.state = state;
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zone_without_a_gateway_is_named_with_the_zones_that_have_one() {
+    fn zone_without_a_gateway_is_named_with_the_zones_that_have_one() {
         let mut report: RouteReport = parse(route_json());
         let warning = |report: &RouteReport| {
             let text = route(report);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_lists_what_changed_and_what_needs_a_restart() {
+    fn reload_lists_what_changed_and_what_needs_a_restart() {
         let report = |changed: &[&str], needs_restart: &[&str]| ReloadReport {
             configuration: "/gw.toml".to_owned(),
             changed: changed.iter().map(|&key| key.to_owned()).collect(),

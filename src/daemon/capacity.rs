@@ -3,7 +3,7 @@
 use tracing::warn;
 
 use crate::config::Limits;
-use crate::gateway::Adjuster;
+use crate::gateway::SettingsHandle;
 use crate::gateway::upstream::SPARE_SOCKETS;
 use crate::os::memory_limit::MemoryLimit;
 use crate::os::{fd_limit, memory_limit};
@@ -63,7 +63,7 @@ pub(super) fn fit(limits: &Limits) -> usize {
 
 /// Returns how many connections fit after a reload. As long as the keys that matter are the same,
 /// that is what was found before, without another warning.
-pub(super) fn refit(new: &Limits, running: &Limits, gateway: &Adjuster) -> usize {
+pub(super) fn refit(new: &Limits, running: &Limits, gateway: &SettingsHandle) -> usize {
     if new.connections == running.connections && new.stream_buffer == running.stream_buffer {
         gateway.settings().limits.connections
     } else {
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reserve_of_open_files_is_kept() {
+    fn reserve_of_open_files_is_kept() {
         assert_eq!(below_file_limit(65_536), 32_576);
         assert_eq!(below_file_limit(1024), 320);
         assert_eq!(below_file_limit(100), 25, "half of a very low limit");

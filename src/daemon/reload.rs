@@ -21,11 +21,11 @@ use crate::config::{self, Config, ConfigDiff, NameCheck};
 use crate::control::protocol::{ErrorReport, ReloadReport};
 use crate::control::status::CertificateStatus;
 use crate::control::{ReloadRequest, ReloadResult};
-use crate::gateway::{Adjuster, Settings};
+use crate::gateway::{ListenerSettings, Settings, SettingsHandle};
 use crate::os::sd_notify::ServiceManager;
 use crate::registry::zookeeper;
 use crate::telemetry::metrics::Metrics;
-use crate::tls::{self, Acceptor, Identity};
+use crate::tls::{self, Identity};
 
 /// The last line of the report of a failed reload.
 const NOTHING_CHANGED: &str =
@@ -59,28 +59,28 @@ pub(super) struct RuntimeSettings {
 
 impl RuntimeSettings {
     /// Builds the settings. A TLS listener for which no certificate is configured any more keeps its
-    /// acceptor of `running`, which has those of all listeners.
+    /// acceptor of `running`, the settings of the running listeners.
     ///
     /// # Errors
     /// A certificate cannot be used.
-    pub(super) fn build(loaded: &LoadedConfig, running: &[Option<Acceptor>]) -> Result<Self> {
+    pub(super) fn build(loaded: &LoadedConfig, running: &[ListenerSettings]) -> Result<Self> {
         let LoadedConfig { config, certificates } = loaded;
         let gateway_identity = certificates.gateway.as_ref();
-        let mut acceptors = Vec::new();
+        let mut listeners = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
-            acceptors.push(match (listener.tls, gateway_identity) {
+            let acceptor = match (listener.tls, gateway_identity) {
                 (Some(client), Some(identity)) => {
                     Some(tls::acceptor(identity, client, config.name_check)?)
                 }
-                (Some(_), None) => running.get(index).cloned().flatten(),
+                (Some(_), None) => running.get(index).and_then(|running| running.acceptor.clone()),
                 (None, _) => None,
-            });
+            };
+            listeners.push(ListenerSettings { config: listener.clone(), acceptor });
         }
         let connector =
             gateway_identity.map(|identity| tls::connector(identity, config.name_check));
         let gateway = Settings {
-            listeners: config.listeners.clone().into(),
-            acceptors,
+            listeners: listeners.into(),
             connector: connector.transpose()?,
             limits: config.limits.clone(),
         };
@@ -149,7 +149,7 @@ pub(super) struct Reloader {
     /// The registered host name, which changes only with a restart.
     pub(super) hostname: String,
     pub(super) running: Arc<LoadedConfig>,
-    pub(super) gateway: Adjuster,
+    pub(super) gateway: SettingsHandle,
     pub(super) zookeeper: watch::Sender<zookeeper::Tls>,
     pub(super) set_log_level: Box<dyn Fn(Level) + Send + Sync>,
     pub(super) metrics: Metrics,
@@ -202,11 +202,11 @@ impl Reloader {
         let source = self.source.clone();
         let hostname = self.hostname.clone();
         let running = Arc::clone(&self.running);
-        let acceptors = self.gateway.settings().acceptors;
+        let listeners = self.gateway.settings().listeners;
         let (sender, result) = oneshot::channel();
         let work = move || {
             // The receiver is gone if the gateway is stopping.
-            let _ = sender.send(prepare(&source, hostname, &running, &acceptors));
+            let _ = sender.send(prepare(&source, hostname, &running, &listeners));
         };
         let thread = thread::Builder::new().name("reload".to_owned());
         thread.spawn(work).context("cannot start a thread")?;
@@ -220,7 +220,7 @@ impl Reloader {
         let connections =
             capacity::refit(&config.limits, &self.running.config.limits, &self.gateway);
         settings.gateway.limits.fit_connections(connections);
-        self.gateway.adjust(settings.gateway);
+        self.gateway.replace(settings.gateway);
         self.zookeeper.send_replace(settings.zookeeper);
         (self.set_log_level)(config.log.level);
         certificates.export_expiry(&self.metrics);
@@ -265,7 +265,7 @@ fn prepare(
     source: &ConfigSource,
     hostname: String,
     running: &LoadedConfig,
-    acceptors: &[Option<Acceptor>],
+    listeners: &[ListenerSettings],
 ) -> Result<PreparedReload> {
     let ConfigSource { path, debug } = source;
     let mut new = config::load(path)?;
@@ -285,7 +285,7 @@ fn prepare(
         changed.push("certificate, key or CA for ZooKeeper, from the next connection on");
     }
     let loaded = LoadedConfig { config, certificates };
-    let settings = RuntimeSettings::build(&loaded, acceptors)?;
+    let settings = RuntimeSettings::build(&loaded, listeners)?;
     Ok(PreparedReload { loaded, settings, changed, needs_restart: waiting })
 }
 
@@ -310,7 +310,7 @@ mod tests {
     };
     use tempfile::TempDir;
 
-    use crate::gateway::Gateway;
+    use crate::gateway::Server;
     use crate::gateway::routing::Router;
     use crate::model::component::OwnComponent;
     use crate::registry::Registry;
@@ -342,7 +342,7 @@ level = \"info\"
         directory: TempDir,
         reloader: Reloader,
         /// Its settings are what connections get.
-        gateway: Gateway,
+        gateway: Server,
         zookeeper: watch::Receiver<zookeeper::Tls>,
         log_levels: Arc<Mutex<Vec<Level>>>,
     }
@@ -369,7 +369,7 @@ level = \"info\"
             };
             let metrics = Metrics::default();
             let router = Router::new(registry, component);
-            let gateway = Gateway::open(
+            let gateway = Server::start(
                 Vec::new(),
                 router,
                 settings.gateway,
@@ -384,7 +384,7 @@ level = \"info\"
                 source: ConfigSource { path, debug: false },
                 hostname: "localhost".to_owned(),
                 running: Arc::new(loaded),
-                gateway: gateway.adjuster(),
+                gateway: gateway.settings_handle(),
                 zookeeper: zookeeper_sender,
                 set_log_level: Box::new(move |level| {
                     log_levels_sender.lock().expect("a lock").push(level);
@@ -430,7 +430,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_changed_limit_and_log_level_take_effect_and_are_reported() {
+    async fn changed_limit_and_log_level_take_effect_and_are_reported() {
         let mut fixture = Fixture::new();
         fixture.edit("grace = \"5s\"", "grace = \"6s\"");
         fixture.edit("level = \"info\"", "level = \"debug\"");
@@ -446,7 +446,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_key_that_needs_a_restart_keeps_its_value_and_is_reported_each_time() {
+    async fn key_that_needs_a_restart_keeps_its_value_and_is_reported_each_time() {
         let mut fixture = Fixture::new();
         fixture.edit("zone = \"west\"", "zone = \"east\"");
         for _ in 0..2 {
@@ -473,7 +473,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn an_unusable_certificate_prevents_all_changes() {
+    async fn unusable_certificate_prevents_all_changes() {
         let mut fixture = Fixture::new();
         fixture.edit("grace = \"5s\"", "grace = \"6s\"");
         fs::write(fixture.directory.path().join("cert.pem"), "").expect("a file");
@@ -484,7 +484,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_renewed_certificate_reaches_the_registry() {
+    async fn renewed_certificate_reaches_the_registry() {
         let mut fixture = Fixture::new();
         write_identity(fixture.directory.path());
         let report = fixture.reloader.reload().await.expect("a reload");
@@ -495,7 +495,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_request_gets_the_result_of_its_reload() {
+    async fn request_gets_the_result_of_its_reload() {
         let mut fixture = Fixture::new();
         let (sender, mut requests) = ReloadRequests::new().expect("a signal handler");
         let manager = ServiceManager::at("", None);
@@ -511,7 +511,7 @@ level = \"info\"
     }
 
     #[tokio::test]
-    async fn a_request_is_refused_while_the_gateway_stops() {
+    async fn request_is_refused_while_the_gateway_stops() {
         let (sender, mut requests) = ReloadRequests::new().expect("a signal handler");
         let (result_sender, result) = oneshot::channel();
         sender.send(result_sender).await.expect("the receiver");

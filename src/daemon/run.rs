@@ -21,7 +21,7 @@ use crate::admin::{Admin, StateCollector};
 use crate::config::Config;
 use crate::control::status::{BoundListener, StatusSource};
 use crate::control::{self, CommandHandler, text};
-use crate::gateway::Gateway;
+use crate::gateway::Server;
 use crate::gateway::routing::Router;
 use crate::model::component::OwnComponent;
 use crate::os::daemonize::DaemonizeGuard;
@@ -71,7 +71,7 @@ pub(super) async fn run(
 
 /// The parts of a running gateway.
 struct Running {
-    gateway: Gateway,
+    server: Server,
     registration: Registration,
     /// The addresses of the listeners in one line.
     listeners: String,
@@ -124,7 +124,7 @@ fn start(
         StateCollector::new(&registration, registry.clone(), &router, logging.lost_lines());
 
     // The gateway.
-    let gateway = Gateway::open(
+    let server = Server::start(
         sockets.listeners,
         router,
         settings.gateway,
@@ -147,15 +147,15 @@ fn start(
         registry,
         health,
         certificates: certificates.subscribe(),
-        usage: gateway.usage(),
-        streams: gateway.streams(),
+        usage: server.usage(),
+        streams: server.streams(),
     });
     let admin = sockets.admin.map(|socket| (socket, Admin::new(&metrics, collector)));
     let handler = CommandHandler {
         status: Arc::clone(&status),
         stop: stop_requested.clone(),
         reload,
-        routes: gateway.explainer(),
+        routes: server.explainer(),
     };
     let commands = sockets.control.map(|socket| (socket, handler));
     let supervisor = supervise(admin, commands, status, Arc::clone(&manager), metrics.clone())?;
@@ -164,14 +164,14 @@ fn start(
         source,
         hostname: bound.component.hostname,
         running: Arc::new(loaded),
-        gateway: gateway.adjuster(),
+        gateway: server.settings_handle(),
         zookeeper: zookeeper_tls,
         set_log_level: Box::new(move |level| log_level.set(level)),
         metrics,
         certificates,
     };
     Ok(Running {
-        gateway,
+        server,
         registration,
         listeners: bound.summary,
         tracer,
@@ -187,7 +187,7 @@ fn start(
 impl Running {
     /// Waits for a reason to stop, stops, and returns the exit status of the program.
     async fn until_stopped(mut self) -> ExitCode {
-        let connections = self.gateway.usage();
+        let connections = self.server.usage();
         let connections = || connections.connections().0;
         let task_failed = tokio::select! {
             signal = self.signals.next() => {
@@ -202,7 +202,7 @@ impl Running {
                 error!("the registry task has ended; stopping");
                 true
             }
-            () = self.gateway.failed() => {
+            () = self.server.failed() => {
                 error!("an accept loop has ended; stopping");
                 true
             }
@@ -211,7 +211,7 @@ impl Running {
         };
         // The supervised tasks go on: `status`, health and metrics show how the gateway drains.
         let mode = shut_down(
-            self.gateway,
+            self.server,
             self.registration,
             self.tracer,
             &self.manager,

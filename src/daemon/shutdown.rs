@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::reload::ReloadRequests;
-use crate::gateway::{Drained, Gateway};
+use crate::gateway::{DrainResult, Server};
 use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::StopSignals;
 use crate::registry::Registration;
@@ -26,34 +26,34 @@ pub(super) enum ExitMode {
 
 /// Stops the gateway in order, or immediately on a second signal. Reloads are refused meanwhile.
 pub(super) async fn shut_down(
-    gateway: Gateway,
+    server: Server,
     registration: Registration,
     tracer: Tracer,
     manager: &ServiceManager,
     signals: &mut StopSignals,
     reload_requests: &mut ReloadRequests,
 ) -> ExitMode {
-    let abort = gateway.cutter();
+    let abort = server.abort_handle();
     tokio::select! {
-        () = shut_down_in_order(gateway, registration, tracer, manager) => ExitMode::Graceful,
+        () = shut_down_in_order(server, registration, tracer, manager) => ExitMode::Graceful,
         never = reload_requests.refuse() => match never {},
         signal = signals.next() => {
             warn!(signal, "second signal: stopping immediately");
-            abort.cut().await;
+            abort.abort().await;
             ExitMode::Interrupted
         }
     }
 }
 
 async fn shut_down_in_order(
-    gateway: Gateway,
+    server: Server,
     mut registration: Registration,
     tracer: Tracer,
     manager: &ServiceManager,
 ) {
     manager.stopping().await;
-    let lame_duck = gateway.lame_duck();
-    let grace = gateway.grace();
+    let lame_duck = server.lame_duck();
+    let grace = server.grace();
 
     // 1. Remove our registry entry, so that no new clients are sent here.
     if !registration.withdraw(DEREGISTER_TIMEOUT).await {
@@ -67,10 +67,12 @@ async fn shut_down_in_order(
     }
 
     // 3. Close the listeners, wait for open connections, and abort those that remain.
-    info!(?grace, connections = gateway.connections(), "no longer accepting connections");
-    match gateway.drain(grace).await {
-        Drained::Whole => info!("all streams have ended"),
-        Drained::Cut(streams) => warn!(streams, ?grace, "streams aborted after the grace period"),
+    info!(?grace, connections = server.connections(), "no longer accepting connections");
+    match server.drain(grace).await {
+        DrainResult::Completed => info!("all streams have ended"),
+        DrainResult::Aborted(streams) => {
+            warn!(streams, ?grace, "streams aborted after the grace period")
+        }
     }
 
     // 4. Close the session with ZooKeeper, and export the last spans.

@@ -57,7 +57,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_is_counted_and_started_again() {
+    async fn task_that_panics_is_counted_and_started_again() {
         let (sender, mut starts) = mpsc::unbounded_channel();
         let count = Arc::new(AtomicUsize::new(0));
         let metrics = Metrics::default();

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_log_contains_only_its_own_bytes() {
+    async fn log_contains_only_its_own_bytes() {
         let directory = tempfile::tempdir().expect("a directory");
         let log = directory.path().join("log");
         fs::write(&log, "one\ntwo\n").expect("a log");

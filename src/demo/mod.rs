@@ -30,7 +30,7 @@ use self::job::Job;
 use crate::config::{ClientCertificate, Limits, Listener, Log, LogOutput, NameCheck};
 use crate::gateway::accept::socket::bind;
 use crate::gateway::routing::Router;
-use crate::gateway::{Gateway, Settings};
+use crate::gateway::{ListenerSettings, Server, Settings};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
 use crate::model::component::OwnComponent;
@@ -152,7 +152,7 @@ struct System {
 /// The gateway of one zone.
 struct Zone {
     address: SocketAddr,
-    gateway: Gateway,
+    gateway: Server,
     registration: Registration,
 }
 
@@ -256,15 +256,15 @@ impl Zone {
         registry: &Arc<InMemoryRegistry>,
     ) -> Result<Self> {
         let address = sockets.first().context("a gateway has a socket")?.local_addr()?;
-        let acceptor = use_ssl.then(|| {
-            let (client, names) = (ClientCertificate::Required, NameCheck::SanOnly);
-            tls::acceptor(identity, client, names)
-        });
-        // Without rules or a PROXY header. The address is not used, because the socket is bound.
-        let listener = Listener::plain("127.0.0.1", address.port());
+        let acceptor = use_ssl
+            .then(|| tls::acceptor(identity, ClientCertificate::Required, NameCheck::SanOnly));
+        let listener = ListenerSettings {
+            // Without rules or a PROXY header. The address is not used, because the socket is bound.
+            config: Listener::plain("127.0.0.1", address.port()),
+            acceptor: acceptor.transpose()?,
+        };
         let settings = Settings {
             listeners: vec![listener; sockets.len()].into(),
-            acceptors: vec![acceptor.transpose()?; sockets.len()],
             connector: Some(tls::connector(identity, NameCheck::SanOnly)?),
             limits: Limits::default(),
         };
@@ -278,7 +278,7 @@ impl Zone {
         registration.set_running();
         let router = Router::new(Registry::InMemory(Arc::clone(registry)), component);
         let gateway =
-            Gateway::open(sockets, router, settings, Metrics::default(), Tracer::default())?;
+            Server::start(sockets, router, settings, Metrics::default(), Tracer::default())?;
         Ok(Self { address, gateway, registration })
     }
 }

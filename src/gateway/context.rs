@@ -1,4 +1,4 @@
-//! What the sessions of a gateway share.
+//! The settings and shared state that each session receives.
 
 use std::sync::Arc;
 
@@ -17,25 +17,30 @@ use crate::telemetry::otlp::Tracer;
 use crate::tls;
 use crate::tls::Acceptor;
 
-/// The part of a gateway's configuration that can change while it runs.
+/// The part of the configuration that can change while the gateway runs.
 #[derive(Clone)]
 pub(crate) struct Settings {
     /// By listener index.
-    pub(crate) listeners: Arc<[config::Listener]>,
-    /// By listener index; `None` for listeners without TLS.
-    pub(crate) acceptors: Vec<Option<Acceptor>>,
-    /// For gateways that use TLS; `None` without TLS files.
+    pub(crate) listeners: Arc<[ListenerSettings]>,
+    /// For connections to gateways that use TLS; `None` without TLS files.
     pub(crate) connector: Option<tls::Connector>,
     pub(crate) limits: Limits,
 }
 
-/// What every session shares, and the settings when it began: one consistent set, taken once. A change
-/// makes another context, for the sessions after it.
+/// The settings of one listener.
+#[derive(Clone)]
+pub(crate) struct ListenerSettings {
+    pub(crate) config: config::Listener,
+    /// `None` without TLS.
+    pub(crate) acceptor: Option<Acceptor>,
+}
+
+/// The shared state of all sessions, and the settings. A session uses the context that was current when
+/// it began, so its settings are consistent; changed settings make a new context for later sessions.
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(super) router: Arc<Router>,
-    pub(super) listeners: Arc<[config::Listener]>,
-    pub(super) acceptors: Vec<Option<Acceptor>>,
+    pub(super) listeners: Arc<[ListenerSettings]>,
     pub(super) connector: upstream::Connector,
     pub(super) limits: Limits,
     pub(super) limiter: Arc<Limiter>,
@@ -45,24 +50,23 @@ pub(crate) struct Context {
     pub(super) heap: HeapTrimmer,
     pub(super) tracer: Tracer,
     /// Cancelled when the grace period is over, to abort the streams that still run.
-    pub(super) cut: CancellationToken,
+    pub(super) abort: CancellationToken,
 }
 
 impl Context {
-    /// The settings of the sessions that begin now.
+    /// Returns the settings of this context.
     pub(super) fn settings(&self) -> Settings {
         Settings {
             listeners: Arc::clone(&self.listeners),
-            acceptors: self.acceptors.clone(),
             connector: self.connector.tls().cloned(),
             limits: self.limits.clone(),
         }
     }
 
-    /// The same context with other settings.
+    /// Returns a context with the same shared state and other settings.
     pub(super) fn with_settings(&self, settings: Settings) -> Self {
-        let Settings { listeners, acceptors, connector, limits } = settings;
+        let Settings { listeners, connector, limits } = settings;
         let connector = self.connector.with_tls(connector);
-        Self { listeners, acceptors, connector, limits, ..self.clone() }
+        Self { listeners, connector, limits, ..self.clone() }
     }
 }

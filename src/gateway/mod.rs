@@ -1,6 +1,17 @@
-//! The way of a connection, in the order it takes it: [`listener`] accepts, [`session`] leads it
-//! through, [`finger`] reads the request, [`router`] says where to, [`upstream`] dials, [`relay`]
-//! copies; [`streams`] lists what runs.
+//! The gateway: listens for finger requests and streams the logs of builds.
+//!
+//! One request passes these modules in turn:
+//!
+//! 1. [`accept`] accepts the connection. [`limits`] decides whether it is served.
+//! 2. [`session`] reads the PROXY header, does the TLS handshake, and reads the request in the
+//!    format of [`protocol`].
+//! 3. [`routing`] looks up the build and returns the hops that may have its log. [`health`] ranks
+//!    gateways of other zones by their last failures.
+//! 4. [`upstream`] connects to the hops until one of them sends the log.
+//! 5. [`relay`] copies the log to the client. [`stream_table`] lists the stream meanwhile.
+//!
+//! [`transport`] has the connections and buffers that all of them use. [`Context`] is the state that
+//! all sessions share, together with the settings.
 
 pub(crate) mod accept;
 mod context;
@@ -29,7 +40,7 @@ use tokio_util::task::TaskTracker;
 
 use self::accept::Listener;
 use self::context::Context;
-pub(crate) use self::context::Settings;
+pub(crate) use self::context::{ListenerSettings, Settings};
 use self::limits::Limiter;
 use self::relay::stalled_clients::StalledClients;
 use self::routing::Router;
@@ -41,30 +52,30 @@ use crate::os::heap::HeapTrimmer;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::otlp::Tracer;
 
-/// A gateway that takes connections.
-pub(crate) struct Gateway {
+/// A running gateway.
+pub(crate) struct Server {
     cx: watch::Sender<Arc<Context>>,
-    cut: CancellationToken,
+    abort: CancellationToken,
     stop: CancellationToken,
     streams: StreamTable,
     sessions: TaskTracker,
-    loops: JoinSet<()>,
+    accept_loops: JoinSet<()>,
 }
 
-/// Changes the settings of a running gateway.
-pub(crate) struct Adjuster(watch::Sender<Arc<Context>>);
+/// Reads and replaces the settings of a running gateway.
+pub(crate) struct SettingsHandle(watch::Sender<Arc<Context>>);
 
-impl Adjuster {
-    /// The settings that connections get now.
+impl SettingsHandle {
+    /// Returns the settings of new connections.
     pub(crate) fn settings(&self) -> Settings {
         self.0.borrow().settings()
     }
 
-    /// Gives connections these settings from the next one on.
-    pub(crate) fn adjust(&self, settings: Settings) {
+    /// Replaces the settings of new connections. Open connections keep theirs.
+    pub(crate) fn replace(&self, settings: Settings) {
         let old = self.settings();
         self.0.send_modify(|cx| *cx = Arc::new(cx.with_settings(settings)));
-        // Streams keep the old settings until they end, which may take days, but not their TLS sessions.
+        // Open streams may keep the old connector for days; its cached TLS sessions are not needed.
         if let Some(connector) = old.connector {
             connector.forget_sessions();
         }
@@ -82,75 +93,75 @@ impl RouteExplainer {
     }
 }
 
-/// How the streams that ran at the end of a gateway ended.
-pub(crate) enum Drained {
-    /// By themselves.
-    Whole,
-    /// This many were cut when the grace period was over.
-    Cut(usize),
+/// The result of [`Server::drain`].
+pub(crate) enum DrainResult {
+    /// All connections ended within the grace period.
+    Completed,
+    /// This many connections were aborted when the grace period was over.
+    Aborted(usize),
 }
 
-/// What the kernel may hold of what a client sends and nobody reads, in bytes; it takes twice as much
-/// with its bookkeeping (socket(7)). Clients send a request of one line, and before it a PROXY header
-/// and a certificate chain, which rustls takes up to 64 KiB of.
+/// The receive buffer of a client's connection, in bytes; the kernel doubles the number for its
+/// bookkeeping (socket(7)). A client sends a request of one line, and before it a PROXY header and a
+/// certificate chain, of which rustls accepts up to 64 KiB.
 const CLIENT_RECEIVE_BUFFER: usize = 64 * 1024;
 
-/// How long sessions that have been cut may take to notice; and when nobody wants to wait.
-const CUT_PATIENCE: Duration = Duration::from_secs(2);
-const CUT_HASTE: Duration = Duration::from_millis(200);
+/// How long aborted sessions have to end: in a drain, and when the operator does not want to wait.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+const FORCED_ABORT_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Cuts a gateway's streams while it is drained.
-pub(crate) struct Cutter {
-    cut: CancellationToken,
+/// Aborts the streams of a gateway, also while it is drained.
+pub(crate) struct AbortHandle {
+    abort: CancellationToken,
     sessions: TaskTracker,
 }
 
-impl Cutter {
-    /// Cuts all streams. The process may end behind this: their clients see that they were cut.
-    pub(crate) async fn cut(self) {
-        self.cut.cancel();
+impl AbortHandle {
+    /// Resets all streams and waits briefly, so that clients see a reset and not an orderly end even
+    /// if the process exits next.
+    pub(crate) async fn abort(self) {
+        self.abort.cancel();
         self.sessions.close();
-        let _ = tokio::time::timeout(CUT_HASTE, self.sessions.wait()).await;
+        let _ = tokio::time::timeout(FORCED_ABORT_TIMEOUT, self.sessions.wait()).await;
     }
 }
 
-/// How much of its limits a gateway uses.
+/// Reads how much of its limits a running gateway uses.
 pub(crate) struct Usage {
     sessions: TaskTracker,
     cx: watch::Receiver<Arc<Context>>,
 }
 
 impl Usage {
-    /// The connections that are open, and as many as may be.
+    /// Returns the number of open connections and its limit.
     pub(crate) fn connections(&self) -> (usize, usize) {
         (self.sessions.len(), self.cx.borrow().limits.connections)
     }
 }
 
-impl Gateway {
-    /// Takes connections from `sockets`, which are bound, as `settings` say.
+impl Server {
+    /// Starts to accept connections on `sockets`, which are bound, one for each listener of `settings`.
     ///
     /// # Errors
-    /// A listener cannot be handed to the runtime.
-    pub(crate) fn open(
+    /// A socket cannot be registered with the runtime.
+    pub(crate) fn start(
         sockets: Vec<StdListener>,
         router: Router,
         settings: Settings,
         metrics: Metrics,
         tracer: Tracer,
     ) -> Result<Self> {
-        let Settings { listeners, acceptors, connector, limits } = settings;
+        let Settings { listeners, connector, limits } = settings;
         let addresses = sockets.iter().map(StdListener::local_addr);
         let addresses = addresses.collect::<io::Result<Vec<_>>>()?;
         let own_addresses = OwnAddresses::new(addresses, router.own_address());
         let health = Arc::clone(router.health());
         let connector = upstream::Connector::new(connector, own_addresses, health);
         let streams = StreamTable::default();
-        let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
+        let (abort, stop) = (CancellationToken::new(), CancellationToken::new());
         let cx = watch::Sender::new(Arc::new(Context {
             router: Arc::new(router),
             listeners,
-            acceptors,
             connector,
             limits,
             limiter: Arc::new(Limiter::new(metrics.clone())),
@@ -159,11 +170,11 @@ impl Gateway {
             stalled_clients: StalledClients::default(),
             heap: HeapTrimmer::default(),
             tracer,
-            cut: cut.clone(),
+            abort: abort.clone(),
         }));
-        let (sessions, mut loops) = (TaskTracker::new(), JoinSet::new());
+        let (sessions, mut accept_loops) = (TaskTracker::new(), JoinSet::new());
         for (index, socket) in (0..).zip(sockets) {
-            // Each accepted connection takes it over. Without it the kernel has its own bound.
+            // Accepted connections inherit it. If it cannot be set, the kernel's default is the bound.
             let _ = SockRef::from(&socket).set_recv_buffer_size(CLIENT_RECEIVE_BUFFER);
             let listener = Listener {
                 socket: TcpListener::from_std(socket)?,
@@ -171,69 +182,69 @@ impl Gateway {
                 cx: cx.subscribe(),
                 sessions: sessions.clone(),
             };
-            loops.spawn(listener.serve(stop.clone()));
+            accept_loops.spawn(listener.serve(stop.clone()));
         }
-        Ok(Self { cx, cut, stop, streams, sessions, loops })
+        Ok(Self { cx, abort, stop, streams, sessions, accept_loops })
     }
 
-    /// What changes the settings of this gateway.
-    pub(crate) fn adjuster(&self) -> Adjuster {
-        Adjuster(self.cx.clone())
+    /// Returns a handle to read and replace the settings.
+    pub(crate) fn settings_handle(&self) -> SettingsHandle {
+        SettingsHandle(self.cx.clone())
     }
 
-    /// Returns what explains how builds are routed.
+    /// Returns the explainer of routes.
     pub(crate) fn explainer(&self) -> RouteExplainer {
         RouteExplainer(self.cx.subscribe())
     }
 
-    /// Waits until an accept loop has ended by itself, which only a fault of this program can
-    /// bring about.
+    /// Waits until an accept loop has ended although the gateway is not stopping, which is a bug of
+    /// this program.
     pub(crate) async fn failed(&mut self) {
-        self.loops.join_next().await;
+        self.accept_loops.join_next().await;
     }
 
-    /// The connections open now.
+    /// Returns the number of open connections.
     pub(crate) fn connections(&self) -> usize {
         self.sessions.len()
     }
 
-    /// How many connections there are, and may be, to be looked at at any time.
+    /// Returns a reader of the usage of limits.
     pub(crate) fn usage(&self) -> Usage {
         Usage { sessions: self.sessions.clone(), cx: self.cx.subscribe() }
     }
 
-    /// The streams that run, to be looked at at any time.
+    /// Returns the table of running streams.
     pub(crate) fn streams(&self) -> StreamTable {
         self.streams.clone()
     }
 
-    /// What cuts the streams of this gateway before their time.
-    pub(crate) fn cutter(&self) -> Cutter {
-        Cutter { cut: self.cut.clone(), sessions: self.sessions.clone() }
+    /// Returns a handle to abort the streams of this gateway.
+    pub(crate) fn abort_handle(&self) -> AbortHandle {
+        AbortHandle { abort: self.abort.clone(), sessions: self.sessions.clone() }
     }
 
-    /// How long connections are taken on when the gateway is told to stop.
+    /// Returns how long a stopping gateway still accepts connections.
     pub(crate) fn lame_duck(&self) -> Duration {
         self.cx.borrow().limits.lame_duck
     }
 
-    /// How long running streams have when the gateway is told to stop.
+    /// Returns how long a stopping gateway waits for its streams to end.
     pub(crate) fn grace(&self) -> Duration {
         self.cx.borrow().limits.grace
     }
 
-    /// Stops accepting, gives the open connections `grace` to end, and cuts the rest.
-    pub(crate) async fn drain(mut self, grace: Duration) -> Drained {
+    /// Stops accepting, waits up to `grace` for the open connections to end, and aborts the rest.
+    pub(crate) async fn drain(mut self, grace: Duration) -> DrainResult {
         self.stop.cancel();
-        while self.loops.join_next().await.is_some() {}
+        while self.accept_loops.join_next().await.is_some() {}
         self.sessions.close();
         if tokio::time::timeout(grace, self.sessions.wait()).await.is_ok() {
-            return Drained::Whole;
+            return DrainResult::Completed;
         }
         let rest = self.sessions.len();
-        self.cut.cancel();
-        // What does not notice in time ends with the process.
-        let _ = tokio::time::timeout(CUT_PATIENCE, self.sessions.wait()).await;
-        Drained::Cut(rest)
+        self.abort.cancel();
+        // Sessions that have not ended by then end with the process.
+        let _ = tokio::time::timeout(ABORT_TIMEOUT, self.sessions.wait()).await;
+        DrainResult::Aborted(rest)
     }
 }

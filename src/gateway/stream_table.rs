@@ -109,7 +109,7 @@ mod tests {
     use crate::model::build_request::Executor;
 
     #[test]
-    fn a_stream_is_listed_once_while_it_runs_with_its_last_hop() {
+    fn stream_is_listed_once_while_it_runs_with_its_last_hop() {
         let table = StreamTable::default();
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let build = BuildId::new("ab").expect("a build ID");

@@ -78,7 +78,7 @@ mod tests {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     #[test]
-    fn a_file_of_the_maximum_length_is_read_and_a_longer_one_refused() {
+    fn file_of_the_maximum_length_is_read_and_a_longer_one_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         let longest = vec![b'x'; usize::try_from(MAX).unwrap()];
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_a_fifo_and_a_directory_are_refused() {
+    fn device_a_fifo_and_a_directory_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let pipe = directory.path().join("pipe");
         mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fall_below_an_eighth_of_the_peak_is_reported_once() {
+    fn fall_below_an_eighth_of_the_peak_is_reported_once() {
         let trimmer = HeapTrimmer::default();
         let peaks = |count: usize| {
             let opened: Vec<_> = (0..count).map(|_| trimmer.open()).collect();

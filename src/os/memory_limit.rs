@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lowest_limit_on_the_path_counts() {
+    fn lowest_limit_on_the_path_counts() {
         let limit = |bytes, counts_sockets| Some(MemoryLimit { bytes, counts_sockets });
         let files =
             [("memory.max", "max\n"), ("a/memory.max", "300\n"), ("a/b/memory.max", "400\n")];

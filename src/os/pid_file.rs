@@ -133,7 +133,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn a_locked_file_is_refused_and_its_process_named() {
+    fn locked_file_is_refused_and_its_process_named() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("pid");
         let mut first = PidFile::lock(&path, None).expect("the first");
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unlocked_file_is_used() {
+    fn unlocked_file_is_used() {
         let directory = tempfile::tempdir().expect("a directory");
         for content in ["", "4194304000\n", "nonsense", "1\n"] {
             let path = directory.path().join("pid");
@@ -162,7 +162,7 @@ mod tests {
 
     /// Zuul's own program has a pid file without a lock, and its port; ours then fails to bind.
     #[test]
-    fn an_existing_file_is_left_alone_if_the_start_fails() {
+    fn existing_file_is_left_alone_if_the_start_fails() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("pid");
         fs::write(&path, "4711\n").expect("a file");
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_process_at_the_same_path_is_not_removed() {
+    fn file_of_another_process_at_the_same_path_is_not_removed() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("pid");
         let first = PidFile::lock(&path, None).expect("the first");

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_user_is_an_error_only_for_root() {
+    fn unknown_user_is_an_error_only_for_root() {
         let user = RunAsUser::find(Some("no-such-user"));
         if geteuid().is_root() {
             let error = user.err().expect("an error").to_string();

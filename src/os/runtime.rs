@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_worker_count_must_be_a_positive_number() {
+    fn worker_count_must_be_a_positive_number() {
         assert!(workers(None).expect("a default") > 0);
         assert_eq!(workers(Some("3".as_ref())).expect("a number"), 3);
         for text in ["0", "", "-1", "two", "99999999999999999999"] {

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_manager_that_does_not_read_blocks_no_other_task() {
+    async fn manager_that_does_not_read_blocks_no_other_task() {
         let name = format!("@zuul-fingergw-full-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name[1..]).expect("an abstract name");
         let _not_read = UnixDatagram::bind_addr(&address).expect("a socket");
@@ -149,7 +149,7 @@ mod tests {
 
     /// systemd sets a path, container runtimes often an abstract name.
     #[tokio::test]
-    async fn an_abstract_socket_gets_notifications_and_reloads_only_after_ready() {
+    async fn abstract_socket_gets_notifications_and_reloads_only_after_ready() {
         let name = format!("@zuul-fingergw-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name[1..]).expect("an abstract name");
         let socket = UnixDatagram::bind_addr(&address).expect("a socket");

@@ -89,7 +89,7 @@ mod tests {
     use tokio::time::sleep;
 
     #[tokio::test(start_paused = true)]
-    async fn the_watchdog_is_pinged_at_half_its_timeout() {
+    async fn watchdog_is_pinged_at_half_its_timeout() {
         let name = format!("zuul-fingergw-watchdog-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).expect("an abstract name");
         let socket = UnixDatagram::bind_addr(&address).expect("a socket");
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_hangs_in_a_task_is_counted_until_it_returns() {
+    fn worker_that_hangs_in_a_task_is_counted_until_it_returns() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).build();
         let runtime = runtime.expect("a runtime");
         let mut workers = Workers::new(runtime.handle());

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_certificate_has_no_findings() {
+    fn good_certificate_has_no_findings() {
         for purpose in [
             LISTENING,
             CertificatePurpose::Listening(None),
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_certificate_is_an_error_except_for_zookeeper() {
+    fn ca_certificate_is_an_error_except_for_zookeeper() {
         let of = |purpose| {
             findings_of(purpose, |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))
         };
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_common_name_is_escaped() {
+    fn hostile_common_name_is_escaped() {
         let hostile = findings_of(CertificatePurpose::Listening(None), |params| {
             params.subject_alt_names.clear();
             params.distinguished_name.push(DnType::CommonName, "gw\n\u{1b}[2J");

@@ -440,7 +440,7 @@ mod tests {
 
     /// OpenSSL trusts a certificate with trusted uses for nothing else.
     #[test]
-    fn a_ca_with_trusted_uses_is_refused_for_other_uses() {
+    fn ca_with_trusted_uses_is_refused_for_other_uses() {
         let params = rcgen::CertificateParams::new(["ca.example.org".to_owned()]).unwrap();
         let root = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
         for (purpose, servers, clients) in [(1, true, false), (2, false, true), (4, false, false)] {
@@ -496,7 +496,7 @@ mod tests {
 
     /// Tests often run as root, which may read files of any mode.
     #[test]
-    fn a_file_without_read_permission_is_an_error_with_the_user() {
+    fn file_without_read_permission_is_an_error_with_the_user() {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         let message = unreadable(Path::new("/a b/gw.key"), &denied).to_string();
         let user = rustix::process::geteuid().as_raw();

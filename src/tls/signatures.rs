@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_provider_of_the_process_has_these_algorithms() {
+    fn provider_of_the_process_has_these_algorithms() {
         crate::tls::install_provider();
         let installed = CryptoProvider::get_default().expect("a provider");
         let algorithms = format!("{:?}", installed.signature_verification_algorithms.mapping);

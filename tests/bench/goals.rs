@@ -77,16 +77,16 @@ fn requests() -> Vec<Goal> {
     let sixteen = Scenario::Requests { clients: 16 };
     let either = || vec![Entry::warm(HAPROXY), Entry::warm(HAPROXY_1)];
     let rate = "requests/s";
-    let upstream = |kind| vec![Entry::warm(kind)];
+    let zuul = |kind| vec![Entry::warm(kind)];
     let plain = "short requests, plain";
     let tls = "short requests, zone to zone";
     let (ours, pair) = (Entry::cold(OURS), Entry::cold(OURS_PAIR));
     vec![
         goal(plain, sixteen, ours, rate, TimesOrMore(0.5, either())),
         goal(plain, sixteen, Entry::warm(OURS), rate, TimesOrMore(0.9, either())),
-        goal(plain, sixteen, ours, rate, TimesOrMore(15.0, upstream(Kind::Upstream))),
+        goal(plain, sixteen, ours, rate, TimesOrMore(15.0, zuul(Kind::Zuul))),
         goal(tls, sixteen, pair, rate, TimesOrMore(3.0, vec![Entry::warm(HAPROXY_PAIR)])),
-        goal(tls, sixteen, pair, rate, TimesOrMore(12.0, upstream(Kind::UpstreamPair))),
+        goal(tls, sixteen, pair, rate, TimesOrMore(12.0, zuul(Kind::ZuulPair))),
     ]
 }
 

@@ -24,7 +24,7 @@ const LEGEND: u32 = 180;
 
 /// Whose lines are drawn: more would lie on top of each other.
 const DRAWN: [Kind; 7] =
-    [Kind::Direct, HAPROXY, HAPROXY_PAIR, Kind::Upstream, Kind::UpstreamPair, OURS, OURS_PAIR];
+    [Kind::Direct, HAPROXY, HAPROXY_PAIR, Kind::Zuul, Kind::ZuulPair, OURS, OURS_PAIR];
 
 /// Memory against open streams.
 pub(crate) fn memory(samples: &[Sample], path: &Path) -> Result<()> {
@@ -32,7 +32,7 @@ pub(crate) fn memory(samples: &[Sample], path: &Path) -> Result<()> {
         Scenario::Quiet { streams } => Some(streams as f64),
         _ => None,
     });
-    draw(path, "Memory against open streams", "open, quiet streams", "resident MiB", &lines)
+    draw(path, "Memory against open streams", "open, idle streams", "resident MiB", &lines)
 }
 
 /// The 99th percentile against clients.
@@ -42,7 +42,7 @@ pub(crate) fn latency(samples: &[Sample], path: &Path) -> Result<()> {
         _ => None,
     });
     let title = "Latency against load";
-    draw(path, title, "clients asking for 2 KiB logs", "p99 of the whole log, ms", &lines)
+    draw(path, title, "clients that request 2 KiB logs", "p99 of the whole log, ms", &lines)
 }
 
 /// A line for each target: medians of `figure`, where `at` says they belong.

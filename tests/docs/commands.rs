@@ -26,9 +26,9 @@ use crate::support::certificates::Authority;
 use crate::support::executor::Executor;
 use crate::support::gateway::BINARY;
 use crate::support::namespace::{apart, command};
+use crate::support::page_commands::is_machine;
 use crate::support::pages::{self, Block, compare};
 use crate::support::system::{System, Worker};
-use crate::support::typed::is_machine;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
@@ -43,7 +43,7 @@ const NEEDS: [&str; 10] = [
     "# needs a container engine",
     "# needs another machine",
     "# needs the network",
-    "# needs upstream's program",
+    "# needs Zuul's own gateway",
     "# takes ten minutes",
     "# takes half an hour",
     "# takes hours",
@@ -137,9 +137,9 @@ fn every_command_is_run_or_says_what_it_needs() {
                 }
                 // Behind commands it is what they print.
                 "text" if !block.follows => {
-                    let typed =
+                    let commands =
                         |line: &&str| PROGRAMS.iter().any(|program| line.starts_with(program));
-                    let found = text.lines().find(typed);
+                    let found = text.lines().find(commands);
                     assert!(found.is_none(), "{place}: to be typed, so `sh`: {found:?}");
                 }
                 _ => {}
@@ -198,7 +198,7 @@ impl World {
         relay(2281, zookeeper.port).await;
         // What a NAT rule does in front of zone west.
         relay(443, 7979).await;
-        let system = System::at_the_top(&zookeeper).await;
+        let system = System::at_root(&zookeeper).await;
         let listener = TcpListener::bind("127.0.0.1:7900").await.expect("port 7900");
         let address = listener.local_addr().expect("its address");
         let executor = Executor { listener, address };
@@ -296,16 +296,16 @@ impl World {
         fs::write(&path, &text).expect("a configuration");
         let path = path.to_str().expect("UTF-8");
         let mut command = self.command_on(&host, &["zuul-fingergw", "check", "-c", path]);
-        let told = within("a check", command.output()).await.expect("zuul-fingergw check");
-        let (said, faults) = (&told.stdout, String::from_utf8_lossy(&told.stderr));
-        let said = String::from_utf8_lossy(said);
+        let check = within("a check", command.output()).await.expect("zuul-fingergw check");
+        let (output, errors) = (&check.stdout, String::from_utf8_lossy(&check.stderr));
+        let output = String::from_utf8_lossy(output);
         // What takes another program is refused by this one, and for nothing else.
         let refused = !cfg!(feature = "otlp") && extension == "toml" && text.contains("[tracing]");
         let as_promised = match refused {
-            true => faults.lines().count() == 1 && faults.contains("cargo's feature otlp"),
-            false => told.status.success(),
+            true => errors.lines().count() == 1 && errors.contains("cargo's feature otlp"),
+            false => check.status.success(),
         };
-        assert!(as_promised, "{}: {said}{faults}", block.place);
+        assert!(as_promised, "{}: {output}{errors}", block.place);
     }
 
     /// Has haproxy say whether it would start with this.
@@ -313,10 +313,10 @@ impl World {
         let path = self.directory.path().join("haproxy.cfg");
         fs::write(&path, &block.text).expect("a configuration");
         let mut command = Command::new("haproxy");
-        let told = within("haproxy -c", command.args(["-c", "-f"]).arg(&path).output()).await;
-        let told = told.expect("haproxy (tests/run installs it)");
-        let said = String::from_utf8_lossy(&told.stderr);
-        assert!(told.status.success(), "{}: {said}", block.place);
+        let printed = within("haproxy -c", command.args(["-c", "-f"]).arg(&path).output()).await;
+        let printed = printed.expect("haproxy (tests/run installs it)");
+        let reported = String::from_utf8_lossy(&printed.stderr);
+        assert!(printed.status.success(), "{}: {reported}", block.place);
     }
 
     /// Does what a page says, from its top to its end. How many blocks it has run.
@@ -441,8 +441,8 @@ impl World {
         within("the gateways to know each other", async {
             loop {
                 let mut command = self.command_on(HERE, &["zuul-fingergw", "resolve", BUILD]);
-                let told = command.output().await.expect("zuul-fingergw resolve");
-                if String::from_utf8_lossy(&told.stdout).contains(&format!("gateway {WEST}:")) {
+                let text = command.output().await.expect("zuul-fingergw resolve");
+                if String::from_utf8_lossy(&text.stdout).contains(&format!("gateway {WEST}:")) {
                     return;
                 }
             }

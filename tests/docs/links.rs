@@ -88,7 +88,7 @@ fn commands_in_sentences_are_run_somewhere() {
         let commands = words.filter(|word| word.chars().all(|c| c.is_ascii_lowercase()));
         commands.filter(|word| !word.is_empty()).map(str::to_owned).collect()
     };
-    let (mut run, mut told) = (BTreeSet::new(), BTreeSet::new());
+    let (mut run, mut mentioned) = (BTreeSet::new(), BTreeSet::new());
     for page in pages::all() {
         let (blocks, prose) = page.parts();
         for block in blocks.iter().filter(|block| block.language() == "sh") {
@@ -97,13 +97,13 @@ fn commands_in_sentences_are_run_somewhere() {
         for (_, line) in prose {
             for span in line.split('`').skip(1).step_by(2) {
                 if span.starts_with("zuul-fingergw ") {
-                    told.extend(commands(span));
+                    mentioned.extend(commands(span));
                 }
             }
         }
     }
-    assert!(told.len() >= 5, "{told:?}");
-    let missing: Vec<_> = told.difference(&run).collect();
+    assert!(mentioned.len() >= 5, "{mentioned:?}");
+    let missing: Vec<_> = mentioned.difference(&run).collect();
     assert!(missing.is_empty(), "no `sh` block of any page runs {missing:?}");
 }
 

@@ -1,21 +1,21 @@
 //! How pages are taken apart and compared, and that each block has a test that runs it.
 
+use crate::support::page_commands::{MACHINES, PageCommands};
 use crate::support::pages::{Block, Page, alike, compare};
-use crate::support::typed::{MACHINES, Typed};
 
 #[test]
 fn blocks_are_found() {
     let text = "a\n```sh\n# one\nx\n```\n\n```text\n  y\n```\n## b\n\n  ```sh background\n  z\n    zz\n  ```\n";
     let page = Page { name: "page.md".to_owned(), text: text.to_owned() };
     let (blocks, prose) = page.parts();
-    let told: Vec<_> = blocks
+    let taken: Vec<_> = blocks
         .iter()
         .map(|Block { place, heading, info, text, follows }| {
             (&**place, &**heading, &**info, &**text, *follows)
         })
         .collect();
     assert_eq!(
-        told,
+        taken,
         [
             ("page.md:2", "", "sh", "# one\nx\n", false),
             ("page.md:7", "", "text", "  y\n", true),
@@ -50,6 +50,6 @@ fn every_machine_is_booted() {
     for (machine, source) in MACHINES {
         assert!(source.contains(&format!("Typed::on({machine:?})")), "{machine}");
         // And has something to type.
-        std::mem::forget(Typed::on(machine));
+        std::mem::forget(PageCommands::on(machine));
     }
 }

@@ -13,8 +13,8 @@ use crate::script::{Script, python, venv};
 use crate::support::gateway::BINARY;
 use crate::support::system::System;
 use crate::support::within;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::ZuulGateway;
 
 /// How one run of a program ended.
 #[derive(Debug)]
@@ -155,7 +155,7 @@ async fn version_ends_with_the_version_number() {
 async fn each_program_stops_the_other() {
     let system = System::new().await;
     let conf = ZuulConf::gateway(&system, "west", "");
-    let mut theirs = Upstream::start(&system, &conf).await;
+    let mut theirs = ZuulGateway::start(&system, &conf).await;
     let mut status = Command::new(BINARY);
     status.arg("status").arg("-c").arg(conf.path()).stdin(Stdio::null()).kill_on_drop(true);
     let asked = within("status", status.output()).await.expect("the program");

@@ -49,7 +49,7 @@ async fn proxy_headers_of_both_versions_are_read() {
         let tls = before(gateway.addresses[1], send).await;
         let client = Client::connect_from(&CLIENT.to_string(), tls.address).await;
         let from_tls = client.stream.local_addr().expect("an address");
-        let mut client = Client::shake(client, &identity).await;
+        let mut client = Client::handshake(client, &identity).await;
         client.send(format!("{build}\r\n").as_bytes()).await;
         executor.serve(b"log\n").await;
         assert_eq!(client.text().await, "log\n", "{send}, TLS");

@@ -77,8 +77,8 @@ async fn client_reset_is_one_line_in_the_log_of_the_executor() {
     client.expect(b"a line\n").await;
     client.reset();
     let line = format!("Streaming failure for build UUID {build}: [Errno 104]");
-    let told = executor.logs(&line).await;
-    assert!(!told.contains("Traceback"), "{told}");
+    let output = executor.logs(&line).await;
+    assert!(!output.contains("Traceback"), "{output}");
 
     let mut next = Client::ask(gateway.address(), &build).await;
     next.expect(b"a line\n").await;
@@ -93,11 +93,11 @@ async fn replies_of_the_executor_are_not_changed() {
     let build = new_build();
     executor.submit(&build, None).await;
     executor.take(&build).await;
-    let told = async || Client::ask(gateway.address(), &build).await.text().await;
+    let reply = async || Client::ask(gateway.address(), &build).await.text().await;
 
-    assert_eq!(told().await, format!("Build ID {build} not found"));
+    assert_eq!(reply().await, format!("Build ID {build} not found"));
     fs::create_dir(executor.job(&build)).expect("the job's directory");
-    assert_eq!(told().await, format!("Log not found for build ID {build}"));
+    assert_eq!(reply().await, format!("Log not found for build ID {build}"));
 }
 
 /// Has `count` clients ask for `build` in the same moment and returns what each of them reads, up

@@ -6,7 +6,6 @@ mod build_requests;
 mod clients;
 mod command_line;
 mod components;
-mod conversations;
 mod executor;
 mod haproxy;
 mod hostname;
@@ -14,6 +13,7 @@ mod log_streamer;
 mod metrics;
 mod mixed_zones;
 mod passthrough;
+mod protocol_comparison;
 mod script;
 mod shared_zuul_conf;
 #[allow(dead_code, reason = "shared with the other test binaries")]
@@ -22,7 +22,7 @@ mod support;
 #[cfg(feature = "otlp")]
 mod tracing;
 mod tracing_conf;
-mod upstream;
-mod upstream_gateway;
 mod zuul_conf;
+mod zuul_gateway;
+mod zuul_gateway_zones;
 mod zuul_web;

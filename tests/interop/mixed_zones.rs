@@ -14,8 +14,8 @@ use crate::support::client::{Client, Ending};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::{Entry, System};
 use crate::support::within;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::ZuulGateway;
 
 const ZONES: [&str; 2] = ["west", "east"];
 
@@ -32,7 +32,7 @@ use Kind::{Ours, Theirs};
 struct Zone {
     name: &'static str,
     ours: Option<Gateway>,
-    theirs: Option<Upstream>,
+    theirs: Option<ZuulGateway>,
     executor: Executor,
 }
 
@@ -78,7 +78,7 @@ impl Zones {
             }
             Theirs => {
                 let conf = ZuulConf::gateway(system, name, &identity.zuul_conf());
-                *theirs = Some(Upstream::start(system, &conf).await);
+                *theirs = Some(ZuulGateway::start(system, &conf).await);
                 confs.push(conf);
             }
         }

@@ -8,22 +8,22 @@ use crate::support::certificates::Authority;
 use crate::support::client::{Client, Ending};
 use crate::support::gateway::Builder;
 use crate::support::haproxy::{Haproxy, reserve};
-use crate::support::namespace::{apart, known_here};
+use crate::support::namespace::{apart, resolve_locally};
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::ZuulGateway;
 
 const WEST: &str = "fingergw.west.example.org";
 
 #[test]
 fn zuuls_gateway_reaches_a_zone_by_server_name() {
     apart(CloneFlags::CLONE_NEWNS, async || {
-        let _names = known_here(&[WEST]);
+        let _names = resolve_locally(&[WEST]);
         let system = System::on(ZooKeeper::start().await).await;
         let identity = system.zookeeper.authority.identity("theirs");
         let conf = ZuulConf::gateway(&system, "east", &identity.zuul_conf());
-        let mut theirs = Upstream::start(&system, &conf).await;
+        let mut theirs = ZuulGateway::start(&system, &conf).await;
         let place = reserve();
         let own = system.zookeeper.authority.identity_only_for(WEST);
         let mut ours = Builder::new(&system).zone("west").tls(&own).listeners(&["tls = true"]);

@@ -49,7 +49,7 @@ impl Script {
     /// The next thing it says.
     pub(crate) async fn next(&mut self) -> Value {
         match self.unread.pop_front() {
-            Some(said) => said,
+            Some(message) => message,
             None => self.read().await,
         }
     }
@@ -59,14 +59,14 @@ impl Script {
         let line = format!("{command}\n");
         self.stdin.write_all(line.as_bytes()).await.expect("a script that takes commands");
         loop {
-            let mut said = self.read().await;
-            if let Some(error) = said.get("error") {
+            let mut message = self.read().await;
+            if let Some(error) = message.get("error") {
                 panic!("{}: {command}: {error}", self.name);
             }
-            if said.get("done").is_some() {
-                return said["result"].take();
+            if message.get("done").is_some() {
+                return message["result"].take();
             }
-            self.unread.push_back(said);
+            self.unread.push_back(message);
         }
     }
 

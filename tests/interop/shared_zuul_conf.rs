@@ -4,8 +4,8 @@ use crate::executor::{Executor, new_build, pieces};
 use crate::support::client::{Client, Ending};
 use crate::support::gateway::Builder;
 use crate::support::system::{Entry, System};
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::ZuulGateway;
 
 /// What else is in the `zuul.conf` of a real site: sections of other services, keys that no gateway
 /// knows.
@@ -34,7 +34,7 @@ async fn both_programs_run_from_one_file() {
     let lines = format!("{}{REST}", identity.zuul_conf());
     let conf = ZuulConf::gateway(&system, "west", &lines);
     let mut executor = Executor::start(&system, Some("west")).await;
-    let theirs = Upstream::start(&system, &conf).await;
+    let theirs = ZuulGateway::start(&system, &conf).await;
     let ours = conf.ours().await;
 
     let entries =
@@ -81,7 +81,7 @@ async fn both_programs_dial_by_tls_only() {
     let identity = system.zookeeper.authority.identity("gateway");
     let lines = format!("{}tls_client_only = true\n", identity.zuul_conf());
     let conf = ZuulConf::gateway(&system, "east", &lines);
-    let theirs = Upstream::start(&system, &conf).await;
+    let theirs = ZuulGateway::start(&system, &conf).await;
     let ours = conf.ours().await;
     let there = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
     let mut there = there.ready().await;

@@ -180,8 +180,8 @@ async fn spans_are_exported_at_exit() {
         "Build not found\r\n"
     );
     let log = stop(gateway).await;
-    let told: Vec<_> = log.iter().filter(|line| line.contains("tracing: ")).collect();
-    assert!(told.len() == 1 && told[0].contains("exporting spans"), "{told:?}");
+    let output: Vec<_> = log.iter().filter(|line| line.contains("tracing: ")).collect();
+    assert!(output.len() == 1 && output[0].contains("exporting spans"), "{output:?}");
     for trace in [&traces[0], &traces[2]] {
         let span = collector.span().await;
         assert!(joins(&span, trace), "{span} {trace}");
@@ -208,11 +208,11 @@ async fn failed_streams_have_an_error_status() {
 
     let (build, trace, _log) = run(&mut executor, None).await;
     executor.kill().await;
-    let told = Client::ask(gateway.address(), &build).await.text().await;
+    let reply = Client::ask(gateway.address(), &build).await.text().await;
     let span = collector.span().await;
     assert!(joins(&span, &trace), "{span}");
     assert_eq!(span["status"], "STATUS_CODE_ERROR");
-    assert_eq!(span["message"], told.trim_end());
+    assert_eq!(span["message"], reply.trim_end());
     assert_eq!(span["attributes"]["error.type"], "upstream_unreachable");
     assert_eq!(span["attributes"]["zuul.stream.bytes"], 0);
     assert_eq!(names(&span), ["looked up", "attempt failed"]);
@@ -423,7 +423,7 @@ async fn unusable_certificate_files_are_errors() {
     let mut check = Command::new(crate::support::gateway::BINARY);
     let check = check.args(["check", "-c"]).arg(builder.write()).output();
     let output = within("the check", check).await.expect("the built binary");
-    let said = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78));
-    assert!(said.starts_with("/no/such/ca.pem: cannot be read: "), "{said}");
+    assert!(text.starts_with("/no/such/ca.pem: cannot be read: "), "{text}");
 }

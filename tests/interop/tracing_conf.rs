@@ -84,7 +84,7 @@ async fn tracing_options_of_zuuls_gateway_are_accepted() {
         let path = builder.write_zuul_conf(&format!("[tracing]\n{lines}"));
         let check = Command::new(BINARY).args(["check", "-c"]).arg(path).output();
         let output = within("the check", check).await.expect("the built binary");
-        let (we_do, said) = (output.status.success(), String::from_utf8_lossy(&output.stderr));
+        let (we_do, text) = (output.status.success(), String::from_utf8_lossy(&output.stderr));
         if cfg!(feature = "otlp") {
             let verdict = match (they_do, we_do) {
                 (true, true) => Both,
@@ -92,13 +92,13 @@ async fn tracing_options_of_zuuls_gateway_are_accepted() {
                 (false, true) => Ours,
                 (true, false) => Theirs,
             };
-            assert_eq!(verdict, expected, "{lines}\n{said}");
-            assert!(we_do || said.contains("[tracing]") || said.contains(".pem: "), "{said}");
+            assert_eq!(verdict, expected, "{lines}\n{text}");
+            assert!(we_do || text.contains("[tracing]") || text.contains(".pem: "), "{text}");
         } else {
             // As upstream's gateway, which has no tracing; but it says so.
             assert_eq!(they_do, matches!(expected, Both | Theirs), "{lines}");
             let on = lines.contains("enabled = true") || lines.contains("enabled = ON");
-            assert!(we_do && said.contains("built without it") == on, "{lines}\n{said}");
+            assert!(we_do && text.contains("built without it") == on, "{lines}\n{text}");
         }
     }
 }

@@ -69,12 +69,12 @@ impl Web {
     }
 
     async fn hear(&mut self) {
-        let said = self.script.next().await;
-        let build = said["build"].as_str().expect("a build").to_owned();
-        if let Some(text) = said["text"].as_str() {
+        let message = self.script.next().await;
+        let build = message["build"].as_str().expect("a build").to_owned();
+        if let Some(text) = message["text"].as_str() {
             self.texts.entry(build).or_default().push_str(text);
         } else {
-            self.closed.insert(build, format!("{} {}", said["closed"], said["reason"]));
+            self.closed.insert(build, format!("{} {}", message["closed"], message["reason"]));
         }
     }
 }
@@ -220,11 +220,11 @@ async fn a_reset_ends_one_console(tls: bool) {
         stream.write(b"half a line ").await;
         web.shows(&cut, "half a line ").await;
         stream.reset();
-        let (text, said) = web.closes(&cut).await;
+        let (text, close) = web.closes(&cut).await;
         assert_eq!(text, "", "no text of the gateway's");
         // Below TLS, Pythons up to 3.11.7 at least take a reset for an end (cpython issue 115627).
-        let as_an_end = tls && said == NO_MORE;
-        assert!(as_an_end || said == r#"4011 "Unknown error""#, "{said}");
+        let as_an_end = tls && close == NO_MORE;
+        assert!(as_an_end || close == r#"4011 "Unknown error""#, "{close}");
         gateway
             .logged("the cut", |l| l.contains(&cut) && l.contains("connection to the hop failed"))
             .await;

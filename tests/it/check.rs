@@ -10,7 +10,7 @@ use tokio::process::Command;
 use crate::support::certificates::Identity;
 use crate::support::executor::full_listener;
 use crate::support::gateway::{BINARY, Builder};
-use crate::support::program::{Outcome, nobody, program, run};
+use crate::support::program::{Outcome, program, run, unprivileged};
 use crate::support::proxy::Proxy;
 use crate::support::system::System;
 
@@ -63,7 +63,7 @@ async fn check_prints_what_the_gateway_will_be() {
 #[tokio::test]
 async fn files_are_read_as_the_user_of_the_configuration() {
     let system = System::new().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let config = builder.write();
     fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("permissions");
     let Outcome { code, stderr, .. } = program(&["check"], &config).await;
@@ -137,7 +137,7 @@ async fn connect_without_zookeeper_reports_the_answer_of_each_server() {
     let proxy = Proxy::start(system.zookeeper.port).await;
     proxy.refuse();
     let mut builder = Builder::new(&system);
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let Outcome { code, stderr, .. } = program(&["check", "--connect"], &builder.write()).await;
     let expected = format!("cannot get a session with ZooKeeper: {}: ", proxy.address);
     assert!(code == Some(1) && stderr.starts_with(&expected), "{stderr}");
@@ -173,7 +173,7 @@ async fn connect_reports_how_each_server_that_does_not_answer_fails() {
 #[tokio::test]
 async fn missing_directory_below_run_is_a_warning_if_the_user_cannot_create_it() {
     let system = System::new().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let config = builder.write();
     let text = fs::read_to_string(&config).expect("the configuration");
     let socket = "/run/of-no-package/control.socket";
@@ -195,7 +195,7 @@ async fn missing_directory_below_run_is_a_warning_if_the_user_cannot_create_it()
 #[tokio::test]
 async fn log_config_that_the_user_cannot_read_is_a_warning() {
     let system = System::new().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let Identity { cert, key, ca, .. } = &builder.zookeeper_identity;
     let [config, log_config] = ["zuul.conf", "log.conf"].map(|name| builder.directory().join(name));
     let handler = "class=StreamHandler\nargs=(sys.stdout,)\n";

@@ -230,7 +230,7 @@ async fn zuul_conf_with_a_missing_tls_file_is_an_error() {
 
 /// The faults of a configuration whose `[tls]` and `[zookeeper]` files are those of `identity`, each
 /// reported once and with the keys of both; without those.
-async fn pem_faults(files: &Files, identity: &Identity) -> Vec<String> {
+async fn pem_errors(files: &Files, identity: &Identity) -> Vec<String> {
     let config = files.write("gateway.toml", toml(identity, identity));
     let each = |fault: String| {
         let (keys, rest) = fault.split_once(" = ").expect("the keys that name the file");
@@ -331,12 +331,12 @@ async fn unusable_pem_files_are_errors() {
         (ca(&not_der), &not_der, ":1: cannot be used"),
     ];
     for (identity, file, fault) in &cases {
-        let faults = pem_faults(&files, identity).await;
+        let faults = pem_errors(&files, identity).await;
         let expected = format!("{}{fault}", file.display());
         assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
     }
     let all = Identity { cert: missing, key: binary, ca: empty, ..good };
-    assert_eq!(pem_faults(&files, &all).await.len(), 3, "all three at once");
+    assert_eq!(pem_errors(&files, &all).await.len(), 3, "all three at once");
 }
 
 /// Files that OpenSSL reads, and with it Zuul's own program, in each role and for ZooKeeper as well.
@@ -454,7 +454,8 @@ async fn certificates_that_peers_will_reject_are_reported() {
     use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
     let (files, authority) = (Files::new(), Authority::new());
     let good = authority.identity("gw.example.org");
-    let gateway = |change: fn(&mut CertificateParams)| authority.amiss("gw.example.org", change);
+    let gateway =
+        |change: fn(&mut CertificateParams)| authority.identity_with("gw.example.org", change);
     let serving = gateway(|params| params.extended_key_usages = vec![ServerAuth]);
     let dialing = gateway(|params| params.extended_key_usages = vec![ClientAuth]);
     let expired = gateway(|params| params.not_after = rcgen::date_time_ymd(2021, 7, 1));
@@ -489,19 +490,19 @@ async fn certificates_that_peers_will_reject_are_reported() {
         ),
         (&elsewhere, [warning("does not carry the hostname gw.example.org"), None, None]),
     ];
-    for (identity, said) in &cases {
+    for (identity, texts) in &cases {
         let configurations = |identity: &Identity| {
             [listening(identity, &good), toml(identity, &good), toml(&good, identity)]
         };
-        for (index, said) in said.iter().enumerate() {
+        for (index, text) in texts.iter().enumerate() {
             let config = files.write("gateway.toml", &configurations(identity)[index]);
             let Outcome { code, stdout, stderr } = check(&config).await;
-            let Some((error, said)) = said else {
+            let Some((error, text)) = text else {
                 assert_eq!((code, stderr.as_str()), (Some(0), ""), "{index}");
                 continue;
             };
             let severity = if *error { "" } else { "warning: " };
-            let expected = format!("{severity}{}: {said}", identity.cert.display());
+            let expected = format!("{severity}{}: {text}", identity.cert.display());
             assert_eq!(stderr.lines().count(), 1, "{stderr}");
             assert!(unkeyed(&stderr).starts_with(&expected), "{expected}: {stderr}");
             assert_eq!((code, stdout.is_empty()), (Some(if *error { 78 } else { 0 }), *error));
@@ -515,7 +516,7 @@ async fn certificate_and_key_that_do_not_match_are_an_error() {
     let (files, authority, other) = (Files::new(), Authority::new(), Authority::new());
     let directory = files.0.path();
     let good = authority.identity("gw.example.org");
-    let stranger = Identity { ca: other.ca(), ..good.clone() };
+    let untrusted = Identity { ca: other.ca(), ..good.clone() };
     let intermediate = authority.intermediate();
     let incomplete = intermediate.identity("gw.example.org");
     let complete = Identity::text(&incomplete.cert) + &intermediate.pem();
@@ -529,7 +530,7 @@ async fn certificate_and_key_that_do_not_match_are_an_error() {
     );
     openssl(directory, &sha1).await;
     let sha1 = Identity { cert: directory.join("sha1.pem"), ..good.clone() };
-    let ended = Authority::also_for("ca", |params| {
+    let ended = Authority::self_signed_for("ca", |params| {
         params.not_after = rcgen::date_time_ymd(2024, 7, 1);
     });
     let ended = ended_identity(&ended, &files);
@@ -538,10 +539,10 @@ async fn certificate_and_key_that_do_not_match_are_an_error() {
     let open = Identity { key: files.write("open", Identity::text(&good.key)), ..good.clone() };
     fs::set_permissions(&open.key, fs::Permissions::from_mode(0o644)).expect("permissions");
     let refuse = "peers with the same CA file refuse it: ";
-    for (identity, file, said) in [
+    for (identity, file, text) in [
         (&good, None, String::new()),
         (&complete, None, String::new()),
-        (&stranger, Some(&stranger.cert), format!("warning: {refuse}bad signature: ")),
+        (&untrusted, Some(&untrusted.cert), format!("warning: {refuse}bad signature: ")),
         (&incomplete, Some(&incomplete.cert), format!("warning: {refuse}is not signed by")),
         (&sha1, Some(&sha1.cert), format!("warning: {refuse}it, or a certificate of its chain, is signed with")),
         (&ended, Some(&ended.ca), "warning: the CA certificate 1 of the file (\"test CA\") has expired: valid until Jul  1".to_owned()),
@@ -555,9 +556,9 @@ async fn certificate_and_key_that_do_not_match_are_an_error() {
                 continue;
             };
             assert_eq!(stderr.lines().count(), 1, "{stderr}");
-            let severity = if said.starts_with("warning: ") { "warning: " } else { "" };
-            let said = said.strip_prefix(severity).expect("a severity");
-            let expected = format!("{severity}{}: {said}", file.display());
+            let severity = if text.starts_with("warning: ") { "warning: " } else { "" };
+            let text = text.strip_prefix(severity).expect("a severity");
+            let expected = format!("{severity}{}: {text}", file.display());
             assert!(unkeyed(&stderr).starts_with(&expected), "{expected}: {stderr}");
             assert_eq!(code, Some(if severity.is_empty() { 78 } else { 0 }), "{stderr}");
         }
@@ -592,7 +593,7 @@ async fn unsupported_private_keys_are_errors() {
     let (files, authority) = (Files::new(), Authority::new());
     let directory = files.0.path();
     let good = authority.identity("localhost");
-    for (name, generate, said) in [
+    for (name, generate, text) in [
         (
             "rsa",
             "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024",
@@ -629,10 +630,10 @@ async fn unsupported_private_keys_are_errors() {
         let (cert, key) =
             (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
         let identity = Identity { cert, key, ..good.clone() };
-        let faults: Vec<_> = pem_faults(&files, &identity).await;
+        let faults: Vec<_> = pem_errors(&files, &identity).await;
         let faults: Vec<_> =
-            faults.iter().filter(|fault| !fault.contains("peers that trust")).collect();
-        let expected = format!("{}: {said}", identity.key.display());
+            faults.iter().filter(|fault| !fault.contains("peers with the same CA file")).collect();
+        let expected = format!("{}: {text}", identity.key.display());
         assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
     }
 }
@@ -640,8 +641,8 @@ async fn unsupported_private_keys_are_errors() {
 #[tokio::test]
 async fn certificate_that_is_not_valid_yet_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
-    let early =
-        authority.amiss("gw", |params| params.not_before = rcgen::date_time_ymd(3021, 7, 1));
+    let early = authority
+        .identity_with("gw", |params| params.not_before = rcgen::date_time_ymd(3021, 7, 1));
     let checked = check(&files.write("gateway.toml", toml(&early, &early))).await;
     let expected = format!("{}: is not valid yet: valid from Jul  1", early.cert.display());
     assert_eq!(checked.code, Some(78));
@@ -687,7 +688,7 @@ async fn der_files_and_encrypted_keys_are_errors_with_a_command_to_convert_them(
         (with_key(path("old.key")), with_key(path("old.key.plain")), "old.key", "is encrypted"),
     ];
     for (identity, mended, name, fault) in &cases {
-        let faults = pem_faults(&files, identity).await;
+        let faults = pem_errors(&files, identity).await;
         let expected = format!("{}: {fault}", path(name).display());
         assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
         // Nobody is there to type it.
@@ -706,7 +707,7 @@ async fn commands_in_error_messages_show_the_error() {
     let (files, authority) = (Files::new(), Authority::new());
     let (good, other) = (authority.identity("localhost"), authority.identity("localhost"));
     let mixed = Identity { key: other.key.clone(), ..good.clone() };
-    let shown = typed(files.0.path(), command(&pem_faults(&files, &mixed).await[0])).await;
+    let shown = typed(files.0.path(), command(&pem_errors(&files, &mixed).await[0])).await;
     let keys: Vec<_> = shown.split_inclusive("-----END PUBLIC KEY-----\n").collect();
     assert!(keys.len() == 2 && keys[0] != keys[1], "{shown}");
 
@@ -715,7 +716,7 @@ async fn commands_in_error_messages_show_the_error() {
         (Identity { key: good.cert.clone(), ..good.clone() }, "Certificate"),
     ];
     for (identity, kind) in wrong {
-        let shown = typed(files.0.path(), command(&pem_faults(&files, &identity).await[0])).await;
+        let shown = typed(files.0.path(), command(&pem_errors(&files, &identity).await[0])).await;
         assert!(shown.contains(&format!("0: {kind}")), "{shown}");
     }
 }
@@ -826,11 +827,14 @@ async fn unusable_log_config_is_an_error() {
     let good = files.write("good.yaml", "version: 1\nloggers: {kazoo: {level: INFO}}\n");
     let checked = check(&zuul_conf(&good)).await;
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
-    let told: Vec<_> = checked.stderr.lines().collect();
-    assert!(told.len() == 1 && told[0].starts_with(&good.display().to_string()), "{told:#?}");
+    let warnings: Vec<_> = checked.stderr.lines().collect();
     assert!(
-        told[0].contains("no handler of zuul.fingergw writes to a file or stream"),
-        "{told:#?}"
+        warnings.len() == 1 && warnings[0].starts_with(&good.display().to_string()),
+        "{warnings:#?}"
+    );
+    assert!(
+        warnings[0].contains("no handler of zuul.fingergw writes to a file or stream"),
+        "{warnings:#?}"
     );
 }
 
@@ -860,14 +864,14 @@ async fn common_mistakes_on_the_command_line_get_a_hint() {
         stderr
     };
     for arguments in [&["check", "/etc/zuul/gw.toml"][..], &["/etc/zuul/gw.toml"]] {
-        let told = stderr(arguments).await;
+        let output = stderr(arguments).await;
         let tip = "tip: to use a configuration file: '-c /etc/zuul/gw.toml'";
-        assert!(told.contains(tip), "{arguments:?}: {told}");
+        assert!(output.contains(tip), "{arguments:?}: {output}");
     }
-    let told = stderr(&["start"]).await;
+    let output = stderr(&["start"]).await;
     assert!(
-        told.contains("tip: without a command it runs") && !told.contains("'status'"),
-        "{told}"
+        output.contains("tip: the gateway runs without a command") && !output.contains("'status'"),
+        "{output}"
     );
     assert!(stderr(&["stauts"]).await.contains("a similar subcommand exists: 'status'"));
 }
@@ -900,8 +904,8 @@ async fn port_in_use_is_an_error() {
     let Outcome { code, stdout, stderr } =
         run(&["-f".as_ref(), "-c".as_ref(), config.as_ref()]).await;
     assert_eq!(code, Some(1), "{stdout}{stderr}");
-    let told = format!("cannot listen on {address}: Address already in use");
-    assert!(stdout.lines().any(|l| l.contains(" ERROR ") && l.contains(&told)), "{stdout}");
+    let expected = format!("cannot listen on {address}: Address already in use");
+    assert!(stdout.lines().any(|l| l.contains(" ERROR ") && l.contains(&expected)), "{stdout}");
 }
 
 /// The example in `etc/`, with its files elsewhere.
@@ -968,7 +972,7 @@ impl FromZuulConf {
         let directory = TempDir::new().expect("a directory");
         let config = directory.path().join("zuul.conf");
         let zookeeper = conf(&system.zookeeper.identity);
-        let hosts = system.hosts_by(&proxy);
+        let hosts = system.hosts_via(&proxy);
         let text = format!(
             "# Other services' sections are none of our business.\n\
              [connection \"gerrit\"]\ndriver = gerrit\npassword = 100%\n\n\
@@ -1112,8 +1116,8 @@ async fn zookeeper_accepts_a_ca_certificate_of_a_client() {
     let system = System::new().await;
     let authority = &system.zookeeper.authority;
     let mut builder = Builder::new(&system);
-    builder.zookeeper_identity =
-        authority.amiss("gw", |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+    builder.zookeeper_identity = authority
+        .identity_with("gw", |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
     assert_eq!(check(&builder.write()).await.stderr, "");
     builder.ready().await;
 }
@@ -1123,7 +1127,7 @@ async fn zookeeper_accepts_a_ca_certificate_of_a_client() {
 async fn zookeeper_rejects_a_certificate_that_is_not_for_clients() {
     let system = System::new().await;
     let mut builder = Builder::new(&system);
-    builder.zookeeper_identity = system.zookeeper.authority.amiss("gw", |params| {
+    builder.zookeeper_identity = system.zookeeper.authority.identity_with("gw", |params| {
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     });
     let mut gateway = builder.start().await;

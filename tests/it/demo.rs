@@ -71,7 +71,7 @@ impl Demo {
     }
 
     /// The next line on stderr that is as `wanted` says, trimmed.
-    async fn said(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+    async fn stderr_line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let find = async {
             loop {
                 let line = self.stderr.next_line().await.expect("UTF-8").expect("stderr goes on");
@@ -218,7 +218,7 @@ async fn empty_file_is_streamed() {
 
     // Followed, it may get its first line at any time.
     let mut demo = Demo::start(&[], Some(&path));
-    demo.said("the way of the log", |line| line.starts_with("zone east")).await;
+    demo.stderr_line("the way of the log", |line| line.starts_with("zone east")).await;
     append(&path, b"the first line\n");
     demo.expect(b"the first line\n").await;
     demo.signal(Signal::INT);
@@ -272,11 +272,11 @@ async fn first_line(command: &str) -> (String, Child, Lines<BufReader<ChildStdou
 #[tokio::test]
 async fn printed_commands_work() {
     let mut demo = Demo::start(&[], None);
-    let nc = demo.said("the nc command", |line| line.contains("| nc ")).await;
-    let openssl = demo.said("the openssl command", |line| line.contains("| openssl ")).await;
+    let nc = demo.stderr_line("the nc command", |line| line.contains("| nc ")).await;
+    let openssl = demo.stderr_line("the openssl command", |line| line.contains("| openssl ")).await;
     assert!(openssl.ends_with('\\'), "{openssl}");
-    let files = demo.said("its second line", |line| line.contains("-CAfile")).await;
-    demo.said("a word on finger", |line| line.contains("finger")).await;
+    let files = demo.stderr_line("its second line", |line| line.contains("-CAfile")).await;
+    demo.stderr_line("a word on finger", |line| line.contains("finger")).await;
 
     let ca = files.split(' ').skip_while(|word| *word != "-CAfile").nth(1).expect("a file");
     let private = Path::new(ca).parent().expect("a directory");

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::support::admin::readiness;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::running_stream::RunningStream;
 use crate::support::system::{Entry, System};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
@@ -59,7 +59,7 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     builder.admin = true;
     let mut gateway = builder.ready().await;
     let first = one_entry(&system).await;
-    let mut flow = Flow::start(&system, gateway.address()).await;
+    let mut stream = RunningStream::start(&system, gateway.address()).await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let serving = tokio::spawn(async move {
@@ -74,7 +74,7 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     let dead = members.swap_remove(leader);
     dead.kill().await;
     gateway.logged("the loss", |line| line.contains("connection to ZooKeeper lost")).await;
-    flow.goes_on("while they choose\n").await;
+    stream.pass("while they choose\n").await;
     until_served(&gateway, &build).await;
     member(&members, "leader").await;
     gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
@@ -89,7 +89,7 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     gateway.status("the loss", |line| line.ends_with("ZooKeeper: connection lost")).await;
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
     assert_eq!(Client::ask(gateway.address(), &build).await.text().await, AWAY);
-    flow.goes_on("without a quorum\n").await;
+    stream.pass("without a quorum\n").await;
     let mut late = Builder::new(&system).start().await;
     let why = late.logged("why", |line| line.contains("cannot register in ZooKeeper")).await;
     let only_left =
@@ -108,7 +108,7 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
     until_served(&gateway, &build).await;
     until_served(&late, &build).await;
-    flow.ends().await;
+    stream.finish().await;
     serving.abort();
     members.push(dead);
 }

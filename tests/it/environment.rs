@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use tokio::process::Command;
 
 use crate::support::gateway::{BINARY, Builder, open_to_all, wrap};
-use crate::support::program::nobody;
+use crate::support::program::unprivileged;
 use crate::support::system::System;
 use crate::support::within;
 
@@ -15,7 +15,7 @@ use crate::support::within;
 #[tokio::test]
 async fn limits_that_are_too_low_to_start_are_errors() {
     let system = System::new().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let config = builder.write();
     fs::set_permissions(&config, Permissions::from_mode(0o644)).expect("permissions");
     let binary = builder.directory().join("zuul-fingergw");
@@ -25,7 +25,7 @@ async fn limits_that_are_too_low_to_start_are_errors() {
         (&["env", "TOKIO_WORKER_THREADS=0"][..], "TOKIO_WORKER_THREADS=0: must be a number"),
         (&["prlimit", "--nofile=12"], "the limit of open files is 12, and at least 64 are needed"),
         (&["prlimit", "--nproc=3"], " threads: raise the limit of processes"),
-        (&["prlimit", "--nproc=1"], "cannot start the log's thread: Resource temporarily"),
+        (&["prlimit", "--nproc=1"], "cannot start the thread of the log: Resource temporarily"),
     ] {
         let mut command = Command::new(as_user[0]);
         command.args(&as_user[1..]).args(words).arg(&binary).args(["-f", "-c"]).arg(&config);
@@ -62,7 +62,7 @@ async fn memory_is_not_readable_by_other_processes_of_the_user() {
     const AS_NOBODY: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let system = System::new().await;
     for started_as_root in [true, false] {
-        let builder = nobody(&system);
+        let builder = unprivileged(&system);
         let binary = builder.directory().join("zuul-fingergw");
         fs::copy(BINARY, &binary).expect("a copy that everybody can run");
         open_to_all(&builder.write());

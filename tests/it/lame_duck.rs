@@ -7,8 +7,8 @@ use crate::support::admin::readiness;
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, serves};
-use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
+use crate::support::running_stream::RunningStream;
 use crate::support::system::{Entry, System};
 
 const LAME: &str = "still accepting connections";
@@ -28,18 +28,18 @@ async fn clients_are_served_during_the_lame_duck_time() {
     builder.admin = true;
     let mut gateway = builder.ready().await;
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
-    let mut early = Flow::start(&system, gateway.address()).await;
+    let mut early = RunningStream::start(&system, gateway.address()).await;
 
     gateway.signal(Signal::TERM);
     until_gone(&system).await;
     gateway.logged("the lame duck", |line| line.contains(LAME)).await;
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
     for _ in 0..3 {
-        Flow::start(&system, gateway.address()).await.ends().await;
+        RunningStream::start(&system, gateway.address()).await.finish().await;
         let client: &Identity = &system.zookeeper.identity;
-        Flow::start_tls(&system, gateway.addresses[1], client).await.ends().await;
+        RunningStream::start_tls(&system, gateway.addresses[1], client).await.finish().await;
     }
-    early.goes_on("meanwhile\n").await;
+    early.pass("meanwhile\n").await;
     assert!(!gateway.log().iter().any(|line| line.contains("no longer accepting connections")));
 
     // A second signal does not wait for the rest of it.

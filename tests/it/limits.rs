@@ -74,24 +74,24 @@ async fn number_of_concurrent_rejections_is_bounded() {
         extra.push(Client::connect(gateway.address()).await);
     }
     gateway.signal(Signal::CONT);
-    let mut told = 0;
+    let mut refused = 0;
     for client in &mut extra {
         match client.rest().await.0.as_slice() {
             b"" => {}
             line => {
                 assert_eq!(line, TOO_MANY.as_bytes());
-                told += 1;
+                refused += 1;
             }
         }
     }
     // 64 at a time; on a slow machine those after them begin when the first have been closed.
-    assert!((64..=128).contains(&told), "{told} were told");
+    assert!((64..=128).contains(&refused), "{refused} replies");
     stream.write(b"still here\n").await;
     first.expect(b"still here\n").await;
 
     drop(extra);
     gateway.until_sockets(sockets).await;
-    assert_eq!(Client::connect(gateway.address()).await.text().await, TOO_MANY, "told again");
+    assert_eq!(Client::connect(gateway.address()).await.text().await, TOO_MANY, "again");
 }
 
 #[tokio::test]
@@ -187,8 +187,8 @@ async fn accepting_continues_after_descriptors_ran_out() {
     for episode in 1..=2 {
         exhaust(&gateway);
         let mut waiting = Client::ask(gateway.address(), &build).await;
-        let told = gateway.log().iter().filter(|line| trouble(line)).count();
-        gateway.logged_times("several tries", told + 5, trouble).await;
+        let logged = gateway.log().iter().filter(|line| trouble(line)).count();
+        gateway.logged_times("several tries", logged + 5, trouble).await;
         relieve(&gateway);
         // Who waited is served, and so is everybody after.
         executor.serve(b"log\n").await;
@@ -260,8 +260,8 @@ async fn hop_without_a_descriptor_gets_a_reply() {
     assert_eq!(other, "Build not found\r\n");
     exhaust(&gateway);
     client.send(format!("{build}\n").as_bytes()).await;
-    let told = client.text().await;
-    assert_eq!(told, "Internal streaming error: the executor cannot be reached\r\n");
+    let reply = client.text().await;
+    assert_eq!(reply, "Internal streaming error: the executor cannot be reached\r\n");
     relieve(&gateway);
     serves(&gateway, &executor, &build).await;
 }
@@ -334,8 +334,8 @@ async fn descriptors_are_reserved_for_other_uses_than_streams() {
     served.gateway.status("the loss", |status| status.ends_with("connection lost")).await;
     zookeeper.run().await;
     served.gateway.status("the way back", |status| status.contains("registered as")).await;
-    let told = program(&["status"], &served.config).await;
-    assert_eq!(told.stdout.matches(&build).count() as u64, FITTING, "{}", told.stdout);
+    let output = program(&["status"], &served.config).await;
+    assert_eq!(output.stdout.matches(&build).count() as u64, FITTING, "{}", output.stdout);
     assert_eq!(rejected(&served.gateway, "accept").await, 0.0);
     for (client, stream) in &mut streams {
         stream.write(b"line\n").await;

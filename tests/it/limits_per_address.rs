@@ -262,7 +262,7 @@ async fn handshakes_of_an_address_are_limited_in_rate() {
     // Others have their own, and whoever has shown a certificate has none.
     let known = async || {
         let client = Client::connect_from("127.0.0.2", gateway.address()).await;
-        let mut client = Client::shake(client, &identity).await;
+        let mut client = Client::handshake(client, &identity).await;
         client.send(format!("{}\n", build.id).as_bytes()).await;
         build.executor.serve(b"log\n").await;
         assert_eq!(client.text().await, "log\n");

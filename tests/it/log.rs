@@ -145,11 +145,11 @@ async fn log_file_is_reopened_after_its_directory_was_removed() {
     fs::create_dir(&directory).expect("a directory");
     let kept = stream(&system, &gateway, b"log").await;
     stop(&mut gateway).await;
-    assert_eq!(gateway.log().len(), 1, "said once");
+    assert_eq!(gateway.log().len(), 1, "logged once");
     let log = read(&path);
     assert_eq!((ends(&log, &lost), ends(&log, &kept)), (0, 1), "{log:#?}");
-    let said: Vec<_> = log.iter().filter(|line| line.contains("log lines were lost")).collect();
-    assert!(said.len() == 1 && said[0].contains(" WARN "), "{log:#?}");
+    let losses: Vec<_> = log.iter().filter(|line| line.contains("log lines were lost")).collect();
+    assert!(losses.len() == 1 && losses[0].contains(" WARN "), "{log:#?}");
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn full_disk_does_not_stop_streams() {
         stream(&system, &gateway, b"log").await;
     }
     gateway.logged("the fault on stderr", |line| line.contains("No space left")).await;
-    assert_eq!(whole_log(gateway).await.len(), 1, "said once");
+    assert_eq!(whole_log(gateway).await.len(), 1, "logged once");
 }
 
 /// The parts of a line that has upstream's shape, `%(asctime)s %(levelname)s %(name)s: %(message)s`:
@@ -375,8 +375,9 @@ async fn ignored_parts_of_a_log_config_are_one_warning() {
     let lines: Vec<_> = log.iter().map(|line| upstreams_shape(line).expect("the shape")).collect();
     assert!(lines.iter().all(|(_, level, ..)| *level != "DEBUG"), "{log:#?}");
     let of_it = format!("{}: ", file.display());
-    let told: Vec<_> = lines.iter().filter(|(.., message)| message.starts_with(&of_it)).collect();
-    let [(_, "WARNING", _, message)] = told[..] else { panic!("{told:#?}") };
+    let reloads: Vec<_> =
+        lines.iter().filter(|(.., message)| message.starts_with(&of_it)).collect();
+    let [(_, "WARNING", _, message)] = reloads[..] else { panic!("{reloads:#?}") };
     for part in ["handler syslog", "-d (", "lines go to standard error from level info on"] {
         assert!(message.contains(part), "{part} is not in {message}");
     }

@@ -13,7 +13,7 @@ use crate::support::admin::{admin, get, metric, with_admin};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{open_to_all, wrap};
-use crate::support::program::{Outcome, nobody, program};
+use crate::support::program::{Outcome, program, unprivileged};
 use crate::support::system::System;
 
 /// A pipe with a name, which holds `capacity` bytes and is never full of readers: none reads it.
@@ -128,7 +128,7 @@ async fn levels_are_coloured_only_on_a_terminal() {
 #[tokio::test]
 async fn root_does_not_follow_a_symbolic_link_to_the_log_file() {
     let system = System::new().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let (logs, secrets) = (builder.directory().join("log"), builder.directory().join("root"));
     fs::create_dir(&logs).expect("a directory");
     chown(&logs, Some(65534), Some(65534)).expect("its owner");
@@ -166,7 +166,7 @@ async fn root_does_not_follow_a_symbolic_link_to_the_log_file() {
 #[tokio::test]
 async fn log_file_is_owned_by_the_configured_user() {
     let system = System::new().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let logs = builder.directory().join("log");
     fs::create_dir(&logs).expect("a directory");
     open_to_all(&logs);

@@ -12,7 +12,7 @@ use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::Proxy;
 use crate::support::system::{System, Worker};
 use crate::support::within;
-use crate::support::zones::comes_from;
+use crate::support::zones::assert_log_comes_from;
 
 fn misrouted(kind: &str) -> String {
     format!("zuul_fingergw_misrouted_requests_total{{kind=\"{kind}\"}}")
@@ -29,7 +29,7 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
 /// the registered name of this gateway, or the address of a forward to this gateway. One request makes
 /// few others, and the client receives a reply.
 #[tokio::test]
-async fn an_executor_with_the_address_of_this_gateway() {
+async fn executor_with_the_address_of_this_gateway() {
     let system = System::new().await;
     let mut builder = Builder::new(&system).zone("east").listeners(&["address = \"0.0.0.0:0\""]);
     builder.root = "public_port = 7979".to_owned();
@@ -63,7 +63,7 @@ async fn an_executor_with_the_address_of_this_gateway() {
 
 /// The executor of a build has the address of another gateway, which does not send the request to itself.
 #[tokio::test]
-async fn an_executor_with_the_address_of_another_gateway() {
+async fn executor_with_the_address_of_another_gateway() {
     let system = System::new().await;
     let mut gateways = Vec::new();
     for zone in ["east", "west"] {
@@ -96,7 +96,7 @@ async fn forwarded(system: &System, zone: &str, forward: u16, tls: bool) -> Gate
 /// The forward of zone west leads to the gateway of zone north, over TLS. The log comes from the executor,
 /// and one warning has the address of the forward and the names of the gateway behind it.
 #[tokio::test]
-async fn a_forward_to_the_wrong_zone_is_reported() {
+async fn forward_to_the_wrong_zone_is_reported() {
     let system = System::new().await;
     let north = forwarded(&system, "north", 1, true).await;
     let forward = Proxy::start(north.port()).await;
@@ -106,7 +106,7 @@ async fn a_forward_to_the_wrong_zone_is_reported() {
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
     for _ in 0..3 {
-        comes_from(&executor, east.addresses[1], &build).await;
+        assert_log_comes_from(&executor, east.addresses[1], &build).await;
     }
     assert_eq!(metric(&east, &misrouted("wrong_zone")).await, 3.0);
     let wanted = format!("zone=\"west\" gateway=\"localhost:{port}\" found=\"north localhost\"");
@@ -159,7 +159,7 @@ async fn a_loop_ends(length: usize, tls: bool) {
     .await;
     let executor = Executor::start().await;
     let other = system.put_build(None, Some(&executor.worker(None))).await;
-    comes_from(&executor, address, &other).await;
+    assert_log_comes_from(&executor, address, &other).await;
     let mut counted = 0.0;
     for gateway in &gateways {
         counted += metric(gateway, &misrouted("wrong_zone")).await;

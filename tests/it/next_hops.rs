@@ -9,7 +9,7 @@ use crate::support::admin::metric;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::namespace::{apart, command, known_here};
+use crate::support::namespace::{apart, command, resolve_locally};
 use crate::support::system::{System, Worker};
 use crate::support::zookeeper::ZooKeeper;
 
@@ -102,8 +102,8 @@ fn connection_without_a_free_local_port_is_counted_and_logged() {
         for _ in 0..PORTS {
             taken.push(Client::connect(executor.address).await);
         }
-        let told = Client::ask(gateway.address(), &build).await.text().await;
-        assert_eq!(told, "Internal streaming error: the executor cannot be reached\r\n");
+        let reply = Client::ask(gateway.address(), &build).await.text().await;
+        assert_eq!(reply, "Internal streaming error: the executor cannot be reached\r\n");
         let line = gateway.logged("why", |line| line.contains("stream ended")).await;
         assert!(line.contains("net.ipv4.tcp_tw_reuse"), "{line}");
         assert_eq!(without_port(&gateway).await, 1.0);
@@ -114,7 +114,7 @@ fn connection_without_a_free_local_port_is_counted_and_logged() {
 #[test]
 fn host_name_beyond_ascii_is_dialed_and_registered() {
     apart(CloneFlags::CLONE_NEWNS, async || {
-        let _hosts = known_here(&["xn--bcher-kva.test"]);
+        let _hosts = resolve_locally(&["xn--bcher-kva.test"]);
         let system = System::on(ZooKeeper::start().await).await;
         let mut builder = Builder::new(&system);
         builder.hostname = "b\u{fc}cher.test".to_owned();

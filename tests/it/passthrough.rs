@@ -19,7 +19,7 @@ use crate::support::client::{Client, Ending, connector};
 use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::haproxy::{Haproxy, reserve};
-use crate::support::namespace::{apart, known_here};
+use crate::support::namespace::{apart, resolve_locally};
 use crate::support::system::{GATEWAYS, System};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
@@ -67,7 +67,7 @@ impl Zone {
 
 impl Zones {
     async fn start(tunnel: &str) -> Self {
-        let names = known_here(&[WEST, EAST]);
+        let names = resolve_locally(&[WEST, EAST]);
         let system = System::on(ZooKeeper::start().await).await;
         let place = reserve();
         let west = Zone::start(&system, "west", WEST, place.0).await;
@@ -208,8 +208,11 @@ fn connection_without_a_zones_name_is_rejected() {
             // Behind its gateways the executor itself is asked, which cannot be reached from here.
             let worker = unreachable(Some(zone)).await;
             let build = all.system.put_build(Some(zone), Some(&worker)).await;
-            let told = Client::ask(all.outer.address(), &build).await.text().await;
-            assert_eq!(told, "Internal streaming error: the zone's gateways cannot be reached\r\n");
+            let reply = Client::ask(all.outer.address(), &build).await.text().await;
+            assert_eq!(
+                reply,
+                "Internal streaming error: the zone's gateways cannot be reached\r\n"
+            );
             let line = all.outer.logged("why", |line| line.contains(&build)).await;
             let why =
                 format!("gateway {hostname}:{port} of zone {zone} (TLS)\" end=\"TLS: invalid peer");

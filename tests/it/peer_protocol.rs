@@ -53,7 +53,7 @@ async fn ask_as_peer(
 }
 
 #[tokio::test]
-async fn a_gateway_checks_zone_and_hops_of_a_request() {
+async fn gateway_checks_zone_and_hops_of_a_request() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let listener = "tls = true\nclient_certificate = \"optional\"";
@@ -125,7 +125,7 @@ impl North {
 }
 
 #[tokio::test]
-async fn a_peer_is_sent_the_wanted_zone_and_the_number_of_hops() {
+async fn peer_is_sent_the_wanted_zone_and_the_number_of_hops() {
     let site = North::start().await;
     let east = site.east().listeners(&["", "tls = true"]).ready().await;
     let build = &site.build;
@@ -151,7 +151,7 @@ async fn a_peer_is_sent_the_wanted_zone_and_the_number_of_hops() {
 /// A peer answers that the request goes in a loop: one warning names it, the metrics count each
 /// request, and it is not asked again for a while.
 #[tokio::test]
-async fn a_peer_that_reports_a_loop_is_not_asked_for_a_while() {
+async fn peer_that_reports_a_loop_is_not_asked_for_a_while() {
     let site = North::start().await;
     let mut builder = site.east().control();
     builder.admin = true;
@@ -176,7 +176,7 @@ async fn a_peer_that_reports_a_loop_is_not_asked_for_a_while() {
 
 /// A refusal that comes in two parts is a refusal: the next hop is asked.
 #[tokio::test]
-async fn a_refusal_in_two_parts_makes_way_for_the_next_hop() {
+async fn refusal_in_two_parts_makes_way_for_the_next_hop() {
     let (refusing, executor) = (Executor::start().await, Executor::start().await);
     let system = System::new().await;
     let port = Some(refusing.address.port());

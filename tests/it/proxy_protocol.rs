@@ -165,14 +165,14 @@ async fn header_comes_before_the_tls_handshake() {
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut plain = Client::connect(gateway.address()).await;
     plain.send(b"PROXY TCP4 192.0.2.7 192.0.2.8 12345 79\r\n").await;
-    let mut client = Client::shake(plain, &identity).await;
+    let mut client = Client::handshake(plain, &identity).await;
     client.send(format!("{build}\r\n").as_bytes()).await;
     executor.serve(b"log\n").await;
     assert_eq!(client.text().await, "log\n");
     streamed_to(&mut gateway, "192.0.2.7:12345").await;
     // Without a header it is no client's hello that is waited for.
     let plain = Client::connect(gateway.address()).await;
-    assert!(Client::try_shake(plain, &identity).await.is_err());
+    assert!(Client::try_handshake(plain, &identity).await.is_err());
     until_metric(&gateway, BROKEN, 1.0).await;
 }
 

@@ -127,7 +127,7 @@ async fn entry_goes_through_its_states() {
     let system = System::new().await;
     let (proxy, mut answers) = Proxy::stepping(system.zookeeper.port).await;
     let mut builder = Builder::new(&system).zone("west");
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.start().await;
 
     let there = |entries: &[Entry]| !entries.is_empty();
@@ -286,7 +286,7 @@ async fn corrected_entry_is_used() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system);
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let mut oldest = system.put_component("scheduler", 20).await;
     let mut gateway = builder.ready().await;
     announced(&system, 20).await;
@@ -330,7 +330,7 @@ async fn immediately_deleted_entries_are_created_again() {
     let system = System::new().await;
     let (proxy, mut answers) = Proxy::stepping(system.zookeeper.port).await;
     let mut builder = Builder::new(&system);
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.start().await;
     for _ in 0..4 {
         let there = |entries: &[Entry]| !entries.is_empty();

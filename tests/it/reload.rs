@@ -16,13 +16,13 @@ use tokio_rustls::client::TlsStream;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, refusing_port};
-use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
 use crate::support::limits::TOO_MANY;
 use crate::support::process::raise_file_limit;
-use crate::support::program::{Outcome, nobody, program};
+use crate::support::program::{Outcome, program, unprivileged};
 use crate::support::proxy::Proxy;
 use crate::support::reloadable::{Reloadable, replace};
+use crate::support::running_stream::RunningStream;
 use crate::support::system::{Entry, System, Worker};
 use crate::support::within;
 
@@ -68,18 +68,18 @@ async fn renewed_certificate_is_used_for_new_connections() {
     let authority = &system.zookeeper.authority;
     let client = authority.identity("client");
     let old = certificate(&identity);
-    let mut flow = Flow::start_tls(&system, served.address(), &client).await;
+    let mut running = RunningStream::start_tls(&system, served.address(), &client).await;
     let entries = system.entries().await;
 
     let until = date_time_ymd(2099, 5, 6);
-    let new = authority.amiss("localhost", |params| params.not_after = until);
+    let new = authority.identity_with("localhost", |params| params.not_after = until);
     renew(&identity, &new);
     assert_eq!(served.shows(&client).await, old, "nobody has said so yet");
     let before = served.metric(SUCCESS_TIME).await;
     assert_eq!(served.reloads().await, ["changed: certificate, key or CA of the gateway"]);
     assert_eq!(served.shows(&client).await, certificate(&new));
-    assert_eq!(shown(&flow.client.stream), old);
-    flow.goes_on("under the old one\n").await;
+    assert_eq!(shown(&running.client.stream), old);
+    running.pass("under the old one\n").await;
     for (series, value) in [(OK, 1.0), (FAILED, 0.0), (SUCCESSFUL, 1.0)] {
         assert_eq!(served.metric(series).await, value, "{series}");
     }
@@ -94,7 +94,7 @@ async fn renewed_certificate_is_used_for_new_connections() {
     }
 
     assert_eq!(served.reloads().await, ["nothing has changed"]);
-    flow.ends().await;
+    running.finish().await;
     // The registry has seen nothing of it.
     let now = system.entries().await;
     assert_eq!((now.len(), now[0].stat), (1, entries[0].stat));
@@ -124,7 +124,7 @@ async fn certificate_without_its_key_is_not_loaded() {
         assert_eq!(served.metric(FAILED).await, failures);
         assert_eq!(served.metric(SUCCESSFUL).await, 0.0);
         assert_eq!(served.shows(&client).await, old, "{fault}");
-        Flow::start_tls(&system, served.address(), &client).await.ends().await;
+        RunningStream::start_tls(&system, served.address(), &client).await.finish().await;
     };
     fs::write(&identity.cert, "").expect("a file");
     stays("holds no certificate").await;
@@ -178,9 +178,9 @@ async fn reload_warns_of_a_certificate_that_peers_will_reject() {
     let builder = Builder::new(&system).tls(&expired).listeners(&["tls = true"]);
     let served = Reloadable::start(builder.limits("grace = \"5s\"")).await;
     served.edit("grace = \"5s\"", "grace = \"6s\"");
-    let said = served.reloads().await;
-    assert_eq!(said[0], "changed: limits.grace");
-    assert!(said.len() == 2 && said[1].contains("has expired"), "{said:#?}");
+    let lines = served.reloads().await;
+    assert_eq!(lines[0], "changed: limits.grace");
+    assert!(lines.len() == 2 && lines[1].contains("has expired"), "{lines:#?}");
 }
 
 /// A secret of Kubernetes: files that lead through one link, which is swapped.
@@ -216,7 +216,7 @@ async fn kubernetes_secret_is_read_again() {
     };
     builder = builder.tls(&mounted);
     let served = Reloadable::start(builder).await;
-    let flow = Flow::start_tls(&system, served.address(), &client).await;
+    let stream = RunningStream::start_tls(&system, served.address(), &client).await;
     assert_eq!(served.shows(&client).await, certificate(&old));
 
     put("..2026_11_22_two", &new);
@@ -224,7 +224,7 @@ async fn kubernetes_secret_is_read_again() {
     assert_eq!(served.shows(&client).await, certificate(&old));
     served.reloads().await;
     assert_eq!(served.shows(&client).await, certificate(&new));
-    flow.ends().await;
+    stream.finish().await;
 }
 
 /// A secret that is swapped all the time while it is read: each reload takes one version whole, or
@@ -255,7 +255,7 @@ async fn kubernetes_secret_replaced_during_a_reload_is_never_mixed() {
     let (cert, key, ca) = (file("tls.crt"), file("tls.key"), file("ca.crt"));
     builder = builder.tls(&Identity { cert, key, ca, both: PathBuf::new() });
     let served = Reloadable::start(builder).await;
-    let mut flow = Flow::start_tls(&system, served.address(), &client).await;
+    let mut stream = RunningStream::start_tls(&system, served.address(), &client).await;
 
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let swapping = std::thread::spawn({
@@ -280,7 +280,7 @@ async fn kubernetes_secret_replaced_during_a_reload_is_never_mixed() {
             _ => assert!(stderr.contains("is being replaced"), "{stdout}{stderr}"),
         }
         assert!(valid.contains(&served.shows(&client).await));
-        flow.goes_on("all the time\n").await;
+        stream.pass("all the time\n").await;
     }
     drop(stop);
     let swaps = swapping.join().expect("no panic");
@@ -290,7 +290,7 @@ async fn kubernetes_secret_replaced_during_a_reload_is_never_mixed() {
     swap(&mount, 1);
     served.reloads().await;
     assert_eq!(served.shows(&client).await, valid[1]);
-    flow.ends().await;
+    stream.finish().await;
 }
 
 /// A configuration that somebody is writing in place, cut wherever it leaves something out that must
@@ -301,11 +301,11 @@ async fn truncated_configuration_is_not_loaded() {
     let mut served = Reloadable::start(Builder::new(&system).limits("grace = \"5s\"")).await;
     let whole = fs::read_to_string(&served.config).expect("the configuration");
     let end = whole.find("tls_ca = ").expect("what must be there") + "tls_ca = ".len();
-    let mut flow = Flow::start(&system, served.address()).await;
+    let mut stream = RunningStream::start(&system, served.address()).await;
     for cut in (0..=end).step_by(9) {
         fs::write(&served.config, &whole[..cut]).expect("a part of it");
         served.gateway.signal(Signal::HUP);
-        flow.goes_on("all the time\n").await;
+        stream.pass("all the time\n").await;
     }
     // Signals that come while one is heeded are one: the last may be the only one that counts.
     served.gateway.logged("a refusal", |line| line.contains("not reloaded")).await;
@@ -315,7 +315,7 @@ async fn truncated_configuration_is_not_loaded() {
     let taken =
         |line: &String| line.contains("changed=") || line.contains("take effect after a restart");
     assert!(!served.gateway.log().iter().any(taken), "{:#?}", served.gateway.log());
-    flow.ends().await;
+    stream.finish().await;
 }
 
 /// Faults of the configuration: all of them, in the answer and in one line of the log.
@@ -529,7 +529,7 @@ async fn removed_tls_listener_needs_a_restart() {
         assert_eq!(served.reloads().await, expected);
         assert_eq!(served.shows(&identity).await, certificate(&identity));
     }
-    Flow::start_tls(&system, served.address(), &identity).await.ends().await;
+    RunningStream::start_tls(&system, served.address(), &identity).await.finish().await;
 }
 
 /// The service manager hears when it begins and when it is over, whether it goes well or not.
@@ -543,11 +543,12 @@ async fn service_manager_is_notified_of_a_reload() {
         served.edit(&line, &format!("grace = \"{grace}\""));
         served.gateway.signal(Signal::HUP);
         let readies = round + 2;
-        let is_over =
-            |told: &[String]| told.iter().filter(|line| *line == "READY=1").count() == readies;
-        let notices = served.gateway.notice("READY=1 again", |now| is_over(&now.told)).await;
-        let [reloading, moment, ready] = &notices.told[notices.told.len() - 3..] else {
-            panic!("{:?}", notices.told)
+        let is_over = |messages: &[String]| {
+            messages.iter().filter(|line| *line == "READY=1").count() == readies
+        };
+        let notices = served.gateway.notice("READY=1 again", |now| is_over(&now.messages)).await;
+        let [reloading, moment, ready] = &notices.messages[notices.messages.len() - 3..] else {
+            panic!("{:?}", notices.messages)
         };
         assert_eq!((reloading.as_str(), ready.as_str()), ("RELOADING=1", "READY=1"));
         let moment = moment.strip_prefix("MONOTONIC_USEC=").expect("the moment");
@@ -599,7 +600,7 @@ async fn zuul_conf_is_loaded_again() {
     );
     let gateway = builder.ready_from_zuul_conf(&fingergw, |_| {}).await;
     let served = Reloadable { gateway, config };
-    let flow = Flow::start_tls(&system, served.address(), &client).await;
+    let stream = RunningStream::start_tls(&system, served.address(), &client).await;
     renew(&identity, &new);
     served.edit("command_socket = ", "zone = west\ncommand_socket = ");
     let expected = [
@@ -615,7 +616,7 @@ async fn zuul_conf_is_loaded_again() {
     served.edit("zone = west\n", "zone west\n");
     assert!(served.refuses().await[0].contains("neither \"option = value\" nor a [section]"));
     assert_eq!(served.metric(FAILED).await, before + 1.0, "the gateway itself refuses it");
-    flow.ends().await;
+    stream.finish().await;
 }
 
 /// The client has it with its session, and keeps it for all connections of that: nothing else is
@@ -639,21 +640,21 @@ async fn certificate_for_zookeeper_changes() {
     let proxy = Proxy::start(system.zookeeper.port).await;
     let authority = &system.zookeeper.authority;
     let (first, other) = (authority.identity("client"), Authority::new());
-    let stranger = other.identity("client");
+    let untrusted = other.identity("client");
     let mut builder = Builder::new(&system).zookeeper("session_timeout = \"2s\"");
     builder.zookeeper_identity = first.clone();
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let mut served = Reloadable::start(builder).await;
     served.gateway.until_running(&system).await;
     let entry = system.entries().await.swap_remove(0);
 
     // ZooKeeper would not take this one, but nobody asks it.
-    renew(&first, &stranger);
+    renew(&first, &untrusted);
     let changed = "changed: certificate, key or CA for ZooKeeper, from the next connection on";
     for first in [changed, "nothing has changed"] {
-        let said = served.reloads().await;
-        assert!(said.len() == 2 && said[0] == first, "{said:#?}");
-        assert!(said[1].contains("peers with the same CA file refuse it"), "{said:#?}");
+        let lines = served.reloads().await;
+        assert!(lines.len() == 2 && lines[0] == first, "{lines:#?}");
+        assert!(lines[1].contains("peers with the same CA file refuse it"), "{lines:#?}");
     }
     let now = system.entries().await;
     assert_eq!((now.len(), now[0].stat), (1, entry.stat));
@@ -674,7 +675,7 @@ async fn certificate_for_zookeeper_changes() {
 #[tokio::test]
 async fn files_that_the_user_cannot_read_are_reported() {
     let system = System::new().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let identity = builder.tls.clone().expect("certificates");
     let authority = &system.zookeeper.authority;
     let (client, new) = (authority.identity("client"), authority.identity("localhost"));
@@ -696,7 +697,7 @@ async fn files_that_the_user_cannot_read_are_reported() {
     // A configuration that only root can read is good for a start, and says what it is not good for.
     served.gateway.signal(Signal::TERM);
     served.gateway.exit().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let config = builder.write();
     fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("permissions");
     let mut gateway = builder.ready().await;
@@ -713,7 +714,7 @@ async fn files_that_the_user_cannot_read_are_reported() {
 async fn concurrent_reloads_all_succeed() {
     let system = System::new().await;
     let (served, identity) = with_tls(&system, "grace = \"5s\"").await;
-    let flow = Flow::start_tls(&system, served.address(), &identity).await;
+    let stream = RunningStream::start_tls(&system, served.address(), &identity).await;
     let mut commands = tokio::task::JoinSet::new();
     for _ in 0..20 {
         served.gateway.signal(Signal::HUP);
@@ -726,7 +727,7 @@ async fn concurrent_reloads_all_succeed() {
     }
     assert!(served.metric(OK).await >= 20.0);
     assert_eq!(served.metric(FAILED).await, 0.0);
-    flow.ends().await;
+    stream.finish().await;
 }
 
 /// Streams that began with an older configuration go on, however many there are, and leave nothing.
@@ -766,7 +767,7 @@ async fn thousand_streams_continue_after_a_reload() {
 async fn stopping_gateway_rejects_reload() {
     let system = System::new().await;
     let (mut served, identity) = with_tls(&system, "").await;
-    let flow = Flow::start_tls(&system, served.address(), &identity).await;
+    let stream = RunningStream::start_tls(&system, served.address(), &identity).await;
     served.gateway.signal(Signal::TERM);
     system.until("the entry to be gone", <[Entry]>::is_empty).await;
     let Outcome { code, stdout, stderr } = program(&["reload"], &served.config).await;
@@ -775,6 +776,6 @@ async fn stopping_gateway_rejects_reload() {
     served.gateway.signal(Signal::HUP);
     let refused = |line: &str| line.contains("not reloaded: the gateway is stopping");
     served.gateway.logged_times("the refusals", 2, refused).await;
-    flow.ends().await;
+    stream.finish().await;
     assert!(served.gateway.exit().await.success());
 }

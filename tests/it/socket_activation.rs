@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::support::client::Client;
-use crate::support::crowd::Crowd;
+use crate::support::continuous_clients::ContinuousClients;
 use crate::support::executor::{Executor, answer, serves, unreachable};
-use crate::support::flow::Flow;
 use crate::support::gateway::{BINARY, Builder, Gateway, wrap};
+use crate::support::running_stream::RunningStream;
 use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::reserve_port;
@@ -61,19 +61,19 @@ async fn restart_with_socket_activation_rejects_no_client() {
     let system = System::new().await;
     let (socket, address) = socket();
     let mut first = with_socket(&system, &socket).await;
-    let flow = Flow::start(&system, address).await;
+    let stream = RunningStream::start(&system, address).await;
 
-    let mut crowd = Crowd::come(&system, address).await;
+    let mut clients = ContinuousClients::start(&system, address).await;
 
     first.signal(Signal::TERM);
-    flow.ends().await;
+    stream.finish().await;
     assert!(first.exit().await.success());
     // Nobody is there to take this one.
-    let mut between = Client::ask(address, &crowd.build).await;
+    let mut between = Client::ask(address, &clients.build).await;
     let mut second = with_socket(&system, &socket).await;
-    assert_eq!(between.text().await, Crowd::LOG);
-    crowd.more().await;
-    crowd.go().await;
+    assert_eq!(between.text().await, ContinuousClients::LOG);
+    clients.until_more_served().await;
+    clients.stop().await;
     second.signal(Signal::TERM);
     assert!(second.exit().await.success());
     // What is left of it is ours alone.
@@ -148,7 +148,7 @@ async fn sockets_from_systemd_are_used() {
     serves(&system, gateway.addresses[0]).await;
     serves(&system, gateway.addresses[2]).await;
     let client = &system.zookeeper.identity;
-    Flow::start_tls(&system, gateway.addresses[1], client).await.ends().await;
+    RunningStream::start_tls(&system, gateway.addresses[1], client).await.finish().await;
     let passed = |line: &&String| line.contains("using socket from the service manager");
     let log = gateway.log();
     let names: Vec<_> = log.iter().filter(passed).collect();
@@ -201,10 +201,10 @@ async fn refuses(builder: Builder, socket: impl Into<OwnedFd>) -> String {
 async fn unusable_sockets_are_errors() {
     let system = System::new().await;
     let (elsewhere, address) = socket();
-    let said = refuses(Builder::new(&system), elsewhere).await;
+    let output = refuses(Builder::new(&system), elsewhere).await;
     let fault =
         format!("passes a socket on {address} (finger), and no listener is configured there");
-    assert!(said.contains(&fault) && said.contains("(configured: 127.0.0.1:0)"), "{said}");
+    assert!(output.contains(&fault) && output.contains("(configured: 127.0.0.1:0)"), "{output}");
 
     let builder = Builder::new(&system);
     let path = builder.directory().join("unix");
@@ -214,12 +214,12 @@ async fn unusable_sockets_are_errors() {
     let file = std::fs::File::open("/dev/null").expect("a file");
     let kinds: [OwnedFd; 4] = [unix.into(), udp.into(), silent.into(), file.into()];
     for kind in kinds {
-        let said = refuses(Builder::new(&system), kind).await;
+        let output = refuses(Builder::new(&system), kind).await;
         assert!(
-            said.contains(
+            output.contains(
                 "descriptor 3 (finger) from the service manager is not a listening TCP socket"
             ),
-            "{said}"
+            "{output}"
         );
     }
 }

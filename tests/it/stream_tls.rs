@@ -155,7 +155,7 @@ async fn stalled_client_is_reset() {
         served("", "write_timeout = \"300ms\"").await;
     let before = gateway.sockets();
     let plain = Client::connect_narrow(gateway.address()).await;
-    let mut client = Client::shake(plain, &identity).await;
+    let mut client = Client::handshake(plain, &identity).await;
     client.send(format!("{build}\n").as_bytes()).await;
     let mut stream = executor.accept().await;
     while stream.try_write(&[b'x'; 65536]).await {}

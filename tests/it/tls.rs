@@ -16,17 +16,17 @@ use crate::support::executor::{Executor, acceptor};
 use crate::support::gateway::Builder;
 use crate::support::proxy::Proxy;
 use crate::support::system::System;
-use crate::support::tls::{Served, behind, behind_with, east_of, served};
+use crate::support::tls::{Served, east_of, reply_through_peer, reply_through_peer_with, served};
 use crate::support::within;
 
 #[tokio::test]
 async fn client_certificate_required_rejects_clients_without() {
     let served = served("", "").await;
     let foreign = Authority::new();
-    let stranger = foreign.identity("stranger");
+    let other = foreign.identity("stranger");
     assert!(served.serves(Some(&served.identity)).await);
     assert!(!served.serves(None).await, "no certificate");
-    assert!(!served.serves(Some(&stranger)).await, "a foreign CA's");
+    assert!(!served.serves(Some(&other)).await, "a foreign CA's");
     let expired = served.system.zookeeper.authority.expired("gateway");
     assert!(!served.serves(Some(&expired)).await, "its time is over");
 }
@@ -35,10 +35,10 @@ async fn client_certificate_required_rejects_clients_without() {
 async fn client_certificate_optional_accepts_clients_without() {
     let served = served("client_certificate = \"optional\"", "").await;
     let foreign = Authority::new();
-    let stranger = foreign.identity("stranger");
+    let other = foreign.identity("stranger");
     assert!(served.serves(Some(&served.identity)).await);
     assert!(served.serves(None).await);
-    assert!(!served.serves(Some(&stranger)).await, "checked if shown");
+    assert!(!served.serves(Some(&other)).await, "checked if shown");
 }
 
 #[tokio::test]
@@ -385,8 +385,8 @@ async fn gateway_certificate_must_be_valid_and_of_our_ca() {
         (elsewhere.identity("localhost"), refused, refused),
         (elsewhere.identity_only_for("elsewhere.example.org"), refused, refused),
     ] {
-        assert_eq!(behind(&theirs, &authority, true).await, verified, "{theirs:?}");
-        assert_eq!(behind(&theirs, &authority, false).await, unverified, "{theirs:?}");
+        assert_eq!(reply_through_peer(&theirs, &authority, true).await, verified, "{theirs:?}");
+        assert_eq!(reply_through_peer(&theirs, &authority, false).await, unverified, "{theirs:?}");
     }
 }
 
@@ -395,11 +395,13 @@ async fn gateway_certificate_must_be_valid_and_of_our_ca() {
 async fn common_name_counts_without_alternative_names() {
     let authority = Authority::new();
     let refused = "Internal streaming error: the zone's gateways cannot be reached\r\n";
-    let (theirs, stranger) =
+    let (theirs, other) =
         (authority.common_name_only("localhost"), authority.common_name_only("elsewhere"));
-    assert_eq!(behind(&theirs, &authority, true).await, "log\n");
-    assert_eq!(behind(&stranger, &authority, true).await, refused);
-    let strict = behind_with(&theirs, &authority, |builder| builder.common_name_fallback = false);
+    assert_eq!(reply_through_peer(&theirs, &authority, true).await, "log\n");
+    assert_eq!(reply_through_peer(&other, &authority, true).await, refused);
+    let strict = reply_through_peer_with(&theirs, &authority, |builder| {
+        builder.common_name_fallback = false
+    });
     assert_eq!(strict.await, refused);
 }
 
@@ -415,8 +417,8 @@ async fn common_name_does_not_count_under_name_constraints() {
     let both = [&ours.ca, &theirs.ca].map(|ca| Identity::text(ca)).concat();
     std::fs::write(&ours.ca, both).expect("a CA file");
     let refused = "Internal streaming error: the zone's gateways cannot be reached\r\n";
-    assert_eq!(behind(&theirs, &system_wide, true).await, refused);
-    assert_eq!(behind(&theirs, &system_wide, false).await, "log\n");
+    assert_eq!(reply_through_peer(&theirs, &system_wide, true).await, refused);
+    assert_eq!(reply_through_peer(&theirs, &system_wide, false).await, "log\n");
 }
 
 /// In TLS 1.3 a gateway refuses our certificate only after our handshake is complete (RFC 8446,

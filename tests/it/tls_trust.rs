@@ -9,10 +9,10 @@ use tokio::net::TcpListener;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::{Executor, acceptor, acceptor_with_protocols};
+use crate::support::registration_failures::{debug_logging, registration_warning};
 use crate::support::system::System;
-use crate::support::tls::{Served, behind, east_of, served_with};
+use crate::support::tls::{Served, east_of, reply_through_peer, served_with};
 use crate::support::within;
-use crate::support::zookeeper_trouble::{talkative, warned_once};
 
 const REFUSED: &str = "Internal streaming error: the zone's gateways cannot be reached\r\n";
 
@@ -48,7 +48,7 @@ async fn every_ca_of_the_file_is_trusted() {
 async fn common_name_counts_beside_names_that_are_not_dns_names() {
     let authority = Authority::new();
     let named = |common: &str, name: SanType| {
-        authority.amiss(common, |params| params.subject_alt_names = vec![name])
+        authority.identity_with(common, |params| params.subject_alt_names = vec![name])
     };
     let address = || SanType::IpAddress([127, 0, 0, 9].into());
     let mail = SanType::Rfc822Name("someone@example.org".try_into().expect("an address"));
@@ -61,7 +61,7 @@ async fn common_name_counts_beside_names_that_are_not_dns_names() {
         (named("localhost", dns), REFUSED),
         (named("elsewhere", address()), REFUSED),
     ] {
-        assert_eq!(behind(&theirs, &authority, true).await, expected, "{theirs:?}");
+        assert_eq!(reply_through_peer(&theirs, &authority, true).await, expected, "{theirs:?}");
     }
 }
 
@@ -69,22 +69,22 @@ async fn common_name_counts_beside_names_that_are_not_dns_names() {
 /// valid and for the name that is dialed.
 #[tokio::test]
 async fn certificate_in_the_ca_file_is_trusted() {
-    let theirs = Authority::also_for("localhost", |_| {});
-    let expired = Authority::also_for("localhost", |params| {
+    let theirs = Authority::self_signed_for("localhost", |_| {});
+    let expired = Authority::self_signed_for("localhost", |params| {
         params.not_after = rcgen::date_time_ymd(2021, 7, 1);
     });
-    let elsewhere = Authority::also_for("elsewhere.example.org", |_| {});
+    let elsewhere = Authority::self_signed_for("elsewhere.example.org", |_| {});
     let all = [&theirs, &expired, &elsewhere].map(|authority| Identity::text(&authority.ca()));
     let all = all.concat();
     for (theirs, expected) in [(&theirs, "log\n"), (&expired, REFUSED), (&elsewhere, REFUSED)] {
         let ours = Authority::new();
         fs::write(ours.ca(), Identity::text(&ours.ca()) + &all).expect("a CA file");
-        assert_eq!(behind(&theirs.as_identity(), &ours, true).await, expected);
+        assert_eq!(reply_through_peer(&theirs.as_identity(), &ours, true).await, expected);
     }
     let served = trusting(&all).await;
     assert!(served.serves(Some(&theirs.as_identity())).await);
     assert!(!served.serves(Some(&expired.as_identity())).await, "its time is over");
-    let unknown = Authority::also_for("localhost", |_| {});
+    let unknown = Authority::self_signed_for("localhost", |_| {});
     assert!(!served.serves(Some(&unknown.as_identity())).await, "it is not in the file");
 }
 
@@ -102,8 +102,8 @@ async fn ca_name_in_another_encoding_matches() {
         let client = authority.identity("client");
         assert_eq!(served.serves(Some(&client)).await, known, "{name:?}");
         let other = Authority::new();
-        let stranger = other.identity("client");
-        assert!(!served.serves(Some(&stranger)).await, "of the same name, with another key");
+        let untrusted = other.identity("client");
+        assert!(!served.serves(Some(&untrusted)).await, "of the same name, with another key");
     }
 }
 
@@ -117,7 +117,7 @@ async fn many_cas_do_not_break_the_handshake() {
 }
 
 /// What a gateway says of a ZooKeeper that shows `theirs`, with the authorities in `ca`.
-async fn said_of_zookeeper(theirs: &Identity, ca: &str) -> String {
+async fn zookeeper_error(theirs: &Identity, ca: &str) -> String {
     let system = System::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("its address").port();
@@ -128,12 +128,12 @@ async fn said_of_zookeeper(theirs: &Identity, ca: &str) -> String {
             let _ = acceptor.accept(stream).await;
         }
     });
-    let mut builder = talkative(&system);
+    let mut builder = debug_logging(&system);
     builder.zookeeper_identity.ca = builder.directory().join("zookeeper-ca.pem");
     fs::write(&builder.zookeeper_identity.ca, ca).expect("a CA file");
     builder.hosts = format!("localhost:{port}");
     let mut gateway = builder.start().await;
-    let warning = warned_once(&mut gateway).await;
+    let warning = registration_warning(&mut gateway).await;
     serving.abort();
     warning
 }
@@ -141,13 +141,13 @@ async fn said_of_zookeeper(theirs: &Identity, ca: &str) -> String {
 /// What the ZooKeeper client cannot be made to accept is said in words.
 #[tokio::test]
 async fn error_of_zookeepers_certificate_is_explained() {
-    let own = Authority::also_for("localhost", |_| {});
-    let said = said_of_zookeeper(&own.as_identity(), &Identity::text(&own.ca())).await;
-    assert!(said.contains("it is a CA certificate (CA:TRUE)"), "{said}");
+    let own = Authority::self_signed_for("localhost", |_| {});
+    let output = zookeeper_error(&own.as_identity(), &Identity::text(&own.ca())).await;
+    assert!(output.contains("it is a CA certificate (CA:TRUE)"), "{output}");
     let authority = Authority::new();
     let renamed = authority.renamed(DnValue::Utf8String("Test CA".to_owned()));
-    let said = said_of_zookeeper(&authority.identity("localhost"), &renamed).await;
-    assert!(said.contains("the name is written differently"), "{said}");
+    let output = zookeeper_error(&authority.identity("localhost"), &renamed).await;
+    assert!(output.contains("the name is written differently"), "{output}");
 }
 
 /// Something that ends TLS in front of a gateway and knows other protocols only: dialed once more

@@ -3,20 +3,20 @@
 
 use rustix::process::Signal;
 
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::running_stream::RunningStream;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 
 /// How often the watchdog has been fed.
-fn fed(told: &[String]) -> usize {
-    told.iter().filter(|line| *line == "WATCHDOG=1").count()
+fn fed(messages: &[String]) -> usize {
+    messages.iter().filter(|line| *line == "WATCHDOG=1").count()
 }
 
 /// Waits until it has been fed so many times more.
 async fn fed_more(gateway: &mut Gateway, times: usize) {
-    let before = fed(&gateway.notice("anything", |_| true).await.told);
-    gateway.notice("the watchdog fed", |notices| fed(&notices.told) >= before + times).await;
+    let before = fed(&gateway.notice("anything", |_| true).await.messages);
+    gateway.notice("the watchdog fed", |notices| fed(&notices.messages) >= before + times).await;
 }
 
 #[tokio::test]
@@ -47,11 +47,11 @@ async fn pinged_while_streams_drain() {
         })
         .await;
     gateway.ready().await;
-    let flow = Flow::start(&system, gateway.address()).await;
+    let stream = RunningStream::start(&system, gateway.address()).await;
     gateway.signal(Signal::TERM);
     gateway.logged("the loops' end", |line| line.contains("no longer accepting connections")).await;
     fed_more(&mut gateway, 5).await;
-    flow.ends().await;
+    stream.finish().await;
     assert!(gateway.exit().await.success());
 }
 
@@ -71,6 +71,6 @@ async fn not_pinged_without_a_watchdog() {
         gateway.signal(Signal::TERM);
         assert!(gateway.exit().await.success());
         let notices = gateway.notice("its stop", |notices| notices.stopping).await;
-        assert_eq!(fed(&notices.told), 0, "{time}: {:?}", notices.told);
+        assert_eq!(fed(&notices.messages), 0, "{time}: {:?}", notices.messages);
     }
 }

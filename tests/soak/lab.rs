@@ -136,7 +136,7 @@ impl Lab {
             .readable_by_all();
         builder.zone = zone.map(|zone| ZONES[zone].to_owned());
         builder.admin = true;
-        builder.hosts = self.system.hosts_by(&self.registry_links[number]);
+        builder.hosts = self.system.hosts_via(&self.registry_links[number]);
         builder.root = format!("public_port = {}", self.links[number].address.port());
         let gateway = builder.ready().await;
         let [plain, tls, admin] = gateway.addresses[..] else {

@@ -41,12 +41,12 @@ impl Identity {
 
 impl Authority {
     pub(crate) fn new() -> Self {
-        Self::changed(|_| {})
+        Self::with_params(|_| {})
     }
 
     /// One that may issue for names below `domain` only (RFC 5280, section 4.2.1.10).
     pub(crate) fn constrained(domain: &str) -> Self {
-        Self::changed(|params| {
+        Self::with_params(|params| {
             params.name_constraints = Some(NameConstraints {
                 permitted_subtrees: vec![GeneralSubtree::DnsName(domain.to_owned())],
                 excluded_subtrees: Vec::new(),
@@ -55,8 +55,8 @@ impl Authority {
     }
 
     /// One whose certificate is for `name` as well, as plain `openssl req -x509` makes them.
-    pub(crate) fn also_for(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
-        Self::changed(|params| {
+    pub(crate) fn self_signed_for(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        Self::with_params(|params| {
             params.subject_alt_names =
                 vec![SanType::DnsName(name.try_into().expect("a host name"))];
             change(params);
@@ -99,7 +99,7 @@ impl Authority {
         self.issuer.pem()
     }
 
-    fn changed(change: impl FnOnce(&mut CertificateParams)) -> Self {
+    fn with_params(change: impl FnOnce(&mut CertificateParams)) -> Self {
         let mut params = CertificateParams::default();
         change(&mut params);
         params.distinguished_name.push(DnType::CommonName, "test CA");
@@ -141,7 +141,7 @@ impl Authority {
     }
 
     /// As [`Self::identity_only_for`], but with something amiss.
-    pub(crate) fn amiss(
+    pub(crate) fn identity_with(
         &self,
         name: &str,
         change: impl FnOnce(&mut CertificateParams),

@@ -100,12 +100,12 @@ impl Client<TlsStream<TcpStream>> {
     }
 
     /// Begins TLS with localhost on a connection that is there already.
-    pub(crate) async fn shake(plain: Client<TcpStream>, identity: &Identity) -> Self {
-        Self::try_shake(plain, identity).await.expect("a TLS session")
+    pub(crate) async fn handshake(plain: Client<TcpStream>, identity: &Identity) -> Self {
+        Self::try_handshake(plain, identity).await.expect("a TLS session")
     }
 
     /// The same, or fails as the handshake does.
-    pub(crate) async fn try_shake(
+    pub(crate) async fn try_handshake(
         plain: Client<TcpStream>,
         identity: &Identity,
     ) -> std::io::Result<Self> {

@@ -15,7 +15,7 @@ use tokio::process::Command;
 
 use super::checkout::top;
 use super::gateway::open_to_all;
-use super::{left_out, within};
+use super::{report_skipped, within};
 
 /// Debian's package busybox-static.
 const BUSYBOX: &str = "/bin/busybox";
@@ -29,7 +29,7 @@ const IDLE: [&str; 2] = ["apt-get", "useradd"];
 const IMAGE: &str = "localhost/zuul-fingergw";
 
 /// As OpenShift picks them, with the group it gives.
-pub(crate) const ANYBODY: &str = "1000660000:0";
+pub(crate) const ARBITRARY_USER: &str = "1000660000:0";
 
 /// The engine gets a view of control groups of its own: it refuses those of two kinds at once, which
 /// some machines have. And a tree of processes of its own, which dies with the first.
@@ -53,8 +53,8 @@ pub(crate) async fn may_run() -> bool {
     let Output { status, stderr, .. } =
         apart().arg("true").output().await.expect("unshare (util-linux)");
     if !status.success() {
-        let told = String::from_utf8_lossy(&stderr);
-        left_out(&format!("no container can be run here: {}", told.trim()));
+        let text = String::from_utf8_lossy(&stderr);
+        report_skipped(&format!("no container can be run here: {}", text.trim()));
     }
     status.success()
 }
@@ -72,7 +72,7 @@ pub(crate) fn confined() -> Vec<String> {
     ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
         .into_iter()
         .map(str::to_owned)
-        .chain([format!("--user={ANYBODY}")])
+        .chain([format!("--user={ARBITRARY_USER}")])
         .collect()
 }
 
@@ -152,9 +152,9 @@ impl Image {
 
     /// How a container of it is run, in the image format's own words.
     pub(crate) async fn config(&self) -> Value {
-        let told = run(self.buildah("inspect").args(["--type=image", IMAGE])).await;
-        let mut told: Value = serde_json::from_str(&told).expect("JSON");
-        told["OCIv1"]["config"].take()
+        let output = run(self.buildah("inspect").args(["--type=image", IMAGE])).await;
+        let mut output: Value = serde_json::from_str(&output).expect("JSON");
+        output["OCIv1"]["config"].take()
     }
 
     /// Its root directory.

@@ -30,7 +30,7 @@ use tempfile::TempDir;
 use tokio::net::UnixDatagram;
 
 use super::namespace::apart;
-use super::{left_out, tool, within};
+use super::{report_skipped, tool, within};
 
 /// Beside what Debian calls essential.
 const PACKAGES: &str = "systemd-sysv,apt,rpm";
@@ -42,9 +42,9 @@ const LEFT_OUT: [&str; 3] = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/sh
 ///
 /// Where this process may make no cgroups, as in most containers, or lives below a changed root, nothing
 /// can be booted: the test is left out, and says so.
-pub(crate) fn beside_debian(test: impl AsyncFnOnce() + Send + 'static) {
+pub(crate) fn with_debian(test: impl AsyncFnOnce() + Send + 'static) {
     if let Err(why) = may_boot() {
-        return left_out(&format!("no machine can be booted here: {why}"));
+        return report_skipped(&format!("no machine can be booted here: {why}"));
     }
     make_shared();
     apart(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, test);
@@ -54,8 +54,8 @@ pub(crate) fn beside_debian(test: impl AsyncFnOnce() + Send + 'static) {
 /// mount namespace: below another one (chroot(2)) systemd cannot give services namespaces of their own.
 fn may_boot() -> Result<(), String> {
     let root = |command: &mut Command| {
-        let told = command.args(["stat", "--format=%d:%i", "/"]).output();
-        told.ok().filter(|told| told.status.success()).map(|told| told.stdout)
+        let text = command.args(["stat", "--format=%d:%i", "/"]).output();
+        text.ok().filter(|text| text.status.success()).map(|text| text.stdout)
     };
     let namespaces = root(Command::new("nsenter").args(["--mount=/proc/self/ns/mnt", "--"]));
     if namespaces.is_none() || namespaces != root(&mut Command::new("env")) {
@@ -196,8 +196,8 @@ impl Root {
             let mut buffer = vec![0; 4096];
             loop {
                 let count = datagrams.recv(&mut buffer).await.expect("a notification");
-                let told = String::from_utf8_lossy(&buffer[..count]);
-                let value = |key| told.lines().find_map(|line| line.strip_prefix(key));
+                let output = String::from_utf8_lossy(&buffer[..count]);
+                let value = |key| output.lines().find_map(|line| line.strip_prefix(key));
                 if let Some(pid) = value("X_NSPAWN_LEADER_PID=") {
                     machine.leader = pid.parse().ok().and_then(Pid::from_raw);
                 }

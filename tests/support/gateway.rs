@@ -243,7 +243,7 @@ pub(crate) struct Notices {
     pub(crate) ready: bool,
     pub(crate) stopping: bool,
     /// Everything but STATUS, in order.
-    pub(crate) told: Vec<String>,
+    pub(crate) messages: Vec<String>,
 }
 
 pub(crate) struct Gateway {
@@ -281,7 +281,7 @@ impl Gateway {
                     for line in text.lines() {
                         match line.split_once('=') {
                             Some(("STATUS", status)) => notices.status = status.to_owned(),
-                            _ => notices.told.push(line.to_owned()),
+                            _ => notices.messages.push(line.to_owned()),
                         }
                         match line.split_once('=') {
                             Some(("READY", _)) => notices.ready = true,

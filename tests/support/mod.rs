@@ -6,30 +6,30 @@ pub(crate) mod certificates;
 pub(crate) mod checkout;
 pub(crate) mod client;
 pub(crate) mod container;
-pub(crate) mod crowd;
+pub(crate) mod continuous_clients;
 pub(crate) mod debian_root;
 pub(crate) mod executor;
-pub(crate) mod flow;
 pub(crate) mod gateway;
 pub(crate) mod haproxy;
 pub(crate) mod limits;
 pub(crate) mod logs;
 pub(crate) mod namespace;
+pub(crate) mod page_commands;
 pub(crate) mod pages;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod proxy_header;
+pub(crate) mod registration_failures;
 pub(crate) mod reloadable;
+pub(crate) mod running_stream;
 pub(crate) mod sandbox;
 pub(crate) mod static_program;
 pub(crate) mod system;
 pub(crate) mod tls;
-pub(crate) mod typed;
 pub(crate) mod zones;
 pub(crate) mod zookeeper;
-pub(crate) mod zookeeper_trouble;
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -73,7 +73,7 @@ pub(crate) fn fed(command: &mut Command, input: &str) -> Output {
 }
 
 /// Says that this test is left out, past the harness, which shows nothing of tests that pass.
-pub(crate) fn left_out(why: &str) {
+pub(crate) fn report_skipped(why: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default();
     let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");

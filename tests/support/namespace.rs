@@ -32,7 +32,7 @@ pub(crate) fn apart(flags: CloneFlags, test: impl AsyncFnOnce() + Send + 'static
 
 /// Has this machine know `names` as its own, as seen from a thread that lives [`apart`] in a mount
 /// namespace. What is returned has to stay.
-pub(crate) fn known_here(names: &[&str]) -> NamedTempFile {
+pub(crate) fn resolve_locally(names: &[&str]) -> NamedTempFile {
     let file = NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), format!("127.0.0.1 localhost {}\n", names.join(" ")))
         .expect("a file");
@@ -102,7 +102,7 @@ impl Host {
         self.on(|| ip("link set far0 down"));
     }
 
-    pub(crate) fn mend(&self) {
+    pub(crate) fn restore_link(&self) {
         self.on(|| ip("link set far0 up"));
     }
 

@@ -42,25 +42,25 @@ fn page(path: &Path) -> Page {
 }
 
 /// What the manual page of this name shows under EXAMPLES: the commands of each example as a block of
-/// `sh`, and all else that is shown literally as one of `toml`.
+/// `sh`, and all else that is shown literally as one of `toml`. The page uses the macros of mdoc(7) or
+/// of man(7).
 pub(crate) fn manual(name: &str) -> Vec<Block> {
-    let text = read(Path::new("docs").join(name));
+    let text = read(Path::new("docs").join(name)).replace(".SH ", ".Sh ");
     let (_, examples) = text.split_once(".Sh EXAMPLES\n").expect("the section");
     let examples = examples.split(".Sh ").next().unwrap_or_default();
-    let examples = examples.replace(r"\-", "-").replace(r"\e", r"\");
+    let examples = examples.replace(r"\-", "-").replace(r"\e", r"\").replace(r"\(aq", "'");
     let mut shown = Vec::new();
     let mut literal = false;
     for line in examples.lines() {
         match line.split(' ').next() {
-            Some(".Dl") => shown.push(format!("{}\n", &line[4..])),
-            Some(".Bd") => {
+            Some(".Bd" | ".EX") => {
                 literal = true;
                 shown.push(String::new());
             }
-            Some(".Ed") => literal = false,
+            Some(".Ed" | ".EE") => literal = false,
             _ if literal => {
                 let example = shown.last_mut().expect("an open example");
-                example.push_str(line);
+                example.push_str(line.strip_prefix("  ").unwrap_or(line));
                 example.push('\n');
             }
             _ => {}

@@ -46,7 +46,7 @@ pub(crate) fn as_root() {
 }
 
 /// A gateway that gives root up.
-pub(crate) fn nobody(system: &System) -> Builder {
+pub(crate) fn unprivileged(system: &System) -> Builder {
     as_root();
     let identity = system.zookeeper.authority.identity("localhost");
     let mut builder = Builder::new(system).tls(&identity).listeners(&["", "tls = true"]);

@@ -26,8 +26,8 @@ pub(crate) async fn promtool(directory: &Path, arguments: &[&str]) {
     let promtool = command.spawn().expect("promtool (tests/run unpacks it)");
     let output = within("promtool", promtool.wait_with_output()).await.expect("its output");
     let Output { status, stdout, stderr } = &output;
-    let said = [stdout, stderr].map(|text| String::from_utf8_lossy(text));
-    assert!(status.success(), "promtool {arguments:?}:\n{}", said.concat());
+    let printed = [stdout, stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(status.success(), "promtool {arguments:?}:\n{}", printed.concat());
 }
 
 /// A Prometheus server, killed when this is dropped.

@@ -59,7 +59,7 @@ impl System {
     }
 
     /// The system that has a ZooKeeper for itself, below no node.
-    pub(crate) async fn at_the_top(zookeeper: &Arc<ZooKeeper>) -> Self {
+    pub(crate) async fn at_root(zookeeper: &Arc<ZooKeeper>) -> Self {
         let client = zookeeper.client("").await;
         make_kinds(&client).await;
         Self { zookeeper: Arc::clone(zookeeper), client, chroot: String::new() }
@@ -76,7 +76,7 @@ impl System {
     }
 
     /// The connect string that leads through `proxy`.
-    pub(crate) fn hosts_by(&self, proxy: &Proxy) -> String {
+    pub(crate) fn hosts_via(&self, proxy: &Proxy) -> String {
         format!("{}{}", proxy.address, self.chroot)
     }
 

@@ -87,16 +87,19 @@ pub(crate) async fn east_of(
 }
 
 /// What a client gets whose build lies behind a gateway that shows `theirs`.
-pub(crate) async fn behind(
+pub(crate) async fn reply_through_peer(
     theirs: &Identity,
     authority: &Authority,
     verify_hostnames: bool,
 ) -> String {
-    behind_with(theirs, authority, |builder| builder.verify_hostnames = verify_hostnames).await
+    reply_through_peer_with(theirs, authority, |builder| {
+        builder.verify_hostnames = verify_hostnames
+    })
+    .await
 }
 
 /// The same with a gateway changed in another way.
-pub(crate) async fn behind_with(
+pub(crate) async fn reply_through_peer_with(
     theirs: &Identity,
     authority: &Authority,
     change: impl FnOnce(&mut Builder),

@@ -8,7 +8,7 @@ use super::gateway::{Builder, Gateway};
 use super::system::System;
 
 /// Asks for `build`, which `hop` has, and sees its log come through.
-pub(crate) async fn comes_from(hop: &Executor, gateway: SocketAddr, build: &str) {
+pub(crate) async fn assert_log_comes_from(hop: &Executor, gateway: SocketAddr, build: &str) {
     let mut client = Client::ask(gateway, build).await;
     let mut stream = hop.accept().await;
     assert_eq!(stream.request, format!("{build}\n"));

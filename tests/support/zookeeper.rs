@@ -131,9 +131,9 @@ impl ZooKeeper {
             client::Client::try_connect_tls(address, "localhost", identity, Some(identity));
         let mut connection = connecting.await.ok()?;
         connection.send(b"srvr").await;
-        let (told, _) = connection.rest().await;
-        let told = String::from_utf8(told).expect("UTF-8");
-        told.lines().find_map(|line| line.strip_prefix("Mode: ")).map(str::to_owned)
+        let (output, _) = connection.rest().await;
+        let output = String::from_utf8(output).expect("UTF-8");
+        output.lines().find_map(|line| line.strip_prefix("Mode: ")).map(str::to_owned)
     }
 
     /// Starts the server, again with the data it had, and waits until it gives sessions.

@@ -9,13 +9,13 @@ use tokio::net::TcpStream;
 use crate::support::admin::get;
 use crate::support::certificates::Identity;
 use crate::support::checkout::top;
-use crate::support::crowd::Crowd;
-use crate::support::debian_root::{Machine, Root, beside_debian};
+use crate::support::continuous_clients::ContinuousClients;
+use crate::support::debian_root::{Machine, Root, with_debian};
 use crate::support::executor::serves;
-use crate::support::flow::Flow;
 use crate::support::gateway::BINARY;
+use crate::support::page_commands::PageCommands;
+use crate::support::running_stream::RunningStream;
 use crate::support::system::{Entry, System};
-use crate::support::typed::Typed;
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
@@ -133,15 +133,15 @@ fn exposure_of_the_service_is_low() {
         analyze.arg(format!("--threshold={tenths}")).output().expect("systemd-analyze (systemd)")
     };
     let Output { status, stdout, stderr } = looked(11);
-    let told = [stdout, stderr].concat();
-    assert!(status.success(), "{}", String::from_utf8_lossy(&told));
+    let text = [stdout, stderr].concat();
+    assert!(status.success(), "{}", String::from_utf8_lossy(&text));
     assert!(!looked(5).status.success(), "a threshold that counts");
 }
 
 /// systemd finds nothing to complain of, and no more than so much that the service may do.
 #[test]
 fn units_are_valid_and_their_exposure_is_low() {
-    beside_debian(async || {
+    with_debian(async || {
         let machine = boot(with_units()).await;
         let verify = format!(
             "systemd-analyze verify --man=no {UNITS}/zuul-fingergw.service {UNITS}/zuul-fingergw.socket 2>&1"
@@ -171,7 +171,7 @@ fn units_are_valid_and_their_exposure_is_low() {
 /// only root may.
 #[test]
 fn service_without_the_socket_unit_serves() {
-    beside_debian(async || {
+    with_debian(async || {
         let system = system().await;
         let root = with_units();
         with_certificates(&root, &system);
@@ -197,7 +197,7 @@ fn service_without_the_socket_unit_serves() {
                  && chown root:root /etc/zuul/ssl/*.key && chmod 600 /etc/zuul/ssl/*.key",
             )
             .await;
-        let mut typed = Typed::on("without-socket");
+        let mut typed = PageCommands::on("without-socket");
         typed.next(operating("The port"), &machine, CHECKOUT).await;
         // CAP_NET_BIND_SERVICE.
         assert_confined(&machine, 1 << 10).await;
@@ -221,7 +221,7 @@ fn service_without_the_socket_unit_serves() {
 /// Port 79 from start to stop: with the socket unit, as nobody of importance, in the whole sandbox.
 #[test]
 fn service_with_the_socket_unit_serves_port_79() {
-    beside_debian(async || {
+    with_debian(async || {
         let system = system().await;
         let root = Root::new();
         with_certificates(&root, &system);
@@ -237,28 +237,28 @@ fn service_with_the_socket_unit_serves_port_79() {
         root.write(CONFIG, &config);
         let built = format!("--bind-ro={BINARY}:{CHECKOUT}/target/release/zuul-fingergw");
         let machine = root.boot(&[&built, &shipped()]).await;
-        let mut typed = Typed::on("checkout");
-        typed.next(operating("systemd"), &machine, CHECKOUT).await;
-        typed.next(operating("File permissions"), &machine, CHECKOUT).await;
-        typed.next(operating("Logs"), &machine, CHECKOUT).await;
+        let mut commands = PageCommands::on("checkout");
+        commands.next(operating("systemd"), &machine, CHECKOUT).await;
+        commands.next(operating("File permissions"), &machine, CHECKOUT).await;
+        commands.next(operating("Logs"), &machine, CHECKOUT).await;
         // It comes back behind that, which says that it is registered.
-        typed.next(operating("systemd"), &machine, CHECKOUT).await;
+        commands.next(operating("systemd"), &machine, CHECKOUT).await;
         assert_eq!(system.entries().await.len(), 1);
         let running = |entries: &[Entry]| entries[0].content["state"] == "running";
         let entries = system.until("it to say that it runs", running).await;
         let status = machine.succeeds("systemctl status zuul-fingergw zuul-fingergw.socket").await;
-        let told = format!(
+        let expected = format!(
             "Status: \"no zone; plain [::]:79; health and metrics on 127.0.0.1:9090; ZooKeeper: registered as {}\"",
             entries[0].name
         );
-        assert!(status.contains(&told), "{told}\n{status}");
+        assert!(status.contains(&expected), "{expected}\n{status}");
         assert_confined(&machine, 0).await;
 
         for host in ["127.0.0.1", "[::1]"] {
             serves(&system, port_79(host)).await;
         }
         // What pours goes through pipes; they are kept for the next one.
-        Flow::start(&system, port_79("127.0.0.1")).await.ends().await;
+        RunningStream::start(&system, port_79("127.0.0.1")).await.finish().await;
         let pid = main_pid(&machine).await;
         let pipes = format!("readlink /proc/{pid}/fd/* | grep -q ^pipe:");
         machine.succeeds(&pipes).await;
@@ -272,11 +272,11 @@ fn service_with_the_socket_unit_serves_port_79() {
             assert!(metrics.contains(series), "{series}\n{metrics}");
         }
         reloads(&machine, &config).await;
-        restarts(&machine, &system, &mut typed).await;
+        restarts(&machine, &system, &mut commands).await;
         hangs(&machine, &system).await;
-        moves(&machine, &system, &mut typed).await;
+        moves(&machine, &system, &mut commands).await;
 
-        typed.next(operating("Upgrade"), &machine, CHECKOUT).await;
+        commands.next(operating("Upgrade"), &machine, CHECKOUT).await;
         assert!(system.entries().await.is_empty(), "nothing is left in the registry");
         let refused = TcpStream::connect(port_79("127.0.0.1")).await.expect_err("nobody listens");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
@@ -308,13 +308,13 @@ async fn reloads(machine: &Machine, config: &str) {
 }
 
 /// While clients come all the time.
-async fn restarts(machine: &Machine, system: &System, typed: &mut Typed) {
+async fn restarts(machine: &Machine, system: &System, commands: &mut PageCommands) {
     let pid = main_pid(machine).await;
-    let mut crowd = Crowd::come(system, port_79("127.0.0.1")).await;
-    typed.next(operating("Upgrade"), machine, CHECKOUT).await;
+    let mut clients = ContinuousClients::start(system, port_79("127.0.0.1")).await;
+    commands.next(operating("Upgrade"), machine, CHECKOUT).await;
     assert_ne!(main_pid(machine).await, pid);
-    crowd.more().await;
-    crowd.go().await;
+    clients.until_more_served().await;
+    clients.stop().await;
 }
 
 /// Stopped like a program that hangs, it is killed for its silence and started again.
@@ -336,12 +336,12 @@ async fn hangs(machine: &Machine, system: &System) {
 }
 
 /// One more port, for a listener that the configuration has as well.
-async fn moves(machine: &Machine, system: &System, typed: &mut Typed) {
+async fn moves(machine: &Machine, system: &System, commands: &mut PageCommands) {
     let config = machine.root.read(CONFIG);
     let listeners = [79, 9079].map(|port| format!("\n[[listener]]\naddress = \"[::]:{port}\"\n"));
     machine.root.write(CONFIG, &[config, listeners.concat()].concat());
     for _ in ["the drop-in", "the commands"] {
-        typed.next(operating("The port"), machine, CHECKOUT).await;
+        commands.next(operating("The port"), machine, CHECKOUT).await;
     }
     serves(system, "127.0.0.1:9079".parse().expect("an address")).await;
     serves(system, port_79("127.0.0.1")).await;

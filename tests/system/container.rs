@@ -52,8 +52,8 @@ fn linted(text: &str) -> String {
 fn hadolint_accepts_the_containerfile() {
     let text = read("etc/container/Containerfile");
     assert_eq!(linted(&text), "");
-    let told = linted(&text.replace("STOPSIGNAL", "STOPSINGAL"));
-    assert!(told.contains("STOPSINGAL") || told.contains("unexpected"), "{told}");
+    let output = linted(&text.replace("STOPSIGNAL", "STOPSINGAL"));
+    assert!(output.contains("STOPSINGAL") || output.contains("unexpected"), "{output}");
 }
 
 /// An image has what the packages of a release have.

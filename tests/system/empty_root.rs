@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::support::client::Client;
-use crate::support::container::ANYBODY;
+use crate::support::container::ARBITRARY_USER;
 use crate::support::executor::Executor;
 use crate::support::gateway::{BINARY, Builder, Gateway, open_to_all};
 use crate::support::process::field;
@@ -94,7 +94,7 @@ async fn static_program_serves_in_an_empty_root() {
         let root = empty_root(etc);
         let mut builder = Builder::new(&system);
         builder.hosts = format!("{zookeeper}{}", system.chroot());
-        let mut gateway = start(builder, root.path(), ANYBODY).await;
+        let mut gateway = start(builder, root.path(), ARBITRARY_USER).await;
         gateway.ready().await;
         let pid = process_1(&gateway);
         assert_eq!(field(pid, "Uid:"), "1000660000 1000660000 1000660000 1000660000");

@@ -1,8 +1,8 @@
 //! What is in `etc/kubernetes`: rendered by kustomize, valid by the schemas of its kinds, and what no
 //! schema knows: that its parts fit each other, and the configuration in it.
 
-mod facts;
-mod started;
+mod consistency;
+mod container;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -76,9 +76,9 @@ fn validated(yaml: &str) -> Result<Rendered, String> {
     if !status.success() {
         return Err(String::from_utf8_lossy(&stderr).into_owned());
     }
-    let mut told: Value = serde_json::from_slice(&stdout).expect("JSON");
-    let Value::Array(objects) = told["objects"].take() else { panic!("no objects") };
-    Ok(Rendered { objects, toml: told["toml"]["zuul-fingergw.toml"].take() })
+    let mut output: Value = serde_json::from_slice(&stdout).expect("JSON");
+    let Value::Array(objects) = output["objects"].take() else { panic!("no objects") };
+    Ok(Rendered { objects, toml: output["toml"]["zuul-fingergw.toml"].take() })
 }
 
 /// What is in a directory below `etc/kubernetes`, all of which are rendered and validated once.

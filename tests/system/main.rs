@@ -6,9 +6,9 @@ mod boot;
 mod container;
 mod empty_root;
 mod kubernetes;
+mod monitoring;
 mod packages;
 mod quadlet;
 #[allow(dead_code, reason = "shared with the other test binaries")]
 #[path = "../support/mod.rs"]
 mod support;
-mod watching;

@@ -17,12 +17,12 @@ use tokio::task::JoinSet;
 use crate::support::certificates::Identity;
 use crate::support::checkout::top;
 use crate::support::client::Client;
-use crate::support::debian_root::{Machine, Root, beside_debian};
+use crate::support::debian_root::{Machine, Root, with_debian};
 use crate::support::executor::Executor;
-use crate::support::flow::Flow;
 use crate::support::gateway::{BINARY, Builder};
+use crate::support::page_commands::PageCommands;
+use crate::support::running_stream::RunningStream;
 use crate::support::system::System;
-use crate::support::typed::Typed;
 use crate::support::zookeeper::ZooKeeper;
 use crate::support::{tool, within};
 
@@ -110,8 +110,8 @@ fn packages_are_reproducible() {
 fn lintian_accepts_the_package() {
     let mut lintian = Command::new("lintian");
     lintian.args(["--fail-on", "error,warning", "--tag-display-limit", "0"]);
-    let said = tool(lintian.arg(&first().deb));
-    assert_eq!(said, "");
+    let output = tool(lintian.arg(&first().deb));
+    assert_eq!(output, "");
 }
 
 /// What an operator looks for. Both packages have the same, by their own rules of where it lies.
@@ -160,8 +160,8 @@ fn packages_have_all_files() {
     let fields = tool(Command::new("dpkg-deb").arg("--field").arg(deb).args(relations));
     assert_eq!(fields.matches(": zuul-fingergw\n").count(), 3, "{fields}");
     let relations = ["--conflicts", "--provides"];
-    let told = tool(Command::new("rpm").args(["--query", "--package"]).args(relations).arg(rpm));
-    assert_eq!(told.lines().filter(|line| *line == "zuul-fingergw").count(), 2, "{told}");
+    let output = tool(Command::new("rpm").args(["--query", "--package"]).args(relations).arg(rpm));
+    assert_eq!(output.lines().filter(|line| *line == "zuul-fingergw").count(), 2, "{output}");
 }
 
 fn same(path: &str) -> (String, String) {
@@ -173,8 +173,8 @@ fn same(path: &str) -> (String, String) {
 fn licences_of_all_crates_are_listed() {
     let script = top().join("etc/packages/third-party");
     // As released.
-    let told = tool(Command::new(script).arg("otlp").env("CARGO", env!("CARGO")));
-    let (list, texts) = told.split_once("\n====").expect("texts behind the list");
+    let output = tool(Command::new(script).arg("otlp").env("CARGO", env!("CARGO")));
+    let (list, texts) = output.split_once("\n====").expect("texts behind the list");
     for line in ["rustls ", "tokio ", "zookeeper-client ", "aws-lc-sys ", "tonic-prost "] {
         let line =
             list.lines().find(|found| found.starts_with(line)).unwrap_or_else(|| panic!("{line}"));
@@ -226,15 +226,15 @@ fn release_of_an_unclean_or_unlisted_version_is_rejected() {
     for entry in ["1.2.4 - 2026-01-02", "1.2.3", "1.2.3-rc.1 - 2026-01-02", "11.2.3 - 2026-01-02"] {
         write("docs/CHANGELOG.md", &format!("# Changelog\n\n## {entry}\n"));
         git(&["commit", "--quiet", "--all", "--message", entry]);
-        let said = release();
-        assert!(said.contains(&format!("begins with \"{entry}\"")), "{said}");
+        let printed = release();
+        assert!(printed.contains(&format!("begins with \"{entry}\"")), "{printed}");
     }
     // This one would be made, but is already.
     write("docs/CHANGELOG.md", "# Changelog\n\n## 1.2.3 - 2026-01-02\n\n## 1.2.2 - 2026-01-01\n");
     git(&["commit", "--quiet", "--all", "--message", "good"]);
     write("target/release-1.2.3/SHA256SUMS", "");
-    let said = release();
-    assert!(said.contains("target/release-1.2.3 is there already"), "{said}");
+    let printed = release();
+    assert!(printed.contains("target/release-1.2.3 is there already"), "{printed}");
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn shells_complete_the_command_line() {
 /// How one kind of package is handled. Installing and upgrading is what the pages say.
 struct Kind {
     file: fn(&Packages) -> &Path,
-    typed: fn() -> Typed,
+    commands: fn() -> PageCommands,
     /// How many blocks docs/upgrading.md has for it.
     upgrade: usize,
     /// The same version once more.
@@ -309,7 +309,7 @@ struct Kind {
 
 const DEBIAN: Kind = Kind {
     file: |packages| &packages.deb,
-    typed: || Typed::on("deb"),
+    commands: || PageCommands::on("deb"),
     upgrade: 2,
     again: "dpkg --install",
     version: "dpkg-query --show --showformat='${Version}' zuul-fingergw-rs",
@@ -319,7 +319,7 @@ const DEBIAN: Kind = Kind {
 
 const RPM: Kind = Kind {
     file: |packages| &packages.rpm,
-    typed: || Typed::on("rpm"),
+    commands: || PageCommands::on("rpm"),
     upgrade: 1,
     again: "rpm --force-debian --nodeps --upgrade --replacepkgs",
     version: "rpm --query --queryformat '%{VERSION}-%{RELEASE}' zuul-fingergw-rs",
@@ -354,7 +354,7 @@ const FINGER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 fn a_life(kind: &'static Kind) {
     // Made before: a session with ZooKeeper does not wait for so long.
     let packages = [(first(), "/root/first"), (second(), "/root/second")];
-    beside_debian(async move || live(kind, packages).await);
+    with_debian(async move || live(kind, packages).await);
 }
 
 async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
@@ -375,14 +375,14 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     machine.succeeds(&format!("chmod +x /usr/bin/dnf && {others}")).await;
     let before = files(&machine).await;
 
-    let mut typed = (kind.typed)();
+    let mut commands = (kind.commands)();
     machine.root.write(UPSTREAMS, UPSTREAM);
     machine.succeeds("systemctl daemon-reload && systemctl enable --now zuul-fingergw").await;
-    let said = typed.next(("README.md", "Install"), &machine, packages[0].1).await;
-    assert!(said.contains(&format!("{UPSTREAMS} comes before")), "{said}");
+    let output = commands.next(("README.md", "Install"), &machine, packages[0].1).await;
+    assert!(output.contains(&format!("{UPSTREAMS} comes before")), "{output}");
     // What runs is nothing of ours.
     machine.succeeds("systemctl is-active zuul-fingergw").await;
-    typed.next(("docs/upgrading.md", "From Zuul's own gateway"), &machine, "/").await;
+    commands.next(("docs/upgrading.md", "From Zuul's own gateway"), &machine, "/").await;
     // Nobody has configured it.
     for unit in ["zuul-fingergw.service", "zuul-fingergw.socket"] {
         let asked = format!("systemctl is-enabled {unit}; systemctl is-active {unit}; true");
@@ -390,18 +390,18 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     }
     machine.succeeds("id zuul-fingergw && zuul-fingergw --version").await;
 
-    typed.next(("docs/packages.md", "The packages"), &machine, "/").await;
+    commands.next(("docs/packages.md", "The packages"), &machine, "/").await;
     configure(&system, &machine);
-    typed.next(("docs/operating.md", "File permissions"), &machine, "/").await;
-    typed.next(("docs/packages.md", "The packages"), &machine, "/").await;
-    typed.next(("docs/operating.md", "Upgrade"), &machine, "/").await;
+    commands.next(("docs/operating.md", "File permissions"), &machine, "/").await;
+    commands.next(("docs/packages.md", "The packages"), &machine, "/").await;
+    commands.next(("docs/operating.md", "Upgrade"), &machine, "/").await;
     assert!(system.entries().await.is_empty() && TcpStream::connect(FINGER).await.is_err());
-    typed
+    commands
         .next(("docs/quick-start.md", "Two minutes: beside the Zuul you have"), &machine, "/")
         .await;
     let begin = machine.succeeds("systemctl show --value --property=MainPID zuul-fingergw").await;
     assert_ne!(begin, "0\n");
-    upgrade(kind, &system, &machine, &mut typed).await;
+    upgrade(kind, &system, &machine, &mut commands).await;
     let now = machine.succeeds("systemctl show --value --property=MainPID zuul-fingergw").await;
     assert!(now != "0\n" && now != begin, "{begin}{now}");
 
@@ -428,8 +428,8 @@ async fn without_zookeeper(kind: &Kind, machine: &Machine) {
     machine.root.write("/root/timeout", "#!/bin/sh\nshift\nexec /root/real 5 \"$@\"\n");
     let replace = "cp -a /usr/bin/timeout /root/real && install /root/timeout /usr/bin/timeout";
     machine.succeeds(replace).await;
-    let said = machine.succeeds(&format!("{} /root/second/zuul* 2>&1", kind.again)).await;
-    assert!(said.contains("zuul-fingergw is not back yet"), "{said}");
+    let output = machine.succeeds(&format!("{} /root/second/zuul* 2>&1", kind.again)).await;
+    assert!(output.contains("zuul-fingergw is not back yet"), "{output}");
     let state = "systemctl show --value --property=ActiveState zuul-fingergw";
     assert_eq!(machine.succeeds(state).await, "activating\n");
     assert!(TcpStream::connect(FINGER).await.is_ok(), "who comes meanwhile waits");
@@ -441,9 +441,9 @@ async fn files(machine: &Machine) -> BTreeSet<String> {
     let books = ["/var/lib/dpkg", "/var/lib/rpm", "/var/log/journal", "/var/log/dpkg.log"];
     let more_books = ["/var/lib/apt", "/var/log/apt"];
     let timers = ["/root", "/var/lib/systemd/timers", "/var/lib/systemd/random-seed"];
-    let left_out = [&outside[..], &books, &more_books, &timers].concat().join(" -o -path ");
+    let report_skipped = [&outside[..], &books, &more_books, &timers].concat().join(" -o -path ");
     let found =
-        machine.succeeds(&format!("find / \\( -path {left_out} \\) -prune -o -print")).await;
+        machine.succeeds(&format!("find / \\( -path {report_skipped} \\) -prune -o -print")).await;
     found.lines().map(str::to_owned).collect()
 }
 
@@ -468,10 +468,10 @@ fn configure(system: &System, machine: &Machine) {
 }
 
 /// A stream that runs has the time of the grace, and nobody who comes is refused.
-async fn upgrade(kind: &Kind, system: &System, machine: &Machine, typed: &mut Typed) {
+async fn upgrade(kind: &Kind, system: &System, machine: &Machine, commands: &mut PageCommands) {
     const LOG: &str = "one line\nand another\n";
     assert!(machine.succeeds(kind.version).await.ends_with("-1"));
-    let mut flow = Flow::start(system, FINGER).await;
+    let mut stream = RunningStream::start(system, FINGER).await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let serving = tokio::spawn(async move {
@@ -495,14 +495,14 @@ async fn upgrade(kind: &Kind, system: &System, machine: &Machine, typed: &mut Ty
     let page = ("docs/upgrading.md", "To a newer version of this program");
     let upgrading = async {
         for _ in 0..kind.upgrade {
-            typed.next(page, machine, "/root/second").await;
+            commands.next(page, machine, "/root/second").await;
         }
         enough.send_replace(true);
     };
     let streaming = async {
         system.until("the old one to go", <[_]>::is_empty).await;
-        flow.goes_on("while it is replaced\n").await;
-        flow.ends().await;
+        stream.pass("while it is replaced\n").await;
+        stream.finish().await;
     };
     tokio::join!(upgrading, streaming);
     while let Some(served) = within("the clients to end", clients.join_next()).await {

@@ -52,7 +52,7 @@ fn seconds(time: &str) -> u64 {
 
 #[test]
 fn generated_unit_waits_for_streams() {
-    let unit = generated(&quadlet()).unwrap_or_else(|told| panic!("{told}"));
+    let unit = generated(&quadlet()).unwrap_or_else(|text| panic!("{text}"));
     let directory = TempDir::new().expect("a directory");
     let path = directory.path().join("zuul-fingergw.service");
     fs::write(&path, &unit).expect("a file");
@@ -61,8 +61,8 @@ fn generated_unit_waits_for_streams() {
         .arg(&path)
         .output()
         .expect("systemd-analyze");
-    let told = String::from_utf8_lossy(&stderr);
-    assert!(status.success() && !told.contains("zuul-fingergw"), "{told}");
+    let text = String::from_utf8_lossy(&stderr);
+    assert!(status.success() && !text.contains("zuul-fingergw"), "{text}");
 
     assert_eq!((value(&unit, "Type"), value(&unit, "NotifyAccess")), ("notify", "all"));
     let run = value(&unit, "ExecStart");
@@ -72,8 +72,8 @@ fn generated_unit_waits_for_streams() {
     let wait = seconds(wait.split(' ').next().expect("a number"));
     assert!(wait >= 2 + 30 + 5 && seconds(value(&unit, "TimeoutStopSec")) > wait);
 
-    let told = generated(&quadlet().replace("ReadOnly=", "ReadOnley=")).expect_err("a fault");
-    assert!(told.contains("unsupported key 'ReadOnley'"), "{told}");
+    let text = generated(&quadlet().replace("ReadOnly=", "ReadOnley=")).expect_err("a fault");
+    assert!(text.contains("unsupported key 'ReadOnley'"), "{text}");
 }
 
 /// All that the unit gives podman counts here too, but for what is systemd's, the bridge's and a name.
@@ -96,9 +96,9 @@ async fn container_serves_with_the_options_of_the_unit() {
     builder.control = Some("/run/zuul-fingergw/control.socket".into());
     builder.write();
     let directory = builder.directory().display().to_string();
-    let unit = generated(&quadlet()).unwrap_or_else(|told| panic!("{told}"));
+    let unit = generated(&quadlet()).unwrap_or_else(|output| panic!("{output}"));
     let mut words = value(&unit, "ExecStart").split(' ').skip(2);
-    let (mut options, mut left_out) = (Vec::new(), Vec::new());
+    let (mut options, mut report_skipped) = (Vec::new(), Vec::new());
     while let Some(word) = words.next() {
         match word {
             "--name" | "--publish" => drop(words.next()),
@@ -107,11 +107,11 @@ async fn container_serves_with_the_options_of_the_unit() {
                 let to = "/etc/zuul/zuul-fingergw.toml";
                 options.push(format!("--volume={directory}/gateway.toml:{to}:ro"));
             }
-            word if ELSEWHERE.contains(&word) => left_out.push(word),
+            word if ELSEWHERE.contains(&word) => report_skipped.push(word),
             word => options.push(word.to_owned()),
         }
     }
-    assert_eq!(left_out.len(), ELSEWHERE.len());
+    assert_eq!(report_skipped.len(), ELSEWHERE.len());
     let image_of_unit = options.pop().expect("an image");
     assert!(image_of_unit.contains("/zuul-fingergw:"), "{image_of_unit}");
 

@@ -97,9 +97,9 @@ impl Listener {
         // IPv4 clients of a listener for both families have addresses such as `::ffff:192.0.2.7`.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let cx = Arc::clone(&self.cx.borrow());
-        let index = usize::from(self.index);
-        let is_tls = cx.acceptors[index].is_some();
-        let is_proxy = access::any_contains(&cx.listeners[index].proxy_protocol, peer.ip());
+        let listener = &cx.listeners[usize::from(self.index)];
+        let is_tls = listener.acceptor.is_some();
+        let is_proxy = access::any_contains(&listener.config.proxy_protocol, peer.ip());
         // A proxy's connection counts for no address until its PROXY header names the client.
         let address_permit = if is_proxy {
             Some(AddressPermit::uncounted())
@@ -147,7 +147,7 @@ impl Listener {
         cx: Arc<Context>,
     ) {
         cx.limiter.record_rejection(reason, peer);
-        let is_tls = cx.acceptors[usize::from(self.index)].is_some();
+        let is_tls = cx.listeners[usize::from(self.index)].acceptor.is_some();
         if !is_tls && let Some(permit) = cx.limiter.rejection() {
             self.sessions.spawn(async move {
                 let _permit = permit;
@@ -228,7 +228,7 @@ mod tests {
 
     /// Each idle stream holds one such task.
     #[test]
-    fn a_session_task_is_small() {
+    fn session_task_is_small() {
         fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
             size_of::<F>()
         }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_of_a_connection_is_counted_and_ends_only_that_connection() {
+    async fn panic_of_a_connection_is_counted_and_ends_only_that_connection() {
         let metrics = Metrics::default();
         let limiter = Arc::new(Limiter::new(metrics.clone()));
         let sessions = TaskTracker::new();

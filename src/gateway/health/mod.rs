@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_that_is_no_longer_registered_is_forgotten() {
+    fn gateway_that_is_no_longer_registered_is_forgotten() {
         let health = GatewayHealth::default();
         let now = Instant::now();
         fail(&health, 1, "refused", FailureKind::Other, now);
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misrouting_is_warned_about_once_until_it_is_fixed_later() {
+    fn misrouting_is_warned_about_once_until_it_is_fixed_later() {
         let health = GatewayHealth::default();
         let now = Instant::now();
         let warns = |port, misrouting, now| health.should_warn(&gateway(port), misrouting, now);
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_of_a_loop_stays_until_the_back_off_is_over() {
+    fn reason_of_a_loop_stays_until_the_back_off_is_over() {
         let health = GatewayHealth::default();
         let now = Instant::now();
         let failed = |reason: &str, kind, now| {

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_is_released_under_the_prefix_it_was_acquired_with() {
+    fn permit_is_released_under_the_prefix_it_was_acquired_with() {
         let table = AddressTable::default();
         let wide = table.try_acquire(client("2001:db8::1", 32), 1);
         let narrow = table.try_acquire(client("2001:db8::1", 128), 1);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_site_has_twice_as_much_for_each_wider_network() {
+    fn ipv6_site_has_twice_as_much_for_each_wider_network() {
         let many = |of: &'static str| (0..4096).map(move |n| of.replace('#', &format!("{n:x}")));
         for (of, permitted) in [
             ("2001:db8:0:1::#", 10),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_shrinks_after_a_burst() {
+    fn table_shrinks_after_a_burst() {
         let table = AddressTable::default();
         let ip = |number: u32| IpAddr::from(number.to_be_bytes());
         let mut permits: Vec<_> = (0..100_000)

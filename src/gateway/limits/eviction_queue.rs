@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_eligible_entry_is_evicted() {
+    fn oldest_eligible_entry_is_evicted() {
         let queue = EvictionQueue::default();
         let entries = [1, 2, 3, 4].map(|value| queue.insert(value));
         assert_eq!(queue.evict(|value| value % 2 == 0), Some(2));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_without_a_value_is_not_evicted() {
+    fn entry_without_a_value_is_not_evicted() {
         let queue = EvictionQueue::default();
         let (first, second) = (queue.reserve(), queue.insert("second"));
         assert_eq!(queue.evict(|_| true), Some("second"));

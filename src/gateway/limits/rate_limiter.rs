@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_in_one_moment_and_then_the_rate() {
+    fn minute_in_one_moment_and_then_the_rate() {
         let (rates, start) = (RateLimiter::default(), Instant::now());
         assert_eq!(burst(&rates, "192.0.2.1", start), 60);
         assert_eq!(burst(&rates, "192.0.2.2", start), 60, "another address has its own");
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_bounded() {
+    fn table_is_bounded() {
         let (rates, now) = (RateLimiter::default(), Instant::now());
         let address = |number: u32| IpAddr::from(number.to_be_bytes());
         for number in 0..200_000 {

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_line_is_a_reply_however_it_is_split() {
+    fn whole_line_is_a_reply_however_it_is_split() {
         for reply in Reply::ALL {
             let line = reply.line().as_bytes();
             assert_eq!(classify(line, false), known(reply));
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manual_page_lists_every_reply() {
+    fn manual_page_lists_every_reply() {
         let page = include_str!("../../../docs/zuul-fingergw.8");
         for reply in Reply::ALL {
             let line = reply.line().trim_end().replace('\'', "\\(aq");

@@ -8,33 +8,30 @@
 //! so the wait for the next byte of a log has no deadline unless the configuration sets one. TCP
 //! keepalive finds peers that vanish meanwhile.
 
+mod context;
+mod end_reason;
 pub(crate) mod splice;
 pub(crate) mod stalled_clients;
 #[cfg(test)]
 mod tests;
 mod timeouts;
 
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::task::consume_budget;
 use tokio::time::{self, Sleep, sleep};
-use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::context::RelayContext;
+pub(crate) use self::end_reason::EndReason;
 use self::splice::PooledPipe;
-use self::stalled_clients::StalledClients;
-use super::limits::CountedClient;
 use super::transport::buffer_pool::Chunk;
 use super::transport::connection::{BULK_READ, Connection, UNACKED_FEW, read_size};
-use crate::config::Limits;
-use crate::telemetry::metrics::Metrics;
-use crate::tls;
 
 /// How long a stream runs before keepalive is enabled: eight system calls, which a short log does
 /// without.
@@ -45,66 +42,6 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long a stream keeps its pipe while the client takes nothing. There are few pipes.
 const PIPE_STALL: Duration = Duration::from_secs(1);
-
-/// What a relay needs of the gateway and of its stream.
-pub(crate) struct RelayContext<'a> {
-    pub(crate) limits: &'a Limits,
-    pub(crate) stalled_clients: &'a StalledClients,
-    pub(crate) metrics: &'a Metrics,
-    /// Cancelled when the gateway aborts all streams.
-    pub(crate) abort: &'a CancellationToken,
-    /// The client, if limits count it by its address.
-    pub(crate) client: Option<CountedClient>,
-    /// When the stream began; `limits.stream_total` counts from here.
-    pub(crate) began: Instant,
-    /// The number of bytes written to the client.
-    pub(crate) bytes: &'a AtomicU64,
-}
-
-impl RelayContext<'_> {
-    fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-}
-
-/// Why a relay ended.
-#[derive(Debug)]
-pub(crate) enum EndReason {
-    /// The upstream closed cleanly after sending data.
-    Finished,
-    /// The connection to the upstream failed.
-    UpstreamFailed(io::Error),
-    /// The client closed TLS without a close_notify, reset the connection, or vanished.
-    ClientLeft(Option<io::Error>),
-    /// The client took nothing within the write deadline.
-    ClientStalled,
-    /// Too many clients took nothing, this one for longest.
-    ClientEvicted,
-    /// The gateway stops and its grace period is over.
-    Stopped,
-    /// No byte was relayed for `limits.stream_idle`.
-    Idle,
-    /// The stream ran for `limits.stream_total`.
-    TooLong,
-}
-
-impl fmt::Display for EndReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Finished => f.write_str("finished"),
-            Self::UpstreamFailed(error) => {
-                write!(f, "connection to the hop failed: {}", tls::describe(error))
-            }
-            Self::ClientLeft(None) => f.write_str("client left"),
-            Self::ClientLeft(Some(error)) => write!(f, "client left: {}", tls::describe(error)),
-            Self::ClientStalled => f.write_str("client stopped reading"),
-            Self::ClientEvicted => f.write_str("client evicted because too many do not read"),
-            Self::Stopped => f.write_str("stopped"),
-            Self::Idle => f.write_str("idle for limits.stream_idle"),
-            Self::TooLong => f.write_str("open for limits.stream_total"),
-        }
-    }
-}
 
 /// Copies the log, which begins with `first`, until one side ends or the gateway aborts its streams.
 /// Closes neither connection.

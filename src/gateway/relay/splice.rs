@@ -240,7 +240,7 @@ mod tests {
 
     /// With the end after the mark, splice(2) returns 0 as it does at the end.
     #[tokio::test]
-    async fn a_mark_of_urgent_data_is_not_the_end() {
+    async fn mark_of_urgent_data_is_not_the_end() {
         let _serial = SERIAL.lock().await;
         let (mut source, from) = pair().await;
         source.write_all(b"before").await.unwrap();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pipe_that_is_not_empty_does_not_return_to_the_pool() {
+    async fn pipe_that_is_not_empty_does_not_return_to_the_pool() {
         let _serial = SERIAL.lock().await;
         let (mut source, from) = pair().await;
         let mut pipe = PooledPipe::acquire().expect("a pipe");
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_number_of_pipes_is_bounded() {
+    async fn number_of_pipes_is_bounded() {
         let _serial = SERIAL.lock().await;
         let many: Vec<_> = std::iter::from_fn(PooledPipe::acquire).take(2 * PIPES).collect();
         assert!(many.len() <= PIPES, "{} pipes", many.len());

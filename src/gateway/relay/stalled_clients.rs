@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::EndReason;
+use super::end_reason::EndReason;
 use crate::config::Limits;
 use crate::gateway::limits::CountedClient;
 

@@ -1,15 +1,22 @@
 //! Tests of the relay over connections in memory, with paused time.
 
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
+use super::stalled_clients::StalledClients;
 use super::*;
+use crate::config::Limits;
 use crate::gateway::transport::buffer_pool::PooledBuffer;
 use crate::gateway::transport::in_memory::{self, Peer};
 use crate::gateway::transport::socket::Socket;
+use crate::telemetry::metrics::Metrics;
 
 /// A stream with a client and an upstream in memory, and what its relay shares with others.
 struct Setup {
@@ -69,7 +76,7 @@ async fn expect(client: &mut Peer, bytes: &[u8]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_ends_is_relayed_to_its_last_byte() {
+async fn log_that_ends_is_relayed_to_its_last_byte() {
     let setup = Setup::new(|_| {});
     let (upstream, mut hop) = connection();
     let (client, mut client_peer) = connection();
@@ -87,7 +94,7 @@ async fn a_log_that_ends_is_relayed_to_its_last_byte() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_fails_after_some_bytes_is_not_a_finished_log() {
+async fn upstream_that_fails_after_some_bytes_is_not_a_finished_log() {
     let setup = Setup::new(|_| {});
     let (upstream, hop) = connection();
     let (client, mut client_peer) = connection();
@@ -101,7 +108,7 @@ async fn an_upstream_that_fails_after_some_bytes_is_not_a_finished_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_resets_ends_an_idle_stream() {
+async fn client_that_resets_ends_an_idle_stream() {
     let setup = Setup::new(|_| {});
     let (upstream, _hop) = connection();
     let (client, mut client_peer) = connection();
@@ -114,7 +121,7 @@ async fn a_client_that_resets_ends_an_idle_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_half_closes_gets_the_rest_of_the_log() {
+async fn client_that_half_closes_gets_the_rest_of_the_log() {
     let setup = Setup::new(|_| {});
     let (upstream, mut hop) = connection();
     let (client, mut client_peer) = connection();
@@ -131,7 +138,7 @@ async fn a_client_that_half_closes_gets_the_rest_of_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_to_a_client_that_is_gone_ends_the_stream() {
+async fn write_to_a_client_that_is_gone_ends_the_stream() {
     let setup = Setup::new(|_| {});
     let (upstream, mut hop) = connection();
     let (client, mut client_peer) = connection();
@@ -146,7 +153,7 @@ async fn a_write_to_a_client_that_is_gone_ends_the_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_reads_nothing_ends_the_stream_at_the_write_deadline() {
+async fn client_that_reads_nothing_ends_the_stream_at_the_write_deadline() {
     let setup = Setup::new(|limits| limits.write_timeout = Duration::from_secs(300));
     let (upstream, _hop) = connection();
     let (client, _client_peer) = in_memory::connection(4);
@@ -158,7 +165,7 @@ async fn a_client_that_reads_nothing_ends_the_stream_at_the_write_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_reads_slowly_keeps_its_stream() {
+async fn client_that_reads_slowly_keeps_its_stream() {
     let setup = Setup::new(|limits| limits.write_timeout = Duration::from_secs(300));
     let (upstream, hop) = connection();
     let (client, mut client_peer) = in_memory::connection(1);
@@ -175,7 +182,7 @@ async fn a_client_that_reads_slowly_keeps_its_stream() {
 
 /// A log smaller than the kernel's buffers never makes a write wait.
 #[tokio::test(start_paused = true)]
-async fn a_client_that_acknowledges_nothing_of_an_idle_log_is_stalled() {
+async fn client_that_acknowledges_nothing_of_an_idle_log_is_stalled() {
     let setup = Setup::new(|limits| limits.write_timeout = Duration::from_secs(300));
     let (upstream, _hop) = connection();
     let (client, client_peer) = connection();
@@ -187,7 +194,7 @@ async fn a_client_that_acknowledges_nothing_of_an_idle_log_is_stalled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_acknowledges_an_idle_log_late_is_not_stalled() {
+async fn client_that_acknowledges_an_idle_log_late_is_not_stalled() {
     let setup = Setup::new(|limits| limits.write_timeout = Duration::from_secs(300));
     let (upstream, hop) = connection();
     let (client, client_peer) = connection();
@@ -229,7 +236,7 @@ async fn too_many_stalled_clients_evict_the_one_that_waits_longest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_stream_ends_at_the_idle_timeout() {
+async fn idle_stream_ends_at_the_idle_timeout() {
     let idle = Duration::from_secs(160);
     let setup = Setup::new(|limits| limits.stream_idle = Some(idle));
     let (upstream, mut hop) = connection();
@@ -254,7 +261,7 @@ async fn an_idle_stream_ends_at_the_idle_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_flows_ends_at_the_total_timeout() {
+async fn stream_that_flows_ends_at_the_total_timeout() {
     let setup = Setup::new(|limits| limits.stream_total = Some(Duration::from_secs(3600)));
     let (upstream, mut hop) = connection();
     let (client, _client_peer) = connection();
@@ -275,7 +282,7 @@ async fn a_stream_that_flows_ends_at_the_total_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_abort_ends_a_stream_even_while_its_client_is_stalled() {
+async fn abort_ends_a_stream_even_while_its_client_is_stalled() {
     for buffer in [4, 1 << 20] {
         let setup = Setup::new(|_| {});
         let (upstream, _hop) = connection();
@@ -321,7 +328,7 @@ async fn pipes_in_use(count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_client_gives_its_pipe_back_and_gets_the_whole_log() {
+async fn stalled_client_gives_its_pipe_back_and_gets_the_whole_log() {
     let _serial = splice::SERIAL.lock().await;
     let (mut hop, upstream) = tcp_pair().await;
     let (mut client_peer, client) = tcp_pair().await;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{EndReason, RelayContext};
+use super::context::RelayContext;
+use super::end_reason::EndReason;
 
 /// Comparisons within one idle timeout: an idle stream ends this part of the timeout late at most.
 const CHECKS: u32 = 16;

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_is_one_line_whatever_peers_write() {
+    fn denial_is_one_line_whatever_peers_write() {
         let names = vec!["a\nb".to_owned(), "\u{1b}[2J".to_owned()];
         for denial in [Denial::Client(names), Denial::Tenant(Some("x\r\ny".to_owned()))] {
             assert!(!denial.to_string().contains(char::is_control), "{denial}");

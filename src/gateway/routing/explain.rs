@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_health_of_a_gateway_is_reported_and_that_of_an_executor_is_not() {
+    fn health_of_a_gateway_is_reported_and_that_of_an_executor_is_not() {
         let health = GatewayHealth::default();
         let now = Instant::now();
         let gateway = Gateway {

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_zones_of_executor_and_gateway_decide() {
+    fn zones_of_executor_and_gateway_decide() {
         let gateways = [
             gateway("west1", Some("west")),
             gateway("east1", Some("east")),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_with_our_own_address_is_no_candidate() {
+    fn gateway_with_our_own_address_is_no_candidate() {
         let gateways = [gateway("own", Some("west")), gateway("west1", Some("west"))];
         let hops = candidates(executor(Some("west")), &own(Some("east")), &gateways);
         assert_eq!(hosts(&hops), ["west1", "ze01"]);
@@ -245,7 +245,7 @@ mod tests {
     proptest! {
         /// The executor comes last, once; all before it are gateways of its zone and not of ours.
         #[test]
-        fn the_executor_is_last_after_gateways_of_its_zone(
+        fn executor_is_last_after_gateways_of_its_zone(
             ours in prop::option::of("[ab]"),
             theirs in prop::option::of("[abc]"),
             zones in prop::collection::vec(prop::option::of("[abc]"), 0..8),

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_record_has_to_be_whole() {
+    fn first_record_has_to_be_whole() {
         let short = hello(200, 16_384);
         let head = |count: usize| &short[..count.min(9)];
         for count in 0..short.len() {
@@ -152,14 +152,14 @@ mod tests {
     /// A first record in which the length of the message is not whole, so that the next record's
     /// header would be taken for it.
     #[test]
-    fn a_first_record_shorter_than_a_messages_header_is_invalid() {
+    fn first_record_shorter_than_a_messages_header_is_invalid() {
         for record in 1..MESSAGE_HEADER {
             assert!(is_invalid(&hello(65_000, record)), "{record}");
         }
     }
 
     #[test]
-    fn a_first_record_of_another_type_is_invalid() {
+    fn first_record_of_another_type_is_invalid() {
         let warning = [21, 3, 1, 0, 2, 1, 90];
         let followed = [&warning[..], &hello(65_000, 16_384)].concat();
         assert!(is_invalid(&followed));

@@ -8,7 +8,7 @@ use rustls::HandshakeKind;
 use tracing::field::display;
 use tracing::warn;
 
-use super::ClientInfo;
+use super::client_info::ClientInfo;
 use super::outcome::Outcome;
 use super::request::BuildRequest;
 use crate::gateway::context::Context;
@@ -67,7 +67,7 @@ impl<'a> Observer<'a> {
             limits: &self.cx.limits,
             stalled_clients: &self.cx.stalled_clients,
             metrics: &self.cx.metrics,
-            abort: &self.cx.cut,
+            abort: &self.cx.abort,
             client: self.client.counted(),
             began: self.began,
             bytes: self.stream.byte_counter(),

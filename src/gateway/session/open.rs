@@ -9,9 +9,10 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::client_hello::{Arrival, arrival};
+use super::client_info::ClientInfo;
+use super::closing::send_reply;
 use super::outcome::Outcome;
 use super::proxy_protocol::{ProxyHeaderError, read_header};
-use super::{ClientInfo, send_reply};
 use crate::config::Limits;
 use crate::gateway::context::Context;
 use crate::gateway::protocol::reply::{Reply, ReplyError};
@@ -43,7 +44,7 @@ async fn proxied_client(
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
     let ClientInfo { peer, index, .. } = *client;
-    let tls = cx.acceptors[usize::from(index)].is_some();
+    let tls = cx.listeners[usize::from(index)].acceptor.is_some();
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
     let patience = if tls { handshake_timeout } else { request_timeout };
     let address = match timeout(patience, read_header(&mut stream)).await {
@@ -89,7 +90,7 @@ pub(super) async fn accept_tls(
     client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<Connection, Outcome> {
-    match &cx.acceptors[usize::from(client.index)] {
+    match &cx.listeners[usize::from(client.index)].acceptor {
         None => Ok(Connection::Plain(Socket::from_client(stream))),
         Some(acceptor) => Box::pin(handshake(stream, client, acceptor, cx)).await,
     }

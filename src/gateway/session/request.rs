@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep_until, timeout};
 use tracing::debug;
 
-use super::ClientInfo;
+use super::client_info::ClientInfo;
 use super::outcome::Outcome;
 use crate::gateway::context::Context;
 use crate::gateway::protocol::reply::{Reply, ReplyError};
@@ -72,12 +72,12 @@ pub(super) async fn read_request(
 
 /// What the rules of the listener allow to `client`, if there are any.
 fn access<'c>(connection: &Connection, client: &ClientInfo, cx: &'c Context) -> Option<Access<'c>> {
-    let index = usize::from(client.index);
-    let names = || match (connection.peer_certificates(), &cx.acceptors[index]) {
+    let listener = &cx.listeners[usize::from(client.index)];
+    let names = || match (connection.peer_certificates(), &listener.acceptor) {
         (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
         _ => Vec::new(),
     };
-    Access::new(&cx.listeners[index].allow, client.peer.ip(), names)
+    Access::new(&listener.config.allow, client.peer.ip(), names)
 }
 
 /// Looks up where `build` runs, if the client may have its log, and begins the span of the request.

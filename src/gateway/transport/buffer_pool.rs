@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_keeps_few_idle_buffers() {
+    fn thread_keeps_few_idle_buffers() {
         let many: Vec<_> = (0..3 * IDLE_PER_THREAD).map(|_| PooledBuffer::acquire()).collect();
         assert!(many.iter().all(|buffer| buffer.len() == BUFFER_SIZE));
         drop(many);

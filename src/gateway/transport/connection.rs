@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_chunk_is_what_is_there_and_an_empty_one_the_end() {
+    async fn chunk_is_what_is_there_and_an_empty_one_the_end() {
         let (mut connection, mut peer) = connection();
         peer.stream.write_all(&[b'x'; 20_000]).await.unwrap();
         assert_eq!(connection.read_chunk(16_384).await.unwrap().len(), 16_384);
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_half_closes_is_gone_only_after_an_error() {
+    async fn peer_that_half_closes_is_gone_only_after_an_error() {
         let (mut connection, mut peer) = connection();
         peer.stream.write_all(b"unwanted").await.unwrap();
         peer.stream.shutdown().await.unwrap();
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_bounded_number_of_unwanted_bytes_is_read() {
+    async fn bounded_number_of_unwanted_bytes_is_read() {
         let (mut connection, mut peer) = connection();
         let mut sent = 0;
         let endless = async {
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_graceful_close_ends_when_the_peer_closes() {
+    async fn graceful_close_ends_when_the_peer_closes() {
         let (mut connection, mut peer) = connection();
         connection.write_all(b"log").await.unwrap();
         let began = Instant::now();
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_graceful_close_does_not_wait_long_for_a_peer_that_does_not_close() {
+    async fn graceful_close_does_not_wait_long_for_a_peer_that_does_not_close() {
         let (mut connection, peer) = connection();
         connection.write_all(b"log").await.unwrap();
         let began = Instant::now();
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_graceful_close_resets_a_peer_that_takes_nothing_for_the_write_deadline() {
+    async fn graceful_close_resets_a_peer_that_takes_nothing_for_the_write_deadline() {
         let (mut connection, peer) = connection();
         connection.write_all(&[b'x'; 100_000]).await.unwrap();
         peer.set_unacked_bytes(100_000);
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_abort_resets_after_everything_has_arrived_or_the_deadline() {
+    async fn abort_resets_after_everything_has_arrived_or_the_deadline() {
         for (unacked, taken_after, expected) in [
             (0, Duration::ZERO, Duration::ZERO),
             (1, DEADLINE / 2, DEADLINE / 2),
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_abort_without_time_resets_immediately() {
+    async fn abort_without_time_resets_immediately() {
         let (mut connection, peer) = connection();
         connection.write_all(b"log").await.unwrap();
         peer.set_unacked_bytes(3);

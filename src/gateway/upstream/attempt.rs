@@ -40,47 +40,47 @@ const REPLY_READ: usize = 1024;
 #[derive(Debug, Error)]
 pub(crate) enum AttemptError {
     /// TCP did not connect, or the request was not sent, within the connect deadline.
-    #[error("no connection in time")]
+    #[error("connect timed out")]
     ConnectTimeout,
     /// The TLS handshake did not end within the connect deadline.
-    #[error("no connection in time")]
+    #[error("TLS handshake timed out")]
     HandshakeTimeout,
     /// The name, the connection or the request failed.
-    #[error("{}{}", .0, local_port_hint(.0))]
+    #[error("cannot connect: {}{}", .0, local_port_hint(.0))]
     Connect(#[source] io::Error),
     #[error("TLS: {}", tls::describe(.0))]
     Tls(#[source] io::Error),
     /// The gateway speaks TLS and this one has no certificate.
-    #[error("it speaks TLS; set tls.cert, tls.key and tls.ca")]
+    #[error("the gateway requires TLS; set tls.cert, tls.key and tls.ca")]
     NoCertificate,
     /// Too many requests for the build wait for the first byte from this gateway.
-    #[error("too many requests for this build wait for it")]
+    #[error("too many requests for this build wait for the gateway's first byte")]
     TooManyForBuild,
     /// The gateway replied that too many gateways have sent the request; its certificate has these
     /// names.
-    #[error("too many gateways have sent the request: {0}")]
+    #[error("too many gateways have forwarded the request: {0}")]
     Loop(String),
     /// The hop has an address that this gateway listens on, or is registered with.
-    #[error("its address is that of this gateway itself")]
+    #[error("the address is this gateway's own")]
     Ourselves,
     /// No slot to ask this executor became free in time.
     #[error("too many requests wait for this executor's first byte")]
     Busy,
     /// The gateway serves another zone than its registry entry says; its certificate has these names.
-    #[error("a gateway of another zone answers: {0}")]
+    #[error("a gateway of another zone replied: {0}")]
     WrongZone(String),
     /// The hop closed without a byte, or sent nothing in time. A log has at least its first line
     /// before a client can ask for it.
-    #[error("the next hop said nothing")]
+    #[error("the hop sent no data")]
     Silent,
     /// The connection failed before the first byte.
     #[error("connection to the hop failed: {}", tls::describe(.0))]
     Reset(#[source] io::Error),
     /// Another hop was faster, or was tried instead.
-    #[error("overtaken: nothing within {0:?}")]
+    #[error("superseded by another hop: no data within {0:?}")]
     TooSlow(Duration),
     /// A gateway sent a reply instead of a log: this line.
-    #[error("the gateway answered: {}", Excerpt::new(.line.trim_ascii_end()))]
+    #[error("the gateway replied: {}", Excerpt::new(.line.trim_ascii_end()))]
     Replied { reply: PeerReply, line: Box<[u8]> },
 }
 
@@ -409,7 +409,7 @@ mod tests {
     use super::server_name;
 
     #[test]
-    fn the_server_name_is_ascii_without_final_dot_and_interface() {
+    fn server_name_is_ascii_without_final_dot_and_interface() {
         let name = |host| server_name(host).map(|name| name.to_str().into_owned()).ok();
         assert_eq!(name("gw.example.org."), name("gw.example.org"));
         assert_eq!(name("192.0.2.1").as_deref(), Some("192.0.2.1"));

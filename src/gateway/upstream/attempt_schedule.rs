@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_attempt_is_replaced_immediately() {
+    fn failed_attempt_is_replaced_immediately() {
         let mut run = Run::new(&[GATEWAY, GATEWAY, EXECUTOR]);
         assert_eq!(run.tries(), 0);
         run.milliseconds = 10;
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_beside_a_running_gateway_does_not_start_the_executor() {
+    fn failure_beside_a_running_gateway_does_not_start_the_executor() {
         let mut run = Run::new(&[GATEWAY, GATEWAY, EXECUTOR]);
         assert_eq!(run.tries(), 0);
         run.wait();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_executor_is_tried_after_its_delay_however_many_gateways_are_left() {
+    fn executor_is_tried_after_its_delay_however_many_gateways_are_left() {
         let mut run = Run::new(&[GATEWAY; 30]);
         run.schedule.executor = Some(30);
         let mut tried = Vec::new();
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_executor_is_never_given_up() {
+    fn executor_is_never_given_up() {
         let mut run = Run::new(&[EXECUTOR, GATEWAY]);
         run.may_hedge = false;
         run.milliseconds = 5000;
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_the_failure_whatever_other_attempts_end_with() {
+    fn refusal_is_the_failure_whatever_other_attempts_end_with() {
         let mut run = Run::new(&[GATEWAY, GATEWAY, EXECUTOR]);
         assert_eq!(run.tries(), 0);
         run.schedule.failed(0, Failure::Refused);

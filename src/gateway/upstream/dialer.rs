@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_next_address_is_tried_immediately_after_a_refusal() {
+    async fn next_address_is_tried_immediately_after_a_refusal() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
         // There are no listeners on the first two.

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_released_slot_goes_to_the_first_waiter() {
+    async fn released_slot_goes_to_the_first_waiter() {
         let slots = ExecutorSlots::default();
         let mut held = take_all(&slots, 1);
         assert!(slots.try_acquire(&executor(1)).is_none(), "all are taken");
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slot_held_for_a_second_goes_to_a_waiter_and_is_freed_only_once() {
+    async fn slot_held_for_a_second_goes_to_a_waiter_and_is_freed_only_once() {
         let slots = ExecutorSlots::default();
         let held = take_all(&slots, 1);
         let began = Instant::now();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_waiter_gives_up_after_its_patience_and_leaves_no_trace() {
+    async fn waiter_gives_up_after_its_patience_and_leaves_no_trace() {
         let slots = ExecutorSlots::default();
         let held = take_all(&slots, 1);
         let patience = HOLD / 2;
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_report_of_silence_ends_the_waits_for_the_same_build_that_began_before() {
+    async fn report_of_silence_ends_the_waits_for_the_same_build_that_began_before() {
         let slots = ExecutorSlots::default();
         let (mut hanging, _held) = hanging(&slots).await;
         let mut waiting = pin!(acquire(&slots, "ab", PATIENCE));
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_withdraws_a_report_of_silence_and_older_ones_are_ignored() {
+    async fn answer_withdraws_a_report_of_silence_and_older_ones_are_ignored() {
         let slots = ExecutorSlots::default();
         let (mut hanging, mut held) = hanging(&slots).await;
         let mut first = pin!(acquire(&slots, "cd", PATIENCE));

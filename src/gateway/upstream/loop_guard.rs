@@ -149,7 +149,7 @@ mod tests {
 
     /// Eight rounds of requests whose first byte takes most of the time that a wait may be idle.
     #[tokio::test(start_paused = true)]
-    async fn a_wait_goes_on_while_slots_become_free() {
+    async fn wait_goes_on_while_slots_become_free() {
         let (guard, limits) = (LoopGuard::default(), Limits::default());
         let first_byte = limits.connect_timeout - Duration::from_millis(1);
         let began = Instant::now();

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_takes_what_its_address_says() {
+    fn listener_takes_what_its_address_says() {
         for (listener, dialed, takes) in [
             ("[::]:79", "192.0.2.1", true),
             ("[::]:79", "2001:db8::1", true),
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_to_any_address_of_this_host_is_found() {
+    async fn connection_to_any_address_of_this_host_is_found() {
         let listener = TcpListener::bind("0.0.0.0:0").await.expect("a listener");
         let port = listener.local_addr().expect("its address").port();
         let own = OwnAddresses::new([listener.local_addr().expect("its address")], None);

@@ -36,8 +36,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(8);
 const RECONNECT_JITTER: Duration = Duration::from_secs(4);
 
 /// Time that the client has to reconnect within its session, or to establish one, before the servers
-/// are diagnosed.
-const RECONNECT_GRACE: Duration = Duration::from_secs(5);
+/// are diagnosed. Longer than the connection timeout of one server, so that the client gets past a server
+/// that hangs.
+const RECONNECT_GRACE: Duration = Duration::from_secs(8);
 
 /// Wait between two attempts to establish a session in place of one without a connection.
 const REPLACE_INTERVAL: Duration = Duration::from_millis(500);

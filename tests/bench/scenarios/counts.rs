@@ -29,8 +29,8 @@ pub(crate) const COLUMNS: &[&str] = &[
     "instructions/request",
     "allocations/request",
     "allocated KiB/request",
-    "allocations held/quiet stream",
-    "bytes held/quiet stream",
+    "allocations/idle stream",
+    "bytes/idle stream",
 ];
 
 /// Streams that get a line, and how often.
@@ -91,8 +91,8 @@ pub(crate) async fn measure(
         if !entry.cold {
             let tool = Tool::DhatOfStreams;
             let [bytes, blocks] = difference(entry, lab, effort, tool, directory).await?;
-            figures.insert("allocations held/quiet stream", blocks);
-            figures.insert("bytes held/quiet stream", bytes);
+            figures.insert("allocations/idle stream", blocks);
+            figures.insert("bytes/idle stream", bytes);
         }
     }
     Ok(figures)

@@ -7,10 +7,10 @@ use crate::targets::{
 };
 
 /// Quiet streams that upstream is given at most: each costs it a thread, and the rest is known.
-const UPSTREAMS_QUIET: usize = 3000;
+const ZUUL_MAX_STREAMS: usize = 3000;
 
 /// Clients at one moment that upstream is given at most: it does not serve these.
-const UPSTREAMS_BURST: usize = 200;
+const ZUUL_MAX_BURST: usize = 200;
 
 /// How many clients must ask at once for cold requests to be worth their while: each wants thousands
 /// of builds in ZooKeeper.
@@ -26,8 +26,8 @@ impl Scenario {
                 HAPROXY_1,
                 HAPROXY_COPY,
                 HAPROXY_PAIR,
-                Kind::Upstream,
-                Kind::UpstreamPair,
+                Kind::Zuul,
+                Kind::ZuulPair,
                 OURS,
                 OURS_PAIR,
             ]),
@@ -38,23 +38,23 @@ impl Scenario {
                 HAPROXY_COPY,
                 HAPROXY_PAIR,
                 HAPROXY_PAIR_RESUMING,
-                Kind::Upstream,
-                Kind::UpstreamPair,
+                Kind::Zuul,
+                Kind::ZuulPair,
                 OURS,
                 OURS_PAIR,
             ]),
-            Self::Zones => warm(&[Kind::Upstream, OURS]),
+            Self::Zones => warm(&[Kind::Zuul, OURS]),
             Self::Quiet { .. } | Self::Burst { .. } => warm(&[
                 Kind::Direct,
                 HAPROXY,
                 HAPROXY_PAIR,
-                Kind::Upstream,
-                Kind::UpstreamPair,
+                Kind::Zuul,
+                Kind::ZuulPair,
                 OURS,
                 OURS_PAIR,
             ]),
             Self::Idle | Self::Counts => {
-                warm(&[HAPROXY, HAPROXY_PAIR, Kind::Upstream, Kind::UpstreamPair, OURS, OURS_PAIR])
+                warm(&[HAPROXY, HAPROXY_PAIR, Kind::Zuul, Kind::ZuulPair, OURS, OURS_PAIR])
             }
         };
         match self {
@@ -67,15 +67,15 @@ impl Scenario {
                 let zones = |entry: &Entry| [1, 10, 50, 200].map(|zones| Entry { zones, ..*entry });
                 entries = entries.iter().flat_map(zones).collect();
             }
-            Self::Quiet { streams } if streams > UPSTREAMS_QUIET => {
-                entries.retain(|entry| !entry.kind.is_upstream());
+            Self::Quiet { streams } if streams > ZUUL_MAX_STREAMS => {
+                entries.retain(|entry| !entry.kind.is_zuul());
             }
             Self::Burst { clients } => {
                 // Nobody asks for one and the same at one moment.
                 for entry in &mut entries {
                     entry.cold = matches!(entry.kind, Kind::Ours(_) | Kind::OursPair(_));
                 }
-                entries.retain(|entry| clients <= UPSTREAMS_BURST || !entry.kind.is_upstream());
+                entries.retain(|entry| clients <= ZUUL_MAX_BURST || !entry.kind.is_zuul());
             }
             Self::Bulk { .. } | Self::Quiet { .. } | Self::Idle => {}
         }

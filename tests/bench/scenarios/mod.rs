@@ -91,13 +91,16 @@ impl Scenario {
         match self {
             Self::Bulk { streams: 1 } => "One stream at full speed".to_owned(),
             Self::Bulk { streams } => format!("{streams} streams at full speed"),
+            Self::Requests { clients: 1 } => {
+                "Logs of 2 KiB, requested in sequence by 1 client".to_owned()
+            }
             Self::Requests { clients } => {
-                format!("Logs of 2 KiB, {clients} clients, one after the other each")
+                format!("Logs of 2 KiB, requested in sequence by {clients} clients")
             }
             Self::FirstByte => "Connect to first byte, one request at a time".to_owned(),
             Self::Zones => "Connect to first byte, the build in the last of many zones".to_owned(),
-            Self::Quiet { streams } => format!("{streams} quiet streams"),
-            Self::Burst { clients } => format!("{clients} clients at one moment"),
+            Self::Quiet { streams } => format!("{streams} idle streams"),
+            Self::Burst { clients } => format!("{clients} concurrent clients"),
             Self::Idle => "Idle".to_owned(),
             Self::Counts => "Counts".to_owned(),
         }
@@ -178,7 +181,7 @@ impl Scenario {
 pub(crate) async fn start(entry: Entry, lab: &mut Lab) -> Result<Running> {
     let around = Around { zones: entry.zones, ..Around::default() };
     let target = Running::start(entry.kind, &around, lab).await?;
-    target.warm_up(if entry.kind.is_upstream() { 20 } else { 400 }, lab).await?;
+    target.warm_up(if entry.kind.is_zuul() { 20 } else { 400 }, lab).await?;
     Ok(target)
 }
 

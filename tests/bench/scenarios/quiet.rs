@@ -12,7 +12,7 @@ use crate::targets::Running;
 
 /// Streams opened at once; upstream loses connections when there are more (its backlog is 5).
 const AT_ONCE: usize = 64;
-const AT_ONCE_UPSTREAM: usize = 4;
+const ZUUL_CONCURRENT: usize = 4;
 
 /// Lines a second over all streams, each of which gets one.
 const PACE: u32 = 1000;
@@ -26,7 +26,7 @@ pub(super) async fn measure(
     let builds = target.builds(Log::Quiet, streams).await?;
     let interval = Interval::begin(target)?;
     let (before, kernel_before) = (target.usage()?, kernel_memory()?);
-    let at_once = if entry.kind.is_upstream() { AT_ONCE_UPSTREAM } else { AT_ONCE };
+    let at_once = if entry.kind.is_zuul() { ZUUL_CONCURRENT } else { AT_ONCE };
     let job = client::Job::Open { address: target.address, builds: builds.clone(), at_once };
     let opened: Opened = lab.client.ask(&job).await?;
     ensure!(opened.open > 0, "not one stream was opened");

@@ -27,7 +27,7 @@ pub(super) async fn rate(
     let milliseconds = u64::from(effort.milliseconds);
     let count = if entry.cold { COLD_A_SECOND * effort.milliseconds as usize / 1000 } else { WARM };
     let builds = target.builds(Log::Short(SHORT), count).await?;
-    if !entry.cold && !entry.kind.is_upstream() {
+    if !entry.cold && !entry.kind.is_zuul() {
         target.make_known(&builds, lab).await?;
     }
     let interval = Interval::begin(target)?;
@@ -48,7 +48,7 @@ pub(super) async fn first_byte(
     // Of many zones, upstream has some sixty milliseconds a request to do.
     let count = if entry.zones > 0 { effort.requests / 2 } else { effort.requests };
     let builds = target.builds(Log::Short(SHORT), if entry.cold { count } else { WARM }).await?;
-    if !entry.cold && !entry.kind.is_upstream() {
+    if !entry.cold && !entry.kind.is_zuul() {
         target.make_known(&builds, lab).await?;
     }
     let asked: Vec<String> = builds.iter().cycle().take(count).cloned().collect();

@@ -5,7 +5,7 @@
 
 mod haproxy;
 mod ours;
-mod upstream;
+mod zuul_gateway;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -35,8 +35,8 @@ pub(crate) enum Kind {
         /// Whether the first may resume sessions with the second, as it does if nobody forbids it.
         resume: bool,
     },
-    Upstream,
-    UpstreamPair,
+    Zuul,
+    ZuulPair,
     /// Ours; 0 is the one this is about, others are those of `--also`.
     Ours(usize),
     OursPair(usize),
@@ -59,11 +59,11 @@ impl Kind {
 
     /// Whether it is two processes with TLS between them.
     pub(crate) fn is_pair(self) -> bool {
-        matches!(self, Self::HaproxyPair { .. } | Self::UpstreamPair | Self::OursPair(_))
+        matches!(self, Self::HaproxyPair { .. } | Self::ZuulPair | Self::OursPair(_))
     }
 
-    pub(crate) fn is_upstream(self) -> bool {
-        matches!(self, Self::Upstream | Self::UpstreamPair)
+    pub(crate) fn is_zuul(self) -> bool {
+        matches!(self, Self::Zuul | Self::ZuulPair)
     }
 }
 
@@ -76,8 +76,8 @@ impl fmt::Display for Kind {
             Self::Haproxy { .. } => f.write_str("haproxy, copy"),
             Self::HaproxyPair { resume: false } => f.write_str("haproxy TLS pair"),
             Self::HaproxyPair { resume: true } => f.write_str("haproxy TLS pair, resuming"),
-            Self::Upstream => f.write_str("upstream"),
-            Self::UpstreamPair => f.write_str("upstream TLS pair"),
+            Self::Zuul => f.write_str("Zuul"),
+            Self::ZuulPair => f.write_str("Zuul TLS pair"),
             Self::Ours(0) => f.write_str("ours"),
             Self::OursPair(0) => f.write_str("ours TLS pair"),
             Self::Ours(other) => write!(f, "also {other}"),
@@ -127,8 +127,8 @@ impl Running {
             Kind::Direct => {}
             Kind::Haproxy { threads, splice } => running.haproxy(threads, splice).await?,
             Kind::HaproxyPair { resume } => running.haproxy_pair(resume, lab).await?,
-            Kind::Upstream => running.upstream().await?,
-            Kind::UpstreamPair => running.upstream_pair(lab).await?,
+            Kind::Zuul => running.zuul_gateway().await?,
+            Kind::ZuulPair => running.zuul_gateway_pair(lab).await?,
             Kind::Ours(which) => running.ours(which, around, lab).await?,
             Kind::OursPair(which) => running.ours_pair(which, around, lab).await?,
         }

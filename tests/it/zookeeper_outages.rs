@@ -10,13 +10,13 @@ use crate::support::admin::readiness;
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::proxy::{Answers, Proxy};
+use crate::support::registration_failures::{CANNOT_REGISTER, debug_logging, registration_warning};
+use crate::support::running_stream::RunningStream;
 use crate::support::system::{Entry, GATEWAYS, System, request_path};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
-use crate::support::zookeeper_trouble::{TROUBLE, talkative, warned_once};
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
 
@@ -35,7 +35,7 @@ async fn one(system: &System, what: &str, wanted: impl Fn(&Entry) -> bool) -> En
 
 /// A whole log through the gateway.
 async fn serves(system: &System, gateway: &Gateway) {
-    Flow::start(system, gateway.address()).await.ends().await;
+    RunningStream::start(system, gateway.address()).await.finish().await;
 }
 
 /// What the gateway answers for a build that it cannot look up.
@@ -54,7 +54,7 @@ async fn gateway_registers_when_zookeeper_starts_later() {
     let system = System::on(zookeeper).await;
     system.zookeeper.kill().await;
     let mut gateway = Builder::new(&system).log("level = \"debug\"").start().await;
-    let warning = warned_once(&mut gateway).await;
+    let warning = registration_warning(&mut gateway).await;
     assert!(warning.contains("Connection refused"), "{warning}");
     assert!(warning.contains(&system.zookeeper.port.to_string()), "{warning}");
     assert_eq!(answer(&gateway).await, AWAY);
@@ -65,7 +65,7 @@ async fn gateway_registers_when_zookeeper_starts_later() {
     let entry = one(&system, "our entry", |_| true).await;
     says_registered(&mut gateway, &entry.name).await;
     serves(&system, &gateway).await;
-    let warnings = gateway.log().into_iter().filter(|line| line.contains(TROUBLE));
+    let warnings = gateway.log().into_iter().filter(|line| line.contains(CANNOT_REGISTER));
     assert_eq!(warnings.count(), 1);
 }
 
@@ -77,21 +77,21 @@ async fn zookeeper_restart_does_not_affect_streams() {
     let first = one(&system, "our entry", |_| true).await;
     let mut flows = Vec::new();
     for _ in 0..3 {
-        flows.push(Flow::start(&system, gateway.address()).await);
+        flows.push(RunningStream::start(&system, gateway.address()).await);
     }
 
     system.zookeeper.kill().await;
     gateway.status("the loss", |line| line.ends_with("ZooKeeper: connection lost")).await;
-    for flow in &mut flows {
-        flow.goes_on("while ZooKeeper is away\n").await;
+    for stream in &mut flows {
+        stream.pass("while ZooKeeper is away\n").await;
     }
     system.zookeeper.run().await;
     gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
     let entry = one(&system, "one entry", |_| true).await;
     says_registered(&mut gateway, &entry.name).await;
     assert_eq!(entry.name, first.name, "the session outlives a restart");
-    for flow in flows {
-        flow.ends().await;
+    for stream in flows {
+        stream.finish().await;
     }
     serves(&system, &gateway).await;
     // The watches are there again as well.
@@ -106,7 +106,7 @@ async fn session_that_expired_while_the_gateway_was_stopped_is_replaced() {
     let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
     let mut gateway = builder.ready().await;
     one(&system, "our entry", |_| true).await;
-    let mut flow = Flow::start(&system, gateway.address()).await;
+    let mut stream = RunningStream::start(&system, gateway.address()).await;
 
     gateway.signal(Signal::STOP);
     system.until("the entry to go with its session", <[Entry]>::is_empty).await;
@@ -115,8 +115,8 @@ async fn session_that_expired_while_the_gateway_was_stopped_is_replaced() {
     let entry = one(&system, "a new entry", |_| true).await;
     says_registered(&mut gateway, &entry.name).await;
     gateway.logged("the loss", |line| line.contains("session with ZooKeeper lost")).await;
-    flow.goes_on("after the loss\n").await;
-    flow.ends().await;
+    stream.pass("after the loss\n").await;
+    stream.finish().await;
     serves(&system, &gateway).await;
 }
 
@@ -128,11 +128,11 @@ async fn session_that_expired_while_zookeeper_hung_is_replaced() {
     let builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
     let mut gateway = builder.ready().await;
     let first = one(&system, "our entry", |_| true).await;
-    let mut flow = Flow::start(&system, gateway.address()).await;
+    let mut stream = RunningStream::start(&system, gateway.address()).await;
 
     system.zookeeper.pause().await;
     gateway.status("the loss", |line| line.ends_with("ZooKeeper: session lost")).await;
-    flow.goes_on("while ZooKeeper hangs\n").await;
+    stream.pass("while ZooKeeper hangs\n").await;
     assert_eq!(answer(&gateway).await, AWAY);
     system.zookeeper.resume().await;
 
@@ -140,7 +140,7 @@ async fn session_that_expired_while_zookeeper_hung_is_replaced() {
     let second = one(&system, "a new entry alone", fresh).await;
     assert_ne!(second.stat.ephemeral_owner, first.stat.ephemeral_owner);
     gateway.status("the new entry", |line| line.contains("ZooKeeper: registered as")).await;
-    flow.ends().await;
+    stream.finish().await;
     serves(&system, &gateway).await;
 }
 
@@ -149,22 +149,22 @@ async fn disconnection_within_the_session_keeps_the_entry() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system);
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.ready().await;
     let first = one(&system, "our entry", |_| true).await;
-    let mut flow = Flow::start(&system, gateway.address()).await;
+    let mut stream = RunningStream::start(&system, gateway.address()).await;
     for times in 1..=3 {
         proxy.cut();
         let back = |line: &str| line.contains("connection to ZooKeeper restored");
         gateway.logged_times("the connection to be back", times, back).await;
         says_registered(&mut gateway, &first.name).await;
-        flow.goes_on("all the time\n").await;
+        stream.pass("all the time\n").await;
         serves(&system, &gateway).await;
     }
     let log = gateway.log();
-    let told = |what: &str| log.iter().filter(|line| line.contains(what)).count();
-    assert_eq!(told("connection to ZooKeeper lost"), 3);
-    assert_eq!(told("connection to ZooKeeper restored"), 3);
+    let count = |what: &str| log.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(count("connection to ZooKeeper lost"), 3);
+    assert_eq!(count("connection to ZooKeeper restored"), 3);
 
     // The same entry: neither made again nor written again. And the watches are there.
     let entry = one(&system, "our entry", |_| true).await;
@@ -172,7 +172,7 @@ async fn disconnection_within_the_session_keeps_the_entry() {
     system.put_component("scheduler", 40).await;
     let entry = one(&system, "model_api 40", |entry| entry.content["model_api"] == 40).await;
     assert_eq!(entry.name, first.name);
-    flow.ends().await;
+    stream.finish().await;
 }
 
 /// Loses ZooKeeper's answer to what made the entries as `wanted` says.
@@ -196,7 +196,7 @@ async fn lost_responses_are_asked_for_again() {
         let system = System::new().await;
         let (proxy, mut answers) = Proxy::stepping(system.zookeeper.port).await;
         let mut builder = Builder::new(&system);
-        builder.hosts = system.hosts_by(&proxy);
+        builder.hosts = system.hosts_via(&proxy);
         let mut gateway = builder.start().await;
         match lost {
             "created" => {
@@ -238,20 +238,20 @@ async fn requests_while_zookeeper_hangs_get_a_reply() {
     let system = System::on(zookeeper).await;
     let mut gateway = Builder::new(&system).limits("lookup_timeout = \"200ms\"").ready().await;
     let first = one(&system, "our entry", |_| true).await;
-    let mut flow = Flow::start(&system, gateway.address()).await;
+    let mut stream = RunningStream::start(&system, gateway.address()).await;
 
     system.zookeeper.pause().await;
     for _ in 0..3 {
         assert_eq!(answer(&gateway).await, AWAY);
     }
-    flow.goes_on("while ZooKeeper hangs\n").await;
+    stream.pass("while ZooKeeper hangs\n").await;
     system.zookeeper.resume().await;
 
     let build = system.put_build(None, None).await;
-    let told = Client::ask(gateway.address(), &build).await.text().await;
-    assert_eq!(told, "Build did not start yet\r\n");
+    let reply = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(reply, "Build did not start yet\r\n");
     serves(&system, &gateway).await;
-    flow.ends().await;
+    stream.finish().await;
     says_registered(&mut gateway, &first.name).await;
 }
 
@@ -259,11 +259,11 @@ async fn requests_while_zookeeper_hangs_get_a_reply() {
 async fn zookeeper_that_rejects_our_certificate_is_reported() {
     let system = System::new().await;
     let others = Authority::new();
-    let stranger = others.identity("client");
-    let mut builder = talkative(&system);
-    builder.zookeeper_identity = Identity { ca: system.zookeeper.identity.ca.clone(), ..stranger };
+    let other = others.identity("client");
+    let mut builder = debug_logging(&system);
+    builder.zookeeper_identity = Identity { ca: system.zookeeper.identity.ca.clone(), ..other };
     let mut gateway = builder.start().await;
-    let warning = warned_once(&mut gateway).await;
+    let warning = registration_warning(&mut gateway).await;
     assert!(warning.contains("does it trust our certificate?"), "{warning}");
     assert_eq!(answer(&gateway).await, AWAY);
 }
@@ -272,10 +272,10 @@ async fn zookeeper_that_rejects_our_certificate_is_reported() {
 async fn zookeeper_certificate_of_another_ca_is_reported() {
     let system = System::new().await;
     let other = Authority::new();
-    let mut builder = talkative(&system);
+    let mut builder = debug_logging(&system);
     builder.zookeeper_identity.ca = other.ca();
     let mut gateway = builder.start().await;
-    let warning = warned_once(&mut gateway).await;
+    let warning = registration_warning(&mut gateway).await;
     let ca = format!("no CA in zookeeper.tls_ca ({})", other.ca().display());
     assert!(warning.contains(&ca), "{warning}");
     assert_eq!(answer(&gateway).await, AWAY);
@@ -286,16 +286,16 @@ async fn zookeeper_certificate_of_another_ca_is_reported() {
 async fn zookeeper_with_another_name_in_its_certificate_is_reported() {
     let system = System::new().await;
     let proxy = Proxy::start_on(Ipv4Addr::new(127, 0, 0, 2).into(), system.zookeeper.port).await;
-    let mut builder = talkative(&system);
-    builder.hosts = system.hosts_by(&proxy);
+    let mut builder = debug_logging(&system);
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.start().await;
-    let warning = warned_once(&mut gateway).await;
+    let warning = registration_warning(&mut gateway).await;
     for words in ["not for 127.0.0.2", "localhost", "set zookeeper.verify_hostnames to false"] {
         assert!(warning.contains(words), "{words}: {warning}");
     }
 
     let mut builder = Builder::new(&system).zookeeper("verify_hostnames = false");
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let careless = builder.ready().await;
     serves(&system, &careless).await;
 }
@@ -305,10 +305,10 @@ async fn zookeeper_with_another_name_in_its_certificate_is_reported() {
 async fn ca_of_zookeeper_is_checked_without_the_name_check() {
     let system = System::new().await;
     let other = Authority::new();
-    let mut builder = talkative(&system).zookeeper("verify_hostnames = false");
+    let mut builder = debug_logging(&system).zookeeper("verify_hostnames = false");
     builder.zookeeper_identity.ca = other.ca();
     let mut gateway = builder.start().await;
-    let warning = warned_once(&mut gateway).await;
+    let warning = registration_warning(&mut gateway).await;
     let ca = format!("no CA in zookeeper.tls_ca ({})", other.ca().display());
     assert!(warning.contains(&ca), "{warning}");
 }
@@ -318,7 +318,7 @@ async fn ca_of_zookeeper_is_checked_without_the_name_check() {
 #[tokio::test]
 async fn server_that_does_not_speak_tls_is_reported() {
     let system = System::new().await;
-    let mut builder = talkative(&system);
+    let mut builder = debug_logging(&system);
     let [closing, silent] = [Executor::start().await, Executor::start().await];
     builder.hosts = format!("{},{}", closing.address, silent.address);
     let closed = tokio::spawn(async move {
@@ -328,7 +328,7 @@ async fn server_that_does_not_speak_tls_is_reported() {
         }
     });
     let mut gateway = builder.start().await;
-    let warning = gateway.logged("the warning", |line| line.contains(TROUBLE)).await;
+    let warning = gateway.logged("the warning", |line| line.contains(CANNOT_REGISTER)).await;
     for words in ["closed during the TLS handshake", "does ZooKeeper listen there?"] {
         assert!(warning.contains(words), "{words}: {warning}");
     }
@@ -353,8 +353,8 @@ async fn chroot_without_a_zuul_is_reported() {
         let warned =
             |line: &str| line.contains(" WARN ") && line.contains(&below) && line.contains(hint);
         gateway.logged("the warning", warned).await;
-        let told = format!("registered below {below}: check the path");
-        gateway.status("what is wrong", |status| status.contains(&told)).await;
+        let hint = format!("registered below {below}: check the path");
+        gateway.status("what is wrong", |status| status.contains(&hint)).await;
         assert!(readiness(&gateway).await.contains(" 503 "), "{path}");
         let node = format!("{path}/zuul/components");
         let children = system.client.list_children(&node).await.unwrap_or_default();
@@ -392,11 +392,11 @@ async fn missing_queues_are_no_error() {
     system.remove(&path).await;
     system.remove("/zuul/executor/zones/west/requests").await;
     system.remove("/zuul/executor/zones/west").await;
-    let told = Client::ask(gateway.address(), &build).await.text().await;
-    assert_eq!(told, NOT_FOUND);
+    let reply = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(reply, NOT_FOUND);
     let build = system.put_build(Some("west"), None).await;
-    let told = Client::ask(gateway.address(), &build).await.text().await;
-    assert_eq!(told, "Build did not start yet\r\n");
+    let reply = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(reply, "Build did not start yet\r\n");
     assert_eq!(system.entries().await.len(), 1, "{GATEWAYS}");
 }
 
@@ -405,8 +405,8 @@ async fn missing_queues_are_no_error() {
 async fn gateway_reconnects_after_a_long_outage() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
-    let mut builder = talkative(&system).zookeeper("session_timeout = \"60s\"");
-    builder.hosts = system.hosts_by(&proxy);
+    let mut builder = debug_logging(&system).zookeeper("session_timeout = \"60s\"");
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.ready().await;
     let first = one(&system, "our entry", |_| true).await;
 
@@ -429,8 +429,8 @@ async fn gateway_reconnects_after_a_long_outage() {
 async fn lookup_survives_the_end_of_the_session() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
-    let mut builder = talkative(&system).zookeeper("session_timeout = \"60s\"");
-    builder.hosts = system.hosts_by(&proxy);
+    let mut builder = debug_logging(&system).zookeeper("session_timeout = \"60s\"");
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.limits("lookups = 1\nlookup_timeout = \"1h\"").ready().await;
     one(&system, "our entry", |_| true).await;
     let executor = Executor::start().await;
@@ -440,11 +440,11 @@ async fn lookup_survives_the_end_of_the_session() {
     proxy.hold();
     let mut first = Client::ask(gateway.address(), &build).await;
     let mut second = Client::ask(gateway.address(), &build).await;
-    let (told, waiting) = tokio::select! {
-        told = first.text() => (told, &mut second),
-        told = second.text() => (told, &mut first),
+    let (reply, waiting) = tokio::select! {
+        reply = first.text() => (reply, &mut second),
+        reply = second.text() => (reply, &mut first),
     };
-    assert_eq!(told, "Internal streaming error: too many requests at this moment\r\n");
+    assert_eq!(reply, "Internal streaming error: too many requests at this moment\r\n");
     proxy.refuse();
     let failed = |line: &str| line.contains(" serve{") && line.contains("fails in connecting");
     gateway.logged_times("the client's tries", 8, failed).await;
@@ -466,8 +466,8 @@ async fn hanging_zookeeper_is_sent_16_reads() {
     let proxy = Proxy::start(system.zookeeper.port).await;
     let limits =
         format!("lookups = {LOOKUPS}\nlookup_timeout = \"1h\"\nexempt_networks = [\"127.0.0.1\"]");
-    let mut builder = talkative(&system).zookeeper("session_timeout = \"60s\"").limits(&limits);
-    builder.hosts = system.hosts_by(&proxy);
+    let mut builder = debug_logging(&system).zookeeper("session_timeout = \"60s\"").limits(&limits);
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.ready().await;
     one(&system, "our entry", |_| true).await;
     let is_read = |line: &str| line.contains("sending request: (MultiRead");
@@ -484,6 +484,7 @@ async fn hanging_zookeeper_is_sent_16_reads() {
     let refused = refused.expect("no panic");
     assert_eq!(refused, "Internal streaming error: too many requests at this moment\r\n");
     gateway.logged_times("the reads", before + 16, is_read).await;
+    assert_eq!(gateway.log().iter().filter(|line| is_read(line)).count(), before + 16);
     proxy.release();
     for text in within("the others", clients.join_all()).await {
         assert_eq!(text, "Build not found\r\n");
@@ -503,7 +504,7 @@ async fn peers_fail_over_from_a_gateway_without_zookeeper() {
     };
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = west("lookup_timeout = \"200ms\"").zookeeper("session_timeout = \"60s\"");
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let blind = builder.ready().await;
     let sighted = west("").ready().await;
     let east = Builder::new(&system).zone("east").tls(&identity).ready().await;
@@ -518,7 +519,7 @@ async fn peers_fail_over_from_a_gateway_without_zookeeper() {
     let cut = |line: &String| {
         line.contains("hop failed")
             && line.contains(&to)
-            && line.contains("the gateway answered: Internal streaming error: ZooKeeper")
+            && line.contains("the gateway replied: Internal streaming error: ZooKeeper")
     };
     // In random order: go on until the blind one has had its turn.
     within("its turn", async {
@@ -530,10 +531,10 @@ async fn peers_fail_over_from_a_gateway_without_zookeeper() {
     })
     .await;
     let client = &system.zookeeper.identity;
-    let told = Client::ask_tls(blind.address(), client, &build).await.text().await;
-    assert_eq!(told, AWAY, "a TLS client that is no gateway of ours");
-    let told = Client::ask(blind.addresses[1], &build).await.text().await;
-    assert_eq!(told, AWAY, "a plain client");
+    let reply = Client::ask_tls(blind.address(), client, &build).await.text().await;
+    assert_eq!(reply, AWAY, "a TLS client that is no gateway of ours");
+    let reply = Client::ask(blind.addresses[1], &build).await.text().await;
+    assert_eq!(reply, AWAY, "a plain client");
 
     // Healed: it serves again, by itself.
     proxy.release();
@@ -550,24 +551,24 @@ async fn outage_longer_than_the_session_makes_a_new_entry() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system).zookeeper("session_timeout = \"1s\"");
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     builder.admin = true;
     let mut gateway = builder.ready().await;
     let first = one(&system, "our entry", |_| true).await;
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
-    let mut flow = Flow::start(&system, gateway.address()).await;
+    let mut stream = RunningStream::start(&system, gateway.address()).await;
 
     proxy.refuse();
     gateway.status("the loss", |line| line.ends_with(" lost")).await;
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
     system.until("the entry to go with its session", <[Entry]>::is_empty).await;
     gateway.logged("the loss", |line| line.contains("session with ZooKeeper lost")).await;
-    gateway.logged("the tries to fail", |line| line.contains(TROUBLE)).await;
+    gateway.logged("the tries to fail", |line| line.contains(CANNOT_REGISTER)).await;
     for _ in 0..3 {
         assert_eq!(answer(&gateway).await, AWAY);
     }
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
-    flow.goes_on("while ZooKeeper is away\n").await;
+    stream.pass("while ZooKeeper is away\n").await;
 
     proxy.release();
     let second = one(&system, "a new entry", |_| true).await;
@@ -575,7 +576,7 @@ async fn outage_longer_than_the_session_makes_a_new_entry() {
     says_registered(&mut gateway, &second.name).await;
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
     serves(&system, &gateway).await;
-    flow.ends().await;
+    stream.finish().await;
 }
 
 /// Broken: a session is lost while nothing else is. A request that comes before there is another one
@@ -606,12 +607,12 @@ async fn slow_zookeeper_delays_requests_only() {
     proxy.delay(Duration::from_millis(100));
     let patient = |limits: &str| {
         let mut builder = Builder::new(&system).zookeeper("session_timeout = \"60s\"");
-        builder.hosts = system.hosts_by(&proxy);
+        builder.hosts = system.hosts_via(&proxy);
         builder.limits(limits)
     };
     let mut gateway = patient("lookup_timeout = \"1h\"").ready().await;
     let entry = one(&system, "our entry", |_| true).await;
-    let mut flow = Flow::start(&system, gateway.address()).await;
+    let mut stream = RunningStream::start(&system, gateway.address()).await;
     for _ in 0..3 {
         serves(&system, &gateway).await;
     }
@@ -620,8 +621,8 @@ async fn slow_zookeeper_delays_requests_only() {
 
     proxy.delay(Duration::ZERO);
     serves(&system, &gateway).await;
-    flow.goes_on("all the time\n").await;
-    flow.ends().await;
+    stream.pass("all the time\n").await;
+    stream.finish().await;
     says_registered(&mut gateway, &entry.name).await;
     assert!(!gateway.log().iter().any(|line| line.contains("lost")), "never lost");
 }

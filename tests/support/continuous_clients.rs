@@ -12,7 +12,7 @@ use super::system::System;
 use super::within;
 
 /// Several at once, each of whom wants the whole log of one build and then comes again.
-pub(crate) struct Crowd {
+pub(crate) struct ContinuousClients {
     pub(crate) build: String,
     clients: JoinSet<()>,
     serving: JoinHandle<()>,
@@ -20,12 +20,12 @@ pub(crate) struct Crowd {
     enough: watch::Sender<bool>,
 }
 
-impl Crowd {
+impl ContinuousClients {
     /// What everybody who asks for the build gets.
     pub(crate) const LOG: &str = "one line\nand another\n";
 
     /// They are served already when this returns.
-    pub(crate) async fn come(system: &System, gateway: SocketAddr) -> Self {
+    pub(crate) async fn start(system: &System, gateway: SocketAddr) -> Self {
         let executor = Executor::start().await;
         let build = system.put_build(None, Some(&executor.worker(None))).await;
         let (served_now, served) = watch::channel(0_usize);
@@ -47,19 +47,19 @@ impl Crowd {
                 executor.serve(Self::LOG.as_bytes()).await;
             }
         });
-        let mut crowd = Self { build, clients, serving, served, enough };
-        crowd.more().await;
-        crowd
+        let mut continuous_clients = Self { build, clients, serving, served, enough };
+        continuous_clients.until_more_served().await;
+        continuous_clients
     }
 
     /// Waits until some more have been served.
-    pub(crate) async fn more(&mut self) {
+    pub(crate) async fn until_more_served(&mut self) {
         let wanted = *self.served.borrow() + 20;
         within("more", self.served.wait_for(|served| *served >= wanted)).await.expect("clients");
     }
 
     /// Sends them away. Every single one has been served.
-    pub(crate) async fn go(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.enough.send_replace(true);
         while let Some(client) = within("the clients to end", self.clients.join_next()).await {
             client.expect("every single one is served");

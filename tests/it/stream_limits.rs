@@ -5,8 +5,8 @@ use std::cell::Cell;
 use crate::support::admin::ended;
 use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
+use crate::support::running_stream::RunningStream;
 use crate::support::system::System;
 use crate::support::within;
 
@@ -42,21 +42,21 @@ impl Site {
 #[tokio::test]
 async fn idle_stream_is_aborted_and_an_active_one_is_not() {
     let site = Site::start("stream_idle = \"3s\"").await;
-    let mut lively = Flow::start(&site.system, site.gateway.address()).await;
+    let mut lively = RunningStream::start(&site.system, site.gateway.address()).await;
     let piece = "a piece that is long enough for a pipe\n".repeat(1000);
     let cut = Cell::new(false);
     let silent = async {
         site.silent_one_is_cut().await;
         cut.set(true);
     };
-    let goes_on = async {
+    let pass = async {
         while !cut.get() {
-            lively.goes_on("a line\n").await;
-            lively.goes_on(&piece).await;
+            lively.pass("a line\n").await;
+            lively.pass(&piece).await;
         }
     };
-    tokio::join!(silent, goes_on);
-    lively.ends().await;
+    tokio::join!(silent, pass);
+    lively.finish().await;
     ended(&site.gateway, "stream_idle", 1).await;
 }
 

@@ -2,10 +2,10 @@
 
 use crate::support::client::{Client, Ending, client_hello};
 use crate::support::executor::Executor;
-use crate::support::flow::Flow;
 use crate::support::gateway::Builder;
 use crate::support::limits::{TOO_MANY, ask_while_it_hangs, begin_handshakes};
 use crate::support::reloadable::Reloadable;
+use crate::support::running_stream::RunningStream;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 
@@ -56,7 +56,7 @@ async fn reload_changes_limits_of_new_streams() {
     let system = System::new().await;
     let limits = "stream_idle = \"never\"\nstream_total = \"never\"";
     let served = Reloadable::start(Builder::new(&system).limits(limits)).await;
-    let mut old = Flow::start(&system, served.address()).await;
+    let mut old = RunningStream::start(&system, served.address()).await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let is_cut = async || {
@@ -71,8 +71,8 @@ async fn reload_changes_limits_of_new_streams() {
     served.edit("stream_total = \"never\"", "stream_total = \"3s\"");
     assert_eq!(served.reloads().await, ["changed: limits.stream_idle; limits.stream_total"]);
     is_cut().await;
-    old.goes_on("as it began\n").await;
-    old.ends().await;
+    old.pass("as it began\n").await;
+    old.finish().await;
 }
 
 #[tokio::test]

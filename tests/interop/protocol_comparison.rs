@@ -13,8 +13,8 @@ use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::Builder;
 use crate::support::system::System;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::ZuulGateway;
 
 const MIGRATING: &str = include_str!("../../docs/migrating.md");
 
@@ -110,9 +110,9 @@ async fn answer(gateway: SocketAddr, conversation: &Conversation) -> String {
     String::from_utf8_lossy(&bytes).into_owned() + cut
 }
 
-/// The rows below "## Answers that differ": conversation, upstream's answer, ours.
+/// The rows below "## Replies that differ": conversation, upstream's answer, ours.
 fn documented() -> BTreeMap<String, (String, String)> {
-    let (_, section) = MIGRATING.split_once("## Answers that differ").expect("the section");
+    let (_, section) = MIGRATING.split_once("## Replies that differ").expect("the section");
     let section = section.split("\n## ").next().expect("its text");
     let rows = section.lines().filter_map(|line| line.strip_prefix("| ")).skip(1);
     rows.map(|row| {
@@ -138,7 +138,7 @@ async fn every_difference_from_zuuls_gateway_is_documented() {
             executor.serve(b"the log").await;
         }
     });
-    let theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
+    let theirs = ZuulGateway::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
     let ours = Builder::new(&system).zone("east").ready().await;
 
     // Side by side, as some of upstream's answers take their ten seconds, but no more than its

@@ -17,7 +17,7 @@ async fn served(gateway: &Gateway, executor: &Executor, build: &str) {
     assert_eq!(client.text().await, "log\n");
 }
 
-async fn told(gateway: &Gateway, build: &str) -> String {
+async fn reply_to(gateway: &Gateway, build: &str) -> String {
     Client::ask(gateway.address(), build).await.text().await
 }
 
@@ -47,14 +47,14 @@ async fn cached_build_follows_changes_until_it_is_deleted() {
     gateway
         .logged_times("the change", 2, |line| line.contains("build removed from the cache"))
         .await;
-    assert_eq!(told(&gateway, &build).await, "Build did not start yet\r\n");
+    assert_eq!(reply_to(&gateway, &build).await, "Build did not start yet\r\n");
 
     system.place_build(queue, &build, Some(&first.worker(None))).await;
     served(&gateway, &first, &build).await;
     gateway.logged_times("that it is kept again", 3, |line| line.contains("build cached")).await;
     system.remove(&request_path(queue, &build)).await;
     gateway.logged_times("the end", 3, |line| line.contains("build removed from the cache")).await;
-    assert_eq!(told(&gateway, &build).await, "Build not found\r\n");
+    assert_eq!(reply_to(&gateway, &build).await, "Build not found\r\n");
 }
 
 /// What is kept costs ZooKeeper nothing.
@@ -70,7 +70,7 @@ async fn cached_build_is_found_while_zookeeper_hangs() {
     keep(&mut gateway, &executor, &known).await;
     system.zookeeper.pause().await;
     served(&gateway, &executor, &known).await;
-    assert_eq!(told(&gateway, &other).await, AWAY);
+    assert_eq!(reply_to(&gateway, &other).await, AWAY);
     system.zookeeper.resume().await;
 }
 
@@ -81,7 +81,7 @@ async fn cached_build_is_not_used_without_a_connection_to_zookeeper() {
     let proxy = Proxy::start(system.zookeeper.port).await;
     let limits = "lookup_timeout = \"2s\"";
     let mut builder = Builder::new(&system).limits(limits).log("level = \"debug\"");
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.ready().await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
@@ -89,13 +89,13 @@ async fn cached_build_is_not_used_without_a_connection_to_zookeeper() {
 
     proxy.refuse();
     gateway.logged("the loss", |line| line.contains("connection to ZooKeeper lost")).await;
-    assert_eq!(told(&gateway, &build).await, AWAY);
+    assert_eq!(reply_to(&gateway, &build).await, AWAY);
     // The build moves while nobody hears of it.
     let gone = unreachable(None).await;
     system.place_build(None, &build, Some(&gone)).await;
     proxy.release();
     gateway.logged("the change", |line| line.contains("build removed from the cache")).await;
     gateway.status("the way back", |status| status.contains("registered as")).await;
-    let answer = told(&gateway, &build).await;
+    let answer = reply_to(&gateway, &build).await;
     assert_eq!(answer, "Internal streaming error: the executor cannot be reached\r\n");
 }

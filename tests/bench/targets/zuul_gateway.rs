@@ -1,4 +1,4 @@
-//! Upstream's own `zuul-fingergw`, from the real Zuul of `target/venv`.
+//! Zuul's own gateway, from the Zuul in `target/venv`.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,24 +13,24 @@ use crate::process::Process;
 
 impl Running {
     /// One gateway, in the zone of the executor.
-    pub(super) async fn upstream(&mut self) -> Result<()> {
+    pub(super) async fn zuul_gateway(&mut self) -> Result<()> {
         let zone = format!("zone = {}\n", self.zuul()?.zone);
-        self.address = self.start_upstream("gateway", &zone).await?;
+        self.address = self.start_zuul_gateway("gateway", &zone).await?;
         Ok(())
     }
 
     /// One for people, and one in the zone of the executor.
-    pub(super) async fn upstream_pair(&mut self, lab: &Lab) -> Result<()> {
+    pub(super) async fn zuul_gateway_pair(&mut self, lab: &Lab) -> Result<()> {
         let tls = lab.identity.zuul_conf();
         let zone = &self.zuul()?.zone;
         let inner = format!("zone = {zone}\n{tls}");
         let outer = format!("{tls}tls_client_only = true\n");
-        self.start_upstream("inner", &inner).await?;
-        self.address = self.start_upstream("outer", &outer).await?;
+        self.start_zuul_gateway("inner", &inner).await?;
+        self.address = self.start_zuul_gateway("outer", &outer).await?;
         Ok(())
     }
 
-    async fn start_upstream(&mut self, name: &str, lines: &str) -> Result<SocketAddr> {
+    async fn start_zuul_gateway(&mut self, name: &str, lines: &str) -> Result<SocketAddr> {
         let config = self.file(&format!("{name}.conf"));
         let system = &self.zuul()?.system;
         let text = format!(
@@ -54,7 +54,7 @@ impl Running {
         let is_new = |entry: &crate::support::system::Entry| {
             !before.contains(&entry.name) && entry.content["state"] == "running"
         };
-        let entries = system.until("upstream to run", |all| all.iter().any(is_new)).await;
+        let entries = system.until("Zuul's gateway to run", |all| all.iter().any(is_new)).await;
         self.processes.push(process);
         let entry = entries.iter().find(|entry| is_new(entry)).context("its entry")?;
         let port = entry.content["public_port"].as_u64().context("its port")?;

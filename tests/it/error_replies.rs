@@ -209,8 +209,8 @@ async fn peer_that_closes_without_a_request_gets_no_reply() {
         let mut client = Client::connect_tls(gateway.addresses[1], &identity).await;
         client.send(start.as_bytes()).await;
         client.half_close().await;
-        let (told, ending) = client.rest().await;
-        assert!(told.is_empty() && ending != Ending::Reset, "{told:?}, {ending:?}");
+        let (reply, ending) = client.rest().await;
+        assert!(reply.is_empty() && ending != Ending::Reset, "{reply:?}, {ending:?}");
     }
 }
 

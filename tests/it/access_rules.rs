@@ -10,11 +10,11 @@ use crate::support::admin::{metric, until_metric};
 use crate::support::certificates::{Authority, Identity};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, serves};
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::program::program;
 use crate::support::proxy_header::v2;
 use crate::support::reloadable::Reloadable;
+use crate::support::running_stream::RunningStream;
 use crate::support::system::{System, TENANT, request_path};
 use crate::support::zookeeper::ZooKeeper;
 use crate::support::{Duplex, within};
@@ -62,7 +62,7 @@ impl Stage {
     }
 
     /// What a client is told of `build`: the log, if the executor is asked for it.
-    async fn told<S: Duplex>(&self, mut client: Client<S>, build: &str) -> String {
+    async fn reply_to<S: Duplex>(&self, mut client: Client<S>, build: &str) -> String {
         client.send(format!("{build}\r\n").as_bytes()).await;
         let serving = async {
             self.executor.serve(LOG.as_bytes()).await;
@@ -75,7 +75,7 @@ impl Stage {
     }
 
     /// The same for a plain client from `from`, on one of the listeners.
-    async fn told_from(
+    async fn reply_from(
         &self,
         gateway: &Gateway,
         listener: usize,
@@ -83,15 +83,20 @@ impl Stage {
         build: &str,
     ) -> String {
         let client = Client::connect_from(&from.to_string(), gateway.addresses[listener]).await;
-        self.told(client, build).await
+        self.reply_to(client, build).await
     }
 
     /// The same for a TLS client that shows `identity`.
-    async fn told_to(&self, gateway: &Gateway, identity: Option<&Identity>, build: &str) -> String {
-        let trusted = self.system.zookeeper.authority.identity("anybody");
+    async fn reply_with_certificate(
+        &self,
+        gateway: &Gateway,
+        identity: Option<&Identity>,
+        build: &str,
+    ) -> String {
+        let trusted = self.system.zookeeper.authority.identity("any client");
         let address = gateway.address();
         let client = Client::try_connect_tls(address, "localhost", &trusted, identity).await;
-        self.told(client.expect("a TLS connection"), build).await
+        self.reply_to(client.expect("a TLS connection"), build).await
     }
 }
 
@@ -108,12 +113,12 @@ async fn rule_by_network() {
     let rule = "[[listener.allow]]\nnetworks = [\"192.0.2.0/24\", \"127.0.0.1\"]";
     let mut gateway = stage.gateway(&[rule]).await;
     let build = stage.build(Some("a"), false).await;
-    assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
-    assert_eq!(stage.told_from(&gateway, 0, AWAY, &build).await, NOT_FOUND);
+    assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, LOG);
+    assert_eq!(stage.reply_from(&gateway, 0, AWAY, &build).await, NOT_FOUND);
     denied_because(&mut gateway, &build, "no rule allows this address").await;
     until_metric(&gateway, DENIED, 1.0).await;
     assert_eq!(metric(&gateway, MISSING).await, 0.0);
-    assert_eq!(stage.told_from(&gateway, 0, AWAY, "abcdef").await, NOT_FOUND);
+    assert_eq!(stage.reply_from(&gateway, 0, AWAY, "abcdef").await, NOT_FOUND);
     until_metric(&gateway, MISSING, 1.0).await;
     assert_eq!(metric(&gateway, DENIED).await, 1.0);
 }
@@ -127,9 +132,9 @@ async fn rule_by_ipv4_network_on_a_dual_stack_listener() {
     let build = stage.build(Some("a"), false).await;
     let address = (HOME, gateway.port()).into();
     let client = Client::connect_from(&HOME.to_string(), address).await;
-    assert_eq!(stage.told(client, &build).await, LOG);
+    assert_eq!(stage.reply_to(client, &build).await, LOG);
     let client = Client::connect_from(&AWAY.to_string(), address).await;
-    assert_eq!(stage.told(client, &build).await, NOT_FOUND);
+    assert_eq!(stage.reply_to(client, &build).await, NOT_FOUND);
 }
 
 #[tokio::test]
@@ -139,7 +144,7 @@ async fn rule_by_tenant() {
     let mut gateway = stage.gateway(&[rule]).await;
     for tenant in ["open one", "open two"] {
         let build = stage.build(Some(tenant), false).await;
-        assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
+        assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, LOG);
     }
     for (tenant, reason) in [
         (Some("secret"), "no rule allows tenant secret"),
@@ -147,16 +152,16 @@ async fn rule_by_tenant() {
         (None, "no rule allows a build without a tenant"),
     ] {
         let build = stage.build(tenant, false).await;
-        assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, NOT_FOUND);
+        assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, NOT_FOUND);
         denied_because(&mut gateway, &build, reason).await;
     }
     // A build that waits is nobody else's affair either, nor is one that cannot be read.
     let waiting = stage.build(Some("open one"), true).await;
-    assert_eq!(stage.told_from(&gateway, 0, HOME, &waiting).await, NOT_STARTED);
+    assert_eq!(stage.reply_from(&gateway, 0, HOME, &waiting).await, NOT_STARTED);
     let waiting = stage.build(Some("secret"), true).await;
-    assert_eq!(stage.told_from(&gateway, 0, HOME, &waiting).await, NOT_FOUND);
+    assert_eq!(stage.reply_from(&gateway, 0, HOME, &waiting).await, NOT_FOUND);
     stage.system.put(&request_path(None, "bad"), b"{").await;
-    assert_eq!(stage.told_from(&gateway, 0, HOME, "bad").await, NOT_FOUND);
+    assert_eq!(stage.reply_from(&gateway, 0, HOME, "bad").await, NOT_FOUND);
     until_metric(&gateway, DENIED, 5.0).await;
 }
 
@@ -175,9 +180,9 @@ async fn rule_by_certificate() {
         authority.common_name_only("gw.east.example.org"),
         authority.common_name_only("gw2.west.example.org"),
     ] {
-        assert_eq!(stage.told_to(&gateway, Some(&identity), &build).await, LOG);
+        assert_eq!(stage.reply_with_certificate(&gateway, Some(&identity), &build).await, LOG);
     }
-    let other = authority.amiss("gw.east.example.org", |params| {
+    let other = authority.identity_with("gw.east.example.org", |params| {
         let name = "other.example.org".try_into().expect("a name");
         params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
     });
@@ -188,7 +193,10 @@ async fn rule_by_certificate() {
         // Its common name is another's, and counts for nothing beside an alternative name.
         (Some(other), "no rule allows the client other.example.org"),
     ] {
-        assert_eq!(stage.told_to(&gateway, identity.as_ref(), &build).await, NOT_FOUND);
+        assert_eq!(
+            stage.reply_with_certificate(&gateway, identity.as_ref(), &build).await,
+            NOT_FOUND
+        );
         denied_because(&mut gateway, &build, reason).await;
     }
 }
@@ -206,20 +214,20 @@ async fn common_name_beside_dns_names_does_not_match() {
     let gateway = builder.ready().await;
     let (common, named) =
         (authority.common_name_only("gw.example.org"), authority.identity("gw.example.org"));
-    assert_eq!(stage.told_to(&gateway, Some(&common), &build).await, NOT_FOUND);
-    assert_eq!(stage.told_to(&gateway, Some(&named), &build).await, LOG);
+    assert_eq!(stage.reply_with_certificate(&gateway, Some(&common), &build).await, NOT_FOUND);
+    assert_eq!(stage.reply_with_certificate(&gateway, Some(&named), &build).await, LOG);
 
     let bound = Authority::constrained("example.org");
     let own = bound.identity_only_for("own.example.org");
     let gateway = stage.gateway_of(&own, &[rule]).await;
-    for (identity, told) in [
+    for (identity, expected) in [
         (bound.common_name_only("gw.example.org"), NOT_FOUND),
         (bound.identity_only_for("gw.example.org"), LOG),
     ] {
         let address = gateway.address();
         let client = Client::try_connect_tls(address, "own.example.org", &own, Some(&identity));
         let client = client.await.expect("a TLS connection");
-        assert_eq!(stage.told(client, &build).await, told);
+        assert_eq!(stage.reply_to(client, &build).await, expected);
     }
 }
 
@@ -249,17 +257,17 @@ async fn rules_apply_to_gateways_of_other_zones() {
     };
     let east = outer("gw.east.example.org", "a").await;
     for _ in 0..3 {
-        assert_eq!(stage.told_from(&east, 0, HOME, &build).await, LOG);
+        assert_eq!(stage.reply_from(&east, 0, HOME, &build).await, LOG);
     }
     let resumed = "zuul_fingergw_tls_sessions_resumed_total{direction=\"inbound\"}";
     assert!(metric(&inner, resumed).await >= 1.0);
 
     let north = outer("gw.north.example.org", "a").await;
-    assert_eq!(stage.told_from(&north, 0, HOME, &build).await, NOT_FOUND, "the inner one's word");
+    assert_eq!(stage.reply_from(&north, 0, HOME, &build).await, NOT_FOUND, "the inner one's word");
     denied_because(&mut inner, &build, "no rule allows the client gw.north.example.org").await;
     until_metric(&inner, DENIED, 1.0).await;
     let closed = outer("gw.east.example.org", "b").await;
-    assert_eq!(stage.told_from(&closed, 0, HOME, &build).await, NOT_FOUND);
+    assert_eq!(stage.reply_from(&closed, 0, HOME, &build).await, NOT_FOUND);
     assert_eq!(metric(&inner, DENIED).await, 1.0, "not asked");
 }
 
@@ -283,8 +291,8 @@ async fn each_listener_has_its_rules() {
         (2, HOME, [NOT_FOUND, NOT_FOUND, LOG]),
     ] {
         for (build, expected) in builds.iter().zip(expected) {
-            let told = stage.told_from(&gateway, listener, from, build).await;
-            assert_eq!(told, expected, "listener {listener}, {from}");
+            let reply = stage.reply_from(&gateway, listener, from, build).await;
+            assert_eq!(reply, expected, "listener {listener}, {from}");
         }
     }
 }
@@ -298,11 +306,11 @@ async fn network_certificate_and_tenant_combine() {
     let (one, two) = (authority.identity("one"), authority.identity("two"));
     let (a, b) = (stage.build(Some("a"), false).await, stage.build(Some("b"), false).await);
     let here = stage.gateway(&[&format!("{rule}networks = [\"127.0.0.1\"]")]).await;
-    assert_eq!(stage.told_to(&here, Some(&one), &a).await, LOG);
-    assert_eq!(stage.told_to(&here, Some(&two), &a).await, NOT_FOUND);
-    assert_eq!(stage.told_to(&here, Some(&one), &b).await, NOT_FOUND);
+    assert_eq!(stage.reply_with_certificate(&here, Some(&one), &a).await, LOG);
+    assert_eq!(stage.reply_with_certificate(&here, Some(&two), &a).await, NOT_FOUND);
+    assert_eq!(stage.reply_with_certificate(&here, Some(&one), &b).await, NOT_FOUND);
     let elsewhere = stage.gateway(&[&format!("{rule}networks = [\"10.0.0.0/8\"]")]).await;
-    assert_eq!(stage.told_to(&elsewhere, Some(&one), &a).await, NOT_FOUND);
+    assert_eq!(stage.reply_with_certificate(&elsewhere, Some(&one), &a).await, NOT_FOUND);
 }
 
 /// Bytes and end of the answer to a request for `build`.
@@ -324,11 +332,11 @@ async fn denied_build_gets_the_reply_of_an_unknown_one() {
     for build in [denied.as_str(), "abcdef"].repeat(10) {
         for secure in [false, true] {
             let asked = std::time::Instant::now();
-            let told = match secure {
+            let reply = match secure {
                 false => answer(Client::connect(plain).await, build).await,
                 true => answer(Client::connect_tls(tls, &identity).await, build).await,
             };
-            assert_eq!(told, expected);
+            assert_eq!(reply, expected);
             // Never sooner than the step of time that hides the look-up's.
             assert!(asked.elapsed() >= Duration::from_millis(50), "{build}");
         }
@@ -349,17 +357,17 @@ async fn denied_build_takes_as_long_as_an_unknown_one() {
     let mut gateway = builder.limits("lookup_timeout = \"2s\"").ready().await;
     let build = stage.build(Some("a"), false).await;
     for _ in 0..2 {
-        assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
+        assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, LOG);
     }
     gateway.logged("that it is kept", |line| line.contains("build cached")).await;
-    assert_eq!(stage.told_from(&gateway, 0, AWAY, &build).await, NOT_FOUND);
-    assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG, "kept with its tenant");
+    assert_eq!(stage.reply_from(&gateway, 0, AWAY, &build).await, NOT_FOUND);
+    assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, LOG, "kept with its tenant");
 
     zookeeper.pause().await;
-    assert_eq!(stage.told_from(&gateway, 0, HOME, &build).await, LOG);
+    assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, LOG);
     let hangs = "Internal streaming error: ZooKeeper cannot be reached\r\n";
-    assert_eq!(stage.told_from(&gateway, 0, AWAY, &build).await, hangs);
-    assert_eq!(stage.told_from(&gateway, 0, AWAY, "abcdef").await, hangs);
+    assert_eq!(stage.reply_from(&gateway, 0, AWAY, &build).await, hangs);
+    assert_eq!(stage.reply_from(&gateway, 0, AWAY, "abcdef").await, hangs);
     zookeeper.resume().await;
 }
 
@@ -374,16 +382,16 @@ async fn build_request_that_may_not_be_read_is_an_error() {
     let build = stage.build(Some("a"), false).await;
     stage.system.hide(&request_path(None, &build)).await;
     let unreadable = "Internal streaming error: the build's entry cannot be read\r\n";
-    for (listener, from, told) in
+    for (listener, from, expected) in
         [(0, HOME, unreadable), (1, HOME, NOT_FOUND), (2, HOME, unreadable), (2, AWAY, NOT_FOUND)]
     {
-        let answer = stage.told_from(&gateway, listener, from, &build).await;
-        assert_eq!(answer, told, "listener {listener}, {from}");
+        let answer = stage.reply_from(&gateway, listener, from, &build).await;
+        assert_eq!(answer, expected, "listener {listener}, {from}");
     }
     denied_because(&mut gateway, &build, "no rule allows a build without a tenant").await;
     // It is nobody else's affair either.
     let other = stage.build(Some("a"), false).await;
-    assert_eq!(stage.told_from(&gateway, 1, HOME, &other).await, LOG);
+    assert_eq!(stage.reply_from(&gateway, 1, HOME, &other).await, LOG);
 }
 
 /// Rules go by the client that the balancer names.
@@ -394,18 +402,18 @@ async fn rules_apply_to_the_client_that_a_proxy_announces() {
                     [[listener.allow]]\nnetworks = [\"192.0.2.0/24\"]";
     let gateway = stage.gateway(&[listener]).await;
     let build = stage.build(Some("a"), false).await;
-    for (client, told) in [([192, 0, 2, 1], LOG), ([198, 51, 100, 1], NOT_FOUND)] {
+    for (client, expected) in [([192, 0, 2, 1], LOG), ([198, 51, 100, 1], NOT_FOUND)] {
         let mut balancer = Client::connect(gateway.address()).await;
         balancer.send(&v2(client.into(), b"")).await;
-        assert_eq!(stage.told(balancer, &build).await, told);
+        assert_eq!(stage.reply_to(balancer, &build).await, expected);
     }
     // For itself it may not ask, nor may anybody say that it is a balancer.
     let mut balancer = Client::connect(gateway.address()).await;
     balancer.send(b"PROXY UNKNOWN\r\n").await;
-    assert_eq!(stage.told(balancer, &build).await, NOT_FOUND);
+    assert_eq!(stage.reply_to(balancer, &build).await, NOT_FOUND);
     let mut forger = Client::connect_from(&AWAY.to_string(), gateway.address()).await;
     forger.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").await;
-    assert_eq!(stage.told(forger, &build).await, NOT_FOUND);
+    assert_eq!(stage.reply_to(forger, &build).await, NOT_FOUND);
 }
 
 #[tokio::test]
@@ -414,14 +422,14 @@ async fn reload_changes_rules_for_new_sessions() {
     let rule = "[[listener.allow]]\ntenants = [\"tenant-one\"]";
     let served = Reloadable::start(Builder::new(&system).listeners(&[rule])).await;
     let address = served.gateway.address();
-    let mut flow = Flow::start(&system, address).await;
+    let mut stream = RunningStream::start(&system, address).await;
     serves(&system, address).await;
 
     served.edit(&format!("\"{TENANT}\""), "\"other\"");
     assert_eq!(served.reloads().await, ["changed: listener.allow"]);
     let build = system.put_build(None, None).await;
     assert_eq!(Client::ask(address, &build).await.text().await, NOT_FOUND);
-    flow.goes_on("for whom it was allowed\n").await;
+    stream.pass("for whom it was allowed\n").await;
 
     served.edit("tenants = [\"other\"]", "clients = [\"gw\"]");
     let refused = program(&["reload"], &served.config).await;
@@ -435,7 +443,7 @@ async fn reload_changes_rules_for_new_sessions() {
     let mut balancer = Client::connect_from("127.0.0.2", address).await;
     balancer.send(format!("PROXY UNKNOWN\r\n{build}\r\n").as_bytes()).await;
     assert_eq!(balancer.text().await, NOT_STARTED);
-    flow.ends().await;
+    stream.finish().await;
 }
 
 /// A closed door beside an open one is most often a mistake.

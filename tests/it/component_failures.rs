@@ -1,7 +1,7 @@
 //! Real parts that fail: processes that are killed or stopped, a link that loses everything, a disk
 //! that is full. Each test says what is broken, what a normal client sees meanwhile, and how it
 //! heals. What needs no process or link of its own is with its subject: `limits` (descriptors),
-//! `stop`, `zookeeper_trouble`, `route` (hops that refuse, reset or are silent).
+//! `shutdown`, `zookeeper_outages`, `routing` (hops that refuse, reset or are silent).
 
 use std::fs;
 use std::process::Stdio;
@@ -98,7 +98,7 @@ async fn stopped_process_of_a_gateway_is_replaced_by_another() {
 
     west.signal(Signal::STOP);
     stream.write(b"meanwhile\n").await;
-    until_it_says(&system, &mut east, &executor, "end=\"overtaken").await;
+    until_it_says(&system, &mut east, &executor, "end=\"superseded").await;
 
     west.signal(Signal::CONT);
     client.expect(b"meanwhile\n").await;
@@ -111,7 +111,7 @@ async fn stopped_process_of_a_gateway_is_replaced_by_another() {
 struct Netcat {
     child: Child,
     stdin: ChildStdin,
-    told: Lines<BufReader<ChildStderr>>,
+    output: Lines<BufReader<ChildStderr>>,
     port: u16,
 }
 
@@ -127,7 +127,7 @@ impl Netcat {
             .expect("nc (tests/run installs it)");
         let stdin = child.stdin.take().expect("stdin is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
-        let mut netcat = Self { child, stdin, told: BufReader::new(stderr).lines(), port: 0 };
+        let mut netcat = Self { child, stdin, output: BufReader::new(stderr).lines(), port: 0 };
         let listening = netcat.says("Listening on ").await;
         let port = listening.rsplit(' ').next().and_then(|port| port.parse().ok());
         netcat.port = port.expect("its port");
@@ -137,7 +137,7 @@ impl Netcat {
     async fn says(&mut self, what: &str) -> String {
         within(what, async {
             loop {
-                let line = self.told.next_line().await.expect("its words").expect("it lives");
+                let line = self.output.next_line().await.expect("UTF-8").expect("stderr continues");
                 if line.starts_with(what) {
                     return line;
                 }
@@ -172,8 +172,8 @@ async fn stopped_executor_pauses_its_streams() {
 
     executor.signal(Signal::STOP);
     executor.stdin.write_all(b"meanwhile\n").await.expect("a log");
-    let told = Client::ask(gateway.address(), &build).await.text().await;
-    assert_eq!(told, "Internal streaming error: the executor does not answer\r\n");
+    let reply = Client::ask(gateway.address(), &build).await.text().await;
+    assert_eq!(reply, "Internal streaming error: the executor does not answer\r\n");
 
     executor.signal(Signal::CONT);
     client.expect(b"meanwhile\n").await;
@@ -199,15 +199,15 @@ fn link_that_fails_for_a_while_ends_no_stream() {
 
         host.cut();
         let log: Vec<u8> = (0..500_000u32).map(|index| (index % 251) as u8).collect();
-        let told = Client::ask(gateway.address(), &build).await.text().await;
-        assert_eq!(told, "Internal streaming error: the executor cannot be reached\r\n");
+        let reply = Client::ask(gateway.address(), &build).await.text().await;
+        assert_eq!(reply, "Internal streaming error: the executor cannot be reached\r\n");
         serves(&system, gateway.address()).await;
         let sent = async {
             stream.write(&log).await;
             stream.finish().await;
         };
         let mended = async {
-            host.mend();
+            host.restore_link();
             client.rest().await
         };
         let ((), (received, ending)) = tokio::join!(sent, mended);
@@ -277,14 +277,14 @@ fn full_disk_of_the_log_does_not_disturb_streams() {
             }
         })
         .await;
-        let told = gateway.log().len();
+        let lines = gateway.log().len();
         serves(&system, gateway.address()).await;
 
         fs::remove_file(&ballast).expect("room");
         serves(&system, gateway.address()).await;
         gateway.signal(Signal::TERM);
         assert!(gateway.exit().await.success());
-        assert_eq!(gateway.log().len(), told, "said once");
+        assert_eq!(gateway.log().len(), lines, "logged once");
         let log = fs::read_to_string(&log).expect("the log");
         let lost = log.lines().filter(|line| line.contains("log lines were lost")).count();
         assert!(lost >= 1 && log.ends_with('\n'), "{log}");

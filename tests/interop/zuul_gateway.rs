@@ -13,7 +13,7 @@ use crate::support::system::System;
 use crate::support::within;
 use crate::zuul_conf::ZuulConf;
 
-pub(crate) struct Upstream {
+pub(crate) struct ZuulGateway {
     /// Killed when this is dropped.
     child: Child,
     pub(crate) address: SocketAddr,
@@ -22,7 +22,7 @@ pub(crate) struct Upstream {
     pub(crate) entry: String,
 }
 
-impl Upstream {
+impl ZuulGateway {
     /// Starts it in the foreground and waits until it listens and is registered as running.
     /// `conf` has to give it port 0, and no other one may start in `system` at the same time.
     pub(crate) async fn start(system: &System, conf: &ZuulConf) -> Self {
@@ -41,17 +41,17 @@ impl Upstream {
         collect(child.stdout.take().expect("stdout is piped"), sender.clone());
         collect(child.stderr.take().expect("stderr is piped"), sender);
         let address = (Ipv4Addr::LOCALHOST, 0).into();
-        let mut upstream = Self { child, address, log, entry: String::new() };
-        upstream.logged("Finger gateway is started").await;
+        let mut zuul_gateway = Self { child, address, log, entry: String::new() };
+        zuul_gateway.logged("Finger gateway is started").await;
         let entry =
             system.entries().await.into_iter().find(|entry| {
                 entry.content["version"] == "14.3.0" && !others.contains(&entry.name)
             });
         let entry = entry.expect("its entry");
         let port = entry.content["public_port"].as_u64().expect("its port");
-        upstream.address.set_port(u16::try_from(port).expect("a port"));
-        upstream.entry = entry.name;
-        upstream
+        zuul_gateway.address.set_port(u16::try_from(port).expect("a port"));
+        zuul_gateway.entry = entry.name;
+        zuul_gateway
     }
 
     /// Waits for a log line with this text.
@@ -96,7 +96,7 @@ impl Upstream {
     }
 }
 
-impl Drop for Upstream {
+impl Drop for ZuulGateway {
     /// Shows what happened when a test fails.
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -23,7 +23,7 @@ use crate::support::certificates::Identity;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{BINARY, Builder, open_to_all};
-use crate::support::program::{Outcome, as_root, nobody, program, run};
+use crate::support::program::{Outcome, as_root, program, run, unprivileged};
 use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, System};
 use crate::support::{DEADLINE, within};
@@ -63,7 +63,7 @@ async fn stopped((child, pid): (Child, Pid)) -> String {
 #[tokio::test]
 async fn root_privileges_are_dropped() {
     let system = System::new().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let config = builder.write();
     let started = start_as(&system, &["--groups", "4,24"], BINARY.as_ref(), &config).await;
     let expected = ["Gid: 65534 65534 65534 65534", "Groups:", "Uid: 65534 65534 65534 65534"];
@@ -80,7 +80,7 @@ async fn root_privileges_are_dropped() {
 #[tokio::test]
 async fn streams_without_root() {
     let system = System::new().await;
-    let gateway = nobody(&system).ready().await;
+    let gateway = unprivileged(&system).ready().await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut client = Client::ask(gateway.address(), &build).await;
@@ -99,7 +99,7 @@ async fn privileges_are_kept_without_a_user() {
 #[tokio::test]
 async fn files_that_the_user_cannot_read_are_errors() {
     let system = System::new().await;
-    let builder = nobody(&system);
+    let builder = unprivileged(&system);
     let tls = builder.tls.clone().expect("certificates");
     // Authorities are no secret, but some keep them like one.
     let keys = [&tls.key, &tls.ca, &builder.zookeeper_identity.key, &builder.zookeeper_identity.ca];
@@ -118,7 +118,7 @@ async fn files_that_the_user_cannot_read_are_errors() {
 #[tokio::test]
 async fn unknown_user_is_an_error() {
     let system = System::new().await;
-    let mut builder = nobody(&system);
+    let mut builder = unprivileged(&system);
     builder.root = "user = \"no-such-user\"".to_owned();
     let config = builder.write();
     for arguments in [["check"], ["-f"]] {
@@ -134,7 +134,7 @@ async fn unknown_user_is_an_error() {
 #[tokio::test]
 async fn user_is_ignored_when_not_started_as_root() {
     let system = System::new().await;
-    let mut builder = nobody(&system);
+    let mut builder = unprivileged(&system);
     builder.root = "user = \"no-such-user\"".to_owned();
     let (directory, config) = (builder.directory().to_owned(), builder.write());
     let binary = directory.join("zuul-fingergw");
@@ -300,7 +300,7 @@ async fn status_reports_why_zookeeper_cannot_be_reached() {
     let proxy = Proxy::start(system.zookeeper.port).await;
     proxy.refuse();
     let mut builder = Builder::new(&system).control();
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let config = builder.write();
     let _gateway = builder.start().await;
     let disconnected = |status: &Value| status["zookeeper"]["disconnected_reason"].is_string();
@@ -449,9 +449,9 @@ async fn command_socket_that_cannot_be_created_is_an_error() {
     let config = builder.write();
     for arguments in [&["check"][..], &[]] {
         let Outcome { code, stdout, stderr } = program(arguments, &config).await;
-        let told = if arguments.is_empty() { &stdout } else { &stderr };
+        let output = if arguments.is_empty() { &stdout } else { &stderr };
         let fault = format!("the directory {} does not exist; create it", missing.display());
-        assert!(code == Some(78) && told.contains(&fault), "{arguments:?}: {stdout}{stderr}");
+        assert!(code == Some(78) && output.contains(&fault), "{arguments:?}: {stdout}{stderr}");
     }
     assert!(!missing.exists());
 }
@@ -514,7 +514,7 @@ async fn stale_command_socket_is_replaced() {
 #[tokio::test]
 async fn command_socket_is_for_owner_and_root_only() {
     let system = System::new().await;
-    let builder = nobody(&system).control();
+    let builder = unprivileged(&system).control();
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
     fs::set_permissions(&config, Permissions::from_mode(0o644)).expect("permissions");
     let binary = builder.directory().join("zuul-fingergw");
@@ -608,8 +608,8 @@ impl Machine {
 
     async fn start_with(&self, config: &Path) -> Daemon {
         let Outcome { code, stdout, stderr } = self.run_with(&[], config).await;
-        let said = (code, stdout.as_str(), stderr.as_str());
-        assert_eq!(said, (Some(0), "", ""), "{}", self.log());
+        let output = (code, stdout.as_str(), stderr.as_str());
+        assert_eq!(output, (Some(0), "", ""), "{}", self.log());
         let number = fs::read_to_string(self.pid_file()).expect("the pid file is there already");
         let number = number.strip_suffix('\n').expect("a line").parse().expect("a number");
         let pid = Pid::from_raw(number).expect("a pid");
@@ -861,8 +861,8 @@ async fn daemonised_gateway_reloads() {
     let daemon = machine.start_with(machine.relative_config()).await;
     let Outcome { code, stdout, stderr } = machine.run(&["reload"]).await;
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
-    let said = format!("reloaded {}\nnothing has changed\n", machine.config.display());
-    assert_eq!(stdout, said);
+    let expected = format!("reloaded {}\nnothing has changed\n", machine.config.display());
+    assert_eq!(stdout, expected);
     daemon.signal(Signal::TERM);
     daemon.ends().await;
     assert_eq!(machine.log().matches(" reloaded; nothing has changed").count(), 1);
@@ -895,10 +895,10 @@ async fn daemonised_gateway_reads_a_relative_log_config() {
     daemon.signal(Signal::TERM);
     daemon.ends().await;
     let log = fs::read_to_string(&rotated).expect("the old log");
-    let told = log
+    let line = log
         .lines()
         .find(|line| line.contains("configuration cannot be reloaded until this is fixed: "));
-    assert!(told.is_some_and(|line| line.contains(" WARNING ") && line.contains(fault)), "{log}");
+    assert!(line.is_some_and(|text| text.contains(" WARNING ") && text.contains(fault)), "{log}");
     assert!(log.contains(" starts config=") && !log.contains(" stopped\n"), "{log}");
     let log = fs::read_to_string(&path).expect("the new log");
     assert!(log.ends_with(" stopped\n"), "{log}");

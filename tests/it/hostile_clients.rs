@@ -11,9 +11,9 @@ use crate::support::admin::{ended, metric};
 use crate::support::certificates::Identity;
 use crate::support::client::{Client, client_hello};
 use crate::support::executor::{Executor, Stream};
-use crate::support::flow::Flow;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::process::raise_file_limit;
+use crate::support::running_stream::RunningStream;
 use crate::support::system::System;
 use crate::support::within;
 
@@ -36,8 +36,8 @@ struct Besieged {
     gateway: Gateway,
     identity: Identity,
     /// Streams that run all the time.
-    plain: Flow<TcpStream>,
-    tls: Flow<tokio_rustls::client::TlsStream<TcpStream>>,
+    plain: RunningStream<TcpStream>,
+    tls: RunningStream<tokio_rustls::client::TlsStream<TcpStream>>,
 }
 
 impl Besieged {
@@ -56,8 +56,8 @@ impl Besieged {
         let mut builder = Builder::new(&system).tls(&identity).limits(&deadlines);
         builder.admin = true;
         let gateway = builder.listeners(&["", "tls = true"]).ready().await;
-        let plain = Flow::start(&system, gateway.addresses[0]).await;
-        let tls = Flow::start_tls(&system, gateway.addresses[1], &identity).await;
+        let plain = RunningStream::start(&system, gateway.addresses[0]).await;
+        let tls = RunningStream::start_tls(&system, gateway.addresses[1], &identity).await;
         Self { system, gateway, identity, plain, tls }
     }
 
@@ -71,10 +71,10 @@ impl Besieged {
 
     /// Sees streams begin, go on and end, byte for byte.
     async fn serves(&mut self) {
-        self.plain.goes_on("a line\n").await;
-        self.tls.goes_on("a line\n").await;
-        Flow::start(&self.system, self.plain()).await.ends().await;
-        Flow::start_tls(&self.system, self.secure(), &self.identity).await.ends().await;
+        self.plain.pass("a line\n").await;
+        self.tls.pass("a line\n").await;
+        RunningStream::start(&self.system, self.plain()).await.finish().await;
+        RunningStream::start_tls(&self.system, self.secure(), &self.identity).await.finish().await;
     }
 
     async fn active(&self, listener: &str) -> usize {
@@ -100,8 +100,8 @@ impl Besieged {
         self.until_open(0, 0).await;
         let warnings = self.gateway.log().iter().filter(|line| line.contains("WARN")).count();
         assert!(warnings <= 4, "{warnings} warnings");
-        self.plain.ends().await;
-        self.tls.ends().await;
+        self.plain.finish().await;
+        self.tls.finish().await;
     }
 }
 
@@ -243,7 +243,7 @@ async fn memory_is_returned_after_a_burst() {
     let plain = connect_many("127.0.0.2", besieged.secure(), MANY).await;
     let mut shaken = Vec::new();
     for client in plain {
-        shaken.push(Client::shake(client, &besieged.identity).await);
+        shaken.push(Client::handshake(client, &besieged.identity).await);
     }
     let taken = resident(&besieged.gateway) - before;
     drop(shaken);
@@ -293,8 +293,8 @@ async fn deadlines_end_all_hanging_connections() {
     }
     within("them to be shown out", async {
         while besieged.gateway.sockets() > sockets {
-            besieged.plain.goes_on("a line\n").await;
-            besieged.tls.goes_on("a line\n").await;
+            besieged.plain.pass("a line\n").await;
+            besieged.tls.pass("a line\n").await;
         }
     })
     .await;

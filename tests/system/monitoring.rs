@@ -39,13 +39,13 @@ fn alerts() -> Vec<Alert> {
     let rules: Value = serde_saphyr::from_str(&text).expect("YAML");
     let groups = rules["groups"].as_array().expect("groups");
     let rules = groups.iter().flat_map(|group| group["rules"].as_array().expect("rules"));
-    let said = |value: &Value| value.as_str().expect("a string").to_owned();
+    let string = |value: &Value| value.as_str().expect("a string").to_owned();
     rules
         .map(|rule| Alert {
-            name: said(&rule["alert"]),
-            expression: said(&rule["expr"]),
-            severity: said(&rule["labels"]["severity"]),
-            words: ["summary", "description"].map(|key| said(&rule["annotations"][key])),
+            name: string(&rule["alert"]),
+            expression: string(&rule["expr"]),
+            severity: string(&rule["labels"]["severity"]),
+            words: ["summary", "description"].map(|key| string(&rule["annotations"][key])),
         })
         .collect()
 }
@@ -217,8 +217,8 @@ async fn grafana_accepts_the_dashboard() {
     check.current_dir(top()).stdin(Stdio::null()).kill_on_drop(true);
     let checked = within("Grafana's SDK", check.output()).await;
     let checked = checked.expect("Grafana's SDK in target/grafana (tests/run puts it there)");
-    let said = [checked.stdout, checked.stderr].concat();
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&said));
+    let printed = [checked.stdout, checked.stderr].concat();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&printed));
 
     let text = read("etc/grafana/zuul-fingergw.json");
     let dashboard: Value = serde_json::from_str(&text).expect("JSON");

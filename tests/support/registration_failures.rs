@@ -3,14 +3,14 @@
 use super::gateway::{Builder, Gateway};
 use super::system::System;
 
-pub(crate) const TROUBLE: &str = "cannot register in ZooKeeper, retrying";
-pub(crate) const STILL: &str = "still cannot register in ZooKeeper";
+pub(crate) const CANNOT_REGISTER: &str = "cannot register in ZooKeeper, retrying";
+pub(crate) const STILL_CANNOT_REGISTER: &str = "still cannot register in ZooKeeper";
 
 /// Waits until more than one try has failed, and returns the one warning that was said of them.
-pub(crate) async fn warned_once(gateway: &mut Gateway) -> String {
-    gateway.logged_times("two more tries", 2, |line| line.contains(STILL)).await;
+pub(crate) async fn registration_warning(gateway: &mut Gateway) -> String {
+    gateway.logged_times("two more tries", 2, |line| line.contains(STILL_CANNOT_REGISTER)).await;
     let warnings: Vec<_> =
-        gateway.log().into_iter().filter(|line| line.contains(TROUBLE)).collect();
+        gateway.log().into_iter().filter(|line| line.contains(CANNOT_REGISTER)).collect();
     assert_eq!(warnings.len(), 1, "{warnings:#?}");
     assert!(warnings[0].contains(" WARN "), "{warnings:?}");
     gateway.status("to be connecting", |line| line.ends_with("ZooKeeper: connecting")).await;
@@ -18,6 +18,6 @@ pub(crate) async fn warned_once(gateway: &mut Gateway) -> String {
 }
 
 /// A gateway towards the shared ZooKeeper that logs every attempt.
-pub(crate) fn talkative(system: &System) -> Builder {
+pub(crate) fn debug_logging(system: &System) -> Builder {
     Builder::new(system).log("level = \"debug\"")
 }

@@ -6,13 +6,13 @@ use crate::executor::{Executor, new_build, pieces};
 use crate::support::client::{Client, Ending};
 use crate::support::gateway::Builder;
 use crate::support::system::System;
-use crate::upstream::Upstream;
 use crate::zuul_conf::ZuulConf;
+use crate::zuul_gateway::ZuulGateway;
 
 #[tokio::test]
 async fn log_from_zuuls_gateway_plain() {
     let system = System::new().await;
-    let mut theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "west", "")).await;
+    let mut theirs = ZuulGateway::start(&system, &ZuulConf::gateway(&system, "west", "")).await;
     let mut ours = Builder::new(&system).zone("east").ready().await;
     let mut executor = Executor::start(&system, Some("west")).await;
     let (build, log) = executor.run(Some("west")).await;
@@ -29,7 +29,7 @@ async fn log_from_zuuls_gateway_by_mutual_tls() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let conf = ZuulConf::gateway(&system, "west", &identity.zuul_conf());
-    let mut theirs = Upstream::start(&system, &conf).await;
+    let mut theirs = ZuulGateway::start(&system, &conf).await;
     let ours = Builder::new(&system).zone("east").tls(&identity).listeners(&["tls = true"]);
     let mut ours = ours.ready().await;
     let mut executor = Executor::start(&system, Some("west")).await;
@@ -46,7 +46,7 @@ async fn log_from_zuuls_gateway_by_mutual_tls() {
 #[tokio::test]
 async fn log_to_zuuls_gateway_plain() {
     let system = System::new().await;
-    let mut theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
+    let mut theirs = ZuulGateway::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
     let mut ours = Builder::new(&system).zone("west").ready().await;
     let mut executor = Executor::start(&system, Some("west")).await;
     let (build, log) = executor.run(Some("west")).await;
@@ -63,7 +63,7 @@ async fn log_to_zuuls_gateway_by_mutual_tls() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let conf = ZuulConf::gateway(&system, "east", &identity.zuul_conf());
-    let mut theirs = Upstream::start(&system, &conf).await;
+    let mut theirs = ZuulGateway::start(&system, &conf).await;
     let ours = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
     let mut ours = ours.ready().await;
     let mut executor = Executor::start(&system, Some("west")).await;
@@ -82,7 +82,7 @@ async fn log_to_zuuls_gateway_by_mutual_tls() {
 #[tokio::test]
 async fn replies_cross_both_gateways() {
     let system = System::new().await;
-    let theirs = Upstream::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
+    let theirs = ZuulGateway::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
     let ours = Builder::new(&system).zone("west").ready().await;
     let mut there = Executor::start(&system, Some("west")).await;
     let mut here = Executor::start(&system, Some("east")).await;

@@ -11,7 +11,7 @@ use crate::support::gateway::{Builder, Gateway};
 use crate::support::program::resolve;
 use crate::support::system::System;
 use crate::support::within;
-use crate::support::zones::{TwoZones, comes_from, east_of};
+use crate::support::zones::{TwoZones, assert_log_comes_from, east_of};
 
 #[tokio::test]
 async fn builds_of_own_zone_and_without_zone_are_direct() {
@@ -32,7 +32,7 @@ async fn builds_of_own_zone_and_without_zone_are_direct() {
         (&unzoned, Some("east"), None),
     ] {
         let build = system.put_build(queue, Some(&executor.worker(worker))).await;
-        comes_from(&executor, gateway.address(), &build).await;
+        assert_log_comes_from(&executor, gateway.address(), &build).await;
     }
 }
 
@@ -48,7 +48,7 @@ async fn zone_of_the_executor_decides() {
     for queue in [None, Some("west"), Some("east")] {
         for gateway in [&east, &unzoned] {
             let build = system.put_build(queue, Some(&worker)).await;
-            comes_from(&other, gateway.address(), &build).await;
+            assert_log_comes_from(&other, gateway.address(), &build).await;
         }
     }
 }
@@ -58,7 +58,7 @@ async fn zone_of_the_executor_decides() {
 async fn log_is_relayed_through_two_zones() {
     for tls in [false, true] {
         let TwoZones { mut west, mut east, executor, build, .. } = TwoZones::start(tls).await;
-        comes_from(&executor, east.address(), &build).await;
+        assert_log_comes_from(&executor, east.address(), &build).await;
         let speech = if tls { "TLS" } else { "plain" };
         let hop = format!("route=\"gateway localhost:{} of zone west ({speech})\"", west.port());
         east.logged("the way west", |line| line.contains(&hop)).await;
@@ -74,7 +74,7 @@ async fn one_dead_gateway_of_two_costs_no_stream() {
     let worker = unreachable(Some("west")).await;
     let build = system.put_build(Some("west"), Some(&worker)).await;
     for _ in 0..40 {
-        comes_from(&alive, gateway.address(), &build).await;
+        assert_log_comes_from(&alive, gateway.address(), &build).await;
     }
     let failed = gateway.log().iter().filter(|line| line.contains("hop failed")).count();
     assert!(failed > 0, "the dead one was never tried: this test shows nothing");
@@ -94,7 +94,7 @@ async fn silent_gateway_fails_over() {
         let (alive, broken) = (Executor::start().await, Executor::start().await);
         let ports = [alive.address.port(), broken.address.port()];
         let (system, gateway) = east_of(&ports, "connect_timeout = \"1s\"").await;
-        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let (tell, mut output) = tokio::sync::mpsc::unbounded_channel();
         let trouble = tokio::spawn(async move {
             let mut held = Vec::new();
             loop {
@@ -110,8 +110,8 @@ async fn silent_gateway_fails_over() {
         let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
         // In random order: go on until the bad one has had its turn.
         within("its turn", async {
-            while told.try_recv().is_err() {
-                comes_from(&alive, gateway.address(), &build).await;
+            while output.try_recv().is_err() {
+                assert_log_comes_from(&alive, gateway.address(), &build).await;
             }
         })
         .await;
@@ -177,7 +177,7 @@ async fn routes_follow_the_registry() {
     let gateway = Builder::new(&system).zone("east").ready().await;
     let (executor, other) = (Executor::start().await, Executor::start().await);
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    comes_from(&executor, gateway.address(), &build).await;
+    assert_log_comes_from(&executor, gateway.address(), &build).await;
 
     for _ in 0..2 {
         let port = Some(other.address.port());
@@ -192,11 +192,11 @@ async fn routes_follow_the_registry() {
             system.change_gateway(&path, zone, state).await;
             let (to, from) = if chosen { (&other, &executor) } else { (&executor, &other) };
             until_it_comes_from(to, from, &gateway, &build).await;
-            comes_from(to, gateway.address(), &build).await;
+            assert_log_comes_from(to, gateway.address(), &build).await;
         }
         system.remove(&path).await;
         until_it_comes_from(&executor, &other, &gateway, &build).await;
-        comes_from(&executor, gateway.address(), &build).await;
+        assert_log_comes_from(&executor, gateway.address(), &build).await;
     }
     assert!(!gateway.log().iter().any(|line| line.contains("hop failed")));
 }
@@ -206,7 +206,7 @@ async fn executor_of_a_zone_without_gateways_is_asked_directly() {
     let (system, gateway) = east_of(&[], "").await;
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    comes_from(&executor, gateway.address(), &build).await;
+    assert_log_comes_from(&executor, gateway.address(), &build).await;
 }
 
 /// Each at once when the one before it has failed: nobody's head start is waited for.
@@ -216,7 +216,7 @@ async fn executor_is_asked_when_all_gateways_of_its_zone_fail() {
     let (system, gateway) = east_of(&dead, "connect_timeout = \"1h\"").await;
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    comes_from(&executor, gateway.address(), &build).await;
+    assert_log_comes_from(&executor, gateway.address(), &build).await;
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn gateways_that_do_not_run_or_have_no_port_are_no_hops() {
     let gateway = Builder::new(&system).zone("east").ready().await;
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     for _ in 0..20 {
-        comes_from(&good, gateway.address(), &build).await;
+        assert_log_comes_from(&good, gateway.address(), &build).await;
     }
     let tried = gateway.log().iter().any(|line| line.contains("hop failed"));
     assert!(!tried, "a portless or wrong one was tried");
@@ -257,7 +257,7 @@ async fn stopped_gateway_is_not_a_hop() {
     west.signal(Signal::TERM);
     assert!(west.exit().await.success());
     let east = Builder::new(&system).zone("east").ready().await;
-    comes_from(&executor, east.address(), &build).await;
+    assert_log_comes_from(&executor, east.address(), &build).await;
     assert!(!east.log().iter().any(|line| line.contains("hop failed")));
 }
 
@@ -292,7 +292,7 @@ async fn loop_of_plain_gateways_ends() {
         .await;
     let executor = Executor::start().await;
     let other = system.put_build(None, Some(&executor.worker(None))).await;
-    comes_from(&executor, address, &other).await;
+    assert_log_comes_from(&executor, address, &other).await;
     let answer = client.text().await;
     assert_eq!(answer, "Internal streaming error: too many requests for this build\r\n");
     let about_gateway = |line: &String| line.contains(" WARN ") && line.contains("zone=\"west\"");
@@ -311,7 +311,7 @@ async fn own_entry_is_no_hop() {
     builder.root = "public_port = 7979".to_owned();
     system.put_gateway(Some("west"), Some(7979), false, "running").await;
     let gateway = builder.ready().await;
-    comes_from(&executor, gateway.address(), &build).await;
+    assert_log_comes_from(&executor, gateway.address(), &build).await;
     assert!(!gateway.log().iter().any(|line| line.contains(":7979 of zone west")));
 }
 
@@ -322,7 +322,7 @@ async fn build_in_a_new_zone_is_found() {
     let executor = Executor::start().await;
     for zone in ["first", "second"] {
         let build = system.put_build(Some(zone), Some(&executor.worker(None))).await;
-        comes_from(&executor, gateway.address(), &build).await;
+        assert_log_comes_from(&executor, gateway.address(), &build).await;
     }
     assert_eq!(Client::ask(gateway.address(), "abc").await.text().await, "Build not found\r\n");
 }
@@ -337,7 +337,7 @@ async fn build_is_found_among_two_hundred_zones() {
     let gateway = Builder::new(&system).ready().await;
     for zone in [Some("zone0"), Some("zone198"), Some("zone-new"), None] {
         let build = system.put_build(zone, Some(&executor.worker(None))).await;
-        comes_from(&executor, gateway.address(), &build).await;
+        assert_log_comes_from(&executor, gateway.address(), &build).await;
     }
 }
 
@@ -349,7 +349,7 @@ async fn zone_names_may_be_any_text() {
     let gateway = Builder::new(&system).zone("Zone 1, \u{fc}ber").ready().await;
     let zone = Some("Zone 1, \u{fc}ber");
     let build = system.put_build(zone, Some(&executor.worker(zone))).await;
-    comes_from(&executor, gateway.address(), &build).await;
+    assert_log_comes_from(&executor, gateway.address(), &build).await;
 }
 
 /// A TLS gateway of another zone, for which this one has no certificate: the next hop has to do.
@@ -361,7 +361,7 @@ async fn tls_gateway_without_own_certificate_fails_over() {
     let mut gateway = Builder::new(&system).zone("east").ready().await;
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
-    comes_from(&executor, gateway.address(), &build).await;
+    assert_log_comes_from(&executor, gateway.address(), &build).await;
     gateway.logged("what to do", |line| line.contains("set tls.cert")).await;
 }
 
@@ -369,14 +369,14 @@ async fn tls_gateway_without_own_certificate_fails_over() {
 async fn wrong_name(verify_hostnames: bool) -> String {
     let system = System::new().await;
     let authority = &system.zookeeper.authority;
-    let stranger: Identity = authority.identity_only_for("elsewhere.example.org");
+    let untrusted: Identity = authority.identity_only_for("elsewhere.example.org");
     let other = Executor::start().await;
     system.put_gateway(Some("west"), Some(other.address.port()), true, "running").await;
     let mut builder = Builder::new(&system).zone("east").tls(&authority.identity("gateway"));
     builder.verify_hostnames = verify_hostnames;
     let gateway = builder.ready().await;
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
-    let acceptor = acceptor(&stranger);
+    let acceptor = acceptor(&untrusted);
     let serving = tokio::spawn(async move {
         let (stream, _) = other.listener.accept().await.expect("a connection");
         // The gateway breaks the handshake off where it minds the name.

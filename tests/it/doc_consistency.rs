@@ -122,7 +122,7 @@ fn operating_page_lists_each_reply() {
 
 /// Folders, not files: what a file is for is said in the file itself.
 #[test]
-fn the_architecture_page_names_each_folder_of_the_source() {
+fn architecture_page_names_each_folder_of_the_source() {
     let page = read("docs/architecture.md");
     // `src/gateway/relay`, and nothing below that.
     let folder = |path: &PathBuf| {
@@ -153,7 +153,7 @@ fn names_folder(page: &str, folder: &Path) -> bool {
 
 /// A release has its section, so what is on top is either not released or this version.
 #[test]
-fn the_changelog_begins_with_this_version() {
+fn changelog_begins_with_this_version() {
     let page = read("docs/CHANGELOG.md");
     let top = page.lines().find_map(|line| line.strip_prefix("## ")).expect("a section");
     let version = env!("CARGO_PKG_VERSION");
@@ -182,14 +182,14 @@ fn no_dependency_needs_a_newer_compiler() {
         let mut parts = text.split('.').map(|part| part.parse().expect("a number"));
         std::array::from_fn(|_| parts.next().unwrap_or_default())
     };
-    let told = std::process::Command::new(env!("CARGO"))
+    let printed = std::process::Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--format-version", "1", "--all-features"])
         .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
         .current_dir(top())
         .output()
         .expect("cargo");
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    let metadata: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&printed.stdout).expect("JSON");
     let packages = metadata["packages"].as_array().expect("packages");
     assert!(packages.len() > 100, "{} packages", packages.len());
     let ours = version(env!("CARGO_PKG_RUST_VERSION"));
@@ -203,9 +203,9 @@ fn no_dependency_needs_a_newer_compiler() {
 /// CI has no list of its own.
 #[test]
 fn ci_runs_the_one_list_of_checks() {
-    let told = std::process::Command::new(top().join(".ci/check")).arg("--list").output();
-    let told = String::from_utf8(told.expect(".ci/check").stdout).expect("UTF-8");
-    let names: Vec<_> = told.lines().collect();
+    let text = std::process::Command::new(top().join(".ci/check")).arg("--list").output();
+    let text = String::from_utf8(text.expect(".ci/check").stdout).expect("UTF-8");
+    let names: Vec<_> = text.lines().collect();
     assert!(names.len() >= 6 && names.last() == Some(&"tests"), "{names:?}");
     let run = read(".ci/run");
     let mut lines = run.lines().filter(|line| !line.starts_with('#'));
@@ -223,7 +223,7 @@ fn named(page: &str) -> Vec<&str> {
     page.split('`').skip(1).step_by(2).filter(|word| word.contains("::")).collect()
 }
 
-/// Whether there is a test of this name, such as `faults::a_test`, `interop::web::a_test` or
+/// Whether there is a test of this name, such as `component_failures::a_test`, `interop::web::a_test` or
 /// `src::gateway::finger::a_test`.
 fn exists(name: &str) -> bool {
     let (path, test) = name.rsplit_once("::").expect("a path");
@@ -254,7 +254,7 @@ fn named_tests_exist() {
         let missing: Vec<_> = names.iter().filter(|name| !exists(name)).collect();
         assert!(missing.is_empty(), "{page} names tests that are not there: {missing:?}");
     }
-    assert!(!exists("faults::no_such_test") && !exists("nowhere::named_tests_exist"));
+    assert!(!exists("component_failures::no_such_test") && !exists("nowhere::named_tests_exist"));
 }
 
 #[test]

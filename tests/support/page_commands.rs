@@ -21,12 +21,12 @@ pub(crate) fn is_machine(word: &str) -> bool {
 }
 
 /// All that is to be typed on one machine. Dropping it fails where something was not.
-pub(crate) struct Typed {
+pub(crate) struct PageCommands {
     /// Each with what the page shows behind it.
     blocks: Vec<(Block, Option<Block>)>,
 }
 
-impl Typed {
+impl PageCommands {
     pub(crate) fn on(machine: &str) -> Self {
         let mut found = Vec::new();
         for page in pages::all() {
@@ -75,7 +75,7 @@ impl Typed {
     }
 }
 
-impl Drop for Typed {
+impl Drop for PageCommands {
     fn drop(&mut self) {
         let left: Vec<_> = self.blocks.iter().map(|(block, _)| &block.place).collect();
         assert!(left.is_empty() || std::thread::panicking(), "nobody has typed {left:?}");

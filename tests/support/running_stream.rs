@@ -12,12 +12,12 @@ use super::executor::{Executor, Stream};
 use super::system::System;
 
 /// Both ends of it, its first line passed on.
-pub(crate) struct Flow<S> {
+pub(crate) struct RunningStream<S> {
     pub(crate) client: Client<S>,
     stream: Stream<TcpStream>,
 }
 
-impl Flow<TcpStream> {
+impl RunningStream<TcpStream> {
     /// For a plain client.
     pub(crate) async fn start(system: &System, gateway: SocketAddr) -> Self {
         let (executor, build) = executor(system).await;
@@ -26,7 +26,7 @@ impl Flow<TcpStream> {
     }
 }
 
-impl Flow<TlsStream<TcpStream>> {
+impl RunningStream<TlsStream<TcpStream>> {
     /// For a client that shows `identity`.
     pub(crate) async fn start_tls(
         system: &System,
@@ -45,21 +45,21 @@ async fn executor(system: &System) -> (Executor, String) {
     (executor, build)
 }
 
-impl<S: Duplex> Flow<S> {
+impl<S: Duplex> RunningStream<S> {
     async fn begin(client: Client<S>, executor: &Executor) -> Self {
-        let mut flow = Self { client, stream: executor.accept().await };
-        flow.goes_on("the first line\n").await;
-        flow
+        let mut running = Self { client, stream: executor.accept().await };
+        running.pass("the first line\n").await;
+        running
     }
 
     /// Passes a piece more.
-    pub(crate) async fn goes_on(&mut self, log: &str) {
+    pub(crate) async fn pass(&mut self, log: &str) {
         self.stream.write(log.as_bytes()).await;
         self.client.expect(log.as_bytes()).await;
     }
 
     /// Half a megabyte more, byte for byte, and a clean end.
-    pub(crate) async fn ends(mut self) {
+    pub(crate) async fn finish(mut self) {
         let log: Vec<u8> = (0..500_000u32).map(|index| (index % 251) as u8).collect();
         let sent = async {
             self.stream.write(&log).await;

@@ -162,10 +162,10 @@ async fn stop_aborts_streams_after_the_grace() {
     within("the filling to be refused", filling).await.expect("no panic");
     exits_0(&mut gateway).await;
     drop(stalled);
-    assert_eq!(ends(&gateway), ["stopped"; 4]);
+    assert_eq!(ends(&gateway), ["gateway stopped"; 4]);
     let cut = |line: &&String| line.contains("streams aborted after the grace period");
     let log = gateway.log();
-    let line = log.iter().find(cut).expect("said");
+    let line = log.iter().find(cut).expect("a line of the reset streams");
     assert!(line.contains("streams=4"), "{line}");
 }
 
@@ -195,7 +195,7 @@ async fn stop_while_zookeeper_hangs() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system).zookeeper("session_timeout = \"5s\"");
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.ready().await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
@@ -219,7 +219,7 @@ async fn stop_while_zookeeper_is_down() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system).zookeeper("session_timeout = \"5s\"");
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.ready().await;
     drop(proxy);
     gateway.status("the loss", |line| line.ends_with("connection lost")).await;
@@ -234,7 +234,7 @@ async fn stop_removes_the_entry_when_zookeeper_returns_in_time() {
     let system = System::new().await;
     let proxy = Proxy::start(system.zookeeper.port).await;
     let mut builder = Builder::new(&system);
-    builder.hosts = system.hosts_by(&proxy);
+    builder.hosts = system.hosts_via(&proxy);
     let mut gateway = builder.ready().await;
     proxy.hold();
     gateway.signal(Signal::TERM);
@@ -252,7 +252,7 @@ async fn stop_before_the_first_connection_to_zookeeper() {
         let proxy = Proxy::start(system.zookeeper.port).await;
         proxy.hold();
         let mut builder = Builder::new(&system);
-        builder.hosts = system.hosts_by(&proxy);
+        builder.hosts = system.hosts_via(&proxy);
         if !hanging {
             builder.hosts = format!("127.0.0.1:{}", executor::refusing_port().await);
         }
@@ -292,7 +292,7 @@ async fn stop_serves_connections_that_have_not_asked_yet() {
     log.finish().await;
     assert_eq!(silent.text().await, "late\n");
     drop(silent);
-    let mut shaken = Client::shake(shaking, &identity).await;
+    let mut shaken = Client::handshake(shaking, &identity).await;
     shaken.send(format!("{build}\n").as_bytes()).await;
     let mut log = executor.accept().await;
     log.write(b"late\n").await;

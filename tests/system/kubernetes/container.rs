@@ -157,7 +157,7 @@ fn every_configuration_serves_in_its_pod() {
         let image = Image::build(static_program()).await;
         let zookeeper = ZooKeeper::start().await;
         lead_to(&zookeeper).await;
-        let system = System::at_the_top(&zookeeper).await;
+        let system = System::at_root(&zookeeper).await;
         let authority = Authority::new();
         let own = authority.identity_only_for("fingergw.west.example.org");
         for directory in DEPLOYED {

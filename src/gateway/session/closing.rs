@@ -1,0 +1,44 @@
+//! Closes a client's connection after the log, or with a reply in its place.
+
+use std::future::ready;
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::{sleep, timeout};
+
+use super::client_info::ClientInfo;
+use super::outcome::Outcome;
+use crate::gateway::context::Context;
+use crate::gateway::relay::EndReason;
+use crate::gateway::transport::connection::Connection;
+
+/// Closes the client's connection in the way that shows how its stream ended: gracefully after a whole
+/// log or a reply, with a reset otherwise.
+pub(super) async fn close(
+    connection: Connection,
+    outcome: &Outcome,
+    client: &ClientInfo,
+    cx: &Context,
+) {
+    let counted = client.counted();
+    let deadline = || cx.stalled_clients.write_deadline(&cx.limits, counted);
+    match outcome {
+        Outcome::Ended(EndReason::Finished) => connection.close_gracefully(deadline).await,
+        Outcome::Ended(EndReason::UpstreamFailed(_) | EndReason::Idle | EndReason::TooLong) => {
+            connection.abort(deadline).await;
+        }
+        // No byte of a log has been sent, so the line cannot be mistaken for a part of it.
+        Outcome::NotConnected(error) => send_reply(connection, error.line(), cx).await,
+        Outcome::Refused(reply) => send_reply(connection, reply.line().as_bytes(), cx).await,
+        Outcome::Ended(_) => connection.abort(|| ready(())).await,
+        // The client has left already.
+        _ => {}
+    }
+}
+
+/// Sends the `line` that stands for a log, and closes.
+pub(crate) async fn send_reply(mut connection: Connection, line: &[u8], cx: &Context) {
+    // If the client does not read one line in time, close.
+    if let Ok(Ok(())) = timeout(cx.limits.request_timeout, connection.write_all(line)).await {
+        connection.close_gracefully(|| sleep(cx.limits.request_timeout)).await;
+    }
+}
