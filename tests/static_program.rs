@@ -1,5 +1,5 @@
-//! The program once more, to be linked statically: `tests/system/empty_root.rs` has cargo do so beside the
-//! one that all other tests run.
+//! The program as an example target, to be linked statically: `tests/system/empty_root.rs` has
+//! cargo build it beside the binary that all other tests run.
 
 use std::process::ExitCode;
 

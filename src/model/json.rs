@@ -75,7 +75,6 @@ impl<T> Field<T> {
     }
 }
 
-// Not derived: that would require it of `T`.
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = <&RawValue>::deserialize(deserializer)?.get();

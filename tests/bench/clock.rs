@@ -1,4 +1,4 @@
-//! One clock for all processes of a measurement.
+//! The clock of all processes of a measurement.
 
 use rustix::time::{ClockId, clock_gettime};
 

@@ -1,8 +1,7 @@
-//! The executor: a log streamer whose logs are made for measuring.
+//! The executor: a log streamer with generated logs.
 //!
-//! It speaks Zuul's protocol: a line with the build's UUID comes, the log goes out, the end of the
-//! log is the end of the connection. It is no fake of an executor but of its speed: Python's would
-//! be the bottleneck of everything.
+//! It speaks Zuul's protocol: it reads a line with the build's UUID, sends the log, and closes the
+//! connection at its end. Zuul's own, in Python, would be the bottleneck of all measurements.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,38 +18,38 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::clock;
 use crate::log::{LINE, Log};
-use crate::role::{Driver, runtime, say};
+use crate::role::{Driver, reply, runtime};
 
-/// What the driver can ask for.
+/// A job from the driver.
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Job {
-    /// One line for every quiet stream, so many a second; as fast as they go for 0.
+    /// Sends one line on each idle stream.
     Lines {
-        /// Lines a second over all streams.
+        /// Lines per second over all streams; 0 is as fast as possible.
         pace: u32,
     },
-    /// The end of all quiet logs.
+    /// Ends all idle streams.
     End,
 }
 
-/// Said after each job.
+/// The reply to each job.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Done {
-    /// How many quiet streams it was about.
+    /// The number of idle streams.
     pub(crate) streams: usize,
 }
 
-/// Connections the kernel keeps for us; it cuts this to net.core.somaxconn.
+/// The listen backlog; the kernel lowers it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// Of a bulk log, sent over and over again. Small enough to stay in a processor's cache: what is
-/// measured is the relay, not this machine's memory.
+/// The bytes of a bulk log that are sent again and again. They fit into a processor's cache, so
+/// that the relay is measured and not the machine's memory.
 const PIECE: usize = 1 << 20;
 
-/// The quiet streams that are open.
+/// The open idle streams.
 type Quiet = Arc<Mutex<Vec<TcpStream>>>;
 
-/// Listens, says where, serves until the driver ends.
+/// Listens, sends the address to the driver, and serves until the driver ends.
 pub(crate) fn run() -> Result<()> {
     runtime(2)?.block_on(serve())
 }
@@ -61,7 +60,7 @@ async fn serve() -> Result<()> {
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
     socket.listen(BACKLOG)?;
     let listener = TcpListener::from_std(socket.into())?;
-    say(Ok(listener.local_addr()?))?;
+    reply(Ok(listener.local_addr()?))?;
     let bulk = Arc::new(bulk_file().context("a file in memory")?);
     let quiet = Quiet::default();
     tokio::spawn(accept(listener, bulk, Arc::clone(&quiet)));
@@ -77,7 +76,7 @@ async fn serve() -> Result<()> {
             }
             Job::End => drop(streams),
         }
-        say(Ok(done))?;
+        reply(Ok(done))?;
     }
     Ok(())
 }
@@ -87,7 +86,7 @@ async fn accept(listener: TcpListener, bulk: Arc<OwnedFd>, quiet: Quiet) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (bulk, quiet) = (Arc::clone(&bulk), Arc::clone(&quiet));
-                // A connection that goes wrong shows at its client.
+                // The client reports a connection that fails.
                 tokio::spawn(async move { answer(stream, bulk, quiet).await });
             }
             Err(error) => {
@@ -107,13 +106,13 @@ async fn answer(mut stream: TcpStream, bulk: Arc<OwnedFd>, quiet: Quiet) -> io::
         }
     }
     match Log::of(&String::from_utf8_lossy(&request)) {
-        None => stream.write_all(b"no build of these measurements\n").await,
+        None => stream.write_all(b"not a build of these measurements\n").await,
         Some(Log::Short(bytes)) => stream.write_all(&vec![b'x'; bytes as usize]).await,
         Some(Log::Bulk(milliseconds)) => {
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
             let time = Duration::from_millis(milliseconds.into());
-            tokio::task::spawn_blocking(move || pour(&stream, &bulk, time)).await?
+            tokio::task::spawn_blocking(move || send_bulk(&stream, &bulk, time)).await?
         }
         Some(Log::Quiet) => {
             stream.write_all(&line()).await?;
@@ -131,8 +130,8 @@ fn bulk_file() -> Result<OwnedFd> {
     Ok(file)
 }
 
-/// Sends for `time`, with sendfile(2): no byte is copied on this side.
-fn pour(stream: &std::net::TcpStream, bulk: &OwnedFd, time: Duration) -> io::Result<()> {
+/// Sends for `time` with sendfile(2), without copying.
+fn send_bulk(stream: &std::net::TcpStream, bulk: &OwnedFd, time: Duration) -> io::Result<()> {
     let start = Instant::now();
     while start.elapsed() < time {
         let mut offset = 0;
@@ -143,7 +142,7 @@ fn pour(stream: &std::net::TcpStream, bulk: &OwnedFd, time: Duration) -> io::Res
     Ok(())
 }
 
-/// A line that tells when it was sent.
+/// A line that begins with the time when it was sent.
 fn line() -> [u8; LINE] {
     let mut line = [b'.'; LINE];
     line[..20].copy_from_slice(format!("{:020}", clock::now()).as_bytes());
@@ -151,13 +150,13 @@ fn line() -> [u8; LINE] {
     line
 }
 
-/// The time a [`line`] was sent.
+/// The time when a [`line`] was sent.
 pub(crate) fn sent(line: &[u8; LINE]) -> Option<u64> {
     std::str::from_utf8(&line[..20]).ok()?.parse().ok()
 }
 
 async fn lines(streams: &mut [TcpStream], pace: u32) -> Result<()> {
-    // In another order than they were opened in.
+    // Not in the order in which they were opened.
     fastrand::shuffle(streams);
     let start = Instant::now();
     for (number, stream) in streams.iter_mut().enumerate() {
@@ -165,7 +164,7 @@ async fn lines(streams: &mut [TcpStream], pace: u32) -> Result<()> {
             let due = start + Duration::from_secs_f64(number as f64 / f64::from(pace));
             tokio::time::sleep_until(due.into()).await;
         }
-        // One that is closed shows at its client.
+        // The client reports a stream that is closed.
         let _ = stream.write_all(&line()).await;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What is to be reached: the figures this gateway was built for.
+//! The performance goals of this gateway.
 
 use crate::sample::{Entry, Sample};
 use crate::scenarios::Scenario;
@@ -14,8 +14,8 @@ pub(crate) struct Goal {
     pub(crate) bound: Bound,
 }
 
-/// A bound. Times are of a figure in the same round; where there are several to compare with, of the
-/// one whose median is best.
+/// A bound. Multiples are of the same figure of another target in the same round: of the target
+/// with the best median, if there are several.
 pub(crate) enum Bound {
     TimesOrMore(f64, Vec<Entry>),
     TimesOrLess(f64, Vec<Entry>),
@@ -24,17 +24,17 @@ pub(crate) enum Bound {
     Most(f64),
 }
 
-/// Whether a goal is reached, and by what.
+/// Whether a goal is reached.
 pub(crate) struct Verdict {
-    /// The figure itself.
+    /// The measured figure.
     pub(crate) figure: Median,
-    /// What is held against the bound: the figure, or its ratio.
+    /// What is compared with the bound: the figure or a ratio.
     pub(crate) value: Median,
     pub(crate) bound: String,
     pub(crate) reached: bool,
 }
 
-/// All of them.
+/// All goals.
 pub(crate) fn all() -> Vec<Goal> {
     [bulk(), requests(), first_byte(), quiet()].into_iter().flatten().collect()
 }
@@ -114,12 +114,12 @@ fn quiet() -> Vec<Goal> {
     let burst = Scenario::Burst { clients: 2000 };
     let (ours, pair) = (Entry::warm(OURS), Entry::warm(OURS_PAIR));
     let resident = "resident after lines KiB/stream";
-    let held = "9,000 streams held";
-    let moment = "2,000 clients at one moment";
+    let held = "9,000 open streams";
+    let moment = "2,000 concurrent clients";
     vec![
-        goal("memory of a quiet stream", five, ours, resident, Most(3.3)),
-        goal("memory of a quiet stream, zone to zone", five, pair, resident, Most(40.0)),
-        goal("no thread for a stream", five, ours, "threads", Most(16.0)),
+        goal("memory of an idle stream", five, ours, resident, Most(3.3)),
+        goal("memory of an idle stream, zone to zone", five, pair, resident, Most(40.0)),
+        goal("no thread per stream", five, ours, "threads", Most(16.0)),
         goal(held, nine, ours, "open", Least(9000.0)),
         goal(held, nine, ours, "lines", Least(9000.0)),
         goal(moment, burst, Entry::cold(OURS), "served", Least(2000.0)),
@@ -130,7 +130,7 @@ fn quiet() -> Vec<Goal> {
 }
 
 impl Goal {
-    /// `None` where there is nothing to judge by.
+    /// `None` without samples.
     pub(crate) fn judge(&self, samples: &[Sample]) -> Option<Verdict> {
         let of = |entry, figure| values(samples, self.scenario, entry, figure);
         let own = of(self.entry, self.figure);
@@ -149,7 +149,7 @@ impl Goal {
                 let ratios = others
                     .iter()
                     .filter_map(|other| Some((other, ratio(&own, &of(*other, self.figure))?)));
-                // The strongest peer is the one we look worst beside.
+                // Compares with the best of the others.
                 let (other, value) =
                     ratios.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median))?;
                 verdict(value, format!("≥ {times} × {other}"), value.median >= *times)
@@ -166,7 +166,7 @@ impl Goal {
     }
 }
 
-/// A figure of all samples that count, by round.
+/// The values of a figure in all samples that count, with their rounds.
 pub(crate) fn values(
     samples: &[Sample],
     scenario: Scenario,
@@ -180,7 +180,7 @@ pub(crate) fn values(
         .collect()
 }
 
-/// The ratios of values of the same round.
+/// The median of the ratios between values of the same round.
 pub(crate) fn ratio(of: &[(usize, f64)], to: &[(usize, f64)]) -> Option<Median> {
     let paired = of.iter().filter_map(|(round, of)| {
         let (_, to) = to.iter().find(|(other, _)| other == round)?;

@@ -1,4 +1,4 @@
-//! What all measurements share: the roles, the certificates, the programs to measure.
+//! What all measurements share: roles, certificates, and the programs to measure.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ pub(crate) struct Lab {
     pub(crate) executor: Role,
     pub(crate) executor_address: SocketAddr,
     pub(crate) client: Role,
-    /// Of every gateway and proxy that speaks TLS: RSA with 2048 bits, as Zuul's own tools make
-    /// them.
+    /// The identity of every gateway and proxy with TLS: RSA with 2048 bits, as Zuul's tools
+    /// create.
     pub(crate) identity: Identity,
     _authority: Authority,
-    /// Our gateway, and others of `--also`.
+    /// This gateway, then those of `--also`.
     pub(crate) gateways: Vec<PathBuf>,
 }
 
@@ -35,7 +35,7 @@ impl Lab {
         let authority = Authority::new();
         let mut executor = Role::start("executor")?;
         Ok(Self {
-            executor_address: executor.answer().await?,
+            executor_address: executor.reply().await?,
             executor,
             client: Role::start("client")?,
             identity: authority.identity_rsa("localhost"),
@@ -44,7 +44,7 @@ impl Lab {
         })
     }
 
-    /// Has `clients` ask `target` for short logs.
+    /// Lets `clients` request short logs from `target`.
     pub(crate) async fn requests(
         &mut self,
         target: &Running,
@@ -61,13 +61,13 @@ impl Lab {
             milliseconds,
             bytes: SHORT as usize,
         };
-        self.client.ask(&job).await
+        self.client.run(&job).await
     }
 
-    /// Ends all quiet logs; returns how many streams ended as they should.
+    /// Ends all idle streams. Returns how many ended cleanly.
     pub(crate) async fn end_quiet(&mut self) -> Result<usize> {
-        let _: executor::Done = self.executor.ask(&executor::Job::End).await?;
-        let ends: client::Ends = self.client.ask(&client::Job::Ends).await?;
+        let _: executor::Done = self.executor.run(&executor::Job::End).await?;
+        let ends: client::Ends = self.client.run(&client::Job::Ends).await?;
         Ok(ends.clean)
     }
 }

@@ -1,23 +1,22 @@
-//! What the log of a build is like, written into the build's UUID: the executor needs no other
-//! word to know what to send, whoever asks it and however often.
+//! The log of a build, encoded in the build's UUID: the executor needs no other information.
 
 use serde::{Deserialize, Serialize};
 
 /// The log of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Log {
-    /// As many bytes as fit through in so many milliseconds.
+    /// Bytes at full speed for this number of milliseconds.
     Bulk(u32),
-    /// So many bytes, all there at once.
+    /// This number of bytes, all available immediately.
     Short(u32),
-    /// One line at once, another one whenever the driver says so, until it says that it is over.
+    /// One line immediately, and further lines and the end when the driver requests them.
     Quiet,
 }
 
-/// A line of a quiet log, its newline included, in bytes: that of a usual console line.
+/// The length of a line of an idle log with its newline, in bytes: that of a usual console line.
 pub(crate) const LINE: usize = 100;
 
-/// What a short log is taken to be where nothing else is said, in bytes.
+/// The default length of a short log, in bytes.
 pub(crate) const SHORT: u32 = 2048;
 
 impl Log {
@@ -31,7 +30,7 @@ impl Log {
         format!("{kind:x}{size:08x}{:023x}", fastrand::u128(..) >> 36)
     }
 
-    /// The log of `build`, if it is one of ours.
+    /// The log of `build`, if it is a build of these measurements.
     pub(crate) fn of(build: &str) -> Option<Self> {
         let size = u32::from_str_radix(build.get(1..9)?, 16).ok()?;
         match build.as_bytes().first()? {

@@ -1,4 +1,4 @@
-//! The machine: who used it while something was measured, and how much memory its kernel holds.
+//! The machine: its use by other processes during a measurement, and the memory of its kernel.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -7,13 +7,13 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What a measurement is for: 9,000 streams take two descriptors each in a gateway.
+/// The limit of open files: a gateway uses two for each of 9,000 streams.
 const DESCRIPTORS: u64 = 65_536;
 
-/// What it needs at least.
+/// The lowest limit of open files that suffices.
 const DESCRIPTORS_AT_LEAST: u64 = 20_000;
 
-/// Raises the limit of open files for this process and all it starts, as far as it may.
+/// Raises the limit of open files of this process and its children as far as permitted.
 pub(crate) fn raise_descriptors() -> Result<u64> {
     let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
     let maximum = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
@@ -30,52 +30,52 @@ pub(crate) fn raise_descriptors() -> Result<u64> {
     Ok(current)
 }
 
-/// How many processors there are.
+/// The number of processors.
 pub(crate) fn processors() -> f64 {
     std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64)
 }
 
-/// What /proc/PID/stat says of a process.
+/// The used members of /proc/PID/stat.
 struct Stat {
     name: String,
     parent: u32,
-    /// Seconds. Its own: what its children spent is added when they end, whenever they spent it.
+    /// CPU seconds of its own. The time of its children is added only when they end.
     cpu: f64,
 }
 
-/// Seconds in a jiffy of /proc: USER_HZ is 100 on every architecture of Linux's that runs Zuul.
+/// Seconds per clock tick of /proc: USER_HZ is 100 on all architectures that Zuul supports.
 const JIFFY: f64 = 0.01;
 
 fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, parentheses too.
+    // The name may contain parentheses.
     let (name, rest) = text.split_once('(')?.1.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
-    // Numbered from 3 in proc(5): utime and stime are 14 and 15.
+    // proc(5) numbers these fields from 3: utime and stime are 14 and 15.
     let jiffies: f64 = fields.get(11..13)?.iter().filter_map(|f| f.parse::<f64>().ok()).sum();
     Some(Stat { name: name.to_owned(), parent: fields.get(1)?.parse().ok()?, cpu: jiffies * JIFFY })
 }
 
-/// A look at the whole machine.
-pub(crate) struct Look {
+/// The CPU times of the whole machine at one moment.
+pub(crate) struct Snapshot {
     at: Instant,
-    /// Seconds that no processor had work.
+    /// Idle seconds of all processors.
     idle: f64,
-    /// Seconds that the hypervisor gave to others.
+    /// Seconds stolen by the hypervisor.
     steal: f64,
     processes: HashMap<u32, Stat>,
 }
 
-/// Who else used the machine.
+/// Use of the machine by other processes.
 #[derive(Clone, Debug)]
 pub(crate) struct Foreign {
-    /// Of all the machine could do, 0 to 1.
+    /// The share of all processors' time, 0 to 1.
     pub(crate) share: f64,
-    /// The busiest, with their seconds.
+    /// The names of the busiest processes, with their CPU seconds.
     pub(crate) by: String,
 }
 
-impl Look {
+impl Snapshot {
     pub(crate) fn take() -> Result<Self> {
         let text = fs::read_to_string("/proc/stat")?;
         let line = text.lines().next().context("/proc/stat")?;
@@ -92,11 +92,11 @@ impl Look {
         })
     }
 
-    /// What was done between this look and `later` by neither this process nor its descendants.
+    /// What was used between this snapshot and `later` by neither this process nor its descendants.
     ///
-    /// Busy is what was not idle: that is counted exactly, and has processes in it that came and
-    /// went. Kernel threads work for everybody; what they do counts as ours. What
-    /// may come of counting in hundredths of a second is left out.
+    /// The busy time is what was not idle, so it includes processes that ended in between. Kernel
+    /// threads count as ours, because they also work for us. The inaccuracy of hundredths of a
+    /// second is subtracted.
     pub(crate) fn foreign(&self, later: &Self) -> Foreign {
         let seconds = (later.at - self.at).as_secs_f64() * processors();
         let spent = |pid: &u32, stat: &Stat| {
@@ -147,15 +147,14 @@ impl Look {
     }
 }
 
-/// Memory that the kernel holds for everybody, in KiB: its objects, stacks and page tables, and the
-/// buffers of sockets.
+/// The memory of the kernel in KiB: objects, stacks, page tables, and socket buffers.
 pub(crate) fn kernel_memory() -> Result<f64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let kib = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(name));
         line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).unwrap_or(0.0)
     };
-    // What can be given back holds files and directories, which come and go on their own.
+    // Reclaimable objects are not counted: they cache files and directories.
     let objects = kib("SUnreclaim:") + kib("KernelStack:") + kib("PageTables:");
     let sockets = fs::read_to_string("/proc/net/sockstat")?;
     let tcp = sockets.lines().find(|line| line.starts_with("TCP:")).unwrap_or("");

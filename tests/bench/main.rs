@@ -1,9 +1,9 @@
 //! The measurements of docs/performance.md: load generator and driver in one program, run by
 //! `tests/bench/run`.
 //!
-//! The driver starts everything: a real ZooKeeper, an executor, a client, and what is measured
-//! (`targets`). It goes through the scenarios in rounds (`rounds`) and writes what came out: every
-//! sample as JSON, a report, plots.
+//! The driver starts a real ZooKeeper, an executor, a client and the targets (`targets`). It
+//! measures the scenarios in rounds (`rounds`) and writes every sample as JSON, a report, and
+//! plots.
 
 mod client;
 mod clock;
@@ -38,44 +38,44 @@ use crate::report::Report;
 use crate::rounds::Rounds;
 use crate::scenarios::{Effort, Scenario};
 
-/// Measures zuul-fingergw beside upstream's, haproxy, and nothing at all.
+/// Measures this gateway, Zuul's gateway, haproxy, and a direct connection.
 #[derive(Parser)]
 #[command(name = "tests/bench/run")]
 struct Arguments {
-    /// What to measure: bulk, requests, first-byte, zones, quiet, burst, idle, counts; or one size
-    /// of it, as bulk-8 or quiet-9000. Everything if there is none.
+    /// Scenarios: bulk, requests, first-byte, zones, quiet, burst, idle, counts; or one size of a
+    /// scenario, such as bulk-8 or quiet-9000. Default: all.
     scenarios: Vec<String>,
-    /// How often each target is measured.
+    /// How often each target is measured. Default: 7, or 3 with --quick.
     #[arg(long)]
     rounds: Option<usize>,
-    /// Short measurements and three rounds: for a look, not for the record.
+    /// Short measurements, not for published figures.
     #[arg(long)]
     quick: bool,
-    /// Counts measurements that others disturbed as well, and marks the report.
+    /// Do not discard measurements that other processes disturbed; the report says so.
     #[arg(long)]
     allow_noise: bool,
-    /// What others may use of the machine during a measurement, in percent.
+    /// CPU time that other processes may use during a measurement, in percent of the machine.
     #[arg(long, default_value_t = 5.0)]
     threshold: f64,
-    /// Only targets whose name contains this; may be given often.
+    /// Only targets whose name contains this; may be repeated.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Another binary of ours to measure beside the first; may be given often.
+    /// Another build of this gateway to measure as well; may be repeated.
     #[arg(long, value_name = "FILE")]
     also: Vec<PathBuf>,
     /// The gateway to measure.
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/dist/zuul-fingergw"))]
     gateway: PathBuf,
-    /// Where the report goes.
+    /// The directory of the report.
     #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench"))]
     output: PathBuf,
-    /// `cargo bench` says so.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 fn main() -> ExitCode {
-    // The roles are no one's to choose, so they are no part of the usage.
+    // Roles are started by the driver only, so the usage does not list them.
     let outcome = match std::env::args().nth(1).as_deref() {
         Some("executor") => executor::run(),
         Some("client") => client::run(),
@@ -110,8 +110,8 @@ fn drive(arguments: Arguments) -> Result<()> {
         .with_context(|| arguments.output.display().to_string())?;
     let gateways = [vec![arguments.gateway], arguments.also].concat();
     let mut report = Report::new(&rounds, descriptors, &gateways);
-    // Processes are started, and therefore ended by the kernel, with the thread that runs this: the
-    // main one, which lives as long as the driver.
+    // The kernel ends child processes when the thread that started them ends (PR_SET_PDEATHSIG):
+    // the main thread, which lives as long as the driver.
     let finished = role::runtime(1)?.block_on(async {
         tokio::select! {
             measured = measure(&scenarios, &rounds, gateways, &arguments.output, &mut report) => {
@@ -120,10 +120,10 @@ fn drive(arguments: Arguments) -> Result<()> {
             interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| false).map_err(Into::into),
         }
     });
-    // Also of a run that was cut short.
+    // Also if the run was interrupted.
     report.write(&arguments.output)?;
     if !finished? {
-        eprintln!("interrupted; {} tells what there is", arguments.output.display());
+        eprintln!("interrupted; {} has the results so far", arguments.output.display());
     }
     Ok(())
 }

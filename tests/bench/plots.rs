@@ -19,33 +19,33 @@ struct Line {
 
 const SIZE: (u32, u32) = (960, 540);
 
-/// Of its width, to the right.
+/// The width of the legend, at the right.
 const LEGEND: u32 = 180;
 
-/// Whose lines are drawn: more would lie on top of each other.
+/// The targets that are drawn; further lines would overlap.
 const DRAWN: [Kind; 7] =
     [Kind::Direct, HAPROXY, HAPROXY_PAIR, Kind::Zuul, Kind::ZuulPair, OURS, OURS_PAIR];
 
-/// Memory against open streams.
+/// Plots memory by number of open streams.
 pub(crate) fn memory(samples: &[Sample], path: &Path) -> Result<()> {
     let lines = lines(samples, "resident MiB", |scenario| match scenario {
         Scenario::Quiet { streams } => Some(streams as f64),
         _ => None,
     });
-    draw(path, "Memory against open streams", "open, idle streams", "resident MiB", &lines)
+    draw(path, "Memory by open streams", "open, idle streams", "resident MiB", &lines)
 }
 
-/// The 99th percentile against clients.
+/// Plots the 99th percentile by number of clients.
 pub(crate) fn latency(samples: &[Sample], path: &Path) -> Result<()> {
     let lines = lines(samples, "p99 ms", |scenario| match scenario {
         Scenario::Requests { clients } => Some(clients as f64),
         _ => None,
     });
-    let title = "Latency against load";
+    let title = "Latency by load";
     draw(path, title, "clients that request 2 KiB logs", "p99 of the whole log, ms", &lines)
 }
 
-/// A line for each target: medians of `figure`, where `at` says they belong.
+/// A line for each target: the medians of `figure`, at the positions that `at` returns.
 fn lines(samples: &[Sample], figure: &str, at: impl Fn(Scenario) -> Option<f64>) -> Vec<Line> {
     let mut keys: Vec<(Entry, Scenario)> =
         samples.iter().map(|sample| (sample.entry, sample.scenario)).collect();
@@ -69,8 +69,8 @@ fn lines(samples: &[Sample], figure: &str, at: impl Fn(Scenario) -> Option<f64>)
     lines
 }
 
-/// Both axes are logarithmic: the targets are orders of magnitude apart. Nothing is drawn of
-/// nothing.
+/// Draws `lines` with logarithmic axes, because targets differ by orders of magnitude. Without
+/// points no file is written.
 fn draw(path: &Path, title: &str, x: &str, y: &str, lines: &[Line]) -> Result<()> {
     let points = || lines.iter().flat_map(|line| &line.points);
     let range = |of: fn(&(f64, f64)) -> f64| {

@@ -1,4 +1,4 @@
-//! A process that is measured: started, watched, ended.
+//! A measured process.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,35 +10,35 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use rustix::process::{Signal, kill_process};
 
-/// How long a process may take to end once it is told to.
+/// How long a process may take to end after a signal.
 const ENDING: Duration = Duration::from_secs(30);
 
-/// Ended when this is dropped; by the kernel when the driver ends in any other way.
+/// A process that is killed when this is dropped, and by the kernel when the driver ends.
 pub(crate) struct Process {
     name: String,
     child: Child,
-    /// What it wrote to stdout and stderr.
+    /// Its standard output and standard error.
     log: PathBuf,
 }
 
-/// What processes use, together.
+/// The resources that processes use.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
-    /// Seconds of processor time since they started.
+    /// CPU seconds since the start.
     pub(crate) cpu: f64,
-    /// KiB in memory, shared pages counted in each.
+    /// Resident KiB, shared pages included.
     pub(crate) resident: f64,
-    /// KiB in memory that are no one else's.
+    /// Private KiB.
     pub(crate) private: f64,
     pub(crate) threads: f64,
     pub(crate) descriptors: f64,
 }
 
 impl Process {
-    /// Starts `command`, its output going into a file `log`.
+    /// Starts `command` with its output in the file `log`.
     pub(crate) fn start(name: &str, command: &Command, log: &Path) -> Result<Self> {
         let output = File::create(log).with_context(|| log.display().to_string())?;
-        // Becomes the program, so its pid is the program's.
+        // setpriv executes the program, so it has the same process ID.
         let mut by = Command::new("setpriv");
         by.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
         for (key, value) in command.get_envs() {
@@ -63,12 +63,13 @@ impl Process {
         self.child.id()
     }
 
-    /// What it wrote so far.
+    /// Its output until now.
     pub(crate) fn output(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Fails with the end of what it wrote, if it has ended.
+    /// # Errors
+    /// The process has ended; the error has the end of its output.
     pub(crate) fn still_runs(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             let output = self.output();
@@ -79,14 +80,14 @@ impl Process {
         Ok(())
     }
 
-    /// Tells it to end with `signal` and waits until it has.
+    /// Sends `signal` and waits until the process has ended.
     pub(crate) async fn end(&mut self, signal: Signal) -> Result<()> {
         if self.child.try_wait()?.is_none() {
             kill_process(self.pid()?, signal)?;
         }
-        let told = Instant::now();
+        let start = Instant::now();
         while self.child.try_wait()?.is_none() {
-            ensure!(told.elapsed() < ENDING, "{} does not end", self.name);
+            ensure!(start.elapsed() < ENDING, "{} does not end", self.name);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(())
@@ -96,7 +97,7 @@ impl Process {
         rustix::process::Pid::from_raw(self.id().cast_signed()).context("a pid")
     }
 
-    /// What it uses now.
+    /// The resources that it uses now.
     pub(crate) fn usage(&self) -> Result<Usage> {
         let pid = self.id();
         let read = |file: &str| {
@@ -114,10 +115,10 @@ impl Process {
         })
     }
 
-    /// Seconds of processor time of all its threads, ended ones too, to the nanosecond.
+    /// CPU seconds of all its threads, ended ones included, with nanosecond resolution.
     pub(crate) fn cpu(&self) -> Result<f64> {
         let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(self.id().cast_signed()))
-            .with_context(|| format!("{}: its processor time", self.name))?;
+            .with_context(|| format!("{}: its CPU clock", self.name))?;
         let time = clock_gettime(clock)?;
         Ok(Duration::from(time).as_secs_f64())
     }
@@ -130,7 +131,7 @@ impl Drop for Process {
     }
 }
 
-/// The number behind `name` in a file of /proc.
+/// The number after `name` in a file of /proc.
 fn field(text: &str, name: &str) -> f64 {
     let line = text.lines().find(|line| line.starts_with(name));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0.0)

@@ -1,4 +1,4 @@
-//! What came out, written down: every sample as JSON, a report in Markdown, plots.
+//! Writes the results: every sample as JSON, a report in Markdown, plots.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,10 +16,10 @@ use crate::scenarios::Scenario;
 use crate::statistics::Median;
 use crate::targets::{HAPROXY, HAPROXY_PAIR};
 
-/// Everything measured so far.
+/// All results until now.
 #[derive(Serialize)]
 pub(crate) struct Report {
-    /// Where and how, in the order it is told.
+    /// Machine, programs and options, in the order of the report.
     about: Vec<(String, String)>,
     samples: Vec<Sample>,
     #[serde(skip)]
@@ -50,7 +50,7 @@ impl Report {
         Self { about, samples: Vec::new(), allow_noise, threshold }
     }
 
-    /// Keeps a sample, and shows it.
+    /// Adds a sample and prints it.
     pub(crate) fn add(&mut self, sample: Sample) {
         let figures: Vec<String> = sample
             .scenario
@@ -62,7 +62,7 @@ impl Report {
             Some(error) => format!("FAILED: {error}"),
             None if sample.refused => {
                 format!(
-                    "REFUSED, others used {:.0} %: {}",
+                    "DISCARDED, other processes used {:.0} %: {}",
                     sample.foreign * 100.0,
                     sample.foreign_by
                 )
@@ -100,7 +100,7 @@ impl Report {
         text
     }
 
-    /// Which samples others disturbed, and what became of them.
+    /// How many samples were disturbed by other processes, and whether they count.
     fn noise(&self) -> String {
         let share = self.threshold * 100.0;
         let count = |wanted: &dyn Fn(&Sample) -> bool| {
@@ -112,13 +112,13 @@ impl Report {
         let noisy = count(&|sample| sample.foreign > self.threshold);
         if self.allow_noise {
             format!(
-                "**Noisy:** in {noisy} of {all} samples others used more than {share} % of the \
-                 machine, and they count all the same (`--allow-noise`). {failed} failed."
+                "**Noisy:** in {noisy} of {all} samples other processes used more than {share} % of \
+                 the machine; they count nevertheless (`--allow-noise`). {failed} failed."
             )
         } else {
             format!(
-                "{all} samples; {refused} were refused and repeated because others used more than \
-                 {share} % of the machine; {failed} failed."
+                "{all} samples; {refused} were discarded and repeated because other processes used \
+                 more than {share} % of the machine; {failed} failed."
             )
         }
     }
@@ -176,7 +176,7 @@ impl Report {
                 let values = of(entry, column).into_iter().map(|(_, value)| value).collect();
                 let _ = write!(text, " {} |", Median::of(values).map_or("–".to_owned(), spread));
             }
-            // One process beside one, two beside two.
+            // Compares pairs with haproxy's pair, single processes with a single haproxy.
             let peer = Entry::warm(if entry.kind.is_pair() { HAPROXY_PAIR } else { HAPROXY });
             let column = scenario.main_figure();
             let ratio = ratio(&of(entry, column), &of(peer, column)).filter(|_| entry != peer);
@@ -186,7 +186,7 @@ impl Report {
     }
 }
 
-/// A median, and the least and most it is the middle of.
+/// Formats a median with minimum and maximum.
 fn spread(of: Median) -> String {
     if of.least.total_cmp(&of.most).is_eq() {
         return number(of.median);
@@ -194,7 +194,7 @@ fn spread(of: Median) -> String {
     format!("{} ({}–{})", number(of.median), number(of.least), number(of.most))
 }
 
-/// With three significant digits, or as it is when it is a count.
+/// Formats a number with three significant digits, or a count as it is.
 fn number(value: f64) -> String {
     match value.abs() {
         _ if value.fract() == 0.0 => format!("{value}"),

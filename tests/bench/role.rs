@@ -1,8 +1,8 @@
-//! The roles beside the driver: executor and client, each this program again as a process of its
-//! own, so that what they cost is not counted for anybody else.
+//! The roles besides the driver: executor and client, each a process of this program, so that its
+//! CPU time is accounted to no other process.
 //!
-//! A role gets jobs on stdin and answers on stdout, a JSON text a line, one after the other. It ends
-//! when its stdin does: with the driver, however that ends.
+//! A role reads jobs from standard input and writes replies to standard output, one line of JSON
+//! each. It ends at the end of its input, which is when the driver ends.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -43,28 +43,31 @@ impl Role {
         Ok(Self { name, child, stdin, stdout })
     }
 
-    /// What it says next. A job that failed is an error, and does no harm to later ones.
-    pub(crate) async fn answer<T: DeserializeOwned>(&mut self) -> Result<T> {
+    /// Receives the next reply.
+    ///
+    /// # Errors
+    /// The job has failed. Later jobs are not affected.
+    pub(crate) async fn reply<T: DeserializeOwned>(&mut self) -> Result<T> {
         let line = timeout(PATIENCE, self.stdout.next_line()).await;
-        let line = line.with_context(|| format!("the {} says nothing", self.name))?;
+        let line = line.with_context(|| format!("the {} does not reply", self.name))?;
         let Some(line) = line? else {
             bail!("the {} has ended: {}", self.name, self.child.wait().await?);
         };
-        let answer: Result<T, String> = serde_json::from_str(&line)
-            .with_context(|| format!("the {} said {line:?}", self.name))?;
-        answer.map_err(|error| anyhow!("the {}: {error}", self.name))
+        let reply: Result<T, String> = serde_json::from_str(&line)
+            .with_context(|| format!("the {} replied {line:?}", self.name))?;
+        reply.map_err(|error| anyhow!("the {}: {error}", self.name))
     }
 
-    /// Gives it a job whose answer is fetched later.
-    pub(crate) async fn tell(&mut self, job: &impl Serialize) -> Result<()> {
+    /// Sends a job, whose reply is received later.
+    pub(crate) async fn send(&mut self, job: &impl Serialize) -> Result<()> {
         let line = serde_json::to_string(job)? + "\n";
         self.stdin.write_all(line.as_bytes()).await.with_context(|| format!("the {}", self.name))
     }
 
-    /// Gives it a job and waits for the answer.
-    pub(crate) async fn ask<T: DeserializeOwned>(&mut self, job: &impl Serialize) -> Result<T> {
-        self.tell(job).await?;
-        self.answer().await
+    /// Sends a job and waits for the reply.
+    pub(crate) async fn run<T: DeserializeOwned>(&mut self, job: &impl Serialize) -> Result<T> {
+        self.send(job).await?;
+        self.reply().await
     }
 }
 
@@ -78,21 +81,21 @@ impl Driver {
         Self { stdin: BufReader::new(tokio::io::stdin()).lines() }
     }
 
-    /// The next job; `None` when there will be no more.
+    /// The next job; `None` at the end.
     pub(crate) async fn job<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
         let Some(line) = self.stdin.next_line().await? else { return Ok(None) };
         Ok(Some(serde_json::from_str(&line).with_context(|| format!("a job: {line:?}"))?))
     }
 }
 
-/// Answers the driver.
-pub(crate) fn say<T: Serialize>(answer: Result<T>) -> Result<()> {
-    let answer = answer.map_err(|error| format!("{error:#}"));
-    println!("{}", serde_json::to_string(&answer)?);
+/// Sends a reply to the driver.
+pub(crate) fn reply<T: Serialize>(reply: Result<T>) -> Result<()> {
+    let reply = reply.map_err(|error| format!("{error:#}"));
+    println!("{}", serde_json::to_string(&reply)?);
     Ok(())
 }
 
-/// What a role or the driver runs on, with so many workers.
+/// The runtime of a role or the driver.
 pub(crate) fn runtime(workers: usize) -> Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
     Ok(builder.worker_threads(workers).enable_all().build()?)

@@ -1,5 +1,6 @@
-//! Rounds: in each, every target is measured once, in random order, so that whatever the machine
-//! does over time it does to all of them. What others disturbed does not count and is repeated.
+//! Rounds: in each round every target is measured once, in random order, so that changes of the
+//! machine over time affect all targets. Samples that other processes disturbed are discarded and
+//! repeated.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,34 +10,34 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::lab::Lab;
-use crate::machine::Look;
+use crate::machine::Snapshot;
 use crate::sample::{Entry, Sample};
 use crate::scenarios::{self, Effort, Scenario, counts, idle};
 use crate::targets::Running;
 
-/// How often a measurement that others disturbed is repeated.
+/// The most attempts at one sample.
 const ATTEMPTS: usize = 4;
 
-/// How long those others are waited for before it is tried again.
+/// The longest wait for other processes before the next attempt.
 const CALM: Duration = Duration::from_secs(60);
 
-/// How the rounds go.
+/// The options of all rounds.
 #[derive(Clone, Debug)]
 pub(crate) struct Rounds {
     pub(crate) rounds: usize,
     pub(crate) effort: Effort,
-    /// What others may use of the machine, 0 to 1.
+    /// The share of the machine that other processes may use, 0 to 1.
     pub(crate) threshold: f64,
-    /// Counts what others disturbed, and says so.
+    /// Do not discard samples that other processes disturbed.
     pub(crate) allow_noise: bool,
-    /// How many binaries of ours there are beside the one this is about.
+    /// The number of further builds of this gateway.
     pub(crate) also: usize,
     /// Only targets whose name contains one of these, if there are any.
     pub(crate) only: Vec<String>,
 }
 
 impl Rounds {
-    /// Measures `scenario`; hands on each sample as it comes.
+    /// Measures `scenario` and passes each sample to `keep`.
     pub(crate) async fn run(
         &self,
         scenario: Scenario,
@@ -53,7 +54,7 @@ impl Rounds {
         }
         match scenario {
             Scenario::Idle => {
-                // A minute says it all, and longer ones would say the same.
+                // Further rounds give the same figures.
                 for round in 1..=self.rounds.min(3) {
                     idle::round(round, &entries, lab, self.effort)
                         .await?
@@ -63,7 +64,7 @@ impl Rounds {
             }
             Scenario::Counts => {
                 let directory = directory.join("counts");
-                // Of the last time; their names have process ids in them.
+                // Results of the last run; their names contain process IDs.
                 let _ = fs::remove_dir_all(&directory);
                 fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
                 for entry in entries {
@@ -89,22 +90,22 @@ impl Rounds {
         Ok(())
     }
 
-    /// Waits for a second in which others leave the machine alone, but not for ever.
+    /// Waits until other processes do not use the machine for a second, at most for [`CALM`].
     async fn wait_for_calm(&self) -> Result<()> {
         let start = Instant::now();
-        let mut look = Look::take()?;
+        let mut earlier = Snapshot::take()?;
         while start.elapsed() < CALM {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let later = Look::take()?;
-            if look.foreign(&later).share <= self.threshold {
+            let later = Snapshot::take()?;
+            if earlier.foreign(&later).share <= self.threshold {
                 break;
             }
-            look = later;
+            earlier = later;
         }
         Ok(())
     }
 
-    /// One measurement that counts, if there is one within the attempts.
+    /// Measures until a sample counts, at most [`ATTEMPTS`] times.
     async fn sample(
         &self,
         scenario: Scenario,
@@ -114,7 +115,7 @@ impl Rounds {
         lab: &mut Lab,
         keep: &mut impl FnMut(Sample),
     ) -> Result<()> {
-        // Warm and cold are two ways of asking one and the same.
+        // Warm and cold requests use the same target.
         let key = Entry { cold: false, ..entry };
         for _ in 0..ATTEMPTS {
             let mut sample = Sample::empty(scenario, entry, round);
@@ -137,7 +138,7 @@ impl Rounds {
                 Err(error) => sample.error = Some(format!("{error:#}")),
             }
             if failed || scenario.wants_fresh_targets() {
-                // What is left of a failed measurement must not be met by the next one.
+                // Streams of a failed measurement must not affect the next one.
                 lab.end_quiet().await?;
             } else if let Ok(target) = target {
                 targets.insert(key, target);

@@ -1,4 +1,4 @@
-//! One measurement: what it was of, what came out, and whether it may count.
+//! One measurement: its target, its figures, and whether it counts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,27 +6,27 @@ use std::fmt;
 use anyhow::Result;
 use serde::{Serialize, Serializer};
 
-use crate::machine::{Foreign, Look};
+use crate::machine::{Foreign, Snapshot};
 use crate::scenarios::Scenario;
 use crate::targets::{Kind, Running};
 
-/// A target and how it is asked.
+/// A target and the kind of requests to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Entry {
     pub(crate) kind: Kind,
-    /// Every request asks for another build. Only a target that looks builds up can tell.
+    /// Every request is for another build, which only targets with lookups can tell.
     pub(crate) cold: bool,
-    /// Zones of its system; 0 is one, where it does not matter.
+    /// Zones of its system; 0 is one zone, in scenarios that do not vary it.
     pub(crate) zones: usize,
 }
 
 impl Entry {
-    /// The same builds again and again, where that makes a difference.
+    /// Requests the same builds repeatedly.
     pub(crate) const fn warm(kind: Kind) -> Self {
         Self { kind, cold: false, zones: 0 }
     }
 
-    /// Another build with every request.
+    /// Requests another build every time.
     pub(crate) const fn cold(kind: Kind) -> Self {
         Self { kind, cold: true, zones: 0 }
     }
@@ -46,16 +46,16 @@ impl fmt::Display for Entry {
     }
 }
 
-/// What came out, by name and unit.
+/// Measured values by name and unit.
 pub(crate) type Figures = BTreeMap<&'static str, f64>;
 
-/// Figures, and who else used the machine meanwhile.
+/// Figures, and the use of the machine by other processes meanwhile.
 pub(crate) struct Measured {
     pub(crate) figures: Figures,
     pub(crate) foreign: Foreign,
 }
 
-/// One measurement as it is kept.
+/// One measurement as it is stored.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Sample {
     #[serde(serialize_with = "as_text")]
@@ -65,17 +65,17 @@ pub(crate) struct Sample {
     /// From 1.
     pub(crate) round: usize,
     pub(crate) figures: Figures,
-    /// What others used of the machine, 0 to 1.
+    /// The share of the machine that other processes used, 0 to 1.
     pub(crate) foreign: f64,
     pub(crate) foreign_by: String,
-    /// Others used too much: it does not count.
+    /// Discarded because other processes used too much.
     pub(crate) refused: bool,
     /// Why there are no figures.
     pub(crate) error: Option<String>,
 }
 
 impl Sample {
-    /// Without figures yet.
+    /// A sample without figures.
     pub(crate) fn empty(scenario: Scenario, entry: Entry, round: usize) -> Self {
         Self {
             scenario,
@@ -98,26 +98,26 @@ fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S:
     serializer.collect_str(value)
 }
 
-/// The time something is measured in.
+/// The time of a measurement.
 pub(crate) struct Interval {
-    look: Look,
+    begin: Snapshot,
     cpu: f64,
 }
 
-/// What happened in an [`Interval`].
+/// The use of the machine in an [`Interval`].
 pub(crate) struct Spent {
-    /// Seconds of processor time of the target.
+    /// CPU seconds of the target.
     pub(crate) cpu: f64,
     pub(crate) foreign: Foreign,
 }
 
 impl Interval {
     pub(crate) fn begin(target: &Running) -> Result<Self> {
-        Ok(Self { look: Look::take()?, cpu: target.cpu()? })
+        Ok(Self { begin: Snapshot::take()?, cpu: target.cpu()? })
     }
 
     pub(crate) fn end(self, target: &Running) -> Result<Spent> {
         let cpu = target.cpu()? - self.cpu;
-        Ok(Spent { cpu, foreign: self.look.foreign(&Look::take()?) })
+        Ok(Spent { cpu, foreign: self.begin.foreign(&Snapshot::take()?) })
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How a number of waits were spread, in milliseconds.
+/// The distribution of waits, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) count: usize,
@@ -13,11 +13,11 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// Of waits in nanoseconds.
+    /// The distribution of `waits`, which are in nanoseconds.
     pub(crate) fn of(mut waits: Vec<u64>) -> Self {
         waits.sort_unstable();
         let at = |share: f64| {
-            // The nearest rank: a value that was measured, and none between two.
+            // The nearest rank, which is a measured value.
             let rank = (share * waits.len() as f64).ceil() as usize;
             waits.get(rank.saturating_sub(1)).map_or(0.0, |wait| *wait as f64 / 1e6)
         };
@@ -25,7 +25,7 @@ impl Spread {
     }
 }
 
-/// The middle of some values and their ends.
+/// The median of some values, with their minimum and maximum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Median {
     pub(crate) median: f64,
@@ -34,7 +34,7 @@ pub(crate) struct Median {
 }
 
 impl Median {
-    /// `None` of nothing.
+    /// `None` without values.
     pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_unstable_by(f64::total_cmp);
         let (first, last) = (*values.first()?, *values.last()?);

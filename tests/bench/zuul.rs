@@ -1,4 +1,4 @@
-//! Zuul's side of a measurement: zones, and builds by the thousand, in a real ZooKeeper.
+//! Zuul's data in a real ZooKeeper: zones, and thousands of builds.
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
@@ -7,28 +7,29 @@ use zookeeper_client::{Acls, CreateMode};
 use crate::support::system::{System, request_path};
 use crate::support::zookeeper::ZooKeeper;
 
-/// Written in one request to ZooKeeper, which takes a megabyte.
-const AT_ONCE: usize = 500;
+/// The most builds written in one request to ZooKeeper, whose limit is a megabyte.
+const PER_REQUEST: usize = 500;
 
-/// A system of Zuul's, with its zones.
+/// A Zuul system with its zones.
 pub(crate) struct Zuul {
     pub(crate) system: System,
-    /// Where builds are: the one that a gateway which asks for zones one after the other asks last.
+    /// The zone of all builds: the last one in ZooKeeper's list, so a gateway that reads zones in
+    /// sequence reads it last.
     pub(crate) zone: String,
 }
 
 impl Zuul {
-    /// A new one with so many zones.
+    /// Creates a system with this number of zones.
     pub(crate) async fn new(zones: usize) -> Result<Self> {
-        // As large as production's. Each sample has a new one, which Java's second compiler would
-        // never get warm within; the first one has finished when the measurement begins.
+        // A heap as in production, and only Java's first compiler, which has finished when the
+        // measurement begins. The second one would not finish within a sample.
         let java = &["-Xms1g", "-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
         let zookeeper = ZooKeeper::start_with(java).await;
         let system = System::on(zookeeper).await;
         for number in 0..zones {
             system.put(&format!("{ZONES}/zone-{number:03}/requests"), b"").await;
         }
-        // What Zuul's own programs expect to be there.
+        // Zuul's own programs expect this node.
         system.put("/zuul/executor/unzoned/requests", b"").await;
         let (names, _) = system.client.get_children(ZONES).await?;
         let zone = names.last().context("a zone")?.clone();
@@ -38,7 +39,7 @@ impl Zuul {
     /// Writes the requests of `builds`, which run on an executor of this zone at `port`.
     pub(crate) async fn add(&self, builds: &[String], port: u16) -> Result<()> {
         let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
-        for builds in builds.chunks(AT_ONCE) {
+        for builds in builds.chunks(PER_REQUEST) {
             let mut writer = self.system.client.new_multi_writer();
             for build in builds {
                 let request = json!({
@@ -56,14 +57,14 @@ impl Zuul {
         Ok(())
     }
 
-    /// Takes the requests of `builds` out again.
+    /// Deletes the requests of `builds`.
     pub(crate) async fn remove(&self, builds: &[String]) -> Result<()> {
-        for builds in builds.chunks(AT_ONCE) {
+        for builds in builds.chunks(PER_REQUEST) {
             let mut writer = self.system.client.new_multi_writer();
             for build in builds {
                 writer.add_delete(&request_path(Some(&self.zone), build), None)?;
             }
-            writer.commit().await.context("builds out of ZooKeeper")?;
+            writer.commit().await.context("deleting builds from ZooKeeper")?;
         }
         Ok(())
     }

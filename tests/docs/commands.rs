@@ -1,11 +1,10 @@
-//! Runs every command of the documentation, in a place where it has to work.
+//! Runs every command of the documentation, in an environment where it must work.
 //!
-//! The place is a small world of its own: a network and a mount namespace, ZooKeeper at the address
-//! that the pages' configurations name, an executor in zone west with a build, and for each host that
-//! a page speaks of a directory that is its `/etc/zuul` and one that is its `/run`. docs/quick-start.md
-//! is played first: its files are put in place and its gateways stay, for all other pages.
-//! What wants a machine with systemd is run by the tests that boot one (`typed`).
-//! docs/CONTRIBUTING.md tells the rules for those who write pages.
+//! The environment: a network and a mount namespace, ZooKeeper at the address in the pages'
+//! configurations, an executor in zone west with a build, and for each host in a page its own
+//! `/etc/zuul` and `/run`. docs/quick-start.md runs first: its files and gateways stay for all
+//! other pages. Commands for a machine with systemd are run by the tests that boot one
+//! (`support::page_commands`). docs/CONTRIBUTING.md has the rules for authors of pages.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -25,19 +24,20 @@ use tokio::process::{Child, Command};
 use crate::support::certificates::Authority;
 use crate::support::executor::Executor;
 use crate::support::gateway::BINARY;
-use crate::support::namespace::{apart, command};
+use crate::support::namespace::{command, in_namespaces};
 use crate::support::page_commands::is_machine;
 use crate::support::pages::{self, Block, compare};
 use crate::support::system::{System, Worker};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
-/// The build that the pages ask for, and what its executor says.
+/// The build that the pages request, and its log.
 const BUILD: &str = "25f6e270b80e4331891413c0ca6dc9fc";
 const LOG: &[u8] = b"2026-11-21 18:00:01.000001 | Job console starting\n\
                      2026-11-21 18:00:02.000002 | TASK [hello : say hello]\n";
 
-/// What a block may need that a test cannot give: the first line of a `console` block, as a comment.
+/// Requirements of a block that a test cannot meet: the first line of a `console` block, as a
+/// comment.
 const NEEDS: [&str; 10] = [
     "# needs a cluster",
     "# needs a container engine",
@@ -51,23 +51,23 @@ const NEEDS: [&str; 10] = [
     "# runs until it is stopped",
 ];
 
-/// The machine that blocks are for which name none.
+/// The host of blocks that name none.
 const HERE: &str = "finger.example.org";
 const WEST: &str = "fingergw.west.example.org";
 const NAMES: &str = "127.0.0.1 localhost finger.example.org fingergw.west.example.org \
                      executor1.west.example.org zk1.example.org zk2.example.org zk3.example.org\n\
                      ::1 localhost\n";
 
-/// Whom the pages' gateways may become.
+/// Users of the pages' gateways.
 const USER: &str = "zuul:x:10001:0::/var/lib/zuul:/usr/sbin/nologin\n";
 
 const USER_ID: u32 = 10001;
 
-/// Becomes a host: its directories in their places, and its name.
+/// Mounts a host's directories and sets its name.
 const ENTER: &str = r#"mount --bind "$1/zuul" /etc/zuul; mount --bind "$1/run" /run; cd "$1/work"
 shift; exec "$@""#;
 
-/// What a page need not repeat, as each host has it.
+/// Settings of each host that a page need not repeat.
 const TLS: &str = "\n[tls]\ncert = \"/etc/zuul/ssl/fingergw.crt\"\n\
                    key = \"/etc/zuul/ssl/fingergw.key\"\nca = \"/etc/zuul/ssl/ca.crt\"\n";
 const ZOOKEEPER: &str = "\n[zookeeper]\nhosts = \"zk1.example.org:2281\"\n\
@@ -80,13 +80,13 @@ const ZOOKEEPER_INI: &str = "\n[zookeeper]\n\
                              tls_key = /etc/zuul/ssl/zookeeper.key\n\
                              tls_ca = /etc/zuul/ssl/zookeeper-ca.crt\n";
 
-/// Languages of blocks that are looked at here, or that nobody runs.
+/// Languages of blocks that are checked here, or not run.
 const LANGUAGES: [&str; 14] = [
     "sh", "console", "text", "toml", "ini", "yaml", "json", "haproxy", "promql", "nginx", "rust",
     "roff", "xml", "diff",
 ];
 
-/// How lines begin that somebody is meant to type.
+/// Beginnings of lines that a reader should type.
 const PROGRAMS: [&str; 16] = [
     "$ ",
     "zuul-fingergw ",
@@ -135,7 +135,7 @@ fn every_command_is_run_or_says_what_it_needs() {
                     );
                     need += 1;
                 }
-                // Behind commands it is what they print.
+                // After commands it is their output.
                 "text" if !block.follows => {
                     let commands =
                         |line: &&str| PROGRAMS.iter().any(|program| line.starts_with(program));
@@ -155,35 +155,36 @@ fn every_command_is_run_or_says_what_it_needs() {
     assert!(run >= 10 && need >= 3, "{run} blocks to run, {need} that need something");
 }
 
-/// What a block of TOML says of itself in its first line: `# PATH` or `# PATH, on HOST`.
+/// The target of a TOML block in its first line: `# PATH` or `# PATH, on HOST`.
 fn file_of(block: &Block) -> Option<(&str, &str)> {
     let first = block.text.lines().next()?.strip_prefix("# /")?;
     let (path, host) = first.split_once(", on ").unwrap_or((first, HERE));
     Some((path, host))
 }
 
-/// On which host a block is to be run: its first line may be `# on HOST`.
+/// The host on which a block runs: its first line may be `# on HOST`.
 fn host_of(block: &Block) -> &str {
     let first = block.text.lines().next().unwrap_or_default();
     first.strip_prefix("# on ").unwrap_or(HERE)
 }
 
-/// What the pages tell about, running.
+/// The running environment of the pages.
 struct World {
     directory: TempDir,
     authority: Authority,
     zookeeper: Arc<ZooKeeper>,
-    /// The blocks that are to be left running, with the processes they became.
+    /// Blocks that are left running, with their processes.
     running: Vec<(Block, Child)>,
     hosts: BTreeSet<String>,
 }
 
 impl World {
-    /// ZooKeeper, the executor and its build, and no gateway.
+    /// Starts ZooKeeper and the executor with its build, and no gateway.
     async fn new() -> Self {
         let directory = TempDir::new().expect("a directory");
         let at = directory.path().display();
-        // A copy, so that there is an /etc/zuul, and names, and the machine's own stays as it is.
+        // A copy, so that an /etc/zuul and host names exist and the machine's own /etc is
+        // unchanged.
         command("cp", &format!("-a /etc {at}/etc"));
         fs::create_dir_all(directory.path().join("etc/zuul")).expect("/etc/zuul");
         fs::write(directory.path().join("etc/hosts"), NAMES).expect("/etc/hosts");
@@ -196,7 +197,7 @@ impl World {
 
         let zookeeper = ZooKeeper::start().await;
         relay(2281, zookeeper.port).await;
-        // What a NAT rule does in front of zone west.
+        // Replaces a NAT rule in front of zone west.
         relay(443, 7979).await;
         let system = System::at_root(&zookeeper).await;
         let listener = TcpListener::bind("127.0.0.1:7900").await.expect("port 7900");
@@ -226,7 +227,7 @@ impl World {
         world
     }
 
-    /// Makes the directories of a host that is named for the first time.
+    /// Creates the directories of a new host.
     fn host(&mut self, name: &str) {
         if !self.hosts.insert(name.to_owned()) {
             return;
@@ -253,7 +254,7 @@ impl World {
         fs::write(at.join("zuul/zuul.conf"), zuul_conf).expect("zuul.conf");
     }
 
-    /// A command that runs a block on its host.
+    /// Returns a command that runs a block on its host.
     fn command(&self, block: &Block) -> Command {
         let host = host_of(block);
         assert!(self.hosts.contains(host), "{}: what host is {host}?", block.place);
@@ -275,8 +276,8 @@ impl World {
         command
     }
 
-    /// Has a configuration of a page checked, on the host that it names, with the files that each host
-    /// has where it leaves them out.
+    /// Checks a configuration of a page on the host that it names, with the host's default files
+    /// for keys that it omits.
     async fn check(&mut self, block: &Block, extension: &str) {
         let mut text = block.text.clone();
         let named = |line: &str| {
@@ -299,7 +300,7 @@ impl World {
         let check = within("a check", command.output()).await.expect("zuul-fingergw check");
         let (output, errors) = (&check.stdout, String::from_utf8_lossy(&check.stderr));
         let output = String::from_utf8_lossy(output);
-        // What takes another program is refused by this one, and for nothing else.
+        // A build without the feature rejects this configuration, for no other reason.
         let refused = !cfg!(feature = "otlp") && extension == "toml" && text.contains("[tracing]");
         let as_promised = match refused {
             true => errors.lines().count() == 1 && errors.contains("cargo's feature otlp"),
@@ -308,7 +309,7 @@ impl World {
         assert!(as_promised, "{}: {output}{errors}", block.place);
     }
 
-    /// Has haproxy say whether it would start with this.
+    /// Checks a configuration with haproxy.
     async fn check_balancer(&self, block: &Block) {
         let path = self.directory.path().join("haproxy.cfg");
         fs::write(&path, &block.text).expect("a configuration");
@@ -319,7 +320,7 @@ impl World {
         assert!(printed.status.success(), "{}: {reported}", block.place);
     }
 
-    /// Does what a page says, from its top to its end. How many blocks it has run.
+    /// Runs a page from top to end. Returns the number of blocks that were run.
     async fn play(&mut self, blocks: &[Block]) -> usize {
         let mut count = 0;
         for (index, block) in blocks.iter().enumerate() {
@@ -354,7 +355,7 @@ impl World {
         count
     }
 
-    /// Puts a configuration where its first line says.
+    /// Writes a configuration to the path in its first line.
     fn put(&self, block: &Block) {
         let Some((path, host)) = file_of(block) else { return };
         let path = path.strip_prefix("etc/zuul/").unwrap_or_else(|| {
@@ -364,7 +365,7 @@ impl World {
         fs::write(path, &block.text).unwrap_or_else(|error| panic!("{}: {error}", block.place));
     }
 
-    /// Starts what is to be left running, and waits until it says that it is ready.
+    /// Starts a block that is left running, and waits until it is ready.
     async fn start(&self, block: &Block) -> Child {
         let socket = self.directory.path().join(format!("notify-{}", fastrand::u64(..)));
         let notices = UnixDatagram::bind(&socket).expect("a notification socket");
@@ -391,14 +392,14 @@ impl World {
         }
     }
 
-    /// Runs a block to its end, and compares what it prints with what the page shows behind it.
+    /// Runs a block to its end, and compares its output with that on the page.
     async fn run(&mut self, block: &Block, shown: Option<&Block>) {
         let place = &block.place;
         let (output, input) = std::io::pipe().expect("a pipe");
         let mut command = self.command(block);
         command.stdout(input.try_clone().expect("the pipe")).stderr(input);
         let mut child = command.spawn().expect("unshare (util-linux)");
-        // Its ends of the pipe.
+        // The command's ends of the pipe.
         drop(command);
         let mut output =
             tokio::net::unix::pipe::Receiver::from_owned_fd(output.into()).expect("a pipe");
@@ -409,7 +410,7 @@ impl World {
         })
         .await;
         let printed = String::from_utf8_lossy(&printed);
-        // Seen with --nocapture, by who writes a page.
+        // With --nocapture, authors of pages see this.
         println!("--- {place}\n{}--->\n{printed}", block.text);
         assert!(status.success(), "{place}: {status}\n{}\nprinted:\n{printed}", block.text);
         if let Some(shown) = shown {
@@ -420,7 +421,7 @@ impl World {
         }
     }
 
-    /// As a service manager does: what has been told to stop ends, and runs again.
+    /// Acts as a service manager: a gateway that was stopped ends and is started again.
     async fn start_again(&mut self, host: &str) {
         let index = self.running.iter().position(|(block, _)| host_of(block) == host);
         let (block, mut child) = self.running.remove(index.expect("a gateway on that host"));
@@ -431,8 +432,8 @@ impl World {
         self.acquainted().await;
     }
 
-    /// Waits until the gateway for people knows the zone's, if both run. It says nothing of its own when
-    /// it learns of one, so it is asked again.
+    /// Waits until the clients' gateway knows the zone's gateway, if both run. It does not report
+    /// that, so this polls.
     async fn acquainted(&self) {
         let runs = |host| self.running.iter().any(|(block, _)| host_of(block) == host);
         if !runs(HERE) || !runs(WEST) {
@@ -462,7 +463,7 @@ impl Drop for World {
     }
 }
 
-/// Leads from one port of this host to another one.
+/// Forwards one port of this host to another.
 async fn relay(from: u16, to: u16) {
     let listener = TcpListener::bind(("127.0.0.1", from)).await.expect("a port");
     tokio::spawn(async move {
@@ -478,12 +479,12 @@ async fn relay(from: u16, to: u16) {
 
 #[test]
 fn every_command_of_the_pages_works() {
-    apart(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, async || {
         let mut world = World::new().await;
         let first = "docs/quick-start.md";
         let mut report = String::new();
         let mut pages = pages::all();
-        // It is what makes the gateways.
+        // This page creates the gateways.
         pages.sort_by_key(|page| page.name != first);
         let mut count = 0;
         for page in &pages {

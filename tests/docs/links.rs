@@ -1,4 +1,4 @@
-//! Links between the pages, and what the pages mention of each other.
+//! Links between the pages, and that the pages mention each other and the files in `etc`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::support::checkout::{read, top};
 use crate::support::pages;
 
-/// The fragment by which platforms for Markdown link to this heading.
+/// Returns the fragment by which Markdown platforms link to this heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().chars().filter_map(|character| match character {
         ' ' => Some('-'),
@@ -51,7 +51,7 @@ fn links_lead_somewhere() {
     assert!(count > 50, "{count} links");
 }
 
-/// Whoever reads one page alone learns of all the others, and of all that is in `etc`.
+/// Each page is reachable from each other page, and README.md mentions everything in `etc`.
 #[test]
 fn readme_links_to_every_page_and_etc_file() {
     let readme = read("README.md");
@@ -66,11 +66,11 @@ fn readme_links_to_every_page_and_etc_file() {
     for entry in fs::read_dir(top().join("etc")).expect("etc").flatten() {
         let slash = if entry.path().is_dir() { "/" } else { "" };
         let name = format!("`{}{slash}`", entry.file_name().display());
-        assert!(table.contains(&name), "README.md says nothing of {name}");
+        assert!(table.contains(&name), "README.md does not mention {name}");
     }
 }
 
-/// Some file systems know one name for both.
+/// Some file systems ignore case.
 #[test]
 fn names_differ_by_more_than_case() {
     let mut names = BTreeSet::new();
@@ -79,7 +79,7 @@ fn names_differ_by_more_than_case() {
     }
 }
 
-/// The words of `zuul-fingergw WORD` between backquotes, in prose.
+/// Returns the words of `zuul-fingergw WORD` between backquotes, outside of blocks.
 #[test]
 fn commands_in_sentences_are_run_somewhere() {
     let commands = |text: &str| -> BTreeSet<String> {

@@ -1,5 +1,5 @@
-//! The documentation: every command and configuration of its pages is run or checked, and every link is
-//! followed. `tests/run docs` installs the tools that the pages use and runs this.
+//! Tests of the documentation: every command and configuration of its pages is run or checked, and
+//! every link is followed. `tests/run docs` installs the tools that the pages use and runs this.
 
 mod commands;
 mod links;

@@ -1,4 +1,4 @@
-//! The manual pages in `docs/`, held against the program.
+//! Compares the manual pages in `docs/` with the program.
 //!
 //! The sections OPTIONS and COMMANDS of zuul-fingergw(8) come from the definition of the command line,
 //! and the keys of zuul-fingergw.toml(5) from the comments of `etc/zuul-fingergw.toml`. Each stands
@@ -17,7 +17,7 @@ use zuul_fingergw::cli;
 
 use crate::support::checkout::{read, top};
 
-/// Compares what stands between the marks of a page with `sections`, or writes it.
+/// Compares the text between the marks of a page with `sections`, or writes it.
 fn check(page: &str, sections: &[(&str, String)]) {
     let path = top().join("docs").join(page);
     let text = fs::read_to_string(&path).expect("the page");

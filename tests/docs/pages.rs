@@ -1,4 +1,4 @@
-//! How pages are taken apart and compared, and that each block has a test that runs it.
+//! Tests how pages are parsed and compared, and that each block has a test that runs it.
 
 use crate::support::page_commands::{MACHINES, PageCommands};
 use crate::support::pages::{Block, Page, alike, compare};
@@ -44,12 +44,12 @@ fn output_is_compared() {
     assert!(other_order.is_err());
 }
 
-/// A machine that no test boots would have its blocks run by nobody.
+/// Each machine must be booted by a test, otherwise its blocks would not be run.
 #[test]
 fn every_machine_is_booted() {
     for (machine, source) in MACHINES {
-        assert!(source.contains(&format!("Typed::on({machine:?})")), "{machine}");
-        // And has something to type.
+        assert!(source.contains(&format!("PageCommands::on({machine:?})")), "{machine}");
+        // Each machine has blocks.
         std::mem::forget(PageCommands::on(machine));
     }
 }

@@ -1,20 +1,20 @@
-//! Build requests written by Zuul's own classes: in which queues the gateway finds them, and what it
-//! replies at each step of a build.
+//! Build requests written by Zuul's own classes: the queues in which the gateway finds them, and
+//! its reply at each step of a build.
 
 use nix::sched::CloneFlags;
 
 use crate::executor::{Executor, new_build};
 use crate::support::client::Client;
 use crate::support::gateway::Builder;
-use crate::support::namespace::apart;
+use crate::support::namespace::in_namespaces;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 
-/// In a network namespace, because each request leaves a pair of ports in use for a minute: other programs on
-/// this machine may have used up the rest.
+/// In a network namespace, because each request leaves a pair of ports in TIME_WAIT for a minute,
+/// and other programs on this machine may have used up the rest.
 #[test]
 fn each_step_of_a_build_is_seen_in_each_queue() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let gateway = Builder::new(&system).zone("west").ready().await;
         let mut executor = Executor::start(&system, Some("west")).await;
@@ -34,7 +34,7 @@ fn each_step_of_a_build_is_seen_in_each_queue() {
             streamed().await;
             executor.pause(&build).await;
             streamed().await;
-            // The log of a completed build is there until its executor has removed it.
+            // The log of a completed build exists until its executor removes it.
             executor.complete(&build).await;
             streamed().await;
 

@@ -1,4 +1,4 @@
-//! The clients people have: Debian's `finger`, `nc` and `openssl s_client`, and Python's `ssl`.
+//! Common clients: Debian's `finger`, `nc` and `openssl s_client`, and Python's `ssl`.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
@@ -12,14 +12,14 @@ use crate::support::haproxy::{Haproxy, reserve};
 use crate::support::system::System;
 use crate::support::within;
 
-/// A client program with piped output; dies with the test.
+/// A client program with piped output; ends with the test.
 struct Program {
     child: Child,
     stdout: ChildStdout,
 }
 
 impl Program {
-    /// Starts it and gives it `input`; then its stdin is at its end.
+    /// Starts the program, writes `input` to its stdin and closes it.
     async fn start(command: &[&str], input: &str) -> Self {
         let mut child = Command::new(command[0])
             .args(&command[1..])
@@ -41,7 +41,7 @@ impl Program {
         assert_eq!(String::from_utf8_lossy(&printed), text);
     }
 
-    /// All it prints until it ends by itself, which it has to do well.
+    /// Returns the output until the program exits, which must succeed.
     async fn ends(mut self) -> String {
         let mut rest = String::new();
         within("the client to end", self.stdout.read_to_string(&mut rest)).await.expect("text");
@@ -50,8 +50,8 @@ impl Program {
         rest
     }
 
-    /// Shows a log line by line while it grows; the lines are further apart than the streamer's
-    /// looks for a client that left.
+    /// Checks that a log arrives line by line while it grows; the pauses between the lines are
+    /// longer than the intervals at which the streamer checks for a closed client.
     async fn follows(mut self, mut log: Log) {
         for line in ["first\n", "second\n", "third\n"] {
             log.write(line.as_bytes());
@@ -70,8 +70,8 @@ async fn start() -> (System, Gateway, Executor) {
     (system, gateway, executor)
 }
 
-/// `finger` knows one port only, 79. So that nothing else can be there, the gateway takes it on a
-/// loopback address that no other process takes: one made of the process's number.
+/// `finger` supports only port 79. To avoid conflicts, the gateway uses it on a loopback address
+/// made of the process ID, which no other process uses.
 #[tokio::test]
 async fn finger_prints_a_log() {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
@@ -84,7 +84,7 @@ async fn finger_prints_a_log() {
     let _gateway = Builder::new(&system).listeners(&[&listener]).ready().await;
     let mut executor = Executor::start(&system, None).await;
 
-    // stdbuf: finger keeps what it prints into a pipe until its end.
+    // stdbuf: finger buffers its output into a pipe until it exits.
     let (build, log) = executor.run(None).await;
     let target = format!("{build}@{address}");
     Program::start(&["stdbuf", "-oL", "finger", &target], "").await.follows(log).await;
@@ -97,7 +97,7 @@ async fn finger_prints_a_log() {
     assert_eq!(Program::start(&["finger", &target], "").await.ends().await, "Build not found\n");
 }
 
-/// `nc` leaves the connection as it is when its input ends.
+/// `nc` leaves the connection open when its input ends.
 #[tokio::test]
 async fn nc_prints_a_log() {
     let (_system, gateway, mut executor) = start().await;
@@ -107,7 +107,7 @@ async fn nc_prints_a_log() {
     Program::start(&command, &format!("{build}\n")).await.follows(log).await;
 }
 
-/// `nc -N` half-closes it, which the executor would take for a client that left.
+/// `nc -N` half-closes it, which the executor would take for a disconnect.
 #[tokio::test]
 async fn half_closing_nc_prints_a_log() {
     let (_system, gateway, mut executor) = start().await;
@@ -135,8 +135,7 @@ async fn openssl_s_client_prints_a_log() {
     Program::start(&command, &format!("{build}\n")).await.follows(log).await;
 }
 
-/// haproxy, which speaks TLS to the gateway for a plain client, makes a close_notify of the client's
-/// half-close.
+/// haproxy, which adds TLS for a plain client, turns the client's half-close into a close_notify.
 #[tokio::test]
 async fn half_closing_nc_before_a_tls_haproxy_prints_a_log() {
     let system = System::new().await;
@@ -159,9 +158,9 @@ async fn half_closing_nc_before_a_tls_haproxy_prints_a_log() {
     Program::start(&command, &format!("{build}\n")).await.follows(log).await;
 }
 
-/// Asks over TLS, sends a close_notify, and goes on reading: what stunnel, socat and GnuTLS do when
-/// their input ends. `SSLSocket.unwrap` waits for the peer's close_notify, so the records go through
-/// memory.
+/// Sends a request over TLS, then a close_notify, and continues to read, as stunnel, socat and
+/// GnuTLS do when their input ends. `SSLSocket.unwrap` waits for the peer's close_notify, so the
+/// records pass through memory BIOs.
 const CLOSE_NOTIFY: &str = r#"
 import socket, ssl, sys
 port, build, cert, key, ca = sys.argv[1:]

@@ -1,5 +1,5 @@
-//! The command line, upstream's program and ours side by side: what theirs understands ours
-//! understands as well, with the same exit status and the same output stream.
+//! The command lines of Zuul's program and ours compared: what Zuul's accepts ours accepts as well,
+//! with the same exit status and the same output stream.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::support::within;
 use crate::zuul_conf::ZuulConf;
 use crate::zuul_gateway::ZuulGateway;
 
-/// How one run of a program ended.
+/// Result of one run of a program.
 #[derive(Debug)]
 struct Outcome {
     status: i64,
@@ -24,7 +24,7 @@ struct Outcome {
     stderr: String,
 }
 
-/// Both programs, at home in one directory.
+/// Both programs with their configuration in one directory.
 struct Programs {
     home: TempDir,
     theirs: Script,
@@ -61,13 +61,13 @@ impl Programs {
     }
 }
 
-/// What is asked for and told, on standard output.
+/// The requested text, on standard output.
 const TOLD: (i64, i64) = (0, 0);
-/// The command line cannot be understood.
+/// The command line is invalid.
 const REFUSED: (i64, i64) = (2, 2);
-/// The configuration cannot be found: the difference is documented.
+/// The configuration cannot be found: a documented difference.
 const NO_CONFIGURATION: (i64, i64) = (1, 78);
-/// Nobody listens to the command socket.
+/// No process listens on the command socket.
 const NOBODY: (i64, i64) = (1, 1);
 
 #[tokio::test]
@@ -127,14 +127,14 @@ async fn command_lines_of_zuuls_gateway_are_accepted() {
         }
     }
 
-    // More than upstream's: our commands, and the file behind them.
+    // Beyond Zuul's: our commands, and options after them.
     for arguments in [["stop", "-c", "~/zuul.conf"], ["status", "-c", "~/zuul.conf"]] {
         assert_eq!(programs.theirs(&arguments).await.status, 2, "{arguments:?}");
         assert_eq!(programs.ours(&arguments).await.status, 1, "{arguments:?}");
     }
 }
 
-/// Other words, but for whoever takes the last one both say the version, as the registry has it.
+/// The text differs, but the last word is the version, which both registries show.
 #[tokio::test]
 async fn version_ends_with_the_version_number() {
     let mut programs = Programs::new();
@@ -150,7 +150,7 @@ async fn version_ends_with_the_version_number() {
     }
 }
 
-/// Either program's `stop` ends either gateway.
+/// The `stop` command of either program stops either gateway.
 #[tokio::test]
 async fn each_program_stops_the_other() {
     let system = System::new().await;

@@ -1,5 +1,5 @@
-//! Our entry as Zuul's own component registry reads it, and the data model of the system, which
-//! our presence must not change.
+//! Our entry as Zuul's own component registry reads it, and the system's data model, which our
+//! presence must not change.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use crate::support::gateway::Builder;
 use crate::support::system::System;
 use crate::zuul_conf::ZuulConf;
 
-/// The data model of Zuul 14.3.0: what its registry reports without any older component.
+/// The data model of Zuul 14.3.0: the result of its registry if there is no older component.
 const MODEL_API: u64 = 38;
 
-/// A Zuul program's view of the registry, by `components.py`.
+/// A Zuul program's view of the registry, run by `components.py`.
 struct Registry {
     script: Script,
-    /// The lowest minimum it ever had.
+    /// The lowest minimum so far.
     lowest: u64,
     /// The minimum of the last view.
     minimum: u64,
@@ -28,8 +28,8 @@ impl Registry {
         Self::start_as(system, MODEL_API).await
     }
 
-    /// The view of a program of the Zuul with the data model `model_api`. In Zuul 14.3.0's own no
-    /// minimum is above 38.
+    /// Starts a program of a Zuul version with the data model `model_api`. Zuul 14.3.0's own
+    /// minimum never exceeds 38.
     async fn start_as(system: &System, model_api: u64) -> Self {
         let conf = ZuulConf::new(system, "");
         let model_api = model_api.to_string();
@@ -39,8 +39,8 @@ impl Registry {
         registry
     }
 
-    /// Reads view after view until one is as `wanted` says. In none of them is the minimum our
-    /// doing: it is what the others make it, or was as low before and is on its way up.
+    /// Reads views until one satisfies `wanted`. In none of them may our entry cause the minimum:
+    /// it must be that of the other components, or have been as low before and be rising.
     async fn until(&mut self, wanted: impl Fn(&View) -> bool) -> View {
         loop {
             let view = View(self.script.next().await);
@@ -63,7 +63,7 @@ impl Registry {
     }
 }
 
-/// What a program sees of the registry.
+/// A program's view of the registry.
 struct View(Value);
 
 impl View {
@@ -71,7 +71,7 @@ impl View {
         self.0["minimum"].as_u64().expect("a number")
     }
 
-    /// What the minimum would be without us.
+    /// The minimum without our entry.
     fn minimum_of_others(&self) -> u64 {
         let others = self.components().filter(|entry| !is_ours(entry));
         let models = others.map(|entry| entry["model_api"].as_u64().expect("a number"));
@@ -92,7 +92,7 @@ impl View {
     }
 }
 
-/// There is one gateway of ours in these tests. Others have the version of Zuul 14.3.0.
+/// These tests have one gateway of ours. Other gateways have the version of Zuul 14.3.0.
 fn is_ours(entry: &Value) -> bool {
     entry["version"] == env!("CARGO_PKG_VERSION")
 }
@@ -118,7 +118,7 @@ async fn zuul_reads_every_attribute_of_the_entry() {
     });
     assert_eq!(view.ours(), Some(&expected));
 
-    // A watch may pass over `stopped`: what it tells of is the last state only.
+    // A watch may skip `stopped`, because it reports only the latest state.
     gateway.signal(Signal::TERM);
     registry.until(|view| view.ours().is_none()).await;
     assert_eq!(registry.lowest, MODEL_API);
@@ -136,8 +136,8 @@ async fn data_model_of_the_system_is_not_changed() {
     let view = registry.until(|view| view.says("state", "running")).await;
     assert_eq!((view.minimum(), registry.lowest), (36, 36), "joining");
 
-    // Somebody older counts by himself, and only for as long as he is there. Up with the others when
-    // the older ones have left or have been upgraded.
+    // An older component lowers the minimum only while it is registered; ours rises with the others
+    // when older components have left or have been upgraded.
     registry.register("merger", "older", 35).await;
     registry.until(|view| view.minimum() == 35).await;
     registry.unregister("older").await;
@@ -150,7 +150,7 @@ async fn data_model_of_the_system_is_not_changed() {
     assert_eq!(registry.lowest, 35);
 }
 
-/// A system newer than any we know of: we say what it says and hold nobody back.
+/// In a system newer than any known one, our entry has the system's version and lowers nothing.
 #[tokio::test]
 async fn data_model_of_a_newer_system_is_announced() {
     let system = System::new().await;
@@ -159,12 +159,13 @@ async fn data_model_of_a_newer_system_is_announced() {
     registry.register("executor", "future", 41).await;
     let _gateway = Builder::new(&system).ready().await;
     registry.until(|view| view.says("model_api", 40) && view.says("state", "running")).await;
-    // This registry counts its own data model in.
+    // This registry includes its own data model.
     assert_eq!(registry.lowest, MODEL_API);
 }
 
-/// A system is upgraded one component after the other, twice, to a data model that we do not know
-/// in the end. Each is stopped and comes back with the new one, and we are restarted among them.
+/// A system is upgraded one component after the other, twice, the second time to an unknown data
+/// model. Each component is stopped and returns with the new one, and our gateway is restarted in
+/// between.
 #[tokio::test]
 async fn data_model_follows_a_rolling_upgrade() {
     let system = System::new().await;
@@ -190,13 +191,13 @@ async fn data_model_follows_a_rolling_upgrade() {
             && view.says("state", "running")
     };
     registry.until(|view| is(view, settled)).await;
-    // Who becomes what; what the system speaks then, and what we say.
+    // The component that is upgraded and its version; then the system's version, and ours.
     for (hostname, model_api, system_speaks, we_say) in [
         ("s1", 38, 35, 35),
         ("s2", 38, 36, 36),
         ("e1", 38, 36, 36),
         ("e2", 38, 37, 37),
-        // Another gateway holds the system back, but we do not hold with it.
+        // Another gateway holds the system's version down; our entry is not a reason.
         ("w1", 38, 37, 38),
         ("theirs", 38, 38, 38),
         ("s1", 40, 38, 38),

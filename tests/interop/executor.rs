@@ -1,4 +1,4 @@
-//! A scheduler and an executor made of Zuul's own classes (`executor.py`), and the logs of their
+//! A scheduler and an executor built of Zuul's own classes (`executor.py`), and the logs of their
 //! builds.
 
 use std::fs::{self, File};
@@ -31,25 +31,25 @@ impl Executor {
         Self { script, jobs, port: u16::try_from(port).expect("a port") }
     }
 
-    /// As gateways name it when they dial it.
+    /// The worker of build requests, as gateways connect to it.
     pub(crate) fn route(&self) -> String {
         format!("executor 127.0.0.1:{}", self.port)
     }
 
-    /// The scheduler asks for a build, in a zone's queue or the unzoned one. Returns its trace: the ids
-    /// of that, of its span and of the event behind it.
+    /// The scheduler requests a build, in a zone's queue or the one without a zone. Returns the IDs
+    /// of its trace, of its span, and of the span of the event that caused it.
     pub(crate) async fn submit(&mut self, build: &str, queue: Option<&str>) -> Value {
         self.script.ask(&format!("submit {build} {}", queue.unwrap_or_default())).await
     }
 
-    /// Whether the traces of builds asked for from now on are sampled.
+    /// Sets whether the traces of builds requested from now on are sampled.
     #[cfg(feature = "otlp")]
     pub(crate) async fn sampled(&mut self, wanted: bool) {
         let wanted = if wanted { "yes" } else { "no" };
         self.script.ask(&format!("sampled {wanted}")).await;
     }
 
-    /// The executor takes a build. Its log should be there first, as with the real one.
+    /// The executor accepts a build. Its log should exist before, as with the real one.
     pub(crate) async fn take(&mut self, build: &str) {
         self.script.ask(&format!("start {build}")).await;
     }
@@ -67,17 +67,17 @@ impl Executor {
         self.script.ask(&format!("remove {build}")).await;
     }
 
-    /// Waits until the executor has logged `text`, and returns its whole log.
+    /// Waits until the executor has logged `text`, and returns the whole log.
     pub(crate) async fn logs(&self, text: &str) -> String {
         self.script.logs(text).await
     }
 
-    /// The executor is gone at once; its builds' requests stay.
+    /// Kills the executor; its builds' requests stay.
     pub(crate) async fn kill(self) {
         self.script.kill().await;
     }
 
-    /// A new build that runs here, asked for in the queue of `queue`, with an empty log.
+    /// Creates a build that runs here, requested in `queue`, with an empty log.
     pub(crate) async fn run(&mut self, queue: Option<&str>) -> (String, Log) {
         let build = new_build();
         let log = self.log(&build);
@@ -86,7 +86,7 @@ impl Executor {
         (build, log)
     }
 
-    /// Makes a job's directory with an empty log in it.
+    /// Creates a job's directory with an empty log.
     pub(crate) fn log(&self, build: &str) -> Log {
         let directory = self.job(build).join("work/logs");
         fs::create_dir_all(&directory).expect("the job's directory");
@@ -95,18 +95,18 @@ impl Executor {
         Log { path, file }
     }
 
-    /// Where the executor keeps what belongs to a build.
+    /// Returns the executor's directory for a build.
     pub(crate) fn job(&self, build: &str) -> PathBuf {
         self.jobs.path().join(build)
     }
 }
 
-/// A UUID as Zuul makes them.
+/// Returns a UUID in Zuul's format.
 pub(crate) fn new_build() -> String {
     format!("{:032x}", fastrand::u128(..))
 }
 
-/// The log of a running build. The stream of it ends when it is removed.
+/// The log of a running build. Its stream ends when the log is removed.
 pub(crate) struct Log {
     path: PathBuf,
     file: File,
@@ -121,8 +121,8 @@ impl Log {
         fs::remove_file(&self.path).expect("a log to remove");
     }
 
-    /// Writes piece after piece, each when the one before has arrived at the client in full; then
-    /// removes the log, and says how the stream ended.
+    /// Writes each piece after the previous one has arrived at the client completely; then removes
+    /// the log, and returns how the stream ended.
     pub(crate) async fn grow<S>(mut self, pieces: &[Vec<u8>], client: &mut Client<S>) -> Ending
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -133,13 +133,13 @@ impl Log {
         }
         self.remove();
         let (behind, ending) = client.rest().await;
-        assert_eq!(behind, b"", "behind the end of the log");
+        assert_eq!(behind, b"", "after the end of the log");
         ending
     }
 }
 
-/// What logs hold: lines, half lines, colours, a character in two halves, every byte there is,
-/// sizes about those of all the buffers on the way.
+/// Contents of logs: lines, partial lines, colours, a character in two halves, every byte value,
+/// sizes around those of all buffers.
 pub(crate) fn pieces() -> Vec<Vec<u8>> {
     let (first, second) = "€".as_bytes().split_at(1);
     let mut pieces = vec![

@@ -1,4 +1,4 @@
-//! Behind a real haproxy: whom it says to have connected for is who the gateway knows.
+//! Gateways with a real haproxy in front: the client address that haproxy announces is the client.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -8,10 +8,10 @@ use crate::support::gateway::Builder;
 use crate::support::haproxy::{Haproxy, reserve};
 use crate::support::system::System;
 
-/// Where clients come from that haproxy stands before.
+/// Addresses of clients of haproxy.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(127, 7, 7, 7);
 
-/// In front of `gateway`, to which it says by `send` for whom it connects.
+/// Starts haproxy in front of `gateway`; `send` is its option for the PROXY header.
 async fn before(gateway: SocketAddr, send: &str) -> Haproxy {
     Haproxy::start(reserve(), |address, _| {
         format!(
@@ -27,7 +27,7 @@ async fn before(gateway: SocketAddr, send: &str) -> Haproxy {
 async fn proxy_headers_of_both_versions_are_read() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
-    // The address that haproxy connects from, and what it may ask for: what its client may.
+    // The address from which haproxy connects has the permissions of its client.
     let access = "proxy_protocol = [\"127.0.0.1\"]\n\
                   [[listener.allow]]\nnetworks = [\"127.7.7.7\"]";
     let listeners = [access, &format!("tls = true\n{access}")];
@@ -41,7 +41,7 @@ async fn proxy_headers_of_both_versions_are_read() {
         client.send(format!("{build}\r\n").as_bytes()).await;
         executor.serve(b"log\n").await;
         assert_eq!(client.text().await, "log\n", "{send}");
-        // Somebody else behind it.
+        // Another client of the same haproxy.
         let mut other = Client::connect(plain.address).await;
         other.send(format!("{build}\r\n").as_bytes()).await;
         assert_eq!(other.text().await, "Build not found\r\n", "{send}");

@@ -1,5 +1,5 @@
-//! The name that is registered where the configuration gives none: that of Python's
-//! `socket.getfqdn`, which Zuul's gateway registers.
+//! The default host name for the registry entry: the result of Python's `socket.getfqdn`, which
+//! Zuul's gateway registers.
 
 use std::fs;
 use std::net::TcpListener;
@@ -12,17 +12,17 @@ use tempfile::TempDir;
 use crate::script::python;
 use crate::support::certificates::Authority;
 use crate::support::gateway::BINARY;
-use crate::support::namespace::apart;
+use crate::support::namespace::in_namespaces;
 use crate::support::tool;
 
-/// What Python calls this machine.
+/// Returns Python's name for this machine.
 async fn getfqdn() -> String {
     let output = python().args(["-c", "import socket; print(socket.getfqdn())"]).output().await;
     String::from_utf8(output.expect("Python").stdout).expect("UTF-8").trim().to_owned()
 }
 
-/// What the program calls this machine: the first line of its log says so, also where the start
-/// fails.
+/// Returns the program's name for this machine, from the first line of its log, which is written
+/// even if the start fails.
 fn registered(config: &Path) -> String {
     let output = Command::new(BINARY).args(["-f", "-c"]).arg(config).output().expect("the program");
     let log = String::from_utf8(output.stdout).expect("UTF-8");
@@ -32,7 +32,7 @@ fn registered(config: &Path) -> String {
 
 #[test]
 fn default_host_name_is_the_one_that_python_finds() {
-    apart(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNS, async || {
         let directory = TempDir::new().expect("a directory");
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let authority = Authority::new();

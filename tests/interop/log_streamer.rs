@@ -32,7 +32,7 @@ async fn growing_log_is_exact() {
     }
 }
 
-/// The streamer sends what the file holds at once, in pieces of its own size.
+/// The streamer sends the present content of the file in pieces of its own size.
 #[tokio::test]
 async fn long_log_is_exact() {
     let system = System::new().await;
@@ -48,8 +48,8 @@ async fn long_log_is_exact() {
     assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
 }
 
-/// The executor takes a half-closed connection for a client that left; the gateway must not show
-/// it one.
+/// The executor takes a half-closed connection for a disconnect, so the gateway must not
+/// half-close.
 #[tokio::test]
 async fn half_closed_client_keeps_its_stream() {
     let system = System::new().await;
@@ -59,12 +59,13 @@ async fn half_closed_client_keeps_its_stream() {
 
     let mut client = Client::ask(gateway.address(), &build).await;
     client.half_close().await;
-    // Every piece comes in another round of the streamer, which looks for the client's EOF in each.
+    // Each piece is sent in another iteration of the streamer, and in each it checks for the
+    // client's EOF.
     assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
 }
 
-/// A client that resets makes the gateway reset its connection to the executor, so that no local port
-/// is left waiting. The streamer logs one line and serves the next client.
+/// When a client resets, the gateway resets its connection to the executor, so that no local port
+/// stays in TIME_WAIT. The streamer logs one line and serves the next client.
 #[tokio::test]
 async fn client_reset_is_one_line_in_the_log_of_the_executor() {
     let system = System::new().await;
@@ -100,8 +101,8 @@ async fn replies_of_the_executor_are_not_changed() {
     assert_eq!(reply().await, format!("Log not found for build ID {build}"));
 }
 
-/// Has `count` clients ask for `build` in the same moment and returns what each of them reads, up
-/// to the length of its log.
+/// Has `count` clients request `build` concurrently, and returns what each of them reads, up to the
+/// length of its log.
 async fn crowd(address: SocketAddr, build: &str, count: usize, length: usize) -> Vec<Vec<u8>> {
     let mut clients = Vec::new();
     for _ in 0..count {
@@ -126,8 +127,8 @@ async fn crowd(address: SocketAddr, build: &str, count: usize, length: usize) ->
     reading.join_all().await
 }
 
-/// Its listen queue takes five. The second time all clients come to it after the only gateway of
-/// its zone has refused them.
+/// The streamer's listen backlog is five. In the second run, all clients reach the executor after
+/// the only gateway of its zone has refused them.
 #[tokio::test]
 async fn two_hundred_concurrent_clients_get_the_log() {
     for zone in [None, Some("west")] {
@@ -151,7 +152,8 @@ async fn two_hundred_concurrent_clients_get_the_log() {
     }
 }
 
-/// Two gateways do not know of each other's connections: together they fit into its listen queue.
+/// Two gateways do not know of each other's connections: together these fit into the streamer's
+/// listen backlog.
 #[tokio::test]
 async fn hundred_concurrent_clients_of_each_of_two_gateways_get_the_log() {
     let system = System::new().await;

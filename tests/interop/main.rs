@@ -1,6 +1,6 @@
-//! The built binary beside real Zuul: Zuul's own classes and programs, run by the Python of
-//! `target/venv`, are scheduler, executor, web server, registry and the other zone's gateway.
-//! The real thing decides what is right here.
+//! The built binary with real Zuul: Zuul's own classes and programs, run by the Python of
+//! `target/venv`, are scheduler, executor, web server, registry and gateway of the other zone.
+//! Their behavior is the reference.
 
 mod build_requests;
 mod clients;

@@ -1,8 +1,8 @@
-//! Two zones, and in each of them a gateway of ours beside one of upstream's, with mutual TLS
-//! everywhere: a zone that is moved from one program to the other has both for a while.
+//! Two zones, each with one of our gateways and one of Zuul's, with mutual TLS everywhere. A zone
+//! that is migrated from one program to the other has both for a while.
 //!
-//! Both choose among the gateways of a zone at random. Where a test needs a certain one, the other
-//! one of its zone is not there.
+//! Both programs choose a gateway of a zone at random. If a test needs a certain one, the other one
+//! of its zone does not run.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ use crate::zuul_gateway::ZuulGateway;
 
 const ZONES: [&str; 2] = ["west", "east"];
 
-/// Who is asked, and who is chosen.
+/// The requested gateway, and the one it has chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ours,
@@ -36,18 +36,18 @@ struct Zone {
     executor: Executor,
 }
 
-/// Both zones, and what their gateways are started with.
+/// Both zones, and the settings of their gateways.
 struct Zones {
     system: System,
     identity: Identity,
     zones: [Zone; 2],
-    /// Of upstream's gateways: beside them lie their command sockets, without which they do not
-    /// end.
+    /// Pid files of Zuul's gateways; their command sockets are in the same directory, and the
+    /// programs exit only with one.
     confs: Vec<ZuulConf>,
 }
 
 impl Zones {
-    /// Starts both zones' gateways in the given order, zone after zone.
+    /// Starts both zones' gateways in the given order, one zone after the other.
     async fn start(order: [Kind; 2]) -> Self {
         let system = System::new().await;
         let identity = system.zookeeper.authority.identity("gateway");
@@ -66,7 +66,7 @@ impl Zones {
         all
     }
 
-    /// Starts one gateway, and waits until it and all others know of each other.
+    /// Starts one gateway, and waits until it and all others know each other.
     async fn start_one(&mut self, zone: usize, kind: Kind) {
         let Self { system, identity, zones, confs } = self;
         let Zone { name, ours, theirs, .. } = &mut zones[zone];
@@ -94,7 +94,7 @@ impl Zones {
         }
     }
 
-    /// Stops one gateway in order, and waits until nobody chooses it any more.
+    /// Stops one gateway cleanly, and waits until no other gateway chooses it.
     async fn stop_one(&mut self, zone: usize, kind: Kind) {
         let port = self.zones[zone].address(kind).port();
         let entries = self.system.entries().await;
@@ -113,7 +113,7 @@ impl Zones {
         }
     }
 
-    /// A build in `there`, with a client that asks the gateway `kind` of `here` for it.
+    /// Creates a build in `there`, and a client that requests it from the gateway `kind` of `here`.
     async fn ask(&mut self, here: usize, kind: Kind, there: usize) -> (String, Log, Asking) {
         let (build, log) = self.zones[there].executor.run(Some(self.zones[there].name)).await;
         let address = self.zones[here].address(kind);
@@ -121,8 +121,8 @@ impl Zones {
         (build, log, client)
     }
 
-    /// Sees a whole log come through the gateway `kind` of `here`, byte for byte, and returns which
-    /// gateway of the other zone it came through.
+    /// Checks that a whole log arrives through the gateway `kind` of `here`, and returns the
+    /// gateway of the other zone that it passed.
     async fn across(&mut self, here: usize, kind: Kind) -> Kind {
         let there = 1 - here;
         let routed = self.zones[here]
@@ -150,7 +150,7 @@ impl Zones {
         panic!("by none of the other zone's gateways: {line}");
     }
 
-    /// The same in the gateway's own zone, where nobody else is asked.
+    /// The same in the gateway's own zone, where no other gateway is involved.
     async fn within(&mut self, here: usize, kind: Kind) {
         let (build, log, mut client) = self.ask(here, kind, here).await;
         assert_eq!(log.grow(&at_once(), &mut client).await, ending(kind), "{kind:?} of {here}");
@@ -164,7 +164,7 @@ impl Zones {
 
 type Asking = Client<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>;
 
-/// What upstream says of each stream for another zone, behind it the gateway it has chosen.
+/// What Zuul's gateway logs about each stream for another zone, followed by the chosen gateway.
 const ROUTING: &str = "routing via ";
 
 impl Zone {
@@ -195,13 +195,14 @@ fn ending(kind: Kind) -> Ending {
     }
 }
 
-/// A log that is there in one piece: the executor's streamer looks for more only twice a second.
+/// A log that is complete from the start: the executor's streamer checks for more only twice a
+/// second.
 fn at_once() -> [Vec<u8>; 1] {
     [pieces().concat()]
 }
 
-/// All four gateways serve both zones' builds; asked again and again, each comes to choose either
-/// one of the other zone's.
+/// All four gateways serve both zones' builds; over many requests, each chooses each gateway of the
+/// other zone.
 async fn all_serve(order: [Kind; 2]) {
     let mut zones = Zones::start(order).await;
     for here in [0, 1] {
@@ -228,8 +229,8 @@ async fn mixed_zones_serve_all_builds_when_zuuls_starts_first() {
     all_serve([Theirs, Ours]).await;
 }
 
-/// One of the pair is stopped, in order, and comes back. Its neighbour takes over, and streams
-/// through the neighbour notice nothing.
+/// One gateway of the pair is stopped cleanly and returns. The other one takes over, and streams
+/// through it are not affected.
 async fn one_is_replaced(leaves: Kind, stays: Kind) {
     let mut zones = Zones::start([stays, leaves]).await;
     let (_, mut log, mut client) = zones.ask(0, stays, 0).await;
@@ -242,7 +243,7 @@ async fn one_is_replaced(leaves: Kind, stays: Kind) {
     }
     log.write(b"meanwhile\n");
     client.expect(b"meanwhile\n").await;
-    // Across into the zone that still has both, too.
+    // Also from the zone that still has both.
     zones.across(0, stays).await;
     zones.within(0, stays).await;
 
@@ -266,8 +267,8 @@ async fn own_gateway_leaves_and_returns() {
     one_is_replaced(Ours, Theirs).await;
 }
 
-/// A killed one is in the registry for as long as its session lasts, so the other zone goes on
-/// choosing it. Ours asks its neighbour then, and nobody misses a log.
+/// The entry of a killed gateway exists until its session expires, so the other zone continues to
+/// choose it. Our gateway then tries the other one, and every client gets its log.
 #[tokio::test]
 async fn dead_gateway_of_zuul_costs_no_stream() {
     let mut zones = Zones::start([Ours, Theirs]).await;
@@ -291,7 +292,7 @@ async fn dead_gateway_of_zuul_costs_no_stream() {
     assert!(entries.iter().any(|other| other.name == entry), "it was there all the time");
     let asked = zones.zones[1].ours.as_ref().expect("it runs").log();
     let failed = asked.iter().filter(|line| line.contains("hop failed")).count();
-    assert!(failed > 0, "the dead one was never tried: this test shows nothing");
+    assert!(failed > 0, "the dead gateway was never tried, so this test has not tested failover");
     other_log.write(b"still here\n");
     other.expect(b"still here\n").await;
 }

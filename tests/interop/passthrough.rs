@@ -1,5 +1,5 @@
-//! Upstream's gateway dials a zone of ours through a router that passes TLS through, as an OpenShift
-//! Route does.
+//! Zuul's gateway connects to a zone of ours through a router that passes TLS through, as an
+//! OpenShift Route does.
 
 use nix::sched::CloneFlags;
 
@@ -8,7 +8,7 @@ use crate::support::certificates::Authority;
 use crate::support::client::{Client, Ending};
 use crate::support::gateway::Builder;
 use crate::support::haproxy::{Haproxy, reserve};
-use crate::support::namespace::{apart, resolve_locally};
+use crate::support::namespace::{in_namespaces, resolve_locally};
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 use crate::zuul_conf::ZuulConf;
@@ -18,7 +18,7 @@ const WEST: &str = "fingergw.west.example.org";
 
 #[test]
 fn zuuls_gateway_reaches_a_zone_by_server_name() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let _names = resolve_locally(&[WEST]);
         let system = System::on(ZooKeeper::start().await).await;
         let identity = system.zookeeper.authority.identity("theirs");
@@ -37,7 +37,7 @@ fn zuuls_gateway_reaches_a_zone_by_server_name() {
         let (build, log) = executor.run(Some("west")).await;
 
         let mut client = Client::ask_tls(theirs.address, &identity, &build).await;
-        // Theirs sends no close_notify.
+        // Zuul's gateway sends no close_notify.
         assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Truncated);
         theirs.logged(&format!("routing via {WEST}:{}", router.address.port())).await;
     });

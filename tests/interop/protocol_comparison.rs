@@ -1,5 +1,5 @@
-//! The same conversations with upstream's program and with ours. Every difference in the answer is
-//! in the table of `docs/migrating.md`, and every row of that table is a difference.
+//! The same conversations with Zuul's gateway and with ours. Every difference between the replies
+//! is in the table of `docs/migrating.md`, and every row of that table is a difference.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,14 +18,14 @@ use crate::zuul_gateway::ZuulGateway;
 
 const MIGRATING: &str = include_str!("../../docs/migrating.md");
 
-/// What a client sends: pieces, each a write of its own, and whether it then closes its side.
+/// What a client sends: pieces, each in a write of its own, and whether it then closes its side.
 struct Conversation {
     name: &'static str,
     pieces: Vec<Vec<u8>>,
     half_close: bool,
 }
 
-/// The builds that conversations are about.
+/// Builds that the conversations request.
 struct Builds {
     running: String,
     waiting: String,
@@ -92,11 +92,11 @@ fn conversations(builds: &Builds) -> Vec<Conversation> {
     ]
 }
 
-/// What a gateway answers, its bytes as text.
+/// Returns a gateway's reply as text.
 async fn answer(gateway: SocketAddr, conversation: &Conversation) -> String {
     let mut client = Client::connect(gateway).await;
     for piece in &conversation.pieces {
-        // It may have answered and closed already.
+        // The gateway may have replied and closed already.
         if client.stream.write_all(piece).await.is_err() {
             break;
         }
@@ -105,12 +105,13 @@ async fn answer(gateway: SocketAddr, conversation: &Conversation) -> String {
         client.half_close().await;
     }
     let (bytes, ending) = client.rest().await;
-    // A reset behind an answer is upstream's way with what it has not read.
+    // Zuul's gateway resets after its reply if it has not read everything.
     let cut = if ending == Ending::Reset && bytes.is_empty() { "(reset)" } else { "" };
     String::from_utf8_lossy(&bytes).into_owned() + cut
 }
 
-/// The rows below "## Replies that differ": conversation, upstream's answer, ours.
+/// Returns the rows below "## Replies that differ": conversation, reply of Zuul's gateway, reply of
+/// ours.
 fn documented() -> BTreeMap<String, (String, String)> {
     let (_, section) = MIGRATING.split_once("## Replies that differ").expect("the section");
     let section = section.split("\n## ").next().expect("its text");
@@ -141,8 +142,8 @@ async fn every_difference_from_zuuls_gateway_is_documented() {
     let theirs = ZuulGateway::start(&system, &ZuulConf::gateway(&system, "east", "")).await;
     let ours = Builder::new(&system).zone("east").ready().await;
 
-    // Side by side, as some of upstream's answers take their ten seconds, but no more than its
-    // listen backlog of five can hold.
+    // Concurrently, as some replies of Zuul's gateway take ten seconds, but no more than fit into
+    // its listen backlog of five.
     let places = Arc::new(Semaphore::new(5));
     let mut talks = JoinSet::new();
     let (their_address, our_address) = (theirs.address, ours.address());
@@ -162,7 +163,7 @@ async fn every_difference_from_zuuls_gateway_is_documented() {
     let mut same = 0;
     while let Some(talk) = talks.join_next().await {
         let (name, theirs, ours) = talk.expect("a conversation");
-        // Said once for all of them above the table: our own words end in CRLF.
+        // The text above the table covers this for all rows: our own replies end in CRLF.
         let ours = ours.trim_end_matches("\r\n").to_owned();
         match documented.remove(name) {
             None if theirs == ours => same += 1,

@@ -1,5 +1,5 @@
-//! A Python script of this directory, run by the Python that has real Zuul, and the conversation
-//! with it: a command a line, an answer a line. See `lines.py` for its side.
+//! A Python script of this directory, run by the Python with real Zuul, and the protocol between
+//! test and script: a command a line, a response a line. See `lines.py` for the script's side.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -21,7 +21,7 @@ pub(crate) struct Script {
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
     stderr: NamedTempFile,
-    /// What it said while an answer was waited for.
+    /// Messages received while waiting for a response.
     unread: VecDeque<Value>,
 }
 
@@ -46,7 +46,7 @@ impl Script {
         }
     }
 
-    /// The next thing it says.
+    /// Returns the next message.
     pub(crate) async fn next(&mut self) -> Value {
         match self.unread.pop_front() {
             Some(message) => message,
@@ -54,7 +54,7 @@ impl Script {
         }
     }
 
-    /// Gives it a command and waits until it is done; returns its result.
+    /// Sends a command, waits until it is done, and returns its result.
     pub(crate) async fn ask(&mut self, command: &str) -> Value {
         let line = format!("{command}\n");
         self.stdin.write_all(line.as_bytes()).await.expect("a script that takes commands");
@@ -70,8 +70,8 @@ impl Script {
         }
     }
 
-    /// Waits until its stderr has `text`, and returns all of it. A file reports no writes to it, so it is
-    /// read again and again.
+    /// Waits until the script's stderr contains `text`, and returns all of it. There is no
+    /// notification of writes to a file, so this polls.
     pub(crate) async fn logs(&self, text: &str) -> String {
         within(text, async {
             loop {
@@ -85,9 +85,9 @@ impl Script {
         .await
     }
 
-    /// Ends it at once.
+    /// Kills the script.
     pub(crate) async fn kill(mut self) {
-        within("the script to end", self.child.kill()).await.expect("its end");
+        within("the script to end", self.child.kill()).await.expect("its status");
     }
 
     async fn read(&mut self) -> Value {
@@ -99,7 +99,7 @@ impl Script {
 }
 
 impl Drop for Script {
-    /// Shows what happened when a test fails.
+    /// Prints the script's stderr when a test fails.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = fs::read_to_string(self.stderr.path()).unwrap_or_default();
@@ -108,17 +108,17 @@ impl Drop for Script {
     }
 }
 
-/// The interpreter that has Zuul.
+/// Returns the interpreter that has Zuul.
 pub(crate) fn python() -> Command {
     let mut command = Command::new(venv().join("python"));
-    // -B: no compiled files beside the sources.
+    // -B: no compiled files in the source tree.
     command.arg("-B").kill_on_drop(true);
-    // Zuul's programs import GitPython, which otherwise wants git to be installed.
+    // Zuul's programs import GitPython, which otherwise requires git.
     command.env("GIT_PYTHON_REFRESH", "quiet");
     command
 }
 
-/// Where the programs of real Zuul are.
+/// Returns the directory with Zuul's programs.
 pub(crate) fn venv() -> PathBuf {
     installed("venv/bin")
 }

@@ -7,8 +7,8 @@ use crate::support::system::{Entry, System};
 use crate::zuul_conf::ZuulConf;
 use crate::zuul_gateway::ZuulGateway;
 
-/// What else is in the `zuul.conf` of a real site: sections of other services, keys that no gateway
-/// knows.
+/// Other contents of a real site's `zuul.conf`: sections of other services, keys that gateways
+/// ignore.
 const REST: &str = r#"state_dir = /var/lib/zuul
 
 [scheduler]
@@ -26,7 +26,7 @@ driver: gerrit
 password = 100%%
 "#;
 
-/// Both programs announce the same, and serve the same build to TLS clients.
+/// Both programs register the same values, and serve the same build to TLS clients.
 #[tokio::test]
 async fn both_programs_run_from_one_file() {
     let system = System::new().await;
@@ -43,7 +43,7 @@ async fn both_programs_run_from_one_file() {
         let entry = entries.iter().find(|entry| entry.content["public_port"] == port);
         let mut content = entry.expect("an entry with the port").content.clone();
         content.as_object_mut().expect("an object").retain(|key, _| {
-            // What must differ.
+            // Values that must differ.
             key != "public_port" && key != "version"
         });
         content
@@ -74,7 +74,7 @@ async fn both_programs_run_from_one_file() {
     assert_eq!(at_theirs.rest().await, (Vec::new(), Ending::Truncated));
 }
 
-/// `tls_client_only`: a plain listener, and the certificates for the hop into the other zone.
+/// `tls_client_only`: a plain listener, and certificates for the connection to the other zone.
 #[tokio::test]
 async fn both_programs_dial_by_tls_only() {
     let system = System::new().await;

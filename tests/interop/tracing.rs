@@ -1,5 +1,5 @@
-//! Spans of streams: traces that Zuul's own classes begin, and a collector made of OpenTelemetry's own
-//! messages (`collector.py`). Only in programs with the cargo feature `otlp`.
+//! Spans of streams: traces started by Zuul's own classes, and a collector built of OpenTelemetry's
+//! own messages (`collector.py`). Only in builds with the cargo feature `otlp`.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,8 @@ struct Collector {
 }
 
 impl Collector {
-    /// For `grpc` or `http`, with a certificate, a key and an authority of clients, as many as there are.
+    /// Starts a collector for `grpc` or `http`, optionally with a certificate, a key and a CA for
+    /// client certificates.
     async fn start(protocol: &str, files: &[&Path]) -> Self {
         let args = [Path::new(protocol)].into_iter().chain(files.iter().copied());
         let mut script = Script::start("collector.py", args);
@@ -39,18 +40,18 @@ impl Collector {
         Self::start("grpc", &[]).await
     }
 
-    /// The lines of `[tracing]` that lead here, for our TOML.
+    /// Returns the lines of `[tracing]` for this collector in our TOML.
     fn toml(&self) -> String {
         format!("enabled = true\nendpoint = \"http://127.0.0.1:{}\"\n", self.port)
     }
 
-    /// The next span.
+    /// Returns the next span.
     async fn span(&mut self) -> Value {
         self.script.next().await["span"].take()
     }
 }
 
-/// Ended spans are handed over at once, or not before the gateway stops.
+/// Whether ended spans are exported immediately, or not before the gateway stops.
 fn every(milliseconds: &str) -> impl FnOnce(&mut Command) {
     move |command| {
         command.env("OTEL_BSP_SCHEDULE_DELAY", milliseconds);
@@ -66,14 +67,14 @@ async fn started(builder: Builder, delay: &'static str) -> Gateway {
     gateway
 }
 
-/// Stops it as a service manager does.
+/// Stops the gateway as a service manager does.
 async fn stop(mut gateway: Gateway) -> Vec<String> {
     gateway.signal(Signal::TERM);
     assert!(gateway.exit().await.success());
     gateway.log()
 }
 
-/// A new build that runs at `executor`, and its trace.
+/// Creates a build that runs at `executor`, with a trace.
 async fn run(executor: &mut Executor, queue: Option<&str>) -> (String, Value, Log) {
     let build = new_build();
     let log = executor.log(&build);
@@ -82,7 +83,7 @@ async fn run(executor: &mut Executor, queue: Option<&str>) -> (String, Value, Lo
     (build, trace, log)
 }
 
-/// Whether `span` is a child of the span that asked for the build.
+/// Whether `span` is a child of the span that requested the build.
 fn joins(span: &Value, trace: &Value) -> bool {
     span["trace_id"] == trace["trace_id"] && span["parent_span_id"] == trace["span_id"]
 }
@@ -138,7 +139,8 @@ async fn spans_of_both_zones_join_the_trace_of_the_build() {
     let route = executor.route();
     let (_, port) = route.rsplit_once(':').expect("an address");
     at_west["server.port"] = port.parse::<u16>().expect("a port").into();
-    // The other gateway is a machine of the system; who has asked at the first one may be a person.
+    // The span names the other gateway, a machine of the system, but not the client, which may be a
+    // person.
     at_west["network.peer.address"] = "127.0.0.1".into();
     assert_eq!(of("east")["attributes"], at_east);
     assert_eq!(of("west")["attributes"], at_west);
@@ -150,7 +152,7 @@ async fn spans_of_both_zones_join_the_trace_of_the_build() {
         "{ended}"
     );
 
-    // From a slow stream to its trace.
+    // From a slow stream in the metrics to its trace.
     let exemplar = format!("_bucket {{'trace_id': '{}'}}", id("trace_id"));
     for gateway in [&east, &west] {
         let families = parse_exposition(&exposition(gateway).await).await;
@@ -159,7 +161,7 @@ async fn spans_of_both_zones_join_the_trace_of_the_build() {
     }
 }
 
-/// What is left when the gateway stops; and that only traces that are sampled are told.
+/// Pending spans are exported when the gateway stops, and only those of sampled traces.
 #[tokio::test]
 async fn spans_are_exported_at_exit() {
     let system = System::new().await;
@@ -174,7 +176,7 @@ async fn spans_are_exported_at_exit() {
         assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
         traces.push(trace);
     }
-    // Nobody's trace.
+    // Without a trace.
     assert_eq!(
         Client::ask(gateway.address(), &new_build()).await.text().await,
         "Build not found\r\n"
@@ -188,7 +190,7 @@ async fn spans_are_exported_at_exit() {
     }
 }
 
-/// Every kind of end has its mark.
+/// Every kind of end has its attribute.
 #[tokio::test]
 async fn failed_streams_have_an_error_status() {
     let system = System::new().await;
@@ -218,7 +220,7 @@ async fn failed_streams_have_an_error_status() {
     assert_eq!(names(&span), ["looked up", "attempt failed"]);
 }
 
-/// Hops that fail are told of as well.
+/// Failed hops are recorded as well.
 #[tokio::test]
 async fn failed_hops_are_events_of_the_span() {
     let system = System::new().await;
@@ -240,7 +242,7 @@ async fn failed_hops_are_events_of_the_span() {
     assert_eq!(span["attributes"]["zuul.route"], "fallback");
 }
 
-/// A stream of a log whose span arrives.
+/// Streams a log whose span must arrive.
 async fn traced_through(gateway: &Gateway, system: &System, collector: &mut Collector) -> Value {
     let mut executor = Executor::start(system, None).await;
     let (build, trace, log) = run(&mut executor, None).await;
@@ -251,7 +253,7 @@ async fn traced_through(gateway: &Gateway, system: &System, collector: &mut Coll
     span
 }
 
-/// The collector wants to see a certificate of ours, and has one of an authority of its own.
+/// The collector requires a client certificate, and has a certificate of another CA.
 #[tokio::test]
 async fn spans_are_exported_by_grpc_over_tls() {
     let system = System::new().await;
@@ -307,8 +309,7 @@ async fn spans_are_exported_by_http_over_tls() {
     assert_eq!(span["wire"], wire);
 }
 
-/// A failed export is repeated with the files as they are then, so that renewed certificates need no
-/// restart.
+/// A failed export is retried with the current files, so that renewed certificates need no restart.
 #[tokio::test]
 async fn replaced_ca_file_is_read_after_a_failed_export() {
     let system = System::new().await;
@@ -334,7 +335,7 @@ async fn replaced_ca_file_is_read_after_a_failed_export() {
         let mut client = Client::ask(gateway.address(), &build).await;
         assert_eq!(log.grow(&pieces()[..1], &mut client).await, Ending::Clean);
         let warned = gateway.logged("a warning", |line| line.contains("cannot export spans")).await;
-        // opentelemetry-otlp reports no more than "network error" for HTTP.
+        // opentelemetry-otlp reports only "network error" for HTTP.
         let reason = if protocol == "grpc" { "invalid peer certificate" } else { "network error" };
         assert!(warned.contains("WARN") && warned.contains(reason), "{warned}");
         fs::copy(theirs.ca.as_path(), &ca).expect("a copy");
@@ -344,7 +345,8 @@ async fn replaced_ca_file_is_read_after_a_failed_export() {
     }
 }
 
-/// Away, and back: one warning, what was lost meanwhile, and streams that know nothing of it.
+/// The collector is down and returns: one warning with the number of lost spans, and streams are
+/// not affected.
 #[tokio::test]
 async fn spans_are_exported_when_the_collector_returns() {
     let system = System::new().await;
@@ -381,7 +383,8 @@ async fn spans_are_exported_when_the_collector_returns() {
     );
 }
 
-/// It takes connections and says nothing: streams and the end of the gateway do not wait for it.
+/// The collector accepts connections and stays silent: neither streams nor the shutdown wait for
+/// it.
 #[tokio::test]
 async fn hanging_collector_does_not_delay_streams() {
     for protocol in ["grpc", "http/protobuf"] {
@@ -414,7 +417,7 @@ async fn hanging_collector_does_not_delay_streams() {
     }
 }
 
-/// Files are tried before anything runs.
+/// Files are checked before the gateway starts anything.
 #[tokio::test]
 async fn unusable_certificate_files_are_errors() {
     let system = System::new().await;

@@ -1,6 +1,6 @@
-//! `[tracing]` of a `zuul.conf`: what Zuul's services start with, this gateway starts with, and what
-//! they refuse it refuses; but for differences that are listed here. Built without the cargo feature
-//! `otlp` it starts with all of them.
+//! `[tracing]` of a `zuul.conf`: values with which Zuul's services start are accepted, values that
+//! they reject are rejected, except for differences that are listed here. A build without the cargo
+//! feature `otlp` starts with all of them.
 
 use serde_json::json;
 use tokio::process::Command;
@@ -10,14 +10,14 @@ use crate::support::gateway::{BINARY, Builder};
 use crate::support::system::System;
 use crate::support::within;
 
-/// Whether both take it.
+/// Whether the programs accept a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Both,
     Neither,
-    /// Their manual names it, and they do not start with it.
+    /// Zuul's manual documents it, but its services do not start with it.
     Ours,
-    /// They start with it, and then every export fails.
+    /// Zuul's services start with it, and then every export fails.
     Theirs,
 }
 
@@ -77,7 +77,7 @@ async fn tracing_options_of_zuuls_gateway_are_accepted() {
     let mut theirs = Script::start("tracing_conf.py", []);
     for (start, lines, expected) in CASES {
         let lines = format!("{start}{lines}").replace("FILES", &files.display().to_string());
-        // One word for the script.
+        // One argument of the script.
         let word = json!(lines).to_string().replace(' ', "\\u0020");
         let they_do = theirs.ask(&format!("take {word}")).await == true;
         let builder = Builder::new(&system);
@@ -95,7 +95,7 @@ async fn tracing_options_of_zuuls_gateway_are_accepted() {
             assert_eq!(verdict, expected, "{lines}\n{text}");
             assert!(we_do || text.contains("[tracing]") || text.contains(".pem: "), "{text}");
         } else {
-            // As upstream's gateway, which has no tracing; but it says so.
+            // As Zuul's gateway, which has no tracing; ours logs that it ignores the section.
             assert_eq!(they_do, matches!(expected, Both | Theirs), "{lines}");
             let on = lines.contains("enabled = true") || lines.contains("enabled = ON");
             assert!(we_do && text.contains("built without it") == on, "{lines}\n{text}");

@@ -15,13 +15,13 @@ pub(crate) struct ZuulConf {
 }
 
 impl ZuulConf {
-    /// With these sections behind `[zookeeper]`.
+    /// Adds these sections after `[zookeeper]`.
     pub(crate) fn new(system: &System, sections: &str) -> Self {
         Self::write(system, |_| sections.to_owned())
     }
 
-    /// For a gateway of `zone`, upstream's or ours, at a free port of 127.0.0.1, with these lines
-    /// more in `[fingergw]`.
+    /// For a gateway of `zone`, Zuul's or ours, on a free port of 127.0.0.1, with these additional
+    /// lines in `[fingergw]`.
     pub(crate) fn gateway(system: &System, zone: &str, lines: &str) -> Self {
         Self::write(system, |directory| {
             format!(
@@ -49,7 +49,7 @@ impl ZuulConf {
         &self.path
     }
 
-    /// Starts our gateway with it.
+    /// Starts our gateway with this configuration.
     pub(crate) async fn ours(&self) -> Gateway {
         let directory = TempDir::new().expect("a directory for the gateway");
         let mut gateway = Gateway::with_config(directory, self.path()).await;

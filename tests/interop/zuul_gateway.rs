@@ -1,4 +1,4 @@
-//! Upstream's own `zuul-fingergw`, run as a program.
+//! Zuul's own `zuul-fingergw`, run as a program.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
@@ -18,18 +18,19 @@ pub(crate) struct ZuulGateway {
     child: Child,
     pub(crate) address: SocketAddr,
     log: watch::Receiver<Vec<String>>,
-    /// The name of its entry in the registry.
+    /// Name of its registry entry.
     pub(crate) entry: String,
 }
 
 impl ZuulGateway {
-    /// Starts it in the foreground and waits until it listens and is registered as running.
-    /// `conf` has to give it port 0, and no other one may start in `system` at the same time.
+    /// Starts the program in the foreground and waits until it listens and is registered as
+    /// running. `conf` must contain port 0, and no other gateway may start in `system` at the same
+    /// time.
     pub(crate) async fn start(system: &System, conf: &ZuulConf) -> Self {
         let others: Vec<_> = system.entries().await.into_iter().map(|entry| entry.name).collect();
         let mut child = python()
             .arg(venv().join("zuul-fingergw"))
-            // -d: only the debug log tells which way a stream took.
+            // -d: only the debug log contains the route of a stream.
             .args(["-f", "-d", "-c"])
             .arg(conf.path())
             .stdin(Stdio::null())
@@ -59,7 +60,7 @@ impl ZuulGateway {
         self.logged_nth(text, 0).await;
     }
 
-    /// Waits for the log line with this text that `before` others with it precede.
+    /// Waits for the log line with this text that comes after `before` others.
     pub(crate) async fn logged_nth(&mut self, text: &str, before: usize) -> String {
         let find =
             |log: &Vec<String>| log.iter().filter(|line| line.contains(text)).nth(before).cloned();
@@ -67,7 +68,7 @@ impl ZuulGateway {
         find(&log.expect("upstream runs")).expect("it was there")
     }
 
-    /// Waits until it knows of the gateway with this entry that it runs.
+    /// Waits until the program knows that the gateway with this entry runs.
     pub(crate) async fn knows_running(&mut self, entry: &str) {
         let known = |line: &String| {
             line.contains(&format!("Component fingergw {entry} updated"))
@@ -77,12 +78,13 @@ impl ZuulGateway {
         log.expect("upstream runs");
     }
 
-    /// Every log line so far.
+    /// Returns every log line so far.
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.borrow().clone()
     }
 
-    /// Stops it as a service manager does, and waits for its end: it serves its streams to theirs.
+    /// Stops the program as a service manager does and waits for its exit: it serves its streams
+    /// until they end.
     pub(crate) async fn stop(mut self) {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a pid");
         kill_process(pid, Signal::TERM).expect("a signal to upstream");
@@ -90,14 +92,14 @@ impl ZuulGateway {
         assert!(status.success(), "{status}");
     }
 
-    /// Kills it: its entry stays until its session has expired.
+    /// Kills the program: its entry stays until its session has expired.
     pub(crate) async fn kill(mut self) {
-        within("upstream to end", self.child.kill()).await.expect("its end");
+        within("Zuul's gateway to exit", self.child.kill()).await.expect("its status");
     }
 }
 
 impl Drop for ZuulGateway {
-    /// Shows what happened when a test fails.
+    /// Prints the log when a test fails.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- upstream's zuul-fingergw at {}", self.address);
@@ -108,7 +110,7 @@ impl Drop for ZuulGateway {
     }
 }
 
-/// Reads lines all the time: a full pipe would stop the program.
+/// Reads lines continuously, because a full pipe would block the program.
 fn collect(pipe: impl AsyncRead + Unpin + Send + 'static, log: watch::Sender<Vec<String>>) {
     let mut lines = BufReader::new(pipe).lines();
     tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! Upstream's own `zuul-fingergw` as the gateway of the other zone, asked by ours and asking ours.
+//! Zuul's own `zuul-fingergw` as the gateway of the other zone, as client and as server of ours.
 //!
 //! The executor is in zone west; the client asks the gateway of zone east.
 
@@ -36,7 +36,7 @@ async fn log_from_zuuls_gateway_by_mutual_tls() {
     let (build, log) = executor.run(Some("west")).await;
 
     let mut client = Client::ask_tls(ours.address(), &identity, &build).await;
-    // Python's end is none of TLS, yet it ends a log; ours is one.
+    // Zuul's gateway closes without close_notify, which nevertheless ends a log; ours sends one.
     assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
     let route = format!("gateway localhost:{} of zone west (TLS)", theirs.address.port());
     ours.logged(&route, |line| line.contains(&route) && line.contains("end=finished")).await;
@@ -70,15 +70,15 @@ async fn log_to_zuuls_gateway_by_mutual_tls() {
     let (build, log) = executor.run(Some("west")).await;
 
     let mut client = Client::ask_tls(theirs.address, &identity, &build).await;
-    // Theirs sends no close_notify.
+    // Zuul's gateway sends no close_notify.
     assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Truncated);
     theirs.logged(&format!("routing via localhost:{}", ours.port())).await;
     let route = executor.route();
     ours.logged(&route, |line| line.contains(&route) && line.contains("end=finished")).await;
 }
 
-/// Texts are not for gateways to change: the executor's through both in either order, ours through
-/// theirs.
+/// Gateways must not change replies: the executor's through both gateways in either order, ours
+/// through Zuul's.
 #[tokio::test]
 async fn replies_cross_both_gateways() {
     let system = System::new().await;

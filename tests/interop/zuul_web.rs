@@ -1,9 +1,9 @@
-//! zuul-web's own handler, stream manager and streamer as the client: browsers see every byte when
+//! zuul-web's own handler, stream manager and streamer as the client: browsers get every byte when
 //! it is written.
 //!
-//! zuul-web waits in poll(2) and then reads 1024 bytes once. Whatever its TLS library took from
-//! the socket beyond that shows only when more comes, and a readable socket without log to read
-//! holds up all consoles.
+//! zuul-web waits in poll(2) and then reads 1024 bytes once. Data that its TLS library has read
+//! from the socket beyond that becomes visible only when more arrives, and a readable socket
+//! without log data blocks all consoles.
 
 use std::collections::HashMap;
 
@@ -16,16 +16,16 @@ use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
 use crate::zuul_conf::ZuulConf;
 
-/// A zuul-web and its browsers, by `web.py`.
+/// A zuul-web and its browsers, run by `web.py`.
 struct Web {
     script: Script,
-    /// What each build's browser has been sent and has not been asked for yet.
+    /// Text that each build's browser has been sent and the test has not read yet.
     texts: HashMap<String, String>,
     closed: HashMap<String, String>,
 }
 
 impl Web {
-    /// In no zone, with the certificates of its `zuul.conf`.
+    /// Starts zuul-web without a zone, with the certificates of its `zuul.conf`.
     async fn start(system: &System) -> Self {
         let identity = system.zookeeper.authority.identity("web");
         let conf = ZuulConf::new(system, &format!("[fingergw]\n{}", identity.zuul_conf()));
@@ -34,22 +34,22 @@ impl Web {
         Self { script, texts: HashMap::new(), closed: HashMap::new() }
     }
 
-    /// A browser asks for a build's console.
+    /// A browser opens a build's console.
     async fn open(&mut self, build: &str) {
         self.script.ask(&format!("open {build}")).await;
     }
 
-    /// That browser goes away.
+    /// The browser disconnects.
     async fn leave(&mut self, build: &str) {
         self.script.ask(&format!("leave {build}")).await;
     }
 
-    /// How the stream manager is.
+    /// Returns the state of the stream manager.
     async fn manager(&mut self) -> Value {
         self.script.ask("manager").await
     }
 
-    /// Waits until a browser has been sent all of `text` and nothing else.
+    /// Waits until a browser has been sent exactly `text`.
     async fn shows(&mut self, build: &str, text: &str) {
         while self.texts.get(build).map_or(0, String::len) < text.len() {
             assert_eq!(self.closed.get(build), None, "too early");
@@ -58,8 +58,8 @@ impl Web {
         assert_eq!(self.texts.remove(build).as_deref(), Some(text));
     }
 
-    /// Waits until zuul-web has closed a browser's console and returns its words, with what it
-    /// had sent last.
+    /// Waits until zuul-web has closed a browser's console, and returns the text sent last and the
+    /// close message.
     async fn closes(&mut self, build: &str) -> (String, String) {
         while !self.closed.contains_key(build) {
             self.hear().await;
@@ -79,10 +79,10 @@ impl Web {
     }
 }
 
-/// What zuul-web says when a log has ended as it should.
+/// zuul-web's close message for a log that has ended cleanly.
 const NO_MORE: &str = r#"1000 "No more data""#;
 
-/// A zone west with one executor and one gateway, and a zuul-web outside.
+/// A zone west with one executor and one gateway, and a zuul-web outside of it.
 struct Site {
     system: System,
     gateway: Gateway,
@@ -91,7 +91,7 @@ struct Site {
 }
 
 impl Site {
-    /// With a plain gateway, or one with the TLS that zuul-web is expected to speak.
+    /// With a plain gateway, or with the TLS settings that zuul-web needs.
     async fn start(tls: bool) -> Self {
         let system = System::new().await;
         let mut gateway = Builder::new(&system).zone("west");
@@ -106,12 +106,12 @@ impl Site {
     }
 }
 
-/// Sizes on both sides of what zuul-web reads at once, of TLS records and of the streamer's reads,
-/// each written at once.
+/// Sizes around the size of zuul-web's reads, of TLS records and of the streamer's reads, each
+/// written in one piece.
 fn pieces() -> impl Iterator<Item = String> {
     [1, 1023, 1024, 1025, 2048, 4096, 10_000, 16_384, 16_385, 70_000].into_iter().map(|size| {
         let text: String = (0..).map(|i| char::from(b'a' + (i % 26) as u8)).take(size).collect();
-        // A character of three bytes at the end lands on every border.
+        // A three-byte character at the end crosses every boundary.
         text + "€"
     })
 }
@@ -140,7 +140,7 @@ async fn log_is_shown_while_it_is_written_tls() {
     every_byte_when_it_is_written(true).await;
 }
 
-/// A console that has nothing to show yet holds up no other one.
+/// A console without output does not block the others.
 #[tokio::test]
 async fn idle_builds_beside_busy_ones_are_shown_tls() {
     let Site { gateway: _gateway, mut executor, mut web, .. } = Site::start(true).await;
@@ -157,9 +157,9 @@ async fn idle_builds_beside_busy_ones_are_shown_tls() {
     web.shows(&silent, "at last\n").await;
 }
 
-/// When a browser leaves, zuul-web closes its end without any end of TLS. The kernel tells us only
-/// when the thread of zuul-web that still polls that connection has been woken: here by another
-/// console.
+/// When a browser disconnects, zuul-web closes its connection without close_notify. The kernel
+/// reports that only after the thread of zuul-web that still polls that connection has been woken:
+/// here by another console.
 #[tokio::test]
 async fn browser_that_leaves_an_idle_build_ends_its_stream_tls() {
     let Site { mut gateway, mut executor, mut web, .. } = Site::start(true).await;
@@ -174,7 +174,7 @@ async fn browser_that_leaves_an_idle_build_ends_its_stream_tls() {
     leaves(&mut gateway).await;
 }
 
-/// Or by the next line of the log, which then nobody reads: the connection is reset.
+/// Or by the next line of the log, which is not read: the connection is reset.
 async fn a_browser_that_leaves_a_busy_build(tls: bool) {
     let Site { mut gateway, mut executor, mut web, .. } = Site::start(tls).await;
     let (build, mut log) = executor.run(Some("west")).await;
@@ -202,8 +202,9 @@ async fn leaves(gateway: &mut Gateway) {
     assert!(line.contains("end=\"client left"), "{line}");
 }
 
-/// An executor's connection is reset in the middle of a log: the console of that build ends, and
-/// does not look finished where Python can tell. Zuul-web's one thread serves the others on. The executor is a fake, as
+/// An executor's connection is reset during a log: the console of that build ends, and does not
+/// look finished where Python can detect that. zuul-web's only thread continues to serve the
+/// others. The executor is a fake, as a real one cannot be made to reset.
 /// a real one cannot be made to reset.
 async fn a_reset_ends_one_console(tls: bool) {
     let Site { system, mut gateway, mut executor, mut web } = Site::start(tls).await;
@@ -216,13 +217,13 @@ async fn a_reset_ends_one_console(tls: bool) {
         let cut = system.put_build(Some("west"), Some(&failing.worker(Some("west")))).await;
         web.open(&cut).await;
         let mut stream = failing.accept().await;
-        // No half character, which zuul-web would stumble over at a good end, too.
+        // No partial character, which would cause an error in zuul-web even at a clean end.
         stream.write(b"half a line ").await;
         web.shows(&cut, "half a line ").await;
         stream.reset();
         let (text, close) = web.closes(&cut).await;
         assert_eq!(text, "", "no text of the gateway's");
-        // Below TLS, Pythons up to 3.11.7 at least take a reset for an end (cpython issue 115627).
+        // Below TLS, Python up to 3.11.7 at least takes a reset for an end (cpython issue 115627).
         let as_an_end = tls && close == NO_MORE;
         assert!(as_an_end || close == r#"4011 "Unknown error""#, "{close}");
         gateway
@@ -252,7 +253,7 @@ async fn reset_ends_one_console_tls() {
     a_reset_ends_one_console(true).await;
 }
 
-/// A text of the gateway's is what the browser shows.
+/// The browser shows a reply of the gateway.
 #[tokio::test]
 async fn reply_is_shown_in_the_console() {
     let Site { gateway: _gateway, mut executor, mut web, .. } = Site::start(true).await;

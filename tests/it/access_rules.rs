@@ -1,5 +1,5 @@
-//! Who may see which logs: rules by network, tenant and certificate, on each listener. Denied is not
-//! to be told from not found.
+//! Access rules by network, tenant and certificate, on each listener. A denied build must be
+//! indistinguishable from one that does not exist.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -25,11 +25,11 @@ const LOG: &str = "log\n";
 const DENIED: &str = "zuul_fingergw_requests_total{result=\"denied\"}";
 const MISSING: &str = "zuul_fingergw_requests_total{result=\"not_found\"}";
 
-/// Addresses that clients come from.
+/// Client addresses.
 const HOME: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const AWAY: Ipv4Addr = Ipv4Addr::new(127, 9, 0, 1);
 
-/// Builds of some tenants on one executor, and what gateways say of them.
+/// A system with an executor for the builds of several tenants.
 struct Stage {
     system: System,
     executor: Executor,
@@ -40,7 +40,7 @@ impl Stage {
         Self { system: System::new().await, executor: Executor::start().await }
     }
 
-    /// A build of `tenant`, on the executor unless it waits.
+    /// Creates a build of `tenant`, on the executor unless it is `waiting`.
     async fn build(&self, tenant: Option<&str>, waiting: bool) -> String {
         let build = format!("{:032x}", fastrand::u128(..));
         let worker = self.executor.worker(None);
@@ -49,7 +49,7 @@ impl Stage {
         build
     }
 
-    /// A gateway with these listeners.
+    /// Starts a gateway with these listeners.
     async fn gateway(&self, listeners: &[&str]) -> Gateway {
         self.gateway_of(&self.system.zookeeper.authority.identity("gateway"), listeners).await
     }
@@ -61,7 +61,7 @@ impl Stage {
         builder.ready().await
     }
 
-    /// What a client is told of `build`: the log, if the executor is asked for it.
+    /// Returns the reply to a request for `build`: the log, if the executor is asked for it.
     async fn reply_to<S: Duplex>(&self, mut client: Client<S>, build: &str) -> String {
         client.send(format!("{build}\r\n").as_bytes()).await;
         let serving = async {
@@ -74,7 +74,7 @@ impl Stage {
         }
     }
 
-    /// The same for a plain client from `from`, on one of the listeners.
+    /// Like [`Self::reply_to`], for a plain client from `from` on one of the listeners.
     async fn reply_from(
         &self,
         gateway: &Gateway,
@@ -86,7 +86,7 @@ impl Stage {
         self.reply_to(client, build).await
     }
 
-    /// The same for a TLS client that shows `identity`.
+    /// Like [`Self::reply_to`], for a TLS client that presents `identity`.
     async fn reply_with_certificate(
         &self,
         gateway: &Gateway,
@@ -100,11 +100,11 @@ impl Stage {
     }
 }
 
-/// Waits for the line of a denial that gives this reason.
+/// Waits for the log line of a denial with this reason.
 async fn denied_because(gateway: &mut Gateway, build: &str, reason: &str) {
     let wanted = format!("{build}: denied: {reason}");
     let line = gateway.logged(&wanted, |line| line.contains(&wanted)).await;
-    assert!(line.contains("DEBUG"), "nothing that strangers make flood: {line}");
+    assert!(line.contains("DEBUG"), "a client must not be able to flood the log: {line}");
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn rule_by_network() {
     assert_eq!(metric(&gateway, DENIED).await, 1.0);
 }
 
-/// Also where the socket says IPv4 in IPv6's words.
+/// Also applies if the socket reports an IPv4-mapped IPv6 address.
 #[tokio::test]
 async fn rule_by_ipv4_network_on_a_dual_stack_listener() {
     let stage = Stage::new().await;
@@ -155,7 +155,7 @@ async fn rule_by_tenant() {
         assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, NOT_FOUND);
         denied_because(&mut gateway, &build, reason).await;
     }
-    // A build that waits is nobody else's affair either, nor is one that cannot be read.
+    // Waiting builds, and build requests that cannot be read, are hidden as well.
     let waiting = stage.build(Some("open one"), true).await;
     assert_eq!(stage.reply_from(&gateway, 0, HOME, &waiting).await, NOT_STARTED);
     let waiting = stage.build(Some("secret"), true).await;
@@ -190,7 +190,7 @@ async fn rule_by_certificate() {
         (None, "no rule allows a client without a certificate's name"),
         (Some(authority.identity_only_for("a.gw.west.example.org")), "no rule allows the client a"),
         (Some(authority.common_name_only("stranger")), "no rule allows the client stranger"),
-        // Its common name is another's, and counts for nothing beside an alternative name.
+        // A common name does not count if there is an alternative name.
         (Some(other), "no rule allows the client other.example.org"),
     ] {
         assert_eq!(
@@ -201,7 +201,7 @@ async fn rule_by_certificate() {
     }
 }
 
-/// The common name counts no more than it does for gateways that are dialed.
+/// Common names are ignored as they are for gateways that this one connects to.
 #[tokio::test]
 async fn common_name_beside_dns_names_does_not_match() {
     let stage = Stage::new().await;
@@ -231,8 +231,8 @@ async fn common_name_beside_dns_names_does_not_match() {
     }
 }
 
-/// The door between zones: the other gateways may ask for everything there, and who they are is known
-/// from a resumed session as well.
+/// On the listener for other zones, peer gateways may request every build; they are also identified
+/// by a resumed session.
 #[tokio::test]
 async fn rules_apply_to_gateways_of_other_zones() {
     let stage = Stage::new().await;
@@ -245,7 +245,7 @@ async fn rules_apply_to_gateways_of_other_zones() {
     let build = format!("{:032x}", fastrand::u128(..));
     let worker = stage.executor.worker(Some("west"));
     stage.system.place_build_of(Some("a"), Some("west"), &build, Some(&worker)).await;
-    // At the outer door the tenant decides.
+    // On the listener for clients the tenant decides.
     let outer = async |name: &str, tenant: &str| {
         let rule = format!("[[listener.allow]]\ntenants = [\"{tenant}\"]");
         Builder::new(&stage.system)
@@ -263,7 +263,11 @@ async fn rules_apply_to_gateways_of_other_zones() {
     assert!(metric(&inner, resumed).await >= 1.0);
 
     let north = outer("gw.north.example.org", "a").await;
-    assert_eq!(stage.reply_from(&north, 0, HOME, &build).await, NOT_FOUND, "the inner one's word");
+    assert_eq!(
+        stage.reply_from(&north, 0, HOME, &build).await,
+        NOT_FOUND,
+        "the reply of the inner gateway"
+    );
     denied_because(&mut inner, &build, "no rule allows the client gw.north.example.org").await;
     until_metric(&inner, DENIED, 1.0).await;
     let closed = outer("gw.east.example.org", "b").await;
@@ -271,7 +275,8 @@ async fn rules_apply_to_gateways_of_other_zones() {
     assert_eq!(metric(&inner, DENIED).await, 1.0, "not asked");
 }
 
-/// Each listener has its own; of one rule all must be true, of several one.
+/// Each listener has its own rules. A rule applies if all of its conditions do; a listener allows a
+/// request if one of its rules applies.
 #[tokio::test]
 async fn each_listener_has_its_rules() {
     let stage = Stage::new().await;
@@ -297,7 +302,7 @@ async fn each_listener_has_its_rules() {
     }
 }
 
-/// Name, network and tenant in one rule.
+/// Certificate name, network and tenant in one rule.
 #[tokio::test]
 async fn network_certificate_and_tenant_combine() {
     let stage = Stage::new().await;
@@ -313,7 +318,7 @@ async fn network_certificate_and_tenant_combine() {
     assert_eq!(stage.reply_with_certificate(&elsewhere, Some(&one), &a).await, NOT_FOUND);
 }
 
-/// Bytes and end of the answer to a request for `build`.
+/// Returns everything received in reply to a request for `build`, and how it ended.
 async fn answer<S: Duplex>(mut client: Client<S>, build: &str) -> (Vec<u8>, Ending) {
     client.send(format!("{build}\r\n").as_bytes()).await;
     client.rest().await
@@ -328,7 +333,7 @@ async fn denied_build_gets_the_reply_of_an_unknown_one() {
     let denied = stage.build(Some("b"), false).await;
     let (plain, tls) = (gateway.addresses[0], gateway.addresses[1]);
     let expected = (NOT_FOUND.as_bytes().to_vec(), Ending::Clean);
-    // Many of each, so that the denied one would be kept if it were allowed.
+    // Request each build often, so that the denied build would be cached if it were allowed.
     for build in [denied.as_str(), "abcdef"].repeat(10) {
         for secure in [false, true] {
             let asked = std::time::Instant::now();
@@ -337,7 +342,7 @@ async fn denied_build_gets_the_reply_of_an_unknown_one() {
                 true => answer(Client::connect_tls(tls, &identity).await, build).await,
             };
             assert_eq!(reply, expected);
-            // Never sooner than the step of time that hides the look-up's.
+            // Never earlier than the time step that hides how long the lookup takes.
             assert!(asked.elapsed() >= Duration::from_millis(50), "{build}");
         }
     }
@@ -345,8 +350,8 @@ async fn denied_build_gets_the_reply_of_an_unknown_one() {
     until_metric(&gateway, MISSING, 20.0).await;
 }
 
-/// A build that is kept needs no ZooKeeper. One that is denied is answered when one that nobody has
-/// would be, and in the same words: here, that ZooKeeper does not answer.
+/// A cached build is found without ZooKeeper. A denied request for it must get the reply of an
+/// unknown build, at the same time: here, that ZooKeeper does not answer.
 #[tokio::test]
 async fn denied_build_takes_as_long_as_an_unknown_one() {
     let zookeeper = ZooKeeper::start().await;
@@ -371,8 +376,8 @@ async fn denied_build_takes_as_long_as_an_unknown_one() {
     zookeeper.resume().await;
 }
 
-/// A node that is there and that ZooKeeper does not let us read is the build's affair, not ZooKeeper's:
-/// who is allowed hears of it, who is denied hears nothing of it.
+/// A build request that exists and that ZooKeeper does not let the gateway read is an error of this
+/// build, not of ZooKeeper: allowed clients get the error, denied clients get "not found".
 #[tokio::test]
 async fn build_request_that_may_not_be_read_is_an_error() {
     let stage = Stage::new().await;
@@ -389,12 +394,12 @@ async fn build_request_that_may_not_be_read_is_an_error() {
         assert_eq!(answer, expected, "listener {listener}, {from}");
     }
     denied_because(&mut gateway, &build, "no rule allows a build without a tenant").await;
-    // It is nobody else's affair either.
+    // Other builds are not affected.
     let other = stage.build(Some("a"), false).await;
     assert_eq!(stage.reply_from(&gateway, 1, HOME, &other).await, LOG);
 }
 
-/// Rules go by the client that the balancer names.
+/// Rules apply to the client address in the PROXY header.
 #[tokio::test]
 async fn rules_apply_to_the_client_that_a_proxy_announces() {
     let stage = Stage::new().await;
@@ -407,7 +412,7 @@ async fn rules_apply_to_the_client_that_a_proxy_announces() {
         balancer.send(&v2(client.into(), b"")).await;
         assert_eq!(stage.reply_to(balancer, &build).await, expected);
     }
-    // For itself it may not ask, nor may anybody say that it is a balancer.
+    // The proxy's own address is not allowed, and other clients may not send a PROXY header.
     let mut balancer = Client::connect(gateway.address()).await;
     balancer.send(b"PROXY UNKNOWN\r\n").await;
     assert_eq!(stage.reply_to(balancer, &build).await, NOT_FOUND);
@@ -446,7 +451,7 @@ async fn reload_changes_rules_for_new_sessions() {
     stream.finish().await;
 }
 
-/// A closed door beside an open one is most often a mistake.
+/// A listener without rules beside one with rules is usually a mistake.
 #[tokio::test]
 async fn listener_without_rules_beside_others_is_a_warning() {
     let system = System::new().await;
@@ -461,5 +466,5 @@ async fn listener_without_rules_beside_others_is_a_warning() {
     let line = gateway.logged("it", |line| line.contains(warning)).await;
     assert!(line.contains("WARN"), "{line}");
     gateway.signal(Signal::TERM);
-    within("its end", gateway.exit()).await;
+    within("the gateway to exit", gateway.exit()).await;
 }

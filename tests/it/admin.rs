@@ -1,4 +1,4 @@
-//! Health and metrics over HTTP.
+//! Health checks and metrics over HTTP.
 
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -76,7 +76,7 @@ async fn readiness_follows_the_registration() {
     zookeeper.run().await;
     gateway.status("the way back", |status| status.contains("registered as")).await;
 
-    // With a stream running, stopping takes as long as that does.
+    // A running stream delays the shutdown.
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let _client = Client::ask(gateway.address(), &build).await;
@@ -93,7 +93,7 @@ async fn metrics_count_what_happened() {
     let system = System::new().await;
     let gateway = with_admin(&system).ready().await;
     let result = |label: &str| format!("zuul_fingergw_requests_total{{result=\"{label}\"}}");
-    // Everything is there from the start.
+    // All series exist from the start.
     for label in ["ok", "not_found", "upstream_failed", "probe", "tls"] {
         assert!(metric(&gateway, &result(label)).await < 0.5, "{label}");
     }
@@ -118,7 +118,7 @@ async fn metrics_count_what_happened() {
     assert_eq!(Client::ask(gateway.address(), "abc").await.text().await, "Build not found\r\n");
     drop(Client::connect(gateway.address()).await);
 
-    // Counted when it is over for the gateway, a moment after the client.
+    // The gateway counts a stream shortly after the client has seen its end.
     within("the counts", async {
         for label in ["ok", "not_found", "probe"] {
             while metric(&gateway, &result(label)).await < 1.0 {}
@@ -159,8 +159,8 @@ async fn process_metrics_are_those_that_zuul_documents() {
     assert!((-5.0..3600.0).contains(&age), "started {age} s ago");
 }
 
-/// Silent connections and half requests in every place, from other addresses and from the health
-/// checker's own, and metrics that are not read.
+/// Silent connections and partial requests up to the limits, from other addresses and from the
+/// health checker's, and responses that are not read.
 #[tokio::test]
 async fn health_checks_are_answered_when_all_other_connections_are_taken() {
     let system = System::new().await;
@@ -177,7 +177,7 @@ async fn health_checks_are_answered_when_all_other_connections_are_taken() {
             assert_eq!(get(address, "/health/live").await.status, "HTTP/1.1 200 OK", "{local}");
             for _ in 0..20 {
                 let mut client = Client::connect_narrow_from(local, address).await;
-                // It may have been closed for a newer one already.
+                // It may have been closed already to make room.
                 let _ = client.stream.write_all(sent.as_bytes()).await;
                 held.push(client);
             }
@@ -188,7 +188,7 @@ async fn health_checks_are_answered_when_all_other_connections_are_taken() {
     }
 }
 
-/// Silent and slow scrapers, up to the last place, keep nobody from being streamed to.
+/// Silent and slow scrapers up to the connection limit must not affect streams.
 #[tokio::test]
 async fn slow_scrapers_do_not_disturb_streams() {
     let system = System::new().await;
@@ -209,7 +209,7 @@ async fn slow_scrapers_do_not_disturb_streams() {
     let mut client = Client::ask(gateway.address(), &build).await;
     executor.serve(b"log\n").await;
     assert_eq!(client.text().await, "log\n");
-    // Each is closed in the end, without having been answered.
+    // Each is closed in the end, without a response.
     for mut stream in silent {
         let mut rest = Vec::new();
         let _ = within("the close", stream.read_to_end(&mut rest)).await;

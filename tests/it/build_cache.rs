@@ -1,5 +1,5 @@
-//! Builds that are asked for more than once: what the gateway remembers of them, and when it must
-//! not.
+//! Builds that are requested more than once: what the gateway caches of them, and when it must not
+//! use the cache.
 
 use crate::support::client::Client;
 use crate::support::executor::{Executor, unreachable};
@@ -10,7 +10,7 @@ use crate::support::zookeeper::ZooKeeper;
 
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
 
-/// Asks for `build`, which `executor` has.
+/// Requests `build`, which `executor` serves.
 async fn served(gateway: &Gateway, executor: &Executor, build: &str) {
     let mut client = Client::ask(gateway.address(), build).await;
     executor.serve(b"log\n").await;
@@ -21,7 +21,7 @@ async fn reply_to(gateway: &Gateway, build: &str) -> String {
     Client::ask(gateway.address(), build).await.text().await
 }
 
-/// Asks for `build` until its place is kept: twice.
+/// Requests `build` twice, after which it is cached.
 async fn keep(gateway: &mut Gateway, executor: &Executor, build: &str) {
     served(gateway, executor, build).await;
     served(gateway, executor, build).await;
@@ -33,14 +33,16 @@ async fn cached_build_follows_changes_until_it_is_deleted() {
     let system = System::new().await;
     let mut gateway = Builder::new(&system).log("level = \"debug\"").ready().await;
     let (first, second) = (Executor::start().await, Executor::start().await);
-    // In a queue that was not there when the gateway learned the zones.
+    // In a queue that did not exist when the gateway listed the zones.
     let queue = Some("west");
     let build = system.put_build(queue, Some(&first.worker(None))).await;
     keep(&mut gateway, &first, &build).await;
     served(&gateway, &first, &build).await;
 
     system.place_build(queue, &build, Some(&second.worker(None))).await;
-    gateway.logged_times("that it is kept anew", 2, |line| line.contains("build cached")).await;
+    gateway
+        .logged_times("the build to be cached again", 2, |line| line.contains("build cached"))
+        .await;
     served(&gateway, &second, &build).await;
 
     system.place_build(queue, &build, None).await;
@@ -57,7 +59,7 @@ async fn cached_build_follows_changes_until_it_is_deleted() {
     assert_eq!(reply_to(&gateway, &build).await, "Build not found\r\n");
 }
 
-/// What is kept costs ZooKeeper nothing.
+/// A cached build is found without a request to ZooKeeper.
 #[tokio::test]
 async fn cached_build_is_found_while_zookeeper_hangs() {
     let system = System::on(ZooKeeper::start().await).await;
@@ -74,7 +76,7 @@ async fn cached_build_is_found_while_zookeeper_hangs() {
     system.zookeeper.resume().await;
 }
 
-/// Without a connection nobody would hear of a change.
+/// Without a connection the gateway is not notified of changes.
 #[tokio::test]
 async fn cached_build_is_not_used_without_a_connection_to_zookeeper() {
     let system = System::new().await;
@@ -90,7 +92,7 @@ async fn cached_build_is_not_used_without_a_connection_to_zookeeper() {
     proxy.refuse();
     gateway.logged("the loss", |line| line.contains("connection to ZooKeeper lost")).await;
     assert_eq!(reply_to(&gateway, &build).await, AWAY);
-    // The build moves while nobody hears of it.
+    // Move the build while no watch can fire.
     let gone = unreachable(None).await;
     system.place_build(None, &build, Some(&gone)).await;
     proxy.release();

@@ -1,5 +1,5 @@
-//! Logs that pour: faster than somebody reads, through pipes in the kernel and read-ahead below
-//! TLS, ended at every point of the way.
+//! Bulk transfers: logs that arrive faster than the client reads, through kernel pipes and TLS
+//! read-ahead, ended at every point of the way.
 
 use rustix::process::Signal;
 
@@ -10,13 +10,13 @@ use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
 use crate::support::zones::TwoZones;
 
-/// Pipes that the program has at once (`src/gateway/relay/splice.rs`).
+/// Number of pipes of the program (`src/gateway/relay/splice.rs`).
 const PIPES: usize = 32;
 
-/// More than all buffers between an executor and a client that does not read hold together.
+/// More than all buffers between an executor and a client that does not read can hold.
 const TOO_MUCH: usize = 32 * 1024 * 1024;
 
-/// A log of `length` bytes that never repeats within any buffer's length.
+/// Returns a log of `length` bytes that never repeats within any buffer's length.
 fn log(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
@@ -37,7 +37,8 @@ impl Poured {
         Self { _system: system, gateway, executor, build }
     }
 
-    /// A client with a small receive buffer that has asked, and reads nothing yet.
+    /// Returns a client with a small receive buffer that has sent its request and reads nothing
+    /// yet.
     async fn narrow(&self) -> Client<tokio::net::TcpStream> {
         let mut client = Client::connect_narrow(self.gateway.address()).await;
         client.send(format!("{}\n", self.build).as_bytes()).await;
@@ -69,8 +70,8 @@ async fn slow_reader_gets_the_whole_log() {
     assert_eq!(ending, Ending::Clean);
 }
 
-/// The executor has ended while the log is still in the gateway: in its send queue, in a pipe, in
-/// its receive queue.
+/// The executor has finished while the log is still in the gateway: in its send queue, in a pipe,
+/// in its receive queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_is_whole_although_the_executor_ended_long_before() {
     let poured = Poured::new().await;
@@ -88,7 +89,7 @@ async fn log_is_whole_although_the_executor_ended_long_before() {
     }
 }
 
-/// The same, cut: what the gateway has arrives, then the cut.
+/// The same with an abort: everything the gateway has received arrives, then the reset.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn aborted_log_arrives_as_far_as_it_was_received() {
     let poured = Poured::new().await;
@@ -104,13 +105,13 @@ async fn aborted_log_arrives_as_far_as_it_was_received() {
     }
 }
 
-/// With the end behind it a mark of urgent data looks like the end to splice(2). The urgent byte
-/// itself is no part of the log.
+/// To splice(2), an urgent data mark followed by the end looks like the end. The urgent byte itself
+/// is not part of the log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn urgent_data_does_not_end_a_log() {
     let poured = Poured::new().await;
     for (before, after) in [(300_000, 50_000), (300_000, 1), (1, 300_000), (100_000, 100_000)] {
-        // It reads nothing until all is on the way.
+        // The client reads nothing until everything has been sent.
         let mut client = poured.narrow().await;
         let mut stream = poured.executor.accept().await;
         let sent = log(before + after);
@@ -124,7 +125,7 @@ async fn urgent_data_does_not_end_a_log() {
     }
 }
 
-/// More slow readers than there are pipes: the others' logs are copied, and just as exact.
+/// More slow readers than there are pipes: the remaining logs are copied and must be just as exact.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_streams_than_pipes_are_exact() {
     let poured = Poured::new().await;
@@ -140,7 +141,8 @@ async fn more_streams_than_pipes_are_exact() {
         });
         streams.push((client, writing));
     }
-    // All at once, so that a pipe that goes from one stream to another carries nothing over.
+    // All concurrently, so that a pipe that moves from one stream to another must carry nothing
+    // over.
     let readers = streams.into_iter().map(|(mut client, writing)| {
         let sent = std::sync::Arc::clone(&sent);
         tokio::spawn(async move {
@@ -162,11 +164,11 @@ async fn client_reset_during_a_bulk_transfer_ends_both_sides() {
     let mut stream = poured.executor.accept().await;
     let writing = tokio::spawn(async move { stream.try_write(&log(TOO_MUCH)).await });
     client.reset();
-    poured.gateway.logged("its end", |line| line.contains("end=\"client left")).await;
+    poured.gateway.logged("the stream to end", |line| line.contains("end=\"client left")).await;
     assert!(!writing.await.expect("the executor"), "the gateway has closed that side as well");
 }
 
-/// The end of the grace period, with a pipe full and nobody who reads.
+/// The grace period ends with a full pipe and a client that does not read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stop_aborts_a_stalled_bulk_transfer_after_the_grace() {
     let system = System::new().await;
@@ -183,7 +185,7 @@ async fn stop_aborts_a_stalled_bulk_transfer_after_the_grace() {
     assert!(!writing.await.expect("the executor"));
 }
 
-/// Zone to zone: full records, read ahead, towards a client that takes its time.
+/// Between zones: full TLS records, read ahead, to a slow client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_reader_gets_the_whole_log_through_two_zones() {
     let zones = TwoZones::start(true).await;
@@ -203,8 +205,8 @@ async fn slow_reader_gets_the_whole_log_through_two_zones() {
     }
 }
 
-/// A gateway of another zone that resets behind bytes that can be read: all of them arrive, and
-/// the end is a cut.
+/// A peer gateway resets after bytes that can still be read: all of them arrive, and the stream
+/// ends with a reset.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reset_after_tls_records_delivers_them_and_aborts() {
     let system = System::new().await;
@@ -228,19 +230,19 @@ async fn reset_after_tls_records_delivers_them_and_aborts() {
     east.logged_times("each cut", 3, |line| line.contains("connection to the hop failed")).await;
 }
 
-/// Whether the kernel probes each connection from or to `port` on loopback while it is silent: the
-/// timer of /proc/net/tcp is 02 (proc(5) calls it `tr`).
+/// Returns for each connection from or to `port` on loopback whether keepalive is active: the timer
+/// of /proc/net/tcp is 02 (proc(5) calls it `tr`).
 fn probed(port: u16) -> Vec<bool> {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("the table of connections");
     let port = format!(":{port:04X}");
     let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    // Ours alone, of the two ends of each: the gateway's.
+    // Of the two ends of each connection, only the gateway's.
     let ours = |fields: &Vec<&str>| fields[1].ends_with(&port) && fields[3] == "01";
     fields.filter(ours).map(|fields| fields[5].starts_with("02:")).collect()
 }
 
-/// A peer that vanishes is found on a stream that is silent from its first line on, and on one that
-/// poured before.
+/// A peer that vanishes is detected on a stream that is idle after its first line and on one that
+/// is idle after a bulk transfer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_streams_are_probed_by_keepalive() {
     let poured = Poured::new().await;
@@ -252,7 +254,7 @@ async fn idle_streams_are_probed_by_keepalive() {
         client.expect(&sent).await;
         let gateways = poured.gateway.port();
         let dialed = stream.peer_port();
-        // The kernel tells nobody when a timer starts.
+        // The kernel does not report when a timer starts, so poll.
         let both = async {
             while probed(gateways) != [true] || probed(dialed) != [true] {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;

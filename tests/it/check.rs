@@ -1,5 +1,5 @@
-//! What `zuul-fingergw check` shows of a configuration without a fault, and with `--connect` of the
-//! ZooKeeper that it names.
+//! Output of `zuul-fingergw check` for a configuration without errors, and with `--connect` for the
+//! ZooKeeper of the configuration.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -59,7 +59,7 @@ async fn check_prints_what_the_gateway_will_be() {
     assert!(stdout.contains(expected) && stdout.contains("host names not verified"), "{stdout}");
 }
 
-/// Root can read all, and the gateway is the user when it reads them.
+/// Root can read every file; the gateway reads them as its user.
 #[tokio::test]
 async fn files_are_read_as_the_user_of_the_configuration() {
     let system = System::new().await;
@@ -143,8 +143,8 @@ async fn connect_without_zookeeper_reports_the_answer_of_each_server() {
     assert!(code == Some(1) && stderr.starts_with(&expected), "{stderr}");
 }
 
-/// As behind a firewall that drops packets. The session timeout of a `zuul.conf` is so long that the
-/// tries at both servers together last longer than the command does.
+/// Packets to both servers are dropped, as by a firewall. The session timeout of this `zuul.conf`
+/// is so long that the attempts at both servers together would exceed the command's deadline.
 #[tokio::test]
 async fn connect_reports_how_each_server_that_does_not_answer_fails() {
     let system = System::new().await;
@@ -169,7 +169,7 @@ async fn connect_reports_how_each_server_that_does_not_answer_fails() {
     assert!(code == Some(1) && stderr.contains(&expected), "{stderr}");
 }
 
-/// The gateway creates a directory in /run only as root.
+/// The gateway creates a directory in /run only when it starts as root.
 #[tokio::test]
 async fn missing_directory_below_run_is_a_warning_if_the_user_cannot_create_it() {
     let system = System::new().await;
@@ -179,7 +179,7 @@ async fn missing_directory_below_run_is_a_warning_if_the_user_cannot_create_it()
     let socket = "/run/of-no-package/control.socket";
     fs::write(&config, format!("{text}\n[control]\nsocket = \"{socket}\"\n")).expect("a file");
     let binary = builder.directory().join("zuul-fingergw");
-    fs::copy(BINARY, &binary).expect("a copy that everybody can run");
+    fs::copy(BINARY, &binary).expect("a copy that every user can run");
     for (user, is_warned) in [("0", false), ("65534", true)] {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]).arg(&binary);

@@ -1,7 +1,8 @@
-//! Real parts that fail: processes that are killed or stopped, a link that loses everything, a disk
-//! that is full. Each test says what is broken, what a normal client sees meanwhile, and how it
-//! heals. What needs no process or link of its own is with its subject: `limits` (descriptors),
-//! `shutdown`, `zookeeper_outages`, `routing` (hops that refuse, reset or are silent).
+//! Failures of real components: processes that are killed or stopped, a link that loses all
+//! packets, a full disk. Each test documents what fails, what a normal client sees meanwhile, and
+//! how the system recovers. Failures that need no process or link of their own are tested with
+//! their subject: `limits` (descriptors), `shutdown`, `zookeeper_outages`, `routing` (hops that
+//! refuse, reset or are silent).
 
 use std::fs;
 use std::process::Stdio;
@@ -14,12 +15,12 @@ use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use crate::support::client::{Client, Ending};
 use crate::support::executor::{Executor, serves};
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::namespace::{Host, apart, command};
+use crate::support::namespace::{Host, command, in_namespaces};
 use crate::support::system::{System, Worker};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
-/// A gateway in front of zone west, and one of zone east that clients ask.
+/// Starts a gateway of zone west and one of zone east, which clients use.
 async fn two_zones(system: &System, limits: &str) -> (Gateway, Gateway) {
     let west = gateway_of_west(system).await;
     let identity = system.zookeeper.authority.identity("gateway");
@@ -32,8 +33,8 @@ async fn gateway_of_west(system: &System) -> Gateway {
     Builder::new(system).zone("west").tls(&identity).listeners(&["tls = true"]).ready().await
 }
 
-/// Has logs of zone west served, which they have to be, until what `asked` says of one's way
-/// contains `wanted`.
+/// Has logs of zone west served until the log line about a stream's end contains `wanted`. Each log
+/// must arrive.
 async fn until_it_says(system: &System, asked: &mut Gateway, executor: &Executor, wanted: &str) {
     within(wanted, async {
         loop {
@@ -43,7 +44,7 @@ async fn until_it_says(system: &System, asked: &mut Gateway, executor: &Executor
             executor.serve(b"log\n").await;
             assert_eq!(client.text().await, "log\n");
             let ended = |line: &str| line.contains("stream ended") && line.contains(&build);
-            asked.logged("its end", ended).await;
+            asked.logged("the stream to end", ended).await;
             let log = asked.log();
             if log.iter().any(|line| line.contains(&build) && line.contains(wanted)) {
                 return;
@@ -53,15 +54,15 @@ async fn until_it_says(system: &System, asked: &mut Gateway, executor: &Executor
     .await;
 }
 
-/// What is said of a way through `gateway`, of zone west.
+/// Returns the log's description of a stream through `gateway` of zone west.
 fn by(gateway: &Gateway) -> String {
     format!("route=\"gateway localhost:{} ", gateway.port())
 }
 
-/// Broken: the process of a zone's gateway is killed while a log comes through it. Its kernel ends
-/// the connection like any other, but for the close_notify that a gateway of our kind sends.
-/// Meanwhile: the log ends as a cut, not as if it were whole; the next request is served by the
-/// executor itself. Healed: a gateway that is started in the place of the other serves the zone.
+/// Failure: the process of a zone's gateway is killed while a log passes through it. Its kernel
+/// closes the connection normally, but without the close_notify that our gateways send. Meanwhile:
+/// the log ends with a reset and not as if it were complete; the executor serves the next request
+/// directly. Recovery: a gateway that is started in its place serves the zone.
 #[tokio::test]
 async fn killed_gateway_of_a_zone_is_replaced_by_another() {
     let system = System::new().await;
@@ -82,9 +83,9 @@ async fn killed_gateway_of_a_zone_is_replaced_by_another() {
     until_it_says(&system, &mut east, &executor, &by(&again)).await;
 }
 
-/// Broken: one of a zone's two gateways is stopped (SIGSTOP); its kernel takes connections all the
-/// same. Meanwhile: a log on its way through it waits; requests are served through the other.
-/// Healed: it goes on, and the log with it, whole.
+/// Failure: one of a zone's two gateways is stopped (SIGSTOP); its kernel still accepts
+/// connections. Meanwhile: a log through it pauses; requests are served through the other gateway.
+/// Recovery: the gateway continues, and the log arrives completely.
 #[tokio::test]
 async fn stopped_process_of_a_gateway_is_replaced_by_another() {
     let system = System::new().await;
@@ -107,7 +108,7 @@ async fn stopped_process_of_a_gateway_is_replaced_by_another() {
     assert_eq!(client.text().await, "after\n");
 }
 
-/// An executor's log streamer that is a process: netcat, which sends what it is given.
+/// An executor's log streamer as a process: netcat, which sends its standard input.
 struct Netcat {
     child: Child,
     stdin: ChildStdin,
@@ -156,9 +157,9 @@ impl Netcat {
     }
 }
 
-/// Broken: an executor is stopped (SIGSTOP) while one log is under way; its kernel takes
-/// connections all the same. Meanwhile: the log waits, and so does its client, without a word;
-/// who asks now is told so in time. Healed: the executor goes on, and the log with it.
+/// Failure: an executor is stopped (SIGSTOP) during a log; its kernel still accepts connections.
+/// Meanwhile: the log pauses; a new request gets an error reply in time. Recovery: the executor
+/// continues, and so does the log.
 #[tokio::test]
 async fn stopped_executor_pauses_its_streams() {
     let system = System::new().await;
@@ -181,12 +182,13 @@ async fn stopped_executor_pauses_its_streams() {
     client.expect(b"after\n").await;
 }
 
-/// Broken: the link to an executor loses everything for a while; no side is told. Meanwhile: a log
-/// on its way waits; who asks now is told in time that there is no way; builds elsewhere are served.
-/// Healed: the link is back, the kernels send again what was lost, and the log is whole.
+/// Failure: the link to an executor loses all packets for a while; neither side is notified.
+/// Meanwhile: a log pauses; a new request gets in time the reply that the executor cannot be
+/// reached; builds elsewhere are served. Recovery: the link is back, the kernels retransmit, and
+/// the log is complete.
 #[test]
 fn link_that_fails_for_a_while_ends_no_stream() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let gateway = Builder::new(&system).limits("connect_timeout = \"500ms\"").ready().await;
         let host = Host::new();
@@ -219,12 +221,12 @@ fn link_that_fails_for_a_while_ends_no_stream() {
     });
 }
 
-/// Broken: the link to an executor delays everything, by a second and more when it has much to carry.
-/// Meanwhile: logs come late, and whole, also those that are asked for behind a large one; builds
-/// elsewhere come as ever. Healed: nothing is left to heal.
+/// Failure: the link to an executor delays everything, by a second and more under load. Meanwhile:
+/// logs arrive late and complete, also a log that is requested during a large one; builds elsewhere
+/// are not delayed. Recovery: none needed.
 #[test]
 fn delayed_link_delays_logs_only() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let gateway = Builder::new(&system).ready().await;
         let host = Host::new();
@@ -252,12 +254,12 @@ fn delayed_link_delays_logs_only() {
     });
 }
 
-/// Broken: the disk of the log file is full. Meanwhile: clients notice nothing, and stderr is told
-/// once. Healed: there is room again, lines are written again, and the first says how many were
-/// lost.
+/// Failure: the disk of the log file is full. Meanwhile: clients notice nothing, and stderr gets
+/// one message. Recovery: when there is room again, lines are written again, and the first one
+/// reports how many were lost.
 #[test]
 fn full_disk_of_the_log_does_not_disturb_streams() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let builder = Builder::new(&system);
         let disk = builder.directory().join("disk");
@@ -267,11 +269,11 @@ fn full_disk_of_the_log_does_not_disturb_streams() {
         let log = disk.join("gateway.log");
         let mut gateway = builder.log(&format!("output = {log:?}")).ready().await;
         let ballast = disk.join("ballast");
-        // As much as there is room for, and none for the next line.
+        // Fill the disk until the next write fails.
         let filled = fs::write(&ballast, vec![0; 128 * 1024]);
         assert_eq!(filled.expect_err("a full disk").kind(), std::io::ErrorKind::StorageFull);
-        within("the fault on stderr", async {
-            // The last page that the log has may have room for some lines.
+        within("the error on stderr", async {
+            // The last page of the log file may have room for some lines.
             while !gateway.log().iter().any(|line| line.contains("cannot be written: No space")) {
                 serves(&system, gateway.address()).await;
             }

@@ -1,4 +1,4 @@
-//! Configuration files as the program takes or refuses them, and its command line.
+//! Configuration files that the program accepts or rejects, and its command line.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -27,7 +27,7 @@ struct Outcome {
     stderr: String,
 }
 
-/// Runs the program to its end.
+/// Runs the program until it ends.
 async fn run(arguments: &[&OsStr]) -> Outcome {
     let mut command = Command::new(BINARY);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
@@ -43,7 +43,7 @@ async fn check(config: &Path) -> Outcome {
     run(&["check".as_ref(), "-c".as_ref(), config.as_ref()]).await
 }
 
-/// What is wrong with `config`: each line of what both `check` and a start say of it.
+/// Returns the errors in `config`, one per line. `check` and a start must report the same.
 async fn faults(config: &Path) -> Vec<String> {
     let checked = check(config).await;
     let started = run(&["-f".as_ref(), "-c".as_ref(), config.as_ref()]).await;
@@ -54,7 +54,7 @@ async fn faults(config: &Path) -> Vec<String> {
     checked.stderr.lines().map(str::to_owned).collect()
 }
 
-/// A directory for one test's files.
+/// A directory for the files of one test.
 struct Files(TempDir);
 
 impl Files {
@@ -74,12 +74,12 @@ impl Files {
     }
 }
 
-/// The identity as keys of a TOML table, each with `prefix`.
+/// Returns the identity's files as keys of a TOML table, each with `prefix`.
 fn keys(prefix: &str, Identity { cert, key, ca, .. }: &Identity) -> String {
     format!("{prefix}cert = {cert:?}\n{prefix}key = {key:?}\n{prefix}ca = {ca:?}\n")
 }
 
-/// A configuration with these identities, good if they are.
+/// Returns a configuration with these identities and no other errors.
 fn toml(tls: &Identity, zookeeper: &Identity) -> String {
     let (tls, zookeeper) = (keys("", tls), keys("tls_", zookeeper));
     format!("[tls]\n{tls}[zookeeper]\nhosts = \"127.0.0.1:1\"\n{zookeeper}")
@@ -211,7 +211,7 @@ async fn file_is_read_by_its_suffix_and_a_wrong_suffix_is_reported() {
     assert_eq!((code, stderr), (Some(0), format!("{}{warning}\n", conf.display())));
 }
 
-/// Upstream takes two of the three for none, and speaks plain text where TLS was asked for.
+/// Zuul's gateway takes two of the three for unset, and serves plain text where TLS was intended.
 #[tokio::test]
 async fn zuul_conf_with_a_missing_tls_file_is_an_error() {
     let files = Files::new();
@@ -228,8 +228,9 @@ async fn zuul_conf_with_a_missing_tls_file_is_an_error() {
     }
 }
 
-/// The faults of a configuration whose `[tls]` and `[zookeeper]` files are those of `identity`, each
-/// reported once and with the keys of both; without those.
+/// Returns the errors of a configuration whose `[tls]` and `[zookeeper]` use the files of
+/// `identity`, without the names of the keys. Each error must be reported once, with the keys of
+/// both tables.
 async fn pem_errors(files: &Files, identity: &Identity) -> Vec<String> {
     let config = files.write("gateway.toml", toml(identity, identity));
     let each = |fault: String| {
@@ -241,7 +242,7 @@ async fn pem_errors(files: &Files, identity: &Identity) -> Vec<String> {
     faults(&config).await.into_iter().map(each).collect()
 }
 
-/// `line` without the keys that name the file in it.
+/// Returns `line` without the keys that name the file in it.
 fn unkeyed(line: &str) -> String {
     let (severity, rest) = match line.strip_prefix("warning: ") {
         Some(rest) => ("warning: ", rest),
@@ -252,7 +253,7 @@ fn unkeyed(line: &str) -> String {
     format!("{severity}{rest}")
 }
 
-/// In a `zuul.conf` as well, and of one line each where the sections have files of their own.
+/// Also in a `zuul.conf`, where sections with different files get one line each.
 #[tokio::test]
 async fn errors_in_certificate_files_name_the_key_and_line() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -336,10 +337,11 @@ async fn unusable_pem_files_are_errors() {
         assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
     }
     let all = Identity { cert: missing, key: binary, ca: empty, ..good };
-    assert_eq!(pem_errors(&files, &all).await.len(), 3, "all three at once");
+    assert_eq!(pem_errors(&files, &all).await.len(), 3, "all three in one run");
 }
 
-/// Files that OpenSSL reads, and with it Zuul's own program, in each role and for ZooKeeper as well.
+/// Files that OpenSSL reads, and with it Zuul's own program, are accepted in each role and for
+/// ZooKeeper.
 #[tokio::test]
 async fn pem_files_that_openssl_reads_are_accepted() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -363,7 +365,7 @@ async fn pem_files_that_openssl_reads_are_accepted() {
     let attributes = b"Bag Attributes\n    friendlyName: G\xe4teway\nsubject=CN = G\xe4teway\n";
     let mark = b"\xef\xbb\xbf";
     let parameters = read(&directory.join("parameters"));
-    // How each of the three files is changed.
+    // The modification of each of the three files.
     type Change<'c> = Box<dyn Fn(&[u8]) -> Vec<u8> + 'c>;
     let changes: [Change<'_>; 6] = [
         Box::new(|text| [&attributes[..], text].concat()),
@@ -389,7 +391,7 @@ async fn pem_files_that_openssl_reads_are_accepted() {
             files.write(&format!("both-{trusted}"), [old, read(&directory.join(trusted))].concat());
         identities.push(Identity { ca: both, ..good.clone() });
     }
-    // One file for all, and a key that is labelled as another tool labels it.
+    // One file for everything, and a key labelled as by another tool.
     let all = files.write("all", [&key[..], &cert, &ca].concat());
     identities.push(Identity { cert: all.clone(), key: all, ..good.clone() });
     let as_rsa = files.write("rsa", renamed(&key, " PRIVATE KEY", " RSA PRIVATE KEY"));
@@ -410,12 +412,12 @@ async fn openssl(directory: &Path, arguments: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The openssl command at the end of a fault.
+/// Returns the openssl command at the end of an error.
 fn command(fault: &str) -> &str {
     &fault[fault.find("openssl ").unwrap_or_else(|| panic!("no command in {fault:?}"))..]
 }
 
-/// Types `command` into a shell in `directory`, and returns what it prints.
+/// Runs `command` in a shell in `directory` and returns its output.
 async fn typed(directory: &Path, command: &str) -> String {
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).current_dir(directory).stdin(Stdio::null());
@@ -424,7 +426,7 @@ async fn typed(directory: &Path, command: &str) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// What Zuul's documentation tells people to make, and no TLS library of today takes.
+/// What Zuul's documentation recommends to create, and current TLS libraries reject.
 #[tokio::test]
 async fn version_1_certificate_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -442,13 +444,13 @@ async fn version_1_certificate_is_an_error() {
     }
 }
 
-/// A configuration whose listener speaks TLS under the name gw.example.org.
+/// Returns a configuration with a TLS listener for the name gw.example.org.
 fn listening(tls: &Identity, zookeeper: &Identity) -> String {
     let listener = "hostname = \"gw.example.org\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n";
     format!("{listener}tls = true\n{}", toml(tls, zookeeper))
 }
 
-/// The errors and warnings that `check` reports for certificates that peers will refuse.
+/// Errors and warnings of `check` for certificates that peers will reject.
 #[tokio::test]
 async fn certificates_that_peers_will_reject_are_reported() {
     use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
@@ -467,7 +469,8 @@ async fn certificates_that_peers_will_reject_are_reported() {
     let authoritys = gateway(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
     let nameless = gateway(|params| params.subject_alt_names.clear());
     let elsewhere = authority.identity_only_for("elsewhere.example.org");
-    // Each: as [tls] certificate of a listener, as one to dial with, as ZooKeeper's client.
+    // In this order: as [tls] certificate of a listener, for outgoing connections, as ZooKeeper
+    // client.
     type Said = Option<(bool, &'static str)>;
     let (error, warning) = (|text| Some((true, text)), |text| Some((false, text)));
     let cases: [(&Identity, [Said; 3]); 8] = [
@@ -510,7 +513,7 @@ async fn certificates_that_peers_will_reject_are_reported() {
     }
 }
 
-/// Files that are well alone, and of which peers with the same files refuse what this gateway shows.
+/// Certificate files that are valid on their own, but that peers with the same CA file reject.
 #[tokio::test]
 async fn certificate_and_key_that_do_not_match_are_an_error() {
     let (files, authority, other) = (Files::new(), Authority::new(), Authority::new());
@@ -565,7 +568,7 @@ async fn certificate_and_key_that_do_not_match_are_an_error() {
     }
 }
 
-/// An identity of `authority`, whose files outlive it.
+/// Issues an identity whose files stay when `authority` is dropped.
 fn ended_identity(authority: &Authority, files: &Files) -> Identity {
     let of = authority.identity("gw.example.org");
     let copy = |name: &str, file: &Path| files.write(name, Identity::text(file));
@@ -573,7 +576,7 @@ fn ended_identity(authority: &Authority, files: &Files) -> Identity {
     Identity { cert, key, ca: copy("ended-ca.crt", &of.ca), both: of.both }
 }
 
-/// The name that is registered where none is configured.
+/// Returns the host name that is registered by default.
 #[tokio::test]
 async fn certificate_for_another_name_than_the_default_hostname_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -587,7 +590,7 @@ async fn certificate_for_another_name_than_the_default_hostname_is_an_error() {
     assert!(!stderr.contains("gw.example.org"), "{stderr}");
 }
 
-/// Keys that rustls does not take, and what to do about each.
+/// Keys that rustls does not accept, and the advice for each.
 #[tokio::test]
 async fn unsupported_private_keys_are_errors() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -652,7 +655,7 @@ async fn certificate_that_is_not_valid_yet_is_an_error() {
     assert!(dates.contains("notBefore=Jul  1"), "{dates}");
 }
 
-/// The right thing in the wrong clothes: the command that is printed changes them.
+/// Files in another format: the command in the error message converts them.
 #[tokio::test]
 async fn der_files_and_encrypted_keys_are_errors_with_a_command_to_convert_them() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -691,7 +694,7 @@ async fn der_files_and_encrypted_keys_are_errors_with_a_command_to_convert_them(
         let faults = pem_errors(&files, identity).await;
         let expected = format!("{}: {fault}", path(name).display());
         assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
-        // Nobody is there to type it.
+        // Non-interactive, since the test cannot type a passphrase.
         let asks = ["is encrypted", "is PKCS#12"].contains(fault);
         let passphrase = if asks { " -passin pass:x" } else { "" };
         let (_, command) = faults[0].rsplit_once(": ").expect("a command");
@@ -701,7 +704,7 @@ async fn der_files_and_encrypted_keys_are_errors_with_a_command_to_convert_them(
     }
 }
 
-/// What is printed for a fault shows it.
+/// The advice in an error message must fix it.
 #[tokio::test]
 async fn commands_in_error_messages_show_the_error() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -735,7 +738,7 @@ async fn files_that_are_not_configurations_are_errors() {
     }
 }
 
-/// Reading them would not end, or take all memory there is.
+/// Reading such files would never end or use all memory.
 #[tokio::test]
 async fn devices_directories_and_huge_files_are_errors() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -787,7 +790,7 @@ async fn log_file_that_cannot_be_opened_is_an_error() {
     assert!(!path.exists(), "a check makes nothing");
 }
 
-/// Zuul's own gateway does not start with one either.
+/// Zuul's own gateway does not start with such a file, either.
 #[tokio::test]
 async fn unusable_log_config_is_an_error() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -838,8 +841,8 @@ async fn unusable_log_config_is_an_error() {
     );
 }
 
-/// Were a socket bound before the whole configuration is known to be good, this would end with
-/// what is wrong with the address.
+/// The configuration is checked before sockets are bound; otherwise this start would fail with an
+/// error about the address.
 #[tokio::test]
 async fn invalid_configuration_binds_no_socket() {
     let (files, authority) = (Files::new(), Authority::new());
@@ -876,7 +879,7 @@ async fn common_mistakes_on_the_command_line_get_a_hint() {
     assert!(stderr(&["stauts"]).await.contains("a similar subcommand exists: 'status'"));
 }
 
-/// Help fits a terminal of 80 columns, and ends with examples.
+/// Help fits into 80 columns and ends with examples.
 #[tokio::test]
 async fn help_text_is_wrapped_to_the_terminal() {
     for arguments in [&["-h"][..], &["--help"], &["check", "--help"], &["resolve", "-h"]] {
@@ -900,7 +903,7 @@ async fn port_in_use_is_an_error() {
     let listeners = ["127.0.0.1:0".to_owned(), address.to_string()]
         .map(|address| format!("[[listener]]\naddress = \"{address}\"\n"));
     let config = files.write("gateway.toml", listeners.concat() + &toml(&identity, &identity));
-    assert_eq!(check(&config).await.code, Some(0), "the configuration is not at fault");
+    assert_eq!(check(&config).await.code, Some(0), "the configuration has no error");
     let Outcome { code, stdout, stderr } =
         run(&["-f".as_ref(), "-c".as_ref(), config.as_ref()]).await;
     assert_eq!(code, Some(1), "{stdout}{stderr}");
@@ -908,7 +911,7 @@ async fn port_in_use_is_an_error() {
     assert!(stdout.lines().any(|l| l.contains(" ERROR ") && l.contains(&expected)), "{stdout}");
 }
 
-/// The example in `etc/`, with its files elsewhere.
+/// Returns the example in `etc/` with its files in another directory.
 #[tokio::test]
 async fn example_configuration_lacks_only_its_files() {
     const EXAMPLE: &str = include_str!("../../etc/zuul-fingergw.toml");
@@ -958,8 +961,8 @@ async fn version_help_and_usage_errors() {
     }
 }
 
-/// A gateway from a `zuul.conf`, with ZooKeeper under an address that is not in its certificate:
-/// Zuul's services do not look at that.
+/// A gateway from a `zuul.conf` that reaches ZooKeeper under an address that is not in its
+/// certificate: Zuul's services do not check that.
 struct FromZuulConf {
     gateway: Gateway,
     _proxy: Proxy,
@@ -988,13 +991,13 @@ impl FromZuulConf {
     }
 }
 
-/// The identity as options of a `zuul.conf`.
+/// Returns the identity's files as options of a `zuul.conf`.
 fn conf(Identity { cert, key, ca, .. }: &Identity) -> String {
     let (cert, key, ca) = (cert.display(), key.display(), ca.display());
     format!("tls_cert = {cert}\ntls_key = {key}\ntls_ca = {ca}\n")
 }
 
-/// What the registry says of the one real gateway: port, TLS, zone.
+/// Returns port, TLS and zone of the registry entry of the one real gateway.
 async fn entry(system: &System) -> (Option<u64>, bool, Option<String>) {
     let real =
         |entry: &&Entry| entry.stat.ephemeral_owner != 0 && entry.content["state"] == "running";
@@ -1018,7 +1021,7 @@ async fn zuul_conf_without_tls_makes_a_plain_gateway() {
     assert_eq!(client.text().await, "log\n");
 }
 
-/// Without a zone upstream registers only a port that the kernel has chosen.
+/// Without a zone, Zuul's gateway registers only a port that the kernel has chosen.
 #[tokio::test]
 async fn public_port_without_a_zone_is_a_warning() {
     for (lines, given) in [("public_port = 7979\n", false), ("public_port = 0\n", true), ("", true)]
@@ -1046,7 +1049,7 @@ async fn zuul_conf_with_tls_makes_a_tls_gateway() {
     assert_eq!(client.text().await, "log\n");
 }
 
-/// Plain for people, with a certificate for the gateways of other zones.
+/// A plain listener for clients, and one with TLS for gateways of other zones.
 #[tokio::test]
 async fn zuul_conf_with_tls_client_only_makes_a_plain_gateway_that_dials_by_tls() {
     let system = System::new().await;
@@ -1069,7 +1072,7 @@ async fn zuul_conf_with_tls_client_only_makes_a_plain_gateway_that_dials_by_tls(
     assert_eq!(client.text().await, "log\n");
 }
 
-/// The gateway of a [`Builder`] does what its `check` said it would.
+/// A gateway behaves as its `check` has predicted.
 #[tokio::test]
 async fn check_and_start_report_the_same() {
     let system = System::new().await;
@@ -1081,8 +1084,8 @@ async fn check_and_start_report_the_same() {
     assert_eq!(gateway.addresses.len(), 2);
 }
 
-/// `check` refuses a certificate whose time is over; a start says so and goes on, as plain
-/// listeners and executors know nothing of it.
+/// `check` rejects an expired certificate; a start logs the error and continues, because plain
+/// listeners and executors do not use the certificate.
 #[tokio::test]
 async fn expired_certificate_is_an_error() {
     let system = System::new().await;
@@ -1096,7 +1099,7 @@ async fn expired_certificate_is_an_error() {
     gateway.logged("it", |line| line.contains("ERROR") && line.contains(&fault)).await;
 }
 
-/// A warning does not keep anything from running, and is said once.
+/// A warning does not prevent a start, and is logged once.
 #[tokio::test]
 async fn certificate_with_a_warning_is_accepted() {
     let system = System::new().await;
@@ -1110,7 +1113,7 @@ async fn certificate_with_a_warning_is_accepted() {
     assert_eq!(warnings, 1);
 }
 
-/// Why nothing is said of such a certificate where ZooKeeper's is meant: Java does not mind.
+/// Such a certificate gets no message for ZooKeeper, because Java accepts it.
 #[tokio::test]
 async fn zookeeper_accepts_a_ca_certificate_of_a_client() {
     let system = System::new().await;
@@ -1122,7 +1125,7 @@ async fn zookeeper_accepts_a_ca_certificate_of_a_client() {
     builder.ready().await;
 }
 
-/// And why it is an error that a certificate is not for clients: Java does mind.
+/// A certificate that is not valid for clients is an error, because Java rejects it.
 #[tokio::test]
 async fn zookeeper_rejects_a_certificate_that_is_not_for_clients() {
     let system = System::new().await;

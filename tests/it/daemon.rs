@@ -1,5 +1,5 @@
-//! The daemon as a good guest of its machine: whom it runs as, its command socket, how it detaches. Some of it needs
-//! root, as starting on port 79 does.
+//! The daemon on its machine: its user, its command socket, how it detaches. Some of these tests
+//! need root, as a start on port 79 does.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -28,7 +28,8 @@ use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, System};
 use crate::support::{DEADLINE, within};
 
-/// Who the threads of a process are: the lines of /proc/PID/task/TID/status that say so.
+/// Returns the user and group IDs of the process's threads: the lines of /proc/PID/task/TID/status
+/// with them.
 fn identities(pid: Pid) -> BTreeSet<String> {
     let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
     let tasks: Vec<_> = fs::read_dir(tasks).expect("its threads").flatten().collect();
@@ -40,7 +41,7 @@ fn identities(pid: Pid) -> BTreeSet<String> {
     all.lines().filter(about).map(line).collect()
 }
 
-/// Starts `binary` by setpriv(1), as who `options` say, and waits until it is registered.
+/// Starts `binary` through setpriv(1) with `options`, and waits until it is registered.
 async fn start_as(system: &System, options: &[&str], binary: &Path, config: &Path) -> (Child, Pid) {
     let mut command = Command::new("setpriv");
     command.args(options).arg("--").arg(binary).args(["-f", "-c"]).arg(config);
@@ -52,10 +53,10 @@ async fn start_as(system: &System, options: &[&str], binary: &Path, config: &Pat
     (child, pid)
 }
 
-/// Stops it and returns its log.
+/// Stops the gateway and returns its log.
 async fn stopped((child, pid): (Child, Pid)) -> String {
     kill_process(pid, Signal::TERM).expect("a signal");
-    let output = within("its end", child.wait_with_output()).await.expect("its output");
+    let output = within("the gateway to exit", child.wait_with_output()).await.expect("its output");
     assert!(output.status.success());
     String::from_utf8(output.stdout).expect("UTF-8")
 }
@@ -76,7 +77,7 @@ async fn root_privileges_are_dropped() {
     );
 }
 
-/// What reads files and dials after it, works.
+/// Reading files and connecting work after privileges have been dropped.
 #[tokio::test]
 async fn streams_without_root() {
     let system = System::new().await;
@@ -101,7 +102,7 @@ async fn files_that_the_user_cannot_read_are_errors() {
     let system = System::new().await;
     let builder = unprivileged(&system);
     let tls = builder.tls.clone().expect("certificates");
-    // Authorities are no secret, but some keep them like one.
+    // CA certificates are not secret, but some sites protect them.
     let keys = [&tls.key, &tls.ca, &builder.zookeeper_identity.key, &builder.zookeeper_identity.ca];
     for key in keys {
         fs::set_permissions(key, Permissions::from_mode(0o600)).expect("permissions");
@@ -129,8 +130,8 @@ async fn unknown_user_is_an_error() {
     }
 }
 
-/// Whoever is not root cannot become anybody else, and need not: in a container its number may
-/// have no name at all.
+/// A process that is not root cannot change its user and need not: in a container, its user ID may
+/// have no name.
 #[tokio::test]
 async fn user_is_ignored_when_not_started_as_root() {
     let system = System::new().await;
@@ -138,7 +139,7 @@ async fn user_is_ignored_when_not_started_as_root() {
     builder.root = "user = \"no-such-user\"".to_owned();
     let (directory, config) = (builder.directory().to_owned(), builder.write());
     let binary = directory.join("zuul-fingergw");
-    fs::copy(BINARY, &binary).expect("a copy that everybody can run");
+    fs::copy(BINARY, &binary).expect("a copy that every user can run");
     fs::set_permissions(&config, Permissions::from_mode(0o644)).expect("permissions");
     let options = ["--reuid", "12345", "--regid", "12345", "--clear-groups"];
     let started = start_as(&system, &options, &binary, &config).await;
@@ -148,14 +149,14 @@ async fn user_is_ignored_when_not_started_as_root() {
     assert_eq!(log.matches(ignored).count(), 1, "{log}");
 }
 
-/// Asks the gateway of `config` how it stands, in JSON.
+/// Returns the JSON status of the gateway of `config`.
 async fn status(config: &Path) -> Value {
     let Outcome { code, stdout, stderr } = program(&["status", "--json"], config).await;
     assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
     serde_json::from_str(&stdout).expect("JSON")
 }
 
-/// Asks until it stands as `wanted` says: nothing tells when it does.
+/// Polls the status until it satisfies `wanted`: the gateway sends no notification of changes.
 async fn status_until(config: &Path, wanted: impl Fn(&Value) -> bool) -> Value {
     within("the status", async {
         loop {
@@ -254,7 +255,7 @@ async fn status_lists_streams() {
     status_until(&config, |status| status["streams"] == json!([])).await;
 }
 
-/// The kernel gives their address as `::ffff:127.0.0.1`.
+/// The kernel reports their addresses as `::ffff:127.0.0.1`.
 #[tokio::test]
 async fn ipv4_clients_of_a_dual_stack_listener_are_shown_as_ipv4() {
     let system = System::new().await;
@@ -316,7 +317,7 @@ async fn status_reports_why_zookeeper_cannot_be_reached() {
     assert!(line.starts_with("ZooKeeper: not connected for ") && line.contains(&cause), "{line}");
 }
 
-/// Upstream's programs write down what their threads do and go on.
+/// Zuul's programs log a stack trace of each thread and continue.
 #[tokio::test]
 async fn sigusr2_logs_the_status() {
     let system = System::new().await;
@@ -379,14 +380,14 @@ async fn stopped_by_command() {
     }
 }
 
-/// Sends `bytes` to the socket, closes this side, and returns the answer.
+/// Sends `bytes` to the socket, closes the sending side, and returns the response.
 async fn say(socket: &Path, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(socket).await.expect("a connection");
-    // What is too long is not read to its end.
+    // The gateway does not read an overlong request to its end.
     let _ = stream.write_all(bytes).await;
     let _ = stream.shutdown().await;
     let mut answer = Vec::new();
-    // Unread bytes make the end of a unix stream a reset, behind the answer.
+    // Because of the unread bytes, a unix stream ends with a reset after the response.
     let _ = within("an answer", stream.read_to_end(&mut answer)).await;
     String::from_utf8(answer).expect("UTF-8")
 }
@@ -416,7 +417,7 @@ async fn invalid_requests_on_the_command_socket_are_rejected() {
         let shown = bytes[..bytes.len().min(20)].escape_ascii();
         assert_eq!(reply, json!({"status": "invalid_request", "error": error}), "{shown}");
     }
-    // As many as there are places, and they say nothing: they are sent away.
+    // Silent connections up to the limit; the gateway closes them to accept new ones.
     let mut silent = Vec::new();
     for _ in 0..8 {
         silent.push(UnixStream::connect(&socket).await.expect("a connection"));
@@ -442,7 +443,7 @@ async fn command_socket_that_cannot_be_created_is_an_error() {
     assert!(gateway.exit().await.success());
     assert_eq!(fs::read_to_string(&occupied).expect("the file"), "dear");
 
-    // A missing directory is found before the start.
+    // A missing directory is reported before the start.
     let mut builder = Builder::new(&system).control();
     let missing = builder.directory().join("missing");
     builder.control = Some(missing.join("control.socket"));
@@ -456,7 +457,7 @@ async fn command_socket_that_cannot_be_created_is_an_error() {
     assert!(!missing.exists());
 }
 
-/// Where no service manager creates it: after a boot `/run` is empty.
+/// For systems without a service manager that creates it: `/run` is empty after a boot.
 #[tokio::test]
 async fn directory_of_the_command_socket_below_run_is_created() {
     let system = System::new().await;
@@ -492,7 +493,8 @@ async fn stale_command_socket_is_replaced() {
     let mut first = builder.ready().await;
     assert_eq!(status(&config).await["pid"], first.pid().as_raw_nonzero().get());
 
-    // A second one warns and leaves it alone, while it runs and when it ends.
+    // A second gateway logs a warning and does not touch the socket, neither while it runs nor at
+    // its exit.
     let mut builder = Builder::new(&system);
     builder.control = Some(socket.clone());
     let mut second = builder.ready().await;
@@ -510,7 +512,7 @@ async fn stale_command_socket_is_replaced() {
     assert!(!socket.exists());
 }
 
-/// The socket is the user's, and nobody else gets in but root.
+/// The socket belongs to the user, and only this user and root may connect.
 #[tokio::test]
 async fn command_socket_is_for_owner_and_root_only() {
     let system = System::new().await;
@@ -518,7 +520,7 @@ async fn command_socket_is_for_owner_and_root_only() {
     let (config, socket) = (builder.write(), builder.control.clone().expect("a path"));
     fs::set_permissions(&config, Permissions::from_mode(0o644)).expect("permissions");
     let binary = builder.directory().join("zuul-fingergw");
-    fs::copy(BINARY, &binary).expect("a copy that everybody can run");
+    fs::copy(BINARY, &binary).expect("a copy that every user can run");
     let _gateway = builder.ready().await;
     assert_eq!(mode(&socket) & 0o777, 0o600);
     let mut codes = Vec::new();
@@ -541,20 +543,21 @@ async fn commands_without_a_command_socket_fail() {
     assert!(stderr.contains("sets no command socket"), "{stderr}");
 }
 
-/// A machine for processes that detach: all that `zuul.conf` does not say is where upstream has it,
-/// below /run, /var/lib and /var/log, which are directories of the test's own there.
+/// A directory tree for daemonized processes: paths that `zuul.conf` does not set have Zuul's
+/// defaults below /run, /var/lib and /var/log, which are directories of the test there.
 struct Machine {
     directory: TempDir,
     config: PathBuf,
 }
 
-/// Puts the test's directories into their places, its users if it has any, and runs the rest of the command line there.
+/// Mounts the test's directories, and its user database if there is one, and runs the rest of the
+/// command line.
 const MOUNTS: &str = r#"mount --bind "$0/run" /run && mount --bind "$0/lib" /var/lib &&
     mount --bind "$0/log" /var/log && { [ ! -e "$0/passwd" ] || mount --bind "$0/passwd" /etc/passwd; } &&
     exec "$@""#;
 
 impl Machine {
-    /// With these lines more in `[fingergw]`.
+    /// With these additional lines in `[fingergw]`.
     fn new(system: &System, lines: &str) -> Self {
         as_root();
         let directory = TempDir::new().expect("a directory");
@@ -582,18 +585,18 @@ impl Machine {
         Self { directory, config }
     }
 
-    /// As seen from the directory above.
+    /// Path of the configuration relative to the parent directory.
     fn relative_config(&self) -> &Path {
         let above = self.directory.path().parent().expect("a directory above");
         self.config.strip_prefix(above).expect("it lies below")
     }
 
-    /// Runs the program with `arguments` until whoever started it may go on.
+    /// Runs the program with `arguments` until the parent process exits.
     async fn run(&self, arguments: &[&str]) -> Outcome {
         self.run_with(arguments, &self.config).await
     }
 
-    /// The same in the directory above, with the configuration under another path.
+    /// The same in the parent directory, with the configuration under another path.
     async fn run_with(&self, arguments: &[&str], config: &Path) -> Outcome {
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", MOUNTS]).arg(self.directory.path());
@@ -601,7 +604,7 @@ impl Machine {
         run(command.arg(BINARY).args(arguments).arg("-c").arg(config)).await
     }
 
-    /// Starts a process that detaches.
+    /// Starts a daemon.
     async fn start(&self) -> Daemon {
         self.start_with(&self.config).await
     }
@@ -625,7 +628,7 @@ impl Machine {
         self.directory.path().join("lib/zuul/fingergw.socket")
     }
 
-    /// Waits until the log tells of so many starts, which are all: a thread of its own writes it.
+    /// Waits until the log contains exactly so many starts; a separate thread writes the log.
     async fn started(&self, times: usize) {
         let starts = || self.log().matches(" starts").count();
         within("the log", async {
@@ -643,7 +646,7 @@ impl Machine {
 }
 
 impl Drop for Machine {
-    /// Nothing outlives its test, not even what a test could not get hold of.
+    /// Ends every process of the test, also those of which the test has no handle.
     fn drop(&mut self) {
         let ours = [self.config.as_path(), self.relative_config()];
         let ours = ours.map(|path| path.as_os_str().as_bytes());
@@ -659,14 +662,14 @@ impl Drop for Machine {
     }
 }
 
-/// A process that has detached.
+/// A daemonized process.
 struct Daemon {
     pid: Pid,
     ended: Arc<OwnedFd>,
 }
 
 impl Daemon {
-    /// Waits for its end. It is nobody's child, so only its descriptor tells.
+    /// Waits for the process to exit. It is not a child of the test, so this waits on a pidfd.
     async fn ends(&self) {
         let ended = Arc::clone(&self.ended);
         let deadline = Timespec { tv_sec: DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
@@ -679,7 +682,7 @@ impl Daemon {
         pidfd_send_signal(&self.ended, signal).expect("a signal");
     }
 
-    /// The value behind `key` in /proc/PID/status.
+    /// Returns the value of `key` in /proc/PID/status.
     fn status(&self, key: &str) -> String {
         let status = format!("/proc/{}/status", self.pid.as_raw_nonzero());
         let status = fs::read_to_string(status).expect("its status");
@@ -693,8 +696,8 @@ impl Daemon {
     }
 }
 
-/// The session of the process `pid`, as /proc/PID/stat names it. Not getsid(2) by way of rustix: that
-/// takes no 0 for an answer, which is ours where its leader lives in another PID namespace.
+/// Returns the session of the process `pid` from /proc/PID/stat. Not by getsid(2) through rustix,
+/// which rejects the result 0; that is ours if the session leader lives in another PID namespace.
 fn session(pid: &str) -> String {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("its state");
     let (_, behind_name) = stat.rsplit_once(") ").expect("the end of its name");
@@ -715,7 +718,7 @@ async fn daemonised_gateway_is_stopped_by_command() {
     assert_ne!(its, session("self"), "it is in a session of its own");
     assert_ne!(its, daemon.pid.to_string(), "and does not lead it");
 
-    // There is one, whoever starts another.
+    // Only one daemon runs, whichever user starts another.
     let Outcome { code, stdout, stderr } = machine.run(&[]).await;
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
     let holder = format!("process {} has locked it", daemon.pid);
@@ -731,7 +734,7 @@ async fn daemonised_gateway_is_stopped_by_command() {
     assert!(machine.log().ends_with(" stopped\n"), "{}", machine.log());
     assert_eq!(system.entries().await.len(), 0);
 
-    // The log is not begun anew.
+    // The existing log is appended to.
     let daemon = machine.start().await;
     machine.started(2).await;
     daemon.signal(Signal::TERM);
@@ -759,7 +762,7 @@ async fn signal_stops_a_daemonised_gateway() {
     assert!(!machine.pid_file().exists() && !machine.socket().exists());
 }
 
-/// A file that nobody holds is no obstacle, whatever is in it.
+/// A pid file that no process has locked does not prevent a start, whatever it contains.
 #[tokio::test]
 async fn stale_pid_file_is_replaced() {
     let system = System::new().await;
@@ -773,7 +776,7 @@ async fn stale_pid_file_is_replaced() {
     assert_ne!(daemon.pid, killed.pid);
 }
 
-/// What keeps it from starting is said to whoever starts it, and nothing is left behind.
+/// The parent process prints the error that prevents a start, and no file is left.
 #[tokio::test]
 async fn startup_error_is_reported_before_daemonising() {
     let system = System::new().await;
@@ -812,7 +815,8 @@ async fn startup_error_is_reported_before_daemonising() {
     refused(&config, 1, "pid file /var/run/zuul/fingergw.pid: cannot be created").await;
 }
 
-/// Relative paths are good for as long as the directory is; that it changes is told in time.
+/// Relative paths stay valid as long as the directory exists; the gateway warns in time when it
+/// changes.
 #[tokio::test]
 async fn startup_error_after_the_fork_is_reported() {
     let system = System::new().await;
@@ -843,7 +847,7 @@ async fn daemonising_works_without_root() {
     assert_eq!(machine.run(&["stop"]).await.code, Some(0));
     daemon.ends().await;
     assert!(!machine.socket().exists());
-    // The directory is root's: the file stays, but says nothing.
+    // The directory belongs to root: the file stays, but is empty.
     assert_eq!(fs::read_to_string(machine.pid_file()).expect("the file"), "");
 
     chown(machine.directory.path().join("run/zuul"), nobody, nobody).expect("an owner");
@@ -853,7 +857,8 @@ async fn daemonising_works_without_root() {
     assert!(!machine.pid_file().exists());
 }
 
-/// It is in another directory then, where the configuration has another relative path.
+/// The daemon's working directory is different, and the same relative path names another file
+/// there.
 #[tokio::test]
 async fn daemonised_gateway_reloads() {
     let system = System::new().await;
@@ -868,8 +873,8 @@ async fn daemonised_gateway_reloads() {
     assert_eq!(machine.log().matches(" reloaded; nothing has changed").count(), 1);
 }
 
-/// A start takes it from where it is; what a reload will not find is told. Python's programs read it
-/// when they have left that place already.
+/// A start resolves the path in the current directory and warns if a reload would not find the
+/// file. Zuul's Python programs read it after they have changed the directory.
 #[tokio::test]
 async fn daemonised_gateway_reads_a_relative_log_config() {
     let system = System::new().await;
@@ -889,7 +894,7 @@ async fn daemonised_gateway_reads_a_relative_log_config() {
     let Outcome { code, stderr, .. } = machine.run(&["reload"]).await;
     let fault = "log.yaml: cannot be read: No such file";
     assert!(code == Some(1) && stderr.contains(fault), "{stderr}");
-    // The log is where it was at the start, even when it is opened anew.
+    // The log stays at its path from the start, also when it is reopened.
     let [path, rotated] = ["own.log", "own.log.1"].map(|name| machine.directory.path().join(name));
     fs::rename(&path, &rotated).expect("rotation");
     daemon.signal(Signal::TERM);
@@ -905,7 +910,7 @@ async fn daemonised_gateway_reads_a_relative_log_config() {
     assert_eq!(machine.log(), "");
 }
 
-/// Its terminal is gone, and the lines are not.
+/// The terminal is gone, but log lines are not lost.
 #[tokio::test]
 async fn daemonised_gateway_with_a_console_log_handler_runs() {
     let system = System::new().await;
@@ -915,7 +920,8 @@ async fn daemonised_gateway_with_a_console_log_handler_runs() {
                 root: {level: INFO, handlers: [console]}\n";
     fs::write(&file, text).expect("a log_config");
     let config = fs::read_to_string(&machine.config).expect("zuul.conf");
-    fs::write(&machine.config, format!("{config}log_config = {}\n", file.display())).expect("one");
+    fs::write(&machine.config, format!("{config}log_config = {}\n", file.display()))
+        .expect("zuul.conf");
     let daemon = machine.start().await;
     daemon.signal(Signal::USR2);
     daemon.signal(Signal::TERM);
@@ -923,7 +929,7 @@ async fn daemonised_gateway_with_a_console_log_handler_runs() {
     assert!(machine.log().ends_with(" stopped\n"), "{}", machine.log());
 }
 
-/// `~user` is that user's home, for which nobody's environment is asked.
+/// `~user` is that user's home directory, independently of environment variables.
 #[tokio::test]
 async fn pid_file_below_a_users_home_is_written_and_removed() {
     let system = System::new().await;

@@ -1,5 +1,5 @@
-//! `zuul-fingergw demo`: the log and nothing else on stdout, the rest on stderr, commands that
-//! work as they are printed, and nothing left behind.
+//! `zuul-fingergw demo`: only the log on stdout, everything else on stderr, printed commands that
+//! work, and no files left.
 
 use std::fs;
 use std::io::Write;
@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use crate::support::gateway::BINARY;
 use crate::support::within;
 
-/// A demo that runs, with a directory for temporary files of its own.
+/// A running demo with its own directory for temporary files.
 struct Demo {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -23,7 +23,7 @@ struct Demo {
     temporary: TempDir,
 }
 
-/// What a demo has left when it has ended.
+/// Output and status of a demo that has ended.
 struct Outcome {
     status: ExitStatus,
     stdout: Vec<u8>,
@@ -56,25 +56,26 @@ impl Demo {
         kill_process(pid.expect("a pid"), signal).expect("a signal to the demo");
     }
 
-    /// Reads just these bytes of the log.
+    /// Reads as many bytes of the log as `bytes` has, and compares them.
     async fn expect(&mut self, bytes: &[u8]) {
         let mut read = vec![0; bytes.len()];
-        within("the log", self.stdout.read_exact(&mut read)).await.expect("the log goes on");
+        within("the log", self.stdout.read_exact(&mut read)).await.expect("more of the log");
         assert!(read == bytes, "{} instead of {}", read.escape_ascii(), bytes.escape_ascii());
     }
 
-    /// The next line of the log.
+    /// Returns the next line of the log.
     async fn line(&mut self) -> String {
         let mut line = String::new();
         within("a line of the log", self.stdout.read_line(&mut line)).await.expect("a line");
         line
     }
 
-    /// The next line on stderr that is as `wanted` says, trimmed.
+    /// Returns the next line on stderr that satisfies `wanted`, trimmed.
     async fn stderr_line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let find = async {
             loop {
-                let line = self.stderr.next_line().await.expect("UTF-8").expect("stderr goes on");
+                let line =
+                    self.stderr.next_line().await.expect("UTF-8").expect("another line on stderr");
                 if wanted(&line) {
                     return line.trim().to_owned();
                 }
@@ -83,7 +84,7 @@ impl Demo {
         within(what, find).await
     }
 
-    /// Waits for the end; nothing may be left in the directory for temporary files.
+    /// Waits for the demo to exit; its directory for temporary files must be empty.
     async fn ended(mut self) -> Outcome {
         let (mut stdout, mut stderr) = (Vec::new(), String::new());
         let read = async {
@@ -145,9 +146,9 @@ async fn once_ends_after_one_log() {
     }
     let end = format!("the log has ended: {length} bytes through 2 gateways, every byte equal\n");
     assert!(stderr.ends_with(&end), "{stderr}");
-    // Nobody could use the commands: all is over in seconds.
+    // The demo ends within seconds, so it prints no commands.
     assert!(!stderr.contains("another terminal") && !stderr.contains("| nc "), "{stderr}");
-    // Both gateways log the stream: west's next hop is the executor, east's is west.
+    // Both gateways log the stream: the next hop of west is the executor, that of east is west.
     for route in ["route=\"executor 127.0.0.1:", "route=\"gateway localhost:"] {
         let line = stderr.lines().find(|l| l.contains("stream ended") && l.contains(route));
         let line = line.unwrap_or_else(|| panic!("{route} in {stderr}"));
@@ -194,7 +195,8 @@ async fn growing_file_is_followed() {
     }
 }
 
-/// An executor's job directory vanishes when the build is over; so may the user's file.
+/// An executor deletes its job directory when the build is over; a user's file may be deleted as
+/// well.
 #[tokio::test]
 async fn removed_file_ends_the_demo() {
     let directory = TempDir::new().expect("a directory");
@@ -204,7 +206,7 @@ async fn removed_file_ends_the_demo() {
     fs::remove_file(&path).expect("to remove the log");
     let Outcome { status, stdout, stderr } = demo.ended().await;
     assert!(status.success() && stdout.is_empty(), "{status} {stderr}");
-    // It could have been changed in any way, so nothing is said of its bytes.
+    // A file may be changed in any way, so the demo does not check its bytes.
     assert!(stderr.ends_with("the log has ended: 13 bytes through 2 gateways\n"), "{stderr}");
 }
 
@@ -216,7 +218,7 @@ async fn empty_file_is_streamed() {
     assert!(status.success() && stdout.is_empty(), "{status} {stderr}");
     assert!(stderr.contains("the log is empty"), "{stderr}");
 
-    // Followed, it may get its first line at any time.
+    // When followed, the file may get its first line at any time.
     let mut demo = Demo::start(&[], Some(&path));
     demo.stderr_line("the way of the log", |line| line.starts_with("zone east")).await;
     append(&path, b"the first line\n");
@@ -254,7 +256,7 @@ async fn closed_standard_output_ends_the_demo() {
     assert_eq!(fs::read_dir(temporary.path()).expect("its directory").count(), 0);
 }
 
-/// Runs a command line as a person would; its first line and what ends it.
+/// Runs a command line as an operator would, and returns its first line and the process.
 async fn first_line(command: &str) -> (String, Child, Lines<BufReader<ChildStdout>>) {
     let mut child = Command::new("sh")
         .args(["-c", command])
@@ -292,7 +294,7 @@ async fn printed_commands_work() {
     }
     demo.signal(Signal::INT);
     assert!(demo.ended().await.status.success());
-    // Both are cut with the demo, and end.
+    // Both streams are reset with the demo and end.
     for (mut child, mut lines) in running {
         within("the output's end", async { while let Ok(Some(_)) = lines.next_line().await {} })
             .await;

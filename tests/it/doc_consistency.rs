@@ -1,4 +1,4 @@
-//! What the pages say about the source, compared with it: log messages, replies, folders, tests, versions.
+//! Comparison of the pages with the source: log messages, replies, folders, tests, versions.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::checkout::{read, top};
 
-/// All sources of the program, below `src`.
+/// Returns all source files of the program, below `src`.
 fn sources() -> Vec<PathBuf> {
     fn below(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).expect("src") {
@@ -24,7 +24,7 @@ fn sources() -> Vec<PathBuf> {
     found
 }
 
-/// A string literal's text: escapes as they are shown, continued lines joined.
+/// Returns the text of each string literal: escapes resolved, continued lines joined.
 fn literals(code: &str) -> Vec<String> {
     let mut literals = Vec::new();
     let mut characters = code.chars().peekable();
@@ -51,7 +51,7 @@ fn literals(code: &str) -> Vec<String> {
     literals
 }
 
-/// What is between the bracket that `code` begins behind and the one that closes it.
+/// Returns the text from the start of `code` to the bracket that closes it.
 fn arguments(code: &str) -> &str {
     let (mut depth, mut quoted, mut escaped) = (1, false, false);
     for (at, character) in code.char_indices() {
@@ -70,14 +70,14 @@ fn arguments(code: &str) -> &str {
     code
 }
 
-/// What somebody would look for who has seen this message: its first words as they are written, up
-/// to what differs or explains.
+/// Returns the words by which an operator would search for a message: its first words, up to a
+/// value or an explanation.
 fn head(message: &str) -> &str {
     let pieces = message.split(['{', '}', ':', ';', '(', ',']).map(str::trim);
     pieces.into_iter().find(|piece| piece.len() >= 8 && piece.contains(' ')).unwrap_or_default()
 }
 
-/// Every warning and error that the program writes to its log.
+/// Returns every warning and error that the program logs.
 fn messages() -> BTreeSet<String> {
     let mut messages = BTreeSet::new();
     for path in sources() {
@@ -86,7 +86,7 @@ fn messages() -> BTreeSet<String> {
         for call in ["warn!(", "error!(", "warnings.push("] {
             for (at, _) in source.match_indices(call) {
                 let literals = literals(arguments(&source[at + call.len()..]));
-                // What has none passes on what another line says.
+                // A call without a literal passes on a message of another place.
                 messages.extend(literals.iter().map(|text| head(text).to_owned()));
             }
         }
@@ -101,10 +101,10 @@ fn operating_page_lists_each_warning() {
     assert!(messages.len() > 30, "{messages:#?}");
     let page = read("docs/operating.md");
     let missing: Vec<_> = messages.iter().filter(|message| !page.contains(&***message)).collect();
-    assert!(missing.is_empty(), "docs/operating.md says nothing of {missing:#?}");
+    assert!(missing.is_empty(), "docs/operating.md lacks {missing:#?}");
 }
 
-/// What `zuul-fingergw(8)` lists is what the program says; the page has it all.
+/// The list of replies in `zuul-fingergw(8)` is the reference; the page must contain all of it.
 #[test]
 fn operating_page_lists_each_reply() {
     let manual = read("docs/zuul-fingergw.8");
@@ -120,11 +120,11 @@ fn operating_page_lists_each_reply() {
     assert!(count >= 10, "{count} answers");
 }
 
-/// Folders, not files: what a file is for is said in the file itself.
+/// Only folders: each file describes itself.
 #[test]
 fn architecture_page_names_each_folder_of_the_source() {
     let page = read("docs/architecture.md");
-    // `src/gateway/relay`, and nothing below that.
+    // `src/gateway/relay`, but no deeper folder.
     let folder = |path: &PathBuf| {
         let folder = path.parent().expect("a folder").strip_prefix(top()).expect("below the top");
         folder.components().take(3).collect::<PathBuf>()
@@ -143,7 +143,7 @@ fn architecture_page_names_each_folder_of_the_source() {
     }
 }
 
-/// Whether `page` names this folder: by its whole path, or as `NAME/` in a drawing of the tree.
+/// Whether `page` names this folder: by its path, or as `NAME/` in a drawing of the tree.
 fn names_folder(page: &str, folder: &Path) -> bool {
     let path = folder.to_str().expect("UTF-8");
     let in_tree = format!("{}/", folder.file_name().expect("a name").to_str().expect("UTF-8"));
@@ -151,7 +151,7 @@ fn names_folder(page: &str, folder: &Path) -> bool {
         .any(|word| word == in_tree || word.trim_end_matches(['/', '.', ':']) == path)
 }
 
-/// A release has its section, so what is on top is either not released or this version.
+/// Each release has a section, so the top section is either unreleased or the current version.
 #[test]
 fn changelog_begins_with_this_version() {
     let page = read("docs/CHANGELOG.md");
@@ -173,8 +173,8 @@ fn changelog_begins_with_this_version() {
     }
 }
 
-/// Crates of all features count. Cargo downloads those of features that are not built here, if
-/// `tests/run` has not done so.
+/// Covers the crates of all features. Cargo downloads crates of features that are not built here,
+/// unless `tests/run` has done so.
 #[test]
 fn no_dependency_needs_a_newer_compiler() {
     // 1.88 is 1.88.0.
@@ -200,7 +200,7 @@ fn no_dependency_needs_a_newer_compiler() {
     }
 }
 
-/// CI has no list of its own.
+/// CI must not have a list of its own.
 #[test]
 fn ci_runs_the_one_list_of_checks() {
     let text = std::process::Command::new(top().join(".ci/check")).arg("--list").output();
@@ -214,17 +214,18 @@ fn ci_runs_the_one_list_of_checks() {
     assert_eq!(unknown.expect(".ci/check").status.code(), Some(2));
 }
 
-/// The pages that say which test shows what, and how many tests each names at least, so that none is read past.
+/// The pages that refer to tests, with the least number of tests that each must name, so that a
+/// change of format is noticed.
 const PROVEN: [(&str, usize); 3] =
     [("threat-model.md", 40), ("reliability.md", 20), ("kubernetes.md", 5)];
 
-/// What stands in `page` between backquotes and has a `::` in it.
+/// Returns everything in `page` between backquotes that contains `::`.
 fn named(page: &str) -> Vec<&str> {
     page.split('`').skip(1).step_by(2).filter(|word| word.contains("::")).collect()
 }
 
-/// Whether there is a test of this name, such as `component_failures::a_test`, `interop::web::a_test` or
-/// `src::gateway::finger::a_test`.
+/// Whether a test of this name exists, such as `component_failures::TEST`, `interop::web::TEST` or
+/// `src::gateway::protocol::TEST`.
 fn exists(name: &str) -> bool {
     let (path, test) = name.rsplit_once("::").expect("a path");
     let path = path.replace("::", "/");
@@ -240,7 +241,7 @@ fn exists(name: &str) -> bool {
     };
     let lines: Vec<&str> = source.lines().map(str::trim).collect();
     let head = format!("fn {test}(");
-    // Its attribute stands right above it, some with arguments.
+    // The attribute is on the line above the function; some attributes have arguments.
     let is_attribute = |line: &str| line.starts_with("#[") && line.contains("test");
     lines.windows(2).any(|pair| is_attribute(pair[0]) && pair[1].contains(&head))
 }

@@ -1,5 +1,5 @@
-//! Every way a stream can end, as the log says it: the `end` of "stream ended", and of "trying the
-//! next hop" where a hop made way for another. `docs/operating.md` lists them for operators.
+//! Every way in which a stream can end, as logged: the `end` of "stream ended", and of "trying the
+//! next hop" after an attempt that failed. `docs/operating.md` lists them for operators.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ const OPERATING: &str = include_str!("../../docs/operating.md");
 
 const BUSY: &str = "too many requests wait for this executor's first byte";
 
-/// A gateway of zone east with a plain listener and a TLS one.
+/// A gateway of zone east with a plain listener and a TLS listener.
 struct Site {
     system: System,
     identity: Identity,
@@ -36,13 +36,13 @@ impl Site {
         Self { system, identity, gateway, executor: Executor::start().await }
     }
 
-    /// A client that asks for a build on `worker`.
+    /// Returns a client that has requested a build on `worker`.
     async fn ask(&self, worker: &Worker) -> Client<TcpStream> {
         let build = self.system.put_build(None, Some(worker)).await;
         Client::ask(self.gateway.address(), &build).await
     }
 
-    /// The `end` of the first line with `event`.
+    /// Returns the `end` of the first line with `event`.
     async fn end(&mut self, event: &str) -> String {
         let line = self.gateway.logged(event, |line| line.contains(event)).await;
         line.split_once(" end=").expect("why it ended").1.trim_matches('"').to_owned()
@@ -50,10 +50,10 @@ impl Site {
 }
 
 impl Site {
-    /// Asks more often than the silent executor has slots; returns what the log says of one that got
-    /// none.
+    /// Sends more requests than the silent executor has slots; returns the `end` of a request that
+    /// got none.
     async fn end_of_many_waiting(&mut self, worker: &Worker) -> String {
-        // Three of them are sent to the executor in each second.
+        // Three of the requests are sent to the executor in each second.
         let mut clients = Vec::new();
         for _ in 0..30 {
             clients.push(self.ask(worker).await);
@@ -61,7 +61,8 @@ impl Site {
         self.end(BUSY).await
     }
 
-    /// The end of the first stream of more clients that read nothing than may wait.
+    /// Starts more clients that do not read than may stall; returns the `end` of the first stream
+    /// that ends.
     async fn end_of_many_stalled(&mut self, worker: &Worker) -> String {
         let build = self.system.put_build(None, Some(worker)).await;
         let (mut clients, mut logs) = (Vec::new(), JoinSet::new());
@@ -76,7 +77,7 @@ impl Site {
     }
 }
 
-/// How a stream from an executor ends.
+/// Ways in which a stream from an executor ends.
 #[derive(Clone, Copy, Debug)]
 enum Stream {
     Finishes,
@@ -123,7 +124,7 @@ impl Stream {
             Self::WaitsForASlotInVain => "first_byte_timeout = \"1500ms\"",
             Self::ExecutorNeverConnects => "connect_timeout = \"200ms\"",
             Self::ClientStalls => "write_timeout = \"200ms\"",
-            // An eighth of them may wait.
+            // An eighth of the streams may stall.
             Self::ManyClientsStall => "connections_per_address = 64",
             Self::GatewayStops => "grace = \"50ms\"",
             Self::IdleForTooLong => "stream_idle = \"100ms\"",
@@ -132,7 +133,7 @@ impl Stream {
         }
     }
 
-    /// Makes it happen, and returns what the log says.
+    /// Causes this end and returns the logged reason.
     async fn end(self) -> String {
         let mut site = Site::start(self.limits()).await;
         let worker = site.executor.worker(None);
@@ -210,7 +211,7 @@ impl Stream {
     }
 }
 
-/// Why a gateway of another zone makes way for the executor behind it.
+/// Reasons for which a peer gateway is given up in favour of the executor.
 #[derive(Clone, Copy, Debug)]
 enum Hop {
     Refuses,
@@ -293,10 +294,10 @@ impl Hop {
         let is_hop = |line: &str| line.contains(" end=") && !line.contains("stream ended");
         let mut line = None;
         if !matches!(self, Self::IsSlow) {
-            // Before the executor is quicker.
+            // Earlier than the executor's reply.
             line = Some(asked.logged("the hop that failed", is_hop).await);
         }
-        // The executor itself has it, and the client gets it all the same.
+        // The executor itself has the log, so the client gets it.
         for _ in 0..=waiting.len() {
             executor.serve(b"log\n").await;
         }
@@ -308,18 +309,20 @@ impl Hop {
         line.split_once(" end=").expect("why").1.trim_matches('"').to_owned()
     }
 
-    /// Does what makes the gateway at the other end fail, where that takes more than starting it.
+    /// Causes the failure of the peer, if starting the peer does not suffice.
     async fn answer(self, gateway: &Executor, identity: &Identity) {
         match self {
             Self::ClosesInTheHandshake => {
-                drop(within("a connection", gateway.listener.accept()).await.expect("one"));
+                drop(
+                    within("a connection", gateway.listener.accept()).await.expect("a connection"),
+                );
             }
             Self::ShowsAnothersCertificate => {
                 let foreign = Authority::new();
                 let other = foreign.identity("localhost");
                 let acceptor = acceptor(&Identity { ca: identity.ca.clone(), ..other });
                 let (stream, _) =
-                    within("a connection", gateway.listener.accept()).await.expect("one");
+                    within("a connection", gateway.listener.accept()).await.expect("a connection");
                 assert!(within("a refusal", acceptor.accept(stream)).await.is_err());
             }
             Self::CannotServe => gateway.serve(b"Internal streaming error\n").await,
@@ -338,8 +341,8 @@ impl Hop {
     }
 }
 
-/// Whether the value `end` is that of the table's `row`, where `...` stands for the words of the
-/// system or of the TLS library.
+/// Whether the value `end` matches the table's `row`, where `...` stands for text of the system or
+/// the TLS library.
 fn matches(end: &str, row: &str) -> bool {
     match row.strip_suffix("...") {
         None => end == row,
@@ -347,12 +350,12 @@ fn matches(end: &str, row: &str) -> bool {
     }
 }
 
-/// The values in the table of `docs/operating.md`.
+/// Returns the values of the table in `docs/operating.md`.
 fn documented() -> Vec<String> {
     let (_, section) = OPERATING.split_once("## How a stream ended").expect("the section");
     let section = section.split("\n## ").next().expect("its text");
     let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
-    // The first row is the table's head.
+    // Skip the table's head.
     let rows = rows.skip(1).map(|row| row.split_once('`').expect("a value").0.to_owned());
     rows.collect()
 }

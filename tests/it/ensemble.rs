@@ -1,5 +1,5 @@
-//! A ZooKeeper of three servers that loses its leader, then its quorum: streams run on, requests
-//! are answered, and one entry is there again.
+//! A ZooKeeper ensemble of three servers loses its leader, then its quorum: streams continue,
+//! requests get replies, and the gateway is registered again exactly once.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::support::zookeeper::ZooKeeper;
 const AWAY: &str = "Internal streaming error: ZooKeeper cannot be reached\r\n";
 const LOG: &str = "a line\nand another\n";
 
-/// Waits until one of `members` says that it is `mode`, and returns it. Nobody tells, so this asks.
+/// Waits until one of `members` is in `mode` and returns it. Polls, because no notification exists.
 async fn member(members: &[Arc<ZooKeeper>], mode: &str) -> usize {
     within(mode, async {
         loop {
@@ -35,8 +35,8 @@ async fn one_entry(system: &System) -> Entry {
     system.until("one entry", is_it).await.swap_remove(0)
 }
 
-/// What a normal client sees, again and again until it is the log. Nothing but that and the one
-/// line ever comes.
+/// Sends requests as a normal client until the log arrives. Only the log and one certain line are
+/// allowed as replies.
 async fn until_served(gateway: &Gateway, build: &str) {
     within("the log", async {
         loop {
@@ -69,7 +69,7 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     });
     until_served(&gateway, &build).await;
 
-    // Broken: the leader. The two others choose another one, and take the session over.
+    // Failure: the leader. The two others elect a new one and take over the session.
     let leader = member(&members, "leader").await;
     let dead = members.swap_remove(leader);
     dead.kill().await;
@@ -81,8 +81,8 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
     assert_eq!(one_entry(&system).await.name, first.name, "the same session");
 
-    // Broken: the quorum. The one that is left gives read-only sessions, which are none for us:
-    // what it knows may be old, and nobody can register there.
+    // Failure: the quorum. The remaining server gives read-only sessions, which the gateway does
+    // not use: their data may be stale, and it could not register there.
     let second = members.pop().expect("two");
     second.kill().await;
     member(&members, "read-only").await;
@@ -97,7 +97,7 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     assert!(why.contains(&only_left), "{why}");
     assert_eq!(Client::ask(late.address(), &build).await.text().await, AWAY);
 
-    // Healed by the first one's return, without a hand on the gateways.
+    // Recovery: the first server returns; the gateways need no intervention.
     dead.launch().await;
     gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
     late.ready().await;
@@ -113,9 +113,9 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     members.push(dead);
 }
 
-/// A stopped process keeps its connections open and sends nothing. The lookup waits until the client
-/// has given that server up for another one: within 5 s, and not after 2/5 of the session timeout,
-/// which is longer than the lookup may take.
+/// A stopped process keeps its connections open and sends nothing. The lookup waits until the
+/// client has given up that server for another: within 5 s, instead of 2/5 of the session timeout,
+/// which exceeds the lookup's deadline.
 #[tokio::test]
 async fn lookup_is_served_by_another_member_when_a_member_hangs() {
     let members = ZooKeeper::ensemble().await;

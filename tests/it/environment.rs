@@ -1,4 +1,4 @@
-//! What whoever starts the program leaves to it: limits of the kernel and environment variables.
+//! Inherited settings: resource limits and environment variables.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,8 @@ use crate::support::program::unprivileged;
 use crate::support::system::System;
 use crate::support::within;
 
-/// Libraries panic where threads or descriptors are missing, which names neither limit nor key.
+/// Without threads or descriptors libraries panic, with messages that name neither the limit nor
+/// the key.
 #[tokio::test]
 async fn limits_that_are_too_low_to_start_are_errors() {
     let system = System::new().await;
@@ -19,7 +20,7 @@ async fn limits_that_are_too_low_to_start_are_errors() {
     let config = builder.write();
     fs::set_permissions(&config, Permissions::from_mode(0o644)).expect("permissions");
     let binary = builder.directory().join("zuul-fingergw");
-    fs::copy(BINARY, &binary).expect("a copy that everybody can run");
+    fs::copy(BINARY, &binary).expect("a copy that every user can run");
     let as_user = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
     for (words, fault) in [
         (&["env", "TOKIO_WORKER_THREADS=0"][..], "TOKIO_WORKER_THREADS=0: must be a number"),
@@ -29,7 +30,9 @@ async fn limits_that_are_too_low_to_start_are_errors() {
     ] {
         let mut command = Command::new(as_user[0]);
         command.args(&as_user[1..]).args(words).arg(&binary).args(["-f", "-c"]).arg(&config);
-        let output = within("its end", command.kill_on_drop(true).output()).await.expect("it");
+        let output = within("the gateway to exit", command.kill_on_drop(true).output())
+            .await
+            .expect("its output");
         let [stdout, stderr] = [output.stdout, output.stderr].map(String::from_utf8);
         let (stdout, stderr) = (stdout.expect("UTF-8"), stderr.expect("UTF-8"));
         assert_eq!(output.status.code(), Some(1), "{words:?}: {stdout}{stderr}");
@@ -39,7 +42,7 @@ async fn limits_that_are_too_low_to_start_are_errors() {
     }
 }
 
-/// A device as the time zone would be read for ever.
+/// Reading a device as time zone file would never end.
 #[tokio::test]
 async fn unknown_time_zone_is_a_warning() {
     let system = System::new().await;
@@ -56,7 +59,8 @@ async fn unknown_time_zone_is_a_warning() {
     }
 }
 
-/// Keys are in memory: no core dump has them, and no other process of the same user may read them.
+/// Private keys are in memory: they must not be in core dumps, and other processes of the same user
+/// must not read them.
 #[tokio::test]
 async fn memory_is_not_readable_by_other_processes_of_the_user() {
     const AS_NOBODY: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
@@ -64,7 +68,7 @@ async fn memory_is_not_readable_by_other_processes_of_the_user() {
     for started_as_root in [true, false] {
         let builder = unprivileged(&system);
         let binary = builder.directory().join("zuul-fingergw");
-        fs::copy(BINARY, &binary).expect("a copy that everybody can run");
+        fs::copy(BINARY, &binary).expect("a copy that every user can run");
         open_to_all(&builder.write());
         let script = format!("shift; exec {} \"$@\"", binary.display());
         let as_nobody = [&AS_NOBODY[..], &["sh", "-c", &script, "sh"]].concat();
@@ -78,7 +82,7 @@ async fn memory_is_not_readable_by_other_processes_of_the_user() {
         let process = format!("/proc/{}", gateway.pid().as_raw_nonzero());
         let status = fs::read_to_string(format!("{process}/status")).expect("its status");
         assert!(status.contains("Uid:\t65534\t65534\t") && status.contains("NoNewPrivs:\t1\n"));
-        // Needs the same right as reading the memory, ptrace(2)'s PTRACE_MODE_READ.
+        // Needs the same permission as reading the memory, PTRACE_MODE_READ of ptrace(2).
         let mut reading = Command::new(AS_NOBODY[0]);
         reading.args(&AS_NOBODY[1..]).arg("cat").arg(format!("{process}/environ"));
         let read = within("cat", reading.output()).await.expect("cat");

@@ -1,4 +1,4 @@
-//! Requests that get one line instead of a log.
+//! Requests that get a one-line reply instead of a log.
 
 use rustix::process::Signal;
 
@@ -12,7 +12,7 @@ use crate::support::zookeeper::ZooKeeper;
 const NOT_FOUND: &str = "Build not found\r\n";
 const TOO_LONG: &str = "Internal streaming error: the request is too long\r\n";
 
-/// What the gateway answers to these bytes.
+/// Returns the reply to these bytes.
 async fn answer(gateway: std::net::SocketAddr, request: &[u8]) -> String {
     let mut client = Client::connect(gateway).await;
     client.send(request).await;
@@ -62,7 +62,7 @@ async fn invalid_build_request_does_not_affect_others() {
         let text = answer(gateway.address(), format!("{broken}\n").as_bytes()).await;
         assert_eq!(text, "Internal streaming error: the build's entry cannot be read\r\n");
     }
-    // The same build in another zone, broken there.
+    // The same build in another zone, with an invalid request there.
     system.put(&request_path(Some("a"), &build), b"garbage").await;
     system.put(&request_path(Some("z"), &build), b"garbage").await;
     let mut client = Client::ask(gateway.address(), &build).await;
@@ -70,7 +70,7 @@ async fn invalid_build_request_does_not_affect_others() {
     assert_eq!(client.text().await, "log\n");
 }
 
-/// ZooKeeper hangs, so an answer at once shows that it was not asked.
+/// ZooKeeper hangs, so an immediate reply shows that it was not queried.
 #[tokio::test]
 async fn invalid_build_id_is_not_looked_up() {
     let zookeeper = ZooKeeper::start().await;
@@ -110,13 +110,13 @@ async fn invalid_build_id_is_not_looked_up() {
 async fn longest_request_has_1023_bytes() {
     let system = System::new().await;
     let gateway = Builder::new(&system).ready().await;
-    // As long as it likes, with blanks behind an id.
+    // As long as is allowed, with blanks after the ID.
     let request = |length: usize| [b"a".to_vec(), vec![b' '; length - 2], b"\n".to_vec()].concat();
     assert_eq!(answer(gateway.address(), &request(1023)).await, NOT_FOUND);
     assert_eq!(answer(gateway.address(), &request(1024)).await, TOO_LONG);
 }
 
-/// Every form of a request that means the build, each byte in a write of its own as well.
+/// Every form of a request for the build, also with each byte in a write of its own.
 #[tokio::test]
 async fn all_forms_of_a_valid_request_are_accepted() {
     let system = System::new().await;
@@ -140,8 +140,8 @@ async fn all_forms_of_a_valid_request_are_accepted() {
     }
 }
 
-/// All requests are begun at once, each cut in another place. A whole request between the halves
-/// gives the gateway time to see the first ones alone.
+/// All requests start concurrently, each cut at another place. A complete request between the
+/// halves gives the gateway time to read the first halves alone.
 #[tokio::test]
 async fn request_split_at_any_byte_is_read() {
     let system = System::new().await;
@@ -167,7 +167,7 @@ async fn request_split_at_any_byte_is_read() {
     assert_eq!(clients.len(), 37);
 }
 
-/// ZooKeeper knows upper from lower case, so a build id is taken as it was written.
+/// ZooKeeper's paths are case-sensitive, so a build ID is not normalized.
 #[tokio::test]
 async fn case_of_a_build_id_is_kept() {
     let system = System::new().await;
@@ -177,7 +177,7 @@ async fn case_of_a_build_id_is_kept() {
     assert_eq!(answer(gateway.address(), b"abcdef\n").await, NOT_FOUND);
 }
 
-/// A gateway with a plain listener and a TLS one.
+/// A gateway with a plain listener and a TLS listener.
 async fn two_doors(system: &System, limits: &str) -> (Gateway, Identity) {
     let identity = system.zookeeper.authority.identity("gateway");
     let builder = Builder::new(system).tls(&identity).limits(limits);
@@ -214,7 +214,7 @@ async fn peer_that_closes_without_a_request_gets_no_reply() {
     }
 }
 
-/// A reset at any moment of a request concerns nobody else.
+/// A reset at any moment of a request must not affect other requests.
 #[tokio::test]
 async fn resets_of_peers_do_not_disturb_others() {
     let system = System::new().await;

@@ -1,5 +1,4 @@
-//! Gateways of a zone that are broken in one way or another: what a client sees meanwhile, and how
-//! it heals.
+//! Broken gateways of a zone: what a client sees, and how the gateway recovers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -23,7 +22,7 @@ use crate::support::system::{System, request_path};
 use crate::support::within;
 use crate::support::zones::{assert_log_comes_from, east_of};
 
-/// A gateway `east` that tells its metrics, in a system whose zone west has entries with these
+/// Starts a gateway `east` with metrics, in a system whose zone west has gateway entries with these
 /// ports.
 async fn counted(ports: &[u16], limits: &str) -> (System, Gateway) {
     let system = System::new().await;
@@ -41,8 +40,8 @@ fn failovers(reason: &str) -> String {
 
 const AVOIDED: &str = "zuul_fingergw_zone_gateways_unhealthy{zone=\"west\"}";
 
-/// A port that swallows whatever is sent to it, with what makes it so: its queue is full, and nobody
-/// empties it.
+/// Returns a port to which connections time out, with the listener that causes it: its backlog is
+/// full and is never emptied.
 async fn blackhole() -> (u16, impl Sized) {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
@@ -55,8 +54,8 @@ async fn blackhole() -> (u16, impl Sized) {
     (address.port(), (listener, queued))
 }
 
-/// Thirty gateways take connections and say nothing: more than get their head start, one after the
-/// other, within the time that all together have. The executor, which comes last, is asked all the same.
+/// Thirty gateways accept connections and stay silent: too many to try each with its hedge delay
+/// within the time limit of the request. The executor, the last hop, is tried nevertheless.
 #[tokio::test]
 async fn many_silent_gateways_delay_a_client_little() {
     let mut silent = Vec::new();
@@ -72,9 +71,9 @@ async fn many_silent_gateways_delay_a_client_little() {
     assert!(metric(&gateway, &failovers("slower")).await >= 1.0);
 }
 
-/// Zones of ten gateways whose hosts swallow packets, and one that has the log. All have four connect
-/// deadlines together, so it is in time only if it is asked before most of the others have failed. It
-/// may have been drawn among the first by chance, but hardly in all zones.
+/// Each zone has ten gateways, of which all but one drop packets. All attempts together have four
+/// connect timeouts, so the log arrives in time only if the working gateway is tried before most of
+/// the others have timed out. It may be among the first by chance, but hardly in all zones.
 #[tokio::test]
 async fn many_blackholed_gateways_delay_a_client_little() {
     let system = System::new().await;
@@ -105,8 +104,8 @@ async fn many_blackholed_gateways_delay_a_client_little() {
     }
 }
 
-/// Nobody of the zone says anything, nor does the executor: one line, in a bounded time however many
-/// there are.
+/// All gateways of the zone and the executor are silent: one reply, within a bounded time for any
+/// number of gateways.
 #[tokio::test]
 async fn silent_zone_ends_with_one_reply() {
     let (one, two, executor) =
@@ -121,7 +120,7 @@ async fn silent_zone_ends_with_one_reply() {
     assert_eq!(metric(&gateway, &failovers("silent")).await, 2.0);
 }
 
-/// However many hops are tried, one request is one stream in `status`, one line and one count. The first
+/// However many hops are tried, one request is one stream in `status`, one log line and one count. The first
 /// gateway stays silent while the others fail one after the other, and fails last, so that the executor
 /// is the last hop.
 #[tokio::test]
@@ -159,7 +158,7 @@ async fn request_with_many_attempts_is_one_stream() {
     last.write(b"log\n").await;
     last.finish().await;
     assert_eq!(client.text().await, "log\n");
-    gateway.logged("its end", |line| line.contains("stream ended")).await;
+    gateway.logged("the stream to end", |line| line.contains("stream ended")).await;
     assert_eq!(metric(&gateway, "zuul_fingergw_stream_seconds_count").await, 1.0);
     let routes = ["direct", "zone", "fallback"].map(|route| {
         let series = format!("zuul_fingergw_routes_total{{route=\"{route}\"}}");
@@ -172,7 +171,7 @@ async fn request_with_many_attempts_is_one_stream() {
     assert_eq!((count("hop failed"), count("stream ended")), (west.len(), 1));
 }
 
-/// The reply of a gateway reaches the client and is counted by its reason, not as a log.
+/// A peer gateway's reply reaches the client and is counted by its reason, not as a log.
 #[tokio::test]
 async fn replies_of_gateways_are_counted_by_their_reasons() {
     let west = Executor::start().await;
@@ -193,9 +192,10 @@ async fn replies_of_gateways_are_counted_by_their_reasons() {
     assert_eq!(metric(&gateway, &result("ok")).await, 0.0);
 }
 
-/// More requests than a hanging executor has slots for, through the gateway of its zone. The last ones
-/// get their slot there after four seconds, which count into the six that each may wait for its first
-/// byte: the answer arrives before the asking gateway's nine seconds are over.
+/// More requests than a hanging executor has slots for, through the gateway of its zone. The last
+/// requests get their slot there after four seconds, which count towards their limit of six seconds
+/// for the first byte: the reply arrives before the nine seconds of the requesting gateway are
+/// over.
 #[tokio::test]
 async fn waiting_for_an_executor_slot_leaves_time_for_the_reply() {
     const CLIENTS: usize = 15;
@@ -222,7 +222,7 @@ async fn waiting_for_an_executor_slot_leaves_time_for_the_reply() {
     assert_eq!(metric(&west, accepted).await, CLIENTS as f64);
 }
 
-/// A gateway that was down for a while: passed over, avoided, tried again, used again.
+/// A gateway that was down for a while: tried and failed, avoided, tried again, used again.
 #[tokio::test]
 async fn gateway_that_failed_backs_off_and_is_used_again() {
     let (steady, shaky) = (Executor::start().await, Executor::start().await);
@@ -231,7 +231,7 @@ async fn gateway_that_failed_backs_off_and_is_used_again() {
     let (system, mut gateway) = counted(&ports, "").await;
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     forward.refuse();
-    // The order is random, and each failure is forgiven after a while that grows.
+    // The order is random, and the back-off after each failure grows.
     within("the gateway to be avoided", async {
         while metric(&gateway, AVOIDED).await < 1.0 {
             assert_log_comes_from(&steady, gateway.address(), &build).await;
@@ -244,7 +244,7 @@ async fn gateway_that_failed_backs_off_and_is_used_again() {
     assert!(silent + cut >= 1.0, "{silent} {cut}");
 
     forward.release();
-    within("the other one to be used again", async {
+    within("the other gateway to be used again", async {
         loop {
             let mut client = Client::ask(gateway.address(), &build).await;
             let (mut stream, back) = tokio::select! {
@@ -264,7 +264,7 @@ async fn gateway_that_failed_backs_off_and_is_used_again() {
     gateway.logged("the failure", |line| line.contains("hop failed")).await;
 }
 
-/// Two gateways of a zone have been asked for one request, and neither has answered yet.
+/// Two gateways of a zone have been tried for one request, and neither has replied yet.
 #[tokio::test]
 async fn status_lists_a_request_once_while_two_hops_are_asked() {
     let system = System::new().await;
@@ -290,8 +290,8 @@ async fn status_lists_a_request_once_while_two_hops_are_asked() {
     assert_eq!(client.text().await, "log\n");
 }
 
-/// The only gateway of a zone has failed: the executor helps out; the gateway is tried first again,
-/// avoided or not.
+/// The only gateway of a zone has failed: the executor is used; the gateway is tried first again,
+/// whether it is backing off or not.
 #[tokio::test]
 async fn gateways_that_back_off_are_tried_before_the_executor() {
     let west = Executor::start().await;
@@ -308,7 +308,7 @@ async fn gateways_that_back_off_are_tried_before_the_executor() {
     assert_eq!(metric(&gateway, AVOIDED).await, 0.0);
 }
 
-/// One gateway shows a certificate of another authority, the other a good one.
+/// One gateway presents a certificate of another CA, the other a valid one.
 #[tokio::test]
 async fn gateway_with_a_wrong_certificate_makes_way_for_the_next() {
     let system = System::new().await;
@@ -342,8 +342,8 @@ async fn gateway_with_a_wrong_certificate_makes_way_for_the_next() {
     trouble.abort();
 }
 
-/// A gateway that says it cannot serve the log, because it has lost ZooKeeper, makes way for one that
-/// can; where nobody can, its words are the answer.
+/// A gateway that replies that it cannot serve the log because it has lost ZooKeeper is given up
+/// for another gateway; if no gateway can serve it, that reply goes to the client.
 #[tokio::test]
 async fn gateway_that_refuses_makes_way_for_the_next() {
     let refusal = "Internal streaming error: ZooKeeper cannot be reached\r\n";
@@ -360,14 +360,14 @@ async fn gateway_that_refuses_makes_way_for_the_next() {
     let mut client = Client::ask(gateway.address(), &nowhere).await;
     serve(refusal.as_bytes()).await;
     assert_eq!(client.text().await, refusal);
-    // What it knows of the executor nobody else can mend.
+    // Another gateway could not do better about the executor.
     let silent = "Internal streaming error: the executor does not answer\r\n";
     let mut client = Client::ask(gateway.address(), &build).await;
     serve(silent.as_bytes()).await;
     assert_eq!(client.text().await, silent);
 }
 
-/// The parts of `hop` that say where it is.
+/// The members of `hop` that identify it.
 fn address(hop: &Value) -> Value {
     let keys = ["kind", "host", "port", "zone", "tls"];
     keys.iter().map(|key| (key.to_owned(), hop[*key].clone())).collect()
@@ -405,16 +405,16 @@ async fn resolve_reports_the_hops_their_health_and_the_attempts() {
     });
     let zones = now.as_object_mut().expect("an object").remove("zones_with_gateways");
     let zones = zones.expect("the zones");
-    // Its own is there as soon as it has read its own entry.
+    // Its own entry is known as soon as the gateway has read it.
     assert!(zones == json!(["west"]) || zones == json!(["east", "west"]), "{zones}");
     assert_eq!(now, expected);
 
-    // The gateway is down, and the executor helps out.
+    // The gateway is down, and the executor is used.
     forward.refuse();
     assert_log_comes_from(&executor, gateway.address(), &build).await;
     let now = resolve(&config, &build).await;
     let state = &now["hops"][0];
-    // The back-off time is one second, which may be over.
+    // The back-off is one second, which may be over.
     assert!(state["state"] == "backing_off" || state["state"] == "retry_due", "{now}");
     assert!(state["failures"] == 1 && state["last_failure"].is_string(), "{now}");
     let [failed, brought] = &now["attempts"].as_array().expect("a list")[..] else {
@@ -439,7 +439,7 @@ async fn resolve_reports_the_hops_their_health_and_the_attempts() {
     forward.release();
     assert_log_comes_from(&west, gateway.address(), &build).await;
     assert_eq!(resolve(&config, &build).await["hops"][0]["state"], "healthy");
-    // Out of the registry and into it again, another one as far as anybody knows.
+    // Removed from the registry and registered again, which makes it a new gateway.
     system.remove(&entry).await;
     let hops = async |count: usize| {
         within("the registry to be seen", async {
@@ -478,7 +478,7 @@ async fn resolve_accepts_a_uuid_with_dashes_and_reports_a_truncated_one() {
     assert!(code == Some(1) && stderr.starts_with(&hint), "{stderr}");
 }
 
-/// Builds that are nowhere, and no gateway to ask: exit status 1 and what to do.
+/// Builds that do not exist, and no gateway to ask: exit status 1 and advice.
 #[tokio::test]
 async fn resolve_reports_why_there_is_no_route() {
     let system = System::new().await;

@@ -1,5 +1,4 @@
-//! Peers that mean no good, by the thousand, from addresses of their own: one that is served as
-//! always stands for everybody else.
+//! Thousands of hostile clients with addresses of their own, while a normal client is served.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,28 +19,29 @@ use crate::support::within;
 /// As many as one address may have.
 const MANY: usize = 1000;
 
-/// A log that the kernel holds for a client that does not read it.
+/// Size of a log that the kernel buffers for a client that does not read it.
 const MUCH: usize = 256 * 1024;
 
-/// One that all buffers on the way do not hold together: the loopback interface has large ones, so
-/// that there are few such clients.
+/// Size of a log that exceeds all buffers on its way: those of the loopback interface are large, so
+/// there are few such clients.
 const TOO_MUCH: usize = 8 * 1024 * 1024;
 
-/// More than there are pipes for (`src/gateway/relay/splice.rs`).
+/// More than there are pipes (`src/gateway/relay/splice.rs`).
 const FEW: usize = 50;
 
-/// A gateway with the limits that everybody has, but for deadlines that would end the siege.
+/// A gateway with the default limits, except for deadlines that would close the hostile
+/// connections.
 struct Besieged {
     system: System,
     gateway: Gateway,
     identity: Identity,
-    /// Streams that run all the time.
+    /// Streams that run during the whole test.
     plain: RunningStream<TcpStream>,
     tls: RunningStream<tokio_rustls::client::TlsStream<TcpStream>>,
 }
 
 impl Besieged {
-    /// With deadlines that nothing here reaches.
+    /// Starts it with deadlines that no test reaches.
     async fn new() -> Self {
         Self::with_deadlines("1h").await
     }
@@ -69,7 +69,7 @@ impl Besieged {
         self.gateway.addresses[1]
     }
 
-    /// Sees streams begin, go on and end, byte for byte.
+    /// Checks that streams start, continue and end byte for byte.
     async fn serves(&mut self) {
         self.plain.pass("a line\n").await;
         self.tls.pass("a line\n").await;
@@ -87,14 +87,14 @@ impl Besieged {
         metric(&self.gateway, &series).await as usize
     }
 
-    /// Waits until so many connections are open, those of [`Self::new`] not counted.
+    /// Waits until `count` connections are open, not counting those of [`Self::new`].
     async fn until_open(&self, plain: usize, tls: usize) {
         let open = async || (self.active("plain").await - 1, self.active("tls").await - 1);
         within("the connections", async { while open().await != (plain, tls) {} }).await;
     }
 
-    /// Sees the siege through: the streams that ran all the time are whole, all is given back, and
-    /// the log was not flooded.
+    /// Checks after the attack that the long-running streams are complete, that all connections and
+    /// descriptors have been released, and that the log has not been flooded.
     async fn ends(self, sockets: usize) {
         self.gateway.until_sockets(sockets).await;
         self.until_open(0, 0).await;
@@ -121,7 +121,7 @@ async fn silent_connections_do_not_disturb_others() {
     let tls = connect_many("127.0.0.3", besieged.secure(), MANY).await;
     besieged.until_open(MANY, MANY).await;
     besieged.serves().await;
-    // More from those addresses are turned away, and nobody else.
+    // Further connections from those addresses are rejected, those from others are not.
     let more = [
         connect_many("127.0.0.2", besieged.plain(), 200).await,
         connect_many("127.0.0.3", besieged.secure(), 200).await,
@@ -135,14 +135,14 @@ async fn silent_connections_do_not_disturb_others() {
     besieged.ends(sockets).await;
 }
 
-/// A byte now and then, of a request and of a ClientHello that never end.
+/// Single bytes at intervals, of a request and of a ClientHello that never end.
 #[tokio::test]
 async fn slow_requests_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
     let sockets = besieged.gateway.sockets();
     let mut plain = connect_many("127.0.0.2", besieged.plain(), MANY).await;
     let mut tls = connect_many("127.0.0.3", besieged.secure(), MANY).await;
-    // The header of a record of 256 bytes, and a ClientHello in it that is as long.
+    // The header of a record of 256 bytes, and a ClientHello of that length in it.
     let hello = [0x16, 3, 1, 1, 0, 1, 0, 0, 252, 3, 3];
     for byte in hello {
         for client in &mut plain {
@@ -159,8 +159,8 @@ async fn slow_requests_do_not_disturb_others() {
     besieged.ends(sockets).await;
 }
 
-/// More handshakes than there are places for, from three addresses, none of which goes on: with
-/// their first byte alone, and with a whole ClientHello.
+/// More handshakes than the limit, from three addresses, none of which continues: some after their
+/// first byte, some after a whole ClientHello.
 #[tokio::test]
 async fn unfinished_handshakes_do_not_disturb_others() {
     const EACH: usize = 700;
@@ -188,7 +188,7 @@ async fn unfinished_handshakes_do_not_disturb_others() {
     besieged.ends(sockets).await;
 }
 
-/// Clients that have asked for a log and never read, and the executor's ends, which pour it.
+/// Clients that have requested a log and never read, with the executor's tasks that write it.
 async fn never_read(
     besieged: &Besieged,
     count: usize,
@@ -211,8 +211,9 @@ async fn never_read(
     (clients, pouring)
 }
 
-/// They ask for logs, which pour or fit into the kernel's buffers, and never read a byte. Of each address
-/// so many of them stay as may wait for more than a second (`src/gateway/relay/stalled_clients.rs`).
+/// Clients request logs that are larger or smaller than the kernel's buffers, and never read a
+/// byte. Of each address, as many stay connected as may stall for more than a second
+/// (`src/gateway/relay/stalled_clients.rs`).
 #[tokio::test]
 async fn clients_that_never_read_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
@@ -226,7 +227,7 @@ async fn clients_that_never_read_do_not_disturb_others() {
     besieged.ends(sockets).await;
 }
 
-/// What the process holds resident, in KiB.
+/// Returns the resident memory of the process, in KiB.
 fn resident(gateway: &Gateway) -> u64 {
     let path = format!("/proc/{}/status", gateway.pid().as_raw_nonzero());
     let status = std::fs::read_to_string(path).expect("its status");
@@ -234,7 +235,7 @@ fn resident(gateway: &Gateway) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// When they have gone, the memory that they took is given back to the system.
+/// After the burst the memory is returned to the system.
 #[tokio::test]
 async fn memory_is_returned_after_a_burst() {
     let besieged = Besieged::new().await;
@@ -256,7 +257,7 @@ async fn memory_is_returned_after_a_burst() {
     besieged.ends(sockets).await;
 }
 
-/// Port scanners reset what they have opened, health checkers close it.
+/// Port scanners reset their connections, health checkers close them.
 #[tokio::test]
 async fn connections_without_a_request_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;
@@ -274,8 +275,8 @@ async fn connections_without_a_request_do_not_disturb_others() {
     besieged.ends(sockets).await;
 }
 
-/// All kinds together, none of which leaves: they are shown out one by one, and who is served does
-/// not notice.
+/// All kinds together, none of which closes its connections: the gateway closes them one by one,
+/// and normal clients are not affected.
 #[tokio::test]
 async fn deadlines_end_all_hanging_connections() {
     let mut besieged = Besieged::with_deadlines("3s").await;

@@ -1,5 +1,5 @@
-//! The direction of imports in `src`: a folder imports only from folders on lower levels, and the files of
-//! one folder do not import each other in a circle. docs/architecture.md explains the levels.
+//! Checks the direction of imports in `src`: a folder imports only from folders on lower levels,
+//! and the files of one folder have no import cycles. docs/architecture.md explains the levels.
 //!
 //! The test reads paths that begin with `crate::`, `super::` or `self::` in the source text, without
 //! comments, string literals and modules that only tests or fuzzing compile.
@@ -27,7 +27,7 @@ const LEVELS: [&[&str]; 9] = [
 const GATEWAY_LEVELS: [&[&str]; 6] = [
     &["accept"],
     &["session"],
-    // What all sessions share.
+    // Shared by all sessions.
     &["context"],
     &["routing", "upstream", "relay"],
     &["health", "limits", "stream_table"],
@@ -86,7 +86,7 @@ fn read_folder(folder: &Path, module: &mut Module, texts: &mut BTreeMap<Module, 
     }
 }
 
-/// Replaces comments by a blank and empties string literals, so that neither is taken for code.
+/// Replaces comments by a blank and empties string literals, so that neither is read as code.
 fn bare(source: &str) -> String {
     let characters: Vec<char> = source.chars().collect();
     let (mut text, mut at) = (String::new(), 0);
@@ -142,7 +142,7 @@ fn is_of_name(at: Option<usize>, characters: &[char]) -> bool {
     at.is_some_and(|at| characters[at].is_alphanumeric() || characters[at] == '_')
 }
 
-/// Attributes of what the program itself is compiled without.
+/// Attributes of code that is not compiled into the program.
 const LEFT_OUT: [&str; 4] =
     ["#[cfg(test)]", "#[cfg(fuzzing)]", "#[cfg(any(test, fuzzing))]", "#[cfg(any(fuzzing, test))]"];
 
@@ -276,12 +276,12 @@ fn module_of(module: &Module, path: &Module, known: &BTreeSet<Module>) -> Option
     (!at.is_empty()).then_some(at)
 }
 
-/// On which of the levels `name` is, counted from the top.
+/// Returns the level of `name`, counted from the top.
 fn level(levels: &[&[&str]], name: &str) -> Option<usize> {
     levels.iter().position(|names| names.contains(&name))
 }
 
-/// What of an import points up or sideways, as `FROM -> TO` by folders, if it does.
+/// Returns an import that points up or sideways, as `FROM -> TO` by folders.
 fn upward(from: &Module, to: &Module) -> Option<String> {
     if from[0] != to[0] {
         let (above, below) = (level(&LEVELS, &from[0])?, level(&LEVELS, &to[0]));
@@ -297,7 +297,7 @@ fn upward(from: &Module, to: &Module) -> Option<String> {
         .then(|| format!("gateway/{} -> {to_name}", from[1]))
 }
 
-/// Circles among the files of one folder: `circle in FOLDER`, with the files of each.
+/// Returns import cycles among the files of one folder: `circle in FOLDER`, with the files of each.
 fn circles(modules: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeMap<String, BTreeSet<String>> {
     let mut circles: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     let has_children = |module: &Module| {

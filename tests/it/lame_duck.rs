@@ -1,4 +1,5 @@
-//! Between the entry's end and that of the listeners: who has just read the entry is still served.
+//! The lame duck period between the removal of the registry entry and that of the listeners:
+//! clients that have just read the entry are still served.
 
 use rustix::process::Signal;
 use tokio::net::TcpStream;
@@ -17,8 +18,8 @@ async fn until_gone(system: &System) {
     system.until("the entry to be gone", <[Entry]>::is_empty).await;
 }
 
-/// Who asked for the gateway before it went, and comes behind that, is served; a balancer sees that
-/// it goes.
+/// A client that looked up the gateway before it stopped and connects afterwards is served; load
+/// balancers see that it is stopping.
 #[tokio::test]
 async fn clients_are_served_during_the_lame_duck_time() {
     let system = System::new().await;
@@ -42,13 +43,13 @@ async fn clients_are_served_during_the_lame_duck_time() {
     early.pass("meanwhile\n").await;
     assert!(!gateway.log().iter().any(|line| line.contains("no longer accepting connections")));
 
-    // A second signal does not wait for the rest of it.
+    // A second signal skips the rest of the period.
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.exit().await.code(), Some(1));
     assert_eq!(early.client.rest().await, (Vec::new(), Ending::Reset));
 }
 
-/// It is over by itself; the steps come in their order.
+/// The period ends by itself, and the steps of a shutdown happen in order.
 #[tokio::test]
 async fn listeners_close_after_the_lame_duck_time() {
     let system = System::new().await;
@@ -60,8 +61,12 @@ async fn listeners_close_after_the_lame_duck_time() {
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut log = executor.begin(&mut client).await;
     gateway.signal(Signal::TERM);
-    gateway.logged("its end", |line| line.contains("no longer accepting connections")).await;
-    // The listener goes with its loop, which has been told by then.
+    gateway
+        .logged("the end of the lame duck period", |line| {
+            line.contains("no longer accepting connections")
+        })
+        .await;
+    // The listener is closed by its accept loop, which has been notified by then.
     let refused = async { while TcpStream::connect(gateway.address()).await.is_ok() {} };
     crate::support::within("new connections to be refused", refused).await;
     log.write(b"after\n").await;

@@ -1,4 +1,4 @@
-//! What happens when there is too much of something.
+//! Limits: connections, descriptors, memory, and what happens at each.
 
 use nix::sched::CloneFlags;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
@@ -10,7 +10,7 @@ use crate::support::admin::{ended, until_metric};
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::namespace::{apart, command};
+use crate::support::namespace::{command, in_namespaces};
 use crate::support::program::program;
 use crate::support::reloadable::Reloadable;
 use crate::support::system::System;
@@ -46,7 +46,7 @@ async fn connection_above_the_limit_gets_a_reply() {
     stream.finish().await;
     assert_eq!(first.text().await, "");
     drop(first);
-    // Nothing tells when the places are free again: whoever is refused asks again.
+    // No notification exists for freed permits, so a rejected client tries again.
     let accepting = tokio::spawn(async move { executor.serve(b"log\n").await });
     within("a free place", async {
         while Client::ask(gateway.address(), &build).await.text().await != "log\n" {}
@@ -55,7 +55,8 @@ async fn connection_above_the_limit_gets_a_reply() {
     accepting.await.expect("the executor");
 }
 
-/// More at once than are told so: the rest is closed without a word, and costs no more.
+/// More concurrent rejections than get a reply: further connections are closed without one, to save
+/// work.
 #[tokio::test]
 async fn number_of_concurrent_rejections_is_bounded() {
     let system = System::new().await;
@@ -66,8 +67,8 @@ async fn number_of_concurrent_rejections_is_bounded() {
     let mut stream = executor.begin(&mut first).await;
     let sockets = gateway.sockets();
 
-    // Stopped, so that all of them are there when it looks; none of them closes until the last
-    // has been answered, so that none makes room for another one's refusal.
+    // Stopped, so that all connections are pending when the gateway continues; no client closes
+    // before the last reply, so that no closed connection makes room for another reply.
     gateway.signal(Signal::STOP);
     let mut extra = Vec::new();
     for _ in 0..400 {
@@ -84,7 +85,8 @@ async fn number_of_concurrent_rejections_is_bounded() {
             }
         }
     }
-    // 64 at a time; on a slow machine those after them begin when the first have been closed.
+    // 64 concurrent replies; on a slow machine more are sent after the first connections have
+    // closed.
     assert!((64..=128).contains(&refused), "{refused} replies");
     stream.write(b"still here\n").await;
     first.expect(b"still here\n").await;
@@ -112,7 +114,7 @@ async fn tls_connections_above_the_limit_do_not_disturb_streams() {
     first.expect(b"log\n").await;
 }
 
-/// Connections that have not asked yet make room, the oldest first; streams never do.
+/// Connections without a request are evicted, the oldest first; streams never are.
 #[tokio::test]
 async fn oldest_silent_connection_is_evicted() {
     const PLACES: usize = 10;
@@ -127,7 +129,7 @@ async fn oldest_silent_connection_is_evicted() {
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut streams = vec![(executor.begin(&mut client).await, client)];
-    // Silent ones, half a request and half a handshake.
+    // Silent connections, a partial request and a partial handshake.
     let mut silent = std::collections::VecDeque::new();
     for number in 1..PLACES {
         let listener = number % 2;
@@ -143,13 +145,13 @@ async fn oldest_silent_connection_is_evicted() {
         let mut client = Client::ask(gateway.address(), &build).await;
         let stream = executor.begin(&mut client).await;
         streams.push((stream, client));
-        let mut oldest = silent.pop_front().expect("one for each");
+        let mut oldest = silent.pop_front().expect("a silent connection");
         let end = within("the oldest to be closed", oldest.stream.read_u8()).await;
         end.expect_err("closed without a line");
         assert_eq!(rejected(&gateway, "limit").await, evicted as f64);
     }
     let refused = Client::ask(gateway.address(), &build).await.text().await;
-    assert_eq!(refused, TOO_MANY, "a stream makes room for nobody");
+    assert_eq!(refused, TOO_MANY, "a stream is not evicted");
     for (stream, client) in &mut streams {
         stream.write(b"still here\n").await;
         client.expect(b"still here\n").await;
@@ -162,9 +164,10 @@ fn exhaust(gateway: &Gateway) {
     limit_files(gateway, Some(0));
 }
 
-/// Gives it back all that it may have.
+/// Restores the limit.
 fn relieve(gateway: &Gateway) {
-    // The gateway has raised its own limit to the hard one, which it has from us.
+    // The gateway has raised its soft limit to the hard limit, which it inherited from this
+    // process.
     limit_files(gateway, getrlimit(Resource::Nofile).maximum);
 }
 
@@ -190,25 +193,25 @@ async fn accepting_continues_after_descriptors_ran_out() {
         let logged = gateway.log().iter().filter(|line| trouble(line)).count();
         gateway.logged_times("several tries", logged + 5, trouble).await;
         relieve(&gateway);
-        // Who waited is served, and so is everybody after.
+        // The waiting client is served, and so are the following ones.
         executor.serve(b"log\n").await;
         assert_eq!(waiting.text().await, "log\n");
         serves(&gateway, &executor, &build).await;
         let log = gateway.log();
         let warnings = log.iter().filter(|line| trouble(line) && line.contains("WARN")).count();
-        assert!((1..=episode).contains(&warnings), "one warning an episode");
+        assert!((1..=episode).contains(&warnings), "one warning per episode");
     }
     assert!(rejected(&gateway, "accept").await >= 10.0);
 }
 
-/// Sees one stream through.
+/// Checks that a log arrives.
 async fn serves(gateway: &Gateway, executor: &Executor, build: &str) {
     let mut client = Client::ask(gateway.address(), build).await;
     executor.serve(b"log\n").await;
     assert_eq!(client.text().await, "log\n");
 }
 
-/// Upstream never recovers from this: its ZooKeeper client dies of the missing descriptor.
+/// Zuul's gateway never recovers from this: its ZooKeeper client fails on the missing descriptor.
 #[tokio::test]
 async fn zookeeper_is_reconnected_after_descriptors_ran_out() {
     let zookeeper = ZooKeeper::start().await;
@@ -236,7 +239,7 @@ async fn zookeeper_is_reconnected_after_descriptors_ran_out() {
     assert_eq!(running.text().await, "");
 }
 
-/// A status is no less true for being told without a descriptor to spare.
+/// `status` works without a free descriptor.
 #[tokio::test]
 async fn service_manager_is_notified_without_descriptors() {
     let zookeeper = ZooKeeper::start().await;
@@ -247,7 +250,7 @@ async fn service_manager_is_notified_without_descriptors() {
     gateway.status("the loss", |status| status.ends_with("ZooKeeper: connection lost")).await;
 }
 
-/// A client that was accepted just in time gets an answer, though not the log.
+/// A client that was accepted with the last descriptor gets a reply, but not the log.
 #[tokio::test]
 async fn hop_without_a_descriptor_gets_a_reply() {
     let system = System::new().await;
@@ -255,7 +258,7 @@ async fn hop_without_a_descriptor_gets_a_reply() {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut client = Client::connect(gateway.address()).await;
-    // Connections are accepted in order: `client` was when this one is answered.
+    // Connections are accepted in order: `client` has been accepted when this one gets its reply.
     let other = Client::ask(gateway.address(), "..").await.text().await;
     assert_eq!(other, "Build not found\r\n");
     exhaust(&gateway);
@@ -266,7 +269,7 @@ async fn hop_without_a_descriptor_gets_a_reply() {
     serves(&gateway, &executor, &build).await;
 }
 
-/// Connections that the descriptors cannot carry are not promised.
+/// The connection limit is lowered to what the descriptors allow.
 #[tokio::test]
 async fn connection_limit_follows_the_limit_of_open_files() {
     let system = System::new().await;
@@ -277,11 +280,11 @@ async fn connection_limit_follows_the_limit_of_open_files() {
         .await;
 }
 
-/// Connections that the memory of a pod cannot carry are not promised. A directory stands in for the
-/// cgroups of a container, of both versions, whose path on the host is not there.
+/// The connection limit is lowered to what the memory of a pod allows. A directory stands in for
+/// the cgroups of a container, of both versions, which lack the host's path.
 #[test]
 fn connection_limit_follows_the_memory_limit() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let groups = TempDir::new().expect("a directory");
         std::fs::create_dir(groups.path().join("memory")).expect("a directory");
         for file in ["memory.max", "memory/memory.limit_in_bytes"] {
@@ -296,10 +299,11 @@ fn connection_limit_follows_the_memory_limit() {
     });
 }
 
-/// With as many streams as the limit of open files carries, everything else has descriptors left.
+/// With as many streams as the limit of open files allows, descriptors are left for everything
+/// else.
 #[tokio::test]
 async fn descriptors_are_reserved_for_other_uses_than_streams() {
-    /// As `src/daemon/capacity.rs` has it: two each, and the reserve.
+    /// As in `src/daemon/capacity.rs`: two per stream, and the reserve.
     const FITTING: u64 = 200;
     const FILES: u64 = 384 + 2 * FITTING;
     let zookeeper = ZooKeeper::start().await;
@@ -322,7 +326,7 @@ async fn descriptors_are_reserved_for_other_uses_than_streams() {
         let stream = executor.begin(&mut client).await;
         streams.push((client, stream));
     }
-    // They stay until all have come, so that all are refused at the same time.
+    // The clients stay until all have connected, so that all are rejected at the same time.
     let mut refused = Vec::new();
     for _ in 0..20 {
         refused.push(Client::ask(served.address(), &build).await);

@@ -1,5 +1,5 @@
-//! What one address may take: connections, and a share of the TLS handshakes; and what all together
-//! may take of handshakes and look-ups.
+//! Limits per client address: connections and a share of the TLS handshakes; and total limits of
+//! handshakes and lookups.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ async fn warnings(gateway: &Gateway, key: &str) -> usize {
     gateway.count_logged(key, |line| line.contains("WARN") && line.contains(key)).await
 }
 
-/// A build with an executor that has its log.
+/// A build with an executor that serves its log.
 struct Build {
     executor: Executor,
     id: String,
@@ -32,20 +32,20 @@ impl Build {
         Self { executor, id }
     }
 
-    /// Sees that a client from `local` is served.
+    /// Checks that a client from `local` is served.
     async fn reaches(&self, local: &str, gateway: SocketAddr) {
         let mut client = Client::ask_from(local, gateway, &self.id).await;
         self.executor.serve(b"log\n").await;
         assert_eq!(client.text().await, "log\n", "{local}");
     }
 
-    /// Sees that a client from `local` is refused.
+    /// Checks that a client from `local` is rejected.
     async fn is_refused_to(&self, local: &str, gateway: SocketAddr) {
         let mut client = Client::ask_from(local, gateway, &self.id).await;
         assert_eq!(client.text().await, TOO_MANY, "{local}");
     }
 
-    /// Asks again until there is a place: nothing tells when it is free.
+    /// Retries until a permit is free, of which there is no notification.
     async fn reaches_at_last(&self, local: &str, gateway: SocketAddr) {
         let asking = within("a free place", async {
             while Client::ask_from(local, gateway, &self.id).await.text().await != "log\n" {}
@@ -54,7 +54,7 @@ impl Build {
     }
 }
 
-/// IPv4 is IPv4, whichever listener it comes to.
+/// IPv4 clients are counted together, whichever listener they use.
 #[tokio::test]
 async fn connections_of_one_address_are_limited() {
     let system = System::new().await;
@@ -79,7 +79,7 @@ async fn connections_of_one_address_are_limited() {
     assert_eq!(rejected(&gateway, "address").await, 4.0);
     assert_eq!(rejected(&gateway, "limit").await, 0.0);
     assert_eq!(warnings(&gateway, "limits.connections_per_address").await, 1);
-    assert_eq!(warnings(&gateway, "peer=127.0.0.2:").await, 1, "it says who");
+    assert_eq!(warnings(&gateway, "peer=127.0.0.2:").await, 1, "with the address");
 
     let (mut client, mut stream) = held.pop().expect("the second");
     stream.write(b"still here\n").await;
@@ -90,8 +90,8 @@ async fn connections_of_one_address_are_limited() {
     build.reaches_at_last("127.0.0.2", ipv4).await;
 }
 
-/// Clients behind a balancer, from all over their networks: an IPv6 network counts as one client, as
-/// large a one as the configuration says, and so does its neighbour. The balancer counts as none.
+/// Clients behind a proxy, from many addresses of their networks: an IPv6 network of the configured
+/// size counts as one client, and so does its neighbour. The proxy is not counted.
 #[tokio::test]
 async fn ipv6_network_counts_as_one_client() {
     for (prefix, near, far) in [
@@ -111,7 +111,7 @@ async fn ipv6_network_counts_as_one_client() {
             client.send(&[&header, build.id.as_bytes(), b"\n"].concat()).await;
             client
         };
-        // Of the balancer's connections nobody knows yet for whom they are.
+        // Connections from the proxy whose header has not arrived yet.
         let mut unnamed = Vec::new();
         for _ in 0..3 {
             unnamed.push(Client::connect(gateway.address()).await);
@@ -126,8 +126,8 @@ async fn ipv6_network_counts_as_one_client() {
             assert_eq!(ask(client).await.text().await, TOO_MANY, "{client}, {prefix}");
         }
         assert_eq!(rejected(&gateway, "address").await, 3.0);
-        assert_eq!(warnings(&gateway, "peer=[2001:db8::1]:").await, 1, "it says who");
-        // Any address of a network may have the place that another one gives back.
+        assert_eq!(warnings(&gateway, "peer=[2001:db8::1]:").await, 1, "with the address");
+        // Any address of a network may use a permit that another one has released.
         let (mut client, stream) = held.swap_remove(0);
         stream.finish().await;
         assert_eq!(client.text().await, "");
@@ -169,7 +169,7 @@ async fn with_tls(system: &System, limits: &str) -> (Gateway, Identity) {
     (builder.listeners(&[listener]).ready().await, identity)
 }
 
-/// Other gateways and zuul-web bring many people through one address.
+/// Peer gateways and zuul-web carry many clients from one address.
 #[tokio::test]
 async fn client_with_a_certificate_does_not_count() {
     let system = System::new().await;
@@ -181,7 +181,7 @@ async fn client_with_a_certificate_does_not_count() {
         let stream = build.executor.begin(&mut client).await;
         held.push((client, stream));
     }
-    // Without a certificate it counts to its end.
+    // Without a certificate the connection counts until it ends.
     let anonymous = Client::try_connect_tls(gateway.address(), "localhost", &identity, None).await;
     let mut anonymous = anonymous.expect("a TLS connection");
     anonymous.send(format!("{}\n", build.id).as_bytes()).await;
@@ -214,7 +214,7 @@ async fn handshakes_are_limited_per_address_and_in_total() {
         build.executor.serve(b"log\n").await;
         assert_eq!(client.text().await, "log\n");
     };
-    // Those whose ClientHello is not whole take no place.
+    // Handshakes whose ClientHello is incomplete take no permit.
     let hello = client_hello(&identity);
     let mut silent = Vec::new();
     for sent in [0, 1, 4, 5, 9, hello.len() - 1].repeat(5) {
@@ -224,16 +224,19 @@ async fn handshakes_are_limited_per_address_and_in_total() {
     }
     served().await;
     assert_eq!(rejected(&gateway, "handshakes").await, 0.0);
-    // An address has half of them, and closes its own oldest.
+    // One address may have half of them; a further handshake closes its oldest.
     let mut half = begin_handshakes("127.0.0.2", gateway.address(), &hello, 6, 2).await;
     assert_eq!(rejected(&gateway, "handshakes").await, 4.0);
     served().await;
     let rest = begin_handshakes("127.0.0.3", gateway.address(), &hello, 6, 2).await;
     assert_eq!(rejected(&gateway, "handshakes").await, 8.0);
     assert_eq!((half.len(), rest.len()), (2, 2));
-    // All places are taken: the oldest makes room.
+    // All permits are taken: the oldest handshake is closed.
     served().await;
-    within("the oldest to be closed", half.join_next()).await.expect("one").expect("closed");
+    within("the oldest handshake to be closed", half.join_next())
+        .await
+        .expect("a handshake")
+        .expect("a close");
     assert_eq!(rejected(&gateway, "handshakes").await, 9.0);
     assert_eq!(half.len(), 1);
     ended(&gateway, "rejected", 9).await;
@@ -241,7 +244,8 @@ async fn handshakes_are_limited_per_address_and_in_total() {
     drop(silent);
 }
 
-/// From an address that has shown no certificate; the rest is closed before it is computed.
+/// From an address that has not presented a certificate; further handshakes are closed before any
+/// computation.
 #[tokio::test]
 async fn handshakes_of_an_address_are_limited_in_rate() {
     let system = System::new().await;
@@ -259,7 +263,8 @@ async fn handshakes_of_an_address_are_limited_in_rate() {
     .await;
     assert_eq!(rejected(&gateway, "handshake_rate").await, 5.0);
     assert_eq!(warnings(&gateway, "limits.handshakes_per_minute").await, 1);
-    // Others have their own, and whoever has shown a certificate has none.
+    // Other addresses have their own rate, and addresses that have presented a certificate have
+    // none.
     let known = async || {
         let client = Client::connect_from("127.0.0.2", gateway.address()).await;
         let mut client = Client::handshake(client, &identity).await;
@@ -273,7 +278,7 @@ async fn handshakes_of_an_address_are_limited_in_rate() {
     assert_eq!(rejected(&gateway, "handshake_rate").await, 5.0);
 }
 
-/// A crowd behind one address is served; only its lines in the log have a rate.
+/// Many clients of one address are served; only their log lines are rate-limited.
 #[tokio::test]
 async fn log_lines_of_streams_are_limited_in_rate() {
     let system = System::new().await;
@@ -284,7 +289,7 @@ async fn log_lines_of_streams_are_limited_in_rate() {
     let build = Build::of(&system).await;
     let not_logged = "zuul_fingergw_streams_not_logged_total";
     let mut asked = 0.0;
-    // The rate goes on while they come, so a few more than 20 lines may be there.
+    // The rate allows further lines while they connect, so there may be a few more than 20.
     within("the rate", async {
         while metric(&gateway, not_logged).await < 5.0 {
             build.reaches("127.0.0.2", gateway.address()).await;
@@ -300,13 +305,13 @@ async fn log_lines_of_streams_are_limited_in_rate() {
         move |line: &str| line.contains("stream ended") && line.contains(&format!("peer={local}:"))
     };
     gateway.logged("another address", of("127.0.0.4")).await;
-    gateway.logged_times("an exempt one", 30, of("127.0.0.3")).await;
+    gateway.logged_times("lines of an exempt address", 30, of("127.0.0.3")).await;
     let lines = gateway.log().iter().filter(|line| of("127.0.0.2")(line)).count();
     assert_eq!(lines as f64, asked - metric(&gateway, not_logged).await);
     assert_eq!(warnings(&gateway, "limits.streams_logged_per_minute").await, 1);
 }
 
-/// ZooKeeper hangs: so many wait for it, and the others are told at once.
+/// ZooKeeper hangs: a limited number of requests wait for it, the others are rejected immediately.
 #[tokio::test]
 async fn lookups_are_limited_in_total() {
     let zookeeper = ZooKeeper::start().await;
@@ -329,7 +334,8 @@ async fn lookups_are_limited_in_total() {
     assert_eq!(client.text().await, "Build not found\r\n", "the places are back");
 }
 
-/// As many as come at one moment, each with a build of its own, however long ZooKeeper takes.
+/// The number of concurrent requests, each for a different build, is limited however long ZooKeeper
+/// takes.
 #[tokio::test]
 async fn many_clients_wait_while_zookeeper_hangs() {
     const CROWD: u32 = 2000;

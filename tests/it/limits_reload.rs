@@ -34,7 +34,7 @@ async fn reload_changes_limits_per_address() {
     assert_eq!(served.reloads().await, ["changed: limits.exempt_networks"]);
     begins().await;
     begins().await;
-    // Those that were let in without being counted leave without being counted.
+    // Connections that were not counted when they were accepted are not counted when they close.
     served.edit("exempt_networks = [\"127.0.0.0/8\"]", "exempt_networks = []");
     served.edit("ipv6_prefix = 64", "ipv6_prefix = 56");
     let changed = ["changed: limits.ipv6_prefix; limits.exempt_networks"];

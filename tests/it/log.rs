@@ -16,7 +16,7 @@ use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::system::System;
 
-/// Serves one stream of `log` to its end.
+/// Serves one whole stream of `log`.
 async fn stream(system: &System, gateway: &Gateway, log: &[u8]) -> String {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
@@ -28,7 +28,7 @@ async fn stream(system: &System, gateway: &Gateway, log: &[u8]) -> String {
     build
 }
 
-/// Stops the gateway and returns all it has logged.
+/// Stops the gateway and returns its whole log.
 async fn whole_log(mut gateway: Gateway) -> Vec<String> {
     stop(&mut gateway).await;
     gateway.log()
@@ -83,13 +83,13 @@ async fn json_lines_have_their_fields() {
     assert!(line["timestamp"].is_string() && line["level"] == "INFO");
 }
 
-/// The lines of a log file.
+/// Returns the lines of a log file.
 fn read(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     text.lines().map(str::to_owned).collect()
 }
 
-/// How many of the lines tell of the build's stream.
+/// Returns how many of the lines are about the build's stream.
 fn ends(log: &[String], build: &str) -> usize {
     log.iter().filter(|line| line.contains("stream ended") && line.contains(build)).count()
 }
@@ -107,7 +107,8 @@ async fn rotated_log_file_is_reopened() {
     let second = stream(&system, &gateway, b"log").await;
     stop(&mut gateway).await;
     let (old, new) = (read(&rotated), read(&path));
-    // The first stream's line may come after the client has seen its end, and so the rotation.
+    // The first stream's line may be written after the client has seen its end, and so after the
+    // rotation.
     assert_eq!(ends(&old, &first) + ends(&new, &first), 1, "{old:#?} {new:#?}");
     assert_eq!((ends(&old, &second), ends(&new, &second)), (0, 1), "{old:#?} {new:#?}");
     assert!(old.iter().any(|line| line.contains("registered as")), "{old:#?}");
@@ -116,7 +117,7 @@ async fn rotated_log_file_is_reopened() {
         assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
     }
     assert_eq!(gateway.log(), Vec::<String>::new(), "nothing anywhere else");
-    // What is there is kept.
+    // Existing content is kept.
     let before = new.len();
     let gateway = Builder::new(&system).log(&output).ready().await;
     whole_log(gateway).await;
@@ -133,14 +134,14 @@ async fn log_file_is_reopened_after_its_directory_was_removed() {
     let mut gateway = builder.log(&format!("output = {path:?}")).ready().await;
     let lines_lost = "zuul_fingergw_log_lines_lost_total";
     assert_eq!(metric(&gateway, lines_lost).await, 0.0);
-    // Renamed first, so that no file is made in it while it goes.
+    // Renamed first, so that no file can be created in it during its removal.
     let going = directory.with_extension("going");
     fs::rename(&directory, &going).expect("no directory");
     fs::remove_dir_all(&going).expect("no old file either");
-    // Streams go on, their lines do not.
+    // Streams continue, their log lines are lost.
     let lost = stream(&system, &gateway, b"log").await;
     let fault = format!("{}: cannot be written: ", path.display());
-    gateway.logged("the fault on stderr", |line| line.starts_with(&fault)).await;
+    gateway.logged("the error on stderr", |line| line.starts_with(&fault)).await;
     assert!(metric(&gateway, lines_lost).await >= 1.0);
     fs::create_dir(&directory).expect("a directory");
     let kept = stream(&system, &gateway, b"log").await;
@@ -159,12 +160,12 @@ async fn full_disk_does_not_stop_streams() {
     for _ in 0..3 {
         stream(&system, &gateway, b"log").await;
     }
-    gateway.logged("the fault on stderr", |line| line.contains("No space left")).await;
+    gateway.logged("the error on stderr", |line| line.contains("No space left")).await;
     assert_eq!(whole_log(gateway).await.len(), 1, "logged once");
 }
 
-/// The parts of a line that has upstream's shape, `%(asctime)s %(levelname)s %(name)s: %(message)s`:
-/// time, level, name, message.
+/// Splits a line in Zuul's format, `%(asctime)s %(levelname)s %(name)s: %(message)s`, into time,
+/// level, name and message.
 fn upstreams_shape(line: &str) -> Option<(DateTime, &str, &str, &str)> {
     const TIME: &str = "dddd-dd-dd dd:dd:dd,ddd";
     let (time, rest) = (line.get(..TIME.len())?, line.get(TIME.len()..)?);
@@ -188,7 +189,7 @@ async fn zuul_conf_selects_the_line_format_of_zuuls_gateway() {
     let (.., level, name, message) = upstreams_shape(real).expect("the shape is upstream's");
     assert_eq!((level, name, message), ("INFO", "zuul.fingergw", "Starting finger gateway"));
 
-    // A zone that no machine is in, so that neither UTC nor this machine's time will do.
+    // A time zone that no machine uses, so that neither UTC nor this machine's local time passes.
     let zone = "XXX-03:21";
     let now = || Timestamp::now().to_zoned(TimeZone::posix(zone).expect("a zone")).datetime();
     let system = System::new().await;
@@ -205,13 +206,13 @@ async fn zuul_conf_selects_the_line_format_of_zuuls_gateway() {
     for line in &log {
         let (time, level, name, _) = upstreams_shape(line).unwrap_or_else(|| panic!("{line}"));
         names.insert((level, name));
-        // A line's time is cut.
+        // The formatted time is truncated, not rounded.
         let whole = before.with().subsec_nanosecond(0).build().expect("a time");
         assert!(whole <= time && time <= after, "{line}");
     }
     assert!(names.contains(&("INFO", "zuul.fingergw")), "{names:?}");
     assert!(names.iter().any(|(level, name)| *level == "DEBUG" && *name != "zuul.fingergw"));
-    // rustls speaks through the log crate.
+    // rustls logs through the log crate.
     assert!(names.iter().all(|(_, name)| *name != "log"), "{names:?}");
     assert!(names.iter().any(|(_, name)| name.starts_with("rustls.")), "{names:?}");
     let line = log.iter().find(|line| line.contains(&build)).expect("the stream's line");
@@ -219,7 +220,7 @@ async fn zuul_conf_selects_the_line_format_of_zuuls_gateway() {
     assert!(message.starts_with("stream ended peer=127.0.0.1:"), "{message}");
 }
 
-/// Everything a stranger can do who knows no build.
+/// Everything that a client can do without knowing a build.
 async fn provoke(plain: &Gateway) {
     let (address, tls) = (plain.addresses[0], plain.addresses[1]);
     let long = vec![b'a'; 5000];
@@ -244,7 +245,7 @@ async fn unauthenticated_peers_cause_no_log_line() {
     let identity = system.zookeeper.authority.identity("gateway");
     let builder = Builder::new(&system).tls(&identity).listeners(&["", "tls = true"]);
     let gateway = builder.ready().await;
-    // The entry's line comes a moment after it stands.
+    // The registration is logged a moment after the entry exists.
     let before = gateway.log().len();
     provoke(&gateway).await;
     let after = whole_log(gateway).await;
@@ -252,7 +253,7 @@ async fn unauthenticated_peers_cause_no_log_line() {
     assert!(new.is_empty(), "{new:#?}");
 }
 
-/// The lines of an orderly life, which no stranger brings about.
+/// Lines of a normal run, which clients cannot cause.
 fn is_stopping(line: &str) -> bool {
     let parts = [
         "registered as",
@@ -293,8 +294,8 @@ async fn log_level_and_output_are_configurable() {
     assert!(whole_log(other).await.iter().any(|line| line.contains(&build)));
 }
 
-/// The three kinds of `log_config`, each with a file for lines from debug on and nothing that is
-/// not taken.
+/// The three kinds of `log_config`, each with a file for lines from debug on and without
+/// unsupported settings.
 fn log_configs(log: &Path) -> [(&'static str, String); 3] {
     const FORMAT: &str = "%(asctime)s %(levelname)s %(name)s: %(message)s";
     let log = log.display();
@@ -334,7 +335,7 @@ async fn log_config_sets_level_and_file() {
         let path = builder.directory().join("gateway.log");
         let (name, text) = &log_configs(&path)[index];
         fs::write(builder.directory().join(name), text).expect("a log_config");
-        // The one below the home directory.
+        // The file below the home directory.
         let home = builder.directory().to_owned();
         let option = format!("log_config = ~/{name}");
         let mut gateway = builder
@@ -350,11 +351,11 @@ async fn log_config_sets_level_and_file() {
         let levels: BTreeSet<_> =
             log.iter().map(|line| upstreams_shape(line).expect("the shape").1).collect();
         assert!(levels.contains("DEBUG"), "{name}: {levels:?}");
-        assert!(!log.iter().any(|line| line.contains(name)), "{name}: nothing to say of it");
+        assert!(!log.iter().any(|line| line.contains(name)), "{name}: no message expected");
     }
 }
 
-/// As upstream's, `-d` is for those who have no `log_config`.
+/// As in Zuul's program, `-d` has no effect if there is a `log_config`.
 #[tokio::test]
 async fn ignored_parts_of_a_log_config_are_one_warning() {
     let system = System::new().await;

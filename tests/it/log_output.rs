@@ -1,5 +1,5 @@
-//! Where log lines go: outputs whose reader stalls, and log files where an unprivileged user has
-//! planted something else.
+//! Destinations of log lines: outputs whose reader stalls, and log files where an unprivileged user
+//! has placed something else.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -16,7 +16,7 @@ use crate::support::gateway::{open_to_all, wrap};
 use crate::support::program::{Outcome, program, unprivileged};
 use crate::support::system::System;
 
-/// A pipe with a name, which holds `capacity` bytes and is never full of readers: none reads it.
+/// A named pipe with a capacity of `capacity` bytes whose reader does not read.
 fn unread_pipe(path: &Path, capacity: usize) -> File {
     mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a FIFO");
     let pipe = OpenOptions::new().read(true).write(true).open(path).expect("the FIFO");
@@ -24,7 +24,7 @@ fn unread_pipe(path: &Path, capacity: usize) -> File {
     pipe
 }
 
-/// A reader of the log that stalls holds up no stream, no health check, no command and no signal.
+/// A stalled reader of the log must not block streams, health checks, commands or signals.
 #[tokio::test]
 async fn stalled_reader_of_the_log_does_not_block_streams() {
     const CAPACITY: usize = 4096;
@@ -45,7 +45,7 @@ async fn stalled_reader_of_the_log_does_not_block_streams() {
         let mut gateway =
             builder.start_changed(|command| wrap(command, &["sh", "-c", &redirected])).await;
         gateway.ready().await;
-        // Each logs a line of more than 100 bytes.
+        // Each request logs a line of more than 100 bytes.
         for _ in 0..STREAMS {
             let mut client = Client::ask(gateway.address(), &build).await;
             executor.serve(b"log\n").await;
@@ -60,7 +60,7 @@ async fn stalled_reader_of_the_log_does_not_block_streams() {
     }
 }
 
-/// A reader that stalls while a start fails does not keep the program from ending.
+/// A stalled reader must not keep the program from exiting when a start fails.
 #[tokio::test]
 async fn failed_start_ends_although_its_output_is_not_read() {
     let system = System::new().await;
@@ -75,11 +75,13 @@ async fn failed_start_ends_although_its_output_is_not_read() {
     let mut command = tokio::process::Command::new("sh");
     let script = format!("exec \"$0\" -f -c \"$1\" >{0} 2>{0}", fifo.display());
     command.args(["-c", &script, crate::support::gateway::BINARY]).arg(&config);
-    let ended = crate::support::within("its end", command.kill_on_drop(true).status()).await;
+    let ended =
+        crate::support::within("the program to exit", command.kill_on_drop(true).status()).await;
     assert_eq!(ended.expect("a status").code(), Some(1));
 }
 
-/// The error that ends a start is on standard error wherever the log goes, and once.
+/// The error that ends a start is printed on standard error exactly once, whatever the log's
+/// destination.
 #[tokio::test]
 async fn startup_error_is_printed_to_standard_error() {
     let system = System::new().await;
@@ -100,7 +102,7 @@ async fn startup_error_is_printed_to_standard_error() {
     }
 }
 
-/// By script(1), which gives it a terminal.
+/// Run by script(1), which provides a terminal.
 #[tokio::test]
 async fn levels_are_coloured_only_on_a_terminal() {
     let system = System::new().await;
@@ -113,7 +115,8 @@ async fn levels_are_coloured_only_on_a_terminal() {
         let mut command = tokio::process::Command::new("script");
         command.args(["-q", "-c", &start, "/dev/null"]).env("NO_COLOR", no_color);
         command.stdin(std::process::Stdio::null()).kill_on_drop(true);
-        let output = crate::support::within("its end", command.output()).await.expect("script");
+        let output =
+            crate::support::within("the program to exit", command.output()).await.expect("script");
         let log = String::from_utf8(output.stdout).expect("UTF-8");
         assert!(log.contains("cannot listen on"), "{log}");
         assert_eq!(log.contains('\x1b'), coloured, "{log:?}");
@@ -123,8 +126,8 @@ async fn levels_are_coloured_only_on_a_terminal() {
     assert!(stdout.contains("cannot listen on") && !stdout.contains('\x1b'), "{stdout:?}");
 }
 
-/// The unprivileged user may write to the directory of its log and could have root create, own or
-/// write to any file by a link there.
+/// The unprivileged user may write to the directory of its log, and could place a link there to
+/// make root create, own or write to any file.
 #[tokio::test]
 async fn root_does_not_follow_a_symbolic_link_to_the_log_file() {
     let system = System::new().await;
@@ -162,7 +165,7 @@ async fn root_does_not_follow_a_symbolic_link_to_the_log_file() {
     assert_eq!((fs::read_to_string(&dear).expect("the file").as_str(), owner), ("dear", 0));
 }
 
-/// A log file that is created belongs to the unprivileged user, who has to create it again later.
+/// A new log file belongs to the unprivileged user, who must be able to create it again later.
 #[tokio::test]
 async fn log_file_is_owned_by_the_configured_user() {
     let system = System::new().await;

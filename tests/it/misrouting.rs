@@ -1,5 +1,5 @@
-//! Registered addresses that lead elsewhere: what clients receive, and what the gateway reports.
-//! Port forwards are proxies in front of real gateways.
+//! Registered addresses that lead to another host: what clients receive, and what the gateway
+//! reports. Port forwards are proxies in front of real gateways.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -25,8 +25,9 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
         .collect()
 }
 
-/// The executor of a build has an address on which this gateway listens, another address of this host,
-/// the registered name of this gateway, or the address of a forward to this gateway. One request makes
+/// The executor of a build has an address on which this gateway listens, another address of this
+/// host, the registered name of this gateway, or the address of a forward to this gateway. One
+/// request causes only few others, and the client receives a reply.
 /// few others, and the client receives a reply.
 #[tokio::test]
 async fn executor_with_the_address_of_this_gateway() {
@@ -44,7 +45,7 @@ async fn executor_with_the_address_of_this_gateway() {
         ("127.0.0.1", port, 2.0),
         ("127.0.0.2", port, 2.0),
         ("localhost", 7979, 1.0),
-        // Three in a second, and the three that wait when the first of them gives up.
+        // Three per second, and the three that wait when the first of them is given up.
         ("127.0.0.1", forward.address.port(), 12.0),
     ] {
         let zone = Some("east".to_owned());
@@ -137,7 +138,7 @@ async fn a_loop_ends(length: usize, tls: bool) {
     for number in 0..length {
         gateways.push(forwarded(&system, &format!("zone{number}"), 1, tls).await);
     }
-    // Each request goes to any of them, so there are loops of all lengths up to this.
+    // Each request goes to a random gateway, so there are loops of all lengths up to this.
     let forwards = gateways.iter().map(|gateway| Proxy::start(gateway.port()));
     let mut proxies = Vec::new();
     for forward in forwards {
@@ -148,7 +149,7 @@ async fn a_loop_ends(length: usize, tls: bool) {
     }
     let address = gateways[0].addresses[1];
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
-    // Until it has seen the entries.
+    // Until the gateway has read the entries.
     let went_round = |line: &String| line.contains("hop failed");
     within("the entries to be seen", async {
         while !gateways[0].log().iter().any(went_round) {
@@ -165,9 +166,9 @@ async fn a_loop_ends(length: usize, tls: bool) {
         counted += metric(gateway, &misrouted("wrong_zone")).await;
         counted += metric(gateway, &misrouted("loop")).await;
         let warnings = warnings(gateway);
-        assert!(warnings.len() <= length, "one for each address: {warnings:?}");
+        assert!(warnings.len() <= length, "one per address: {warnings:?}");
     }
-    // Over plain connections a loop cannot be told from many clients.
+    // Over plain connections a loop is indistinguishable from many clients.
     assert_eq!(counted > 0.0, tls, "{counted}");
     let reachable = executor.worker(Some("west"));
     let build = system.put_build(Some("west"), Some(&reachable)).await;

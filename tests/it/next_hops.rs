@@ -1,4 +1,5 @@
-//! Connections to executors and gateways: the local ports that they take, and how names are dialed.
+//! Connections to executors and gateways: the local ports that they use, and how host names are
+//! resolved.
 
 use std::fs;
 
@@ -9,14 +10,14 @@ use crate::support::admin::metric;
 use crate::support::client::Client;
 use crate::support::executor::Executor;
 use crate::support::gateway::{Builder, Gateway};
-use crate::support::namespace::{apart, command, resolve_locally};
+use crate::support::namespace::{command, in_namespaces, resolve_locally};
 use crate::support::system::{System, Worker};
 use crate::support::zookeeper::ZooKeeper;
 
-/// Local ports of the namespace.
+/// Local ports of the network namespace.
 const PORTS: usize = 32;
 
-/// Leaves so many local ports to all programs, and none that waits to be used again.
+/// Limits the local ports of the namespace to `count`, and disables their reuse in TIME_WAIT.
 fn narrow_ports() {
     let set = |name: &str, value: &str| {
         fs::write(format!("/proc/sys/net/ipv4/{name}"), value).expect("a namespace of our own");
@@ -25,15 +26,16 @@ fn narrow_ports() {
     set("tcp_tw_reuse", "0");
 }
 
-/// How often a connection to a next hop had no local port.
+/// Returns how often a connection to a next hop found no local port.
 async fn without_port(gateway: &Gateway) -> f64 {
     metric(gateway, "zuul_fingergw_local_ports_exhausted_total").await
 }
 
-/// A client decides when its stream ends, so the gateway must not be the side that keeps the ports.
+/// A client decides when its stream ends, so the gateway must not be the side that keeps ports in
+/// TIME_WAIT.
 #[test]
 fn client_resets_leave_no_time_wait_towards_the_executor() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let mut builder = Builder::new(&system);
         builder.admin = true;
@@ -54,12 +56,13 @@ fn client_resets_leave_no_time_wait_towards_the_executor() {
     });
 }
 
-/// Zone west has two gateways: one takes requests and says nothing, so it loses to the other.
+/// Zone west has two gateways: one accepts requests and stays silent, so the other one serves the
+/// log.
 #[test]
 fn slower_hops_leave_no_time_wait() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
-        // The head start of the silent one is a fifth.
+        // The silent gateway's hedge delay is a fifth of this.
         let mut builder = Builder::new(&system).zone("east").limits("connect_timeout = \"250ms\"");
         builder.admin = true;
         let east = builder.ready().await;
@@ -87,10 +90,10 @@ fn slower_hops_leave_no_time_wait() {
     });
 }
 
-/// All ports towards the executor are taken by others.
+/// Other connections use all ports towards the executor.
 #[test]
 fn connection_without_a_free_local_port_is_counted_and_logged() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let mut builder = Builder::new(&system);
         builder.admin = true;
@@ -110,10 +113,11 @@ fn connection_without_a_free_local_port_is_counted_and_logged() {
     });
 }
 
-/// Python dials such names by its codec `idna`, and Zuul's programs register them as they are written.
+/// Python resolves such names with its codec `idna`, and Zuul's programs register them as they are
+/// written.
 #[test]
 fn host_name_beyond_ascii_is_dialed_and_registered() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let _hosts = resolve_locally(&["xn--bcher-kva.test"]);
         let system = System::on(ZooKeeper::start().await).await;
         let mut builder = Builder::new(&system);
@@ -130,10 +134,10 @@ fn host_name_beyond_ascii_is_dialed_and_registered() {
     });
 }
 
-/// A link-local address counts with its interface alone (RFC 4007, section 11).
+/// A link-local address is valid only with its interface (RFC 4007, section 11).
 #[test]
 fn link_local_address_is_dialed() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         command("ip", "address add fe80::1/64 dev lo");
         let system = System::on(ZooKeeper::start().await).await;
         let gateway = Builder::new(&system).ready().await;

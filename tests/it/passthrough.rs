@@ -1,4 +1,4 @@
-//! Zones behind one address: a router that passes TLS through and leads by the name in it, as an
+//! Zones behind one address: a router that passes TLS through and routes by server name, as an
 //! OpenShift Route and a TLSRoute do. The router is a real haproxy with OpenShift's settings.
 
 use std::io;
@@ -19,7 +19,7 @@ use crate::support::client::{Client, Ending, connector};
 use crate::support::executor::{Executor, unreachable};
 use crate::support::gateway::{Builder, Gateway};
 use crate::support::haproxy::{Haproxy, reserve};
-use crate::support::namespace::{apart, resolve_locally};
+use crate::support::namespace::{in_namespaces, resolve_locally};
 use crate::support::system::{GATEWAYS, System};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
@@ -30,13 +30,13 @@ const EAST: &str = "fingergw.east.example.org";
 /// The default of OpenShift's router.
 const HOUR: &str = "1h";
 
-/// Two zones behind one router, and a gateway outside of both.
+/// Two zones behind one router, and a gateway outside of both zones.
 struct Zones {
     system: System,
     router: Haproxy,
     outer: Gateway,
     zones: [Zone; 2],
-    /// The router's own certificate is not from this authority.
+    /// CA of the gateways; the router's own certificate has a different one.
     identity: Identity,
     _routers: Authority,
     _names: NamedTempFile,
@@ -49,7 +49,7 @@ struct Zone {
 }
 
 impl Zone {
-    /// The gateway of a zone, which registers the router's address.
+    /// Starts the gateway of a zone, which registers the router's address.
     async fn start(
         system: &System,
         name: &'static str,
@@ -81,7 +81,7 @@ impl Zones {
         Self { system, router, outer, zones, identity, _routers: routers, _names: names }
     }
 
-    /// A build in a zone, and a client that asks the gateway outside for it.
+    /// Creates a build in a zone, and a client that requests it from the outer gateway.
     async fn ask(&self, zone: usize) -> Client<TcpStream> {
         let Zone { name, executor, .. } = &self.zones[zone];
         let build = self.system.put_build(Some(name), Some(&executor.worker(Some(name)))).await;
@@ -89,10 +89,11 @@ impl Zones {
     }
 }
 
-/// Both zones' streams at once, by one address: each comes from its own zone and is whole.
+/// Concurrent streams of both zones through one address: each log comes from its own zone and is
+/// complete.
 #[test]
 fn two_zones_share_one_address() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let mut all = Zones::start(HOUR).await;
         let [mut from_west, mut from_east] = [all.ask(0).await, all.ask(1).await];
         let mut west = all.zones[0].executor.begin(&mut from_west).await;
@@ -104,7 +105,7 @@ fn two_zones_share_one_address() {
             from_east.expect(to_east.as_bytes()).await;
             from_west.expect(to_west.as_bytes()).await;
         }
-        // A cut is one on either side of the router.
+        // A reset passes the router in both directions.
         west.finish().await;
         east.reset();
         assert_eq!(from_west.rest().await, (Vec::new(), Ending::Clean));
@@ -118,7 +119,7 @@ fn two_zones_share_one_address() {
             assert!(line.contains(&format!(" end={end}")), "{line}");
         }
 
-        // As much as there is, and a client that leaves.
+        // A large log, and a client that disconnects.
         let mut client = all.ask(0).await;
         let log = vec![b'x'; 3_000_000];
         let (_, received) = tokio::join!(all.zones[0].executor.serve(&log), client.rest());
@@ -130,7 +131,7 @@ fn two_zones_share_one_address() {
     });
 }
 
-/// Writes the first `left` bytes one by one, each a packet of its own.
+/// Writes the first `left` bytes one by one, each as a packet.
 struct Trickle {
     stream: TcpStream,
     left: usize,
@@ -169,10 +170,10 @@ impl AsyncWrite for Trickle {
     }
 }
 
-/// The router waits for the whole of it.
+/// The router waits for the whole ClientHello.
 #[test]
 fn client_hello_in_pieces_reaches_its_zone() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let all = Zones::start(HOUR).await;
         let Zone { name, executor, .. } = &all.zones[1];
         let build = all.system.put_build(Some(name), Some(&executor.worker(Some(name)))).await;
@@ -190,14 +191,14 @@ fn client_hello_in_pieces_reaches_its_zone() {
     });
 }
 
-/// A name without a Route, and none at all: both meet the router's own certificate. The client is told,
-/// and the log says what is wrong.
+/// A name without a Route, and no name: the router answers with its own certificate. The client
+/// gets a reply, and the log explains the misconfiguration.
 #[test]
 fn connection_without_a_zones_name_is_rejected() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let mut all = Zones::start(HOUR).await;
         let port = all.router.address.port();
-        // An address is never sent as a name.
+        // A client never sends an address as server name.
         for (hostname, zone) in [("localhost", "north"), ("127.0.0.1", "south")] {
             let entry = json!({
                 "hostname": hostname, "kind": "fingergw", "model_api": 38, "public_port": port,
@@ -205,7 +206,7 @@ fn connection_without_a_zones_name_is_rejected() {
             });
             let path = format!("{GATEWAYS}/{zone}0000000000");
             all.system.put(&path, entry.to_string().as_bytes()).await;
-            // Behind its gateways the executor itself is asked, which cannot be reached from here.
+            // The executor is the last hop; it cannot be reached from here.
             let worker = unreachable(Some(zone)).await;
             let build = all.system.put_build(Some(zone), Some(&worker)).await;
             let reply = Client::ask(all.outer.address(), &build).await.text().await;
@@ -225,10 +226,10 @@ fn connection_without_a_zones_name_is_rejected() {
     });
 }
 
-/// What the router does to a build that says nothing for longer than its `timeout tunnel`.
+/// The router resets the stream of a build that is idle for longer than `timeout tunnel`.
 #[test]
 fn router_aborts_a_stream_that_is_idle_for_its_timeout() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let mut all = Zones::start("300ms").await;
         let mut client = all.ask(0).await;
         let mut stream = all.zones[0].executor.begin(&mut client).await;
@@ -239,10 +240,11 @@ fn router_aborts_a_stream_that_is_idle_for_its_timeout() {
     });
 }
 
-/// The router looks every few seconds whether a pod listens, and so does a kubelet that knows no better.
+/// The router checks every few seconds whether a pod listens, and so does a kubelet with a TCP
+/// probe.
 #[test]
 fn health_checks_of_the_router_are_not_logged() {
-    apart(CloneFlags::CLONE_NEWNS, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNS, async || {
         let all = Zones::start(HOUR).await;
         let [west, east] = &all.zones;
         let before = [west.gateway.log(), east.gateway.log()];
@@ -257,5 +259,5 @@ fn health_checks_of_the_router_are_not_logged() {
     });
 }
 
-/// Connections that came and went without a word.
+/// Connections that were closed without a request.
 const PROBES: &str = "zuul_fingergw_requests_total{result=\"probe\"}";

@@ -1,5 +1,5 @@
-//! What gateways of this kind tell each other over TLS, and what they do about plain gateways
-//! instead: wanted zone, number of hops, replies, and many clients that ask for one build.
+//! The protocol between our gateways over TLS, and what they do with plain gateways instead:
+//! requested zone, number of hops, replies, and many clients that request one build.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const WRONG_ZONE: &str = "Internal streaming error: this gateway serves another 
 const LOOP: &str = "Internal streaming error: too many gateways have forwarded the request\r\n";
 const NOT_FOUND: &str = "Build not found\r\n";
 
-/// Connects to `gateway` as a peer gateway that shows the certificate `shown`.
+/// Connects to `gateway` as a peer gateway that presents the certificate `shown`.
 async fn connect_as_peer(
     gateway: &Gateway,
     ca: &Identity,
@@ -84,7 +84,7 @@ async fn gateway_checks_zone_and_hops_of_a_request() {
     assert_eq!(client.text().await, NOT_FOUND);
 }
 
-/// A build of zone north, asked for at the gateway of zone east, which has `identity`.
+/// Creates a build of zone north, requested at the gateway of zone east, which has `identity`.
 struct North {
     system: System,
     identity: Identity,
@@ -108,7 +108,7 @@ impl North {
         Builder::new(&self.system).zone("east").tls(&self.identity)
     }
 
-    /// The request that the gateway of zone north receives if it chooses `protocols`.
+    /// Returns the request that the gateway of zone north receives if it selects `protocols`.
     async fn received(
         &self,
         client: &mut Client<impl crate::support::Duplex>,
@@ -148,8 +148,8 @@ async fn peer_is_sent_the_wanted_zone_and_the_number_of_hops() {
     assert_eq!(request, format!("{build} zone=north%20%26%20co hops=2\r\n"));
 }
 
-/// A peer answers that the request goes in a loop: one warning names it, the metrics count each
-/// request, and it is not asked again for a while.
+/// A peer replies that the request is in a loop: one warning names the peer, the metrics count each
+/// request, and the peer is avoided for a while.
 #[tokio::test]
 async fn peer_that_reports_a_loop_is_not_asked_for_a_while() {
     let site = North::start().await;
@@ -174,7 +174,7 @@ async fn peer_that_reports_a_loop_is_not_asked_for_a_while() {
     assert_eq!(now["hops"][1]["state"], "loop", "{now}");
 }
 
-/// A refusal that comes in two parts is a refusal: the next hop is asked.
+/// A refusal that arrives in two parts is recognized: the next hop is tried.
 #[tokio::test]
 async fn refusal_in_two_parts_makes_way_for_the_next_hop() {
     let (refusing, executor) = (Executor::start().await, Executor::start().await);
@@ -194,7 +194,7 @@ async fn refusal_in_two_parts_makes_way_for_the_next_hop() {
     assert_eq!(client.text().await, "log\n");
 }
 
-/// How the gateway of a zone is reached.
+/// How the gateway of a zone is connected.
 #[derive(Clone, Copy, Debug)]
 enum Wire {
     Plain,
@@ -203,8 +203,9 @@ enum Wire {
     Peer,
 }
 
-/// Two hundred clients ask for one build of another zone whose first byte takes longer than any wait
-/// of the gateway for another hop: all get the whole log, and nothing is said about the zone's gateway.
+/// Two hundred clients request one build of another zone whose first byte takes longer than every
+/// hedge delay of the gateway: all get the whole log, and nothing is logged about the zone's
+/// gateway.
 #[tokio::test]
 async fn many_viewers_of_one_slow_build_get_their_logs() {
     let mut all = JoinSet::new();

@@ -1,5 +1,5 @@
-//! Connections that a balancer makes for clients: the PROXY protocol's header in front, taken from
-//! those who may say it and from nobody else.
+//! Connections of a load balancer with a PROXY protocol header, which is accepted only from trusted
+//! proxies.
 
 use crate::support::admin::rejected;
 use crate::support::admin::{metric, until_metric};
@@ -14,7 +14,7 @@ const TRUSTED: &str = "proxy_protocol = [\"127.0.0.0/8\"]";
 const BROKEN: &str = "zuul_fingergw_requests_total{result=\"proxy_header\"}";
 const PROBES: &str = "zuul_fingergw_requests_total{result=\"probe\"}";
 
-/// A TLV of `length` bytes in all.
+/// Returns a TLV of `length` bytes in total.
 fn long_tlv(length: usize) -> Vec<u8> {
     let [high, low] = u16::try_from(length - 3).expect("not that long").to_be_bytes();
     [&[0x28, high, low], vec![b'x'; length - 3].as_slice()].concat()
@@ -28,14 +28,14 @@ async fn gateway(system: &System, listener: &str, limits: &str) -> Gateway {
     builder.ready().await
 }
 
-/// Waits for the line of a stream to `peer`.
+/// Waits for the log line of a stream to `peer`.
 async fn streamed_to(gateway: &mut Gateway, peer: &str) {
     let peer = format!("peer={peer} ");
     let what = format!("a stream to {peer}");
     gateway.logged(&what, |line| line.contains("stream ended") && line.contains(&peer)).await;
 }
 
-/// Sends `header` and a request in one piece, and sees the log come.
+/// Sends `header` and a request in one piece, and checks that the log arrives.
 async fn served(gateway: &Gateway, executor: &Executor, header: &[u8], build: &str) {
     let mut client = Client::connect(gateway.address()).await;
     client.send(&[header, build.as_bytes(), b"\r\n"].concat()).await;
@@ -56,9 +56,9 @@ async fn client_is_the_announced_address() {
         (v1("TCP6 2001:db8::2 2001:db8::1 12345 79"), "[2001:db8::2]:12345"),
         (v2(ip("192.0.2.3"), b""), "192.0.2.3:12345"),
         (v2(ip("2001:db8::4"), b""), "[2001:db8::4]:12345"),
-        // A TLV with a client's certificate that is as long as it may be.
+        // A TLV with a client's certificate, of the maximum length.
         (v2(ip("192.0.2.6"), &long_tlv(16 * 1024 - 16 - 12)), "192.0.2.6:12345"),
-        // What a TLS balancer adds: ALPN, authority, unique id.
+        // What a TLS load balancer adds: ALPN, authority, unique ID.
         (v2(ip("192.0.2.5"), b"\x01\0\x02h2\x02\0\x03a.b\x05\0\x04abcd"), "192.0.2.5:12345"),
     ] {
         served(&gateway, &executor, &header, &build).await;
@@ -90,7 +90,7 @@ async fn local_and_unknown_headers_count_as_the_proxy() {
     }
 }
 
-/// However it comes, only the header is taken: what follows is the request.
+/// However the bytes are split, only the header is consumed: what follows is the request.
 #[tokio::test]
 async fn header_in_pieces_is_read() {
     let system = System::new().await;
@@ -111,7 +111,7 @@ async fn header_in_pieces_is_read() {
     }
 }
 
-/// Limits count the client that the header names, not the balancer, however that says an address.
+/// Limits count the client in the header, not the proxy, however the header encodes an address.
 #[tokio::test]
 async fn limits_per_address_count_the_announced_client() {
     let system = System::new().await;
@@ -140,7 +140,7 @@ async fn limits_per_address_count_the_announced_client() {
     }
 }
 
-/// `status` and the list of streams know the client as well.
+/// `status` and its list of streams use the client's address as well.
 #[tokio::test]
 async fn status_lists_the_announced_client() {
     let system = System::new().await;
@@ -170,13 +170,13 @@ async fn header_comes_before_the_tls_handshake() {
     executor.serve(b"log\n").await;
     assert_eq!(client.text().await, "log\n");
     streamed_to(&mut gateway, "192.0.2.7:12345").await;
-    // Without a header it is no client's hello that is waited for.
+    // Without a header the gateway does not wait for a ClientHello.
     let plain = Client::connect(gateway.address()).await;
     assert!(Client::try_handshake(plain, &identity).await.is_err());
     until_metric(&gateway, BROKEN, 1.0).await;
 }
 
-/// Closed without a word, counted, and nobody else's concern.
+/// Invalid headers: closed without a reply, counted, and without effect on other connections.
 #[tokio::test]
 async fn invalid_and_missing_headers_are_rejected() {
     let system = System::new().await;
@@ -196,18 +196,18 @@ async fn invalid_and_missing_headers_are_rejected() {
         let mut client = Client::connect(gateway.address()).await;
         client.send(&bytes).await;
         let (answer, ending) = client.rest().await;
-        // A reset where bytes were left unread.
+        // A reset if bytes were left unread.
         assert!(answer.is_empty(), "{} {ending:?}", answer.escape_ascii());
         broken += 1.0;
         until_metric(&gateway, BROKEN, broken).await;
     }
-    // Cut short.
+    // Truncated headers.
     let mut client = Client::connect(gateway.address()).await;
     client.send(b"PROXY TCP4 192.0.2.1").await;
     client.half_close().await;
     assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
     until_metric(&gateway, BROKEN, broken + 1.0).await;
-    // A balancer that looks whether we are there.
+    // A health check of the load balancer.
     let mut client = Client::connect(gateway.address()).await;
     client.half_close().await;
     assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));
@@ -234,7 +234,7 @@ async fn header_must_arrive_within_a_deadline() {
     }
 }
 
-/// From anybody else no header is looked for: one that comes is a bad request.
+/// From other addresses no header is expected: a header is a malformed request.
 #[tokio::test]
 async fn header_of_an_untrusted_peer_is_a_request() {
     let system = System::new().await;

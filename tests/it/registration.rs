@@ -1,4 +1,5 @@
-//! The gateway's entry in Zuul's component registry: what it says, when, and what it follows.
+//! The gateway's entry in Zuul's component registry: its content, when it changes, and what it
+//! depends on.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +13,7 @@ use crate::support::gateway::Builder;
 use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, GATEWAYS, System};
 
-/// The entry's text, byte for byte as Zuul's own `json.dumps(..., sort_keys=True)` orders it.
+/// Returns the entry's text, byte for byte as Zuul's `json.dumps(..., sort_keys=True)` orders it.
 fn text(port: Option<u16>, use_ssl: bool, zone: Option<&str>) -> String {
     let (port, zone) = (json!(port), json!(zone));
     let version = env!("CARGO_PKG_VERSION");
@@ -31,19 +32,19 @@ fn model_api(entries: &[Entry]) -> Option<u64> {
     entries.first().and_then(|entry| entry.content["model_api"].as_u64())
 }
 
-/// The one entry there is.
+/// Returns the only entry.
 fn only(entries: Vec<Entry>) -> Entry {
     assert_eq!(entries.len(), 1, "{entries:?}");
-    entries.into_iter().next().expect("one")
+    entries.into_iter().next().expect("one entry")
 }
 
-/// Waits until there is one entry and it says `running`.
+/// Waits until there is one entry, in state `running`.
 async fn running(system: &System) -> Entry {
     let one = |entries: &[Entry]| entries.len() == 1 && state(&entries[0]) == "running";
     only(system.until("a running entry", one).await)
 }
 
-/// Waits until the one entry there is announces `expected`.
+/// Waits until the only entry announces `expected`.
 async fn announced(system: &System, expected: u64) -> Entry {
     let what = format!("model_api {expected}");
     only(system.until(&what, |entries| model_api(entries) == Some(expected)).await)
@@ -57,13 +58,13 @@ async fn entry_of_a_plain_gateway_without_a_zone() {
     assert_eq!(entry.text, text(Some(gateway.port()), false, None));
 }
 
-/// Nobody dials a gateway without a zone, so upstream announces a port only where the
-/// configuration says "any".
+/// No other gateway connects to a gateway without a zone, so Zuul announces a port only where the
+/// configuration lets the kernel choose it.
 #[tokio::test]
 async fn public_port_is_not_announced_without_a_zone() {
     let system = System::new().await;
     let mut builder = Builder::new(&system);
-    // An address that only this test uses, so that the port stays free until the gateway has it.
+    // An address that only this test uses, so that the port stays free until the gateway binds it.
     let host = Ipv4Addr::new(127, 79, 1, 1);
     let free = TcpListener::bind((host, 0)).await.expect("a port");
     let address = free.local_addr().expect("its address");
@@ -120,7 +121,7 @@ async fn entry_is_an_ephemeral_sequential_node() {
     gateway.status("the entry's name", |line| line.ends_with(&status)).await;
 }
 
-/// Every state is held until it has been looked at: the gateway waits for ZooKeeper's answer to
+/// Every state is held until the test has checked it: the gateway waits for ZooKeeper's response to
 /// one change before it makes the next.
 #[tokio::test]
 async fn entry_goes_through_its_states() {
@@ -166,7 +167,7 @@ async fn data_model_is_the_lowest_of_the_other_components() {
     let executor = system.put_component("executor", 36).await;
     let gateway = Builder::new(&system).ready().await;
     assert_eq!(model_api(&[running(&system).await]), Some(35));
-    // The same node with other content: one that was upgraded.
+    // The same node with other content: an upgraded component.
     let upgraded = json!({"kind": "scheduler", "model_api": 38, "state": "running"}).to_string();
     system.put(&scheduler, upgraded.as_bytes()).await;
     announced(&system, 36).await;
@@ -178,8 +179,8 @@ async fn data_model_is_the_lowest_of_the_other_components() {
     drop(gateway);
 }
 
-/// Somebody older makes the system older for as long as he is there, and this gateway not a moment
-/// longer: it does not even begin to say so.
+/// An older component lowers the system's version as long as it is registered, and this gateway's
+/// own entry must not keep it low: it is never written with the lower version.
 #[tokio::test]
 async fn data_model_is_never_lowered() {
     let system = System::new().await;
@@ -190,8 +191,8 @@ async fn data_model_is_never_lowered() {
     let mut gateway = Builder::new(&system).log("level = \"debug\"").ready().await;
     let before = running(&system).await;
     assert_eq!(model_api(std::slice::from_ref(&before)), Some(40));
-    // What would be written because of the first is written before the last is heeded: requests of
-    // one session are answered in order.
+    // A write because of the first change precedes the reaction to the last one: requests of one
+    // session are answered in order.
     for (path, model) in components.iter().zip([30, 40, 40, 40]) {
         let content = json!({"model_api": model, "state": "running"}).to_string();
         system.put(path, content.as_bytes()).await;
@@ -207,7 +208,7 @@ async fn data_model_is_never_lowered() {
     announced(&system, 41).await;
 }
 
-/// Another gateway that says something old must not hold this one, nor this one it.
+/// Another gateway with an old version must not hold this one's version down, nor the reverse.
 #[tokio::test]
 async fn other_gateways_do_not_affect_the_data_model() {
     let system = System::new().await;
@@ -223,18 +224,18 @@ async fn other_gateways_do_not_affect_the_data_model() {
     assert_eq!(ours(&entries).expect("found").content["model_api"], 37);
 }
 
-/// A number of 0 would make every component of the system fall back to its oldest formats.
+/// A version of 0 would make every component of the system use its oldest formats.
 #[tokio::test]
 async fn data_model_is_never_0() {
     let system = System::new().await;
-    // There from the start: the gateway may see the merger's end before it sees a new component,
-    // and would be alone for that moment.
+    // Present from the start: otherwise the gateway could see the merger's end before it sees a new
+    // component, and would be alone for that moment.
     system.put_component("scheduler", 40).await;
     let merger = system.put_component("merger", 0).await;
     let _gateway = Builder::new(&system).ready().await;
     assert_eq!(model_api(&[running(&system).await]), Some(15));
     system.put(&merger, b"{\"kind\": \"merger\"}").await;
-    // The only thing left to see is that nothing goes lower while both are there.
+    // The only remaining observation is that the version does not fall while both are registered.
     system.remove(&merger).await;
     let entry = announced(&system, 40).await;
     assert!(entry.stat.version <= 2, "written for nothing: {entry:?}");
@@ -254,14 +255,14 @@ async fn invalid_entry_is_logged_once_and_ignored() {
     for (path, content) in garbage {
         system.put(&format!("/zuul/components/{path}"), content).await;
     }
-    // A kind that is no directory but has content, and one with nothing below it.
+    // A kind that is no directory but has content, and a kind without components.
     system.put("/zuul/components/file", b"not a kind").await;
     system.put("/zuul/components/empty", b"").await;
     let oldest = system.put_component("scheduler", 35).await;
     let mut gateway = Builder::new(&system).ready().await;
     assert_eq!(model_api(&[running(&system).await]), Some(35));
 
-    // Everything is read again, or not, as the list of a kind and the list of kinds change.
+    // A change of the list of kinds or of one kind's list reads everything again, or not.
     let old = system.put_component("executor", 36).await;
     system.remove(&oldest).await;
     announced(&system, 36).await;
@@ -279,8 +280,8 @@ async fn invalid_entry_is_logged_once_and_ignored() {
     assert_eq!(warnings.len(), garbage.len(), "{warnings:#?}");
 }
 
-/// A broken entry that is mended counts from then on, also where the one that held the system back
-/// leaves in the same moment: a state in which there is neither never was.
+/// A broken entry that is corrected counts from then on, even if the component that held the
+/// system's version down leaves in the same moment: there never was a state with neither.
 #[tokio::test]
 async fn corrected_entry_is_used() {
     let system = System::new().await;
@@ -294,7 +295,7 @@ async fn corrected_entry_is_used() {
         let path = format!("/zuul/components/executor/ze{model_api:010}");
         system.put(&path, b"{").await;
         gateway.logged(&path, |line| line.contains(&path)).await;
-        // Both changes come to the gateway at once.
+        // The gateway sees both changes together.
         proxy.hold();
         system.put(&path, format!("{{\"model_api\": {model_api}}}").as_bytes()).await;
         system.remove(&oldest).await;
@@ -324,7 +325,7 @@ async fn deleted_entry_is_created_again() {
     assert_eq!(system.entries().await.len(), 0);
 }
 
-/// Each is gone again before the gateway can have seen it in a list.
+/// Each is deleted before the gateway can have seen it in a list.
 #[tokio::test]
 async fn immediately_deleted_entries_are_created_again() {
     let system = System::new().await;
@@ -344,7 +345,7 @@ async fn immediately_deleted_entries_are_created_again() {
     gateway.status("the new name", |line| line.ends_with(&status)).await;
 }
 
-/// An ACL denies to list the gateways, so its removal cannot be watched.
+/// An ACL denies listing the gateways, so a removal cannot be watched.
 #[tokio::test]
 async fn gateways_are_listed_when_zookeeper_permits_it() {
     let system = System::new().await;

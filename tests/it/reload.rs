@@ -1,5 +1,5 @@
-//! Reading the configuration and certificates again while the gateway runs: all of it or nothing,
-//! and no stream lost.
+//! Reloading configuration and certificates while the gateway runs: all of it or nothing, without
+//! losing a stream.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -32,7 +32,7 @@ const SUCCESSFUL: &str = "zuul_fingergw_config_last_reload_successful";
 const SUCCESS_TIME: &str = "zuul_fingergw_config_last_reload_success_timestamp_seconds";
 
 impl Reloadable {
-    /// The certificate that a new connection is shown.
+    /// Returns the certificate that a new connection gets.
     async fn shows(&self, identity: &Identity) -> CertificateDer<'static> {
         let client = Client::connect_tls(self.address(), identity).await;
         shown(&client.stream)
@@ -48,7 +48,7 @@ fn certificate(identity: &Identity) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(&identity.cert).expect("a certificate")
 }
 
-/// Puts the files of `new` in the places of `old`.
+/// Replaces the files of `old` by those of `new`.
 fn renew(old: &Identity, new: &Identity) {
     fs::copy(&new.cert, &old.cert).expect("a certificate");
     fs::copy(&new.key, &old.key).expect("a key");
@@ -74,12 +74,12 @@ async fn renewed_certificate_is_used_for_new_connections() {
     let until = date_time_ymd(2099, 5, 6);
     let new = authority.identity_with("localhost", |params| params.not_after = until);
     renew(&identity, &new);
-    assert_eq!(served.shows(&client).await, old, "nobody has said so yet");
+    assert_eq!(served.shows(&client).await, old, "no reload yet");
     let before = served.metric(SUCCESS_TIME).await;
     assert_eq!(served.reloads().await, ["changed: certificate, key or CA of the gateway"]);
     assert_eq!(served.shows(&client).await, certificate(&new));
     assert_eq!(shown(&running.client.stream), old);
-    running.pass("under the old one\n").await;
+    running.pass("with the old certificate\n").await;
     for (series, value) in [(OK, 1.0), (FAILED, 0.0), (SUCCESSFUL, 1.0)] {
         assert_eq!(served.metric(series).await, value, "{series}");
     }
@@ -95,12 +95,12 @@ async fn renewed_certificate_is_used_for_new_connections() {
 
     assert_eq!(served.reloads().await, ["nothing has changed"]);
     running.finish().await;
-    // The registry has seen nothing of it.
+    // The registry entry has not changed.
     let now = system.entries().await;
     assert_eq!((now.len(), now[0].stat), (1, entries[0].stat));
 }
 
-/// A renewal that is under way, step by step.
+/// A certificate renewal in progress, step by step.
 #[tokio::test]
 async fn certificate_without_its_key_is_not_loaded() {
     let system = System::new().await;
@@ -148,8 +148,8 @@ async fn certificate_without_its_key_is_not_loaded() {
     assert_eq!(served.reloads().await, [replaced]);
     assert_eq!(served.shows(&client).await, cert_of(&cert));
     assert_eq!(served.metric(SUCCESSFUL).await, 1.0);
-    // One line each, with the fault and what to do.
-    served.gateway.logged_times("each fault", 7, |line| line.contains("ERROR")).await;
+    // One line each, with the error and the advice.
+    served.gateway.logged_times("each error", 7, |line| line.contains("ERROR")).await;
     let log = served.gateway.log();
     let errors: Vec<_> = log.iter().filter(|line| line.contains("ERROR")).collect();
     assert_eq!(errors.len(), 7, "{errors:#?}");
@@ -161,8 +161,8 @@ fn cert_of(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
 }
 
-/// One that peers will refuse is not put in the place of a good one; one that has come to that
-/// keeps nobody from changing something else.
+/// A certificate that peers will reject does not replace a valid one; one that has become invalid
+/// does not prevent other changes.
 #[tokio::test]
 async fn reload_warns_of_a_certificate_that_peers_will_reject() {
     let system = System::new().await;
@@ -183,7 +183,7 @@ async fn reload_warns_of_a_certificate_that_peers_will_reject() {
     assert!(lines.len() == 2 && lines[1].contains("has expired"), "{lines:#?}");
 }
 
-/// A secret of Kubernetes: files that lead through one link, which is swapped.
+/// A Kubernetes secret: files behind one link, which is replaced.
 #[tokio::test]
 async fn kubernetes_secret_is_read_again() {
     let system = System::new().await;
@@ -227,8 +227,8 @@ async fn kubernetes_secret_is_read_again() {
     stream.finish().await;
 }
 
-/// A secret that is swapped all the time while it is read: each reload takes one version whole, or
-/// nothing, and says so. No stream is lost over it, and no client sees anything but a valid pair.
+/// A secret that is replaced continuously while it is read: each reload uses one complete version,
+/// or none and reports that. No stream is lost, and every client gets a valid pair.
 #[tokio::test]
 async fn kubernetes_secret_replaced_during_a_reload_is_never_mixed() {
     let system = System::new().await;
@@ -265,7 +265,7 @@ async fn kubernetes_secret_replaced_during_a_reload_is_never_mixed() {
             while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
                 swaps += 1;
                 swap(&mount, swaps % 2);
-                // Else there would be no moment in which anything can be read.
+                // Without a pause the files could never be read.
                 std::thread::sleep(Duration::from_micros(fastrand::u64(..3000)));
             }
             swaps
@@ -286,15 +286,15 @@ async fn kubernetes_secret_replaced_during_a_reload_is_never_mixed() {
     let swaps = swapping.join().expect("no panic");
     assert!(taken > 0 && swaps > 30, "{taken} of 30 during {swaps} swaps");
 
-    // Healed by an end of it.
+    // Recovery: the replacements stop.
     swap(&mount, 1);
     served.reloads().await;
     assert_eq!(served.shows(&client).await, valid[1]);
     stream.finish().await;
 }
 
-/// A configuration that somebody is writing in place, cut wherever it leaves something out that must
-/// be there: nothing of it is taken.
+/// A configuration that is being written in place, truncated wherever a required part is missing:
+/// nothing of it is used.
 #[tokio::test]
 async fn truncated_configuration_is_not_loaded() {
     let system = System::new().await;
@@ -307,7 +307,7 @@ async fn truncated_configuration_is_not_loaded() {
         served.gateway.signal(Signal::HUP);
         stream.pass("all the time\n").await;
     }
-    // Signals that come while one is heeded are one: the last may be the only one that counts.
+    // Signals that arrive during a reload are merged: the last one may be the only one that counts.
     served.gateway.logged("a refusal", |line| line.contains("not reloaded")).await;
     replace(&served.config, &whole);
     assert_eq!(served.reloads().await, ["nothing has changed"]);
@@ -318,7 +318,7 @@ async fn truncated_configuration_is_not_loaded() {
     stream.finish().await;
 }
 
-/// Faults of the configuration: all of them, in the answer and in one line of the log.
+/// Errors in the configuration: all of them, in the output and in one log line.
 #[tokio::test]
 async fn invalid_configuration_is_not_loaded() {
     let system = System::new().await;
@@ -326,27 +326,27 @@ async fn invalid_configuration_is_not_loaded() {
     let mut served = Reloadable::start(builder).await;
     served.edit("grace = \"5s\"", "grace = \"soon\"");
     served.edit("connections = 7", "connections = 0");
-    // The gateway itself refuses them, so that its log and its metrics have them.
+    // The running gateway rejects the file, so its log and metrics report the errors.
     let faults = served.refuses().await;
     assert!(faults.len() == 2 && faults[0].contains("limits.grace = "), "{faults:?}");
     assert!(faults[1].contains("limits.connections = 0"), "{faults:?}");
     assert_eq!(served.metric(FAILED).await, 1.0);
-    // Nor do they keep anybody from the other commands.
+    // Other commands are not affected.
     assert_eq!(program(&["status"], &served.config).await.code, Some(0));
-    served.gateway.logged("the faults", |line| line.contains("not reloaded")).await;
+    served.gateway.logged("the errors", |line| line.contains("not reloaded")).await;
 
     served.gateway.signal(Signal::HUP);
-    let line = served.gateway.logged("the faults", |line| line.contains("not reloaded")).await;
+    let line = served.gateway.logged("the errors", |line| line.contains("not reloaded")).await;
     let faults = line.contains("limits.grace = ") && line.contains("limits.connections = 0");
     assert!(faults && line.contains("ERROR"), "{line}");
-    within("the second one", async { while served.metric(FAILED).await < 2.0 {} }).await;
+    within("the second failure", async { while served.metric(FAILED).await < 2.0 {} }).await;
     served.edit("grace = \"soon\"", "grace = \"9s\"");
     served.edit("connections = 0", "connections = 7");
     assert_eq!(served.reloads().await, ["changed: limits.grace"]);
 
     fs::remove_file(&served.config).expect("gone");
     served.gateway.signal(Signal::HUP);
-    served.gateway.logged("the fault", |line| line.contains("gateway.toml: cannot be read")).await;
+    served.gateway.logged("the error", |line| line.contains("gateway.toml: cannot be read")).await;
 }
 
 #[tokio::test]
@@ -371,7 +371,7 @@ async fn connection_limit_changes() {
     begins().await;
     assert!(refused().await);
 
-    // Fewer than there are: those go on, nobody new comes in.
+    // Fewer than are open: those stay, and new connections are rejected.
     served.edit("connections = 3", "connections = 2");
     served.reloads().await;
     for (client, log) in &mut streams {
@@ -383,7 +383,7 @@ async fn connection_limit_changes() {
         log.finish().await;
         assert_eq!(client.text().await, "");
     }
-    // Nothing tells when the places are free again: whoever is refused asks again.
+    // No notification exists for freed permits, so a rejected client tries again.
     let serving = async { executor.serve(b"log\n").await };
     let asking = within("a free place", async {
         while Client::ask(served.address(), &build).await.text().await != "log\n" {}
@@ -391,14 +391,14 @@ async fn connection_limit_changes() {
     tokio::join!(serving, asking);
 }
 
-/// A connection sees the limits of the moment it came, all the time.
+/// A connection keeps the limits of the moment it was accepted.
 #[tokio::test]
 async fn changed_request_timeout_applies_to_new_connections() {
     let system = System::new().await;
     let builder = Builder::new(&system).limits("request_timeout = \"1h\"");
     let served = Reloadable::start(builder).await;
     let mut patient = Client::connect(served.address()).await;
-    // It is taken once it shows among the connections.
+    // It has been accepted when `status` counts it.
     let open = "zuul_fingergw_connections_active{listener=\"plain\"}";
     within("the connection", async { while served.metric(open).await < 1.0 {} }).await;
     served.edit("request_timeout = \"1h\"", "request_timeout = \"100ms\"");
@@ -424,7 +424,7 @@ async fn client_certificate_requirement_changes() {
         client
     };
     let refused = async || {
-        // TLS 1.3 says so only now.
+        // TLS 1.3 reports this only now.
         let mut client = anonymous().await;
         let error = tokio::io::AsyncReadExt::read_u8(&mut client.stream).await;
         error.expect_err("an alert").to_string().contains("CertificateRequired")
@@ -440,7 +440,7 @@ async fn client_certificate_requirement_changes() {
     assert!(refused().await);
 }
 
-/// Who we are for other gateways, and how much we want of their names.
+/// The gateway's identity towards peers, and the verification of their names.
 #[tokio::test]
 async fn certificate_towards_other_gateways_changes() {
     let system = System::new().await;
@@ -474,14 +474,15 @@ async fn certificate_towards_other_gateways_changes() {
     assert_eq!(served.reloads().await, [changed]);
     let mut client = Client::ask(served.address(), &build).await;
     let dialed = async {
-        let (stream, _) = within("a connection", other.listener.accept()).await.expect("one");
+        let (stream, _) =
+            within("a connection", other.listener.accept()).await.expect("a connection");
         assert!(theirs.accept(stream).await.is_err(), "its name is another");
     };
     let ((), answer) = tokio::join!(dialed, client.text());
     assert_eq!(answer, "Internal streaming error: the zone's gateways cannot be reached\r\n");
 }
 
-/// What cannot change is named and stays; the rest changes.
+/// Keys that cannot change are reported and keep their values; the others change.
 #[tokio::test]
 async fn keys_that_need_a_restart_are_reported() {
     let system = System::new().await;
@@ -508,19 +509,19 @@ async fn keys_that_need_a_restart_are_reported() {
         "Build not found\r\n",
         "it listens where it did"
     );
-    // Still so the next time: what is compared with is what runs.
+    // Also at the next reload: the comparison is with the running values.
     assert_eq!(served.reloads().await, [expected[1]]);
 }
 
-/// Without its certificate in the configuration a TLS listener has the one it had: it cannot become
-/// a plain one.
+/// A TLS listener keeps its certificate if the configuration no longer has one: it must not become
+/// a plain listener.
 #[tokio::test]
 async fn removed_tls_listener_needs_a_restart() {
     let system = System::new().await;
     let (served, identity) = with_tls(&system, "").await;
     let text = fs::read_to_string(&served.config).expect("the configuration");
     let (before, rest) = text.split_once("[tls]\n").expect("a table");
-    let (_, behind) = rest.split_once("[zookeeper]\n").expect("the next one");
+    let (_, behind) = rest.split_once("[zookeeper]\n").expect("the next table");
     let without = format!("{}[zookeeper]\n{behind}", before.replace("tls = true", ""));
     replace(&served.config, &without);
     let restart = "effective after a restart: listener";
@@ -532,7 +533,7 @@ async fn removed_tls_listener_needs_a_restart() {
     RunningStream::start_tls(&system, served.address(), &identity).await.finish().await;
 }
 
-/// The service manager hears when it begins and when it is over, whether it goes well or not.
+/// The service manager is notified when a reload begins and ends, whether it succeeds or fails.
 #[tokio::test]
 async fn service_manager_is_notified_of_a_reload() {
     let system = System::new().await;
@@ -580,7 +581,7 @@ async fn log_level_changes() {
     assert!(!log.iter().any(|line| line.contains(" INFO ") && line.contains("stopped")));
 }
 
-/// Upstream's file, whose keys have other names.
+/// A `zuul.conf`, whose keys have other names.
 #[tokio::test]
 async fn zuul_conf_is_loaded_again() {
     let system = System::new().await;
@@ -619,8 +620,7 @@ async fn zuul_conf_is_loaded_again() {
     stream.finish().await;
 }
 
-/// The client has it with its session, and keeps it for all connections of that: nothing else is
-/// reported.
+/// The ZooKeeper client keeps its settings for all connections of a session: no change is reported.
 #[tokio::test]
 async fn verify_hostnames_of_zookeeper_needs_a_restart() {
     let system = System::new().await;
@@ -633,7 +633,7 @@ async fn verify_hostnames_of_zookeeper_needs_a_restart() {
     }
 }
 
-/// A session that works goes on; the next one is made with the new certificate.
+/// A working session continues; the next session uses the new certificate.
 #[tokio::test]
 async fn certificate_for_zookeeper_changes() {
     let system = System::new().await;
@@ -648,7 +648,7 @@ async fn certificate_for_zookeeper_changes() {
     served.gateway.until_running(&system).await;
     let entry = system.entries().await.swap_remove(0);
 
-    // ZooKeeper would not take this one, but nobody asks it.
+    // ZooKeeper would reject this certificate, but the gateway does not connect with it.
     renew(&first, &untrusted);
     let changed = "changed: certificate, key or CA for ZooKeeper, from the next connection on";
     for first in [changed, "nothing has changed"] {
@@ -671,7 +671,7 @@ async fn certificate_for_zookeeper_changes() {
     assert_ne!(back[0].stat.ephemeral_owner, entry.stat.ephemeral_owner);
 }
 
-/// The reader is then another one than whoever started it.
+/// The gateway then reads files as another user than the one that started it.
 #[tokio::test]
 async fn files_that_the_user_cannot_read_are_reported() {
     let system = System::new().await;
@@ -694,7 +694,8 @@ async fn files_that_the_user_cannot_read_are_reported() {
     served.reloads().await;
     assert_eq!(shows().await, certificate(&new));
 
-    // A configuration that only root can read is good for a start, and says what it is not good for.
+    // A configuration that only root can read is accepted at the start, with a warning that it
+    // cannot be reloaded.
     served.gateway.signal(Signal::TERM);
     served.gateway.exit().await;
     let builder = unprivileged(&system);
@@ -709,7 +710,7 @@ async fn files_that_the_user_cannot_read_are_reported() {
     );
 }
 
-/// Whoever asks is answered, however many ask at once, with streams running.
+/// Every concurrent caller gets a reply, while streams run.
 #[tokio::test]
 async fn concurrent_reloads_all_succeed() {
     let system = System::new().await;
@@ -730,7 +731,8 @@ async fn concurrent_reloads_all_succeed() {
     stream.finish().await;
 }
 
-/// Streams that began with an older configuration go on, however many there are, and leave nothing.
+/// Streams that started with an older configuration continue, however many there are, and release
+/// everything.
 #[tokio::test]
 async fn thousand_streams_continue_after_a_reload() {
     const STREAMS: usize = 1000;

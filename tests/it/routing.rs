@@ -1,5 +1,5 @@
-//! Which way a stream takes. Entries of other gateways are written before the gateway starts: it is
-//! ready only when it has read them.
+//! The route of a stream. Entries of other gateways are written before the gateway starts: it is
+//! ready only after it has read them.
 
 use rustix::process::Signal;
 
@@ -36,7 +36,7 @@ async fn builds_of_own_zone_and_without_zone_are_direct() {
     }
 }
 
-/// An executor of a zone may take unzoned builds: where it is decides, not the queue.
+/// An executor of a zone may run builds without a zone: its own zone decides, not the queue.
 #[tokio::test]
 async fn zone_of_the_executor_decides() {
     let system = System::new().await;
@@ -77,10 +77,10 @@ async fn one_dead_gateway_of_two_costs_no_stream() {
         assert_log_comes_from(&alive, gateway.address(), &build).await;
     }
     let failed = gateway.log().iter().filter(|line| line.contains("hop failed")).count();
-    assert!(failed > 0, "the dead one was never tried: this test shows nothing");
+    assert!(failed > 0, "the dead gateway was never tried, so this test has not tested failover");
 }
 
-/// What a bad gateway does with a connection it has accepted.
+/// What a broken gateway does with an accepted connection.
 #[derive(Clone, Copy, Debug)]
 enum Bad {
     Closes,
@@ -108,7 +108,7 @@ async fn silent_gateway_fails_over() {
             }
         });
         let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
-        // In random order: go on until the bad one has had its turn.
+        // The order is random: continue until the broken gateway has been tried.
         within("its turn", async {
             while output.try_recv().is_err() {
                 assert_log_comes_from(&alive, gateway.address(), &build).await;
@@ -119,7 +119,7 @@ async fn silent_gateway_fails_over() {
     }
 }
 
-/// A gateway that takes the connection and then says nothing of TLS.
+/// A gateway that accepts the connection and never completes the TLS handshake.
 #[tokio::test]
 async fn hanging_tls_handshake_fails_over() {
     let system = System::new().await;
@@ -136,7 +136,7 @@ async fn hanging_tls_handshake_fails_over() {
     let late = |line: &String| {
         line.contains("hop failed") && line.contains(&late) && line.contains("nothing within")
     };
-    // In random order: go on until the silent one has had its turn.
+    // The order is random: continue until the silent gateway has been tried.
     within("its turn", async {
         while !gateway.log().iter().any(late) {
             let mut client = Client::ask(gateway.address(), &build).await;
@@ -149,8 +149,8 @@ async fn hanging_tls_handshake_fails_over() {
     .await;
 }
 
-/// Asks for `build` until its log comes from `hop` instead of from `other`: nothing tells when the
-/// gateway has seen what changed in the registry.
+/// Requests `build` until its log comes from `hop` instead of from `other`: there is no
+/// notification that the gateway has read a change of the registry.
 async fn until_it_comes_from(hop: &Executor, other: &Executor, gateway: &Gateway, build: &str) {
     within("another route", async {
         loop {
@@ -170,7 +170,7 @@ async fn until_it_comes_from(hop: &Executor, other: &Executor, gateway: &Gateway
     .await;
 }
 
-/// Routes follow a gateway of another zone through its life, and the zone's name.
+/// Routes follow the changes of a peer gateway's entry, and of its zone's name.
 #[tokio::test]
 async fn routes_follow_the_registry() {
     let system = System::new().await;
@@ -209,7 +209,7 @@ async fn executor_of_a_zone_without_gateways_is_asked_directly() {
     assert_log_comes_from(&executor, gateway.address(), &build).await;
 }
 
-/// Each at once when the one before it has failed: nobody's head start is waited for.
+/// Each hop is tried immediately after a failure, without its hedge delay.
 #[tokio::test]
 async fn executor_is_asked_when_all_gateways_of_its_zone_fail() {
     let dead = [refusing_port().await, refusing_port().await];
@@ -244,10 +244,10 @@ async fn gateways_that_do_not_run_or_have_no_port_are_no_hops() {
         assert_log_comes_from(&good, gateway.address(), &build).await;
     }
     let tried = gateway.log().iter().any(|line| line.contains("hop failed"));
-    assert!(!tried, "a portless or wrong one was tried");
+    assert!(!tried, "a gateway without a port or of another zone was tried");
 }
 
-/// A gateway that stops leaves the choice at once, for whoever follows the registry.
+/// A gateway that stops is removed from the routes immediately.
 #[tokio::test]
 async fn stopped_gateway_is_not_a_hop() {
     let system = System::new().await;
@@ -261,8 +261,9 @@ async fn stopped_gateway_is_not_a_hop() {
     assert!(!east.log().iter().any(|line| line.contains("hop failed")));
 }
 
-/// A port forward that leads back to this gateway, plain: its request comes in again, and again. It
-/// ends by itself, while others are served, and says nothing about the gateway that is registered.
+/// A port forward that leads back to this gateway without TLS: its request arrives again and again.
+/// The loop ends by itself, other clients are served meanwhile, and nothing is logged about the
+/// registered gateway.
 #[tokio::test]
 async fn loop_of_plain_gateways_ends() {
     let system = System::new().await;
@@ -301,7 +302,7 @@ async fn loop_of_plain_gateways_ends() {
     assert_eq!(now["hops"][0]["state"], "untried", "{now}");
 }
 
-/// An entry of another zone with our own address would lead back to us, and again.
+/// An entry of another zone with our own address would lead back to us repeatedly.
 #[tokio::test]
 async fn own_entry_is_no_hop() {
     let system = System::new().await;
@@ -341,7 +342,7 @@ async fn build_is_found_among_two_hundred_zones() {
     }
 }
 
-/// A zone may be called anything that a znode may.
+/// A zone may have any name that is valid for a znode.
 #[tokio::test]
 async fn zone_names_may_be_any_text() {
     let system = System::new().await;
@@ -352,7 +353,7 @@ async fn zone_names_may_be_any_text() {
     assert_log_comes_from(&executor, gateway.address(), &build).await;
 }
 
-/// A TLS gateway of another zone, for which this one has no certificate: the next hop has to do.
+/// A peer gateway with TLS, for which this one has no certificate: the next hop is used.
 #[tokio::test]
 async fn tls_gateway_without_own_certificate_fails_over() {
     let system = System::new().await;
@@ -365,7 +366,7 @@ async fn tls_gateway_without_own_certificate_fails_over() {
     gateway.logged("what to do", |line| line.contains("set tls.cert")).await;
 }
 
-/// Whether a gateway whose certificate does not carry its registered name is accepted.
+/// Whether a gateway is accepted whose certificate does not contain its registered name.
 async fn wrong_name(verify_hostnames: bool) -> String {
     let system = System::new().await;
     let authority = &system.zookeeper.authority;
@@ -379,7 +380,7 @@ async fn wrong_name(verify_hostnames: bool) -> String {
     let acceptor = acceptor(&untrusted);
     let serving = tokio::spawn(async move {
         let (stream, _) = other.listener.accept().await.expect("a connection");
-        // The gateway breaks the handshake off where it minds the name.
+        // The gateway aborts the handshake if it verifies the name.
         if let Ok(mut stream) = acceptor.accept(stream).await {
             use tokio::io::AsyncWriteExt as _;
             let _ = stream.write_all(b"log\n").await;

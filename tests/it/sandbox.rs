@@ -1,4 +1,5 @@
-//! Sandboxes and kernels that lack what the gateway uses where it is there: logs arrive without it.
+//! Sandboxes and kernels without the system calls that the gateway uses if available: logs arrive
+//! without them.
 
 use nix::libc;
 
@@ -8,7 +9,7 @@ use crate::support::gateway::Builder;
 use crate::support::sandbox::{Denied, without};
 use crate::support::system::System;
 
-/// Sees a log that pours arrive, then one line, and both again.
+/// Checks that a large log arrives, then one line, and both again.
 async fn serves() {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
@@ -21,7 +22,7 @@ async fn serves() {
         let (received, ()) = tokio::join!(client.rest(), executor.serve(&log));
         assert!(received == (log.clone(), Ending::Clean), "{} bytes", received.0.len());
         let mut client = Client::ask_tls(gateway.addresses[1], &identity, &build).await;
-        // The stream is silent for a while, so its peers are to be probed.
+        // The stream is idle for a while, so keepalive is enabled.
         let stream = executor.begin(&mut client).await;
         stream.finish().await;
         assert_eq!(client.rest().await, (Vec::new(), Ending::Clean));

@@ -1,5 +1,5 @@
-//! The end of a gateway: out of the registry first, then no more connections, then the streams
-//! that run, then exit.
+//! Shutdown of a gateway: it removes its registry entry first, then closes its listeners, then
+//! waits for running streams, then exits.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -16,14 +16,14 @@ use crate::support::proxy::Proxy;
 use crate::support::system::{Entry, System};
 use crate::support::within;
 
-/// A gateway with a plain listener and a TLS one, and `limits`.
+/// Starts a gateway with a plain listener, a TLS listener, and `limits`.
 async fn two_doors(system: &System, limits: &str) -> Gateway {
     let identity = system.zookeeper.authority.identity("localhost");
     let builder = Builder::new(system).tls(&identity).listeners(&["", "tls = true"]);
     builder.limits(limits).ready().await
 }
 
-/// One build's log, asked for at each of the two doors.
+/// The log of one build, requested through each of the two listeners.
 struct Two {
     executor: Executor,
     build: String,
@@ -34,7 +34,7 @@ struct Two {
 }
 
 impl Two {
-    /// Streams of which something has come through.
+    /// Starts streams that have relayed a line.
     async fn streams(system: &System, gateway: &Gateway) -> Self {
         let executor = Executor::start().await;
         let build = system.put_build(None, Some(&executor.worker(None))).await;
@@ -47,7 +47,8 @@ impl Two {
     }
 }
 
-/// Waits until the gateway's port is closed. The kernel tells nobody, so this asks again.
+/// Waits until the gateway's port is closed. The kernel sends no notification of that, so this
+/// polls.
 async fn refuses(address: SocketAddr) {
     let closed = async {
         loop {
@@ -66,7 +67,7 @@ async fn until_gone(system: &System) {
     system.until("the entry to be gone", <[Entry]>::is_empty).await;
 }
 
-/// What the gateway logged of each stream's end.
+/// Returns the logged end of each stream.
 fn ends(gateway: &Gateway) -> Vec<String> {
     let log = gateway.log().into_iter();
     log.filter(|line| line.contains("stream ended"))
@@ -100,7 +101,7 @@ async fn stop_waits_for_streams_to_end() {
         tls.expect(b"after\n").await;
         assert_eq!(ends(&gateway), [""; 0], "both are still running");
 
-        // More than fits into the buffers on the way.
+        // More than the buffers on the way can hold.
         let rest: Vec<u8> = (0..8_000_000_u32).map(|n| (n % 251) as u8).collect();
         let write = async {
             plain_log.write(&rest).await;
@@ -135,14 +136,14 @@ async fn stop_without_streams() {
     }
 }
 
-/// A cut stream must not look like a finished one.
+/// A reset stream must not look like a finished one.
 #[tokio::test]
 async fn stop_aborts_streams_after_the_grace() {
     let system = System::new().await;
     let mut gateway = two_doors(&system, "grace = \"1s\"").await;
     let Two { executor, build, mut plain, mut plain_log, mut tls, mut tls_log } =
         Two::streams(&system, &gateway).await;
-    // One that gets nothing, and one that takes nothing: its stream fills all buffers.
+    // One stream without data, and one whose client does not read and which fills all buffers.
     let mut silent = Client::ask(gateway.addresses[0], &build).await;
     let mut silent_log = executor.accept().await;
     let stalled = Client::ask(gateway.addresses[0], &build).await;
@@ -155,7 +156,7 @@ async fn stop_aborts_streams_after_the_grace() {
     assert_eq!(plain.rest().await, (Vec::new(), Ending::Reset));
     assert_eq!(tls.rest().await, (Vec::new(), Ending::Reset));
     assert_eq!(silent.rest().await, (Vec::new(), Ending::Reset));
-    // The executor learns of it, too.
+    // The executor sees the reset as well.
     plain_log.closed().await;
     tls_log.closed().await;
     silent_log.closed().await;
@@ -189,7 +190,7 @@ async fn second_signal_stops_immediately() {
     }
 }
 
-/// The entry cannot be taken out: it goes with the session. The streams are not to suffer.
+/// The entry cannot be removed: it disappears with the session. Streams must not be affected.
 #[tokio::test]
 async fn stop_while_zookeeper_hangs() {
     let system = System::new().await;
@@ -228,7 +229,7 @@ async fn stop_while_zookeeper_is_down() {
     until_gone(&system).await;
 }
 
-/// Withdrawing is tried for a while, and ZooKeeper may come back in that time.
+/// The gateway retries the removal for a while, in which ZooKeeper may return.
 #[tokio::test]
 async fn stop_removes_the_entry_when_zookeeper_returns_in_time() {
     let system = System::new().await;
@@ -267,7 +268,7 @@ async fn stop_before_the_first_connection_to_zookeeper() {
     }
 }
 
-/// Whoever had connected is served: they could not know.
+/// Clients that had connected before are served: they could not know of the shutdown.
 #[tokio::test]
 async fn stop_serves_connections_that_have_not_asked_yet() {
     let system = System::new().await;
@@ -276,7 +277,7 @@ async fn stop_serves_connections_that_have_not_asked_yet() {
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let mut silent = Client::connect(gateway.addresses[0]).await;
     let shaking = Client::connect(gateway.addresses[1]).await;
-    // The connections are accepted in order, so those before this one are, too.
+    // Connections are accepted in order, so those before this one have been accepted.
     serves(&system, gateway.addresses[0]).await;
     let identity = system.zookeeper.identity.clone();
     drop(Client::ask_tls(gateway.addresses[1], &identity, "no build").await);
@@ -302,7 +303,7 @@ async fn stop_serves_connections_that_have_not_asked_yet() {
     exits_0(&mut gateway).await;
 }
 
-/// Connections that stay silent do not keep the gateway beyond its grace period.
+/// Silent connections do not delay the exit beyond the grace period.
 #[tokio::test]
 async fn stop_closes_silent_connections() {
     let system = System::new().await;

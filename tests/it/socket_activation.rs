@@ -1,4 +1,4 @@
-//! Sockets that somebody else holds, as systemd does: a restart refuses nobody.
+//! Sockets that another process holds, as systemd does: a restart refuses no connection.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -19,8 +19,8 @@ use crate::support::system::System;
 use crate::support::within;
 use crate::support::zookeeper::reserve_port;
 
-/// Hands its standard input on as the one socket of sd_listen_fds(3), and runs its arguments in its
-/// place. A process cannot know its child's id before that runs, hence the shell.
+/// Passes its standard input on as the only socket of sd_listen_fds(3) and execs its arguments.
+/// LISTEN_PID must be the process's own ID, which is unknown before it runs, hence the shell.
 const PASSING: [&str; 4] = [
     "sh",
     "-c",
@@ -33,14 +33,14 @@ fn passing(command: &mut Command, socket: impl Into<OwnedFd>) {
     command.stdin(Stdio::from(socket.into()));
 }
 
-/// A listening socket of this process, and its address.
+/// Returns a listening socket of this process, and its address.
 fn socket() -> (StdListener, SocketAddr) {
     let socket = StdListener::bind(("127.0.0.1", 0)).expect("a socket");
     let address = socket.local_addr().expect("its address");
     (socket, address)
 }
 
-/// A gateway that is to listen on `address`.
+/// Returns a gateway's builder that listens on `address`.
 fn at(system: &System, address: SocketAddr) -> Builder {
     let line = format!("address = \"{address}\"");
     Builder::new(system).listeners(&[&line])
@@ -54,8 +54,8 @@ async fn with_socket(system: &System, socket: &StdListener) -> Gateway {
     gateway
 }
 
-/// Broken: nothing but a gateway restarted. Clients that come all the time, and one that comes when
-/// there is none at all, are all served; a stream that runs has the time of the grace.
+/// A restart of the gateway. Clients that connect continuously and one that connects while no
+/// gateway runs are all served; a running stream has the grace period.
 #[tokio::test]
 async fn restart_with_socket_activation_rejects_no_client() {
     let system = System::new().await;
@@ -68,7 +68,7 @@ async fn restart_with_socket_activation_rejects_no_client() {
     first.signal(Signal::TERM);
     stream.finish().await;
     assert!(first.exit().await.success());
-    // Nobody is there to take this one.
+    // No gateway runs that could accept this connection.
     let mut between = Client::ask(address, &clients.build).await;
     let mut second = with_socket(&system, &socket).await;
     assert_eq!(between.text().await, ContinuousClients::LOG);
@@ -76,12 +76,12 @@ async fn restart_with_socket_activation_rejects_no_client() {
     clients.stop().await;
     second.signal(Signal::TERM);
     assert!(second.exit().await.success());
-    // What is left of it is ours alone.
+    // Only this process holds the socket now.
     TcpStream::connect(address).await.expect("the socket listens on");
 }
 
-/// Clients that wait for a restart, and whose build is in another zone, where its executor cannot be
-/// dialed: the gateways of that zone have not been read when the requests are.
+/// Clients that wait for a restart and whose build is in another zone, where its executor cannot be
+/// reached: when the requests arrive, the gateways of that zone have not been read yet.
 #[tokio::test]
 async fn requests_wait_until_gateways_of_other_zones_are_known() {
     const CLIENTS: usize = 20;
@@ -114,8 +114,8 @@ async fn requests_wait_until_gateways_of_other_zones_are_known() {
     serving.abort();
 }
 
-/// The real tool: two sockets and that of health and metrics; the connection that has it start the
-/// gateway is served. A listener beside them that gets no socket is bound as usual.
+/// The real tool, with two listeners and the admin listener; the connection that starts the gateway
+/// is served. A further listener without a socket is bound as usual.
 #[tokio::test]
 async fn sockets_from_systemd_are_used() {
     let system = System::new().await;
@@ -132,7 +132,7 @@ async fn sockets_from_systemd_are_used() {
     let wrapper = [&wrapper[..], &["--fdname=finger:finger-tls"]].concat();
     let starting = builder.start_changed(|command| wrap(command, &wrapper));
     let asking = within("a socket", async {
-        // Nothing tells when it listens.
+        // The tool does not report when it listens.
         while TcpStream::connect(&plain).await.is_err() {
             tokio::task::yield_now().await;
         }
@@ -155,8 +155,8 @@ async fn sockets_from_systemd_are_used() {
     assert!(names.len() == 2 && names[1].contains("finger-tls"), "{names:?}");
 }
 
-/// `ListenStream=` with no more than a port is 0.0.0.0 where IPv6 is switched off, and the listener
-/// `[::]` all the same.
+/// `ListenStream=` with only a port is 0.0.0.0 if IPv6 is disabled, and must match the listener
+/// `[::]`.
 #[tokio::test]
 async fn listener_without_ipv6_falls_back_to_ipv4() {
     let system = System::new().await;
@@ -169,7 +169,7 @@ async fn listener_without_ipv6_falls_back_to_ipv4() {
     serves(&system, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await;
 }
 
-/// Passed to somebody else, whose environment we have.
+/// Sockets passed to another process, whose environment this one has inherited.
 #[tokio::test]
 async fn sockets_for_another_process_are_ignored() {
     let system = System::new().await;
@@ -186,7 +186,7 @@ async fn sockets_for_another_process_are_ignored() {
     serves(&system, gateway.address()).await;
 }
 
-/// How it ends when it is passed `socket`, and what it says of it.
+/// Starts the gateway with `socket`, which must fail, and returns its output.
 async fn refuses(builder: Builder, socket: impl Into<OwnedFd>) -> String {
     let config = builder.write();
     let mut command = Command::new(BINARY);

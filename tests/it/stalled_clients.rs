@@ -1,5 +1,5 @@
-//! Clients that stop reading while their logs pour: what the gateway and its kernel hold for them, and
-//! whose stream ends where there are too many of them.
+//! Clients that stop reading during a log: how much the gateway and its kernel buffer for them, and
+//! which streams are reset when too many clients stall.
 
 use std::io::ErrorKind;
 use std::process::Command;
@@ -34,7 +34,8 @@ impl Site {
         Self { _system: system, gateway, executor, build }
     }
 
-    /// A client at `local` that has asked and reads nothing, and the executor's side of its stream.
+    /// Returns a client at `local` that has sent a request and reads nothing, and the executor's
+    /// side of its stream.
     async fn ask_from(&self, local: &str) -> (Client<TcpStream>, Stream<TcpStream>) {
         let mut client = Client::connect_narrow_from(local, self.gateway.address()).await;
         client.send(format!("{}\n", self.build).as_bytes()).await;
@@ -42,8 +43,8 @@ impl Site {
     }
 }
 
-/// What the kernel grants a stream that flows must not be what it holds for one that stalls. What was
-/// taken and not read is at the gateway, but for the executor's send buffer and the client's receive
+/// The kernel must not hold for a stalled stream what it grants to an active one. What was sent and
+/// not read is in the gateway, except for the executor's send buffer and the client's receive
 /// buffer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn little_memory_is_held_for_a_stalled_client() {
@@ -76,7 +77,8 @@ async fn little_memory_is_held_for_a_stalled_client() {
     }
 }
 
-/// The bounds on the receive buffers of the gateway's connections to clients, which `ss` shows as `rb`.
+/// Returns the sizes of the receive buffers of the gateway's connections to clients, which `ss`
+/// shows as `rb`.
 fn receive_buffers(gateway: &Gateway) -> Vec<u64> {
     let filter = format!("sport = :{}", gateway.port());
     let arguments = ["--tcp", "--memory", "--numeric", "--no-header", "state", "established"];
@@ -88,8 +90,8 @@ fn receive_buffers(gateway: &Gateway) -> Vec<u64> {
     sockets.split("skmem:(").skip(1).map(bound).collect()
 }
 
-/// What a client sends after its request is read up to a bound; the kernel must not hold much of the
-/// rest.
+/// The gateway reads what a client sends after its request up to a limit; the kernel must not
+/// buffer much of the rest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn little_memory_is_held_of_what_a_client_sends() {
     let site = Site::start("").await;
@@ -111,8 +113,8 @@ async fn little_memory_is_held_of_what_a_client_sends() {
     sending.abort();
 }
 
-/// An eighth of the connections of one address may wait for their clients. Beyond that streams of this
-/// address are cut, and none of another one.
+/// An eighth of the connections of one address may stall. Further streams of this address are
+/// reset; other addresses are not affected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_clients_are_limited_per_address() {
     const MAY_WAIT: usize = 8;
@@ -137,8 +139,8 @@ async fn stalled_clients_are_limited_per_address() {
     sending.await.expect("the executor");
 }
 
-/// A log that is smaller than the buffers never makes the gateway wait for room. While it is silent the
-/// kernel holds all of it all the same.
+/// A log that is smaller than the buffers never makes the gateway wait for the client. While the
+/// log is idle, the kernel holds all of it nevertheless.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_clients_of_idle_logs_are_limited() {
     const MAY_WAIT: usize = 8;
@@ -153,7 +155,7 @@ async fn stalled_clients_of_idle_logs_are_limited() {
     ended(&site.gateway, "client_evicted", TOO_MANY).await;
     let mut whole = 0;
     for (mut client, mut stream) in streams {
-        // The gateway has reset those of the streams that it has cut.
+        // The gateway has reset the executor's connections of the streams that it has reset.
         if stream.try_write(b"x").await {
             stream.finish().await;
             let (received, ending) = client.rest().await;
@@ -173,7 +175,7 @@ async fn stalled_client_of_an_idle_log_is_reset() {
     ended(&site.gateway, "client_stalled", 1).await;
 }
 
-/// The kernel would go on to hold a log that has ended for a client that does not read it.
+/// The kernel would continue to hold a finished log for a client that does not read it.
 #[tokio::test]
 async fn stalled_client_of_an_ended_log_is_reset() {
     let site = Site::start("write_timeout = \"500ms\"").await;

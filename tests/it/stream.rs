@@ -39,7 +39,7 @@ async fn half_closed_client_keeps_its_stream() {
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.begin(&mut client).await;
     client.half_close().await;
-    // Twice: the second comes when the first has been through, the half-close long before it.
+    // Twice: when the second one arrives, the first has been relayed, long after the half-close.
     for line in [b"after\n", b"later\n"] {
         stream.write(line).await;
         client.expect(line).await;
@@ -78,7 +78,7 @@ async fn reset_after_a_half_close_ends_both_sides() {
     stream.closed().await;
 }
 
-/// A client that closes is gone, but says no more than one that half-closes: the next bytes tell.
+/// A client that closes is gone, but looks like a half-close; the next bytes show the difference.
 #[tokio::test]
 async fn closed_client_is_noticed_by_writing() {
     let (_system, mut gateway, executor, build) = direct("").await;
@@ -143,14 +143,14 @@ async fn hanging_executor_gets_a_reply() {
     stream.closed().await;
 }
 
-/// Once a log has begun it may be silent for as long as it likes: the deadline for the first byte
-/// passes many times over while the second waits for something that takes longer.
+/// After its first byte a log may be idle for any time: the first-byte deadline passes many times
+/// while the second byte waits for something that takes longer.
 #[tokio::test]
 async fn started_log_may_be_idle() {
     let (_system, gateway, executor, build) = direct("first_byte_timeout = \"20ms\"").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.begin(&mut client).await;
-    // Another client runs into that deadline meanwhile, ten times.
+    // Another client runs into that deadline ten times meanwhile.
     for _ in 0..10 {
         let mut other = Client::ask(gateway.address(), &build).await;
         let silent = executor.accept().await;
@@ -181,7 +181,7 @@ async fn aborted_log_ends_with_a_reset() {
     assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "no text of the gateway's");
 }
 
-/// What one gateway cuts, the next one must not take for an end.
+/// A reset by one gateway must not look like an end to the next one.
 #[tokio::test]
 async fn abort_crosses_two_zones() {
     for tls in [false, true] {
@@ -205,7 +205,7 @@ async fn executor_that_closes_without_data_gets_a_reply() {
     assert_eq!(answer, "Internal streaming error: the executor does not answer\r\n");
 }
 
-/// Python's gateways close TLS without close_notify; that is an end like any other.
+/// Zuul's own gateways close TLS without close_notify; that is a clean end.
 #[tokio::test]
 async fn end_without_close_notify_ends_the_log() {
     let system = System::new().await;
@@ -222,8 +222,8 @@ async fn end_without_close_notify_ends_the_log() {
     assert_eq!(client.text().await, "all of it\n");
 }
 
-/// What a client sends behind its request is thrown away, and its close is no reset that would
-/// overtake the log's end.
+/// What a client sends after its request is discarded, and closing its connection must not cause a
+/// reset that overtakes the end of the log.
 #[tokio::test]
 async fn bytes_after_the_request_are_ignored() {
     let (_system, gateway, executor, build) = direct("").await;
@@ -242,14 +242,15 @@ async fn bytes_after_the_request_are_ignored() {
     assert_eq!(ending, Ending::Clean);
 }
 
-/// The client reads nothing until the gateway is about to cut: the bytes wait in its socket.
+/// The client reads nothing until the gateway is about to reset: the bytes wait in the client's
+/// socket.
 #[tokio::test]
 async fn aborted_log_arrives_as_far_as_it_was_sent() {
     let (_system, mut gateway, executor, build) = direct("").await;
     let mut client = Client::connect_narrow(gateway.address()).await;
     client.send(format!("{build}\n").as_bytes()).await;
     let mut stream = executor.accept().await;
-    // More than the client's side takes unread, less than both sides do.
+    // More than the client's side buffers, less than both sides do.
     let log: Vec<u8> = (0..200_000).map(pattern).collect();
     stream.write(&log).await;
     stream.reset_when_taken().await;
@@ -259,7 +260,7 @@ async fn aborted_log_arrives_as_far_as_it_was_sent() {
     assert_eq!(ending, Ending::Reset);
 }
 
-/// A gateway that is stopped and continued has lost nothing.
+/// A gateway that is stopped and continued loses nothing.
 #[tokio::test]
 async fn stopped_and_continued_gateway_goes_on() {
     let (_system, gateway, executor, build) = direct("").await;

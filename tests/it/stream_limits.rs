@@ -1,4 +1,4 @@
-//! Streams that may not be silent, or run, for ever.
+//! Limits for idle time and total time of streams.
 
 use std::cell::Cell;
 
@@ -28,7 +28,7 @@ impl Site {
         Self { system, gateway, executor, build }
     }
 
-    /// Sees a stream cut that is silent behind its first line.
+    /// Checks that a stream is reset that is idle after its first line.
     async fn silent_one_is_cut(&self) {
         let mut client = Client::ask(self.gateway.address(), &self.build).await;
         let mut stream = self.executor.begin(&mut client).await;
@@ -37,8 +37,8 @@ impl Site {
     }
 }
 
-/// The one that says nothing is cut while another one goes on, a line at a time and in pieces that
-/// go through a pipe.
+/// An idle stream is reset while others continue, one with lines and one with bulk data through a
+/// pipe.
 #[tokio::test]
 async fn idle_stream_is_aborted_and_an_active_one_is_not() {
     let site = Site::start("stream_idle = \"3s\"").await;
@@ -60,7 +60,7 @@ async fn idle_stream_is_aborted_and_an_active_one_is_not() {
     ended(&site.gateway, "stream_idle", 1).await;
 }
 
-/// Up to its first byte a stream has another deadline.
+/// Before its first byte a stream has another deadline.
 #[tokio::test]
 async fn idle_time_counts_from_the_first_byte() {
     let site = Site::start("stream_idle = \"50ms\"").await;
@@ -74,7 +74,7 @@ async fn idle_time_counts_from_the_first_byte() {
     ended(&site.gateway, "stream_idle", 2).await;
 }
 
-/// However much it has to say; and what it has said arrives.
+/// An active stream is reset as well; everything sent before arrives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stream_is_aborted_at_its_maximum_age() {
     let site = Site::start("stream_total = \"3s\"").await;
@@ -100,7 +100,7 @@ async fn stream_is_aborted_at_its_maximum_age() {
     let ((), ending) = within("the cut", both).await;
     assert_eq!(ending, Ending::Reset);
     ended(&site.gateway, "stream_total", 1).await;
-    // The next one has its own time.
+    // The next stream has its own time.
     let mut client = Client::ask(site.gateway.address(), &site.build).await;
     site.executor.serve(b"log\n").await;
     assert_eq!(client.text().await, "log\n");

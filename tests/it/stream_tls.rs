@@ -12,13 +12,13 @@ use crate::support::client::{Client, Ending};
 use crate::support::executor::Executor;
 use crate::support::gateway::Builder;
 use crate::support::logs::{exact, in_pieces, reset_while_it_flows};
-use crate::support::namespace::apart;
+use crate::support::namespace::in_namespaces;
 use crate::support::system::System;
 use crate::support::tls::{Served, served};
 use crate::support::within;
 use crate::support::zookeeper::ZooKeeper;
 
-/// Sizes around every buffer and record there is.
+/// Sizes around those of all buffers and records.
 #[tokio::test]
 async fn logs_of_every_size_are_exact_over_tls() {
     let Served { gateway, executor, build, identity, .. } = served("", "").await;
@@ -51,7 +51,8 @@ async fn client_can_distinguish_an_abort_from_an_end() {
     }
 }
 
-/// As zuul-web leaves: TCP ends without a close_notify, and nothing is being written to the client.
+/// As zuul-web disconnects: TCP ends without a close_notify, while nothing is written to the
+/// client.
 #[tokio::test]
 async fn client_that_closes_without_close_notify_has_left() {
     let Served { mut gateway, executor, build, identity, .. } = served("", "").await;
@@ -60,12 +61,13 @@ async fn client_that_closes_without_close_notify_has_left() {
     let mut stream = executor.begin(&mut client).await;
     drop(client);
     stream.closed().await;
-    let line = gateway.logged("its end", |line| line.contains("stream ended")).await;
+    let line = gateway.logged("the stream to end", |line| line.contains("stream ended")).await;
     assert!(line.ends_with("end=\"client left\""), "{line}");
     gateway.until_sockets(before).await;
 }
 
-/// Asks for `build` and ends the sending direction with a close_notify; with `fin` TCP's as well.
+/// Requests `build` and ends the sending direction with a close_notify; with `fin` also that of
+/// TCP.
 async fn ask_and_half_close(
     address: SocketAddr,
     identity: &Identity,
@@ -89,7 +91,8 @@ async fn client_that_sent_close_notify_gets_the_whole_log() {
     for fin in [false, true] {
         let mut client = ask_and_half_close(gateway.address(), &identity, &build, fin).await;
         let mut stream = executor.begin(&mut client).await;
-        // Twice: when the second comes, the first has been through, long after the close_notify.
+        // Twice: when the second one arrives, the first has been relayed, long after the
+        // close_notify.
         for line in [b"after\n", b"later\n"] {
             stream.write(line).await;
             client.expect(line).await;
@@ -108,10 +111,12 @@ async fn reset_after_close_notify_ends_both_sides() {
         client.reset();
         stream.closed().await;
     }
-    gateway.logged_times("its end", 2, |line| line.contains("end=\"client left: ")).await;
+    gateway
+        .logged_times("both streams to end", 2, |line| line.contains("end=\"client left: "))
+        .await;
 }
 
-/// As with a plain client: a closed connection looks like a half-closed one until something is sent.
+/// As with a plain client: a closed connection looks like a half-closed one until data is sent.
 #[tokio::test]
 async fn client_that_closed_after_close_notify_is_noticed_by_writing() {
     let Served { mut gateway, executor, build, identity, .. } = served("", "").await;
@@ -120,11 +125,11 @@ async fn client_that_closed_after_close_notify_is_noticed_by_writing() {
     let mut stream = executor.begin(&mut client).await;
     drop(client);
     while stream.try_write(&[b'x'; 4096]).await {}
-    gateway.logged("its end", |line| line.contains("end=\"client left: ")).await;
+    gateway.logged("the stream to end", |line| line.contains("end=\"client left: ")).await;
     gateway.until_sockets(before).await;
 }
 
-/// Before the log begins, while several gateways are asked beside each other.
+/// Before the log begins, while several gateways are tried concurrently.
 #[tokio::test]
 async fn client_that_sent_close_notify_waits_for_the_zone() {
     let system = System::new().await;
@@ -164,7 +169,8 @@ async fn stalled_client_is_reset() {
     gateway.until_sockets(before).await;
 }
 
-/// How many acknowledgements of this network namespace the kernel has delayed until a timer ran out.
+/// Returns how many acknowledgements of this network namespace the kernel has delayed until a timer
+/// expired.
 fn delayed_acknowledgements() -> u64 {
     let netstat = std::fs::read_to_string("/proc/thread-self/net/netstat").expect("counters");
     let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
@@ -174,11 +180,11 @@ fn delayed_acknowledgements() -> u64 {
     value.parse().expect("a number")
 }
 
-/// A client without TCP_NODELAY holds its request back until its Finished is acknowledged.
+/// A client without TCP_NODELAY delays its request until its Finished is acknowledged.
 #[test]
 fn end_of_a_handshake_is_acknowledged_immediately() {
     const CLIENTS: u64 = 40;
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         let system = System::on(ZooKeeper::start().await).await;
         let identity = system.zookeeper.authority.identity("gateway");
         let gateway = Builder::new(&system).tls(&identity).listeners(&["tls = true"]);
@@ -188,7 +194,7 @@ fn end_of_a_handshake_is_acknowledged_immediately() {
             let mut client = Client::ask_tls(gateway.address(), &identity, "ab").await;
             assert_eq!(client.text().await, "Build not found\r\n");
         }
-        // Connections to ZooKeeper are in this namespace, too.
+        // Connections to ZooKeeper use this namespace, too.
         let delayed = delayed_acknowledgements() - before;
         assert!(delayed < CLIENTS / 2, "{delayed} of {CLIENTS}");
     });

@@ -1,4 +1,4 @@
-//! TLS on the wire, towards clients and towards other gateways.
+//! TLS on the wire, with clients and with other gateways.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::support::within;
 async fn client_certificate_required_rejects_clients_without() {
     let served = served("", "").await;
     let foreign = Authority::new();
-    let other = foreign.identity("stranger");
+    let other = foreign.identity("other");
     assert!(served.serves(Some(&served.identity)).await);
     assert!(!served.serves(None).await, "no certificate");
     assert!(!served.serves(Some(&other)).await, "a foreign CA's");
@@ -35,7 +35,7 @@ async fn client_certificate_required_rejects_clients_without() {
 async fn client_certificate_optional_accepts_clients_without() {
     let served = served("client_certificate = \"optional\"", "").await;
     let foreign = Authority::new();
-    let other = foreign.identity("stranger");
+    let other = foreign.identity("other");
     assert!(served.serves(Some(&served.identity)).await);
     assert!(served.serves(None).await);
     assert!(!served.serves(Some(&other)).await, "checked if shown");
@@ -69,12 +69,12 @@ async fn handshake_has_a_deadline() {
     assert_eq!(silent.rest().await, (Vec::new(), Ending::Clean));
 }
 
-/// Its length is in its first bytes; nothing of it is read, and nothing waited for.
+/// Its length is in its first bytes; the gateway does not read the rest or wait for it.
 #[tokio::test]
 async fn oversized_client_hello_is_rejected() {
     let served = served("", "handshake_timeout = \"1h\"").await;
     for hello in [
-        // One record, and a message that is to go on in others.
+        // One record, and a message that continues in further records.
         [0x16, 3, 1, 0x40, 1, 1, 0, 0x3f, 0xfd],
         [0x16, 3, 1, 0, 100, 1, 0, 0x40, 0],
         // A first record that ends within the length, and an alert before the ClientHello.
@@ -88,13 +88,13 @@ async fn oversized_client_hello_is_rejected() {
     }
 }
 
-/// zuul-web freezes on records of more than 1024 bytes of plaintext, and on session tickets.
+/// zuul-web hangs on records of more than 1024 bytes of plaintext, and on session tickets.
 #[tokio::test]
 async fn clients_get_small_records_and_no_tickets() {
     let served = served("", "").await;
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
-        // The second connection would resume the first one's session, had it been given a ticket
-        // or the session a name.
+        // The second connection would resume the first one's session if it had got a ticket or a
+        // session ID.
         let connector = connector(&served.identity, version);
         for _ in 0..2 {
             let records = records_of_a_log(&served, &connector).await;
@@ -108,7 +108,7 @@ async fn clients_get_small_records_and_no_tickets() {
     }
 }
 
-/// Takes a log over a connection of its own, and returns the lengths of all the gateway's records.
+/// Reads a log over a connection of its own and returns the lengths of all the gateway's records.
 async fn records_of_a_log(served: &Served, connector: &TlsConnector) -> Vec<usize> {
     let tap = Tap::bind().await;
     let talk = async {
@@ -133,7 +133,7 @@ async fn records_of_a_log(served: &Served, connector: &TlsConnector) -> Vec<usiz
     tapped.lengths()
 }
 
-/// A client of one TLS version that shows `identity`.
+/// Returns a client of one TLS version that presents `identity`.
 fn connector(
     identity: &Identity,
     version: &'static rustls::SupportedProtocolVersion,
@@ -155,13 +155,13 @@ fn connector(
     TlsConnector::from(Arc::new(config))
 }
 
-/// Passes connections on, one after the other, and keeps what went through.
+/// A proxy that forwards connections one after the other and records their bytes.
 struct Tap {
     listener: TcpListener,
     address: std::net::SocketAddr,
 }
 
-/// What went through one connection.
+/// Recorded bytes of one connection.
 struct Tapped {
     from_client: Vec<u8>,
     from_server: Vec<u8>,
@@ -174,9 +174,10 @@ impl Tap {
         Self { listener, address }
     }
 
-    /// Passes the next connection on to `server`, to its end.
+    /// Forwards the next connection to `server` until it ends.
     async fn pass(&self, server: std::net::SocketAddr) -> Tapped {
-        let (client, _) = within("a connection", self.listener.accept()).await.expect("one");
+        let (client, _) =
+            within("a connection", self.listener.accept()).await.expect("a connection");
         let server = TcpStream::connect(server).await.expect("the gateway");
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
@@ -188,7 +189,7 @@ impl Tap {
     }
 }
 
-/// Copies until either side is gone, and keeps what it copied.
+/// Copies until either side closes, and records the bytes.
 async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> Vec<u8> {
     let (mut seen, mut buffer) = (Vec::new(), vec![0; 65536]);
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
@@ -200,7 +201,7 @@ async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> Vec<u8> {
     seen
 }
 
-/// The TLS records in `bytes`, their headers with them.
+/// Returns the TLS records in `bytes`, including their headers.
 fn records(mut bytes: &[u8]) -> Vec<&[u8]> {
     let mut records = Vec::new();
     while let [_, _, _, high, low, ..] = bytes {
@@ -213,7 +214,7 @@ fn records(mut bytes: &[u8]) -> Vec<&[u8]> {
 }
 
 impl Tapped {
-    /// The lengths of what the server's records carry.
+    /// Returns the payload lengths of the server's records.
     fn lengths(&self) -> Vec<usize> {
         records(&self.from_server).iter().map(|record| record.len() - 5).collect()
     }
@@ -223,7 +224,7 @@ impl Tapped {
     }
 }
 
-/// Two gateways of ours know each other: full records, and the second stream resumes the session.
+/// Our gateways recognize each other: full records, and the second stream resumes the session.
 #[tokio::test]
 async fn peer_gateways_fill_records_and_resume_sessions() {
     let system = System::new().await;
@@ -250,14 +251,14 @@ async fn peer_gateways_fill_records_and_resume_sessions() {
     }
 }
 
-/// Many people at one moment find a ticket each.
+/// Many concurrent clients get a ticket each.
 #[tokio::test]
 async fn many_sessions_are_resumed_concurrently() {
     const STREAMS: usize = 40;
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     let mut west = Builder::new(&system).zone("west").tls(&identity).listeners(&["tls = true"]);
-    // The address of the way there, which leads to an address that is known later.
+    // Port of the proxy, whose target is known only later.
     let reserved = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = reserved.local_addr().expect("its address").port();
     west.listeners = vec![format!("tls = true\naddress = \"127.0.0.1:{port}\"")];
@@ -275,7 +276,7 @@ async fn many_sessions_are_resumed_concurrently() {
     let mut resumed = 0.0;
     for _ in 0..2 {
         resumed = metric(&east, series).await;
-        // No ticket comes while it holds, so each stream needs one of those there are.
+        // The proxy forwards no ticket while it holds, so each stream needs an existing one.
         proxy.hold();
         let mut clients = Vec::new();
         for _ in 0..STREAMS {
@@ -293,13 +294,13 @@ async fn many_sessions_are_resumed_concurrently() {
     assert!((resumed - 40.0).abs() < 0.5, "{resumed} of {STREAMS}");
 }
 
-/// Proxies look for the SNI in what they read first: it must be there, in one segment.
+/// Routers look for the server name in what they read first: it must be there, in one segment.
 #[tokio::test]
 async fn client_hello_is_short_and_has_the_server_name() {
     let other = Executor::start().await;
     let (_system, gateway, build, _) = east_of(&other, "localhost").await;
     let _client = Client::ask(gateway.address(), &build).await;
-    let (mut stream, _) = within("a hello", other.listener.accept()).await.expect("one");
+    let (mut stream, _) = within("a hello", other.listener.accept()).await.expect("a connection");
     let mut hello = vec![0; 4096];
     let length = within("a hello", stream.read(&mut hello)).await.expect("a hello");
     let hello = Hello::parse(&hello[..length]);
@@ -309,7 +310,7 @@ async fn client_hello_is_short_and_has_the_server_name() {
     assert!(!hello.resumes, "no session of ours is resumed");
 }
 
-/// What of a ClientHello matters here (RFC 8446, section 4.1.2; RFC 6066, section 3).
+/// The checked parts of a ClientHello (RFC 8446, section 4.1.2; RFC 6066, section 3).
 #[derive(Debug, Default)]
 struct Hello {
     server_name: Option<String>,
@@ -318,12 +319,12 @@ struct Hello {
 }
 
 impl Hello {
-    /// Reads the one record that a hello must be.
+    /// Reads a ClientHello, which must be one record.
     fn parse(record: &[u8]) -> Self {
         let number = |bytes: &[u8]| usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
         assert_eq!(record[0], 22, "a handshake record");
         assert_eq!(number(&record[3..]), record.len() - 5, "all of it in the first read");
-        // Behind record and handshake headers, version and random.
+        // After record and handshake headers, version and random.
         let mut rest = &record[5 + 4 + 2 + 32..];
         rest = &rest[1 + usize::from(rest[0])..];
         rest = &rest[2 + number(rest)..];
@@ -348,7 +349,7 @@ impl Hello {
     }
 }
 
-/// An address is no server name: no SNI, but the certificate must carry it all the same.
+/// An address is not sent as server name, but the certificate must contain it.
 #[tokio::test]
 async fn gateway_registered_by_its_address_is_verified() {
     let other = Executor::start().await;
@@ -360,7 +361,7 @@ async fn gateway_registered_by_its_address_is_verified() {
     assert_eq!(client.text().await, "log\n");
 }
 
-/// The other gateway wants a certificate, and gets ours.
+/// The peer requires a certificate and gets ours.
 #[tokio::test]
 async fn own_certificate_is_sent_to_other_gateways() {
     let other = Executor::start().await;
@@ -373,7 +374,7 @@ async fn own_certificate_is_sent_to_other_gateways() {
     assert_eq!(shown, [CertificateDer::from_pem_file(&identity.cert).expect("ours")]);
 }
 
-/// `verify_hostnames = false` is about the name and nothing else.
+/// `verify_hostnames = false` disables only the check of the name.
 #[tokio::test]
 async fn gateway_certificate_must_be_valid_and_of_our_ca() {
     let (authority, elsewhere) = (Authority::new(), Authority::new());
@@ -390,7 +391,7 @@ async fn gateway_certificate_must_be_valid_and_of_our_ca() {
     }
 }
 
-/// The certificates that Zuul's own tools make carry their name as the common name alone.
+/// Certificates of Zuul's own tools contain their name only as common name.
 #[tokio::test]
 async fn common_name_counts_without_alternative_names() {
     let authority = Authority::new();
@@ -405,14 +406,14 @@ async fn common_name_counts_without_alternative_names() {
     assert_eq!(strict.await, refused);
 }
 
-/// An authority that may not issue for a name cannot get around that by a common name: constraints
-/// are held against alternative names alone.
+/// A CA with name constraints cannot evade them with a common name: constraints apply only to
+/// alternative names.
 #[tokio::test]
 async fn common_name_does_not_count_under_name_constraints() {
     let constrained = Authority::constrained("elsewhere.example.org");
     let theirs = constrained.common_name_only("localhost");
     let system_wide = Authority::new();
-    // Trusts both authorities.
+    // Trusts both CAs.
     let ours = system_wide.identity("gateway");
     let both = [&ours.ca, &theirs.ca].map(|ca| Identity::text(ca)).concat();
     std::fs::write(&ours.ca, both).expect("a CA file");
@@ -421,7 +422,7 @@ async fn common_name_does_not_count_under_name_constraints() {
     assert_eq!(reply_through_peer(&theirs, &system_wide, false).await, "log\n");
 }
 
-/// In TLS 1.3 a gateway refuses our certificate only after our handshake is complete (RFC 8446,
+/// In TLS 1.3 a peer rejects our certificate only after our handshake is complete (RFC 8446,
 /// section 4.4.2.4).
 #[tokio::test]
 async fn outbound_handshake_that_the_peer_refuses_is_counted_once() {

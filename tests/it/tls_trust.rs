@@ -16,7 +16,7 @@ use crate::support::within;
 
 const REFUSED: &str = "Internal streaming error: the zone's gateways cannot be reached\r\n";
 
-/// A gateway that trusts `more` beside the system's authority.
+/// Starts a gateway that trusts `more` and the system's CA.
 async fn trusting(more: &str) -> Served {
     let system = System::new().await;
     let mut identity = system.zookeeper.authority.identity("gateway");
@@ -26,8 +26,7 @@ async fn trusting(more: &str) -> Served {
     served_with(system, identity, "", "").await
 }
 
-/// A second authority in `tls.ca`, written in each way that OpenSSL reads. Once it was skipped
-/// without a word.
+/// A second CA in `tls.ca`, in each format that OpenSSL reads. It must not be skipped silently.
 #[tokio::test]
 async fn every_ca_of_the_file_is_trusted() {
     let second = Authority::new();
@@ -43,7 +42,7 @@ async fn every_ca_of_the_file_is_trusted() {
     }
 }
 
-/// OpenSSL looks at the common name where there is no alternative name of type DNS.
+/// OpenSSL uses the common name if there is no alternative name of type DNS.
 #[tokio::test]
 async fn common_name_counts_beside_names_that_are_not_dns_names() {
     let authority = Authority::new();
@@ -65,8 +64,8 @@ async fn common_name_counts_beside_names_that_are_not_dns_names() {
     }
 }
 
-/// A certificate that is itself in `tls.ca` is trusted, though it is an authority's, while it is
-/// valid and for the name that is dialed.
+/// A certificate that is itself in `tls.ca` is trusted, although it is a CA's, while it is valid
+/// and contains the requested name.
 #[tokio::test]
 async fn certificate_in_the_ca_file_is_trusted() {
     let theirs = Authority::self_signed_for("localhost", |_| {});
@@ -88,7 +87,7 @@ async fn certificate_in_the_ca_file_is_trusted() {
     assert!(!served.serves(Some(&unknown.as_identity())).await, "it is not in the file");
 }
 
-/// An authority that was renewed with its name in another string type, case or white space.
+/// A CA certificate that was renewed with its name in another string type, case or white space.
 #[tokio::test]
 async fn ca_name_in_another_encoding_matches() {
     let authority = Authority::new();
@@ -107,7 +106,7 @@ async fn ca_name_in_another_encoding_matches() {
     }
 }
 
-/// Names of authorities that would fill more than one message are not sent: no client could read it.
+/// CA names that would fill more than one message are not sent: no client could read it.
 #[tokio::test]
 async fn many_cas_do_not_break_the_handshake() {
     let authority = Authority::new();
@@ -116,7 +115,7 @@ async fn many_cas_do_not_break_the_handshake() {
     assert!(served.serves(Some(&served.identity)).await);
 }
 
-/// What a gateway says of a ZooKeeper that shows `theirs`, with the authorities in `ca`.
+/// Returns what a gateway logs about a ZooKeeper that presents `theirs`, with the CAs in `ca`.
 async fn zookeeper_error(theirs: &Identity, ca: &str) -> String {
     let system = System::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -124,7 +123,7 @@ async fn zookeeper_error(theirs: &Identity, ca: &str) -> String {
     let acceptor = acceptor(theirs);
     let serving = tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            // The client does not get on with it.
+            // The ZooKeeper client rejects this certificate.
             let _ = acceptor.accept(stream).await;
         }
     });
@@ -138,7 +137,7 @@ async fn zookeeper_error(theirs: &Identity, ca: &str) -> String {
     warning
 }
 
-/// What the ZooKeeper client cannot be made to accept is said in words.
+/// The message explains what the ZooKeeper client does not support.
 #[tokio::test]
 async fn error_of_zookeepers_certificate_is_explained() {
     let own = Authority::self_signed_for("localhost", |_| {});
@@ -150,8 +149,8 @@ async fn error_of_zookeepers_certificate_is_explained() {
     assert!(output.contains("the name is written differently"), "{output}");
 }
 
-/// Something that ends TLS in front of a gateway and knows other protocols only: dialed once more
-/// without ALPN, and from then on without at once.
+/// A TLS terminator in front of a peer that rejects ALPN: the gateway connects again without ALPN,
+/// and from then on without it from the start.
 #[tokio::test]
 async fn peer_that_rejects_our_protocol_is_dialed_without_it() {
     let other = Executor::start().await;
@@ -161,12 +160,13 @@ async fn peer_that_rejects_our_protocol_is_dialed_without_it() {
         let mut client = Client::ask(gateway.address(), &build).await;
         let serve = async {
             for attempt in 1..=attempts {
-                let (stream, _) = within("a hello", other.listener.accept()).await.expect("one");
+                let (stream, _) =
+                    within("a hello", other.listener.accept()).await.expect("a connection");
                 let shaken = within("a handshake", acceptor.accept(stream)).await;
                 assert_eq!(shaken.is_ok(), attempt == attempts, "{attempt} of {attempts}");
                 let Ok(mut stream) = shaken else { continue };
                 stream.write_all(b"log\n").await.expect("a log");
-                stream.shutdown().await.expect("its end");
+                stream.shutdown().await.expect("a shutdown");
             }
         };
         let ((), text) = tokio::join!(serve, client.text());
@@ -174,8 +174,8 @@ async fn peer_that_rejects_our_protocol_is_dialed_without_it() {
     }
 }
 
-/// The alert comes before the handshake has shown who sends it. An attacker on the path could send it
-/// and then end a log early, which only gateways of our own kind cannot do unnoticed.
+/// The alert arrives before the handshake has authenticated the peer. An attacker on the path could
+/// send it and then truncate a log, which is undetectable without our peer protocol.
 #[tokio::test]
 async fn peer_that_chose_our_protocol_is_never_dialed_without_it() {
     let other = Executor::start().await;
@@ -183,18 +183,18 @@ async fn peer_that_chose_our_protocol_is_never_dialed_without_it() {
     let acceptor = acceptor_with_protocols(&identity, &["zuul-fingergw/1"]);
     let mut client = Client::ask(gateway.address(), &build).await;
     let serve = async {
-        let (stream, _) = within("a hello", other.listener.accept()).await.expect("one");
+        let (stream, _) = within("a hello", other.listener.accept()).await.expect("a connection");
         let mut stream = within("a handshake", acceptor.accept(stream)).await.expect("TLS");
         stream.write_all(b"log\n").await.expect("a log");
-        stream.shutdown().await.expect("its end");
+        stream.shutdown().await.expect("a shutdown");
     };
     let ((), text) = tokio::join!(serve, client.text());
     assert_eq!(text, "log\n");
 
     let mut client = Client::ask(gateway.address(), &build).await;
-    let (mut stream, _) = within("a hello", other.listener.accept()).await.expect("one");
+    let (mut stream, _) = within("a hello", other.listener.accept()).await.expect("a connection");
     within("a hello", stream.read_exact(&mut [0; 64])).await.expect("a hello");
-    // no_application_protocol, fatal and in plain text (RFC 8446, sections 5.1 and 6).
+    // A fatal no_application_protocol in plain text (RFC 8446, sections 5.1 and 6).
     stream.write_all(&[21, 3, 3, 0, 2, 2, 120]).await.expect("an alert");
     tokio::select! {
         text = client.text() => assert_eq!(text, REFUSED),

@@ -1,5 +1,5 @@
-//! The service manager's watchdog: fed while we live, whatever becomes of ZooKeeper. (What happens to
-//! a gateway that does not live any more, systemd itself shows in `boot`.)
+//! The service manager's watchdog: pinged while the program works, whatever the state of ZooKeeper.
+//! (`system::boot` tests with systemd what happens to a gateway that hangs.)
 
 use rustix::process::Signal;
 
@@ -8,12 +8,12 @@ use crate::support::running_stream::RunningStream;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 
-/// How often the watchdog has been fed.
+/// Returns the number of watchdog pings.
 fn fed(messages: &[String]) -> usize {
     messages.iter().filter(|line| *line == "WATCHDOG=1").count()
 }
 
-/// Waits until it has been fed so many times more.
+/// Waits for `times` further pings.
 async fn fed_more(gateway: &mut Gateway, times: usize) {
     let before = fed(&gateway.notice("anything", |_| true).await.messages);
     gateway.notice("the watchdog fed", |notices| fed(&notices.messages) >= before + times).await;
@@ -36,7 +36,7 @@ async fn pinged_while_zookeeper_is_down() {
     fed_more(&mut gateway, 5).await;
 }
 
-/// There is no accept loop any more, and still it lives: a log may go on for hours.
+/// A drain has no accept loops, and pings continue: a log may run for hours.
 #[tokio::test]
 async fn pinged_while_streams_drain() {
     let system = System::new().await;
@@ -55,7 +55,7 @@ async fn pinged_while_streams_drain() {
     assert!(gateway.exit().await.success());
 }
 
-/// A watchdog of somebody else, whose environment we have, and one that is off.
+/// A watchdog of another process, whose environment this one has inherited, and a disabled one.
 #[tokio::test]
 async fn not_pinged_without_a_watchdog() {
     let system = System::new().await;

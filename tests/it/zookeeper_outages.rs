@@ -1,5 +1,5 @@
-//! ZooKeeper away, restarted, hanging, refusing, and sessions that are lost: what the gateway
-//! says, what it goes on doing, and that its entry is there again, once.
+//! ZooKeeper down, restarted, hanging or refusing, and lost sessions: what the gateway reports,
+//! which functions continue, and that exactly one entry exists afterwards.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn is_running(entry: &Entry) -> bool {
     entry.content["state"] == "running"
 }
 
-/// Waits until there is just one entry, running and as `wanted` says.
+/// Waits until there is exactly one entry, which is running and satisfies `wanted`.
 async fn one(system: &System, what: &str, wanted: impl Fn(&Entry) -> bool) -> Entry {
     let is_it = |entries: &[Entry]| match entries {
         [entry] => is_running(entry) && wanted(entry),
@@ -33,12 +33,12 @@ async fn one(system: &System, what: &str, wanted: impl Fn(&Entry) -> bool) -> En
     system.until(what, is_it).await.swap_remove(0)
 }
 
-/// A whole log through the gateway.
+/// Checks that a log passes through the gateway.
 async fn serves(system: &System, gateway: &Gateway) {
     RunningStream::start(system, gateway.address()).await.finish().await;
 }
 
-/// What the gateway answers for a build that it cannot look up.
+/// The gateway's reply for a build that it cannot look up.
 async fn answer(gateway: &Gateway) -> String {
     Client::ask(gateway.address(), "0123abcd").await.text().await
 }
@@ -94,12 +94,12 @@ async fn zookeeper_restart_does_not_affect_streams() {
         stream.finish().await;
     }
     serves(&system, &gateway).await;
-    // The watches are there again as well.
+    // The watches are set again as well.
     system.put_component("scheduler", 40).await;
     one(&system, "model_api 40", |entry| entry.content["model_api"] == 40).await;
 }
 
-/// The gateway's process does not run while its session expires.
+/// The gateway's process is stopped while its session expires.
 #[tokio::test]
 async fn session_that_expired_while_the_gateway_was_stopped_is_replaced() {
     let system = System::new().await;
@@ -120,7 +120,7 @@ async fn session_that_expired_while_the_gateway_was_stopped_is_replaced() {
     serves(&system, &gateway).await;
 }
 
-/// The gateway itself finds that its session must be over, since it hears nothing.
+/// The gateway itself concludes that its session has expired, since ZooKeeper does not respond.
 #[tokio::test]
 async fn session_that_expired_while_zookeeper_hung_is_replaced() {
     let zookeeper = ZooKeeper::start().await;
@@ -166,7 +166,7 @@ async fn disconnection_within_the_session_keeps_the_entry() {
     assert_eq!(count("connection to ZooKeeper lost"), 3);
     assert_eq!(count("connection to ZooKeeper restored"), 3);
 
-    // The same entry: neither made again nor written again. And the watches are there.
+    // The same entry, neither created again nor rewritten. And the watches are set.
     let entry = one(&system, "our entry", |_| true).await;
     assert_eq!((&entry.name, entry.stat), (&first.name, first.stat));
     system.put_component("scheduler", 40).await;
@@ -175,7 +175,7 @@ async fn disconnection_within_the_session_keeps_the_entry() {
     stream.finish().await;
 }
 
-/// Loses ZooKeeper's answer to what made the entries as `wanted` says.
+/// Drops ZooKeeper's response to the change after which the entries satisfy `wanted`.
 async fn lose(
     what: &str,
     system: &System,
@@ -187,7 +187,7 @@ async fn lose(
     entries
 }
 
-/// The change was made, and the connection broke before the gateway could know.
+/// The change was made, and the connection broke before the gateway got the response.
 #[tokio::test]
 async fn lost_responses_are_asked_for_again() {
     let version =
@@ -300,7 +300,7 @@ async fn zookeeper_with_another_name_in_its_certificate_is_reported() {
     serves(&system, &careless).await;
 }
 
-/// Not looking at the name does not mean not looking at the certificate.
+/// Without verification of the name, the certificate is still verified.
 #[tokio::test]
 async fn ca_of_zookeeper_is_checked_without_the_name_check() {
     let system = System::new().await;
@@ -313,8 +313,9 @@ async fn ca_of_zookeeper_is_checked_without_the_name_check() {
     assert!(warning.contains(&ca), "{warning}");
 }
 
-/// Servers that are no ZooKeeper with TLS: one closes when it is sent a handshake, as ZooKeeper's port
-/// without TLS does, one takes it and is silent. The warning does not wait for the client to give up.
+/// Servers that are not a ZooKeeper with TLS: one closes when it receives a handshake, as
+/// ZooKeeper's plain port does, one reads it and stays silent. The warning does not wait for the
+/// client's timeout.
 #[tokio::test]
 async fn server_that_does_not_speak_tls_is_reported() {
     let system = System::new().await;
@@ -336,9 +337,9 @@ async fn server_that_does_not_speak_tls_is_reported() {
     closed.abort();
 }
 
-/// A path in `hosts` that does not exist, one that is too long by Zuul's own `/zuul`, and one where
-/// only gateways have been: not registered, not ready, a warning that names the path, and no node
-/// made there. Once Zuul is there the gateway registers by itself.
+/// A path in `hosts` that does not exist, one that wrongly includes Zuul's own `/zuul`, and one in
+/// which only gateways have been: not registered, not ready, a warning with the path, and no node
+/// created there. After Zuul has been started there the gateway registers by itself.
 #[tokio::test]
 async fn chroot_without_a_zuul_is_reported() {
     let system = System::new().await;
@@ -387,7 +388,7 @@ async fn missing_queues_are_no_error() {
     stream.write(b"found in a zone beside broken ones").await;
     stream.finish().await;
     assert_eq!(client.text().await, "found in a zone beside broken ones");
-    // The zone's queue is taken away, and comes again.
+    // The zone's queue is deleted and created again.
     let path = request_path(Some("west"), &build);
     system.remove(&path).await;
     system.remove("/zuul/executor/zones/west/requests").await;
@@ -400,7 +401,8 @@ async fn missing_queues_are_no_error() {
     assert_eq!(system.entries().await.len(), 1, "{GATEWAYS}");
 }
 
-/// The client's pauses have grown long when ZooKeeper is back; the gateway does not wait for it.
+/// The client's retry delays have grown long when ZooKeeper returns; the gateway does not wait for
+/// them.
 #[tokio::test]
 async fn gateway_reconnects_after_a_long_outage() {
     let system = System::new().await;
@@ -411,8 +413,8 @@ async fn gateway_reconnects_after_a_long_outage() {
     let first = one(&system, "our entry", |_| true).await;
 
     proxy.refuse();
-    // It doubles its pauses from 0.1 seconds on: the one behind its eighth try is several times as
-    // long as the gateway needs to find that ZooKeeper is back, and that is at once.
+    // The client doubles its delay from 0.1 s on: the delay after its eighth attempt is several
+    // times as long as the gateway needs to notice that ZooKeeper is back, which is immediately.
     let failed = |line: &str| line.contains(" serve{") && line.contains("fails in connecting");
     gateway.logged_times("the client's tries", 8, failed).await;
     proxy.release();
@@ -423,8 +425,8 @@ async fn gateway_reconnects_after_a_long_outage() {
     serves(&system, &gateway).await;
 }
 
-/// Broken: the way to ZooKeeper, with a look-up on it. Whoever waits for that is told when its session
-/// is given up, and does not hold up those who ask for the same build when there is another one.
+/// Failure: the connection to ZooKeeper, during a lookup. Waiting clients get a reply when the
+/// session is given up, and do not delay clients that request the same build in the next session.
 #[tokio::test]
 async fn lookup_survives_the_end_of_the_session() {
     let system = System::new().await;
@@ -436,7 +438,7 @@ async fn lookup_survives_the_end_of_the_session() {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
 
-    // Two for one place: when the one is refused, the other has it.
+    // Two requests for one permit: when the first is rejected, the second gets it.
     proxy.hold();
     let mut first = Client::ask(gateway.address(), &build).await;
     let mut second = Client::ask(gateway.address(), &build).await;
@@ -479,7 +481,7 @@ async fn hanging_zookeeper_is_sent_16_reads() {
         let mut client = Client::ask(gateway.address(), &format!("{number:032x}")).await;
         clients.spawn(async move { client.text().await });
     }
-    // One is too many. When it is refused, all others are waiting.
+    // One too many. When it is rejected, all others are waiting.
     let refused = within("a refusal", clients.join_next()).await.expect("a client");
     let refused = refused.expect("no panic");
     assert_eq!(refused, "Internal streaming error: too many requests at this moment\r\n");
@@ -489,11 +491,13 @@ async fn hanging_zookeeper_is_sent_16_reads() {
     for text in within("the others", clients.join_all()).await {
         assert_eq!(text, "Build not found\r\n");
     }
+    gateway.logged_times("the other reads", before + LOOKUPS, is_read).await;
     assert_eq!(gateway.log().iter().filter(|line| is_read(line)).count(), before + LOOKUPS);
 }
 
-/// Broken: the one way of a zone's gateway to ZooKeeper, its session still standing, so that others
-/// go on being sent there. It answers so; another gateway that asks it tries the next.
+/// Failure: a peer gateway's connection to ZooKeeper, while its session still exists, so that other
+/// gateways continue to use it. It replies with an error, and the requesting gateway tries the next
+/// one.
 #[tokio::test]
 async fn peers_fail_over_from_a_gateway_without_zookeeper() {
     let system = System::new().await;
@@ -521,7 +525,7 @@ async fn peers_fail_over_from_a_gateway_without_zookeeper() {
             && line.contains(&to)
             && line.contains("the gateway replied: Internal streaming error: ZooKeeper")
     };
-    // In random order: go on until the blind one has had its turn.
+    // The order is random: continue until the disconnected gateway has been tried.
     within("its turn", async {
         while !east.log().iter().any(cut) {
             let mut client = Client::ask(east.address(), &build).await;
@@ -536,7 +540,7 @@ async fn peers_fail_over_from_a_gateway_without_zookeeper() {
     let reply = Client::ask(blind.addresses[1], &build).await.text().await;
     assert_eq!(reply, AWAY, "a plain client");
 
-    // Healed: it serves again, by itself.
+    // Recovery: the gateway serves again by itself.
     proxy.release();
     let mut client = Client::ask_tls(blind.address(), client, &build).await;
     executor.serve(b"log\n").await;
@@ -544,8 +548,9 @@ async fn peers_fail_over_from_a_gateway_without_zookeeper() {
     drop(sighted);
 }
 
-/// Broken: the way to ZooKeeper, for longer than it keeps our session. Readiness says so all the
-/// time; a stream runs on; requests get their one line; one new entry is made when the way is back.
+/// Failure: the connection to ZooKeeper, for longer than the session timeout. Readiness reports it
+/// all the time; a stream continues; requests get a one-line reply; one new entry is created when
+/// the connection is back.
 #[tokio::test]
 async fn outage_longer_than_the_session_makes_a_new_entry() {
     let system = System::new().await;
@@ -579,8 +584,8 @@ async fn outage_longer_than_the_session_makes_a_new_entry() {
     stream.finish().await;
 }
 
-/// Broken: a session is lost while nothing else is. A request that comes before there is another one
-/// waits for it, and is served.
+/// Failure: only the session is lost. A request that arrives before the next session waits for it
+/// and is served.
 #[tokio::test]
 async fn requests_between_two_sessions_wait() {
     let zookeeper = ZooKeeper::start().await;
@@ -599,7 +604,7 @@ async fn requests_between_two_sessions_wait() {
     gateway.logged("the loss", |line| line.contains("session with ZooKeeper lost")).await;
 }
 
-/// Broken: ZooKeeper takes its time, with everything. It is waited for; in bounds.
+/// Failure: ZooKeeper responds slowly. The gateway waits, within its deadlines.
 #[tokio::test]
 async fn slow_zookeeper_delays_requests_only() {
     let system = System::new().await;
@@ -627,8 +632,8 @@ async fn slow_zookeeper_delays_requests_only() {
     assert!(!gateway.log().iter().any(|line| line.contains("lost")), "never lost");
 }
 
-/// Broken: entries of a zone's gateways, in every way. The one good one among them serves; each of
-/// the others is named once, or leads nowhere.
+/// Failure: malformed entries of a zone's gateways, of every kind. The one valid entry is used;
+/// each of the others gets one warning, or leads nowhere.
 #[tokio::test]
 async fn invalid_gateway_entries_are_ignored() {
     let system = System::new().await;
@@ -654,7 +659,7 @@ async fn invalid_gateway_entries_are_ignored() {
         system.put(&format!("{GATEWAYS}/bad{number:010}"), garbage.as_bytes()).await;
     }
     system.put(&format!("{GATEWAYS}/binary"), b"\xff\xfe").await;
-    // Good as documents.
+    // Valid JSON.
     let names = ["no name at all", "..", "-", "[::]"];
     for (number, name) in names.into_iter().enumerate() {
         let content = serde_json::json!({
@@ -668,7 +673,7 @@ async fn invalid_gateway_entries_are_ignored() {
     let mut gateway = Builder::new(&system).zone("east").ready().await;
     let worker = crate::support::executor::unreachable(Some("west")).await;
     let build = system.put_build(Some("west"), Some(&worker)).await;
-    // Garbage where zones and builds are.
+    // Invalid data in place of zones and build requests.
     system.put("/zuul/executor/zones/no requests", b"\xff").await;
     system.put(&request_path(Some("other"), &build), b"[").await;
     for _ in 0..10 {
@@ -686,6 +691,6 @@ async fn invalid_gateway_entries_are_ignored() {
     }
     let log = gateway.log();
     let warnings = log.iter().filter(|line| line.contains("ignoring invalid component entry"));
-    assert_eq!(warnings.count(), garbage.len() + 1, "and the binary one");
+    assert_eq!(warnings.count(), garbage.len() + 1, "and the binary entry");
     assert!(log.iter().all(|line| line.len() < 2000), "no line is as long as the garbage");
 }

@@ -1,4 +1,4 @@
-//! The builds that can be asked for. They come and go all the time, as in any Zuul.
+//! The builds that clients request. They are replaced all the time, as in a real Zuul.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,46 +10,46 @@ use crate::log::{End, LINE, LONGEST, Log};
 use crate::support::system::{TENANT, request, request_path};
 use tokio::time::sleep;
 
-/// Between two changes, and before another try when ZooKeeper is in trouble.
+/// The pause between two changes, and before a retry after an error of ZooKeeper.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// What logs there are.
+/// The kinds of logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
     Short,
-    Trickle,
+    Slow,
     Bulk,
-    /// Short, and cut.
-    ShortCut,
-    /// Bulk, and cut.
-    BulkCut,
-    /// Never says a word.
-    Mute,
-    /// Has no executor yet.
-    Waiting,
+    /// Short, and aborted by the executor.
+    ShortAborted,
+    /// Bulk, and aborted by the executor.
+    BulkAborted,
+    /// Closed by the executor before any data.
+    Empty,
+    /// Not yet taken by an executor.
+    Queued,
 }
 
 impl Shape {
-    /// How many of each there are at any time.
+    /// The number of builds of each kind at any time.
     const ALL: [(Self, usize); 7] = [
         (Self::Short, 60),
-        (Self::Trickle, 30),
+        (Self::Slow, 30),
         (Self::Bulk, 20),
-        (Self::ShortCut, 6),
-        (Self::BulkCut, 6),
-        (Self::Mute, 4),
-        (Self::Waiting, 4),
+        (Self::ShortAborted, 6),
+        (Self::BulkAborted, 6),
+        (Self::Empty, 4),
+        (Self::Queued, 4),
     ];
 
     fn build(self, rng: &mut fastrand::Rng) -> String {
         let (end, length, pace) = match self {
-            Self::Short | Self::Waiting => (End::Whole, rng.u32(1..8192), 0),
-            // From one second to thirty.
-            Self::Trickle => (End::Whole, rng.u32(20..300) * LINE as u32, rng.u16(50..100)),
-            Self::Bulk => (End::Whole, rng.u32(1 << 18..LONGEST / 2), 0),
-            Self::ShortCut => (End::Reset, rng.u32(1..8192), 0),
-            Self::BulkCut => (End::Reset, rng.u32(1 << 18..LONGEST / 8), 0),
-            Self::Mute => (End::Mute, 0, 0),
+            Self::Short | Self::Queued => (End::Complete, rng.u32(1..8192), 0),
+            // From 1 to 30 seconds.
+            Self::Slow => (End::Complete, rng.u32(20..300) * LINE as u32, rng.u16(50..100)),
+            Self::Bulk => (End::Complete, rng.u32(1 << 18..LONGEST / 2), 0),
+            Self::ShortAborted => (End::Reset, rng.u32(1..8192), 0),
+            Self::BulkAborted => (End::Reset, rng.u32(1 << 18..LONGEST / 8), 0),
+            Self::Empty => (End::Empty, 0, 0),
         };
         Log::build(rng, end, length, pace)
     }
@@ -78,7 +78,7 @@ impl Builds {
         Self { all: Mutex::new(all) }
     }
 
-    /// Two short ones, of each zone, that stay.
+    /// Creates a short build in each zone that is not replaced.
     pub(crate) async fn probes(lab: &Lab, rng: &mut fastrand::Rng) -> [String; 2] {
         let mut probes = Vec::new();
         for zone in 0..ZONES.len() {
@@ -90,27 +90,27 @@ impl Builds {
     }
 
     fn all(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Build>>> {
-        self.all.lock().expect("nobody panics with it")
+        self.all.lock().expect("no panic while it is locked")
     }
 
-    /// One of this shape. It stays as long as somebody holds it.
+    /// A random build of this shape. It is not deleted before the returned reference is dropped.
     pub(crate) fn draw(&self, shape: Shape, rng: &mut fastrand::Rng) -> Arc<Build> {
         let all = self.all();
         let fitting: Vec<_> = all.iter().filter(|build| build.shape == shape).collect();
         Arc::clone(fitting[rng.usize(..fitting.len())])
     }
 
-    /// Replaces one build after the other, for ever.
-    pub(crate) async fn come_and_go(&self, lab: &Lab, mut rng: fastrand::Rng) {
+    /// Replaces random builds forever.
+    pub(crate) async fn replace_forever(&self, lab: &Lab, mut rng: fastrand::Rng) {
         let mut client = lab.system.client.clone();
         loop {
             let index = rng.usize(..self.all().len());
             let fresh = new(self.all()[index].shape, &mut rng);
             while let Err(error) = add(lab, &client, &fresh).await {
-                client = renewed(lab, client, error).await;
+                client = client_after(lab, client, error).await;
             }
             let old = std::mem::replace(&mut self.all()[index], Arc::new(fresh));
-            // Nobody finds it here any more; who has found it goes first.
+            // No client finds the old build now; those that have found it finish first.
             while Arc::strong_count(&old) > 1 {
                 sleep(PAUSE).await;
             }
@@ -118,7 +118,7 @@ impl Builds {
             loop {
                 match client.delete(&path, None).await {
                     Ok(()) | Err(Error::NoNode) => break,
-                    Err(error) => client = renewed(lab, client, error).await,
+                    Err(error) => client = client_after(lab, client, error).await,
                 }
             }
             sleep(PAUSE).await;
@@ -132,27 +132,27 @@ fn new(shape: Shape, rng: &mut fastrand::Rng) -> Build {
 
 async fn add(lab: &Lab, client: &Client, build: &Build) -> Result<(), Error> {
     let zone = ZONES[build.zone];
-    let worker = (build.shape != Shape::Waiting).then(|| lab.worker(build.zone));
+    let worker = (build.shape != Shape::Queued).then(|| lab.worker(build.zone));
     let content = request(Some(TENANT), Some(zone), &build.id, worker.as_ref());
     let path = request_path(Some(zone), &build.id);
     let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
     let (parent, _) = path.rsplit_once('/').expect("an absolute path");
     client.mkdir(parent, &node).await?;
     match client.create(&path, content.as_bytes(), &node).await {
-        // Of a try whose answer was lost.
+        // It exists if the response to an earlier attempt was lost.
         Ok(_) | Err(Error::NodeExists) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// The client to go on with behind `error`, which trouble of ZooKeeper's explains.
-async fn renewed(lab: &Lab, client: Client, error: Error) -> Client {
+/// Returns the client to continue with after `error`, which a failure of ZooKeeper caused.
+async fn client_after(lab: &Lab, client: Client, error: Error) -> Client {
     sleep(PAUSE).await;
     if !matches!(error, Error::SessionExpired) {
         return client;
     }
     let (zookeeper, chroot) = (Arc::clone(&lab.zookeeper), lab.system.chroot().to_owned());
-    // Panics as long as there is no ZooKeeper.
+    // The task panics while ZooKeeper is not available.
     let fresh = tokio::spawn(async move { zookeeper.client(&chroot).await });
     fresh.await.unwrap_or(client)
 }

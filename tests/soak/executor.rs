@@ -1,6 +1,5 @@
-//! The role of an executor's log streamer: this program again as a process of its own, so that it
-//! can be stopped. Real executors are met in `tests/interop`; none of them could be told what to
-//! send.
+//! The role of an executor's log streamer: a process of this program, so that it can be stopped.
+//! Zuul's own log streamer, which cannot send generated logs, is tested in `tests/interop`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,10 +17,10 @@ use tokio::time::timeout;
 use crate::log::{self, End, LINE, Log};
 use crate::support::executor::reset;
 
-/// For a request to come, once somebody has connected.
+/// The time limit of a request.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An executor as the driver sees it. It ends with the driver, however that ends.
+/// The driver's handle of an executor, which ends when the driver ends.
 pub(crate) struct Executor {
     child: Child,
     _stdin: ChildStdin,
@@ -52,7 +51,7 @@ impl Executor {
     }
 }
 
-/// Listens, says where, serves until the driver ends.
+/// Listens, prints the address, and serves until the driver ends.
 pub(crate) fn run() -> Result<()> {
     log::pattern();
     Runtime::new()?.block_on(async {
@@ -70,7 +69,7 @@ pub(crate) fn run() -> Result<()> {
 async fn accept(listener: TcpListener) -> Result<()> {
     loop {
         let (stream, _) = listener.accept().await.context("accept")?;
-        // A connection that goes wrong shows at its client.
+        // The client reports a connection that fails.
         tokio::spawn(answer(stream));
     }
 }
@@ -81,7 +80,7 @@ async fn answer(stream: TcpStream) -> io::Result<()> {
     let mut request = String::new();
     timeout(PATIENCE, stream.read_line(&mut request)).await??;
     let Some(log) = Log::of(request.trim_end()) else { return Ok(()) };
-    if log.end == End::Mute {
+    if log.end == End::Empty {
         return Ok(());
     }
     if log.pace == 0 {
@@ -91,7 +90,7 @@ async fn answer(stream: TcpStream) -> io::Result<()> {
         let mut nothing = [0; 64];
         for line in log.bytes().chunks(LINE) {
             stream.write_all(line).await?;
-            // Whoever closes has left; Zuul's streamer sees it so, too.
+            // A client that closes has left, as for Zuul's log streamer.
             if let Ok(gone) = timeout(pause, stream.read(&mut nothing)).await {
                 gone?;
                 return Ok(());

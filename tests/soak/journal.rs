@@ -1,4 +1,4 @@
-//! What was broken when, what each request met, and whether the one explains the other.
+//! Records failures and requests, and checks that failures explain the results of requests.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -17,17 +17,17 @@ impl Parts {
         Self(1 << number)
     }
 
-    /// The way from other gateways to this one.
+    /// The link from other gateways to this one.
     pub(crate) const fn link(number: usize) -> Self {
         Self(1 << (8 + number))
     }
 
-    /// A gateway's way to ZooKeeper.
+    /// A gateway's link to ZooKeeper.
     pub(crate) const fn registry(number: usize) -> Self {
         Self(1 << (16 + number))
     }
 
-    /// A zone's executor and the way to it.
+    /// A zone's executor and the link to it.
     pub(crate) const fn executor(zone: usize) -> Self {
         Self(1 << (24 + zone))
     }
@@ -36,61 +36,61 @@ impl Parts {
         Self(self.0 | other.0)
     }
 
-    fn meets(self, other: Self) -> bool {
+    fn overlaps(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 }
 
-/// What a fault may do to a request that needs what it breaks.
+/// The effect that a failure may have on requests that need the failed parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Harm {
-    /// Nobody may notice: a reload.
+    /// None: a reload.
     None,
-    /// It may not be served. What is under way goes on, later.
+    /// New requests may not be served. Streams are only delayed.
     Begin,
-    /// It may be cut as well, and that is seen.
+    /// Streams may be aborted, visibly for the client.
     Cut,
-    /// It may be cut, and its own client, if plain, sees the end that the kernel makes for a
-    /// process that was killed.
+    /// Streams may be aborted. A plain client of the killed process itself sees an orderly end,
+    /// which the kernel sends.
     Kill,
 }
 
-struct Fault {
+struct Failure {
     name: &'static str,
     parts: Parts,
     harm: Harm,
     from: Instant,
-    /// When all was well again.
+    /// When everything had recovered.
     until: Option<Instant>,
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
-    /// All of the log, and its end.
-    Whole,
-    /// The line or the end that was to come.
-    AsDue,
-    /// A part of the log, ended as a cut.
+    /// The complete log and its end.
+    Complete,
+    /// The expected reply or end.
+    AsExpected,
+    /// A part of the log, and a reset.
     Cut,
-    /// A part of the log, with an end that says nothing: the kernel's, for a plain client.
+    /// A part of the log, and an orderly end: for a plain client, that of the kernel.
     EndedShort,
-    /// The client left, as it had planned.
+    /// The client left, as intended.
     Left,
-    /// No log, but a line that says why.
+    /// A reply with the reason.
     Refused,
-    /// No connection, or one that ended without a word.
+    /// No connection, or one that ended without data.
     Nothing,
 }
 
 impl Outcome {
     pub(crate) const ALL: [(Self, &str); 7] = [
-        (Self::Whole, "whole"),
-        (Self::AsDue, "as due"),
+        (Self::Complete, "complete"),
+        (Self::AsExpected, "as expected"),
         (Self::Left, "client left"),
-        (Self::Cut, "cut, and seen so"),
+        (Self::Cut, "cut, and recognized"),
         (Self::EndedShort, "end of a killed process"),
-        (Self::Refused, "told why not"),
+        (Self::Refused, "answered with a reason"),
         (Self::Nothing, "no connection"),
     ];
 }
@@ -98,20 +98,20 @@ impl Outcome {
 /// A request that has ended.
 pub(crate) struct Request {
     pub(crate) kind: &'static str,
-    /// What has to work for it, from its first byte to its last.
+    /// The parts that must work until its last byte.
     pub(crate) path: Parts,
-    /// What has to work until its first byte.
+    /// The parts that must work until its first byte.
     pub(crate) registry: Parts,
-    /// Where it came in.
+    /// The gateway that the client is connected to.
     pub(crate) entry: Parts,
     pub(crate) tls: bool,
     pub(crate) began: Instant,
     pub(crate) ended: Instant,
     pub(crate) bytes: u64,
     pub(crate) outcome: Outcome,
-    /// Whether it could have ended so with nothing broken.
+    /// Whether this outcome needs no failure.
     pub(crate) expected: bool,
-    /// What it was about, for whoever looks into a violation.
+    /// Details for the report of a violation.
     pub(crate) detail: String,
 }
 
@@ -119,50 +119,50 @@ pub(crate) struct Request {
 pub(crate) struct Totals {
     /// By kind and outcome.
     pub(crate) requests: BTreeMap<&'static str, BTreeMap<Outcome, u64>>,
-    /// Requests that were answered with bytes of a log.
+    /// Requests that received bytes of a log.
     pub(crate) streams: u64,
-    /// Of logs, each compared with what was to be sent.
+    /// Bytes of logs, each compared with what was sent.
     pub(crate) bytes: u64,
 }
 
 #[derive(Default)]
 struct Entries {
     totals: Totals,
-    faults: Vec<Fault>,
-    /// Requests that only a fault explains.
+    failures: Vec<Failure>,
+    /// Requests that need a failure as their explanation.
     suspects: Vec<Request>,
     violations: Vec<String>,
 }
 
-/// How often a fault was tried, and how long it took until all was well again behind it.
-pub(crate) struct Tried {
+/// How often a kind of failure happened, and how long the recovery took.
+pub(crate) struct FailureSummary {
     pub(crate) times: u64,
     pub(crate) median: Duration,
     pub(crate) longest: Duration,
 }
 
-/// Everything that is written down.
+/// The record of failures and requests.
 #[derive(Default)]
 pub(crate) struct Journal(Mutex<Entries>);
 
-/// A fault that lasts.
+/// A failure that has not ended.
 pub(crate) struct Ongoing(usize);
 
 impl Journal {
     fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
-        self.0.lock().expect("nobody panics with it")
+        self.0.lock().expect("no panic while it is locked")
     }
 
-    /// Writes down a fault before it begins.
+    /// Records a failure before it begins.
     pub(crate) fn begin(&self, name: &'static str, parts: Parts, harm: Harm) -> Ongoing {
         let mut entries = self.entries();
-        entries.faults.push(Fault { name, parts, harm, from: Instant::now(), until: None });
-        Ongoing(entries.faults.len() - 1)
+        entries.failures.push(Failure { name, parts, harm, from: Instant::now(), until: None });
+        Ongoing(entries.failures.len() - 1)
     }
 
-    /// Writes down that all is well again.
-    pub(crate) fn healed(&self, fault: Ongoing) {
-        self.entries().faults[fault.0].until = Some(Instant::now());
+    /// Records that everything has recovered.
+    pub(crate) fn recovered(&self, failure: Ongoing) {
+        self.entries().failures[failure.0].until = Some(Instant::now());
     }
 
     pub(crate) fn request(&self, request: Request) {
@@ -176,60 +176,60 @@ impl Journal {
         }
     }
 
-    /// Something that no fault excuses.
+    /// Records a violation, which no failure explains.
     pub(crate) fn violation(&self, text: String) {
         eprintln!("VIOLATION: {text}");
         self.entries().violations.push(text);
     }
 
-    /// Holds what requests met against the faults; call when all have ended. Returns how many were
-    /// excused.
-    pub(crate) fn judge(&self) -> usize {
+    /// Checks that failures explain the outcomes of requests, after all requests have ended.
+    /// Returns how many they explain.
+    pub(crate) fn explain(&self) -> usize {
         let mut entries = self.entries();
         let suspects = std::mem::take(&mut entries.suspects);
-        let mut excused = 0;
+        let mut explained = 0;
         for request in suspects {
-            if entries.faults.iter().any(|fault| explains(fault, &request)) {
-                excused += 1;
+            if entries.failures.iter().any(|failure| explains(failure, &request)) {
+                explained += 1;
                 continue;
             }
             let Request { kind, outcome, detail, .. } = &request;
             let near: Vec<&str> = entries
-                .faults
+                .failures
                 .iter()
-                .filter(|fault| fault.from <= request.ended)
-                .map(|fault| fault.name)
+                .filter(|failure| failure.from <= request.ended)
+                .map(|failure| failure.name)
                 .collect();
             let last = &near[near.len().saturating_sub(3)..];
             let lasted = request.ended - request.began;
             let text = format!(
-                "{kind}: {outcome:?} after {lasted:?} with nothing broken that it needs: {detail} \
-                 (last faults: {last:?})"
+                "{kind}: {outcome:?} after {lasted:?} without a failure that explains it: {detail} \
+                 (last failures: {last:?})"
             );
             eprintln!("VIOLATION: {text}");
             entries.violations.push(text);
         }
-        excused
+        explained
     }
 
     pub(crate) fn violations(&self) -> Vec<String> {
         self.entries().violations.clone()
     }
 
-    /// Empties the totals, for a part of the run that counts on its own.
+    /// Takes the totals, for a part of the run that is counted separately.
     pub(crate) fn take_totals(&self) -> Totals {
         std::mem::take(&mut self.entries().totals)
     }
 
-    pub(crate) fn faults(&self) -> BTreeMap<&'static str, Tried> {
+    pub(crate) fn failures(&self) -> BTreeMap<&'static str, FailureSummary> {
         let mut times: BTreeMap<&'static str, Vec<Duration>> = BTreeMap::new();
-        for fault in &self.entries().faults {
-            let lasted = fault.until.unwrap_or_else(Instant::now) - fault.from;
-            times.entry(fault.name).or_default().push(lasted);
+        for failure in &self.entries().failures {
+            let lasted = failure.until.unwrap_or_else(Instant::now) - failure.from;
+            times.entry(failure.name).or_default().push(lasted);
         }
         let tried = |mut lasted: Vec<Duration>| {
             lasted.sort();
-            Tried {
+            FailureSummary {
                 times: lasted.len() as u64,
                 median: lasted[lasted.len() / 2],
                 longest: lasted[lasted.len() - 1],
@@ -239,19 +239,21 @@ impl Journal {
     }
 }
 
-fn explains(fault: &Fault, request: &Request) -> bool {
+fn explains(failure: &Failure, request: &Request) -> bool {
     let meanwhile =
-        fault.from <= request.ended && fault.until.is_none_or(|until| until >= request.began);
-    let on_its_path = fault.parts.meets(request.path);
+        failure.from <= request.ended && failure.until.is_none_or(|until| until >= request.began);
+    let on_its_path = failure.parts.overlaps(request.path);
     meanwhile
-        && match (request.outcome, fault.harm) {
+        && match (request.outcome, failure.harm) {
             (_, Harm::None) => false,
             (Outcome::Cut, Harm::Begin) => false,
             (Outcome::Cut, Harm::Cut | Harm::Kill) => on_its_path,
-            (Outcome::EndedShort, Harm::Kill) => !request.tls && fault.parts.meets(request.entry),
+            (Outcome::EndedShort, Harm::Kill) => {
+                !request.tls && failure.parts.overlaps(request.entry)
+            }
             (Outcome::EndedShort, _) => false,
             (_, Harm::Begin | Harm::Cut | Harm::Kill) => {
-                on_its_path || fault.parts.meets(request.registry)
+                on_its_path || failure.parts.overlaps(request.registry)
             }
         }
 }

@@ -1,5 +1,5 @@
-//! What is under load: a real ZooKeeper, two zones with two gateways and an executor each, and a
-//! gateway without a zone in front of them; a proxy in each way that can be broken.
+//! The system under load: a real ZooKeeper, two zones with two gateways and an executor each, and a
+//! gateway without a zone in front of them, with a proxy in each link that can fail.
 //!
 //! ```text
 //!                     ┌─▶ west-1 ─┐
@@ -40,19 +40,19 @@ pub(crate) const GATEWAYS: [(&str, Option<usize>); 5] = [
     ("east-2", Some(1)),
 ];
 
-/// Those that live from the beginning to the end, and are measured.
+/// The gateways that run the whole time, and are measured.
 pub(crate) const SURVIVORS: [usize; 2] = [0, 3];
 
-/// The clients that do not read for longer are cut.
+/// Clients that do not read for this long are reset.
 pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// Until all must be well again behind a fault.
-const HEALING: Duration = Duration::from_secs(90);
+/// The time limit of the recovery from a failure.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Between two looks at whether it is.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The interval of checks for recovery.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Where a gateway can be reached.
+/// The addresses of a gateway.
 #[derive(Clone, Copy)]
 pub(crate) struct Addresses {
     pub(crate) plain: SocketAddr,
@@ -65,22 +65,22 @@ pub(crate) struct Lab {
     pub(crate) system: System,
     pub(crate) zookeeper: Arc<ZooKeeper>,
     pub(crate) executors: Vec<Executor>,
-    /// The way to each zone's executor.
+    /// The link to each zone's executor.
     pub(crate) executor_links: Vec<Proxy>,
-    /// Each gateway's way to ZooKeeper.
+    /// Each gateway's link to ZooKeeper.
     pub(crate) registry_links: Vec<Proxy>,
-    /// The way from other gateways to each gateway.
+    /// The link from other gateways to each gateway.
     pub(crate) links: Vec<Proxy>,
     gateways: Vec<tokio::sync::Mutex<Option<Gateway>>>,
     addresses: Mutex<Vec<Option<Addresses>>>,
     identity: Identity,
-    /// Of all TLS clients; gateways resume their sessions.
+    /// The connector of all TLS clients, so that sessions are resumed.
     pub(crate) connector: TlsConnector,
     logs: std::path::PathBuf,
 }
 
 impl Lab {
-    /// Starts everything; the gateways log into `logs`.
+    /// Starts everything. Logs of the gateways go into the directory `logs`.
     pub(crate) async fn start(logs: &Path) -> Result<Arc<Self>> {
         let zookeeper = ZooKeeper::start().await;
         let system = System::on(Arc::clone(&zookeeper)).await;
@@ -93,7 +93,7 @@ impl Lab {
         let (mut registry_links, mut links) = (Vec::new(), Vec::new());
         for _ in GATEWAYS {
             registry_links.push(Proxy::start(zookeeper.port).await);
-            // Leads nowhere until the gateway has a port.
+            // The gateway has no port yet.
             links.push(Proxy::start(1).await);
         }
         let identity = zookeeper.authority.identity("gateway");
@@ -140,7 +140,7 @@ impl Lab {
         builder.root = format!("public_port = {}", self.links[number].address.port());
         let gateway = builder.ready().await;
         let [plain, tls, admin] = gateway.addresses[..] else {
-            panic!("{name} has told {:?}", gateway.addresses)
+            panic!("{name} has reported the addresses {:?}", gateway.addresses)
         };
         self.links[number].lead_to(tls.port());
         self.addresses()[number] = Some(Addresses { plain, tls, admin });
@@ -148,15 +148,15 @@ impl Lab {
     }
 
     fn addresses(&self) -> std::sync::MutexGuard<'_, Vec<Option<Addresses>>> {
-        self.addresses.lock().expect("nobody panics with it")
+        self.addresses.lock().expect("no panic while it is locked")
     }
 
-    /// Where a gateway is, or was before it was killed.
+    /// The addresses of a gateway, or those that it had before it was killed.
     pub(crate) fn address(&self, number: usize) -> Addresses {
-        self.addresses()[number].expect("it has run")
+        self.addresses()[number].expect("it was started")
     }
 
-    /// The gateway itself, for one fault at a time.
+    /// Locks a gateway for one failure at a time.
     pub(crate) async fn gateway(
         &self,
         number: usize,
@@ -164,7 +164,7 @@ impl Lab {
         self.gateways[number].lock().await
     }
 
-    /// What a build request says of a zone's executor.
+    /// The worker information of a zone's executor in build requests.
     pub(crate) fn worker(&self, zone: usize) -> Worker {
         Worker {
             hostname: "127.0.0.1".to_owned(),
@@ -173,8 +173,11 @@ impl Lab {
         }
     }
 
-    /// New certificates for a gateway that runs: one file, then the other, then the order to
-    /// reload. In between it is ordered as well, and has to refuse. Returns what went wrong.
+    /// Replaces the certificate and key of a running gateway, one after the other, with a reload
+    /// after each.
+    ///
+    /// # Errors
+    /// The first reload succeeded, or the second one failed.
     pub(crate) async fn renew_certificates(&self, number: usize) -> Result<()> {
         let directory = {
             let gateway = self.gateway(number).await;
@@ -187,38 +190,40 @@ impl Lab {
             fs::rename(&aside, directory.join(name))
         };
         replace(&fresh.cert, "tls-cert.pem")?;
-        ensure!(!reload(&directory).await?, "half a renewal was taken");
+        ensure!(!reload(&directory).await?, "a certificate without its key was loaded");
         replace(&fresh.key, "tls-key.pem")?;
-        ensure!(reload(&directory).await?, "a renewal was refused");
+        ensure!(reload(&directory).await?, "a renewed certificate was not loaded");
         Ok(())
     }
 
-    /// Waits until all is well: every gateway says so, and answers about builds of every zone.
-    /// What does not heal by itself is a violation.
-    pub(crate) async fn heals(&self, after: &str, probes: &[String; 2]) {
-        let deadline = Instant::now() + HEALING;
+    /// Waits until every gateway is ready and serves a build of every zone. It is a violation if
+    /// that takes too long.
+    pub(crate) async fn wait_recovered(&self, after: &str, probes: &[String; 2]) {
+        let deadline = Instant::now() + RECOVERY_TIMEOUT;
         loop {
-            let Err(sick) = self.is_well(probes).await else { return };
+            let Err(error) = self.check(probes).await else { return };
             if Instant::now() > deadline {
-                self.journal.violation(format!("not healed within {HEALING:?} of {after}: {sick}"));
+                self.journal.violation(format!(
+                    "not recovered within {RECOVERY_TIMEOUT:?} of {after}: {error}"
+                ));
                 return;
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(CHECK_INTERVAL).await;
         }
     }
 
-    async fn is_well(&self, probes: &[String; 2]) -> Result<()> {
+    async fn check(&self, probes: &[String; 2]) -> Result<()> {
         for (number, (name, _)) in GATEWAYS.iter().enumerate() {
             let Addresses { plain, admin, .. } = self.address(number);
             let health = get(admin, "/health/ready").await?;
             ensure!(health.starts_with("HTTP/1.1 200 "), "{name} is not ready");
-            // Not one that is known from before.
-            let nobody = format!("{:032x}", fastrand::u128(..));
-            let answer = ask(plain, &nobody).await?;
+            // A new UUID, which is not cached.
+            let unknown = format!("{:032x}", fastrand::u128(..));
+            let answer = request(plain, &unknown).await?;
             ensure!(answer == b"Build not found\r\n", "{name}: {}", answer.escape_ascii());
             for build in probes {
-                let log = crate::log::Log::of(build).context("a build of ours")?;
-                let answer = ask(plain, build).await?;
+                let log = crate::log::Log::of(build).context("a build of this test")?;
+                let answer = request(plain, build).await?;
                 ensure!(
                     answer == log.bytes(),
                     "{name}: {}",
@@ -242,7 +247,7 @@ impl Lab {
     }
 }
 
-/// Orders the gateway in `directory` to reload; whether it did.
+/// Reloads the gateway in `directory`. Returns whether it succeeded.
 async fn reload(directory: &Path) -> Result<bool> {
     let status = tokio::process::Command::new(crate::support::gateway::BINARY)
         .args(["reload", "-c"])
@@ -251,11 +256,11 @@ async fn reload(directory: &Path) -> Result<bool> {
         .stderr(std::process::Stdio::null())
         .kill_on_drop(true)
         .status();
-    Ok(timeout(HEALING, status).await??.success())
+    Ok(timeout(RECOVERY_TIMEOUT, status).await??.success())
 }
 
-/// Everything that comes in answer to one line.
-async fn ask(address: SocketAddr, line: &str) -> Result<Vec<u8>> {
+/// Sends a line and returns everything that is received.
+async fn request(address: SocketAddr, line: &str) -> Result<Vec<u8>> {
     let answer = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(format!("{line}\r\n").as_bytes()).await?;
@@ -267,13 +272,13 @@ async fn ask(address: SocketAddr, line: &str) -> Result<Vec<u8>> {
 }
 
 async fn get(address: SocketAddr, path: &str) -> Result<String> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n");
-    Ok(String::from_utf8_lossy(&ask(address, &request).await?).into_owned())
+    let head = format!("GET {path} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n");
+    Ok(String::from_utf8_lossy(&request(address, &head).await?).into_owned())
 }
 
 impl Parts {
-    /// All that a request for a build of `zone` needs that comes in at gateway `entry`: on its
-    /// way, and to find out about it.
+    /// The parts that a request to gateway `entry` for a build of `zone` needs: those of its path,
+    /// and those of its lookup.
     pub(crate) fn of(entry: usize, zone: usize) -> (Self, Self) {
         let mut path = Self::gateway(entry).and(Self::executor(zone));
         let mut registry = Self::ZOOKEEPER.and(Self::registry(entry));

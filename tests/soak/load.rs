@@ -1,4 +1,4 @@
-//! The clients: what they ask for, how they behave, and what they make of what comes.
+//! The clients: their requests, their behavior, and the check of what they receive.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,48 +19,48 @@ use crate::lab::{GATEWAYS, Lab, WRITE_TIMEOUT};
 use crate::log::{End, Log};
 use crate::support::Duplex;
 
-/// Longer than any request takes, faults included; what is over it hangs.
+/// The time limit of a request, failures included; a longer one is a violation.
 const HANG: Duration = Duration::from_secs(150);
 
-/// The longest line that stands for a log, in bytes.
+/// The longest reply instead of a log, in bytes.
 const LINE_MAX: usize = 256;
 
 const NOT_FOUND: &str = "Build not found\r\n";
 const NOT_STARTED: &str = "Build did not start yet\r\n";
-const FAULT: &str = "Internal streaming error: ";
+const ERROR: &str = "Internal streaming error: ";
 const TOO_LONG: &str = "Internal streaming error: the request is too long\r\n";
 const NO_REQUEST: &str = "Internal streaming error: no request within the time allowed\r\n";
 
-/// What a client does.
+/// A kind of client.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     /// Reads a log to its end.
     Read(Shape),
-    /// The same, with pauses that are not too long.
+    /// The same, with pauses shorter than the write timeout.
     Slow,
-    /// Stops reading for longer than anybody waits.
+    /// Stops reading for longer than the write timeout.
     Stall,
-    /// Resets, somewhere in a log.
+    /// Resets at a random position of a log.
     Reset,
-    /// Closes, somewhere in a log.
+    /// Closes at a random position of a log.
     Close,
     Unknown,
     Garbage,
-    /// Connects and says nothing.
+    /// Connects and sends nothing.
     Silent,
-    /// Connects and leaves.
-    Look,
+    /// Connects and disconnects.
+    Probe,
 }
 
-/// How often each is drawn, of their sum.
+/// The kinds with their names and weights.
 const KINDS: [(Kind, &str, u32); 15] = [
     (Kind::Read(Shape::Short), "short log", 30),
-    (Kind::Read(Shape::Trickle), "trickling log", 16),
+    (Kind::Read(Shape::Slow), "trickling log", 16),
     (Kind::Read(Shape::Bulk), "bulk log", 6),
-    (Kind::Read(Shape::ShortCut), "short log that its executor cuts", 2),
-    (Kind::Read(Shape::BulkCut), "bulk log that its executor cuts", 2),
-    (Kind::Read(Shape::Mute), "executor that closes without a word", 2),
-    (Kind::Read(Shape::Waiting), "build that waits", 4),
+    (Kind::Read(Shape::ShortAborted), "short log that its executor cuts", 2),
+    (Kind::Read(Shape::BulkAborted), "bulk log that its executor cuts", 2),
+    (Kind::Read(Shape::Empty), "executor that closes without data", 2),
+    (Kind::Read(Shape::Queued), "build that waits", 4),
     (Kind::Slow, "client that reads slowly", 2),
     (Kind::Stall, "client that stops reading", 1),
     (Kind::Reset, "client that resets", 6),
@@ -68,10 +68,10 @@ const KINDS: [(Kind, &str, u32); 15] = [
     (Kind::Unknown, "unknown build", 10),
     (Kind::Garbage, "garbage", 6),
     (Kind::Silent, "silent client", 2),
-    (Kind::Look, "health checker", 6),
+    (Kind::Probe, "health checker", 6),
 ];
 
-/// A connection that can be reset whatever is on top of it.
+/// A connection that can be reset below TLS.
 struct Wire {
     stream: Box<dyn Duplex + Send>,
     socket: OwnedFd,
@@ -97,12 +97,12 @@ impl Wire {
     }
 
     fn reset(self) {
-        // One that has failed already needs none.
+        // Fails if the connection has failed already.
         let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
     }
 }
 
-/// Clients, one request after the other each, until they are told to stop.
+/// Sends random requests in sequence until `stop` is set.
 pub(crate) async fn run(lab: &Lab, builds: &Builds, stop: &AtomicBool, mut rng: fastrand::Rng) {
     let sum: u32 = KINDS.iter().map(|(_, _, weight)| weight).sum();
     while !stop.load(Ordering::Relaxed) {
@@ -119,7 +119,8 @@ pub(crate) async fn run(lab: &Lab, builds: &Builds, stop: &AtomicBool, mut rng: 
             .expect("less than the sum");
         let mut client = Client::draw(lab, builds, *kind, name, &mut rng);
         if timeout(HANG, client.request()).await.is_err() {
-            lab.journal.violation(format!("{name}: hangs for {HANG:?}: {}", client.describe()));
+            lab.journal
+                .violation(format!("{name}: not ended after {HANG:?}: {}", client.describe()));
         }
         sleep(Duration::from_millis(client.rng.u64(..100))).await;
         rng = client.rng;
@@ -135,11 +136,11 @@ struct Client<'a> {
     tls: bool,
     build: Option<Arc<Build>>,
     rng: fastrand::Rng,
-    /// Of the log, compared.
+    /// Bytes of the log, compared with what was sent.
     bytes: u64,
-    /// What came and is no log.
+    /// Received bytes that are not the log.
     text: Vec<u8>,
-    /// How it ended, for whoever looks into a violation.
+    /// How it ended, for the report of a violation.
     end: String,
 }
 
@@ -147,8 +148,8 @@ struct Client<'a> {
 enum Read {
     Clean,
     Cut(io::Error),
-    /// This client had enough.
-    Enough,
+    /// The client stopped reading, as intended.
+    Stopped,
 }
 
 impl<'a> Client<'a> {
@@ -162,16 +163,14 @@ impl<'a> Client<'a> {
         let shape = match kind {
             Kind::Read(shape) => Some(shape),
             Kind::Slow | Kind::Stall => Some(Shape::Bulk),
-            Kind::Reset | Kind::Close => {
-                Some(if rng.bool() { Shape::Bulk } else { Shape::Trickle })
-            }
-            Kind::Unknown | Kind::Garbage | Kind::Silent | Kind::Look => None,
+            Kind::Reset | Kind::Close => Some(if rng.bool() { Shape::Bulk } else { Shape::Slow }),
+            Kind::Unknown | Kind::Garbage | Kind::Silent | Kind::Probe => None,
         };
         Self {
             lab,
             kind,
             name,
-            // Half of them from outside, the others anywhere.
+            // Half of the requests go to the outer gateway, the others to any.
             entry: if rng.bool() { 0 } else { rng.usize(..GATEWAYS.len()) },
             tls: rng.u8(..3) == 0,
             build: shape.map(|shape| builds.draw(shape, rng)),
@@ -195,7 +194,7 @@ impl<'a> Client<'a> {
         )
     }
 
-    /// Goes through with it and writes down what came of it.
+    /// Performs the request and records its outcome.
     async fn request(&mut self) {
         let began = std::time::Instant::now();
         let outcome = match self.converse().await {
@@ -224,16 +223,16 @@ impl<'a> Client<'a> {
         });
     }
 
-    /// Everything but the judgement.
+    /// Performs the request.
     async fn converse(&mut self) -> io::Result<Read> {
         let address = self.lab.address(self.entry);
         let address = if self.tls { address.tls } else { address.plain };
         let narrow = matches!(self.kind, Kind::Slow | Kind::Stall);
-        // Silence begins before the handshake.
+        // A silent client does not begin the TLS handshake.
         let tls = self.tls && !matches!(self.kind, Kind::Silent);
         let mut wire = Wire::connect(self.lab, address, tls, narrow).await?;
         let line = match self.kind {
-            Kind::Look => return Ok(Read::Enough),
+            Kind::Probe => return Ok(Read::Stopped),
             Kind::Silent => String::new(),
             Kind::Garbage => self.garbage(),
             Kind::Unknown => format!("{:032x}\n", self.rng.u128(..)),
@@ -242,7 +241,7 @@ impl<'a> Client<'a> {
         wire.stream.write_all(line.as_bytes()).await?;
         wire.stream.flush().await?;
         let read = self.read(&mut wire).await;
-        if matches!((self.kind, &read), (Kind::Reset, Read::Enough)) {
+        if matches!((self.kind, &read), (Kind::Reset, Read::Stopped)) {
             wire.reset();
         }
         Ok(read)
@@ -252,11 +251,11 @@ impl<'a> Client<'a> {
         let letters = self.rng.usize(1..2000);
         let mut text: String = (0..letters).map(|_| self.rng.char('\u{0}'..'\u{2ff}')).collect();
         text.retain(|letter| letter != '\n');
-        // Never a build, by any accident.
+        // "!" is not part of a build ID.
         format!("!{text}\n")
     }
 
-    /// Reads on, comparing, until there is an end or enough.
+    /// Reads and compares until the end, or until this client stops.
     async fn read(&mut self, wire: &mut Wire) -> Read {
         let log = self.build.as_ref().and_then(|build| Log::of(&build.id));
         let expected = log.map_or(&[][..], Log::bytes);
@@ -284,12 +283,12 @@ impl<'a> Client<'a> {
                 self.text.extend_from_slice(fresh);
             } else {
                 self.text = fresh[..count.min(80)].to_vec();
-                let wrong = format!("not what was sent, at byte {at}: {}", self.describe());
+                let wrong = format!("wrong bytes from offset {at}: {}", self.describe());
                 self.lab.journal.violation(wrong);
-                return Read::Enough;
+                return Read::Stopped;
             }
             if self.bytes >= enough {
-                return Read::Enough;
+                return Read::Stopped;
             }
             if self.bytes >= pause_at && !paused {
                 paused = true;
@@ -306,15 +305,15 @@ impl<'a> Client<'a> {
         self.end = match &read {
             Read::Clean => "clean end".to_owned(),
             Read::Cut(error) => error.to_string(),
-            Read::Enough => "enough".to_owned(),
+            Read::Stopped => "stopped reading".to_owned(),
         };
         let log = self.build.as_ref().and_then(|build| Log::of(&build.id));
         match (read, log) {
-            (Read::Enough, _) => Outcome::Left,
+            (Read::Stopped, _) => Outcome::Left,
             (Read::Clean, _) if !self.text.is_empty() => {
-                if self.is_due() {
-                    Outcome::AsDue
-                } else if !self.is_a_line_of_ours() {
+                if self.is_expected_reply() {
+                    Outcome::AsExpected
+                } else if !self.is_reply() {
                     let wrong = format!("neither log nor reply: {}", self.describe());
                     self.lab.journal.violation(wrong);
                     Outcome::Refused
@@ -323,61 +322,64 @@ impl<'a> Client<'a> {
                 }
             }
             (Read::Clean, Some(log)) if self.bytes > 0 => {
-                if log.end == End::Whole && self.bytes == u64::from(log.length) {
-                    return Outcome::Whole;
+                if log.end == End::Complete && self.bytes == u64::from(log.length) {
+                    return Outcome::Complete;
                 }
                 if self.tls {
-                    // Nobody can make a close_notify but the gateway itself.
-                    let wrong = format!("a log that is not whole ended so: {}", self.describe());
+                    // Only the gateway itself can send close_notify.
+                    let wrong =
+                        format!("an incomplete log ended with close_notify: {}", self.describe());
                     self.lab.journal.violation(wrong);
                 }
                 Outcome::EndedShort
             }
             (Read::Cut(_), Some(_)) if self.bytes > 0 => Outcome::Cut,
-            // The reply, and then the reset that a client gets who sends more than is read.
-            (Read::Cut(_), None) if self.is_due() => Outcome::AsDue,
-            _ if self.is_due() => Outcome::AsDue,
+            // After the reply, a client that sends more than the gateway reads is reset.
+            (Read::Cut(_), None) if self.is_expected_reply() => Outcome::AsExpected,
+            _ if self.is_expected_reply() => Outcome::AsExpected,
             _ => Outcome::Nothing,
         }
     }
 
-    fn is_a_line_of_ours(&self) -> bool {
+    fn is_reply(&self) -> bool {
         std::str::from_utf8(&self.text).is_ok_and(|text| {
             text == NOT_FOUND
                 || text == NOT_STARTED
-                || (text.starts_with(FAULT) && text.ends_with("\r\n") && text.lines().count() == 1)
+                || (text.starts_with(ERROR) && text.ends_with("\r\n") && text.lines().count() == 1)
         })
     }
 
-    /// Whether this client got what it has to get when nothing is broken, a log aside.
-    fn is_due(&self) -> bool {
+    /// Whether the client received the reply, or end, that is expected without failures.
+    fn is_expected_reply(&self) -> bool {
         let text = std::str::from_utf8(&self.text).unwrap_or("?");
         match self.kind {
             Kind::Unknown => text == NOT_FOUND,
             Kind::Garbage => text == NOT_FOUND || text == TOO_LONG || text.is_empty(),
-            // There is no word before a handshake.
+            // Without a handshake there is no reply.
             Kind::Silent => text == if self.tls { "" } else { NO_REQUEST },
-            Kind::Read(Shape::Waiting) => text == NOT_STARTED,
-            Kind::Read(Shape::Mute | Shape::ShortCut | Shape::BulkCut) => text.starts_with(FAULT),
+            Kind::Read(Shape::Queued) => text == NOT_STARTED,
+            Kind::Read(Shape::Empty | Shape::ShortAborted | Shape::BulkAborted) => {
+                text.starts_with(ERROR)
+            }
             _ => false,
         }
     }
 
-    /// Whether it could have come to this with nothing broken.
+    /// Whether this outcome is possible without failures.
     fn expects(&self, outcome: Outcome) -> bool {
         match self.kind {
-            Kind::Read(Shape::ShortCut | Shape::BulkCut) => {
-                matches!(outcome, Outcome::Cut | Outcome::AsDue)
+            Kind::Read(Shape::ShortAborted | Shape::BulkAborted) => {
+                matches!(outcome, Outcome::Cut | Outcome::AsExpected)
             }
-            Kind::Read(Shape::Mute | Shape::Waiting)
+            Kind::Read(Shape::Empty | Shape::Queued)
             | Kind::Unknown
             | Kind::Garbage
-            | Kind::Silent => outcome == Outcome::AsDue,
-            Kind::Read(Shape::Short | Shape::Trickle | Shape::Bulk) | Kind::Slow => {
-                outcome == Outcome::Whole
+            | Kind::Silent => outcome == Outcome::AsExpected,
+            Kind::Read(Shape::Short | Shape::Slow | Shape::Bulk) | Kind::Slow => {
+                outcome == Outcome::Complete
             }
-            Kind::Stall => matches!(outcome, Outcome::Whole | Outcome::Cut),
-            Kind::Reset | Kind::Close | Kind::Look => outcome == Outcome::Left,
+            Kind::Stall => matches!(outcome, Outcome::Complete | Outcome::Cut),
+            Kind::Reset | Kind::Close | Kind::Probe => outcome == Outcome::Left,
         }
     }
 }

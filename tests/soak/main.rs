@@ -1,19 +1,21 @@
-//! The soak: mixed load, faults drawn at random, every byte compared; run by `tests/soak/run`.
+//! The soak test: mixed load and random failures, with every byte compared. Run by
+//! `tests/soak/run`.
 //!
-//! What must be true whatever is broken (`load`, `journal`):
+//! What must be true during all failures (`load`, `journal`):
 //!
-//! - Each byte of a log is the one that was sent at its place: nothing lost, doubled or mixed.
-//! - A log that ended as finished is whole. One that is not ends as a cut. (A plain client cannot
-//!   tell if the gateway that it speaks to itself is killed: the kernel makes that end.)
-//! - What only a fault explains happens only to requests that needed what it broke, while it was
-//!   broken and until all was well again: not served at all, or cut.
-//! - All is well again by itself (`lab`), and in the end nothing is left over (`usage`).
+//! - Each byte of a log is the one that was sent at its position: no byte is lost, duplicated or
+//!   mixed.
+//! - A log that ends as finished is complete; an incomplete one ends with a reset. Exception: if the
+//!   gateway that a plain client is connected to is killed, the kernel ends the connection in order.
+//! - A request is refused or aborted only if it needed a part that failed, and only between the
+//!   failure and the recovery.
+//! - The system recovers by itself (`lab`) and leaks nothing (`usage`).
 //!
-//! A seed repeats what is drawn, not when it meets what.
+//! A seed repeats the random choices, but not their timing.
 
 mod builds;
 mod executor;
-mod faults;
+mod failures;
 mod journal;
 mod lab;
 mod load;
@@ -37,37 +39,37 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::builds::Builds;
-use crate::faults::LANES;
+use crate::failures::LANES;
 use crate::lab::{GATEWAYS, Lab};
 use crate::report::Report;
 
-/// Loads five gateways in two zones while parts of it all are broken, and compares every byte.
+/// Loads five gateways in two zones while parts of the system fail, and compares every byte.
 #[derive(Parser)]
 #[command(name = "tests/soak/run")]
 struct Arguments {
-    /// How long faults go on.
+    /// Minutes of failures.
     #[arg(default_value_t = 30.0)]
     minutes: f64,
-    /// What all that is drawn follows from; printed.
+    /// The seed of all random choices. Default: a random one, which is printed.
     seed: Option<u64>,
-    /// Clients at once.
+    /// Concurrent clients.
     #[arg(long, default_value_t = 60)]
     clients: usize,
-    /// Where the report and the gateways' logs go.
+    /// The directory of the report and the gateways' logs.
     #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/soak"))]
     output: PathBuf,
-    /// `cargo bench` says so.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// The load before the first measurement and behind the last fault, as a part of the whole: as much
-/// as fills what a gateway keeps for later.
+/// The time of load before the first measurement and after the last failure, as a share of the
+/// whole: enough to fill caches and pools of the gateways.
 const WARM_UP: f64 = 0.1;
 const WARM_UP_MIN: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
-    // The role is no one's to choose, so it is no part of the usage.
+    // The role is started by the driver only, so the usage does not list it.
     let outcome = match std::env::args().nth(1).as_deref() {
         Some("executor") => executor::run().map(|()| 0),
         _ => tokio::runtime::Runtime::new()
@@ -89,12 +91,12 @@ async fn soak(arguments: Arguments) -> Result<usize> {
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let long = Duration::from_secs_f64(arguments.minutes * 60.0);
     let warm_up = long.mul_f64(WARM_UP).max(WARM_UP_MIN);
-    eprintln!("soak: {} min of faults, seed {seed}", arguments.minutes);
+    eprintln!("soak: {} min of failures, seed {seed}", arguments.minutes);
     let mut rng = fastrand::Rng::with_seed(seed);
     let output = &arguments.output;
     fs::create_dir_all(output).with_context(|| output.display().to_string())?;
     for (name, _) in GATEWAYS {
-        // Of an earlier run.
+        // The log of an earlier run.
         let _ = fs::remove_file(output.join(format!("{name}.log")));
     }
     let lab = Lab::start(output).await?;
@@ -102,7 +104,7 @@ async fn soak(arguments: Arguments) -> Result<usize> {
     let probes = Arc::new(Builds::probes(&lab, &mut rng).await);
     let changes = {
         let (lab, builds, rng) = (Arc::clone(&lab), Arc::clone(&builds), rng.fork());
-        tokio::spawn(async move { builds.come_and_go(&lab, rng).await })
+        tokio::spawn(async move { builds.replace_forever(&lab, rng).await })
     };
 
     eprintln!("soak: warming up for {} s", warm_up.as_secs());
@@ -124,29 +126,29 @@ async fn soak(arguments: Arguments) -> Result<usize> {
             tokio::spawn(async move { lane.run(&lab, &probes, &stop, rng).await })
         })
         .collect();
-    watch(&lab, began, long).await;
+    print_progress(&lab, began, long).await;
     stop.store(true, Ordering::Relaxed);
     for lane in lanes {
-        lane.await.context("a lane of faults")?;
+        lane.await.context("a lane of failures")?;
     }
-    eprintln!("soak: faults are over, {} s of peace", warm_up.as_secs());
+    eprintln!("soak: failures are over, {} s of load without failures", warm_up.as_secs());
     sleep(warm_up).await;
     load.stop().await;
     changes.abort();
     let lasted = began.elapsed();
     let after = usage::settled(&lab, Some(&before)).await?;
     let tcp_memory = (tcp_before, usage::tcp_memory()?);
-    registered(&lab).await;
+    check_registry(&lab).await;
 
-    let excused = lab.journal.judge();
+    let explained = lab.journal.explain();
     let violations = lab.journal.violations();
     let report = Report {
         seed,
         lasted,
         clients: arguments.clients,
         totals: lab.journal.take_totals(),
-        faults: lab.journal.faults(),
-        excused,
+        failures: lab.journal.failures(),
+        explained,
         before,
         after,
         tcp_memory,
@@ -160,21 +162,21 @@ async fn soak(arguments: Arguments) -> Result<usize> {
     Ok(violations.len())
 }
 
-/// Says now and then how it goes.
-async fn watch(lab: &Lab, began: Instant, long: Duration) {
+/// Prints the progress every minute.
+async fn print_progress(lab: &Lab, began: Instant, long: Duration) {
     while let Some(left) = long.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
         sleep(left.min(Duration::from_secs(60))).await;
-        let faults: u64 = lab.journal.faults().values().map(|tried| tried.times).sum();
+        let failures: u64 = lab.journal.failures().values().map(|summary| summary.times).sum();
         let violations = lab.journal.violations().len();
         eprintln!(
-            "soak: {} s, {faults} faults, {violations} violations so far",
+            "soak: {} s, {failures} failures, {violations} violations so far",
             began.elapsed().as_secs()
         );
     }
 }
 
-/// Every gateway has one entry, no more and no less. One without a zone announces no port.
-async fn registered(lab: &Lab) {
+/// Checks that every gateway has exactly one entry. One without a zone registers no port.
+async fn check_registry(lab: &Lab) {
     let mut ports: Vec<_> = lab
         .system
         .entries()
@@ -190,11 +192,11 @@ async fn registered(lab: &Lab) {
     ports.sort_unstable();
     expected.sort_unstable();
     if ports != expected {
-        lab.journal.violation(format!("registered are {ports:?} instead of {expected:?}"));
+        lab.journal.violation(format!("registered ports are {ports:?} instead of {expected:?}"));
     }
 }
 
-/// Clients at work.
+/// Running clients.
 struct Load {
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
@@ -218,7 +220,7 @@ impl Load {
         Self { stop, tasks }
     }
 
-    /// Lets each end what it is at.
+    /// Stops the clients after their current requests.
     async fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {

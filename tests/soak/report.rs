@@ -1,10 +1,10 @@
-//! The outcome as Markdown, for docs/reliability.md.
+//! The report as Markdown, for docs/reliability.md.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use crate::journal::{Outcome, Totals, Tried};
+use crate::journal::{FailureSummary, Outcome, Totals};
 use crate::usage::Usage;
 
 pub(crate) struct Report {
@@ -12,12 +12,12 @@ pub(crate) struct Report {
     pub(crate) lasted: Duration,
     pub(crate) clients: usize,
     pub(crate) totals: Totals,
-    pub(crate) faults: BTreeMap<&'static str, Tried>,
-    /// Requests that ended otherwise than without faults, a fault explaining it.
-    pub(crate) excused: usize,
+    pub(crate) failures: BTreeMap<&'static str, FailureSummary>,
+    /// Requests whose outcome a failure explains.
+    pub(crate) explained: usize,
     pub(crate) before: Vec<Usage>,
     pub(crate) after: Vec<Usage>,
-    /// Before and after, in KiB.
+    /// Kernel memory for TCP before and after, in KiB.
     pub(crate) tcp_memory: (u64, u64),
     pub(crate) violations: usize,
 }
@@ -26,17 +26,17 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Totals { requests, streams, bytes } = &self.totals;
         let count: u64 = requests.values().flat_map(BTreeMap::values).sum();
-        let faults: u64 = self.faults.values().map(|tried| tried.times).sum();
+        let failures: u64 = self.failures.values().map(|summary| summary.times).sum();
         let (minutes, seconds) = (self.lasted.as_secs() / 60, self.lasted.as_secs() % 60);
         writeln!(
             f,
-            "{minutes} min {seconds} s of load with faults by {} clients (seed {}): {count} \
-             requests, {streams} streams, {bytes} bytes compared, {faults} faults; {} requests met \
-             a fault. Violations: **{}**.\n",
-            self.clients, self.seed, self.excused, self.violations
+            "{minutes} min {seconds} s of load with failures by {} clients (seed {}): {count} \
+             requests, {streams} streams, {bytes} bytes compared, {failures} failures; {} requests met \
+             a failure. Violations: **{}**.\n",
+            self.clients, self.seed, self.explained, self.violations
         )?;
         self.requests(f)?;
-        self.faults(f)?;
+        self.failures(f)?;
         self.usage(f)
     }
 }
@@ -63,10 +63,10 @@ impl Report {
         writeln!(f)
     }
 
-    fn faults(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| fault | times | until all was well again, median (longest), s |")?;
+    fn failures(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| failure | times | until recovery, median (longest), s |")?;
         writeln!(f, "| --- | ---: | ---: |")?;
-        for (name, Tried { times, median, longest }) in &self.faults {
+        for (name, FailureSummary { times, median, longest }) in &self.failures {
             let (median, longest) = (median.as_secs_f64(), longest.as_secs_f64());
             writeln!(f, "| {name} | {times} | {median:.1} ({longest:.1}) |")?;
         }
@@ -97,6 +97,6 @@ impl Report {
             )?;
         }
         let (before, after) = self.tcp_memory;
-        writeln!(f, "\nThe kernel's memory for TCP, of the whole host: {before} → {after} KiB.")
+        writeln!(f, "\nThe kernel's memory for TCP of the whole host: {before} → {after} KiB.")
     }
 }

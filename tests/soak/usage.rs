@@ -1,4 +1,4 @@
-//! What a gateway that lives the whole time holds on to.
+//! The resources of the gateways that run the whole time.
 
 use std::fs;
 use std::time::Duration;
@@ -8,29 +8,29 @@ use tokio::time::{Instant, sleep};
 
 use crate::lab::{GATEWAYS, Lab, SURVIVORS};
 
-/// For closed connections and late tasks to be gone: longer than the grace that a client is given
-/// to close behind the end of its log.
+/// The time limit until closed connections and late tasks are gone: longer than a client may take
+/// to close after the end of its log.
 const SETTLING: Duration = Duration::from_secs(30);
 
-/// Between two looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// The interval of measurements.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What it may hold resident beyond what it held after the warm-up, as a part of that and in KiB:
-/// the allocator keeps more after a longer run, and less of it than a leak per stream would make.
+/// The permitted growth of resident memory after the warm-up, as a share and in KiB. The allocator
+/// keeps more memory after a longer run, but less than a leak per stream would take.
 const GROWTH: f64 = 0.25;
 const GROWTH_KIB: u64 = 4096;
 
-/// What one gateway holds while nobody asks it for anything.
+/// The resources of one gateway without clients.
 #[derive(Clone, Debug)]
 pub(crate) struct Usage {
     pub(crate) name: &'static str,
     pub(crate) sockets: usize,
-    /// Other than sockets: pipes are kept by each thread, up to two.
+    /// Other descriptors, among them those of pooled pipes.
     pub(crate) others: usize,
-    /// KiB.
+    /// Resident memory in KiB.
     pub(crate) resident: u64,
     pub(crate) threads: u64,
-    /// Connections and streams, as its metrics count them: each is a task.
+    /// Connections and streams, each a task, as its metrics count them.
     pub(crate) connections: f64,
     pub(crate) streams: f64,
 }
@@ -38,7 +38,7 @@ pub(crate) struct Usage {
 impl Usage {
     async fn of(number: usize, lab: &Lab) -> Result<Self> {
         let gateway = lab.gateway(number).await;
-        let pid = gateway.as_ref().context("it lives the whole time")?.pid();
+        let pid = gateway.as_ref().context("it runs the whole time")?.pid();
         let read = |file: &str| {
             let path = format!("/proc/{pid}/{file}");
             fs::read_to_string(&path).context(path)
@@ -60,8 +60,8 @@ impl Usage {
         })
     }
 
-    /// What is wrong with it, `before` having been the same at the beginning.
-    fn fault(&self, before: Option<&Self>) -> Option<String> {
+    /// Returns which resource has leaked since `before`.
+    fn leak(&self, before: Option<&Self>) -> Option<String> {
         if self.connections > 0.0 || self.streams > 0.0 {
             let (connections, streams) = (self.connections, self.streams);
             return Some(format!("{connections} connections and {streams} streams are left"));
@@ -70,7 +70,7 @@ impl Usage {
         if self.sockets != before.sockets {
             return Some(format!("{} sockets, {} before", self.sockets, before.sockets));
         }
-        if self.others > before.others + PIPES_KEPT {
+        if self.others > before.others + POOLED_PIPES {
             return Some(format!("{} other descriptors, {} before", self.others, before.others));
         }
         let bound = before.resident + ((before.resident as f64 * GROWTH) as u64).max(GROWTH_KIB);
@@ -80,12 +80,12 @@ impl Usage {
     }
 }
 
-/// Descriptors of the pipes that threads keep for the next log that pours: two pipes in each of the
-/// runtime's threads, and the thread that had none before may have them behind it.
-const PIPES_KEPT: usize = 8;
+/// The descriptors of the pipes that a gateway keeps for further bulk logs: two for each of eight
+/// (`IDLE_MAX` in `src/gateway/relay/splice.rs`).
+const POOLED_PIPES: usize = 16;
 
-/// What all TCP sockets of the host hold in the kernel, in KiB: those of the gateways, and of both ends
-/// of the load.
+/// The kernel memory of all TCP sockets of the host in KiB, those of clients and executors
+/// included.
 pub(crate) fn tcp_memory() -> Result<u64> {
     let path = "/proc/net/sockstat";
     let sockets = fs::read_to_string(path).context(path)?;
@@ -95,14 +95,14 @@ pub(crate) fn tcp_memory() -> Result<u64> {
     Ok(pages * rustix::param::page_size() as u64 / 1024)
 }
 
-/// The number behind `name` in a file of /proc.
+/// The number after `name` in a file of /proc.
 fn number_of(text: &str, name: &str) -> u64 {
     let line = text.lines().find(|line| line.starts_with(name));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
-/// Measures all that live the whole time, once they have settled: as they were `before`, if there
-/// is a before. What does not settle is a violation.
+/// Measures the gateways that run the whole time after they have released their resources, compared
+/// with `before` if that is given. It is a violation if they do not release them in time.
 pub(crate) async fn settled(lab: &Lab, before: Option<&[Usage]>) -> Result<Vec<Usage>> {
     let mut all = Vec::new();
     for (index, number) in SURVIVORS.into_iter().enumerate() {
@@ -110,12 +110,12 @@ pub(crate) async fn settled(lab: &Lab, before: Option<&[Usage]>) -> Result<Vec<U
         let deadline = Instant::now() + SETTLING;
         let usage = loop {
             let usage = Usage::of(number, lab).await?;
-            let Some(fault) = usage.fault(before) else { break usage };
+            let Some(leak) = usage.leak(before) else { break usage };
             if Instant::now() > deadline {
-                lab.journal.violation(format!("{}: {fault}", usage.name));
+                lab.journal.violation(format!("{}: {leak}", usage.name));
                 break usage;
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(CHECK_INTERVAL).await;
         };
         all.push(usage);
     }

@@ -1,4 +1,4 @@
-//! What a gateway tells over HTTP: its health and its metrics, as a scraper asks for them.
+//! HTTP client for the admin listener: health checks and metrics.
 
 use std::net::SocketAddr;
 
@@ -9,14 +9,14 @@ use super::gateway::{Builder, Gateway};
 use super::system::System;
 use super::within;
 
-/// The answer to one request: status line, header lines, body.
+/// Response to one request: status line, header lines, body.
 pub(crate) struct Answer {
     pub(crate) status: String,
     pub(crate) headers: String,
     pub(crate) body: String,
 }
 
-/// Sends a request as it is written.
+/// Sends `request` unchanged and returns the response.
 pub(crate) async fn ask(address: SocketAddr, request: &str) -> Answer {
     let answer = within("an HTTP answer", async {
         let mut stream = TcpStream::connect(address).await?;
@@ -35,7 +35,8 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
     ask(address, &format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n")).await
 }
 
-/// A gateway with the admin listener, whose address is the last it tells.
+/// Builder of a gateway with the admin listener, whose address is the last that the gateway
+/// reports.
 pub(crate) fn with_admin(system: &System) -> Builder {
     let mut builder = Builder::new(system).zone("west");
     builder.admin = true;
@@ -46,12 +47,12 @@ pub(crate) fn admin(gateway: &Gateway) -> SocketAddr {
     gateway.addresses[gateway.addresses.len() - 1]
 }
 
-/// All that `/metrics` tells.
+/// Returns the body of `/metrics`.
 pub(crate) async fn exposition(gateway: &Gateway) -> String {
     get(admin(gateway), "/metrics").await.body
 }
 
-/// The value of one series.
+/// Returns the value of one series.
 pub(crate) async fn metric(gateway: &Gateway, series: &str) -> f64 {
     let body = exposition(gateway).await;
     value(&body, series).unwrap_or_else(|| panic!("no {series} in\n{body}"))
@@ -62,20 +63,20 @@ fn value(exposition: &str, series: &str) -> Option<f64> {
     value.map(|value| value.parse().expect("a number"))
 }
 
-/// How many connections the limit `reason` has rejected.
+/// Returns how many connections the limit `reason` has rejected.
 pub(crate) async fn rejected(gateway: &Gateway, reason: &str) -> f64 {
     let series = format!("zuul_fingergw_connections_rejected_total{{reason=\"{reason}\"}}");
     metric(gateway, &series).await
 }
 
-/// Waits until so many connections have ended as `result`, which are all.
+/// Waits until exactly `count` requests have ended as `result`.
 pub(crate) async fn ended(gateway: &Gateway, result: &str, count: usize) {
     let series = format!("zuul_fingergw_requests_total{{result=\"{result}\"}}");
     until_metric(gateway, &series, count as f64).await;
 }
 
-/// Waits until a series is there and has this value. A connection is counted when it is over, which is
-/// a little after its client has seen its end and told to nobody: this asks again.
+/// Waits until a series exists and has this value. The gateway counts a connection shortly after
+/// the client has seen its end, and sends no notification of that, so this polls.
 pub(crate) async fn until_metric(gateway: &Gateway, series: &str, value: f64) {
     within(&format!("{series} {value}"), async {
         while self::value(&exposition(gateway).await, series).is_none_or(|now| now < value) {
@@ -86,7 +87,7 @@ pub(crate) async fn until_metric(gateway: &Gateway, series: &str, value: f64) {
     assert_eq!(metric(gateway, series).await, value, "{series}");
 }
 
-/// What `/health/ready` answers.
+/// Returns the status line of `/health/ready`.
 pub(crate) async fn readiness(gateway: &Gateway) -> String {
     get(admin(gateway), "/health/ready").await.status
 }

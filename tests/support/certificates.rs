@@ -1,4 +1,4 @@
-//! A certificate authority and its certificates, as files, made at run time.
+//! Certificate authorities and certificates, created at run time as PEM files.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -16,18 +16,18 @@ pub(crate) struct Authority {
     directory: TempDir,
 }
 
-/// The PEM files of one identity.
+/// PEM files of one identity.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
     pub(crate) ca: PathBuf,
-    /// Certificate and key in one file, as ZooKeeper wants its key store.
+    /// Certificate and key in one file, the format of ZooKeeper's key store.
     pub(crate) both: PathBuf,
 }
 
 impl Identity {
-    /// The three lines of a `zuul.conf` that name its files.
+    /// Returns the three lines of a `zuul.conf` that name these files.
     pub(crate) fn zuul_conf(&self) -> String {
         let Self { cert, key, ca, .. } = self;
         format!(
@@ -44,7 +44,7 @@ impl Authority {
         Self::with_params(|_| {})
     }
 
-    /// One that may issue for names below `domain` only (RFC 5280, section 4.2.1.10).
+    /// Creates a CA that may issue only for names below `domain` (RFC 5280, section 4.2.1.10).
     pub(crate) fn constrained(domain: &str) -> Self {
         Self::with_params(|params| {
             params.name_constraints = Some(NameConstraints {
@@ -54,7 +54,8 @@ impl Authority {
         })
     }
 
-    /// One whose certificate is for `name` as well, as plain `openssl req -x509` makes them.
+    /// Creates a CA whose own certificate also has the name `name`, as plain `openssl req -x509`
+    /// does.
     pub(crate) fn self_signed_for(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
         Self::with_params(|params| {
             params.subject_alt_names =
@@ -63,7 +64,7 @@ impl Authority {
         })
     }
 
-    /// Its own certificate and key, shown as a gateway's.
+    /// Returns the CA's own certificate and key as the identity of a gateway.
     pub(crate) fn as_identity(&self) -> Identity {
         let file = |name: &str| self.directory.path().join(name);
         let both = file("both.pem");
@@ -74,7 +75,7 @@ impl Authority {
         Identity { cert: self.ca(), key: file("CA.key"), ca: self.ca(), both }
     }
 
-    /// A certificate for the same key under another name, as PEM.
+    /// Returns a certificate for the same key with another subject, as PEM.
     pub(crate) fn renamed(&self, name: DnValue) -> String {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -83,7 +84,7 @@ impl Authority {
         params.self_signed(self.issuer.key()).expect("a CA certificate").pem()
     }
 
-    /// An intermediate that this one has signed; its own `ca.pem` is the root's.
+    /// Creates an intermediate CA signed by this CA; its `ca.pem` is the root's.
     pub(crate) fn intermediate(&self) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "intermediate CA");
@@ -94,7 +95,7 @@ impl Authority {
         Self { issuer, directory }
     }
 
-    /// Its certificate, as PEM.
+    /// Returns the CA's certificate as PEM.
     pub(crate) fn pem(&self) -> String {
         self.issuer.pem()
     }
@@ -112,35 +113,36 @@ impl Authority {
         Self { issuer, directory }
     }
 
-    /// An identity for `name` alone, good for both sides of a connection.
+    /// Issues an identity for `name` only, valid for client and server authentication.
     pub(crate) fn identity_only_for(&self, name: &str) -> Identity {
         self.sign(name, params(&[name]))
     }
 
-    /// An identity for `name`, localhost and 127.0.0.1, good for both sides of a connection.
+    /// Issues an identity for `name`, localhost and 127.0.0.1, valid for client and server
+    /// authentication.
     pub(crate) fn identity(&self, name: &str) -> Identity {
         self.sign(name, params(&[name, "localhost", "127.0.0.1"]))
     }
 
-    /// As [`Self::identity`], with a key of the kind and size that Zuul's own tools make.
+    /// Like [`Self::identity`], with a key of the type and size that Zuul's own tools create.
     pub(crate) fn identity_rsa(&self, name: &str) -> Identity {
         let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).expect("a key");
         self.sign_key(name, params(&[name, "localhost", "127.0.0.1"]), &key)
     }
 
-    /// An identity whose name is its common name and nothing else, as Zuul's own tools make them.
+    /// Issues an identity that has its name only as common name, as Zuul's own tools do.
     pub(crate) fn common_name_only(&self, name: &str) -> Identity {
         self.sign(name, params(&[]))
     }
 
-    /// As [`Self::identity`], but its time is over.
+    /// Like [`Self::identity`], but expired.
     pub(crate) fn expired(&self, name: &str) -> Identity {
         let mut params = params(&[name, "localhost", "127.0.0.1"]);
         params.not_after = rcgen::date_time_ymd(2021, 7, 1);
         self.sign(name, params)
     }
 
-    /// As [`Self::identity_only_for`], but with something amiss.
+    /// Like [`Self::identity_only_for`], with certificate parameters modified by `change`.
     pub(crate) fn identity_with(
         &self,
         name: &str,
@@ -181,7 +183,7 @@ impl Authority {
         }
     }
 
-    /// Where `ca.pem` is, and its key as `CA.key`.
+    /// Directory that contains `ca.pem` and the CA's key, `CA.key`.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }

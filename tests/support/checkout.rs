@@ -1,4 +1,4 @@
-//! This checkout: its own files, and what `tests/run` puts below `target/`.
+//! Paths in this checkout: its own files, and what `tests/run` installs below `target/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ pub(crate) fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The text of a file, by its path from the top.
+/// Reads a file, by its path from the top of the repository.
 pub(crate) fn read(path: impl AsRef<Path>) -> String {
     let path = top().join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Where `tests/run` puts things.
+/// Returns the path of something that `tests/run` installs.
 pub(crate) fn installed(path: &str) -> PathBuf {
     top().join("target").join(path)
 }

@@ -1,4 +1,4 @@
-//! Finger clients, plain and TLS, that tell how a stream ended.
+//! Finger clients, plain and TLS, that report how a stream ended.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use super::{Duplex, within};
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// FIN; on TLS behind a close_notify.
+    /// FIN; on TLS after a close_notify.
     Clean,
     /// TLS closed without close_notify.
     Truncated,
@@ -32,18 +32,18 @@ pub(crate) struct Client<S> {
 }
 
 impl Client<TcpStream> {
-    /// Connects and says nothing.
+    /// Connects and sends nothing.
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(address)).await.expect("connected");
         Self { stream }
     }
 
-    /// Connects with the smallest of receive buffers, and says nothing.
+    /// Connects with the smallest possible receive buffer and sends nothing.
     pub(crate) async fn connect_narrow(address: SocketAddr) -> Self {
         Self::connect_narrow_from("127.0.0.1", address).await
     }
 
-    /// The same, from `local`.
+    /// Like [`Self::connect_narrow`], from the address `local`.
     pub(crate) async fn connect_narrow_from(local: &str, address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
         let local = local.parse().expect("an address");
@@ -53,7 +53,7 @@ impl Client<TcpStream> {
         Self { stream }
     }
 
-    /// Connects from `local`, any address of this machine, and says nothing.
+    /// Connects from `local`, any address of this machine, and sends nothing.
     pub(crate) async fn connect_from(local: &str, address: SocketAddr) -> Self {
         let local = SocketAddr::new(local.parse().expect("an address"), 0);
         let socket = if local.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
@@ -84,8 +84,8 @@ impl Client<TcpStream> {
 }
 
 impl Client<TlsStream<TcpStream>> {
-    /// Connects over TLS to `name` with `identity`, or fails as the handshake does. A server that
-    /// refuses the certificate says so only in the first read (RFC 8446, section 4.4.2.4).
+    /// Connects over TLS to `name` with `identity`, or returns the handshake's error. A server that
+    /// rejects the certificate reports that only in the first read (RFC 8446, section 4.4.2.4).
     pub(crate) async fn try_connect_tls(
         address: SocketAddr,
         name: &str,
@@ -99,12 +99,12 @@ impl Client<TlsStream<TcpStream>> {
         Ok(Self { stream })
     }
 
-    /// Begins TLS with localhost on a connection that is there already.
+    /// Starts TLS with localhost on an existing connection.
     pub(crate) async fn handshake(plain: Client<TcpStream>, identity: &Identity) -> Self {
         Self::try_handshake(plain, identity).await.expect("a TLS session")
     }
 
-    /// The same, or fails as the handshake does.
+    /// Like [`Client::handshake`], but returns the handshake's error.
     pub(crate) async fn try_handshake(
         plain: Client<TcpStream>,
         identity: &Identity,
@@ -119,7 +119,7 @@ impl Client<TlsStream<TcpStream>> {
         executor::reset(self.stream.get_ref().0);
     }
 
-    /// Connects over TLS to localhost and says nothing.
+    /// Connects over TLS to localhost and sends nothing.
     pub(crate) async fn connect_tls(address: SocketAddr, identity: &Identity) -> Self {
         Self::try_connect_tls(address, "localhost", identity, Some(identity))
             .await
@@ -134,7 +134,7 @@ impl Client<TlsStream<TcpStream>> {
     }
 }
 
-/// The first message of a TLS client, as it sends it: a whole ClientHello.
+/// Returns the first message of a TLS client, a whole ClientHello.
 pub(crate) fn client_hello(ca: &Identity) -> Vec<u8> {
     let name = ServerName::try_from("localhost").expect("a host name");
     let config = Arc::clone(connector(ca, None).config());
@@ -144,7 +144,7 @@ pub(crate) fn client_hello(ca: &Identity) -> Vec<u8> {
     hello
 }
 
-/// A TLS client that trusts the CA of `ca` and shows `identity`, if any.
+/// Returns a TLS connector that trusts the CA of `ca` and presents `identity`, if any.
 pub(crate) fn connector(ca: &Identity, identity: Option<&Identity>) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&ca.ca).expect("a CA")).expect("a usable CA");
@@ -170,7 +170,7 @@ impl<S: Duplex> Client<S> {
             self.stream.write_all(bytes).await?;
             self.stream.flush().await
         };
-        within("the request to be taken", sent).await.expect("a request");
+        within("the request to be written", sent).await.expect("a request");
     }
 
     /// Closes the sending side only: on plain TCP a half-close.
@@ -178,14 +178,14 @@ impl<S: Duplex> Client<S> {
         within("a half-close", self.stream.shutdown()).await.expect("a half-close");
     }
 
-    /// Reads just these bytes.
+    /// Reads as many bytes as `bytes` has, and compares them.
     pub(crate) async fn expect(&mut self, bytes: &[u8]) {
         let mut read = vec![0; bytes.len()];
-        within("the log", self.stream.read_exact(&mut read)).await.expect("the log goes on");
+        within("the log", self.stream.read_exact(&mut read)).await.expect("more of the log");
         assert!(read == bytes, "{} instead of {}", read.escape_ascii(), bytes.escape_ascii());
     }
 
-    /// The next bytes, whatever they are; `Err` when it has ended.
+    /// Returns the next bytes, or how the stream ended.
     pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Ending> {
         match within("the log", self.stream.read(buffer)).await {
             Ok(0) => Err(Ending::Clean),
@@ -196,7 +196,7 @@ impl<S: Duplex> Client<S> {
         }
     }
 
-    /// Everything up to the end, and how it ended.
+    /// Reads to the end; returns everything and how the stream ended.
     pub(crate) async fn rest(&mut self) -> (Vec<u8>, Ending) {
         let (mut bytes, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
         loop {
@@ -207,7 +207,7 @@ impl<S: Duplex> Client<S> {
         }
     }
 
-    /// Everything up to a clean end, as text.
+    /// Reads to a clean end; returns everything as text.
     pub(crate) async fn text(&mut self) -> String {
         let (bytes, ending) = self.rest().await;
         let text = String::from_utf8(bytes).expect("UTF-8");

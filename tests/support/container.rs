@@ -1,8 +1,8 @@
-//! The container image, built by buildah from `etc/container/Containerfile`, and containers of it, run
-//! by podman. Both are Debian's.
+//! The container image, built by buildah from `etc/container/Containerfile`, and containers of it,
+//! run by podman. Both tools are from Debian.
 //!
-//! What a test need not repeat, or cannot, is put in the place of two things: the stage that compiles,
-//! which gets a program that is there, and Debian's image, which gets a busybox.
+//! Two parts of the build are replaced, because a test cannot or need not repeat them: the stage
+//! that compiles, by an existing binary, and Debian's base image, by an image with busybox.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,27 +17,27 @@ use super::checkout::top;
 use super::gateway::open_to_all;
 use super::{report_skipped, within};
 
-/// Debian's package busybox-static.
+/// From Debian's package busybox-static.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// What the stages on Debian's image run.
+/// Commands that the build stages on Debian's image run.
 const COMMANDS: [&str; 6] = ["sh", "mkdir", "chown", "chmod", "echo", "rm"];
 
-/// What they run that busybox cannot: it is done to nothing.
+/// Commands that the build stages run and busybox lacks; replaced by empty scripts.
 const IDLE: [&str; 2] = ["apt-get", "useradd"];
 
 const IMAGE: &str = "localhost/zuul-fingergw";
 
-/// As OpenShift picks them, with the group it gives.
+/// A user ID as OpenShift assigns it, with OpenShift's group.
 pub(crate) const ARBITRARY_USER: &str = "1000660000:0";
 
-/// The engine gets a view of control groups of its own: it refuses those of two kinds at once, which
-/// some machines have. And a tree of processes of its own, which dies with the first.
-const APART: &str = "mountpoint -q /sys || mount -t sysfs none /sys
+/// Gives the container engine its own view of control groups, because it refuses machines that
+/// mount version 1 and 2, and its own PID namespace, so that all processes end with the first.
+const ISOLATE: &str = "mountpoint -q /sys || mount -t sysfs none /sys
                      umount -R /sys/fs/cgroup 2>/dev/null
                      mount -t cgroup2 none /sys/fs/cgroup && exec \"$@\"";
 
-/// What of a service manager's or a cluster's promises this machine can keep without either.
+/// Podman options that replace what a service manager or a cluster would set up.
 const HERE: [&str; 6] = [
     "--network=host",
     "--cgroups=disabled",
@@ -47,11 +47,11 @@ const HERE: [&str; 6] = [
     "--log-driver=none",
 ];
 
-/// Whether this process may give an engine what it wants. Where it may not, as in most containers, the
-/// calling test is to be left out; that is said here.
+/// Returns whether this process may run containers. It may not in most containers; then the calling
+/// test must be skipped, which this function reports.
 pub(crate) async fn may_run() -> bool {
     let Output { status, stderr, .. } =
-        apart().arg("true").output().await.expect("unshare (util-linux)");
+        isolated().arg("true").output().await.expect("unshare (util-linux)");
     if !status.success() {
         let text = String::from_utf8_lossy(&stderr);
         report_skipped(&format!("no container can be run here: {}", text.trim()));
@@ -59,15 +59,15 @@ pub(crate) async fn may_run() -> bool {
     status.success()
 }
 
-/// Runs the command that is put behind it.
-fn apart() -> Command {
+/// Returns a command that runs its further arguments in the namespaces of [`ISOLATE`].
+fn isolated() -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
-    command.args(["sh", "-c", APART, "sh"]);
+    command.args(["sh", "-c", ISOLATE, "sh"]);
     command
 }
 
-/// As a cluster runs it that trusts nobody.
+/// Options of a container in a cluster with restricted security settings.
 pub(crate) fn confined() -> Vec<String> {
     ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
         .into_iter()
@@ -76,18 +76,18 @@ pub(crate) fn confined() -> Vec<String> {
         .collect()
 }
 
-/// Where images and containers are kept, and the one image.
+/// Storage of images and containers, with the one image.
 pub(crate) struct Image {
     storage: TempDir,
 }
 
 impl Image {
-    /// Builds the one that holds `program` and nothing else.
+    /// Builds the image that contains `program` only.
     pub(crate) async fn build(program: &Path) -> Self {
         Self::build_with(program, &[]).await
     }
 
-    /// Builds the one with a shell.
+    /// Builds the image with a shell.
     pub(crate) async fn build_shell(program: &Path) -> Self {
         Self::build_with(program, &["--target=shell"]).await
     }
@@ -111,7 +111,7 @@ impl Image {
         image
     }
 
-    /// What stands for Debian's image.
+    /// Creates the replacement for Debian's image.
     async fn debian(&self) -> &'static str {
         const NAME: &str = "localhost/debian";
         let container = run(self.buildah("from").arg("scratch")).await;
@@ -126,7 +126,7 @@ impl Image {
             fs::write(&path, "#!/bin/sh\n").expect("a script");
             open_to_all(&path);
         }
-        // As Debian's has: nothing of it belongs into an image.
+        // Present in Debian's image; must not be copied into ours.
         fs::create_dir(root.join("root")).expect("a directory");
         fs::write(root.join("root/.profile"), "").expect("a file");
         run(self.buildah("config").args(["--env", "PATH=/bin", &container])).await;
@@ -150,30 +150,32 @@ impl Image {
         ]
     }
 
-    /// How a container of it is run, in the image format's own words.
+    /// Returns the image's configuration in the image format's own terms.
     pub(crate) async fn config(&self) -> Value {
         let output = run(self.buildah("inspect").args(["--type=image", IMAGE])).await;
         let mut output: Value = serde_json::from_str(&output).expect("JSON");
         output["OCIv1"]["config"].take()
     }
 
-    /// Its root directory.
+    /// Returns the image's root directory.
     pub(crate) async fn root(&self) -> PathBuf {
         let container = run(self.buildah("from").args(["--pull-never", IMAGE])).await;
         PathBuf::from(run(self.buildah("mount").arg(container)).await)
     }
 
-    /// A container of it with these options, and the command it is to run, if not its own.
+    /// Returns a command that runs a container with these options, and `command` or else the
+    /// image's.
     pub(crate) fn container(&self, options: &[String], command: &[&str]) -> Command {
-        let mut podman = apart();
+        let mut podman = isolated();
         podman.arg("podman").args(self.storage_arguments());
         podman.args(["--cgroup-manager=cgroupfs", "--events-backend=none", "run"]);
         podman.args(HERE).args(options).arg(IMAGE).args(command);
         podman
     }
 
-    /// Has `command`, which is to start a gateway, start it in a container with these options and the
-    /// image's own command. It notifies through the directory that its socket is in.
+    /// Changes `command`, which would start a gateway, to start the gateway in a container with
+    /// these options and the image's own command. The container gets the directory of the notify
+    /// socket.
     pub(crate) fn instead_of(&self, command: &mut Command, options: &[String]) {
         let inner = command.as_std();
         let socket = inner.get_envs().find(|(name, _)| *name == "NOTIFY_SOCKET");
@@ -188,7 +190,7 @@ impl Image {
     }
 }
 
-/// The standard output of a command that succeeds.
+/// Runs a command that must succeed and returns its standard output.
 pub(crate) async fn run(command: &mut Command) -> String {
     let what = format!("{:?}", command.as_std());
     let Output { status, stdout, stderr } = within(&what, command.output())

@@ -1,4 +1,4 @@
-//! Clients that come all the time, so that a moment in which nobody is served shows.
+//! Clients that connect continuously, to detect moments in which clients are not served.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use super::executor::Executor;
 use super::system::System;
 use super::within;
 
-/// Several at once, each of whom wants the whole log of one build and then comes again.
+/// Several concurrent clients, each of which reads the whole log of one build and then connects
+/// again.
 pub(crate) struct ContinuousClients {
     pub(crate) build: String,
     clients: JoinSet<()>,
@@ -21,10 +22,10 @@ pub(crate) struct ContinuousClients {
 }
 
 impl ContinuousClients {
-    /// What everybody who asks for the build gets.
+    /// The log of the build.
     pub(crate) const LOG: &str = "one line\nand another\n";
 
-    /// They are served already when this returns.
+    /// Starts the clients; returns after the first ones have been served.
     pub(crate) async fn start(system: &System, gateway: SocketAddr) -> Self {
         let executor = Executor::start().await;
         let build = system.put_build(None, Some(&executor.worker(None))).await;
@@ -52,17 +53,17 @@ impl ContinuousClients {
         continuous_clients
     }
 
-    /// Waits until some more have been served.
+    /// Waits until more clients have been served.
     pub(crate) async fn until_more_served(&mut self) {
         let wanted = *self.served.borrow() + 20;
         within("more", self.served.wait_for(|served| *served >= wanted)).await.expect("clients");
     }
 
-    /// Sends them away. Every single one has been served.
+    /// Stops the clients. Every client must have been served.
     pub(crate) async fn stop(mut self) {
         self.enough.send_replace(true);
         while let Some(client) = within("the clients to end", self.clients.join_next()).await {
-            client.expect("every single one is served");
+            client.expect("every client is served");
         }
         self.serving.abort();
     }

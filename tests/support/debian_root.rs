@@ -1,20 +1,20 @@
-//! A Debian machine of one's own to install into and to boot: systemd-nspawn on a minimal Debian of
-//! this machine's release, which mmdebstrap makes once and which stays below `target/`.
+//! Debian machines to install into and to boot: systemd-nspawn on a minimal Debian of this
+//! machine's release, which mmdebstrap creates once and which stays below `target/`.
 //!
-//! A test that wants one lives in namespaces of its own, whose network the machine shares: what
-//! listens on loopback in the test is reached from inside, and port 79 is nobody else's. It needs
-//! root, and cgroups to put the machine's in (any layout: version 2, 1 with `name=systemd`, or both).
+//! Such a test has its own namespaces; machine and test share the network namespace, so the machine
+//! reaches what listens on the test's loopback, and port 79 is free. It needs root, and cgroups for
+//! the machine (any layout: version 2, version 1 with `name=systemd`, or both).
 //!
 //! ```text
-//! beside_debian(async || {
-//!     let root = Root::new();                              // a layer of its own above the shared root
+//! with_debian(async || {
+//!     let root = Root::new();                              // its own layer above the shared root
 //!     root.write("/etc/zuul/zuul.conf", "...");            // any time, also while it runs
 //!     std::fs::copy(package, root.path("/p.deb"));
 //!     let machine = root.boot(&[]).await;                  // arguments are systemd-nspawn's
-//!     machine.succeeds("dpkg -i /p.deb").await;            // a shell's words; returns what it printed
-//!     let outcome = machine.run("systemctl is-active zuul-fingergw").await;   // or see how it ended
+//!     machine.succeeds("dpkg -i /p.deb").await;            // a shell command; returns its output
+//!     let outcome = machine.run("systemctl is-active zuul-fingergw").await;   // or check its status
 //!     machine.root.read("/etc/passwd");
-//! });                                                      // dropped: all that ran in it is gone
+//! });                                                      // dropping it ends all of its processes
 //! ```
 
 use std::fs::{self, File};
@@ -29,29 +29,30 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::net::UnixDatagram;
 
-use super::namespace::apart;
+use super::namespace::in_namespaces;
 use super::{report_skipped, tool, within};
 
-/// Beside what Debian calls essential.
+/// Packages in addition to the essential ones.
 const PACKAGES: &str = "systemd-sysv,apt,rpm";
 
-/// What nobody reads there makes a third of it.
+/// Directories that the tests do not use; leaving them out makes the root two thirds smaller.
 const LEFT_OUT: [&str; 3] = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*"];
 
-/// Runs a test that makes [`Root`]s. The shared one is made before, where there is a network.
+/// Runs a test that creates [`Root`]s. The shared root is created first, outside the test's
+/// namespaces, because mmdebstrap needs the network.
 ///
-/// Where this process may make no cgroups, as in most containers, or lives below a changed root, nothing
-/// can be booted: the test is left out, and says so.
+/// If this process may not create cgroups, as in most containers, or lives in a changed root, no
+/// machine can be booted: the test is skipped, with a message.
 pub(crate) fn with_debian(test: impl AsyncFnOnce() + Send + 'static) {
     if let Err(why) = may_boot() {
         return report_skipped(&format!("no machine can be booted here: {why}"));
     }
     make_shared();
-    apart(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, test);
+    in_namespaces(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, test);
 }
 
-/// Whether cgroups can be made where this process is in the hierarchies, and its root is that of its
-/// mount namespace: below another one (chroot(2)) systemd cannot give services namespaces of their own.
+/// Checks that this process may create cgroups in its hierarchies and that its root is the root of
+/// its mount namespace: in another root (chroot(2)) systemd cannot give services mount namespaces.
 fn may_boot() -> Result<(), String> {
     let root = |command: &mut Command| {
         let text = command.args(["stat", "--format=%d:%i", "/"]).output();
@@ -73,17 +74,18 @@ fn may_boot() -> Result<(), String> {
     Ok(())
 }
 
-/// Where the shared root lies, and the layers above it.
+/// Directory of the shared root and of the layers above it.
 fn home() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("debian")
 }
 
-/// The shared root, which is whole where the stamp beside it says so.
+/// The shared root, complete if the stamp beside it has the expected content.
 fn shared() -> PathBuf {
     home().join("root")
 }
 
-/// Makes the shared root if there is none or only the beginning of one. Others wait meanwhile.
+/// Creates the shared root unless a complete one exists. Concurrent test processes wait for the
+/// lock.
 fn make_shared() {
     let home = home();
     fs::create_dir_all(&home).expect("a directory below target/");
@@ -102,31 +104,32 @@ fn make_shared() {
     if root.exists() {
         tool(Command::new("rm").args(["-rf", "--one-file-system"]).arg(&root));
     }
-    // From where this machine's packages come. What it mounts is nobody else's to see.
+    // From this machine's package sources. The mount namespace hides what mmdebstrap mounts.
     let mut make = Command::new("unshare");
     make.args(["--mount", "mmdebstrap", "--mode=root", "--variant=essential"]);
     make.arg(format!("--include={PACKAGES}"));
     make.args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")));
-    // Half the time: one that was made while the machine lost its power has no stamp.
+    // The stamp is written last, so that an interrupted creation is repeated.
     make.arg("--dpkgopt=force-unsafe-io");
     tool(make.arg(suite).arg(&root));
     rustix::fs::sync();
     fs::write(&stamp, wanted).expect("a stamp");
 }
 
-/// A root directory of one's own, not booted.
+/// A root directory for one test, not booted.
 pub(crate) struct Root {
-    /// Of the layer: what was changed, and where both are seen as one.
+    /// Directory of the overlay: the changed files, and the mount of both layers.
     directory: TempDir,
 }
 
 impl Root {
-    /// A new one. Its mount belongs to the calling thread's namespace, and ends with that.
+    /// Creates a root. Its mount belongs to the calling thread's mount namespace and ends with it.
     pub(crate) fn new() -> Self {
         let shared = shared();
         let directory = TempDir::new_in(home()).expect("a directory below target/");
         let path = |name: &str| directory.path().join(name);
-        // Not on the disk: it may be an overlay itself, which cannot lie below another one's changes.
+        // On a tmpfs: the disk may be an overlay itself, which cannot be the upper layer of another
+        // one.
         tool(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(directory.path()));
         for name in ["changed", "work", "root"] {
             fs::create_dir(path(name)).expect("a directory");
@@ -145,19 +148,19 @@ impl Root {
         Self { directory }
     }
 
-    /// Where the file that is `inside` there lies here.
+    /// Returns the path on this machine of the file `inside` the root.
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
         self.directory.path().join("root").join(inside.trim_start_matches('/'))
     }
 
-    /// Writes a file, its directories made.
+    /// Writes a file and creates its directories.
     pub(crate) fn write(&self, inside: &str, text: &str) {
         let path = self.path(inside);
         fs::create_dir_all(path.parent().expect("a file")).expect("its directory");
         fs::write(&path, text).expect(inside);
     }
 
-    /// Copies a file of this machine, its directories made. Mode and all are its own.
+    /// Copies a file of this machine with its mode and creates its directories.
     pub(crate) fn copy(&self, from: &Path, inside: &str) {
         let path = self.path(inside);
         fs::create_dir_all(path.parent().expect("a file")).expect("its directory");
@@ -168,10 +171,10 @@ impl Root {
         fs::read_to_string(self.path(inside)).expect(inside)
     }
 
-    /// Boots it, with more arguments for systemd-nspawn, such as `--bind-ro=FROM:TO`, and waits
-    /// until its systemd says that it is up.
+    /// Boots the root, with further arguments for systemd-nspawn such as `--bind-ro=FROM:TO`, and
+    /// waits until its systemd reports that it is up.
     pub(crate) async fn boot(self, arguments: &[&str]) -> Machine {
-        // Several machines would else be one to the kernel, whose name nspawn gives without a manager.
+        // nspawn names the cgroup after the machine; several machines must not share one.
         let groups: Vec<_> =
             hierarchies().iter().map(|group| group.join(self.name("zuul-fingergw"))).collect();
         for group in &groups {
@@ -182,13 +185,13 @@ impl Root {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "sh", "-c", INTO_GROUPS, "sh"]).args(&groups);
         command.args(["--", "systemd-nspawn", "--quiet", "--boot", "--notify-ready=yes"]);
-        // Nobody here keeps a register of machines or gives them units.
+        // There is no systemd-machined here that could register machines or create their units.
         command.args(["--register=no", "--keep-unit", "--link-journal=no", "--console=pipe"]);
         command.arg(format!("--machine={}", self.name("m")));
         command.arg("--directory").arg(self.path("")).args(arguments);
         command.env("NOTIFY_SOCKET", &socket).stdin(Stdio::null());
         let console = self.directory.path().join("console");
-        let console = File::create(console).expect("a file for what it says");
+        let console = File::create(console).expect("a file for the console");
         command.stderr(console.try_clone().expect("a copy")).stdout(console);
         let nspawn = command.spawn().expect("setpriv");
         let mut machine = Machine { root: self, nspawn, leader: None, groups };
@@ -217,7 +220,7 @@ impl Root {
 }
 
 impl Drop for Root {
-    /// What is mounted could not be removed.
+    /// A directory with mounts below it could not be removed.
     fn drop(&mut self) {
         for place in [self.path(""), self.directory.path().to_owned()] {
             let unmounted = Command::new("umount").arg(&place).status();
@@ -228,13 +231,13 @@ impl Drop for Root {
     }
 }
 
-/// Joins the groups before `--` and becomes what stands behind it.
+/// Joins the groups before `--` and executes the command after it.
 const INTO_GROUPS: &str = r#"
     while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit 1; shift; done
     shift
     exec "$@""#;
 
-/// The groups this process is in, of the hierarchies that a systemd keeps its units in.
+/// The cgroups of this process in the hierarchies that systemd uses for units.
 fn hierarchies() -> Vec<PathBuf> {
     let read = |file| fs::read_to_string(file).expect(file);
     let (mounts, own) = (read("/proc/self/mounts"), read("/proc/self/cgroup"));
@@ -255,11 +258,11 @@ fn hierarchies() -> Vec<PathBuf> {
         .collect()
 }
 
-/// A root that has been booted. Dropping it ends all that runs in it.
+/// A booted root. Dropping it ends all processes in it.
 pub(crate) struct Machine {
     pub(crate) root: Root,
     nspawn: Child,
-    /// Its first process, as seen from here.
+    /// The machine's first process, by its PID outside.
     leader: Option<Pid>,
     groups: Vec<PathBuf>,
 }
@@ -268,8 +271,8 @@ impl Machine {
     fn command(&self, words: &str) -> Command {
         let leader = self.leader.expect("its first process");
         let mut command = Command::new("nsenter");
-        // Its root as well: where this process lives below a changed root (chroot(2)), that of the mount
-        // namespace is another one, the machine's own.
+        // The root as well: if this process lives in a changed root (chroot(2)), the root of the
+        // mount namespace is a different one, that of the machine.
         command.args(["--target", &leader.to_string(), "--all", "--root", "--wd"]);
         command.args(["--", "sh", "-c", words]);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
@@ -277,13 +280,13 @@ impl Machine {
         command
     }
 
-    /// Runs a shell with these words in it, as root, to its end.
+    /// Runs a shell command in the machine as root, until it ends.
     pub(crate) async fn run(&self, words: &str) -> Output {
         let mut command = tokio::process::Command::from(self.command(words));
         within(words, command.kill_on_drop(true).output()).await.expect("nsenter (util-linux)")
     }
 
-    /// The same for what has to succeed. Returns what it printed on standard output.
+    /// Like [`Self::run`] for a command that must succeed. Returns its standard output.
     pub(crate) async fn succeeds(&self, words: &str) -> String {
         let Output { status, stdout, stderr } = self.run(words).await;
         let stdout = String::from_utf8(stdout).expect("UTF-8");
@@ -294,7 +297,7 @@ impl Machine {
 }
 
 impl Drop for Machine {
-    /// Shows what happened when a test fails, and leaves nothing behind.
+    /// Prints console and journal when a test fails, and cleans up.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let console = self.root.directory.path().join("console");
@@ -303,7 +306,7 @@ impl Drop for Machine {
                 let _ = self.command("journalctl --no-pager --lines=200 >&2").status();
             }
         }
-        // With the first process of a PID namespace all others are gone when it is.
+        // When the first process of a PID namespace has ended, so have all others.
         let ended = self.leader.map(|leader| kill_process(leader, Signal::KILL));
         if !matches!(ended, Some(Ok(()))) {
             let _ = self.nspawn.kill();
@@ -315,7 +318,8 @@ impl Drop for Machine {
     }
 }
 
-/// Removes a cgroup and all that are in it. Their files are the kernel's and cannot be removed.
+/// Removes a cgroup and all cgroups below it. Their files belong to the kernel and cannot be
+/// removed.
 fn remove(group: &Path) {
     for entry in fs::read_dir(group).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

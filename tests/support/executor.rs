@@ -1,6 +1,6 @@
-//! A next hop that does what a test tells it to: refuse, stay silent, reset, end without
-//! close_notify. A fake, because a real executor cannot be made to do any of this on command; the
-//! real one is met in `tests/interop`.
+//! A next hop that behaves as a test requires: refuses, stays silent, resets, ends without
+//! close_notify. A fake, because a real executor cannot be made to do any of this on command;
+//! `tests/interop` uses the real one.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::client::Client;
 use super::system::{System, Worker};
 use super::{Duplex, within};
 
-/// Listens as an executor, or as a gateway of another zone.
+/// Listens as an executor or as a gateway of another zone.
 pub(crate) struct Executor {
     pub(crate) listener: TcpListener,
     pub(crate) address: SocketAddr,
@@ -34,7 +34,7 @@ impl Executor {
         Self { listener, address }
     }
 
-    /// As a build request names it.
+    /// Returns the worker of a build request that runs here.
     pub(crate) fn worker(&self, zone: Option<&str>) -> Worker {
         Worker {
             hostname: "127.0.0.1".to_owned(),
@@ -43,7 +43,7 @@ impl Executor {
         }
     }
 
-    /// Takes one connection and its request.
+    /// Accepts one connection and reads its request.
     pub(crate) async fn accept(&self) -> Stream<TcpStream> {
         within("a connection to the executor", async {
             let (stream, _) = self.listener.accept().await.expect("a connection");
@@ -52,8 +52,8 @@ impl Executor {
         .await
     }
 
-    /// Takes the stream that `client` has asked for, the only one not taken yet, and begins its log
-    /// with a line that arrives.
+    /// Accepts the stream that `client` has requested, which must be the only pending one, and
+    /// sends a first line that the client must receive.
     pub(crate) async fn begin(&self, client: &mut Client<impl Duplex>) -> Stream<TcpStream> {
         let mut stream = self.accept().await;
         stream.write(b"before\n").await;
@@ -61,14 +61,14 @@ impl Executor {
         stream
     }
 
-    /// Serves a whole log to one connection.
+    /// Accepts one connection and serves a whole log on it.
     pub(crate) async fn serve(&self, log: &[u8]) {
         let mut stream = self.accept().await;
         stream.write(log).await;
         stream.finish().await;
     }
 
-    /// Takes one TLS connection and its request.
+    /// Accepts one TLS connection and reads its request.
     pub(crate) async fn accept_tls(&self, acceptor: &TlsAcceptor) -> Stream<TlsStream<TcpStream>> {
         within("a TLS connection to the gateway", async {
             let (stream, _) = self.listener.accept().await.expect("a connection");
@@ -78,7 +78,7 @@ impl Executor {
     }
 }
 
-/// Serves a whole log on a connection that has been taken, whoever asks for what.
+/// Serves a whole log on an accepted connection, for any request.
 pub(crate) async fn answer(stream: TcpStream, log: &[u8]) {
     let mut stream = Stream::greet(stream).await;
     if stream.try_write(log).await {
@@ -86,7 +86,8 @@ pub(crate) async fn answer(stream: TcpStream, log: &[u8]) {
     }
 }
 
-/// Takes a request on `stream` and serves a whole log, whose first byte takes `first_byte`.
+/// Reads a request from `stream` and serves a whole log, with its first byte delayed by
+/// `first_byte`.
 pub(crate) async fn answer_after(stream: impl Duplex, first_byte: Duration, log: &[u8]) {
     let mut stream = Stream::greet(stream).await;
     tokio::time::sleep(first_byte).await;
@@ -94,7 +95,7 @@ pub(crate) async fn answer_after(stream: impl Duplex, first_byte: Duration, log:
     stream.finish().await;
 }
 
-/// Sees a build's log come through the gateway at `address`.
+/// Checks that the gateway at `address` serves the log of a new build.
 pub(crate) async fn serves(system: &System, address: SocketAddr) {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
@@ -103,8 +104,8 @@ pub(crate) async fn serves(system: &System, address: SocketAddr) {
     assert_eq!(client.text().await, "log\n");
 }
 
-/// A port that refuses, as long as the test process lives: bound, so that nobody else gets it, but
-/// nobody listens.
+/// Returns a port that refuses connections for the life of the test process: bound, so that no
+/// other socket gets it, but not listening.
 pub(crate) async fn refusing_port() -> u16 {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
@@ -113,8 +114,8 @@ pub(crate) async fn refusing_port() -> u16 {
     port
 }
 
-/// A listener that takes no more connections than the one that is returned with it: the kernel keeps
-/// one for a backlog of 0, and drops the next one's SYN.
+/// Returns a listener that accepts no connection but the returned one: the kernel keeps one for a
+/// backlog of 0, and drops the next SYN.
 pub(crate) async fn full_listener() -> (TcpListener, Client<TcpStream>) {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
@@ -123,18 +124,18 @@ pub(crate) async fn full_listener() -> (TcpListener, Client<TcpStream>) {
     (listener, first)
 }
 
-/// A worker in `zone` that cannot be dialed.
+/// Returns a worker in `zone` that cannot be reached.
 pub(crate) async fn unreachable(zone: Option<&str>) -> Worker {
     let hostname = "127.0.0.1".to_owned();
     Worker { hostname, port: refusing_port().await, zone: zone.map(str::to_owned) }
 }
 
-/// A TLS server with `identity` that wants a client certificate, as gateways do.
+/// Returns a TLS server with `identity` that requires a client certificate, as gateways do.
 pub(crate) fn acceptor(identity: &Identity) -> TlsAcceptor {
     acceptor_with_protocols(identity, &[])
 }
 
-/// The same, which knows these protocols (ALPN).
+/// Like [`acceptor`], offering these protocols (ALPN).
 pub(crate) fn acceptor_with_protocols(identity: &Identity, protocols: &[&str]) -> TlsAcceptor {
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::from_pem_file(&identity.ca).expect("a CA");
@@ -154,9 +155,9 @@ pub(crate) fn acceptor_with_protocols(identity: &Identity, protocols: &[&str]) -
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// One connection that asked for a build.
+/// One connection that has requested a build.
 pub(crate) struct Stream<S> {
-    /// The request as it came, its newline included.
+    /// The request as received, with its newline.
     pub(crate) request: String,
     stream: BufReader<S>,
 }
@@ -175,21 +176,21 @@ impl<S: Duplex> Stream<S> {
             self.stream.write_all(log).await?;
             self.stream.flush().await
         };
-        within("the log to be taken", sent).await.expect("a piece of the log");
+        within("the log to be written", sent).await.expect("a piece of the log");
     }
 
-    /// Sends a piece of the log unless the other side is gone; says whether it was taken.
+    /// Sends a piece of the log; returns false if the other side has closed.
     pub(crate) async fn try_write(&mut self, log: &[u8]) -> bool {
         let sent = async {
             self.stream.write_all(log).await?;
             self.stream.flush().await
         };
-        within("the log to be taken or refused", sent).await.is_ok()
+        within("the log to be written or refused", sent).await.is_ok()
     }
 
-    /// Ends as finished, with close_notify on TLS.
+    /// Ends the log cleanly, with close_notify on TLS.
     pub(crate) async fn finish(mut self) {
-        within("the end to be taken", self.stream.shutdown()).await.expect("an orderly end");
+        within("the shutdown", self.stream.shutdown()).await.expect("an orderly end");
     }
 
     /// Waits until the other side has closed or reset.
@@ -201,7 +202,7 @@ impl<S: Duplex> Stream<S> {
         .await;
     }
 
-    /// The connection itself.
+    /// Returns the connection itself.
     pub(crate) fn into_inner(self) -> S {
         self.stream.into_inner()
     }
@@ -213,10 +214,10 @@ impl Stream<TcpStream> {
         let stream = self.stream.get_ref();
         let send = || SockRef::from(stream).send_out_of_band(b"!").map(|_| ());
         let sent = stream.async_io(tokio::io::Interest::WRITABLE, send);
-        within("an urgent byte to be taken", sent).await.expect("an urgent byte");
+        within("an urgent byte to be written", sent).await.expect("an urgent byte");
     }
 
-    /// The port that the other side dialed from.
+    /// Returns the port that the other side connected from.
     pub(crate) fn peer_port(&self) -> u16 {
         self.stream.get_ref().peer_addr().expect("its address").port()
     }
@@ -226,25 +227,25 @@ impl Stream<TcpStream> {
         reset(&self.into_inner());
     }
 
-    /// Resets the connection when the other side's kernel has what was written. (With the
-    /// smallest of send buffers a socket is writable only when it is as good as empty.)
+    /// Resets the connection after the other side's kernel has received what was written. (With the
+    /// smallest send buffer a socket is writable only when its send queue is almost empty.)
     pub(crate) async fn reset_when_taken(self) {
         let stream = self.into_inner();
         SockRef::from(&stream).set_send_buffer_size(1).expect("SO_SNDBUF");
         let stream = stream.into_std().and_then(TcpStream::from_std).expect("the same socket");
-        within("the log to be taken", stream.writable()).await.expect("a socket");
+        within("the log to be received", stream.writable()).await.expect("a socket");
         reset(&stream);
     }
 }
 
 impl Stream<TlsStream<TcpStream>> {
-    /// Closes the connection without close_notify, as Python's gateways do.
+    /// Closes the connection without close_notify, as Zuul's own gateways do.
     pub(crate) fn abandon(self) {
         drop(self.into_inner());
     }
 }
 
-/// Makes the close of `stream` a reset.
+/// Makes closing `stream` send a reset.
 pub(crate) fn reset(stream: &TcpStream) {
     SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
 }

@@ -1,7 +1,7 @@
 //! The built binary as a process.
 //!
-//! Its readiness and state come through the service manager's notification protocol
-//! (sd_notify(3)), its addresses with them: every listener takes port 0.
+//! Readiness and state come through the service manager's notification protocol (sd_notify(3)), and
+//! with them the addresses: every listener takes port 0.
 
 use std::fmt::Write as _;
 use std::fs::{self, Permissions};
@@ -23,14 +23,14 @@ use super::within;
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_zuul-fingergw");
 
-/// What a gateway is started with.
+/// Settings of a gateway to start.
 pub(crate) struct Builder {
     directory: TempDir,
     pub(crate) hostname: String,
     pub(crate) zone: Option<String>,
     /// Keys of the root table, as TOML lines.
     pub(crate) root: String,
-    /// Each a `[[listener]]` table's lines but for the address.
+    /// Lines of each `[[listener]]` table, without the address.
     pub(crate) listeners: Vec<String>,
     pub(crate) tls: Option<Identity>,
     pub(crate) verify_hostnames: bool,
@@ -38,9 +38,9 @@ pub(crate) struct Builder {
     pub(crate) zookeeper: String,
     pub(crate) zookeeper_identity: Identity,
     pub(crate) hosts: String,
-    /// Whether it tells health and metrics; the address comes behind the listeners'.
+    /// Whether the admin listener is enabled; its address follows the listeners' addresses.
     pub(crate) admin: bool,
-    /// Where the command socket is to be.
+    /// Path of the command socket.
     pub(crate) control: Option<PathBuf>,
     pub(crate) limits: String,
     pub(crate) log: String,
@@ -48,7 +48,7 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// A gateway of `system`, with one plain listener and no zone.
+    /// Starts with one plain listener and no zone.
     pub(crate) fn new(system: &System) -> Self {
         Self {
             directory: TempDir::new().expect("a directory for the gateway"),
@@ -75,49 +75,49 @@ impl Builder {
         self
     }
 
-    /// With certificates, for dialing as well as for TLS listeners.
+    /// Sets certificates, for outgoing connections and for TLS listeners.
     pub(crate) fn tls(mut self, identity: &Identity) -> Self {
         self.tls = Some(identity.clone());
         self
     }
 
-    /// With these listeners, such as `""` for a plain one and `"tls = true"`.
+    /// Sets the listeners, such as `""` for a plain one and `"tls = true"`.
     pub(crate) fn listeners(mut self, listeners: &[&str]) -> Self {
         self.listeners = listeners.iter().map(ToString::to_string).collect();
         self
     }
 
-    /// With lines such as `grace = "1s"` in `[limits]`.
+    /// Adds lines such as `grace = "1s"` to `[limits]`.
     pub(crate) fn limits(mut self, lines: &str) -> Self {
         self.limits = lines.to_owned();
         self
     }
 
-    /// With lines in `[log]`.
+    /// Adds lines to `[log]`.
     pub(crate) fn log(mut self, lines: &str) -> Self {
         self.log = lines.to_owned();
         self
     }
 
-    /// With lines in `[tracing]`.
+    /// Adds lines to `[tracing]`.
     pub(crate) fn tracing(mut self, lines: &str) -> Self {
         self.tracing = lines.to_owned();
         self
     }
 
-    /// With lines in `[zookeeper]`.
+    /// Adds lines to `[zookeeper]`.
     pub(crate) fn zookeeper(mut self, lines: &str) -> Self {
         self.zookeeper = lines.to_owned();
         self
     }
 
-    /// With a command socket in its directory.
+    /// Sets a command socket in the gateway's directory.
     pub(crate) fn control(mut self) -> Self {
         self.control = Some(self.directory().join("control.socket"));
         self
     }
 
-    /// With files that every user may read: the certificates are copied.
+    /// Makes all files readable by every user; copies the certificates.
     pub(crate) fn readable_by_all(mut self) -> Self {
         let directory = self.directory.path();
         open_to_all(directory);
@@ -172,7 +172,7 @@ impl Builder {
         if let Some(socket) = &self.control {
             let _ = writeln!(toml, "[control]\nsocket = {socket:?}");
         }
-        // Most tests of an end are not about who comes late.
+        // Only tests of the lame duck period need it.
         let lame_duck = if self.limits.contains("lame_duck") { "" } else { "lame_duck = \"0s\"\n" };
         let _ = writeln!(toml, "[limits]\n{}{}\n[log]\n{}", lame_duck, self.limits, self.log);
         if !self.tracing.is_empty() {
@@ -188,8 +188,8 @@ impl Builder {
         path
     }
 
-    /// Writes a `zuul.conf` with these lines in `[fingergw]` and returns its path. Of the rest it
-    /// has the host name and ZooKeeper.
+    /// Writes a `zuul.conf` with these lines in `[fingergw]`, the host name and ZooKeeper, and
+    /// returns its path.
     pub(crate) fn write_zuul_conf(&self, fingergw: &str) -> PathBuf {
         let path = self.directory.path().join("zuul.conf");
         let Identity { cert, key, ca, .. } = &self.zookeeper_identity;
@@ -203,8 +203,8 @@ impl Builder {
         path
     }
 
-    /// Starts the gateway from such a `zuul.conf`, its command changed by `change`, and waits until
-    /// it is listening and registered as running.
+    /// Starts the gateway from such a `zuul.conf`, with its command modified by `change`, and waits
+    /// until it listens and is registered as running.
     pub(crate) async fn ready_from_zuul_conf(
         self,
         fingergw: &str,
@@ -222,13 +222,13 @@ impl Builder {
         Gateway::with_config(self.directory, &config).await
     }
 
-    /// The same with its command changed by `change`.
+    /// Like [`Self::start`], with the command modified by `change`.
     pub(crate) async fn start_changed(self, change: impl FnOnce(&mut Command)) -> Gateway {
         let config = self.write();
         Gateway::with_command(self.directory, &config, change).await
     }
 
-    /// Starts the gateway and waits until it is listening and registered as running.
+    /// Starts the gateway and waits until it listens and is registered as running.
     pub(crate) async fn ready(self) -> Gateway {
         let mut gateway = self.start().await;
         gateway.ready().await;
@@ -236,13 +236,13 @@ impl Builder {
     }
 }
 
-/// What the process has told its service manager.
+/// Notifications that the process has sent to its service manager.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notices {
     pub(crate) status: String,
     pub(crate) ready: bool,
     pub(crate) stopping: bool,
-    /// Everything but STATUS, in order.
+    /// All notifications but STATUS, in order.
     pub(crate) messages: Vec<String>,
 }
 
@@ -251,18 +251,18 @@ pub(crate) struct Gateway {
     pid: Pid,
     notices: watch::Receiver<Notices>,
     log: watch::Receiver<Vec<String>>,
-    /// Of each listener, in the configuration's order.
+    /// Addresses of the listeners, in the order of the configuration.
     pub(crate) addresses: Vec<SocketAddr>,
     directory: TempDir,
 }
 
 impl Gateway {
-    /// Starts it with a configuration file of any kind; `directory` is kept as long as it runs.
+    /// Starts a gateway with any configuration file; keeps `directory` as long as it runs.
     pub(crate) async fn with_config(directory: TempDir, config: &Path) -> Self {
         Self::with_command(directory, config, |_| {}).await
     }
 
-    /// The same with its command changed by `change`.
+    /// Like [`Self::with_config`], with the command modified by `change`.
     pub(crate) async fn with_command(
         directory: TempDir,
         config: &Path,
@@ -271,7 +271,7 @@ impl Gateway {
         let socket = directory.path().join("notify");
         let (notices, notices_seen) = watch::channel(Notices::default());
         let datagrams = UnixDatagram::bind(&socket).expect("a notify socket");
-        // Some gateways become another user.
+        // For gateways that change their user.
         open_to_all(&socket);
         tokio::spawn(async move {
             let mut buffer = vec![0; 4096];
@@ -320,7 +320,7 @@ impl Gateway {
         gateway
     }
 
-    /// The address of the first listener.
+    /// Returns the address of the first listener.
     pub(crate) fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
@@ -342,20 +342,20 @@ impl Gateway {
         self.notice("READY=1", |notices| notices.ready).await;
     }
 
-    /// Waits until its entry says that it runs.
+    /// Waits until the gateway's entry is in state running.
     pub(crate) async fn until_running(&mut self, system: &System) {
         let running = |entries: &[super::system::Entry]| {
             entries.iter().any(|entry| entry.content["state"] == "running")
         };
-        system.until("the entry to say running", running).await;
+        system.until("an entry in state running", running).await;
     }
 
-    /// Waits for a STATUS line that is as `wanted` says.
+    /// Waits for a STATUS that satisfies `wanted`.
     pub(crate) async fn status(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         self.notice(what, |notices| wanted(&notices.status)).await.status
     }
 
-    /// Waits for what the service manager is to be told.
+    /// Waits for notifications that satisfy `wanted`.
     pub(crate) async fn notice(
         &mut self,
         what: &str,
@@ -365,14 +365,14 @@ impl Gateway {
         notices.expect("the collecting task lives").clone()
     }
 
-    /// Waits for a log line that is as `wanted` says.
+    /// Waits for a log line that satisfies `wanted`.
     pub(crate) async fn logged(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let find = |log: &[String]| log.iter().find(|line| wanted(line)).cloned();
         let log = within(what, self.log.wait_for(|log| find(log).is_some())).await;
         find(&log.expect("the process logs as long as it lives")).expect("it was there")
     }
 
-    /// Waits until there are so many log lines that are as `wanted` says.
+    /// Waits for `times` log lines that satisfy `wanted`.
     pub(crate) async fn logged_times(
         &mut self,
         what: &str,
@@ -384,8 +384,8 @@ impl Gateway {
         log.expect("the process logs as long as it lives");
     }
 
-    /// Waits for a log line that is as `wanted` says, and returns how many there are by then. The log
-    /// has a thread of its own, so lines come a moment after what they report.
+    /// Waits for a log line that satisfies `wanted`, and returns how many there are by then. A
+    /// separate thread writes the log, so lines appear shortly after the event.
     pub(crate) async fn count_logged(&self, what: &str, wanted: impl Fn(&str) -> bool) -> usize {
         let count = |log: &Vec<String>| log.iter().filter(|line| wanted(line)).count();
         let mut log = self.log.clone();
@@ -393,19 +393,19 @@ impl Gateway {
         count(&log.expect("the process logs as long as it lives"))
     }
 
-    /// How many sockets it has open.
+    /// Returns the number of open sockets.
     pub(crate) fn sockets(&self) -> usize {
         let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("its descriptors");
         let is_socket = |file: &fs::DirEntry| {
-            // One that is closed meanwhile has no name any more.
+            // A descriptor that has been closed meanwhile has no name.
             let name = fs::read_link(file.path());
             name.is_ok_and(|name| name.as_os_str().as_encoded_bytes().starts_with(b"socket:"))
         };
         descriptors.flatten().filter(is_socket).count()
     }
 
-    /// Waits until it has no more than `count` sockets open. The kernel tells nobody, so this asks
-    /// again.
+    /// Waits until at most `count` sockets are open. The kernel sends no notification of that, so
+    /// this polls.
     pub(crate) async fn until_sockets(&self, count: usize) {
         within("its sockets to be closed", async {
             while self.sockets() > count {
@@ -415,7 +415,7 @@ impl Gateway {
         .await;
     }
 
-    /// Every log line so far.
+    /// Returns every log line so far.
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.borrow().clone()
     }
@@ -424,17 +424,17 @@ impl Gateway {
         kill_process(self.pid, signal).expect("a signal to the gateway");
     }
 
-    /// Waits for its end. All of its log is there afterwards.
+    /// Waits for the end of the process. Afterwards its log is complete.
     pub(crate) async fn exit(&mut self) -> ExitStatus {
         let status = within("the gateway to end", self.child.wait()).await.expect("its status");
-        // Both readers are gone when both pipes have been read to their end.
+        // Both readers end when both pipes have been read to their end.
         within("the end of the log", async { while self.log.changed().await.is_ok() {} }).await;
         status
     }
 }
 
 impl Drop for Gateway {
-    /// Shows what happened when a test fails.
+    /// Prints the log when a test fails.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let status = &self.notices.borrow().status;
@@ -446,7 +446,7 @@ impl Drop for Gateway {
     }
 }
 
-/// Has `wrapper` run the command, whose words come behind its own. It must run it in its own place.
+/// Changes `command` to run through `wrapper`, which must exec its arguments.
 pub(crate) fn wrap(command: &mut Command, wrapper: &[&str]) {
     let inner = command.as_std();
     let mut outer = Command::new(wrapper[0]);
@@ -459,12 +459,12 @@ pub(crate) fn wrap(command: &mut Command, wrapper: &[&str]) {
     *command = outer;
 }
 
-/// Lets every user do everything with the file at `path`.
+/// Gives every user all permissions for the file at `path`.
 pub(crate) fn open_to_all(path: &Path) {
     fs::set_permissions(path, Permissions::from_mode(0o777)).expect("permissions");
 }
 
-/// Reads lines all the time: a full pipe would stop the process.
+/// Reads lines continuously, because a full pipe would block the process.
 fn collect(pipe: impl AsyncRead + Unpin + Send + 'static, log: watch::Sender<Vec<String>>) {
     tokio::spawn(async move {
         let mut lines = BufReader::new(pipe).lines();

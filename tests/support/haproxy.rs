@@ -1,4 +1,4 @@
-//! A real haproxy, alone or as a router that passes TLS through by the name in it.
+//! A real haproxy, as a TCP proxy or as a router that passes TLS through by server name.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use super::certificates::Identity;
 use super::within;
 
-/// One haproxy with a listener; dies with the test.
+/// A running haproxy with one listener; ends with the test.
 pub(crate) struct Haproxy {
     pub(crate) address: SocketAddr,
     _child: Child,
@@ -22,7 +22,7 @@ pub(crate) struct Haproxy {
 }
 
 impl Haproxy {
-    /// At a reserved address, with the configuration that is told that and a directory.
+    /// Starts haproxy at a reserved address. `config` gets that address and a directory.
     pub(crate) async fn start(
         (address, reservation): (SocketAddr, Socket),
         config: impl FnOnce(SocketAddr, &Path) -> String,
@@ -39,7 +39,7 @@ impl Haproxy {
             .expect("haproxy (tests/run installs it)");
         let haproxy =
             Self { address, _child: child, _reservation: reservation, _directory: directory };
-        // It tells nobody when it listens. What connects here leaves without a request.
+        // haproxy does not report when it listens. This connection closes without a request.
         within("haproxy to listen", async {
             while TcpStream::connect(address).await.is_err() {
                 tokio::task::yield_now().await;
@@ -49,11 +49,11 @@ impl Haproxy {
         haproxy
     }
 
-    /// As OpenShift's router has it for passthrough Routes: who asks for one of the names in `routes`
-    /// is led there, whoever asks for another or for none meets the router's own TLS, with the
-    /// certificate `own`. The router's times are OpenShift's, but for `tunnel`; its health checks, once
-    /// every 5 s there, are quick. They reset a connection before it is one; the last route's are such
-    /// that connect and close, as a kubelet's.
+    /// Starts haproxy as OpenShift's router does for passthrough Routes: it forwards connections
+    /// for one of the names in `routes`, and terminates TLS for other or missing names with the
+    /// certificate `own`. Timeouts are OpenShift's, except `tunnel`. Its health checks run more
+    /// often than OpenShift's every 5 s. They reset the connection during its setup; those of the
+    /// last route connect and close, as a kubelet's do.
     pub(crate) async fn router(
         place: (SocketAddr, Socket),
         routes: &[(&str, SocketAddr)],
@@ -95,8 +95,8 @@ impl Haproxy {
     }
 }
 
-/// An address that nobody else is given: sockets that both allow it may share one as long as only
-/// one of them listens (socket(7), SO_REUSEADDR).
+/// Reserves an address: two sockets that both set SO_REUSEADDR may share one as long as only one of
+/// them listens (socket(7)), so no other process gets it.
 pub(crate) fn reserve() -> (SocketAddr, Socket) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_address(true).expect("SO_REUSEADDR");

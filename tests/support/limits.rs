@@ -1,4 +1,4 @@
-//! Clients that use up what the limits allow.
+//! Clients that exhaust limits.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -14,8 +14,8 @@ pub(crate) const TOO_MANY: &str =
 pub(crate) const TOO_MANY_LOOKUPS: &str =
     "Internal streaming error: too many requests at this moment\r\n";
 
-/// Begins `count` handshakes from `local` with `hello` and ends none; returns those that are not
-/// closed, once only `kept` are left.
+/// Starts `count` handshakes from `local` with `hello` and leaves them unfinished; returns those
+/// that are still open when only `kept` are left.
 pub(crate) async fn begin_handshakes(
     local: &'static str,
     gateway: SocketAddr,
@@ -28,18 +28,21 @@ pub(crate) async fn begin_handshakes(
         let mut client = Client::connect_from(local, gateway).await;
         client.send(hello).await;
         begun.spawn(async move {
-            // Not closed: no end, however long somebody waits.
+            // Not closed: the read would never end.
             let _ = tokio::io::copy(&mut client.stream, &mut tokio::io::sink()).await;
         });
     }
     for _ in kept..count {
-        within("the others to be closed", begun.join_next()).await.expect("one").expect("closed");
+        within("the other handshakes to be closed", begun.join_next())
+            .await
+            .expect("a handshake")
+            .expect("a close");
     }
     begun
 }
 
-/// Asks for builds with these numbers; returns those that wait, once only `kept` do and the others
-/// have been refused.
+/// Requests builds with these numbers; returns the requests that still wait when only `kept` are
+/// left and the others have been refused.
 pub(crate) async fn ask_while_it_hangs(
     gateway: SocketAddr,
     builds: Range<usize>,
@@ -51,7 +54,7 @@ pub(crate) async fn ask_while_it_hangs(
         asked.spawn(async move { client.text().await });
     }
     while asked.len() > kept {
-        let answer = asked.join_next().await.expect("one more").expect("an answer");
+        let answer = asked.join_next().await.expect("another request").expect("a reply");
         assert_eq!(answer, TOO_MANY_LOOKUPS);
     }
     asked

@@ -12,7 +12,7 @@ pub(crate) fn pattern(index: usize) -> u8 {
     (index.wrapping_mul(2_654_435_761) >> 13) as u8
 }
 
-/// Sends `length` bytes from an executor and checks each at the client.
+/// Sends `length` bytes from an executor and checks each byte at the client.
 pub(crate) async fn exact(length: usize, executor: &Executor, mut client: Client<impl Duplex>) {
     let mut stream = executor.accept().await;
     let writer = async {
@@ -43,7 +43,7 @@ pub(crate) async fn exact(length: usize, executor: &Executor, mut client: Client
     assert_eq!(end, (length, Ending::Clean));
 }
 
-/// Writes a log in pieces of every size, none of which keeps to the borders of characters.
+/// Writes a log in pieces of every size, which split characters.
 pub(crate) async fn in_pieces(executor: &Executor, mut client: Client<impl Duplex>) {
     let log = "h\u{e9}llo \u{20ac} \u{1f980}\n".repeat(40);
     let mut stream = executor.accept().await;
@@ -57,11 +57,11 @@ pub(crate) async fn in_pieces(executor: &Executor, mut client: Client<impl Duple
     assert_eq!(client.text().await, "");
 }
 
-/// Streams that are reset beside each other.
+/// Number of concurrent streams that are reset.
 const STREAMS: usize = 10;
 
-/// Lets logs flow to clients that `ask` makes and that reset in the middle of it, and waits until
-/// nothing of their streams is left: neither connections to the executor nor descriptors.
+/// Streams logs to clients from `ask` that reset in the middle of the log, and waits until nothing
+/// of their streams is left: neither connections to the executor nor descriptors.
 pub(crate) async fn reset_while_it_flows<S: Duplex>(
     gateway: &mut Gateway,
     executor: &Executor,

@@ -1,5 +1,5 @@
-//! What both test binaries share: a real ZooKeeper over TLS, certificates made at run time, the
-//! gateway as a process, Zuul's data, an executor and clients that do as they are told.
+//! Shared by the test binaries: a real ZooKeeper with TLS, certificates created at run time, the
+//! gateway as a process, Zuul's data, and executors and clients whose behavior a test controls.
 
 pub(crate) mod admin;
 pub(crate) mod certificates;
@@ -35,7 +35,7 @@ use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-/// Longer than anything here ever takes; what is over it is a hang.
+/// Far longer than anything takes in these tests; a longer wait is a hang.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Any connection.
@@ -43,7 +43,7 @@ pub(crate) trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
 
 impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Duplex for S {}
 
-/// Waits for `event`, but not for ever.
+/// Waits for `event`, but at most for [`DEADLINE`].
 pub(crate) async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, event).await {
         Ok(value) => value,
@@ -51,7 +51,7 @@ pub(crate) async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
     }
 }
 
-/// Runs a tool that has to succeed, and returns what it prints.
+/// Runs a command that must succeed, and returns its output.
 pub(crate) fn tool(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|error| panic!("{command:?}: {error} (see tests/run)"));
@@ -61,7 +61,8 @@ pub(crate) fn tool(command: &mut Command) -> String {
     stdout
 }
 
-/// Gives a tool all of `input`, and waits for its end. It has to read all before it writes much.
+/// Writes `input` to a command and waits for its end. The command must read all of it before it
+/// writes much.
 pub(crate) fn fed(command: &mut Command, input: &str) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn();
@@ -69,10 +70,11 @@ pub(crate) fn fed(command: &mut Command, input: &str) -> Output {
     let mut stdin = child.stdin.take().expect("stdin is piped");
     stdin.write_all(input.as_bytes()).expect("it reads everything");
     drop(stdin);
-    child.wait_with_output().expect("its end")
+    child.wait_with_output().expect("its status")
 }
 
-/// Says that this test is left out, past the harness, which shows nothing of tests that pass.
+/// Reports that this test is skipped, directly to stderr: the harness hides output of passing
+/// tests.
 pub(crate) fn report_skipped(why: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Parts of this machine to break without breaking it: network namespaces with a link between them,
-//! and a mount namespace. Both need root, which the tests are run as.
+//! Network namespaces with a link between them, and mount namespaces, in which tests can break
+//! things without breaking this machine. Both need root, as which the tests run.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,9 +11,9 @@ use tempfile::NamedTempFile;
 
 use super::tool;
 
-/// Runs an asynchronous test in a thread with namespaces of its own, and all that it starts with
-/// it: sockets and processes belong to the namespace of the thread that makes them.
-pub(crate) fn apart(flags: CloneFlags, test: impl AsyncFnOnce() + Send + 'static) {
+/// Runs an asynchronous test in a thread with its own namespaces. Sockets and processes belong to
+/// the namespaces of the thread that creates them.
+pub(crate) fn in_namespaces(flags: CloneFlags, test: impl AsyncFnOnce() + Send + 'static) {
     let run = move || {
         unshare(flags).expect("namespaces (the tests are run as root)");
         if flags.contains(CloneFlags::CLONE_NEWNET) {
@@ -30,8 +30,8 @@ pub(crate) fn apart(flags: CloneFlags, test: impl AsyncFnOnce() + Send + 'static
     }
 }
 
-/// Has this machine know `names` as its own, as seen from a thread that lives [`apart`] in a mount
-/// namespace. What is returned has to stay.
+/// Resolves `names` to loopback in this thread, which must live [`in_namespaces`] in a mount namespace,
+/// until the returned file is dropped.
 pub(crate) fn resolve_locally(names: &[&str]) -> NamedTempFile {
     let file = NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), format!("127.0.0.1 localhost {}\n", names.join(" ")))
@@ -40,9 +40,9 @@ pub(crate) fn resolve_locally(names: &[&str]) -> NamedTempFile {
     file
 }
 
-/// Another host, at the other end of a link, as seen from a thread that lives [`apart`].
+/// Another host at the other end of a link, for a thread that lives [`in_namespaces`].
 pub(crate) struct Host {
-    /// Keeps the namespace, and with it the link.
+    /// Process that keeps the namespace, and so the link.
     holder: Child,
     namespace: File,
 }
@@ -58,7 +58,7 @@ impl Host {
             .stdout(Stdio::piped())
             .spawn()
             .expect("unshare (util-linux)");
-        // What comes back says that the namespace is there.
+        // The echoed byte shows that the namespace exists.
         let mut byte = [b'\n'];
         let stdin = holder.stdin.as_mut().expect("stdin is piped");
         std::io::Write::write_all(stdin, &byte).expect("a byte");
@@ -78,7 +78,7 @@ impl Host {
         host
     }
 
-    /// Does something on that host.
+    /// Runs `what` on that host.
     pub(crate) fn on<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let there = scope.spawn(|| {
@@ -89,7 +89,7 @@ impl Host {
         })
     }
 
-    /// A listener on that host.
+    /// Returns a listener on that host.
     pub(crate) fn listen(&self) -> (tokio::net::TcpListener, SocketAddr) {
         let listener = self.on(|| std::net::TcpListener::bind((Self::THERE, 0)).expect("a port"));
         listener.set_nonblocking(true).expect("a socket");
@@ -97,7 +97,7 @@ impl Host {
         (tokio::net::TcpListener::from_std(listener).expect("a socket"), address)
     }
 
-    /// Takes the link down: what is sent is lost, and nobody is told.
+    /// Takes the link down: packets are lost, and neither side is notified.
     pub(crate) fn cut(&self) {
         self.on(|| ip("link set far0 down"));
     }
@@ -106,8 +106,8 @@ impl Host {
         self.on(|| ip("link set far0 up"));
     }
 
-    /// Delays what comes from there: no more than so many bits a second pass, the rest waits in a long
-    /// queue. (`netem`, which would delay by a given time, is not in every kernel.)
+    /// Delays what that host sends: limits the bit rate and queues the rest. (`netem`, which would
+    /// add a given delay, is not in every kernel.)
     pub(crate) fn slow(&self, rate: &str) {
         let arguments = format!("qdisc add dev far0 root tbf rate {rate} burst 16kb latency 60s");
         self.on(|| command("tc", &arguments));
@@ -125,7 +125,7 @@ fn ip(arguments: &str) {
     command("ip", arguments);
 }
 
-/// Runs a command of the system, which has to succeed.
+/// Runs a system command that must succeed.
 pub(crate) fn command(program: &str, arguments: &str) {
     tool(Command::new(program).args(arguments.split(' ')));
 }

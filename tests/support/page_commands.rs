@@ -1,11 +1,11 @@
-//! What the pages have an operator type on a machine with systemd: blocks with the name of a machine
-//! behind `sh`, which the tests that boot machines take from the pages and run there, each of them.
-//! docs/CONTRIBUTING.md tells the rules for those who write pages.
+//! Commands of the pages for an operator of a machine with systemd: blocks with the name of a
+//! machine after `sh`. The tests that boot machines take these blocks from the pages and run each
+//! of them. docs/CONTRIBUTING.md has the rules for authors of pages.
 
 use super::debian_root::Machine;
 use super::pages::{self, Block, compare};
 
-/// The machines, and the source of the tests that boot them.
+/// The machines, with the source of the tests that boot them.
 pub(crate) const MACHINES: [(&str, &str); 4] = [
     // The units, from a checkout.
     ("checkout", include_str!("../system/boot.rs")),
@@ -15,14 +15,14 @@ pub(crate) const MACHINES: [(&str, &str); 4] = [
     ("rpm", include_str!("../system/packages.rs")),
 ];
 
-/// Whether `word` behind a block's language names a machine.
+/// Whether `word`, after a block's language, names a machine.
 pub(crate) fn is_machine(word: &str) -> bool {
     MACHINES.iter().any(|(name, _)| *name == word)
 }
 
-/// All that is to be typed on one machine. Dropping it fails where something was not.
+/// All blocks for one machine. Dropping it fails if a block has not been run.
 pub(crate) struct PageCommands {
-    /// Each with what the page shows behind it.
+    /// Each block with the output that the page shows after it.
     blocks: Vec<(Block, Option<Block>)>,
 }
 
@@ -43,8 +43,8 @@ impl PageCommands {
         Self { blocks: found }
     }
 
-    /// Does what the next block below this heading says, as root, where `directory` is the current
-    /// one: types it and returns what is printed, or writes the file that its first line names.
+    /// Runs the next block below this heading as root in `directory` and returns its output, or
+    /// writes the file that the block's first line names.
     pub(crate) async fn next(
         &mut self,
         (page, heading): (&str, &str),
@@ -78,6 +78,6 @@ impl PageCommands {
 impl Drop for PageCommands {
     fn drop(&mut self) {
         let left: Vec<_> = self.blocks.iter().map(|(block, _)| &block.place).collect();
-        assert!(left.is_empty() || std::thread::panicking(), "nobody has typed {left:?}");
+        assert!(left.is_empty() || std::thread::panicking(), "no test has run {left:?}");
     }
 }

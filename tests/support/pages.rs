@@ -14,18 +14,18 @@ pub(crate) struct Page {
 /// A fenced block.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    /// The page and the line of its opening fence.
+    /// The page, and the line of its opening fence.
     pub(crate) place: String,
-    /// The heading that it lies below.
+    /// The heading above the block.
     pub(crate) heading: String,
-    /// What stands behind the opening fence: a language, and words to the tests that run it.
+    /// The text after the opening fence: a language, and words for the tests that run the block.
     pub(crate) info: String,
     pub(crate) text: String,
-    /// Whether nothing but blank lines is between it and the block before it.
+    /// Whether only blank lines separate it from the block before.
     pub(crate) follows: bool,
 }
 
-/// README.md and all of docs/*.md, in the order of their names.
+/// Returns README.md and all of docs/*.md, sorted by name.
 pub(crate) fn all() -> Vec<Page> {
     let listing = fs::read_dir(top().join("docs")).expect("docs");
     let mut paths: Vec<PathBuf> = listing.map(|entry| entry.expect("a file").path()).collect();
@@ -41,9 +41,8 @@ fn page(path: &Path) -> Page {
     Page { text: read(path), name }
 }
 
-/// What the manual page of this name shows under EXAMPLES: the commands of each example as a block of
-/// `sh`, and all else that is shown literally as one of `toml`. The page uses the macros of mdoc(7) or
-/// of man(7).
+/// Returns the EXAMPLES of this manual page: the commands of each example as a block of `sh`, all
+/// other literal text as a block of `toml`. The page uses the macros of mdoc(7) or of man(7).
 pub(crate) fn manual(name: &str) -> Vec<Block> {
     let text = read(Path::new("docs").join(name)).replace(".SH ", ".Sh ");
     let (_, examples) = text.split_once(".Sh EXAMPLES\n").expect("the section");
@@ -84,10 +83,10 @@ pub(crate) fn manual(name: &str) -> Vec<Block> {
 }
 
 impl Page {
-    /// Its fenced blocks, and apart from them what stands outside: lines with their numbers.
+    /// Returns the fenced blocks and, separately, the lines outside them with their numbers.
     pub(crate) fn parts(&self) -> (Vec<Block>, Vec<(usize, &str)>) {
         let (mut blocks, mut prose) = (Vec::new(), Vec::new());
-        // The open block and how far its fence is indented.
+        // The open block and the indentation of its fence.
         let mut open: Option<(Block, usize)> = None;
         let (mut follows, mut heading) = (false, String::new());
         for (number, line) in (1..).zip(self.text.lines()) {
@@ -132,13 +131,13 @@ impl Page {
 }
 
 impl Block {
-    /// The language that it is written in.
+    /// The block's language.
     pub(crate) fn language(&self) -> &str {
         self.info.split(' ').next().unwrap_or_default()
     }
 }
 
-/// Each line that is shown has to be printed, in this order: numbers may be others, `...` stands for
+/// Checks that each shown line is printed, in this order. Numbers may differ; `...` stands for
 /// anything, also for lines.
 pub(crate) fn compare(shown: &Block, printed: &str) {
     let mut lines = printed.lines();
@@ -148,7 +147,7 @@ pub(crate) fn compare(shown: &Block, printed: &str) {
     }
 }
 
-/// Whether `actual` is like `shown` but for numbers and what `...` stands for.
+/// Whether `actual` equals `shown` except for numbers and `...`.
 pub(crate) fn alike(shown: &str, actual: &str) -> bool {
     let (shown, actual) = (shape(shown), shape(actual));
     let mut pieces = shown.split("...");
@@ -160,11 +159,11 @@ pub(crate) fn alike(shown: &str, actual: &str) -> bool {
         rest = &rest[at + piece.len()..];
         last = piece;
     }
-    // What `...` ends in takes the rest.
+    // A final `...` matches the rest.
     rest.is_empty() || shown.ends_with("...") || (last != first && actual.ends_with(last))
 }
 
-/// Each number, whatever its digits and with or without a point, as one `0`; no blanks at the end.
+/// Replaces each number, with or without a point, by one `0`, and removes trailing blanks.
 fn shape(line: &str) -> String {
     let mut shape = String::new();
     let mut characters = line.trim_end().chars().peekable();

@@ -1,4 +1,4 @@
-//! What /proc says of a process, and limits of this one.
+//! Facts about a process from /proc, and limits of this process.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
 use super::gateway::Gateway;
 
-/// The value of a field of /proc/PID/status.
+/// Returns the value of a field of /proc/PID/status.
 pub(crate) fn field(pid: Pid, name: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
     let status = status.expect("the process is there");
@@ -14,7 +14,8 @@ pub(crate) fn field(pid: Pid, name: &str) -> String {
     line.expect(name).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The gateway in its container: below the first process that is called so.
+/// Finds the gateway of a container: the process named zuul-fingergw below the container's first
+/// one.
 pub(crate) fn process_of(gateway: &Gateway) -> Pid {
     let mut todo = vec![gateway.pid().as_raw_nonzero().get()];
     while let Some(pid) = todo.pop() {
@@ -30,8 +31,8 @@ pub(crate) fn process_of(gateway: &Gateway) -> Pid {
     panic!("no zuul-fingergw among what the test has started")
 }
 
-/// Lets this process open as many files as its hard limit allows: tests with many connections have both
-/// ends of each.
+/// Raises this process's limit of open files to the hard limit: tests with many connections have
+/// both ends of each.
 pub(crate) fn raise_file_limit() {
     let files = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).expect("files");

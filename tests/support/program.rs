@@ -1,4 +1,4 @@
-//! The built binary as a command: what it prints and the status it ends with.
+//! The built binary as a command: its output and exit status.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,7 +11,7 @@ use super::gateway::{BINARY, Builder};
 use super::system::System;
 use super::within;
 
-/// What a process has said, and how it ended.
+/// Output and exit status of a process.
 pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
@@ -34,7 +34,7 @@ pub(crate) async fn program(arguments: &[&str], config: &Path) -> Outcome {
     run(Command::new(BINARY).args(arguments).arg("-c").arg(config)).await
 }
 
-/// What `zuul-fingergw resolve` answers.
+/// Returns the JSON output of `zuul-fingergw resolve`.
 pub(crate) async fn resolve(config: &Path, build: &str) -> Value {
     let Outcome { stdout, stderr, .. } = program(&["resolve", "--json", build], config).await;
     assert_eq!(stderr, "");
@@ -42,10 +42,10 @@ pub(crate) async fn resolve(config: &Path, build: &str) -> Value {
 }
 
 pub(crate) fn as_root() {
-    assert!(geteuid().is_root(), "run the tests as root: this one is about giving it up");
+    assert!(geteuid().is_root(), "run the tests as root: this test is about dropping privileges");
 }
 
-/// A gateway that gives root up.
+/// Builder of a gateway that drops root privileges.
 pub(crate) fn unprivileged(system: &System) -> Builder {
     as_root();
     let identity = system.zookeeper.authority.identity("localhost");

@@ -64,13 +64,13 @@ impl Prometheus {
             None
         });
         let address = ready.await;
-        // A full pipe would stop it.
+        // Read on, because a full pipe would block it.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let address = address.unwrap_or_else(|| panic!("Prometheus:\n{}", log.join("\n")));
         Self { _child: child, _data: data, address }
     }
 
-    /// The series that `expression` has now.
+    /// Evaluates `expression` now and returns the resulting series.
     pub(crate) async fn query(&self, expression: &str) -> Vec<Value> {
         let mut query = String::new();
         for byte in expression.bytes() {

@@ -1,5 +1,5 @@
-//! A TCP proxy before ZooKeeper, an executor or a gateway that others use as well: breaks their
-//! connection, holds it, delays it, loses an answer. TLS passes through it untouched.
+//! A TCP proxy in front of ZooKeeper, an executor or a gateway that other tests use as well: it
+//! breaks connections, holds them, delays them, or loses a response. TLS passes through unchanged.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::system::{Entry, System};
 use super::within;
 
-/// Ends, and all connections with it, when it is dropped: from then on the port refuses.
+/// A running proxy. Dropping it closes all its connections; from then on the port refuses.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     orders: watch::Sender<Orders>,
@@ -23,22 +23,21 @@ pub(crate) struct Proxy {
 
 #[derive(Clone, Copy)]
 struct Orders {
-    /// Where new connections lead.
+    /// Port on loopback that new connections are forwarded to.
     port: u16,
-    /// Nothing passes, in neither direction; new connections are taken and wait.
+    /// Nothing is forwarded in either direction; new connections are accepted and wait.
     hold: bool,
-    /// New connections are closed at once.
+    /// New connections are closed immediately.
     refuse: bool,
-    /// How long each piece is on its way, in either direction.
+    /// Delay of each piece, in either direction.
     delay: Duration,
-    /// How often all connections have been cut.
+    /// Number of times all connections have been cut.
     cuts: u64,
-    /// How often all connections have been reset.
+    /// Number of times all connections have been reset.
     resets: u64,
 }
 
-/// Some bytes of the server on their way to the gateway, held until somebody decides. Dropping it
-/// lets them pass.
+/// A piece of the server's response, held until the test decides. Dropping it forwards the piece.
 pub(crate) struct Answer(oneshot::Sender<Verdict>);
 
 enum Verdict {
@@ -51,18 +50,18 @@ impl Answer {
         let _ = self.0.send(Verdict::Pass);
     }
 
-    /// Loses it and cuts the connection.
+    /// Discards it and cuts the connection.
     pub(crate) fn lose(self) {
         let _ = self.0.send(Verdict::Lose);
     }
 }
 
-/// Every answer of the server, one after the other; dropped, all pass.
+/// The server's responses, one after the other. Dropping it forwards all.
 pub(crate) struct Answers(mpsc::Receiver<Answer>);
 
 impl Answers {
-    /// Passes answers on until the gateways' entries are as `wanted` says. Returns them, and the
-    /// answer that came then, kept back and with it whatever the gateway would do next.
+    /// Forwards responses until the gateways' entries satisfy `wanted`. Returns the entries and the
+    /// response that followed, which is held back, and with it whatever the gateway would do next.
     pub(crate) async fn until(
         &mut self,
         what: &str,
@@ -84,17 +83,18 @@ impl Answers {
 }
 
 impl Proxy {
-    /// Before `port` on loopback.
+    /// Starts a proxy for `port` on loopback.
     pub(crate) async fn start(port: u16) -> Self {
         Self::listen(Ipv4Addr::LOCALHOST.into(), port, None).await
     }
 
-    /// Before `port`, under another address of this machine.
+    /// Starts a proxy for `port` that listens on another address of this machine.
     pub(crate) async fn start_on(host: IpAddr, port: u16) -> Self {
         Self::listen(host, port, None).await
     }
 
-    /// Before `port`; asks about every answer, as long as somebody decides.
+    /// Starts a proxy for `port` that holds every response until the test decides, while
+    /// [`Answers`] exists.
     pub(crate) async fn stepping(port: u16) -> (Self, Answers) {
         let (answers, answers_seen) = mpsc::channel(1);
         let proxy = Self::listen(Ipv4Addr::LOCALHOST.into(), port, Some(answers)).await;
@@ -122,22 +122,22 @@ impl Proxy {
         Self { address, orders, _tasks: tasks }
     }
 
-    /// Cuts all connections; new ones pass.
+    /// Cuts all connections; new connections are forwarded.
     pub(crate) fn cut(&self) {
         self.orders.send_modify(|orders| orders.cuts += 1);
     }
 
-    /// Resets all connections; new ones pass.
+    /// Resets all connections; new connections are forwarded.
     pub(crate) fn reset(&self) {
         self.orders.send_modify(|orders| orders.resets += 1);
     }
 
-    /// Leads new connections to another port: the server has been started again.
+    /// Forwards new connections to another port, as after a restart of the server.
     pub(crate) fn lead_to(&self, port: u16) {
         self.orders.send_modify(|orders| orders.port = port);
     }
 
-    /// Cuts all connections and refuses new ones, as if the server were away.
+    /// Cuts all connections and refuses new ones, as if the server were down.
     pub(crate) fn refuse(&self) {
         self.orders.send_modify(|orders| {
             orders.refuse = true;
@@ -145,17 +145,17 @@ impl Proxy {
         });
     }
 
-    /// Has each piece take so long from now on.
+    /// Delays each piece by `delay` from now on.
     pub(crate) fn delay(&self, delay: Duration) {
         self.orders.send_modify(|orders| orders.delay = delay);
     }
 
-    /// Lets nothing pass, as if the server hung.
+    /// Forwards nothing, as if the server hung.
     pub(crate) fn hold(&self) {
         self.orders.send_modify(|orders| orders.hold = true);
     }
 
-    /// Lets all pass again, what was held included.
+    /// Forwards again, including what was held.
     pub(crate) fn release(&self) {
         self.orders.send_modify(|orders| {
             orders.hold = false;
@@ -164,7 +164,7 @@ impl Proxy {
     }
 }
 
-/// Carries one connection until a side closes it or it is cut. A reset is passed on as one.
+/// Forwards one connection until a side closes it or it is cut. A reset is forwarded as a reset.
 async fn carry(
     client: TcpStream,
     orders: watch::Receiver<Orders>,
@@ -188,13 +188,13 @@ async fn carry(
     if reset {
         super::executor::reset(from_client.as_ref());
         super::executor::reset(from_server.as_ref());
-        // Dropped, each would send a FIN ahead of the reset.
+        // Dropping each half would send a FIN ahead of the reset.
         to_client.forget();
         to_server.forget();
     }
 }
 
-/// Copies one direction; says whether a reset ended it.
+/// Copies one direction; returns whether it ended with a reset.
 async fn copy(
     from: &mut OwnedReadHalf,
     to: &mut OwnedWriteHalf,
@@ -211,7 +211,7 @@ async fn copy(
         if orders.wait_for(|orders| !orders.hold).await.is_err() {
             return false;
         }
-        // What came while it was held goes on in one piece with it. A reset is told but once.
+        // What arrived while it was held is forwarded as one piece. A reset is reported only once.
         let reset = loop {
             match from.try_read(&mut buffer[count..]) {
                 Ok(0) => break false,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-/// A header of version 2 for a client at `ip`, port 12345, with what else there is to say.
+/// Returns a version 2 header for a client at `ip`, port 12345, followed by the bytes `more`.
 pub(crate) fn v2(ip: IpAddr, more: &[u8]) -> Vec<u8> {
     let (family, mut rest) = match ip {
         IpAddr::V4(ip) => (0x11, [ip.octets(), ip.octets()].concat()),
@@ -13,7 +13,7 @@ pub(crate) fn v2(ip: IpAddr, more: &[u8]) -> Vec<u8> {
     raw_v2(0x21, family, &rest)
 }
 
-/// A header of version 2 with any command, family and content.
+/// Returns a version 2 header with any command, family and content.
 pub(crate) fn raw_v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let length = u16::try_from(rest.len()).expect("not that long").to_be_bytes();
     [b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &[command, family], &length, rest].concat()

@@ -8,7 +8,7 @@ use super::admin::metric;
 use super::gateway::{Builder, Gateway};
 use super::program::{Outcome, program};
 
-/// A gateway that can be commanded, and the file it was started with.
+/// A gateway with a command socket, and its configuration file.
 pub(crate) struct Reloadable {
     pub(crate) gateway: Gateway,
     pub(crate) config: PathBuf,
@@ -26,14 +26,14 @@ impl Reloadable {
         self.gateway.address()
     }
 
-    /// Changes the configuration's text, and nothing else.
+    /// Replaces text in the configuration file, without a reload.
     pub(crate) fn edit(&self, from: &str, to: &str) {
         let text = fs::read_to_string(&self.config).expect("the configuration");
         assert_eq!(text.matches(from).count(), 1, "{from} in {text}");
         replace(&self.config, &text.replace(from, to));
     }
 
-    /// Has it reload, which is to be done. Returns what it says of it, line by line.
+    /// Reloads, which must succeed. Returns the lines of output after the first.
     pub(crate) async fn reloads(&self) -> Vec<String> {
         let Outcome { code, stdout, stderr } = program(&["reload"], &self.config).await;
         assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
@@ -42,14 +42,14 @@ impl Reloadable {
         lines
     }
 
-    /// Has it reload, which is to be refused. Returns the faults.
+    /// Reloads, which must fail. Returns the errors.
     pub(crate) async fn refuses(&self) -> Vec<String> {
         let Outcome { code, stdout, stderr } = program(&["reload"], &self.config).await;
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
         let mut lines: Vec<_> = stderr.lines().map(str::to_owned).collect();
         assert_eq!(lines.remove(0), format!("not reloaded {}:", self.config.display()));
-        let mend = "nothing has changed; if files were being replaced just now, reload again";
-        assert_eq!(lines.pop().as_deref(), Some(mend));
+        let advice = "nothing has changed; if files were being replaced just now, reload again";
+        assert_eq!(lines.pop().as_deref(), Some(advice));
         lines
     }
 
@@ -58,7 +58,7 @@ impl Reloadable {
     }
 }
 
-/// Puts `text` at `path` in one step, as operators should.
+/// Replaces the file at `path` atomically with `text`, as operators should.
 pub(crate) fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).expect("a file");

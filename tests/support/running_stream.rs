@@ -1,4 +1,4 @@
-//! A log on its way through a gateway while something happens to that.
+//! A log that a gateway relays while a test does something to the gateway.
 
 use std::net::SocketAddr;
 
@@ -11,14 +11,14 @@ use super::client::{Client, Ending};
 use super::executor::{Executor, Stream};
 use super::system::System;
 
-/// Both ends of it, its first line passed on.
+/// Both ends of the stream; its first line has been relayed.
 pub(crate) struct RunningStream<S> {
     pub(crate) client: Client<S>,
     stream: Stream<TcpStream>,
 }
 
 impl RunningStream<TcpStream> {
-    /// For a plain client.
+    /// Starts a stream to a plain client.
     pub(crate) async fn start(system: &System, gateway: SocketAddr) -> Self {
         let (executor, build) = executor(system).await;
         let client = Client::ask(gateway, &build).await;
@@ -27,7 +27,7 @@ impl RunningStream<TcpStream> {
 }
 
 impl RunningStream<TlsStream<TcpStream>> {
-    /// For a client that shows `identity`.
+    /// Starts a stream to a TLS client that presents `identity`.
     pub(crate) async fn start_tls(
         system: &System,
         gateway: SocketAddr,
@@ -52,13 +52,13 @@ impl<S: Duplex> RunningStream<S> {
         running
     }
 
-    /// Passes a piece more.
+    /// Sends a piece of the log and waits until the client has it.
     pub(crate) async fn pass(&mut self, log: &str) {
         self.stream.write(log.as_bytes()).await;
         self.client.expect(log.as_bytes()).await;
     }
 
-    /// Half a megabyte more, byte for byte, and a clean end.
+    /// Sends half a megabyte and ends the log; checks every byte and the clean end.
     pub(crate) async fn finish(mut self) {
         let log: Vec<u8> = (0..500_000u32).map(|index| (index % 251) as u8).collect();
         let sent = async {

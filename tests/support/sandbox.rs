@@ -9,12 +9,13 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// The system calls that a sandbox denies.
+/// System calls that a sandbox denies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Denied {
     /// splice(2).
     Splice,
-    /// The options of tcp(7) that a sandbox without a full TCP lacks: keepalive times, TCP_QUICKACK.
+    /// The options of tcp(7) that a sandbox with an incomplete TCP lacks: keepalive times,
+    /// TCP_QUICKACK.
     OptionalTcpOptions,
 }
 
@@ -44,8 +45,8 @@ impl Denied {
     }
 }
 
-/// Runs an asynchronous test in a thread in which `denied` fails with `errno`, and so in all processes
-/// that the test starts.
+/// Runs an asynchronous test in a thread in which `denied` fails with `errno`, also in all
+/// processes that the test starts.
 pub(crate) fn without(denied: Denied, errno: i32, test: impl AsyncFnOnce() + Send + 'static) {
     let run = move || {
         let action = SeccompAction::Errno(errno.cast_unsigned());

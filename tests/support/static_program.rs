@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use super::checkout::top;
 use super::gateway::BINARY;
 
-/// The static program, linked from what the tests' own is linked from: so it takes a second.
+/// Links the static program from the same compiled crates as the tests' own binary, which takes a
+/// second.
 pub(crate) fn static_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {

@@ -1,5 +1,5 @@
-//! One Zuul system below a chroot of its own: its components and build requests as Zuul writes
-//! them, and what our gateway writes beside them.
+//! A Zuul system below its own chroot: components and build requests as Zuul writes them, and the
+//! entries of our gateways.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use super::proxy::Proxy;
 use super::within;
 use super::zookeeper::{self, ZooKeeper};
 
-/// Whose builds are, where a test does not care.
+/// Tenant of builds for which the test does not need a certain one.
 pub(crate) const TENANT: &str = "tenant-one";
 
 pub(crate) const GATEWAYS: &str = "/zuul/components/fingergw";
@@ -22,7 +22,7 @@ pub(crate) struct System {
     chroot: String,
 }
 
-/// Where a build runs.
+/// The executor of a build, as its build request names it.
 #[derive(Clone, Debug)]
 pub(crate) struct Worker {
     pub(crate) hostname: String,
@@ -30,7 +30,7 @@ pub(crate) struct Worker {
     pub(crate) zone: Option<String>,
 }
 
-/// A gateway's entry.
+/// A gateway's registry entry.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) name: String,
@@ -45,7 +45,7 @@ impl System {
         Self::on(zookeeper::shared().await).await
     }
 
-    /// A new system in a ZooKeeper of one's own.
+    /// A new system in the given ZooKeeper.
     pub(crate) async fn on(zookeeper: Arc<ZooKeeper>) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -58,7 +58,7 @@ impl System {
         Self { zookeeper, client, chroot }
     }
 
-    /// The system that has a ZooKeeper for itself, below no node.
+    /// The system at the root of a ZooKeeper of its own.
     pub(crate) async fn at_root(zookeeper: &Arc<ZooKeeper>) -> Self {
         let client = zookeeper.client("").await;
         make_kinds(&client).await;
@@ -70,17 +70,17 @@ impl System {
         self.zookeeper.hosts(&self.chroot)
     }
 
-    /// The node below which it lies.
+    /// The system's node.
     pub(crate) fn chroot(&self) -> &str {
         &self.chroot
     }
 
-    /// The connect string that leads through `proxy`.
+    /// The connect string through `proxy`.
     pub(crate) fn hosts_via(&self, proxy: &Proxy) -> String {
         format!("{}{}", proxy.address, self.chroot)
     }
 
-    /// Writes `data` at `path`, its parents made.
+    /// Writes `data` at `path` and creates the parents.
     pub(crate) async fn put(&self, path: &str, data: &[u8]) {
         let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
         let (parent, _) = path.rsplit_once('/').expect("an absolute path");
@@ -96,14 +96,14 @@ impl System {
         }
     }
 
-    /// Denies everybody to read `path`. Everything else is allowed.
+    /// Denies all clients to read `path`. Other operations stay allowed.
     pub(crate) async fn hide(&self, path: &str) {
         let allowed =
             Permission::ADMIN | Permission::CREATE | Permission::DELETE | Permission::WRITE;
         self.set_permission(path, allowed).await;
     }
 
-    /// Allows everybody to read `path` again.
+    /// Allows all clients to read `path` again.
     pub(crate) async fn show(&self, path: &str) {
         self.set_permission(path, Permission::ALL).await;
     }
@@ -117,7 +117,7 @@ impl System {
         self.client.delete(path, None).await.expect("a node to delete");
     }
 
-    /// A component of `kind` that speaks `model_api`. Returns its path.
+    /// Writes a component of `kind` with this `model_api`. Returns its path.
     pub(crate) async fn put_component(&self, kind: &str, model_api: u64) -> String {
         let path = format!("/zuul/components/{kind}/{kind}{:010}", fastrand::u32(..));
         let content = json!({
@@ -128,7 +128,7 @@ impl System {
         path
     }
 
-    /// Another gateway's entry. Returns its path.
+    /// Writes another gateway's entry. Returns its path.
     pub(crate) async fn put_gateway(
         &self,
         zone: Option<&str>,
@@ -145,7 +145,7 @@ impl System {
         path
     }
 
-    /// Changes zone and state of such an entry in place.
+    /// Changes zone and state of such an entry.
     pub(crate) async fn change_gateway(&self, path: &str, zone: &str, state: &str) {
         let (content, _) = self.client.get_data(path).await.expect("the entry");
         let mut content: Value = serde_json::from_slice(&content).expect("JSON");
@@ -154,8 +154,8 @@ impl System {
         self.put(path, content.to_string().as_bytes()).await;
     }
 
-    /// A build request in the queue of `queue_zone`, taken by `worker` if there is one. Returns
-    /// the build's UUID.
+    /// Writes a build request to the queue of `queue_zone`, accepted by `worker` if there is one.
+    /// Returns the build's UUID.
     pub(crate) async fn put_build(
         &self,
         queue_zone: Option<&str>,
@@ -166,7 +166,7 @@ impl System {
         build
     }
 
-    /// The same for a build that may be there already, on another worker.
+    /// Like [`Self::put_build`] for a build that may exist already on another worker.
     pub(crate) async fn place_build(
         &self,
         queue_zone: Option<&str>,
@@ -176,7 +176,7 @@ impl System {
         self.place_build_of(Some(TENANT), queue_zone, build, worker).await;
     }
 
-    /// The same for a build of another tenant, or of none.
+    /// Like [`Self::place_build`] for a build of another tenant or without one.
     pub(crate) async fn place_build_of(
         &self,
         tenant: Option<&str>,
@@ -188,7 +188,7 @@ impl System {
         self.put(&request_path(queue_zone, build), request.as_bytes()).await;
     }
 
-    /// All gateways' entries.
+    /// Returns all gateways' entries.
     pub(crate) async fn entries(&self) -> Vec<Entry> {
         let names = match self.client.list_children(GATEWAYS).await {
             Err(Error::NoNode) => Vec::new(),
@@ -209,7 +209,7 @@ impl System {
         entries
     }
 
-    /// Waits until the gateways' entries are as `wanted` says, woken by watches.
+    /// Waits until the gateways' entries satisfy `wanted`. Watches trigger each check.
     pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&[Entry]) -> bool) -> Vec<Entry> {
         let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
         self.client.mkdir(GATEWAYS, &node).await.expect("the gateways' directory");
@@ -236,7 +236,7 @@ impl System {
     }
 }
 
-/// Makes the nodes that each service of Zuul makes when it starts (`zuul/zk/components.py`).
+/// Creates the nodes that each service of Zuul creates when it starts (`zuul/zk/components.py`).
 async fn make_kinds(client: &Client) {
     let node = CreateMode::Persistent.with_acls(Acls::anyone_all());
     for kind in ["scheduler", "executor", "merger", "fingergw", "web", "launcher"] {
@@ -245,7 +245,7 @@ async fn make_kinds(client: &Client) {
     }
 }
 
-/// A build request as Zuul writes it; without a `tenant` as nobody does.
+/// Returns a build request as Zuul writes it; without a `tenant`, which Zuul always writes.
 pub(crate) fn request(
     tenant: Option<&str>,
     queue_zone: Option<&str>,
@@ -268,7 +268,7 @@ pub(crate) fn request(
     request.to_string()
 }
 
-/// Where the request of `build` lies.
+/// Returns the path of the request of `build`.
 pub(crate) fn request_path(zone: Option<&str>, build: &str) -> String {
     match zone {
         Some(zone) => format!("/zuul/executor/zones/{zone}/requests/{build}"),

@@ -10,7 +10,7 @@ use super::gateway::{Builder, Gateway};
 use super::system::{GATEWAYS, System};
 use super::within;
 
-/// A gateway with one TLS listener, and a build on an executor beside it.
+/// A gateway with one TLS listener, and an executor with a build.
 pub(crate) struct Served {
     pub(crate) gateway: Gateway,
     pub(crate) executor: Executor,
@@ -19,14 +19,14 @@ pub(crate) struct Served {
     pub(crate) system: System,
 }
 
-/// With lines more for the listener, and in `[limits]`.
+/// Starts a gateway with further lines for the listener and for `[limits]`.
 pub(crate) async fn served(listener: &str, limits: &str) -> Served {
     let system = System::new().await;
     let identity = system.zookeeper.authority.identity("gateway");
     served_with(system, identity, listener, limits).await
 }
 
-/// The same in `system`, with the certificate, key and authorities of `identity`.
+/// Like [`served`] in `system`, with the certificate, key and CA of `identity`.
 pub(crate) async fn served_with(
     system: System,
     identity: Identity,
@@ -41,13 +41,13 @@ pub(crate) async fn served_with(
 }
 
 impl Served {
-    /// Whether a client that shows `shown` gets the log.
+    /// Returns whether a client that presents `shown` gets the log.
     pub(crate) async fn serves(&self, shown: Option<&Identity>) -> bool {
         let address = self.gateway.address();
         let connected = Client::try_connect_tls(address, "localhost", &self.identity, shown).await;
         let Ok(mut client) = connected else { return false };
         let request = format!("{}\n", self.build);
-        // Refused only now in TLS 1.3, in the write or in the read.
+        // TLS 1.3 reports a rejected certificate only in the write or the read.
         if client.stream.write_all(request.as_bytes()).await.is_err() {
             return false;
         }
@@ -68,7 +68,7 @@ impl Served {
     }
 }
 
-/// A zone whose gateway is `other`, seen from a gateway `east` that speaks TLS.
+/// Starts a gateway `east` with TLS, in a system where `other` is the gateway of zone west.
 pub(crate) async fn east_of(
     other: &Executor,
     hostname: &str,
@@ -86,7 +86,8 @@ pub(crate) async fn east_of(
     (system, gateway, build, identity)
 }
 
-/// What a client gets whose build lies behind a gateway that shows `theirs`.
+/// Returns the reply to a client whose build can only be reached through a peer that presents
+/// `theirs`.
 pub(crate) async fn reply_through_peer(
     theirs: &Identity,
     authority: &Authority,
@@ -98,7 +99,7 @@ pub(crate) async fn reply_through_peer(
     .await
 }
 
-/// The same with a gateway changed in another way.
+/// Like [`reply_through_peer`], with the gateway's settings modified by `change`.
 pub(crate) async fn reply_through_peer_with(
     theirs: &Identity,
     authority: &Authority,
@@ -112,11 +113,12 @@ pub(crate) async fn reply_through_peer_with(
     change(&mut builder);
     let mut gateway = builder.ready().await;
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
-    // It trusts us, whoever it is itself.
+    // The peer trusts our CA, whatever CA has issued its own certificate.
     let acceptor = acceptor(&Identity { ca: ours.ca.clone(), ..theirs.clone() });
     let mut client = Client::ask(gateway.address(), &build).await;
     let serve = async {
-        let (stream, _) = within("a connection", other.listener.accept()).await.expect("one");
+        let (stream, _) =
+            within("a connection", other.listener.accept()).await.expect("a connection");
         if let Ok(mut stream) = acceptor.accept(stream).await {
             let _ = stream.write_all(b"log\n").await;
             let _ = stream.shutdown().await;

@@ -7,7 +7,7 @@ use super::executor::Executor;
 use super::gateway::{Builder, Gateway};
 use super::system::System;
 
-/// Asks for `build`, which `hop` has, and sees its log come through.
+/// Requests `build`, which `hop` has, and checks that its log arrives.
 pub(crate) async fn assert_log_comes_from(hop: &Executor, gateway: SocketAddr, build: &str) {
     let mut client = Client::ask(gateway, build).await;
     let mut stream = hop.accept().await;
@@ -17,7 +17,7 @@ pub(crate) async fn assert_log_comes_from(hop: &Executor, gateway: SocketAddr, b
     assert_eq!(client.text().await, "log\n");
 }
 
-/// Two zones with a gateway in each, and a build in zone west for those who ask zone east.
+/// Two zones with a gateway in each, and a build in zone west for clients of zone east.
 pub(crate) struct TwoZones {
     _system: System,
     pub(crate) west: Gateway,
@@ -27,7 +27,7 @@ pub(crate) struct TwoZones {
 }
 
 impl TwoZones {
-    /// With or without TLS between the gateways.
+    /// Starts the system, with or without TLS between the gateways.
     pub(crate) async fn start(tls: bool) -> Self {
         let system = System::new().await;
         let identity = system.zookeeper.authority.identity("gateway");
@@ -41,7 +41,7 @@ impl TwoZones {
     }
 }
 
-/// A gateway `east` in a system whose zone west has entries with these ports.
+/// Starts a gateway `east` in a system whose zone west has gateway entries with these ports.
 pub(crate) async fn east_of(ports: &[u16], limits: &str) -> (System, Gateway) {
     let system = System::new().await;
     for port in ports {

@@ -1,7 +1,7 @@
 //! A real ZooKeeper server, TLS only, client certificates required.
 //!
-//! Most tests share one for the whole test process, each below a chroot of its own; those that
-//! break it start their own.
+//! Most tests share one server per test process, each below its own chroot; tests that break the
+//! server start their own.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -21,15 +21,15 @@ use zookeeper_client::{Client, TlsOptions};
 use super::certificates::{Authority, Identity};
 use super::{DEADLINE, client, within};
 
-/// Debian's packages libzookeeper-java, libnetty-java and libslf4j-java put them here.
+/// Installed by Debian's packages libzookeeper-java, libnetty-java and libslf4j-java.
 const CLASSES: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar:\
                        /usr/share/java/netty-all.jar:/usr/share/java/*";
 
-/// What makes a Java that is up soon and small.
+/// Options for a small Java process that starts quickly.
 const SMALL: [&str; 3] = ["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 
-/// Ends the server when our end of its stdin is closed: when it is stopped, and when the test
-/// process dies, however it dies.
+/// Ends the server when our end of its stdin is closed: when the server is stopped, and when the
+/// test process ends for any reason.
 const SUPERVISOR: &str = r#""$@" & echo $!; read -r _; kill -9 $!; wait $! 2>/dev/null"#;
 
 pub(crate) struct ZooKeeper {
@@ -37,36 +37,36 @@ pub(crate) struct ZooKeeper {
     pub(crate) authority: Arc<Authority>,
     /// The identity of clients.
     pub(crate) identity: Identity,
-    /// All of its ensemble, as in a connect string.
+    /// The members of the ensemble, as in a connect string.
     servers: String,
     _reservations: Vec<Socket>,
     directory: TempDir,
     java: &'static [&'static str],
-    /// What a member of an ensemble has in its configuration beside the rest.
+    /// Further configuration lines of a member of an ensemble.
     member: String,
     server: Mutex<Option<Server>>,
 }
 
 struct Server {
     supervisor: Child,
-    /// Closing it ends the server.
+    /// Closing this ends the server.
     stdin: ChildStdin,
     pid: Pid,
 }
 
-/// The server that a test process shares.
+/// Returns the server that a test process shares.
 pub(crate) async fn shared() -> Arc<ZooKeeper> {
     static SHARED: OnceCell<Arc<ZooKeeper>> = OnceCell::const_new();
     Arc::clone(SHARED.get_or_init(ZooKeeper::start).await)
 }
 
 impl ZooKeeper {
-    /// Starts a server of one's own, that is up soon and small.
+    /// Starts a small server.
     pub(crate) async fn start() -> Arc<Self> {
         Self::start_with(&SMALL).await
     }
 
-    /// Starts one whose Java has these options.
+    /// Starts a server with these options for Java.
     pub(crate) async fn start_with(java: &'static [&'static str]) -> Arc<Self> {
         let authority = Arc::new(Authority::new());
         let identity = authority.identity("client");
@@ -86,8 +86,8 @@ impl ZooKeeper {
         Arc::new(zookeeper)
     }
 
-    /// Three servers with one authority, of which each gives read-only sessions to who wants them
-    /// when it is without a quorum. Waits until they give sessions.
+    /// Starts three servers with one CA. A member without a quorum gives read-only sessions to
+    /// clients that allow them. Waits until the ensemble gives sessions.
     pub(crate) async fn ensemble() -> [Arc<Self>; 3] {
         const JAVA: &[&str] = &[SMALL[0], SMALL[1], SMALL[2], "-Dreadonlymode.enabled=true"];
         let root = Arc::new(Authority::new());
@@ -124,7 +124,7 @@ impl ZooKeeper {
         members
     }
 
-    /// What it says of itself, such as `leader`; nothing if it does not run.
+    /// Returns the server's mode, such as `leader`; `None` if it does not run.
     pub(crate) async fn mode(&self) -> Option<String> {
         let (address, identity) = ((Ipv4Addr::LOCALHOST, self.port).into(), &self.identity);
         let connecting =
@@ -136,13 +136,13 @@ impl ZooKeeper {
         output.lines().find_map(|line| line.strip_prefix("Mode: ")).map(str::to_owned)
     }
 
-    /// Starts the server, again with the data it had, and waits until it gives sessions.
+    /// Starts the server, with existing data if there is any, and waits until it gives sessions.
     pub(crate) async fn run(&self) {
         self.launch().await;
         within("ZooKeeper to give a session", self.client("")).await;
     }
 
-    /// Starts the server, again with the data it had.
+    /// Starts the server, with existing data if there is any.
     pub(crate) async fn launch(&self) {
         let mut slot = self.server.lock().await;
         assert!(slot.is_none(), "ZooKeeper runs already");
@@ -171,7 +171,7 @@ impl ZooKeeper {
         *slot = Some(Server { supervisor, stdin, pid });
     }
 
-    /// Kills the server at once.
+    /// Kills the server.
     pub(crate) async fn kill(&self) {
         let server = self.server.lock().await.take().expect("ZooKeeper runs");
         let Server { mut supervisor, stdin, .. } = server;
@@ -179,8 +179,8 @@ impl ZooKeeper {
         within("ZooKeeper to end", supervisor.wait()).await.expect("the supervisor's status");
     }
 
-    /// Stops the server's process without ending it. Its threads run on for a moment; nothing
-    /// but their state tells when they have stopped.
+    /// Stops the server's process (SIGSTOP). Its threads run on for a moment, so this polls their
+    /// state.
     pub(crate) async fn pause(&self) {
         let pid = self.signal(Signal::STOP).await;
         within("ZooKeeper's threads to stop", async {
@@ -191,7 +191,7 @@ impl ZooKeeper {
         .await;
     }
 
-    /// Lets it go on.
+    /// Continues the stopped process.
     pub(crate) async fn resume(&self) {
         self.signal(Signal::CONT).await;
     }
@@ -203,7 +203,7 @@ impl ZooKeeper {
         pid
     }
 
-    /// A session of the test's own, below `chroot`.
+    /// Opens a session for the test itself, below `chroot`.
     pub(crate) async fn client(&self, chroot: &str) -> Client {
         let text = |path| Identity::text(path);
         let tls = TlsOptions::new()
@@ -220,7 +220,7 @@ impl ZooKeeper {
             .unwrap_or_else(|error| panic!("no session: {error}\n{}", self.log()))
     }
 
-    /// The connect string for what is below `chroot`.
+    /// Returns the connect string for `chroot`.
     pub(crate) fn hosts(&self, chroot: &str) -> String {
         format!("{}{chroot}", self.servers)
     }
@@ -229,10 +229,10 @@ impl ZooKeeper {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Ticks are short, so that a session may be as short as a test wants it.
+    /// Writes the configuration. Ticks are short, so that tests may use short sessions.
     fn write_config(&self) -> PathBuf {
         let path = self.directory.path().join("zoo.cfg");
-        // The documentation's configurations have servers of these names.
+        // The configurations in the documentation name servers of this domain.
         let server = self.authority.identity("*.example.org");
         let mut file = std::fs::File::create(&path).expect("zoo.cfg");
         let (port, directory) = (self.port, self.directory.path().display());
@@ -253,7 +253,7 @@ impl ZooKeeper {
     }
 }
 
-/// Whether every thread of `pid` is stopped (`T` in proc(5)).
+/// Returns whether every thread of `pid` is stopped (`T` in proc(5)).
 fn all_stopped(pid: Pid) -> bool {
     let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
     std::fs::read_dir(tasks).expect("ZooKeeper's threads").flatten().all(|task| {
@@ -262,9 +262,9 @@ fn all_stopped(pid: Pid) -> bool {
     })
 }
 
-/// A port that stays ours while the server is started and started again: ZooKeeper cannot tell
-/// which one it got. Two sockets that both allow it may share a port as long as only one of them
-/// listens (socket(7), SO_REUSEADDR), and ZooKeeper's does; nobody else is given it.
+/// Reserves a port that stays ours across restarts of the server, because ZooKeeper cannot report a
+/// port that the kernel has chosen. Two sockets that both set SO_REUSEADDR may share a port as long
+/// as only one of them listens (socket(7)), and ZooKeeper sets it; no other process gets the port.
 pub(crate) fn reserve_port() -> (u16, Socket) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_address(true).expect("SO_REUSEADDR");

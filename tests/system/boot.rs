@@ -1,4 +1,4 @@
-//! The shipped units and the shipped configuration in a machine that systemd has booted.
+//! The shipped units and configuration in a machine booted with systemd.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,11 +22,11 @@ use crate::support::zookeeper::ZooKeeper;
 const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
 const CONFIG: &str = "/etc/zuul/zuul-fingergw.toml";
 const UNITS: &str = "/usr/local/lib/systemd/system";
-/// Where a checkout lies in the machine.
+/// Path of the checkout in the machine.
 const CHECKOUT: &str = "/checkout";
 const DROP_INS: &str = "/etc/systemd/system/zuul-fingergw.service.d";
 
-/// A root in which the units lie where an administrator puts them.
+/// Creates a root with the units in an administrator's directory.
 fn with_units() -> Root {
     let root = Root::new();
     let etc = Path::new(ETC).join("systemd");
@@ -43,7 +43,7 @@ fn drop_in(root: &Root, name: &str) {
     root.copy(&from, &format!("{DROP_INS}/{name}"));
 }
 
-/// Boots it, with the built binary where packages put it.
+/// Boots the root, with the built binary in the packages' path.
 async fn boot(root: Root) -> Machine {
     let program = format!("--bind-ro={BINARY}:/usr/bin/zuul-fingergw");
     let machine = root.boot(&[&program, &shipped()]).await;
@@ -51,22 +51,23 @@ async fn boot(root: Root) -> Machine {
     machine
 }
 
-/// A checkout's `etc`, for systemd-nspawn.
+/// Option for systemd-nspawn that mounts the checkout's `etc`.
 fn shipped() -> String {
     format!("--bind-ro={ETC}:{CHECKOUT}/etc")
 }
 
-/// A section of docs/operating.md.
+/// Returns a section of docs/operating.md.
 const fn operating(heading: &str) -> (&str, &str) {
     ("docs/operating.md", heading)
 }
 
-/// A Zuul system in a ZooKeeper of its own, as no other network reaches this one.
+/// Returns a Zuul system in a ZooKeeper of its own, as the shared one is in another network
+/// namespace.
 async fn system() -> System {
     System::on(ZooKeeper::start().await).await
 }
 
-/// Puts ZooKeeper's client certificate where the example configuration looks for it.
+/// Copies ZooKeeper's client certificate to the path in the example configuration.
 fn with_certificates(root: &Root, system: &System) {
     let Identity { cert, key, ca, .. } = &system.zookeeper.identity;
     for (from, name) in [(cert, "zookeeper.crt"), (key, "zookeeper.key"), (ca, "zookeeper-ca.crt")]
@@ -75,8 +76,8 @@ fn with_certificates(root: &Root, system: &System) {
     }
 }
 
-/// The example configuration with ZooKeeper's address in it, and `changes`: lines as they stand there
-/// for an example, or of a key that is there once.
+/// Returns the example configuration with ZooKeeper's address and `changes`: lines to uncomment, or
+/// new values of keys.
 fn example(system: &System, changes: &[&str]) -> String {
     let mut text = std::fs::read_to_string(Path::new(ETC).join("zuul-fingergw.toml")).expect("it");
     let hosts = format!("hosts = \"{}\"", system.hosts());
@@ -106,7 +107,7 @@ fn port_79(host: &str) -> SocketAddr {
     format!("{host}:79").parse().expect("an address")
 }
 
-/// What the kernel says of the process: who it is, and no capabilities but these.
+/// Checks user and capabilities of the process: none but `capabilities`.
 async fn assert_confined(machine: &Machine, capabilities: u64) {
     let pid = main_pid(machine).await;
     let of = async |file| machine.succeeds(&format!("cat /proc/{pid}/{file}")).await;
@@ -123,7 +124,7 @@ async fn assert_confined(machine: &Machine, capabilities: u64) {
     assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".to_owned(), "2".to_owned()));
 }
 
-/// Without a machine, and so wherever tests run: what the service may do, in systemd's own tenths.
+/// Needs no machine: checks the units' exposure as rated by systemd-analyze.
 #[test]
 fn exposure_of_the_service_is_low() {
     let unit = top().join("etc/systemd/zuul-fingergw.service");
@@ -138,7 +139,7 @@ fn exposure_of_the_service_is_low() {
     assert!(!looked(5).status.success(), "a threshold that counts");
 }
 
-/// systemd finds nothing to complain of, and no more than so much that the service may do.
+/// systemd-analyze reports no errors, and an exposure of at most `tenths` tenths.
 #[test]
 fn units_are_valid_and_their_exposure_is_low() {
     with_debian(async || {
@@ -153,7 +154,7 @@ fn units_are_valid_and_their_exposure_is_low() {
         };
         assert_eq!(machine.succeeds(&verify).await, "");
         machine.succeeds(&threshold(11)).await;
-        // A capability more than nothing, and no user namespace.
+        // One more capability than none, and no user namespace.
         for (name, tenths) in
             [("without-socket.conf", 14), ("group-zuul.conf", 15), ("credentials.conf", 15)]
         {
@@ -167,7 +168,8 @@ fn units_are_valid_and_their_exposure_is_low() {
     });
 }
 
-/// On a host with other services of Zuul: their zuul.conf, which they alone may read, and a key that
+/// On a host with other services of Zuul: a zuul.conf that only they can read, and a private key
+/// that only root can read.
 /// only root may.
 #[test]
 fn service_without_the_socket_unit_serves() {
@@ -208,7 +210,7 @@ fn service_without_the_socket_unit_serves() {
         machine.succeeds("systemctl stop zuul-fingergw").await;
         assert!(system.entries().await.is_empty(), "nothing is left in the registry");
 
-        // What trying again does not mend is not tried again.
+        // Errors that a restart does not fix cause no restart.
         machine.root.write("/etc/zuul/zuul.conf", "[fingergw]\n");
         let outcome = machine.run("systemctl start zuul-fingergw").await;
         assert!(!outcome.status.success(), "{outcome:?}");
@@ -218,7 +220,7 @@ fn service_without_the_socket_unit_serves() {
     });
 }
 
-/// Port 79 from start to stop: with the socket unit, as nobody of importance, in the whole sandbox.
+/// Port 79 from start to stop: with the socket unit, as an unprivileged user, in the whole sandbox.
 #[test]
 fn service_with_the_socket_unit_serves_port_79() {
     with_debian(async || {
@@ -241,11 +243,11 @@ fn service_with_the_socket_unit_serves_port_79() {
         commands.next(operating("systemd"), &machine, CHECKOUT).await;
         commands.next(operating("File permissions"), &machine, CHECKOUT).await;
         commands.next(operating("Logs"), &machine, CHECKOUT).await;
-        // It comes back behind that, which says that it is registered.
+        // The status follows READY=1 and reports the registration.
         commands.next(operating("systemd"), &machine, CHECKOUT).await;
         assert_eq!(system.entries().await.len(), 1);
         let running = |entries: &[Entry]| entries[0].content["state"] == "running";
-        let entries = system.until("it to say that it runs", running).await;
+        let entries = system.until("the gateway to be registered as running", running).await;
         let status = machine.succeeds("systemctl status zuul-fingergw zuul-fingergw.socket").await;
         let expected = format!(
             "Status: \"no zone; plain [::]:79; health and metrics on 127.0.0.1:9090; ZooKeeper: registered as {}\"",
@@ -257,7 +259,7 @@ fn service_with_the_socket_unit_serves_port_79() {
         for host in ["127.0.0.1", "[::1]"] {
             serves(&system, port_79(host)).await;
         }
-        // What pours goes through pipes; they are kept for the next one.
+        // A bulk log passes through pipes, which are kept for the next one.
         RunningStream::start(&system, port_79("127.0.0.1")).await.finish().await;
         let pid = main_pid(&machine).await;
         let pipes = format!("readlink /proc/{pid}/fd/* | grep -q ^pipe:");
@@ -266,7 +268,7 @@ fn service_with_the_socket_unit_serves_port_79() {
         assert!(answer.contains("plain [::]:79"), "{answer}");
         let log = machine.root.read("/var/log/zuul-fingergw/log");
         assert!(log.contains("using socket from the service manager"), "{log}");
-        // Even what proc(5) has no file for any more.
+        // Including memory that proc(5) does not show.
         let metrics = get("127.0.0.1:9090".parse().expect("an address"), "/metrics").await.body;
         for series in ["process_start_time_seconds 1", "process_open_fds ", "process_cpu_seconds"] {
             assert!(metrics.contains(series), "{series}\n{metrics}");
@@ -278,7 +280,8 @@ fn service_with_the_socket_unit_serves_port_79() {
 
         commands.next(operating("Upgrade"), &machine, CHECKOUT).await;
         assert!(system.entries().await.is_empty(), "nothing is left in the registry");
-        let refused = TcpStream::connect(port_79("127.0.0.1")).await.expect_err("nobody listens");
+        let refused =
+            TcpStream::connect(port_79("127.0.0.1")).await.expect_err("a refused connection");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         let result = "systemctl show --property Result --value zuul-fingergw";
         assert_eq!(machine.succeeds(result).await, "success\n");
@@ -286,7 +289,8 @@ fn service_with_the_socket_unit_serves_port_79() {
     });
 }
 
-/// A good configuration is taken, a faulty one fails where the operator sees it and changes nothing.
+/// A valid configuration is loaded; an invalid one fails with an error that the operator sees, and
+/// changes nothing.
 async fn reloads(machine: &Machine, config: &str) {
     let pid = main_pid(machine).await;
     machine.root.write(CONFIG, &config.replace("grace = \"5s\"", "grace = \"6s\""));
@@ -307,7 +311,7 @@ async fn reloads(machine: &Machine, config: &str) {
     assert_eq!(main_pid(machine).await, pid);
 }
 
-/// While clients come all the time.
+/// During continuous connections of clients.
 async fn restarts(machine: &Machine, system: &System, commands: &mut PageCommands) {
     let pid = main_pid(machine).await;
     let mut clients = ContinuousClients::start(system, port_79("127.0.0.1")).await;
@@ -317,7 +321,7 @@ async fn restarts(machine: &Machine, system: &System, commands: &mut PageCommand
     clients.stop().await;
 }
 
-/// Stopped like a program that hangs, it is killed for its silence and started again.
+/// Stopped like a hanging program, it is killed by the watchdog and started again.
 async fn hangs(machine: &Machine, system: &System) {
     machine.root.write(&format!("{DROP_INS}/impatient.conf"), "[Service]\nWatchdogSec=3s\n");
     machine.succeeds("systemctl daemon-reload && systemctl restart zuul-fingergw").await;
@@ -327,15 +331,15 @@ async fn hangs(machine: &Machine, system: &System) {
     let another = |entries: &[Entry]| {
         entries.iter().any(|entry| entry.name != *name && entry.content["state"] == "running")
     };
-    system.until("the next one", another).await;
+    system.until("the next gateway", another).await;
     serves(system, port_79("127.0.0.1")).await;
     let journal = machine.succeeds("journalctl --sync; journalctl --unit zuul-fingergw").await;
     assert!(journal.contains("Watchdog timeout"), "{journal}");
-    // The hung one's session is still there, for as long as ZooKeeper keeps it.
-    system.until("the hung one to be gone", |entries| entries.len() == 1).await;
+    // The hanging process's session exists until ZooKeeper expires it.
+    system.until("the old entry to be removed", |entries| entries.len() == 1).await;
 }
 
-/// One more port, for a listener that the configuration has as well.
+/// A further port, for a listener in the configuration.
 async fn moves(machine: &Machine, system: &System, commands: &mut PageCommands) {
     let config = machine.root.read(CONFIG);
     let listeners = [79, 9079].map(|port| format!("\n[[listener]]\naddress = \"[::]:{port}\"\n"));

@@ -1,5 +1,5 @@
-//! The container image: what is in it, and that it runs as any user, with a root that is read-only and
-//! no capability. It is built from the real Containerfile (`support::container`).
+//! The container image: its contents, and that it runs as any user, with a read-only root and
+//! without capabilities. It is built from the real Containerfile (`support::container`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +20,7 @@ use crate::support::process::{field, process_of};
 use crate::support::static_program::static_program;
 use crate::support::system::System;
 
-/// All that is below `root`: owner, group and mode of each.
+/// Returns owner, group and mode of everything below `root`.
 fn tree(root: &Path) -> BTreeMap<String, (u32, u32, u32)> {
     let (mut found, mut todo) = (BTreeMap::new(), vec![root.to_owned()]);
     while let Some(directory) = todo.pop() {
@@ -38,9 +38,9 @@ fn tree(root: &Path) -> BTreeMap<String, (u32, u32, u32)> {
     found
 }
 
-/// What hadolint says of a Containerfile.
+/// Returns the findings of hadolint.
 fn linted(text: &str) -> String {
-    // Debian's packages are as new as the image.
+    // Package versions follow the base image.
     let mut hadolint = Command::new(installed("validators/bin/hadolint"));
     hadolint.args(["--no-color", "--ignore", "DL3008", "-"]);
     let Output { status, stdout, .. } = fed(&mut hadolint, text);
@@ -56,7 +56,7 @@ fn hadolint_accepts_the_containerfile() {
     assert!(output.contains("STOPSINGAL") || output.contains("unexpected"), "{output}");
 }
 
-/// An image has what the packages of a release have.
+/// An image contains what the packages of a release contain.
 #[test]
 fn image_has_the_features_of_a_release() {
     let read = |path| {
@@ -83,7 +83,7 @@ async fn image_has_the_program_and_its_directories() {
         "User": "10001:0",
         "ExposedPorts": {"9079/tcp": {}, "9090/tcp": {}},
         "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-        // No entry point: what an operator gives as arguments is the whole command line.
+        // No entry point: an operator's arguments are the whole command line.
         "Cmd": ["/usr/local/bin/zuul-fingergw", "-f"],
         "Labels": {
             "org.opencontainers.image.title": "zuul-fingergw",
@@ -115,7 +115,7 @@ async fn image_has_the_program_and_its_directories() {
     assert_eq!(passwd, "zuul:x:10001:0:Zuul:/var/lib/zuul:/bin/false\n");
 }
 
-/// The other image runs just the same, and has the same for its user to write.
+/// The other image behaves the same, and its user can write to the same directories.
 #[tokio::test]
 async fn image_with_a_shell_has_the_same() {
     let image = Image::build_shell(static_program()).await;
@@ -133,7 +133,7 @@ async fn image_with_a_shell_has_the_same() {
     assert_eq!(tree.get("usr/local/bin/zuul-fingergw"), Some(&(0, 0, 0o755)));
 }
 
-/// With a `zuul.conf` where zuul-operator mounts one, and nothing else.
+/// With a `zuul.conf` where zuul-operator mounts it, and nothing else.
 #[tokio::test]
 async fn container_serves_as_any_user_on_a_read_only_root() {
     if !may_run().await {

@@ -1,5 +1,5 @@
-//! The static program where there is nothing else: no library, no users, no /proc, nothing to write
-//! to, as process 1 and as a user nobody knows. So it runs in a container made from nothing.
+//! The static program without anything else: no libraries, no users, no /proc, no writable
+//! directory, as process 1 and as a user without a name, as in a container from scratch.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -21,8 +21,7 @@ use crate::support::within;
 
 const ROOT: &str = "0:0";
 
-/// Root directory, directory of the gateway's files, user, and the arguments of the program that is
-/// there.
+/// Root directory, directory of the gateway's files, user, and arguments of the program.
 const INTO_ROOT: &str = r#"
     root=$0 files=$1 user=$2
     shift 2
@@ -30,7 +29,7 @@ const INTO_ROOT: &str = r#"
         mount -o remount,bind,ro "$root" && mount -o remount,bind,ro "$root$files" &&
         exec chroot --userspec="$user" --groups= "$root" /zuul-fingergw "$@""#;
 
-/// A root directory with the program, and these files in /etc.
+/// Creates a root directory with the program and these files in /etc.
 fn empty_root(etc: &[(&str, &str)]) -> TempDir {
     let root = TempDir::new().expect("a directory");
     open_to_all(root.path());
@@ -42,7 +41,7 @@ fn empty_root(etc: &[(&str, &str)]) -> TempDir {
     root
 }
 
-/// Has the command run in `root` as `user`, as process 1.
+/// Changes the command to run in `root` as `user`, as process 1.
 fn enter(command: &mut Command, root: &Path, files: &Path, user: &str) {
     let inner = command.as_std();
     let mut outer = Command::new("unshare");
@@ -62,15 +61,15 @@ async fn start(builder: Builder, root: &Path, user: &str) -> Gateway {
     builder.start_changed(|command| enter(command, root, &files, user)).await
 }
 
-/// The gateway itself, behind the process that made its namespaces.
+/// Returns the gateway's PID; its parent has created the namespaces.
 fn process_1(gateway: &Gateway) -> Pid {
     let pid = gateway.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let child = children.expect("its children").trim().parse().expect("one child");
+    let child = children.expect("its children").trim().parse().expect("a child");
     Pid::from_raw(child).expect("a pid")
 }
 
-/// A log from an executor that only /etc/hosts knows.
+/// A log from an executor whose name is only in /etc/hosts.
 async fn serves_by_name(system: &System, gateway: &Gateway) {
     let executor = Executor::start().await;
     let worker = Worker { hostname: "executor.example".to_owned(), ..executor.worker(None) };
@@ -85,7 +84,7 @@ async fn static_program_serves_in_an_empty_root() {
     let system = System::new().await;
     let port = system.zookeeper.port;
     let hosts = ("hosts", "127.0.0.1 localhost executor.example\n");
-    // What is there on a machine, but no module of it is here.
+    // Present on this machine, without the modules in the root.
     let modules = ("nsswitch.conf", "passwd: files sss systemd\nhosts: files myhostname dns\n");
     for (etc, zookeeper) in [
         (&[hosts][..], format!("127.0.0.1:{port}")),
@@ -108,7 +107,7 @@ async fn static_program_serves_in_an_empty_root() {
     }
 }
 
-/// Users come from a file, if there is one.
+/// User names come from a file, if there is one.
 #[tokio::test]
 async fn static_program_becomes_a_user_of_etc_passwd() {
     let system = System::new().await;
@@ -125,8 +124,8 @@ async fn static_program_becomes_a_user_of_etc_passwd() {
     assert_eq!(field(pid, "Uid:"), "10001 10001 10001 10001");
     assert_eq!(field(pid, "Gid:"), "0 0 0 0");
     serves_by_name(&system, &gateway).await;
-    // By hand: who has become another user outlives the process that made its namespaces (prctl(2),
-    // PR_SET_PDEATHSIG).
+    // Explicitly: a process that has changed its user survives the parent that created its
+    // namespaces (prctl(2), PR_SET_PDEATHSIG).
     kill_process(pid, Signal::TERM).expect("a signal");
     assert!(gateway.exit().await.success());
 

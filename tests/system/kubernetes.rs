@@ -1,5 +1,5 @@
-//! What is in `etc/kubernetes`: rendered by kustomize, valid by the schemas of its kinds, and what no
-//! schema knows: that its parts fit each other, and the configuration in it.
+//! The manifests in `etc/kubernetes`: rendered by kustomize, validated against the schemas of their
+//! kinds, and checked for consistency with each other and with the configuration.
 
 mod consistency;
 mod container;
@@ -18,15 +18,15 @@ use crate::support::checkout::{installed, top};
 use crate::support::fed;
 use crate::support::pages;
 
-/// What an overlay says, or the base.
+/// Rendered objects of an overlay or the base.
 struct Rendered {
     objects: Vec<Value>,
-    /// The configuration in it, if there is one.
+    /// The configuration in it, if any.
     toml: Value,
 }
 
 impl Rendered {
-    /// The one object of `kind`.
+    /// Returns the only object of `kind`.
     fn one(&self, kind: &str) -> &Value {
         self.any(kind).unwrap_or_else(|| panic!("no {kind}"))
     }
@@ -53,7 +53,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
 }
 
-/// What kustomize makes of a directory below `etc/kubernetes`.
+/// Renders a directory below `etc/kubernetes` with kustomize.
 fn yaml(directory: &str) -> String {
     built(&top().join("etc/kubernetes").join(directory))
 }
@@ -62,12 +62,12 @@ fn built(path: &Path) -> String {
     let kustomize = installed("debian/usr/bin/kustomize");
     let Output { status, stdout, stderr } =
         Command::new(kustomize).arg("build").arg(path).output().expect("kustomize (tests/run)");
-    // It warns of keys that a later one will not know.
+    // kustomize prints warnings about deprecated keys.
     assert!(status.success() && stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
     String::from_utf8(stdout).expect("UTF-8")
 }
 
-/// What it says if it is valid, or what is wrong.
+/// Returns the result of the validation, or its errors.
 fn validated(yaml: &str) -> Result<Rendered, String> {
     let mut python = Command::new(installed("validators/bin/python"));
     python.arg(top().join("tests/system/kubernetes/validate.py"));
@@ -81,7 +81,8 @@ fn validated(yaml: &str) -> Result<Rendered, String> {
     Ok(Rendered { objects, toml: output["toml"]["zuul-fingergw.toml"].take() })
 }
 
-/// What is in a directory below `etc/kubernetes`, all of which are rendered and validated once.
+/// Returns the objects of a directory below `etc/kubernetes`; all directories are rendered and
+/// validated once.
 fn rendered(directory: &str) -> &'static Rendered {
     static ALL: LazyLock<BTreeMap<String, Rendered>> = LazyLock::new(|| {
         let valid = |directory: String| {
@@ -94,7 +95,7 @@ fn rendered(directory: &str) -> &'static Rendered {
     ALL.get(directory).unwrap_or_else(|| panic!("no {directory}"))
 }
 
-/// All that there is, so that what comes is not forgotten.
+/// All overlays, so that new ones are not forgotten.
 fn directories() -> Vec<String> {
     let overlays = top().join("etc/kubernetes/overlays");
     let overlays = fs::read_dir(overlays).expect("overlays").flatten();
@@ -102,7 +103,7 @@ fn directories() -> Vec<String> {
     ["base".to_owned()].into_iter().chain(overlays).collect()
 }
 
-/// Those that bring gateways of their own.
+/// Overlays with gateways of their own.
 const DEPLOYED: [&str; 4] =
     ["base", "overlays/zone-openshift", "overlays/zone-gateway-api", "overlays/zuul-operator"];
 
@@ -117,7 +118,7 @@ fn every_manifest_is_valid() {
     }
 }
 
-/// What the schemas are there for, kind by kind.
+/// Errors that the schemas must detect, kind by kind.
 #[test]
 fn misspelled_keys_are_invalid() {
     let (openshift, gateway) = ("overlays/zone-openshift", "overlays/zone-gateway-api");
@@ -137,7 +138,7 @@ fn misspelled_keys_are_invalid() {
         (gateway, "hostnames:", "hosts:", "hosts"),
         ("overlays/zuul-operator-service", "selector:", "selectors:", "selectors"),
     ];
-    // All at once: most of a run is its start.
+    // In one run, because its start takes most of the time.
     let mut all = String::new();
     for (directory, right, wrong, _) in wrong {
         let yaml = yaml(directory);
@@ -151,14 +152,14 @@ fn misspelled_keys_are_invalid() {
     }
 }
 
-/// A page's blocks in this language, in order.
+/// Returns a page's blocks in this language, in order.
 fn blocks(page: &str, language: &str) -> Vec<String> {
     let page = pages::all().into_iter().find(|found| found.name == page).expect("the page");
     let blocks = page.blocks().into_iter().filter(|block| block.language() == language);
     blocks.map(|block| block.text).collect()
 }
 
-/// Below the Route docs/zones.md shows what makes a zone of a configuration. Both overlays begin so.
+/// The configuration of a zone below the Route in docs/zones.md. Both overlays begin with it.
 #[test]
 fn overlays_begin_with_the_documented_zone() {
     let shown = blocks("docs/zones.md", "toml");
@@ -175,8 +176,8 @@ fn overlays_begin_with_the_documented_zone() {
     }
 }
 
-/// The overlay of one's own that docs/kubernetes.md begins with: its name is everywhere, with either
-/// kind of route, and what the page says to leave out is gone.
+/// The site overlay at the start of docs/kubernetes.md: its name is everywhere, with either kind of
+/// route, and what the page leaves out is removed.
 #[test]
 fn documented_overlay_is_valid() {
     const HOST: &str = "fingergw.west.site.example";
@@ -210,7 +211,7 @@ fn documented_overlay_is_valid() {
     let zone = |kustomization: &str| {
         let rendered = render(kustomization);
         assert_eq!(rendered.toml["hostname"], HOST);
-        // Nothing is left of the name that the overlay has, nor of its class.
+        // Nothing refers to the name of the original overlay or to its class.
         let all = format!("{:?}", rendered.objects);
         assert!(!all.contains("example.org\"") && !all.contains("\"example\""), "{all}");
         rendered
@@ -224,7 +225,7 @@ fn documented_overlay_is_valid() {
     assert_eq!(rendered.one("Gateway")["spec"]["listeners"][0]["hostname"], HOST);
     assert_eq!(rendered.one("TLSRoute")["spec"]["hostnames"][0], HOST);
 
-    // Beside zuul-operator it is as the page says: namespace and image are enough.
+    // With zuul-operator, namespace and image are enough, as the page states.
     let (beside, _) = overlay.split_at(overlay.find("configMapGenerator").expect("a generator"));
     let rendered = render(&beside.replace("overlays/zone-openshift", "overlays/zuul-operator"));
     assert_eq!(rendered.one("Deployment")["metadata"]["name"], "zuul-fingergw-native");

@@ -1,4 +1,4 @@
-//! What a deployment consists of, each part held by the tools that use it: units and packages in booted
+//! Parts of a deployment, each tested with the tools that use it: units and packages in booted
 //! machines, the container image, Quadlet and Kubernetes manifests, alerts and the dashboard.
 //! `tests/run system` installs those tools and runs this.
 

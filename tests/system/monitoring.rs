@@ -1,5 +1,5 @@
-//! What watches a gateway: alerts, dashboard, scrape configuration, held against a gateway and by
-//! Prometheus' own tools.
+//! Alerts, dashboard and scrape configuration, compared with a gateway and checked by Prometheus'
+//! own tools.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -50,7 +50,7 @@ fn alerts() -> Vec<Alert> {
         .collect()
 }
 
-/// Panels that show something; without the rows.
+/// Panels with data; without rows.
 fn panels() -> Vec<Value> {
     let dashboard: Value =
         serde_json::from_str(&read("etc/grafana/zuul-fingergw.json")).expect("JSON");
@@ -58,7 +58,7 @@ fn panels() -> Vec<Value> {
     panels.into_iter().filter(|panel| panel["type"] != "row").collect()
 }
 
-/// Every expression of the dashboard, its variables replaced as Grafana does it for all gateways.
+/// Every expression of the dashboard, with its variables replaced as Grafana does for all gateways.
 fn dashboard_expressions() -> Vec<String> {
     let panels = panels();
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().expect("targets"));
@@ -72,8 +72,8 @@ fn dashboard_expressions() -> Vec<String> {
     expressions.collect()
 }
 
-/// Some metric that an expression asks for, and its matchers: label, operator and value. By hand: no
-/// tool here tells what an expression is made of.
+/// A metric in an expression, with its matchers: label, operator and value. Parsed here, because
+/// none of the tools prints the parts of an expression.
 struct Selector {
     metric: String,
     matchers: Vec<[String; 3]>,
@@ -109,7 +109,7 @@ fn selectors(expression: &str) -> Vec<Selector> {
     found
 }
 
-/// The values of each label, by the names of the series in an exposition.
+/// Returns the values of each label, by the names of the series in an exposition.
 fn exported(exposition: &str) -> BTreeMap<&str, BTreeMap<&str, BTreeSet<&str>>> {
     let mut exported: BTreeMap<_, BTreeMap<_, BTreeSet<_>>> = BTreeMap::new();
     for line in exposition.lines().filter(|line| !line.starts_with('#')) {
@@ -124,7 +124,7 @@ fn exported(exposition: &str) -> BTreeMap<&str, BTreeMap<&str, BTreeSet<&str>>> 
     exported
 }
 
-/// Prometheus takes the files, and each alert fires when it should and not when it should not.
+/// Prometheus accepts the files, and each alert fires exactly when it should.
 #[tokio::test]
 async fn alerts_fire_and_do_not_fire_as_tested() {
     let directory = top().join("etc/prometheus");
@@ -132,7 +132,7 @@ async fn alerts_fire_and_do_not_fire_as_tested() {
     promtool(&directory, &["check", "rules", "alerts.yaml"]).await;
     promtool(&directory, &["test", "rules", "alerts.test.yaml"]).await;
 
-    // There is a case of either kind for each.
+    // Each alert has a case of either kind.
     let tests = read("etc/prometheus/alerts.test.yaml");
     let tests: Value = serde_saphyr::from_str(&tests).expect("YAML");
     let mut cases: BTreeMap<String, [bool; 2]> = BTreeMap::new();
@@ -156,7 +156,7 @@ async fn alerts_fire_and_do_not_fire_as_tested() {
     }
 }
 
-/// What alerts send people to is there.
+/// The sections that alerts link to exist.
 #[test]
 fn alerts_name_sections_that_exist() {
     let operating = read("docs/operating.md");
@@ -173,13 +173,13 @@ fn alerts_name_sections_that_exist() {
     assert!(named > 5, "{named} sections");
 }
 
-/// A gateway exports every metric, with every label and value, that somebody asks for.
+/// A gateway exports every metric, label and value that alerts and dashboard use.
 #[tokio::test]
 async fn every_metric_of_alerts_and_dashboard_is_exported() {
     let system = System::new().await;
     let mut gateway = with_admin(&system).ready().await;
     gateway.until_running(&system).await;
-    // It hears of its own entry a little later than this test, and tells nobody.
+    // The gateway reads its own entry slightly later than this test, without a notification.
     until_metric(&gateway, "zuul_fingergw_zone_gateways{zone=\"west\"}", 1.0).await;
     let text = exposition(&gateway).await;
     let exported = exported(&text);
@@ -190,7 +190,7 @@ async fn every_metric_of_alerts_and_dashboard_is_exported() {
             let labels = exported.get(metric.as_str());
             let labels = labels.unwrap_or_else(|| panic!("no {metric}: {expression}"));
             for [label, operator, value] in matchers {
-                // These are Prometheus' own.
+                // Metrics of Prometheus itself.
                 if ["job", "instance"].contains(&label.as_str()) || value == ".*" {
                     continue;
                 }
@@ -208,7 +208,7 @@ async fn every_metric_of_alerts_and_dashboard_is_exported() {
     assert!(asked > 20, "{asked} values were asked for");
 }
 
-/// Grafana takes the dashboard, and people can read it.
+/// Grafana accepts the dashboard, and its panels have titles and descriptions.
 #[tokio::test]
 async fn grafana_accepts_the_dashboard() {
     let python = installed("grafana/bin/python");
@@ -257,7 +257,7 @@ async fn grafana_accepts_the_dashboard() {
     promtool(directory.path(), &["check", "rules", "dashboard.yaml"]).await;
 }
 
-/// Takes the alerts that Prometheus sends, as Alertmanager does.
+/// Receives the alerts of Prometheus, as Alertmanager does.
 async fn alertmanager() -> (SocketAddr, mpsc::UnboundedReceiver<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
     let address = listener.local_addr().expect("its address");
@@ -271,7 +271,7 @@ async fn alertmanager() -> (SocketAddr, mpsc::UnboundedReceiver<Value>) {
                     let body = request.into_body().collect().await.expect("a body").to_bytes();
                     let alerts: Vec<Value> = serde_json::from_slice(&body).expect("alerts");
                     for alert in alerts {
-                        // The test may be over.
+                        // The test may have ended.
                         let _ = sender.send(alert);
                     }
                     Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
@@ -283,7 +283,7 @@ async fn alertmanager() -> (SocketAddr, mpsc::UnboundedReceiver<Value>) {
     (address, receiver)
 }
 
-/// Waits for the alert of this name.
+/// Waits for the alert with this name.
 async fn alert(alerts: &mut mpsc::UnboundedReceiver<Value>, name: &str) -> Value {
     within(name, async {
         loop {
@@ -296,8 +296,8 @@ async fn alert(alerts: &mut mpsc::UnboundedReceiver<Value>, name: &str) -> Value
     .await
 }
 
-/// A real Prometheus scrapes a gateway, every panel shows something, and when ZooKeeper is taken away
-/// the alert comes, and only that.
+/// A real Prometheus scrapes a gateway, every panel has data, and when ZooKeeper is stopped,
+/// exactly one alert fires.
 #[tokio::test]
 async fn prometheus_scrapes_a_gateway_and_fires_an_alert() {
     let zookeeper = ZooKeeper::start().await;
@@ -312,7 +312,7 @@ async fn prometheus_scrapes_a_gateway_and_fires_an_alert() {
         .lines()
         .map(|line| if line.trim_start().starts_with("for: ") { "        for: 1s" } else { line })
         .collect();
-    // Says when there have been enough scrapes for a rate.
+    // Has data after enough scrapes for a rate.
     let scraped = "groups: [{name: test, rules: [{alert: Scraped, \
                    expr: 'count_over_time(zuul_fingergw_ready[1m]) >= 3'}]}]";
     let config = read("etc/prometheus/scrape.yaml");

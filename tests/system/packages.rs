@@ -1,5 +1,5 @@
-//! The packages of `etc/packages`, made of the program under test: that they are made the same twice,
-//! what is in them, and what becomes of a machine on which they are installed, upgraded and removed.
+//! The packages of `etc/packages`, built of the program under test: reproducible builds, contents,
+//! and installing, upgrading and removing them on a machine.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,14 +26,14 @@ use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 use crate::support::{tool, within};
 
-/// One build's .deb and .rpm.
+/// The .deb and .rpm of one build.
 struct Packages {
     deb: PathBuf,
     rpm: PathBuf,
     _directory: TempDir,
 }
 
-/// Makes packages of the program under test, with this revision.
+/// Builds packages of the program under test, with this revision.
 fn make(revision: &str) -> Packages {
     make_with(revision, |_| {})
 }
@@ -43,7 +43,7 @@ fn make_with(revision: &str, change: impl FnOnce(&mut Command)) -> Packages {
     let script = top().join("etc/packages/build");
     let mut command = Command::new(script);
     command.arg(BINARY).arg(directory.path()).arg(revision);
-    // Which compression is not what is tested.
+    // The compression is not tested.
     command.env("LEVEL", "0").env("CARGO", env!("CARGO")).env("SOURCE_DATE_EPOCH", "1700000000");
     change(&mut command);
     tool(&mut command);
@@ -56,16 +56,16 @@ fn make_with(revision: &str, change: impl FnOnce(&mut Command)) -> Packages {
     Packages { deb: made("deb"), rpm: made("rpm"), _directory: directory }
 }
 
-/// Those of revision 1.
+/// Packages of revision 1.
 fn first() -> &'static Packages {
     static FIRST: OnceLock<Packages> = OnceLock::new();
     FIRST.get_or_init(|| make("1"))
 }
 
-/// Who hands out the second ones.
+/// The lock that revision 2 is built with.
 const MAINTAINER: &str = "Those who run & mend it <zuul@example.org>";
 
-/// Those that come behind them.
+/// Packages of revision 2.
 fn second() -> &'static Packages {
     static SECOND: OnceLock<Packages> = OnceLock::new();
     let from = |command: &mut Command| {
@@ -87,14 +87,14 @@ fn packages_name_their_maintainer() {
     );
 }
 
-/// By somebody else, elsewhere, in another time zone.
+/// Built by another user, in another directory and time zone.
 #[test]
 fn packages_are_reproducible() {
     let elsewhere = TempDir::with_prefix("elsewhere-and-a-longer-path-").expect("a directory");
     let again = make_with("1", |command| {
         command.env("TMPDIR", elsewhere.path()).env("TZ", "Asia/Tokyo").env("LC_ALL", "C");
         command.env("DEBEMAIL", "else@example.org").env("HOME", elsewhere.path());
-        // cargo's own is found by HOME.
+        // cargo itself finds its own by HOME.
         let home = std::env::var("CARGO_HOME").map(PathBuf::from);
         let home = home.unwrap_or_else(|_| std::env::home_dir().expect("a home").join(".cargo"));
         command.env("CARGO_HOME", home);
@@ -114,7 +114,7 @@ fn lintian_accepts_the_package() {
     assert_eq!(output, "");
 }
 
-/// What an operator looks for. Both packages have the same, by their own rules of where it lies.
+/// Files that an operator expects. Both packages contain them, in the paths of their distributions.
 #[test]
 fn packages_have_all_files() {
     let Packages { deb, rpm, .. } = first();
@@ -152,10 +152,10 @@ fn packages_have_all_files() {
         assert!(debian.iter().any(|path| path.ends_with(unit)), "{unit}: {debian:#?}");
         assert!(others.contains(&*format!("/usr/lib{unit}")), "{unit}: {others:#?}");
     }
-    // It would be taken instead of a zuul.conf that is there.
+    // Such a file would take precedence over an existing zuul.conf.
     assert!(!debian.iter().chain(&others).any(|path| path.starts_with("/etc/zuul/")));
 
-    // Beside Zuul's own there is no place.
+    // The path of Zuul's own program is not used.
     let relations = ["Conflicts", "Replaces", "Provides"];
     let fields = tool(Command::new("dpkg-deb").arg("--field").arg(deb).args(relations));
     assert_eq!(fields.matches(": zuul-fingergw\n").count(), 3, "{fields}");
@@ -168,11 +168,11 @@ fn same(path: &str) -> (String, String) {
     (path.to_owned(), path.to_owned())
 }
 
-/// Every crate that is linked in has its licence told. Which texts there are, the crates decide.
+/// Every linked crate has its licence included. The crates determine which texts exist.
 #[test]
 fn licences_of_all_crates_are_listed() {
     let script = top().join("etc/packages/third-party");
-    // As released.
+    // As in a release.
     let output = tool(Command::new(script).arg("otlp").env("CARGO", env!("CARGO")));
     let (list, texts) = output.split_once("\n====").expect("texts behind the list");
     for line in ["rustls ", "tokio ", "zookeeper-client ", "aws-lc-sys ", "tonic-prost "] {
@@ -181,7 +181,7 @@ fn licences_of_all_crates_are_listed() {
         let (name, license) = line.split_once(": ").expect("its licence");
         assert!(!license.is_empty() && texts.contains(name), "{line}");
     }
-    // It makes code and is not in it; and that is for tests.
+    // Only a code generator, and only for tests.
     assert!(!list.contains("serde_derive ") && !list.contains("proptest "), "{list}");
     for text in [
         "Apache License",
@@ -192,13 +192,13 @@ fn licences_of_all_crates_are_listed() {
     }
 }
 
-/// What is released has been committed, and is told of under its own version.
+/// A release must be committed, and its version must have a section in the changelog.
 #[test]
 fn release_of_an_unclean_or_unlisted_version_is_rejected() {
     let directory = TempDir::new().expect("a directory");
     let git = |arguments: &[&str]| {
         let mut command = Command::new("git");
-        let who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"];
+        let who = ["-c", "user.name=test", "-c", "user.email=test@example.org"];
         tool(command.current_dir(directory.path()).args(who).args(arguments));
     };
     let write = |name: &str, text: &str| {
@@ -229,12 +229,12 @@ fn release_of_an_unclean_or_unlisted_version_is_rejected() {
         let printed = release();
         assert!(printed.contains(&format!("begins with \"{entry}\"")), "{printed}");
     }
-    // This one would be made, but is already.
+    // The archive of this version exists already.
     write("docs/CHANGELOG.md", "# Changelog\n\n## 1.2.3 - 2026-01-02\n\n## 1.2.2 - 2026-01-01\n");
     git(&["commit", "--quiet", "--all", "--message", "good"]);
     write("target/release-1.2.3/SHA256SUMS", "");
     let printed = release();
-    assert!(printed.contains("target/release-1.2.3 is there already"), "{printed}");
+    assert!(printed.contains("target/release-1.2.3 exists already"), "{printed}");
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn shells_complete_the_command_line() {
     let completed = tool(command.env("HOME", directory.path()));
     let words: Vec<_> = completed.lines().filter_map(|line| line.split('\t').next()).collect();
     assert_eq!(words, ["status", "stop"], "{completed}");
-    // Where zsh finds it by itself, and what it makes of it.
+    // In the directory where zsh finds completions, and parsed by zsh.
     file("zsh", "_zuul-fingergw");
     let zsh = r#"
         fpath=("$1" $fpath)
@@ -293,17 +293,17 @@ fn shells_complete_the_command_line() {
     assert!(taken.starts_with("_zuul-fingergw\n") && taken.contains("status"), "{taken}");
 }
 
-/// How one kind of package is handled. Installing and upgrading is what the pages say.
+/// The commands for one kind of package. Installing and upgrading use the commands of the pages.
 struct Kind {
     file: fn(&Packages) -> &Path,
     commands: fn() -> PageCommands,
-    /// How many blocks docs/upgrading.md has for it.
+    /// Number of blocks in docs/upgrading.md for this kind.
     upgrade: usize,
-    /// The same version once more.
+    /// Installs the same version again.
     again: &'static str,
     version: &'static str,
     remove: &'static str,
-    /// What stays behind what cannot be removed any further.
+    /// Files that stay after the last way of removing.
     left: &'static [&'static str],
 }
 
@@ -328,8 +328,8 @@ const RPM: Kind = Kind {
     left: &["/var/log/zuul-fingergw"],
 };
 
-/// What dnf does with a file, whether it is new or newer: rpm's part of it. Debian's rpm knows no
-/// packages that this one could depend on, and wants to be asked twice.
+/// Replaces dnf, for files that are new or newer, by rpm. Debian's rpm has no packages that satisfy
+/// the dependencies, and asks for an explicit option.
 const DNF: &str =
     "#!/bin/sh\n[ \"$1\" = install ] && exec rpm --force-debian --nodeps --upgrade \"$2\"\n";
 
@@ -343,16 +343,16 @@ fn rpm_is_installed_upgraded_and_removed() {
     a_life(&RPM);
 }
 
-/// A unit such as hosts have that run Zuul's own.
+/// A unit as on hosts that run Zuul's own gateway.
 const UPSTREAMS: &str = "/etc/systemd/system/zuul-fingergw.service";
 const UPSTREAM: &str = "[Service]\nExecStart=/bin/sleep infinity\n\
                         [Install]\nWantedBy=multi-user.target\n";
 
 const FINGER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 79);
 
-/// From installing to the last of removing.
+/// From installing to the last way of removing.
 fn a_life(kind: &'static Kind) {
-    // Made before: a session with ZooKeeper does not wait for so long.
+    // Created first: a ZooKeeper session does not wait that long.
     let packages = [(first(), "/root/first"), (second(), "/root/second")];
     with_debian(async move || live(kind, packages).await);
 }
@@ -366,11 +366,11 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
         root.copy(file, &format!("{directory}/{name}"));
     }
     root.write("/usr/bin/dnf", DNF);
-    // The machine is made without what lies there, and the pages speak of it.
+    // The machine excludes documentation, and the pages refer to it.
     let all = "path-include=/usr/share/doc/zuul-fingergw-rs/*\n";
     root.write("/etc/dpkg/dpkg.cfg.d/zuul-fingergw", all);
     let machine = root.boot(&[]).await;
-    // These every system of rpm's has.
+    // Every rpm system has these.
     let others = "mkdir -p /usr/share/licenses /usr/share/man/man5 /usr/share/man/man8";
     machine.succeeds(&format!("chmod +x /usr/bin/dnf && {others}")).await;
     let before = files(&machine).await;
@@ -379,11 +379,11 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     machine.root.write(UPSTREAMS, UPSTREAM);
     machine.succeeds("systemctl daemon-reload && systemctl enable --now zuul-fingergw").await;
     let output = commands.next(("README.md", "Install"), &machine, packages[0].1).await;
-    assert!(output.contains(&format!("{UPSTREAMS} comes before")), "{output}");
-    // What runs is nothing of ours.
+    assert!(output.contains(&format!("{UPSTREAMS} takes precedence")), "{output}");
+    // The running unit is not ours.
     machine.succeeds("systemctl is-active zuul-fingergw").await;
     commands.next(("docs/upgrading.md", "From Zuul's own gateway"), &machine, "/").await;
-    // Nobody has configured it.
+    // Not configured yet.
     for unit in ["zuul-fingergw.service", "zuul-fingergw.socket"] {
         let asked = format!("systemctl is-enabled {unit}; systemctl is-active {unit}; true");
         assert_eq!(machine.succeeds(&asked).await, "disabled\ninactive\n", "{unit}");
@@ -410,7 +410,8 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     system.until("the entry to be gone", <[_]>::is_empty).await;
     assert!(TcpStream::connect(FINGER).await.is_err(), "the port is still held");
     machine.succeeds("! systemctl cat zuul-fingergw.service zuul-fingergw.socket").await;
-    // Configuration and certificates are the operator's, and users stay, as whose files may.
+    // Configuration and certificates belong to the operator, and users stay because files may
+    // belong to them.
     let owned = ["/etc/zuul", "/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-"];
     let after = files(&machine).await;
     let left =
@@ -418,13 +419,13 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     assert_eq!(left.collect::<Vec<_>>(), kind.left);
 }
 
-/// Nothing answers where ZooKeeper should be: a package manager does not wait for it for ever.
+/// No response from ZooKeeper's address: a package manager does not wait forever.
 async fn without_zookeeper(kind: &Kind, machine: &Machine) {
     let config = machine.root.read("/etc/zuul/zuul-fingergw.toml");
     let hosts = config.lines().find(|line| line.starts_with("hosts = ")).expect("ZooKeeper");
     let config = config.replace(hosts, "hosts = \"127.0.0.1:1\"");
     machine.root.write("/etc/zuul/zuul-fingergw.toml", &config);
-    // However long it would wait, it is no longer than it takes to see that it does.
+    // Its timeout is never longer than the time to detect that.
     machine.root.write("/root/timeout", "#!/bin/sh\nshift\nexec /root/real 5 \"$@\"\n");
     let replace = "cp -a /usr/bin/timeout /root/real && install /root/timeout /usr/bin/timeout";
     machine.succeeds(replace).await;
@@ -435,7 +436,7 @@ async fn without_zookeeper(kind: &Kind, machine: &Machine) {
     assert!(TcpStream::connect(FINGER).await.is_ok(), "who comes meanwhile waits");
 }
 
-/// All there is but the tools' own books, the kernel's files and what comes and goes.
+/// Returns all files except those of the package tools, of the kernel, and temporary ones.
 async fn files(machine: &Machine) -> BTreeSet<String> {
     let outside = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/cache"];
     let books = ["/var/lib/dpkg", "/var/lib/rpm", "/var/log/journal", "/var/log/dpkg.log"];
@@ -447,7 +448,7 @@ async fn files(machine: &Machine) -> BTreeSet<String> {
     found.lines().map(str::to_owned).collect()
 }
 
-/// A configuration of ours in the place of the example, and keys that nobody but root may read yet.
+/// Writes a configuration in place of the example, and keys that only root can read so far.
 fn configure(system: &System, machine: &Machine) {
     let mut builder = Builder::new(system).listeners(&["address = \"[::]:79\""]);
     let identity = &system.zookeeper.identity;
@@ -467,7 +468,7 @@ fn configure(system: &System, machine: &Machine) {
     fs::set_permissions(machine.root.path("/etc/zuul/ssl/zookeeper.key"), private).expect("a key");
 }
 
-/// A stream that runs has the time of the grace, and nobody who comes is refused.
+/// A running stream has the grace period, and no client is refused.
 async fn upgrade(kind: &Kind, system: &System, machine: &Machine, commands: &mut PageCommands) {
     const LOG: &str = "one line\nand another\n";
     assert!(machine.succeeds(kind.version).await.ends_with("-1"));
@@ -500,13 +501,13 @@ async fn upgrade(kind: &Kind, system: &System, machine: &Machine, commands: &mut
         enough.send_replace(true);
     };
     let streaming = async {
-        system.until("the old one to go", <[_]>::is_empty).await;
+        system.until("the old gateway to stop", <[_]>::is_empty).await;
         stream.pass("while it is replaced\n").await;
         stream.finish().await;
     };
     tokio::join!(upgrading, streaming);
     while let Some(served) = within("the clients to end", clients.join_next()).await {
-        assert!(served.expect("every single one is served") > 0);
+        assert!(served.expect("every client is served") > 0);
     }
     serving.abort();
     assert!(machine.succeeds(kind.version).await.ends_with("-2"));

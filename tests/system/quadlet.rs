@@ -1,4 +1,4 @@
-//! The Quadlet file: what podman's generator makes of it, and a container run as it says.
+//! The Quadlet file: the unit that podman's generator creates of it, and a container run with it.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -16,7 +16,7 @@ use crate::support::system::System;
 
 const NAME: &str = "zuul-fingergw.container";
 
-/// The unit that the generator makes of `text`, or what it says is wrong.
+/// Returns the unit that the generator creates of `text`, or its error.
 fn generated(text: &str) -> Result<String, String> {
     let directory = TempDir::new().expect("a directory");
     fs::write(directory.path().join(NAME), text).expect("a file");
@@ -37,7 +37,7 @@ fn quadlet() -> String {
     read(format!("etc/quadlet/{NAME}"))
 }
 
-/// The value of a key that is there once.
+/// Returns the value of a key that occurs once.
 fn value<'a>(unit: &'a str, key: &str) -> &'a str {
     let mut values = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     let first = values.next().unwrap_or_else(|| panic!("no {key}"));
@@ -45,7 +45,7 @@ fn value<'a>(unit: &'a str, key: &str) -> &'a str {
     first
 }
 
-/// Seconds of a time such as `60s`.
+/// Returns the seconds of a time such as `60s`.
 fn seconds(time: &str) -> u64 {
     time.trim_end_matches('s').parse().expect("seconds")
 }
@@ -72,11 +72,12 @@ fn generated_unit_waits_for_streams() {
     let wait = seconds(wait.split(' ').next().expect("a number"));
     assert!(wait >= 2 + 30 + 5 && seconds(value(&unit, "TimeoutStopSec")) > wait);
 
-    let text = generated(&quadlet().replace("ReadOnly=", "ReadOnley=")).expect_err("a fault");
+    let text = generated(&quadlet().replace("ReadOnly=", "ReadOnley=")).expect_err("an error");
     assert!(text.contains("unsupported key 'ReadOnley'"), "{text}");
 }
 
-/// All that the unit gives podman counts here too, but for what is systemd's, the bridge's and a name.
+/// Uses all options for podman from the unit, except those for systemd, the network bridge and the
+/// name.
 #[tokio::test]
 async fn container_serves_with_the_options_of_the_unit() {
     const ELSEWHERE: [&str; 6] = [

@@ -3,6 +3,7 @@
 //! A listener without rules is open: a client that knows the UUID of a build gets its log, as from
 //! Zuul's gateway. With rules, a request is allowed if it meets all conditions of one of them.
 
+use std::error::Error;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -25,6 +26,8 @@ pub(crate) enum Denial {
     Client(Vec<String>),
     Tenant(Option<String>),
 }
+
+impl Error for Denial {}
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

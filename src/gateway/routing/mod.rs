@@ -12,7 +12,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::access::Access;
+use thiserror::Error;
+
+use self::access::{Access, Denial};
 use super::health::{GatewayHealth, Rank, RankedHop};
 use super::protocol::reply::{Reply, ReplyError};
 use crate::model::build_id::BuildId;
@@ -96,46 +98,33 @@ impl Router {
     }
 
     /// Returns the hops to try for `build`, at least one, and the trace that it belongs to. `access`
-    /// has the rules of the listener, if there are any.
+    /// has the rules of the listener, if there are any. The caller sets the deadline.
     ///
     /// # Errors
-    /// There is no hop to try: the reply for the client, and the reason for the log.
+    /// There is no hop to try.
     pub(crate) async fn route(
         &self,
         build: &BuildId,
         access: Option<&Access<'_>>,
-    ) -> Result<(Vec<Hop>, Option<Arc<TraceParent>>), (Reply, String)> {
+    ) -> Result<(Vec<Hop>, Option<Arc<TraceParent>>), RouteError> {
         let found = match access {
-            None => self.find_build(build).await,
+            None => self.find_build(build).await?,
             // Boxed so that listeners without access rules do not pay for its size.
             Some(access) => Box::pin(self.find_allowed(build, access)).await?,
         };
-        match found
-            .map(|found| found.map(|Build { location, trace_parent, .. }| (location, trace_parent)))
-        {
-            Ok(None) => Err((Reply::NotFound, "no queue has it".to_owned())),
-            Ok(Some((BuildLocation::Queued, _))) => {
-                Err((Reply::NotStarted, "no executor yet".to_owned()))
-            }
-            Ok(Some((BuildLocation::Executor(executor), trace_parent))) => {
-                let mut hops = self.candidates(executor).await;
-                // Gateways of the same rank are tried in random order.
-                let gateways = hops.len() - 1;
-                fastrand::shuffle(&mut hops[..gateways]);
-                if gateways > 0 {
-                    let tried =
-                        self.rank(hops).into_iter().filter(|ranked| ranked.rank != Rank::Loop);
-                    hops = tried.map(|ranked| ranked.hop).collect();
-                }
-                Ok((hops, trace_parent))
-            }
-            Err(LookupError::Unavailable(cause)) => {
-                Err((Reply::Error(ReplyError::RegistryUnavailable), cause))
-            }
-            Err(LookupError::Malformed(fault)) => {
-                Err((Reply::Error(ReplyError::MalformedEntry), fault))
-            }
+        let Build { location, trace_parent, .. } = found.ok_or(RouteError::NotFound)?;
+        let BuildLocation::Executor(executor) = location else {
+            return Err(RouteError::NotStarted);
+        };
+        let mut hops = self.candidates(executor).await;
+        // Gateways of the same rank are tried in random order.
+        let gateways = hops.len() - 1;
+        fastrand::shuffle(&mut hops[..gateways]);
+        if gateways > 0 {
+            let tried = self.rank(hops).into_iter().filter(|ranked| ranked.rank != Rank::Loop);
+            hops = tried.map(|ranked| ranked.hop).collect();
         }
+        Ok((hops, trace_parent))
     }
 
     /// Looks up `build`; an error if the rules deny it.
@@ -147,7 +136,7 @@ impl Router {
         &self,
         build: &BuildId,
         access: &Access<'_>,
-    ) -> Result<Result<Option<Build>, LookupError>, (Reply, String)> {
+    ) -> Result<Option<Build>, RouteError> {
         let found = self.registry.find_build(build).await;
         let allowed = match &found {
             Ok(Some(build)) => access.allows(build.tenant.as_deref()),
@@ -155,10 +144,38 @@ impl Router {
             Err(LookupError::Malformed(_)) => access.allows(None),
             Ok(None) | Err(LookupError::Unavailable(_)) => Ok(()),
         };
-        let Err(denial) = allowed else { return Ok(found) };
+        let Err(denial) = allowed else { return Ok(found?) };
         match self.registry.find_build_uncached(build).await {
-            Err(away @ LookupError::Unavailable(_)) => Ok(Err(away)),
-            _ => Err((Reply::Denied, format!("denied: {denial}"))),
+            Err(unavailable @ LookupError::Unavailable(_)) => Err(unavailable.into()),
+            _ => Err(RouteError::Denied(denial)),
+        }
+    }
+}
+
+/// Why there is no hop to send a request to.
+#[derive(Debug, Error)]
+pub(crate) enum RouteError {
+    #[error("the build is in no queue")]
+    NotFound,
+    #[error("no executor has taken the build")]
+    NotStarted,
+    #[error("denied: {0}")]
+    Denied(#[source] Denial),
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+}
+
+impl RouteError {
+    /// Returns the reply to the client.
+    pub(crate) fn reply(&self) -> Reply {
+        match self {
+            Self::NotFound => Reply::NotFound,
+            Self::NotStarted => Reply::NotStarted,
+            Self::Denied(_) => Reply::Denied,
+            Self::Lookup(LookupError::Unavailable(_)) => {
+                Reply::Error(ReplyError::RegistryUnavailable)
+            }
+            Self::Lookup(LookupError::Malformed(_)) => Reply::Error(ReplyError::MalformedEntry),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Reads the request and finds the hops that may have the log.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
@@ -9,12 +10,15 @@ use tracing::debug;
 use super::client_info::ClientInfo;
 use super::outcome::Outcome;
 use crate::gateway::context::Context;
+use crate::gateway::limits::Permit;
 use crate::gateway::protocol::reply::{Reply, ReplyError};
-use crate::gateway::protocol::request::{self, RequestError, RequestFormat};
+use crate::gateway::protocol::request::{self, Request, RequestError, RequestFormat};
+use crate::gateway::routing::RouteError;
 use crate::gateway::routing::access::Access;
 use crate::gateway::transport::connection::Connection;
 use crate::model::build_id::BuildId;
 use crate::model::hop::Hop;
+use crate::registry::LookupError;
 use crate::telemetry::metrics::Rejection;
 use crate::telemetry::otlp::Span;
 
@@ -36,41 +40,57 @@ pub(super) async fn read_request(
 ) -> Result<BuildRequest, Outcome> {
     let format = RequestFormat::negotiated(connection.is_peer_gateway());
     let request = request::read_request(connection, format);
-    let (reply, reason) = match timeout(cx.limits.request_timeout, request).await {
-        Ok(Ok(request)) => {
-            client.leave_pending().await;
-            let is_authenticated = connection.peer_certificates().is_some();
-            let resolved = match request.check(cx.router.zone(), is_authenticated) {
-                Ok(()) => resolve(&request.build, connection, client, cx).await,
-                Err(error) => Err((Reply::Error(error), "wrong zone or too many hops".to_owned())),
-            };
-            match resolved {
-                Ok((hops, span)) => {
-                    if is_authenticated {
-                        span.requested_by(client.peer.ip());
-                    }
-                    client.logged = cx.limiter.logs_stream(client.peer, &cx.limits);
-                    let request::Request { build, hops: sent_hops, .. } = request;
-                    return Ok(BuildRequest { build, sent_hops, hops, span });
+    let request = match timeout(cx.limits.request_timeout, request).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(error)) => {
+            let reply = match error {
+                RequestError::Malformed(_) => Reply::NotFound,
+                RequestError::TooLong => Reply::Error(ReplyError::RequestTooLong),
+                RequestError::Closed | RequestError::Io(_) => {
+                    debug!(peer = %client.peer, %error, "no request");
+                    return Err(Outcome::Probe);
                 }
-                Err((reply, reason)) => (reply, format!("{}: {reason}", request.build)),
-            }
+            };
+            return Err(refuse(client, reply, &error));
         }
-        Ok(Err(error @ (RequestError::Closed | RequestError::Io(_)))) => {
-            debug!(peer = %client.peer, %error, "no request");
-            return Err(Outcome::Probe);
+        Err(_) => {
+            let reply = Reply::Error(ReplyError::NoRequest);
+            return Err(refuse(client, reply, &"no request in time"));
         }
-        Ok(Err(error @ RequestError::Malformed(_))) => (Reply::NotFound, error.to_string()),
-        Ok(Err(error @ RequestError::TooLong)) => {
-            (Reply::Error(ReplyError::RequestTooLong), error.to_string())
-        }
-        Err(_) => (Reply::Error(ReplyError::NoRequest), "nothing in time".to_owned()),
     };
-    debug!(peer = %client.peer, %reason, "request refused");
-    Err(Outcome::Refused(reply))
+    client.leave_pending().await;
+    let Request { build, hops: sent_hops, .. } = &request;
+    let is_authenticated = connection.peer_certificates().is_some();
+    if let Err(error) = request.check(cx.router.zone(), is_authenticated) {
+        let reason = format_args!("{build}: wrong zone or too many hops");
+        return Err(refuse(client, Reply::Error(error), &reason));
+    }
+    let Some(permit) = cx.limiter.lookup(&cx.limits) else {
+        cx.limiter.record_rejection(Rejection::Lookups, client.peer);
+        let reply = Reply::Error(ReplyError::TooManyLookups);
+        return Err(refuse(client, reply, &format_args!("{build}: too many lookups")));
+    };
+    let (hops, span) = match resolve(build, permit, connection, client, cx).await {
+        Ok(resolved) => resolved,
+        Err(error) => {
+            return Err(refuse(client, error.reply(), &format_args!("{build}: {error}")));
+        }
+    };
+    if is_authenticated {
+        span.requested_by(client.peer.ip());
+    }
+    client.logged = cx.limiter.logs_stream(client.peer, &cx.limits);
+    let sent_hops = *sent_hops;
+    Ok(BuildRequest { build: request.build, sent_hops, hops, span })
 }
 
-/// What the rules of the listener allow to `client`, if there are any.
+/// Logs why the request of `client` is refused, and returns the outcome that sends `reply`.
+fn refuse(client: &ClientInfo, reply: Reply, reason: &dyn Display) -> Outcome {
+    debug!(peer = %client.peer, %reason, "request refused");
+    Outcome::Refused(reply)
+}
+
+/// Returns the access of `client` by the rules of its listener, if there are any.
 fn access<'c>(connection: &Connection, client: &ClientInfo, cx: &'c Context) -> Option<Access<'c>> {
     let listener = &cx.listeners[usize::from(client.index)];
     let names = || match (connection.peer_certificates(), &listener.acceptor) {
@@ -81,51 +101,49 @@ fn access<'c>(connection: &Connection, client: &ClientInfo, cx: &'c Context) -> 
 }
 
 /// Looks up where `build` runs, if the client may have its log, and begins the span of the request.
+/// `permit` is held during the lookup.
 async fn resolve(
     build: &BuildId,
+    permit: Permit,
     connection: &Connection,
     client: &ClientInfo,
     cx: &Context,
-) -> Result<(Vec<Hop>, Span), (Reply, String)> {
-    let Some(place) = cx.limiter.lookup(&cx.limits) else {
-        cx.limiter.record_rejection(Rejection::Lookups, client.peer);
-        return Err((Reply::Error(ReplyError::TooManyLookups), "too many look-ups".to_owned()));
-    };
+) -> Result<(Vec<Hop>, Span), RouteError> {
     let access = access(connection, client, cx);
     let began = Instant::now();
-    let resolved = cx.router.route(build, access.as_ref());
-    let resolved = timeout(cx.limits.lookup_timeout, resolved).await;
-    let resolved = resolved.unwrap_or_else(|_| {
-        Err((Reply::Error(ReplyError::RegistryUnavailable), "no answer in time".to_owned()))
+    let route = timeout(cx.limits.lookup_timeout, cx.router.route(build, access.as_ref())).await;
+    let route = route.unwrap_or_else(|_| {
+        Err(RouteError::Lookup(LookupError::Unavailable("no answer in time".to_owned())))
     });
     cx.metrics.lookup_finished(began.elapsed());
-    drop(place);
-    if access.is_some() && matches!(resolved, Err((Reply::NotFound | Reply::Denied, _))) {
+    drop(permit);
+    if access.is_some() && matches!(route, Err(RouteError::NotFound | RouteError::Denied(_))) {
         Box::pin(hide_duration(began.into())).await;
     }
-    let (hops, trace_parent) = resolved?;
+    let (hops, trace_parent) = route?;
     Ok((hops, cx.tracer.span(trace_parent.as_deref(), build, cx.router.zone(), began)))
 }
 
-/// On a listener with rules, "Build not found" comes a multiple of this time after the request.
+/// On a listener with access rules, "Build not found" is sent a multiple of this time after the
+/// request.
 const NOT_FOUND_STEP: Duration = Duration::from_millis(50);
 
-/// Waits until a multiple of [`NOT_FOUND_STEP`] has passed since `began`, at least one, so that the
-/// time does not show which look-ups were made: for a build that a rule denies they are others than
-/// for one that does not exist.
+/// Waits until a multiple of [`NOT_FOUND_STEP`] has passed since `began`, at least one. The time to
+/// the reply must not show which lookups were made, because a denied build needs other lookups than
+/// a build that does not exist.
 async fn hide_duration(began: tokio::time::Instant) {
     let steps = began.elapsed().as_nanos().div_ceil(NOT_FOUND_STEP.as_nanos()).max(1);
     let steps = u32::try_from(steps).unwrap_or(u32::MAX);
     let until = began + NOT_FOUND_STEP * steps;
     sleep_until(until - TIMER_DELAY).await;
     let left = until.saturating_duration_since(tokio::time::Instant::now());
-    // Fails only when the runtime ends.
+    // Fails only when the runtime shuts down.
     let _ = spawn_blocking(move || std::thread::sleep(left)).await;
 }
 
-/// How late a timer of the runtime may be. It waits in whole milliseconds from the moment in which its
-/// thread has nothing more to do, so the rest would show when the last look-up was answered. For this
-/// last part a thread sleeps, which is exact.
+/// How late a timer of the runtime may fire. The runtime waits in whole milliseconds from the moment
+/// when its thread becomes idle, so the fraction would show when the last lookup was answered. A
+/// thread sleeps for this last part, because its sleep is exact.
 const TIMER_DELAY: Duration = Duration::from_millis(2);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Streams read as fast as they come.
+//! Streams that are read as fast as possible.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -10,11 +10,11 @@ use rustix::net::{RecvFlags, recv};
 use super::{Bulk, PATIENCE};
 use crate::clock;
 
-/// Read at once, in bytes.
+/// The bytes of one read.
 const READ: usize = 1 << 20;
 
-/// What one stream got, and when its first and last byte came.
-struct Got {
+/// The bytes of one stream, and when its first and last byte were received.
+struct StreamResult {
     bytes: u64,
     first: u64,
     last: u64,
@@ -24,18 +24,18 @@ pub(super) fn run(address: SocketAddr, builds: &[String]) -> Result<Bulk> {
     let streams = thread::scope(|scope| {
         let threads: Vec<_> =
             builds.iter().map(|build| scope.spawn(move || read(address, build))).collect();
-        let ends = threads.into_iter().map(|thread| thread.join().expect("no panic in it"));
-        ends.collect::<Result<Vec<Got>>>()
+        let ends = threads.into_iter().map(|thread| thread.join().expect("no panic in the thread"));
+        ends.collect::<Result<Vec<StreamResult>>>()
     })?;
-    let first = streams.iter().map(|got| got.first).min().context("streams")?;
-    let last = streams.iter().map(|got| got.last).max().context("streams")?;
-    let bytes = streams.iter().map(|got| got.bytes).sum();
+    let first = streams.iter().map(|stream| stream.first).min().context("streams")?;
+    let last = streams.iter().map(|stream| stream.last).max().context("streams")?;
+    let bytes = streams.iter().map(|stream| stream.bytes).sum();
     Ok(Bulk { bytes, seconds: (last - first) as f64 / 1e9 })
 }
 
-/// Reads with MSG_TRUNC: the kernel drops the bytes instead of copying them, so that this end costs
-/// as little as can be.
-fn read(address: SocketAddr, build: &str) -> Result<Got> {
+/// Reads with MSG_TRUNC: the kernel drops the bytes instead of copying them, which makes the client
+/// cheap.
+fn read(address: SocketAddr, build: &str) -> Result<StreamResult> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(format!("{build}\n").as_bytes())?;
@@ -53,9 +53,9 @@ fn read(address: SocketAddr, build: &str) -> Result<Got> {
         last = now;
         bytes += count as u64;
     }
-    // Less is one of the gateway's sorry lines.
+    // Fewer bytes are a reply of a gateway.
     if bytes < READ as u64 {
-        bail!("{bytes} bytes instead of a log without an end");
+        bail!("{bytes} bytes instead of a bulk log");
     }
-    Ok(Got { bytes, first, last })
+    Ok(StreamResult { bytes, first, last })
 }

@@ -1,4 +1,4 @@
-//! Everybody at one moment.
+//! Clients that connect concurrently.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -13,15 +13,14 @@ use super::{Burst, PATIENCE};
 use crate::clock;
 use crate::statistics::Spread;
 
-/// How one ended, if it was served: when its first byte and its end came.
-enum Fate {
+/// The outcome of one client; if it was served, when its first byte and its end were received.
+enum Outcome {
     Served { first_byte: u64, end: u64 },
     Refused,
     Failed,
 }
 
-/// The sockets are there beforehand; the moment is as long as it takes to connect them all from one
-/// thread.
+/// Creates all sockets first, then connects them from one thread.
 pub(super) async fn run(address: SocketAddr, builds: Vec<String>, bytes: usize) -> Result<Burst> {
     let sockets: Vec<_> = builds.iter().map(|_| TcpSocket::new_v4()).collect::<io::Result<_>>()?;
     let mut clients = JoinSet::new();
@@ -30,21 +29,21 @@ pub(super) async fn run(address: SocketAddr, builds: Vec<String>, bytes: usize) 
         clients.spawn(async move {
             let served = async { read(socket.connect(address).await?, &build, bytes).await };
             match timeout(PATIENCE, served).await {
-                Ok(Ok((first_byte, end))) => Fate::Served { first_byte, end },
-                Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Fate::Refused,
-                Ok(Err(_)) | Err(_) => Fate::Failed,
+                Ok(Ok((first_byte, end))) => Outcome::Served { first_byte, end },
+                Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Outcome::Refused,
+                Ok(Err(_)) | Err(_) => Outcome::Failed,
             }
         });
     }
     let (mut first_bytes, mut last, mut refused, mut failed) = (Vec::new(), start, 0, 0);
-    for fate in clients.join_all().await {
-        match fate {
-            Fate::Served { first_byte, end } => {
+    for outcome in clients.join_all().await {
+        match outcome {
+            Outcome::Served { first_byte, end } => {
                 first_bytes.push(first_byte - start);
                 last = last.max(end);
             }
-            Fate::Refused => refused += 1,
-            Fate::Failed => failed += 1,
+            Outcome::Refused => refused += 1,
+            Outcome::Failed => failed += 1,
         }
     }
     Ok(Burst {
@@ -65,6 +64,6 @@ async fn read(mut stream: TcpStream, build: &str, bytes: usize) -> io::Result<(u
     if log.len() == bytes {
         Ok((first_byte, clock::now()))
     } else {
-        Err(io::Error::other("another log than the build's"))
+        Err(io::Error::other("not the log of the build"))
     }
 }

@@ -1,8 +1,7 @@
-//! The client: what people's finger clients do, many at a time. Always plain; TLS is between
-//! gateways.
+//! The client: many concurrent finger clients, always without TLS, which only gateways use.
 //!
-//! Everything here closes a connection behind the other side. So no local port is left in TIME_WAIT
-//! at this end, and some ten thousand ports last for any number of requests.
+//! It closes each connection after the other side has. So no local port of the client stays in
+//! TIME_WAIT, and about 28,000 ports suffice for any number of requests.
 
 mod bulk;
 mod burst;
@@ -15,54 +14,54 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::role::{Driver, runtime, say};
+use crate::role::{Driver, reply, runtime};
 use crate::statistics::Spread;
 
-/// Longer than anything but a fault; a stream that takes longer counts as failed.
+/// The time limit of a stream, after which it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the driver can ask for. Each has an answer of its own.
+/// A job from the driver. Each has a reply of its own.
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Job {
-    /// A stream for each build, all at once, read as fast as possible.
+    /// Reads a stream for each build, concurrently and as fast as possible.
     Bulk { address: SocketAddr, builds: Vec<String> },
-    /// Clients that ask for one build after the other, round and round or each once.
+    /// Lets each client request builds in sequence, repeatedly or each once.
     Requests {
         address: SocketAddr,
         builds: Vec<String>,
-        /// Ends when each build has been asked for.
+        /// End when each build has been requested.
         once: bool,
         clients: usize,
-        /// Ends then, if there are builds left.
+        /// End after this time, even if builds are left.
         milliseconds: u64,
-        /// What each log is to be, in bytes.
+        /// The expected length of each log, in bytes.
         bytes: usize,
     },
-    /// A stream for each build, opened a few at a time and left open.
-    Open { address: SocketAddr, builds: Vec<String>, at_once: usize },
-    /// The next line on each open stream.
+    /// Opens a stream for each build and leaves it open.
+    Open { address: SocketAddr, builds: Vec<String>, concurrency: usize },
+    /// Reads the next line of each open stream.
     Lines,
-    /// The end of each open stream.
+    /// Reads the end of each open stream.
     Ends,
-    /// A stream for each build, all connected at one moment, each read to its end.
+    /// Connects a stream for each build concurrently, and reads each to its end.
     Burst { address: SocketAddr, builds: Vec<String>, bytes: usize },
 }
 
-/// Of [`Job::Bulk`].
+/// The reply to [`Job::Bulk`].
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Bulk {
     pub(crate) bytes: u64,
-    /// From the first byte of any stream to the last of all.
+    /// From the first byte of any stream to the last byte of all.
     pub(crate) seconds: f64,
 }
 
-/// Of [`Job::Requests`].
+/// The reply to [`Job::Requests`].
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Requests {
-    /// Served a second, as long as there was time and there were builds left: whoever is waiting for
-    /// the last ones then is no longer load.
+    /// Requests served per second while the time lasted and builds were left. Clients that wait for
+    /// their last log after that are no full load.
     pub(crate) rate: f64,
-    /// Served as they should be.
+    /// Logs with the expected length.
     pub(crate) served: usize,
     pub(crate) failed: usize,
     /// From the connect to the first byte.
@@ -71,7 +70,7 @@ pub(crate) struct Requests {
     pub(crate) whole: Spread,
 }
 
-/// Of [`Job::Open`].
+/// The reply to [`Job::Open`].
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Opened {
     pub(crate) open: usize,
@@ -80,14 +79,14 @@ pub(crate) struct Opened {
     pub(crate) first_byte: Spread,
 }
 
-/// Of [`Job::Lines`], first: lines may come.
+/// The first reply to [`Job::Lines`]: all streams are being read.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Ready;
 
-/// Of [`Job::Lines`], when they have come.
+/// The second reply to [`Job::Lines`], after all lines.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Lines {
-    /// How many streams got theirs.
+    /// The number of streams that received a line.
     pub(crate) received: usize,
     /// From the executor's write to the client's read.
     pub(crate) delay: Spread,
@@ -95,20 +94,20 @@ pub(crate) struct Lines {
     pub(crate) seconds: f64,
 }
 
-/// Of [`Job::Ends`].
+/// The reply to [`Job::Ends`].
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Ends {
-    /// How many streams ended as they should.
+    /// The number of streams that ended cleanly.
     pub(crate) clean: usize,
 }
 
-/// Of [`Job::Burst`].
+/// The reply to [`Job::Burst`].
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Burst {
     pub(crate) served: usize,
-    /// Whose connection was refused.
+    /// Clients whose connection was refused.
     pub(crate) refused: usize,
-    /// Whose log came not, not whole, or not in time.
+    /// Clients without a complete log in time.
     pub(crate) failed: usize,
     /// From the first connect to the last end of a log.
     pub(crate) seconds: f64,
@@ -116,29 +115,30 @@ pub(crate) struct Burst {
     pub(crate) first_byte: Spread,
 }
 
-/// Does jobs until the driver ends.
+/// Runs jobs until the driver ends.
 pub(crate) fn run() -> Result<()> {
     runtime(1)?.block_on(async {
         let mut driver = Driver::new();
         let mut open = quiet::Streams::default();
         while let Some(job) = driver.job().await? {
             match job {
-                Job::Bulk { address, builds } => say(bulk::run(address, &builds))?,
+                Job::Bulk { address, builds } => reply(bulk::run(address, &builds))?,
                 Job::Requests { address, builds, once, clients, milliseconds, bytes } => {
                     let time = Duration::from_millis(milliseconds);
-                    let ask = requests::Ask { address, builds: &builds, once, bytes, time };
-                    say(Ok(ask.run(clients)))?;
+                    let load =
+                        requests::RequestLoad { address, builds: &builds, once, bytes, time };
+                    reply(Ok(load.run(clients)))?;
                 }
-                Job::Open { address, builds, at_once } => {
-                    say(Ok(open.open(address, builds, at_once).await))?;
+                Job::Open { address, builds, concurrency } => {
+                    reply(Ok(open.open(address, builds, concurrency).await))?;
                 }
                 Job::Lines => {
-                    let lines = open.lines(|| say(Ok(Ready))).await;
-                    say(lines)?;
+                    let lines = open.lines(|| reply(Ok(Ready))).await;
+                    reply(lines)?;
                 }
-                Job::Ends => say(Ok(open.ends().await))?,
+                Job::Ends => reply(Ok(open.ends().await))?,
                 Job::Burst { address, builds, bytes } => {
-                    say(burst::run(address, builds, bytes).await)?;
+                    reply(burst::run(address, builds, bytes).await)?;
                 }
             }
         }

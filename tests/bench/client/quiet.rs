@@ -1,4 +1,4 @@
-//! Streams that stay open, and say something seldom.
+//! Streams that stay open and are mostly idle.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use crate::executor::sent;
 use crate::log::LINE;
 use crate::statistics::Spread;
 
-/// How long lines are waited for: longer than the driver lets them take.
+/// The time limit of a line: longer than the executor takes to send all.
 const LINES: Duration = Duration::from_secs(40);
 
 #[derive(Default)]
@@ -31,10 +31,10 @@ impl Streams {
         &mut self,
         address: SocketAddr,
         builds: Vec<String>,
-        at_once: usize,
+        concurrency: usize,
     ) -> Opened {
         let start = Instant::now();
-        let permits = Arc::new(Semaphore::new(at_once));
+        let permits = Arc::new(Semaphore::new(concurrency));
         let mut opening = JoinSet::new();
         for build in builds {
             let permits = Arc::clone(&permits);
@@ -59,8 +59,8 @@ impl Streams {
         }
     }
 
-    /// Calls `ready` when all streams are being read. Those on which no line came, or none of the
-    /// executor's, are closed.
+    /// Reads a line of each stream, and calls `ready` when all are being read. Streams without a
+    /// valid line are closed.
     pub(super) async fn lines(&mut self, ready: impl FnOnce() -> Result<()>) -> Result<Lines> {
         let mut reading = JoinSet::new();
         for mut stream in self.open.drain(..) {
@@ -69,7 +69,7 @@ impl Streams {
                 Some((stream, sent, clock::now()))
             });
         }
-        // There is one worker, which takes tasks in order: behind this one all others have begun.
+        // The only worker runs tasks in order: when this one has ended, all others have begun.
         tokio::spawn(async {}).await?;
         ready()?;
         let (mut delays, mut first, mut last) = (Vec::new(), u64::MAX, 0);
@@ -107,9 +107,9 @@ async fn open(address: SocketAddr, build: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Reads a line and tells when it was sent.
+/// Reads a line and returns when it was sent.
 async fn line(stream: &mut TcpStream) -> io::Result<u64> {
     let mut line = [0; LINE];
     stream.read_exact(&mut line).await?;
-    sent(&line).ok_or_else(|| io::Error::other("no line of a quiet log"))
+    sent(&line).ok_or_else(|| io::Error::other("not a line of an idle log"))
 }

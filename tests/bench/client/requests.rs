@@ -1,4 +1,4 @@
-//! Short logs, one after the other by each of a number of clients.
+//! Clients that request short logs in sequence.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{PATIENCE, Requests};
 use crate::statistics::Spread;
 
-pub(super) struct Ask<'a> {
+pub(super) struct RequestLoad<'a> {
     pub(super) address: SocketAddr,
     pub(super) builds: &'a [String],
     pub(super) once: bool,
@@ -22,19 +22,22 @@ pub(super) struct Ask<'a> {
 struct Waits {
     first_byte: Vec<u64>,
     whole: Vec<u64>,
-    /// Those that ended within the time.
+    /// The number of logs that ended within the time.
     in_time: usize,
     failed: usize,
 }
 
-impl Ask<'_> {
+impl RequestLoad<'_> {
     pub(super) fn run(&self, clients: usize) -> Requests {
         let next = AtomicUsize::new(0);
         let start = Instant::now();
         let all: Vec<Waits> = thread::scope(|scope| {
             let threads: Vec<_> =
                 (0..clients).map(|_| scope.spawn(|| self.client(start, &next))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic in it")).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("no panic in the thread"))
+                .collect()
         });
         let seconds = start.elapsed().min(self.time).as_secs_f64();
         let in_time: usize = all.iter().map(|waits| waits.in_time).sum();
@@ -88,7 +91,7 @@ impl Ask<'_> {
             bytes += count;
         }
         if bytes != self.bytes {
-            return Err(io::Error::other("another log than the build's"));
+            return Err(io::Error::other("not the log of the build"));
         }
         Ok((first_byte, nanoseconds(start)))
     }

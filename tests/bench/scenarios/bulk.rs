@@ -18,7 +18,7 @@ pub(super) async fn measure(
     let builds = target.builds(Log::Bulk(effort.milliseconds), streams).await?;
     let interval = Interval::begin(target)?;
     let job = Job::Bulk { address: target.address, builds: builds.clone() };
-    let bulk: Bulk = lab.client.ask(&job).await?;
+    let bulk: Bulk = lab.client.run(&job).await?;
     let spent = interval.end(target)?;
     target.forget(&builds).await?;
     let bytes = bulk.bytes as f64;

@@ -1,4 +1,4 @@
-//! Everybody at one moment.
+//! Clients that connect concurrently.
 
 use anyhow::{Context as _, Result};
 
@@ -9,13 +9,13 @@ use crate::sample::{Figures, Interval, Measured};
 use crate::statistics::Median;
 use crate::targets::Running;
 
-/// Bursts for one measurement: a single one is over before it can be told who used the machine.
+/// The most bursts of one measurement: one is too short to measure the use of the machine.
 const BURSTS: usize = 7;
 
-/// Seconds that are long enough to tell.
+/// The seconds after which no further burst is started.
 const ENOUGH: f64 = 3.0;
 
-/// The times are medians of some bursts, the counts those of the worst.
+/// Times are medians of the bursts, counts are those of the worst burst.
 pub(super) async fn measure(clients: usize, target: &Running, lab: &mut Lab) -> Result<Measured> {
     let builds = target.builds(Log::Short(SHORT), clients * BURSTS).await?;
     let interval = Interval::begin(target)?;
@@ -23,7 +23,7 @@ pub(super) async fn measure(clients: usize, target: &Running, lab: &mut Lab) -> 
     for builds in builds.chunks(clients) {
         let job =
             Job::Burst { address: target.address, builds: builds.to_vec(), bytes: SHORT as usize };
-        bursts.push(lab.client.ask(&job).await?);
+        bursts.push(lab.client.run(&job).await?);
         if bursts.iter().map(|burst| burst.seconds).sum::<f64>() > ENOUGH {
             break;
         }

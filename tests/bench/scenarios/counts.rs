@@ -1,9 +1,9 @@
-//! Counts that do not depend on the machine's mood: system calls by strace, instructions,
-//! allocations and what a quiet stream holds by valgrind (of our gateway; the difference of two runs,
-//! one twice as long).
+//! Counts that do not depend on the load of the machine: system calls (strace); instructions,
+//! allocations, and the memory of an idle stream (valgrind, for this gateway, as the difference
+//! between two runs, one twice as long).
 //!
-//! Everything is slower under these tools, so that work comes in smaller portions: system calls for
-//! each MiB are more than without.
+//! These tools slow all processes down, so that work is done in smaller portions, with more system
+//! calls per MiB.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::lab::Lab;
 use crate::log::{Log, SHORT};
 use crate::process::Process;
 use crate::sample::{Entry, Figures};
-use crate::targets::{Around, Kind, Running};
+use crate::targets::{Kind, Running, StartOptions};
 
 pub(crate) const COLUMNS: &[&str] = &[
     "system calls/request",
@@ -33,14 +33,14 @@ pub(crate) const COLUMNS: &[&str] = &[
     "bytes/idle stream",
 ];
 
-/// Streams that get a line, and how often.
+/// The streams that receive lines, and the lines of each.
 const STREAMS: usize = 50;
 const WAVES: usize = 4;
 
-/// How long strace may take to attach.
+/// The time limit for strace to attach.
 const ATTACHING: Duration = Duration::from_secs(10);
 
-/// The counts of one target. What strace and valgrind wrote goes into `directory`.
+/// Counts of one target. The output of strace and valgrind goes into `directory`.
 pub(crate) async fn measure(
     entry: Entry,
     lab: &mut Lab,
@@ -57,14 +57,14 @@ pub(crate) async fn measure(
     let count = effort.requests;
     let builds = builds(&target, entry, count).await?;
     let trace = Trace::attach(&target, &file("request")).await?;
-    ask(lab, &target, &builds, count).await?;
+    request(lab, &target, &builds, count).await?;
     figures.insert("system calls/request", trace.calls().await? / count as f64);
 
     if !entry.cold {
         let build = target.builds(Log::Bulk(effort.milliseconds), 1).await?;
         let trace = Trace::attach(&target, &file("MiB")).await?;
         let job = client::Job::Bulk { address: target.address, builds: build };
-        let bulk: Bulk = lab.client.ask(&job).await?;
+        let bulk: Bulk = lab.client.run(&job).await?;
         let mib = bulk.bytes as f64 / f64::from(1 << 20);
         figures.insert("system calls/MiB", trace.calls().await? / mib);
 
@@ -98,24 +98,24 @@ pub(crate) async fn measure(
     Ok(figures)
 }
 
-/// As many builds as requests, or the same one for all.
+/// A build for each request, or the same one for all.
 async fn builds(target: &Running, entry: Entry, count: usize) -> Result<Vec<String>> {
     let distinct = if entry.cold { count } else { 1 };
     let builds = target.builds(Log::Short(SHORT), distinct).await?;
     Ok(builds.into_iter().cycle().take(count).collect())
 }
 
-async fn ask(lab: &mut Lab, target: &Running, builds: &[String], count: usize) -> Result<()> {
+async fn request(lab: &mut Lab, target: &Running, builds: &[String], count: usize) -> Result<()> {
     let requests = lab.requests(target, builds, true, 1, 300_000).await?;
     ensure!(requests.served == count, "only {} of {count} requests served", requests.served);
     Ok(())
 }
 
-/// Opens a stream of each of these quiet builds.
+/// Opens an idle stream for each of `builds`.
 async fn open(lab: &mut Lab, target: &Running, builds: Vec<String>) -> Result<()> {
     let count = builds.len();
-    let job = client::Job::Open { address: target.address, builds, at_once: 4 };
-    let opened: Opened = lab.client.ask(&job).await?;
+    let job = client::Job::Open { address: target.address, builds, concurrency: 4 };
+    let opened: Opened = lab.client.run(&job).await?;
     ensure!(opened.open == count, "only {} of {count} streams", opened.open);
     Ok(())
 }
@@ -137,16 +137,16 @@ impl Trace {
         }
         let mut strace = Process::start("strace", &command, &directory.path().join("log"))?;
         let start = Instant::now();
-        // It says so for each process.
+        // It prints this for each process.
         while strace.output().matches(" attached").count() < target.processes.len() {
             strace.still_runs()?;
-            ensure!(start.elapsed() < ATTACHING, "strace attaches to nothing: {}", strace.output());
+            ensure!(start.elapsed() < ATTACHING, "strace does not attach: {}", strace.output());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(Self { strace, output: output.to_owned(), _directory: directory })
     }
 
-    /// How many there were, all kinds together.
+    /// Returns the number of all system calls.
     async fn calls(mut self) -> Result<f64> {
         self.strace.end(Signal::INT).await?;
         let table = fs::read_to_string(&self.output)?;
@@ -161,14 +161,14 @@ impl Trace {
 enum Tool {
     /// Instructions.
     Callgrind,
-    /// Allocations in all.
+    /// All allocations.
     Dhat,
-    /// Allocations held when there are most, which is while all streams are open.
+    /// Allocations at their peak, which is while all streams are open.
     DhatOfStreams,
 }
 
-/// What each request or stream costs: runs with so many and with twice as many, subtracted, so that
-/// start and end do not count.
+/// The cost per request or stream: the difference between a run and one with twice as many, which
+/// leaves out startup and shutdown.
 async fn difference<const N: usize>(
     entry: Entry,
     lab: &mut Lab,
@@ -208,8 +208,8 @@ async fn run<const N: usize>(
         ),
     };
     let wrapper = [vec!["valgrind".to_owned()], options].concat();
-    let around = Around { wrapper, ..Around::default() };
-    let target = Running::start(entry.kind, &around, lab).await?;
+    let start_options = StartOptions { wrapper, ..StartOptions::default() };
+    let target = Running::start(entry.kind, &start_options, lab).await?;
     target.warm_up(20, lab).await?;
     if matches!(tool, Tool::DhatOfStreams) {
         let builds = target.builds(Log::Quiet, count).await?;
@@ -217,14 +217,14 @@ async fn run<const N: usize>(
         lab.end_quiet().await?;
     } else {
         let builds = builds(&target, entry, count).await?;
-        ask(lab, &target, &builds, count).await?;
+        request(lab, &target, &builds, count).await?;
     }
     let mut sum = [0.0; N];
     for text in target.end().await? {
         let line = text.lines().find(|line| line.contains(marker));
-        let line = line.with_context(|| format!("valgrind counted nothing:\n{text}"))?;
+        let line = line.with_context(|| format!("no counts of valgrind:\n{text}"))?;
         // "==123== Collected : 1234", "==123== Total:     1,234 bytes in 56 blocks" and the same
-        // behind "At t-gmax:"
+        // after "At t-gmax:"
         let (_, rest) = line.split_once(marker).context("the marker")?;
         let rest = rest.replace(',', "");
         let mut numbers = rest.split_whitespace().filter_map(|word| word.parse::<f64>().ok());

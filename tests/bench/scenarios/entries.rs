@@ -1,4 +1,4 @@
-//! Who is measured in which scenario.
+//! The targets of each scenario.
 
 use super::Scenario;
 use crate::sample::Entry;
@@ -6,18 +6,18 @@ use crate::targets::{
     HAPROXY, HAPROXY_1, HAPROXY_COPY, HAPROXY_PAIR, HAPROXY_PAIR_RESUMING, Kind, OURS, OURS_PAIR,
 };
 
-/// Quiet streams that upstream is given at most: each costs it a thread, and the rest is known.
+/// The most idle streams for Zuul's gateway, which has one thread per stream.
 const ZUUL_MAX_STREAMS: usize = 3000;
 
-/// Clients at one moment that upstream is given at most: it does not serve these.
+/// The most concurrent clients for Zuul's gateway, whose listen backlog is 5.
 const ZUUL_MAX_BURST: usize = 200;
 
-/// How many clients must ask at once for cold requests to be worth their while: each wants thousands
-/// of builds in ZooKeeper.
+/// The numbers of clients for which cold requests are measured; these need thousands of builds in
+/// ZooKeeper.
 const COLD_CLIENTS: std::ops::RangeInclusive<usize> = 16..=64;
 
 impl Scenario {
-    /// Whom it is measured on; `also` more binaries of ours are given.
+    /// The targets; `also` is the number of further builds of this gateway.
     pub(crate) fn entries(self, also: usize) -> Vec<Entry> {
         let mut entries = match self {
             Self::Bulk { .. } => warm(&[
@@ -71,7 +71,7 @@ impl Scenario {
                 entries.retain(|entry| !entry.kind.is_zuul());
             }
             Self::Burst { clients } => {
-                // Nobody asks for one and the same at one moment.
+                // Concurrent clients request different builds.
                 for entry in &mut entries {
                     entry.cold = matches!(entry.kind, Kind::Ours(_) | Kind::OursPair(_));
                 }
@@ -90,7 +90,7 @@ fn warm(kinds: &[Kind]) -> Vec<Entry> {
 }
 
 impl Entry {
-    /// The same of another binary of ours, if it is one of ours.
+    /// The same entry for another build of this gateway, if it is one of this gateway.
     fn of(&self, other: usize) -> Option<Self> {
         let kind = match self.kind {
             Kind::Ours(_) => Kind::Ours(other),

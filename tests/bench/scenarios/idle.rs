@@ -1,5 +1,5 @@
-//! Nothing to do: what each target costs just by being there. All of them at once, since waiting
-//! disturbs nobody.
+//! Targets without clients. All are measured concurrently, because idle targets do not disturb each
+//! other.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use anyhow::Result;
 
 use super::{Effort, Scenario};
 use crate::lab::Lab;
-use crate::machine::Look;
+use crate::machine::Snapshot;
 use crate::sample::{Entry, Figures, Sample};
-use crate::targets::{Around, Running};
+use crate::targets::{Running, StartOptions};
 
-/// Behind the start of all, before it counts.
+/// The time after the start of all targets before the measurement begins.
 const SETTLE: Duration = Duration::from_secs(3);
 
 pub(crate) async fn round(
@@ -22,13 +22,13 @@ pub(crate) async fn round(
 ) -> Result<Vec<Sample>> {
     let mut targets = Vec::new();
     for entry in entries {
-        targets.push((*entry, Running::start(entry.kind, &Around::default(), lab).await?));
+        targets.push((*entry, Running::start(entry.kind, &StartOptions::default(), lab).await?));
     }
     tokio::time::sleep(SETTLE).await;
-    let look = Look::take()?;
+    let snapshot = Snapshot::take()?;
     let before = targets.iter().map(|(_, t)| t.cpu()).collect::<Result<Vec<_>>>()?;
     tokio::time::sleep(Duration::from_secs(effort.idle)).await;
-    let foreign = look.foreign(&Look::take()?);
+    let foreign = snapshot.foreign(&Snapshot::take()?);
     let mut samples = Vec::new();
     for ((entry, target), before) in targets.iter().zip(before) {
         let usage = target.usage()?;
@@ -41,7 +41,7 @@ pub(crate) async fn round(
             ("threads", usage.threads),
             ("descriptors", usage.descriptors),
         ]);
-        // Said, but no reason to refuse: others make an idle process neither larger nor busier.
+        // Not a reason to discard: other processes do not change an idle one.
         sample.foreign = foreign.share;
         sample.foreign_by.clone_from(&foreign.by);
         samples.push(sample);

@@ -1,4 +1,4 @@
-//! What is measured, one file a subject.
+//! The scenarios.
 
 mod bulk;
 mod burst;
@@ -15,16 +15,16 @@ use anyhow::{Result, bail};
 
 use crate::lab::Lab;
 use crate::sample::{Entry, Measured};
-use crate::targets::{Around, Running};
+use crate::targets::{Running, StartOptions};
 
-/// How much is done for one measurement.
+/// The size of one measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
-    /// Of bulk streams and of clients that ask again and again, in milliseconds.
+    /// The time of bulk streams and of clients that send requests in sequence.
     pub(crate) milliseconds: u32,
-    /// Where they are counted, one after the other.
+    /// The number of sequential requests.
     pub(crate) requests: usize,
-    /// Idle, in seconds.
+    /// The time of idle targets, in seconds.
     pub(crate) idle: u64,
 }
 
@@ -38,24 +38,24 @@ impl Effort {
 pub(crate) enum Scenario {
     /// Streams at full speed.
     Bulk { streams: usize },
-    /// Clients that ask for one short log after the other.
+    /// Clients that request short logs in sequence.
     Requests { clients: usize },
-    /// From connect to first byte, one request at a time.
+    /// The time from connect to first byte, one request at a time.
     FirstByte,
-    /// The same with more and more zones.
+    /// The same with several numbers of zones.
     Zones,
-    /// Open streams on which little happens.
+    /// Open, mostly idle streams.
     Quiet { streams: usize },
-    /// Clients that connect at one moment.
+    /// Clients that connect concurrently.
     Burst { clients: usize },
-    /// Nothing.
+    /// No clients.
     Idle,
     /// System calls, instructions, allocations.
     Counts,
 }
 
 impl Scenario {
-    /// Everything, in the order of the report.
+    /// All scenarios, in the order of the report.
     pub(crate) fn all() -> Vec<Self> {
         let mut all = vec![Self::Idle, Self::Bulk { streams: 1 }, Self::Bulk { streams: 8 }];
         all.extend([1, 4, 16, 64, 256].map(|clients| Self::Requests { clients }));
@@ -66,7 +66,7 @@ impl Scenario {
         all
     }
 
-    /// Those that `name` stands for: one, as `bulk-8`, or all of a kind, as `bulk`.
+    /// The scenarios with this name: one, such as `bulk-8`, or all of a kind, such as `bulk`.
     pub(crate) fn named(name: &str) -> Result<Vec<Self>> {
         let all = Self::all();
         let matching: Vec<_> = all.into_iter().filter(|scenario| scenario.kind() == name).collect();
@@ -86,7 +86,7 @@ impl Scenario {
         }
     }
 
-    /// One line for the report.
+    /// The heading in the report.
     pub(crate) fn title(self) -> String {
         match self {
             Self::Bulk { streams: 1 } => "One stream at full speed".to_owned(),
@@ -106,7 +106,7 @@ impl Scenario {
         }
     }
 
-    /// The figures of the report, the most important first.
+    /// The columns of the report, the most important first.
     pub(crate) fn columns(self) -> &'static [&'static str] {
         match self {
             Self::Bulk { .. } => &["MB/s", "CPU s/GiB"],
@@ -145,7 +145,7 @@ impl Scenario {
         }
     }
 
-    /// The figure whose ratio to haproxy's the report shows.
+    /// The figure that the report compares with haproxy's.
     pub(crate) fn main_figure(self) -> &'static str {
         match self {
             Self::Burst { .. } => "seconds",
@@ -153,7 +153,7 @@ impl Scenario {
         }
     }
 
-    /// Whether each measurement gets a target of its own: memory depends on what was before.
+    /// Whether each measurement starts a new target, because memory depends on earlier requests.
     pub(crate) fn wants_fresh_targets(self) -> bool {
         matches!(self, Self::Quiet { .. })
     }
@@ -177,10 +177,10 @@ impl Scenario {
     }
 }
 
-/// Starts what an entry is measured on.
+/// Starts the target of `entry`.
 pub(crate) async fn start(entry: Entry, lab: &mut Lab) -> Result<Running> {
-    let around = Around { zones: entry.zones, ..Around::default() };
-    let target = Running::start(entry.kind, &around, lab).await?;
+    let options = StartOptions { zones: entry.zones, ..StartOptions::default() };
+    let target = Running::start(entry.kind, &options, lab).await?;
     target.warm_up(if entry.kind.is_zuul() { 20 } else { 400 }, lab).await?;
     Ok(target)
 }
@@ -216,7 +216,7 @@ impl FromStr for Scenario {
             let mut known: Vec<_> = Self::all().iter().map(|known| known.kind()).collect();
             known.dedup();
             bail!(
-                "no scenario {name:?}; there are {}, and those with a number, as bulk-8",
+                "no scenario {name:?}; known are {}, and most with a number, such as bulk-8",
                 known.join(", ")
             );
         };

@@ -1,4 +1,4 @@
-//! Streams that stay open and say something seldom: memory, and how soon a line is there.
+//! Streams that are mostly idle: memory, and the delay of a line.
 
 use anyhow::{Result, ensure};
 
@@ -10,11 +10,12 @@ use crate::machine::kernel_memory;
 use crate::sample::{Entry, Figures, Interval, Measured};
 use crate::targets::Running;
 
-/// Streams opened at once; upstream loses connections when there are more (its backlog is 5).
-const AT_ONCE: usize = 64;
+/// Streams that are opened concurrently. Zuul's gateway, whose backlog is 5, loses connections if
+/// there are more.
+const CONCURRENT: usize = 64;
 const ZUUL_CONCURRENT: usize = 4;
 
-/// Lines a second over all streams, each of which gets one.
+/// Lines per second over all streams, each of which gets one.
 const PACE: u32 = 1000;
 
 pub(super) async fn measure(
@@ -26,10 +27,10 @@ pub(super) async fn measure(
     let builds = target.builds(Log::Quiet, streams).await?;
     let interval = Interval::begin(target)?;
     let (before, kernel_before) = (target.usage()?, kernel_memory()?);
-    let at_once = if entry.kind.is_zuul() { ZUUL_CONCURRENT } else { AT_ONCE };
-    let job = client::Job::Open { address: target.address, builds: builds.clone(), at_once };
-    let opened: Opened = lab.client.ask(&job).await?;
-    ensure!(opened.open > 0, "not one stream was opened");
+    let concurrency = if entry.kind.is_zuul() { ZUUL_CONCURRENT } else { CONCURRENT };
+    let job = client::Job::Open { address: target.address, builds: builds.clone(), concurrency };
+    let opened: Opened = lab.client.run(&job).await?;
+    ensure!(opened.open > 0, "no stream was opened");
     let (open, kernel_open) = (target.usage()?, kernel_memory()?);
     let paced = lines(lab, PACE).await?;
     let after = target.usage()?;
@@ -64,9 +65,9 @@ pub(super) async fn measure(
     })
 }
 
-/// A line on each stream, so many a second; 0 is all at once.
+/// Sends a line on each stream, `pace` per second; 0 is as fast as possible.
 pub(super) async fn lines(lab: &mut Lab, pace: u32) -> Result<client::Lines> {
-    let _: Ready = lab.client.ask(&client::Job::Lines).await?;
-    let _: executor::Done = lab.executor.ask(&executor::Job::Lines { pace }).await?;
-    lab.client.answer().await
+    let _: Ready = lab.client.run(&client::Job::Lines).await?;
+    let _: executor::Done = lab.executor.run(&executor::Job::Lines { pace }).await?;
+    lab.client.reply().await
 }

@@ -1,4 +1,4 @@
-//! Short logs: how many, and how soon.
+//! Short logs: their rate and their delay.
 
 use anyhow::{Result, ensure};
 
@@ -10,13 +10,13 @@ use crate::sample::{Entry, Figures, Interval, Measured, Spent};
 use crate::statistics::Spread;
 use crate::targets::Running;
 
-/// Builds that warm requests go round and round.
+/// The builds that warm requests repeat.
 const WARM: usize = 64;
 
-/// Builds prepared for cold requests, for each second: more than a gateway can be asked for.
-const COLD_A_SECOND: usize = 12_000;
+/// Builds for cold requests per second: more than a gateway can serve.
+const COLD_PER_SECOND: usize = 12_000;
 
-/// Clients that ask for one log after the other, as fast as they are served.
+/// Measures clients that request logs in sequence, as fast as they are served.
 pub(super) async fn rate(
     clients: usize,
     entry: Entry,
@@ -25,38 +25,39 @@ pub(super) async fn rate(
     effort: Effort,
 ) -> Result<Measured> {
     let milliseconds = u64::from(effort.milliseconds);
-    let count = if entry.cold { COLD_A_SECOND * effort.milliseconds as usize / 1000 } else { WARM };
+    let count =
+        if entry.cold { COLD_PER_SECOND * effort.milliseconds as usize / 1000 } else { WARM };
     let builds = target.builds(Log::Short(SHORT), count).await?;
     if !entry.cold && !entry.kind.is_zuul() {
-        target.make_known(&builds, lab).await?;
+        target.fill_cache(&builds, lab).await?;
     }
     let interval = Interval::begin(target)?;
     let requests = lab.requests(target, &builds, entry.cold, clients, milliseconds).await?;
     let spent = interval.end(target)?;
     target.forget(&builds).await?;
-    ensure!(requests.served > 0, "not one of {} requests was served", requests.failed);
+    ensure!(requests.served > 0, "none of {} requests was served", requests.failed);
     Ok(measured(&requests, &requests.whole, spent, &[("requests/s", requests.rate)]))
 }
 
-/// One request at a time.
+/// Measures one request at a time.
 pub(super) async fn first_byte(
     entry: Entry,
     target: &Running,
     lab: &mut Lab,
     effort: Effort,
 ) -> Result<Measured> {
-    // Of many zones, upstream has some sixty milliseconds a request to do.
+    // With many zones Zuul's gateway needs about 60 ms per request.
     let count = if entry.zones > 0 { effort.requests / 2 } else { effort.requests };
     let builds = target.builds(Log::Short(SHORT), if entry.cold { count } else { WARM }).await?;
     if !entry.cold && !entry.kind.is_zuul() {
-        target.make_known(&builds, lab).await?;
+        target.fill_cache(&builds, lab).await?;
     }
-    let asked: Vec<String> = builds.iter().cycle().take(count).cloned().collect();
+    let requested: Vec<String> = builds.iter().cycle().take(count).cloned().collect();
     let interval = Interval::begin(target)?;
-    let requests = lab.requests(target, &asked, true, 1, 60_000).await?;
+    let requests = lab.requests(target, &requested, true, 1, 60_000).await?;
     let spent = interval.end(target)?;
     target.forget(&builds).await?;
-    ensure!(requests.served > 0, "not one of {count} requests was served");
+    ensure!(requests.served > 0, "none of {count} requests was served");
     Ok(measured(&requests, &requests.first_byte, spent, &[]))
 }
 

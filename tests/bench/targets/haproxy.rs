@@ -1,4 +1,4 @@
-//! haproxy in `mode tcp`: the limit of what a plain relay can do. It looks nothing up.
+//! haproxy in `mode tcp`: a plain relay without lookups.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,7 +25,7 @@ impl Running {
         Ok(())
     }
 
-    /// One with a plain listener, and behind it, over TLS, one in front of the executor.
+    /// One with a plain listener, which connects over TLS to one in front of the executor.
     pub(super) async fn haproxy_pair(&mut self, resume: bool, lab: &Lab) -> Result<()> {
         let identity = &lab.identity;
         let (both, ca) = (identity.both.display(), identity.ca.display());
@@ -52,7 +52,7 @@ impl Running {
     ) -> Result<SocketAddr> {
         let (address, _reservation) = reserve()?;
         let config = self.file(&format!("{name}.cfg"));
-        // Every bound that 9,000 streams would meet is out of the way; within 20,000 descriptors.
+        // Limits that permit 9,000 streams, within 20,000 descriptors.
         let text = format!(
             "global\n    maxconn 9500\n    maxpipes 200\n    nbthread {threads}\n\
              defaults\n    mode tcp\n    timeout connect 30s\n    timeout client 1h\n    \
@@ -63,7 +63,7 @@ impl Running {
         let mut command = Command::new("haproxy");
         command.args(["-db", "-f"]).arg(&config);
         let mut process = Process::start(name, &command, &self.file(&format!("{name}.log")))?;
-        // It tells nobody when it listens.
+        // haproxy does not report when it listens.
         let start = Instant::now();
         while TcpStream::connect(address).await.is_err() {
             process.still_runs()?;
@@ -75,8 +75,8 @@ impl Running {
     }
 }
 
-/// An address that nobody else is given: sockets that both allow it may share one as long as only
-/// one of them listens (socket(7), SO_REUSEADDR).
+/// Reserves a free address: sockets with SO_REUSEADDR may share one as long as only one of them
+/// listens (socket(7)).
 fn reserve() -> Result<(SocketAddr, Socket)> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;

@@ -1,7 +1,8 @@
-//! What is measured: our gateway, upstream's, haproxy in front of an executor, and nothing at all.
+//! The targets: this gateway, Zuul's gateway, haproxy in front of an executor, and the executor
+//! itself.
 //!
-//! "Pair" is two processes with mutual TLS between them: zone to zone. Everything listens on
-//! 127.0.0.1, at free ports.
+//! A "pair" is two processes with mutual TLS between them: zone to zone. All listen on
+//! free ports of 127.0.0.1.
 
 mod haproxy;
 mod ours;
@@ -32,19 +33,19 @@ pub(crate) enum Kind {
     },
     /// Two with mutual TLS between them.
     HaproxyPair {
-        /// Whether the first may resume sessions with the second, as it does if nobody forbids it.
+        /// Whether the first may resume sessions with the second, which is the default.
         resume: bool,
     },
     Zuul,
     ZuulPair,
-    /// Ours; 0 is the one this is about, others are those of `--also`.
+    /// This gateway: 0 is the one of `--gateway`, others are those of `--also`.
     Ours(usize),
     OursPair(usize),
 }
 
 pub(crate) const OURS: Kind = Kind::Ours(0);
 pub(crate) const OURS_PAIR: Kind = Kind::OursPair(0);
-/// haproxy as Debian starts it on two processors, but for the splicing.
+/// haproxy as Debian starts it on two processors, with splicing.
 pub(crate) const HAPROXY: Kind = Kind::Haproxy { threads: 2, splice: true };
 pub(crate) const HAPROXY_1: Kind = Kind::Haproxy { threads: 1, splice: true };
 pub(crate) const HAPROXY_COPY: Kind = Kind::Haproxy { threads: 2, splice: false };
@@ -52,7 +53,7 @@ pub(crate) const HAPROXY_PAIR: Kind = Kind::HaproxyPair { resume: false };
 pub(crate) const HAPROXY_PAIR_RESUMING: Kind = Kind::HaproxyPair { resume: true };
 
 impl Kind {
-    /// Whether it looks builds up.
+    /// Whether it looks up builds.
     pub(crate) fn looks_up(self) -> bool {
         !matches!(self, Self::Direct | Self::Haproxy { .. } | Self::HaproxyPair { .. })
     }
@@ -90,29 +91,29 @@ impl fmt::Display for Kind {
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) processes: Vec<Process>,
-    /// Where it looks builds up, if it does.
+    /// The system in which it looks up builds, if it does.
     zuul: Option<Zuul>,
     executor: SocketAddr,
-    /// Configuration and logs, and whatever else lives as long as the processes.
+    /// Configuration and logs.
     _directory: TempDir,
     _keep: Vec<ours::Kept>,
 }
 
-/// What a target is started for.
+/// Options of a target.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Around {
-    /// How many zones the system has; 0 is 1.
+pub(crate) struct StartOptions {
+    /// The number of zones of its system; 0 is 1.
     pub(crate) zones: usize,
-    /// What runs our gateway, such as valgrind with its options.
+    /// The command that runs this gateway, such as valgrind with its options.
     pub(crate) wrapper: Vec<String>,
 }
 
 impl Running {
-    /// Starts it and waits until it serves.
-    pub(crate) async fn start(kind: Kind, around: &Around, lab: &Lab) -> Result<Self> {
+    /// Starts the target and waits until it serves.
+    pub(crate) async fn start(kind: Kind, options: &StartOptions, lab: &Lab) -> Result<Self> {
         let directory = TempDir::new().context("a directory for a target")?;
         let zuul = match kind.looks_up() {
-            true => Some(Zuul::new(around.zones.max(1)).await?),
+            true => Some(Zuul::new(options.zones.max(1)).await?),
             false => None,
         };
         let mut running = Self {
@@ -129,21 +130,21 @@ impl Running {
             Kind::HaproxyPair { resume } => running.haproxy_pair(resume, lab).await?,
             Kind::Zuul => running.zuul_gateway().await?,
             Kind::ZuulPair => running.zuul_gateway_pair(lab).await?,
-            Kind::Ours(which) => running.ours(which, around, lab).await?,
-            Kind::OursPair(which) => running.ours_pair(which, around, lab).await?,
+            Kind::Ours(which) => running.ours(which, options, lab).await?,
+            Kind::OursPair(which) => running.ours_pair(which, options, lab).await?,
         }
         Ok(running)
     }
 
     fn zuul(&self) -> Result<&Zuul> {
-        self.zuul.as_ref().context("a system to look builds up in")
+        self.zuul.as_ref().context("a target with a system")
     }
 
     fn file(&self, name: &str) -> PathBuf {
         self._directory.path().join(name)
     }
 
-    /// So many new builds, each with this log, for it to find.
+    /// Creates `count` builds with this log.
     pub(crate) async fn builds(&self, log: Log, count: usize) -> Result<Vec<String>> {
         let builds: Vec<String> = (0..count).map(|_| log.build()).collect();
         if let Some(zuul) = &self.zuul {
@@ -152,7 +153,7 @@ impl Running {
         Ok(builds)
     }
 
-    /// Takes builds out again.
+    /// Deletes builds.
     pub(crate) async fn forget(&self, builds: &[String]) -> Result<()> {
         match &self.zuul {
             Some(zuul) => zuul.remove(builds).await,
@@ -160,22 +161,22 @@ impl Running {
         }
     }
 
-    /// Serves so many requests, so that code and connections are there that only the first ones
-    /// cost: ZooKeeper's Java compiles what runs often.
+    /// Serves `requests` requests, because the first ones are slower: connections are made, and
+    /// ZooKeeper's Java compiles its code.
     pub(crate) async fn warm_up(&self, requests: usize, lab: &mut Lab) -> Result<()> {
         let builds = self.builds(Log::Short(SHORT), requests).await?;
         lab.requests(self, &builds, true, 1, 60_000).await?;
         self.forget(&builds).await
     }
 
-    /// Asks for each of `builds` three times: what a gateway can know of them, it knows then.
-    pub(crate) async fn make_known(&self, builds: &[String], lab: &mut Lab) -> Result<()> {
+    /// Requests each of `builds` three times, so that a gateway has cached it.
+    pub(crate) async fn fill_cache(&self, builds: &[String], lab: &mut Lab) -> Result<()> {
         let often: Vec<_> = std::iter::repeat_n(builds, 3).flatten().cloned().collect();
         lab.requests(self, &often, true, 1, 60_000).await?;
         Ok(())
     }
 
-    /// What its processes use together.
+    /// The resources that its processes use together.
     pub(crate) fn usage(&self) -> Result<Usage> {
         let mut sum = Usage::default();
         for process in &self.processes {
@@ -189,13 +190,13 @@ impl Running {
         Ok(sum)
     }
 
-    /// Seconds of processor time of its processes together.
+    /// CPU seconds of its processes together.
     pub(crate) fn cpu(&self) -> Result<f64> {
         self.processes.iter().map(Process::cpu).sum()
     }
 
-    /// Ends it, not at once but as it wishes: valgrind writes its counts then. Returns what each
-    /// process wrote.
+    /// Ends the processes with SIGTERM, so that valgrind writes its counts. Returns the output of
+    /// each process.
     pub(crate) async fn end(mut self) -> Result<Vec<String>> {
         for process in &mut self.processes {
             process.end(Signal::TERM).await?;

@@ -1,5 +1,5 @@
-//! Our gateway, in its default configuration: one line of its log for each stream, into a file. All
-//! clients come from one address, which is exempt therefore.
+//! This gateway in its default configuration, with its log in a file. All clients have one address,
+//! which is therefore exempt from limits.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -10,15 +10,15 @@ use tokio::net::UnixDatagram;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
 
-use super::{Around, Running};
+use super::{Running, StartOptions};
 use crate::lab::Lab;
 use crate::process::Process;
 use crate::support::gateway::Builder;
 
-/// How long it may take to be registered; ten times as long under valgrind.
+/// The time limit for the registration; ten times as long under valgrind.
 const START: Duration = Duration::from_secs(20);
 
-/// Lives as long as a gateway: its files, and who takes what it tells its service manager.
+/// What lives as long as a gateway: its files, and the task that reads its service manager socket.
 pub(crate) struct Kept {
     _builder: Builder,
     listening: JoinHandle<()>,
@@ -32,25 +32,30 @@ impl Drop for Kept {
 
 impl Running {
     /// One gateway, in the zone of the executor.
-    pub(super) async fn ours(&mut self, which: usize, around: &Around, lab: &Lab) -> Result<()> {
+    pub(super) async fn ours(
+        &mut self,
+        which: usize,
+        options: &StartOptions,
+        lab: &Lab,
+    ) -> Result<()> {
         let zuul = self.zuul()?;
         let builder = Builder::new(&zuul.system).zone(&zuul.zone);
-        self.address = self.start_ours("gateway", which, builder, around, lab).await?;
+        self.address = self.start_ours("gateway", which, builder, options, lab).await?;
         Ok(())
     }
 
-    /// One for people, and one in the zone of the executor.
+    /// One for clients, and one in the zone of the executor.
     pub(super) async fn ours_pair(
         &mut self,
         which: usize,
-        around: &Around,
+        options: &StartOptions,
         lab: &Lab,
     ) -> Result<()> {
         let zuul = self.zuul()?;
         let inner = Builder::new(&zuul.system).zone(&zuul.zone).tls(&lab.identity);
         let outer = Builder::new(&zuul.system).tls(&lab.identity);
-        self.start_ours("inner", which, inner.listeners(&["tls = true"]), around, lab).await?;
-        self.address = self.start_ours("outer", which, outer, around, lab).await?;
+        self.start_ours("inner", which, inner.listeners(&["tls = true"]), options, lab).await?;
+        self.address = self.start_ours("outer", which, outer, options, lab).await?;
         Ok(())
     }
 
@@ -59,7 +64,7 @@ impl Running {
         name: &str,
         which: usize,
         builder: Builder,
-        around: &Around,
+        options: &StartOptions,
         lab: &Lab,
     ) -> Result<SocketAddr> {
         let builder = builder.limits("exempt_networks = [\"127.0.0.1\"]");
@@ -67,7 +72,7 @@ impl Running {
         let socket = builder.directory().join("notify");
         let notices = UnixDatagram::bind(&socket)?;
         let program = lab.gateways.get(which).context("a gateway's program")?;
-        let mut command = match around.wrapper.split_first() {
+        let mut command = match options.wrapper.split_first() {
             None => Command::new(program),
             Some((wrapper, args)) => {
                 let mut command = Command::new(wrapper);
@@ -77,9 +82,9 @@ impl Running {
         };
         command.args(["-f", "-c"]).arg(config).env("NOTIFY_SOCKET", &socket);
         let mut process = Process::start(name, &command, &self.file(&format!("{name}.log")))?;
-        let patience = START * if around.wrapper.is_empty() { 1 } else { 10 };
+        let patience = START * if options.wrapper.is_empty() { 1 } else { 10 };
         let address = ready(&notices, &mut process, patience).await?;
-        // Unread ones would hold it up one day.
+        // Unread messages would block the gateway when the buffer is full.
         let listening =
             tokio::spawn(async move { while notices.recv(&mut [0; 4096]).await.is_ok() {} });
         self._keep.push(Kept { _builder: builder, listening });
@@ -88,18 +93,19 @@ impl Running {
     }
 }
 
-/// Waits for READY=1; returns the address that the status told before.
+/// Waits for READY=1 and returns the address of the status before it.
 async fn ready(
     notices: &UnixDatagram,
     process: &mut Process,
     patience: Duration,
 ) -> Result<SocketAddr> {
-    let (deadline, mut look) = (Instant::now() + patience, interval(Duration::from_millis(100)));
+    let deadline = Instant::now() + patience;
+    let mut check = interval(Duration::from_millis(100));
     let (mut address, mut buffer) = (None, vec![0; 4096]);
     loop {
         let count = tokio::select! {
             received = notices.recv(&mut buffer) => received?,
-            _ = look.tick() => {
+            _ = check.tick() => {
                 process.still_runs()?;
                 if Instant::now() > deadline {
                     bail!("the gateway is not ready:\n{}", process.output());

@@ -19,7 +19,7 @@ impl Running {
         Ok(())
     }
 
-    /// One for people, and one in the zone of the executor.
+    /// One for clients, and one in the zone of the executor.
     pub(super) async fn zuul_gateway_pair(&mut self, lab: &Lab) -> Result<()> {
         let tls = lab.identity.zuul_conf();
         let zone = &self.zuul()?.zone;
@@ -46,9 +46,9 @@ impl Running {
             system.entries().await.into_iter().map(|entry| entry.name).collect();
         let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin");
         let mut command = Command::new(venv.join("python"));
-        // -B: no compiled files beside the sources.
+        // -B: write no compiled files.
         command.arg("-B").arg(venv.join("zuul-fingergw")).args(["-f", "-c"]).arg(&config);
-        // Zuul's programs import GitPython, which otherwise wants git to be installed.
+        // Zuul's programs import GitPython, which otherwise needs git.
         command.env("GIT_PYTHON_REFRESH", "quiet");
         let process = Process::start(name, &command, &self.file(&format!("{name}.log")))?;
         let is_new = |entry: &crate::support::system::Entry| {

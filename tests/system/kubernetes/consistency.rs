@@ -1,4 +1,4 @@
-//! What no schema knows of the manifests: that their parts fit each other and the configuration.
+//! Consistency of the manifests with each other and with the configuration, beyond the schemas.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::{DEPLOYED, Rendered, list, rendered, text};
 
-/// What zuul-operator gives the pods of its own zuul-fingergw, but for the instance, and how it calls
-/// their port (its `templates/zuul.yaml`).
+/// The labels that zuul-operator sets on the pods of its own zuul-fingergw, except the instance,
+/// and its name for their port (its `templates/zuul.yaml`).
 const OPERATORS_LABELS: [(&str, &str); 3] = [
     ("app.kubernetes.io/name", "zuul"),
     ("app.kubernetes.io/part-of", "zuul"),
@@ -16,16 +16,16 @@ const OPERATORS_LABELS: [(&str, &str); 3] = [
 ];
 const OPERATORS_PORT: (&str, u64) = ("zuul-fingergw", 9079);
 
-/// Executors' port for logs.
+/// The executors' log port.
 const EXECUTOR: u64 = 7900;
 
-/// The port of an address such as `[::]:9079`.
+/// Returns the port of an address such as `[::]:9079`.
 fn port(address: &Value) -> u64 {
     let (_, port) = text(address).rsplit_once(':').expect("a port");
     port.parse().expect("a number")
 }
 
-/// Seconds of a time such as `5m`.
+/// Returns the seconds of a time such as `5m`.
 fn seconds(time: &Value) -> u64 {
     let time = text(time);
     let (number, unit) = time.split_at(time.len() - 1);
@@ -37,7 +37,7 @@ fn seconds(time: &Value) -> u64 {
     Duration::from_secs(number.parse::<u64>().expect("a number") * factor).as_secs()
 }
 
-/// The number of the container's port that is called so, or is that.
+/// Returns the number of the container's port with this name or number.
 fn container_port(rendered: &Rendered, name: &Value) -> u64 {
     let ports = list(&rendered.container()["ports"]);
     let port = ports.iter().find(|port| port["name"] == *name || port["containerPort"] == *name);
@@ -46,7 +46,7 @@ fn container_port(rendered: &Rendered, name: &Value) -> u64 {
         .expect("a number")
 }
 
-/// Every gateway's ports are those it listens on, by name through all objects.
+/// Ports of every gateway match its listeners, by name through all objects.
 #[test]
 fn ports_lead_to_listeners() {
     for directory in DEPLOYED {
@@ -77,7 +77,7 @@ fn ports_lead_to_listeners() {
     }
 }
 
-/// What a zone registers is what its Route or TLSRoute takes, and leads to its Service.
+/// The address that a zone registers is that of its Route or TLSRoute, which leads to its Service.
 #[test]
 fn routes_have_the_registered_host_name() {
     let of_openshift = rendered("overlays/zone-openshift");
@@ -115,7 +115,7 @@ fn routes_have_the_registered_host_name() {
     assert_eq!(backend["port"], service["spec"]["ports"][0]["port"]);
 }
 
-/// An empty selector would be every pod of the namespace.
+/// An empty selector would select every pod of the namespace.
 #[test]
 fn selectors_select_only_these_pods() {
     for directory in DEPLOYED {
@@ -123,7 +123,7 @@ fn selectors_select_only_these_pods() {
         let spec = |kind| &rendered.one(kind)["spec"];
         let template = &spec("Deployment")["template"];
         let spread = &template["spec"]["topologySpreadConstraints"][0];
-        // Else the pods that a rollout replaces count, and drive both new ones to one node.
+        // Otherwise pods that a rollout replaces count, and both new pods could go to one node.
         assert_eq!(spread["matchLabelKeys"], json!(["pod-template-hash"]), "{directory}");
         for selector in [
             &spec("Service")["selector"],
@@ -145,7 +145,7 @@ fn selectors_select_only_these_pods() {
     }
 }
 
-/// All the ports a rule of the policy lets through.
+/// Returns all ports that a rule of the policy permits.
 fn allowed(rules: &Value, rendered: &Rendered) -> BTreeSet<u64> {
     let ports = list(rules).iter().flat_map(|rule| list(&rule["ports"]));
     let number = |port: &Value| match port["port"].as_u64() {
@@ -155,7 +155,7 @@ fn allowed(rules: &Value, rendered: &Rendered) -> BTreeSet<u64> {
     ports.map(number).collect()
 }
 
-/// The API server adds a protocol that is left out, and the next `kubectl apply` finds a difference.
+/// The API server adds an omitted protocol, and the next `kubectl apply` would see a difference.
 #[test]
 fn network_policy_ports_name_their_protocol() {
     for directory in DEPLOYED {
@@ -168,18 +168,17 @@ fn network_policy_ports_name_their_protocol() {
     }
 }
 
-/// The part of the connections that may wait for their clients at a time (`limits.connections`).
+/// Share of the connections that may stall at a time (`limits.connections`).
 const WAITING: u64 = 8;
 
-/// KiB that a connection takes, and what the gateway holds in addition while it waits for its client
-/// (`src/os/memory_limit.rs`).
+/// KiB per connection, and in addition per stalled stream (`src/os/memory_limit.rs`).
 const CONNECTION_KIB: u64 = 32;
 const WAITING_KIB: u64 = 128;
 
-/// MiB of a pod that are left for the program itself.
+/// MiB of a pod that are reserved for the program itself.
 const PROGRAM_MIB: u64 = 64;
 
-/// The buffers of sockets count in cgroups of version 2: two for each stream that waits.
+/// Cgroups of version 2 count socket buffers: two for each stalled stream.
 #[test]
 fn connection_limit_fits_the_memory_limit() {
     for directory in DEPLOYED {
@@ -201,13 +200,13 @@ fn network_policy_permits_what_is_configured() {
         let (toml, policy) = (&rendered.toml, &rendered.one("NetworkPolicy")["spec"]);
         let listening = [&toml["listener"][0]["address"], &toml["admin"]["address"]].map(port);
         assert_eq!(allowed(&policy["ingress"], rendered), listening.into(), "{directory}");
-        // Anybody asks for logs; metrics are not for anybody.
+        // All clients may request logs; metrics are restricted.
         for rule in list(&policy["ingress"]) {
             let finger = rule["ports"][0]["port"] == "finger";
             assert_eq!(rule["from"].is_null(), finger, "{directory}: {rule}");
         }
         let out = allowed(&policy["egress"], rendered);
-        // Names, also where OpenShift's DNS listens; ZooKeeper; executors; the other gateways.
+        // DNS, including OpenShift's port; ZooKeeper; executors; the other gateways.
         let wanted = [53, 5353, port(&toml["zookeeper"]["hosts"]), EXECUTOR, 443, 9079];
         assert_eq!(out, wanted.into(), "{directory}");
     }
@@ -222,7 +221,7 @@ fn termination_grace_period_covers_the_grace() {
         let limits = &rendered.toml["limits"];
         let (lame_duck, grace) = (seconds(&limits["lame_duck"]), seconds(&limits["grace"]));
         assert!(period.as_u64() >= Some(lame_duck + grace + 5), "{directory}: {period} s");
-        // Endpoints and routers see a pod that is not ready after this long.
+        // Endpoints and routers notice an unready pod after this time.
         let readiness = &rendered.container()["readinessProbe"];
         let seen = readiness["periodSeconds"].as_u64().zip(readiness["failureThreshold"].as_u64());
         let (every, times) = seen.expect("numbers");
@@ -231,12 +230,12 @@ fn termination_grace_period_covers_the_grace() {
         assert_eq!(spec["strategy"]["rollingUpdate"], update, "{directory}");
         assert!(
             spec["replicas"].as_u64() >= Some(2),
-            "{directory}: a budget of one would stop drains"
+            "{directory}: a budget of 1 would block drains"
         );
     }
 }
 
-/// As the restricted Pod Security Standard and OpenShift's restricted-v2 want it.
+/// As the restricted Pod Security Standard and OpenShift's restricted-v2 require.
 #[test]
 fn pods_are_confined() {
     for directory in DEPLOYED {
@@ -255,7 +254,7 @@ fn pods_are_confined() {
     }
 }
 
-/// The operator writes what is its own anew, so nothing here may have the same name.
+/// The operator overwrites its own objects, so nothing here may have the same name.
 #[test]
 fn names_differ_from_those_of_zuul_operator() {
     let beside = rendered("overlays/zuul-operator");

@@ -1,5 +1,6 @@
-//! The manifests' own configuration in the container they describe: mounts, user and confinement as in
-//! the Deployment, by podman. ZooKeeper is real, at the port the configuration says.
+//! The manifests' own configuration in the container that they describe: mounts, user and
+//! confinement as in the Deployment, by podman. ZooKeeper is real, at the port of the
+//! configuration.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,25 +20,25 @@ use crate::support::client::Client;
 use crate::support::container::{Image, confined, may_run, run};
 use crate::support::executor::Executor;
 use crate::support::gateway::{Gateway, open_to_all};
-use crate::support::namespace::apart;
+use crate::support::namespace::in_namespaces;
 use crate::support::process::process_of;
 use crate::support::static_program::static_program;
 use crate::support::system::System;
 use crate::support::zookeeper::ZooKeeper;
 
-/// A Secret of the kind that cert-manager makes.
+/// Writes a Secret as cert-manager creates it.
 fn secret(directory: &Path, Identity { cert, key, ca, .. }: &Identity) {
     for (name, file) in [("tls.crt", cert), ("tls.key", key), ("ca.crt", ca)] {
         fs::copy(file, directory.join(name)).expect("a copy");
-        // A Secret's files are for every user of the pod.
+        // Every user of the pod can read a Secret's files.
         fs::set_permissions(directory.join(name), fs::Permissions::from_mode(0o644))
             .expect("a mode");
     }
 }
 
-/// The options that make of a container what the Deployment says. What it mounts lies below `directory`.
+/// Returns podman options that correspond to the Deployment. Mounted files are below `directory`.
 fn options(rendered: &Rendered, directory: &Path, identities: &[(&str, &Identity)]) -> Vec<String> {
-    // `pods_are_confined` says that the Deployment asks for just this.
+    // `pods_are_confined` checks that the Deployment requires exactly this.
     let mut options = confined();
     let pod = &rendered.one("Deployment")["spec"]["template"]["spec"];
     for mount in list(&rendered.container()["volumeMounts"]) {
@@ -64,7 +65,7 @@ fn options(rendered: &Rendered, directory: &Path, identities: &[(&str, &Identity
         assert_eq!(mount["readOnly"], true, "{name}");
         options.push(format!("--volume={}:{path}:ro", source.display()));
     }
-    // The configuration's names of ZooKeeper.
+    // ZooKeeper's names in the configuration.
     let hosts = text(&rendered.toml["zookeeper"]["hosts"]);
     let (host, port) = hosts.rsplit_once(':').expect("a port");
     assert_eq!(port, "2281");
@@ -72,7 +73,7 @@ fn options(rendered: &Rendered, directory: &Path, identities: &[(&str, &Identity
     options
 }
 
-/// Leads 127.0.0.1:2281 to ZooKeeper, which is at some port.
+/// Forwards 127.0.0.1:2281 to ZooKeeper's port.
 async fn lead_to(zookeeper: &ZooKeeper) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 2281)).await.expect("a port");
     let port = zookeeper.port;
@@ -86,13 +87,13 @@ async fn lead_to(zookeeper: &ZooKeeper) {
     });
 }
 
-/// What the kubelet is told by a probe.
+/// Returns the response to a probe of the kubelet.
 async fn probe(rendered: &Rendered, name: &str) -> String {
     let path = text(&rendered.container()[name]["httpGet"]["path"]);
     admin::get(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)), path).await.status
 }
 
-/// One gateway from its start to its end.
+/// Runs one gateway from start to stop.
 async fn serve(directory: &str, image: &Image, system: &System, own: &Identity) {
     let rendered = rendered(directory);
     let identities =
@@ -101,7 +102,7 @@ async fn serve(directory: &str, image: &Image, system: &System, own: &Identity) 
     open_to_all(files.path());
     let options = options(rendered, files.path(), &identities);
     let check = ["/usr/local/bin/zuul-fingergw", "check"];
-    // It succeeds. What it says may be lost: podman attaches to what may be over already.
+    // The command succeeds. Its output may be lost: podman may attach after its end.
     run(&mut image.container(&options, &check)).await;
 
     let change = |command: &mut _| image.instead_of(command, &options);
@@ -138,19 +139,19 @@ async fn serve(directory: &str, image: &Image, system: &System, own: &Identity) 
         assert_eq!(client.text().await, "log\n", "{directory}");
     }
 
-    // Not ready as soon as it has left the registry, and alive for those who come late.
+    // Not ready as soon as it has left the registry, and alive during the lame duck period.
     kill_process(process_of(&gateway), Signal::TERM).expect("a signal");
     system.until("it to leave", <[_]>::is_empty).await;
     assert_eq!(probe(rendered, "readinessProbe").await, "HTTP/1.1 503 Service Unavailable");
     assert_eq!(probe(rendered, "livenessProbe").await, "HTTP/1.1 200 OK");
-    // The lame-duck time is not what is tested here.
+    // The lame duck period is not tested here.
     kill_process(process_of(&gateway), Signal::KILL).expect("a signal");
     gateway.exit().await;
 }
 
 #[test]
 fn every_configuration_serves_in_its_pod() {
-    apart(CloneFlags::CLONE_NEWNET, async || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, async || {
         if !may_run().await {
             return;
         }

@@ -1,4 +1,4 @@
-//! What is broken, drawn at random: processes, the ways between them, ZooKeeper, certificates.
+//! Random failures: of processes, links, ZooKeeper and certificates.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use tokio::time::sleep;
 use crate::journal::{Harm, Parts};
 use crate::lab::{GATEWAYS, Lab, SURVIVORS, ZONES};
 
-/// One way to break something.
+/// A kind of failure.
 #[derive(Clone, Copy, Debug)]
-enum Fault {
+enum Failure {
     GatewayKilled,
     GatewayRestarted,
     GatewayStopped,
@@ -19,7 +19,7 @@ enum Fault {
     LinkHeld,
     LinkReset,
     LinkClosed,
-    LinkAway,
+    LinkRefused,
     ExecutorLinkHeld,
     ExecutorLinkReset,
     ZooKeeperStopped,
@@ -29,51 +29,63 @@ enum Fault {
     CertificatesRenewed,
 }
 
-/// Those of one lane come one after the other, beside those of the other lanes.
+/// Failures that happen one at a time. Lanes run concurrently.
 pub(crate) struct Lane {
-    faults: &'static [(Fault, &'static str, Harm)],
-    /// The least and the most between two of them, in seconds.
-    peace: (f64, f64),
+    failures: &'static [(Failure, &'static str, Harm)],
+    /// The shortest and the longest pause between two failures, in seconds.
+    pause: (f64, f64),
 }
 
 pub(crate) const LANES: [Lane; 3] = [
     Lane {
-        peace: (0.2, 4.0),
-        faults: &[
-            (Fault::GatewayKilled, "zone's gateway killed, and started again", Harm::Kill),
-            (Fault::GatewayRestarted, "zone's gateway told to stop, and started again", Harm::Cut),
-            (Fault::GatewayStopped, "gateway stopped (SIGSTOP)", Harm::Begin),
-            (Fault::ExecutorStopped, "executor stopped (SIGSTOP)", Harm::Begin),
-            (Fault::LinkHeld, "way to a zone's gateway held", Harm::Begin),
-            (Fault::LinkReset, "way to a zone's gateway reset", Harm::Cut),
-            (Fault::LinkClosed, "way to a zone's gateway closed by a stranger", Harm::Cut),
-            (Fault::LinkAway, "way to a zone's gateway closed, refusing for seconds", Harm::Cut),
-            (Fault::ExecutorLinkHeld, "way to an executor held", Harm::Begin),
-            (Fault::ExecutorLinkReset, "way to an executor reset", Harm::Cut),
+        pause: (0.2, 4.0),
+        failures: &[
+            (Failure::GatewayKilled, "zone's gateway killed, and started again", Harm::Kill),
+            (
+                Failure::GatewayRestarted,
+                "zone's gateway stopped in order, and started again",
+                Harm::Cut,
+            ),
+            (Failure::GatewayStopped, "gateway stopped (SIGSTOP)", Harm::Begin),
+            (Failure::ExecutorStopped, "executor stopped (SIGSTOP)", Harm::Begin),
+            (Failure::LinkHeld, "link to a zone's gateway held", Harm::Begin),
+            (Failure::LinkReset, "link to a zone's gateway reset", Harm::Cut),
+            (Failure::LinkClosed, "link to a zone's gateway closed by another process", Harm::Cut),
+            (
+                Failure::LinkRefused,
+                "link to a zone's gateway closed, refusing for seconds",
+                Harm::Cut,
+            ),
+            (Failure::ExecutorLinkHeld, "link to an executor held", Harm::Begin),
+            (Failure::ExecutorLinkReset, "link to an executor reset", Harm::Cut),
         ],
     },
-    // Without ZooKeeper nobody new is served, and the others would have nothing to break.
+    // Without ZooKeeper no new client is served, so these failures are rarer.
     Lane {
-        peace: (8.0, 30.0),
-        faults: &[
-            (Fault::ZooKeeperStopped, "ZooKeeper stopped (SIGSTOP)", Harm::Begin),
-            (Fault::ZooKeeperRestarted, "ZooKeeper killed, and started again", Harm::Begin),
-            (Fault::SessionExpired, "way to ZooKeeper held until the session expired", Harm::Begin),
-            (Fault::RegistryLinkCut, "way to ZooKeeper cut", Harm::Begin),
+        pause: (8.0, 30.0),
+        failures: &[
+            (Failure::ZooKeeperStopped, "ZooKeeper stopped (SIGSTOP)", Harm::Begin),
+            (Failure::ZooKeeperRestarted, "ZooKeeper killed, and started again", Harm::Begin),
+            (
+                Failure::SessionExpired,
+                "link to ZooKeeper held until the session expired",
+                Harm::Begin,
+            ),
+            (Failure::RegistryLinkCut, "link to ZooKeeper cut", Harm::Begin),
         ],
     },
     Lane {
-        peace: (0.5, 8.0),
-        faults: &[(
-            Fault::CertificatesRenewed,
-            "certificates swapped: half (refused), then whole (reloaded)",
+        pause: (0.5, 8.0),
+        failures: &[(
+            Failure::CertificatesRenewed,
+            "certificates replaced: half (refused), then completely (reloaded)",
             Harm::None,
         )],
     },
 ];
 
 impl Lane {
-    /// Draws one fault after the other until told to stop; the last one is healed then.
+    /// Causes random failures until `stop` is set, and waits for the recovery from each.
     pub(crate) async fn run(
         &self,
         lab: &Lab,
@@ -82,15 +94,15 @@ impl Lane {
         mut rng: fastrand::Rng,
     ) {
         while !stop.load(Ordering::Relaxed) {
-            let (fault, name, harm) = self.faults[rng.usize(..self.faults.len())];
-            let target = fault.target(&mut rng);
-            let ongoing = lab.journal.begin(name, fault.parts(target), harm);
-            fault.provoke(target, lab, &mut rng).await;
+            let (failure, name, harm) = self.failures[rng.usize(..self.failures.len())];
+            let target = failure.target(&mut rng);
+            let ongoing = lab.journal.begin(name, failure.parts(target), harm);
+            failure.cause(target, lab, &mut rng).await;
             if harm != Harm::None {
-                lab.heals(name, probes).await;
+                lab.wait_recovered(name, probes).await;
             }
-            lab.journal.healed(ongoing);
-            let (least, most) = self.peace;
+            lab.journal.recovered(ongoing);
+            let (least, most) = self.pause;
             seconds(&mut rng, least, most).await;
         }
     }
@@ -101,17 +113,17 @@ async fn seconds(rng: &mut fastrand::Rng, from: f64, to: f64) {
     sleep(Duration::from_secs_f64(from + rng.f64() * (to - from))).await;
 }
 
-impl Fault {
-    /// The number of the gateway or zone it is about.
+impl Failure {
+    /// A random gateway or zone for this failure.
     fn target(self, rng: &mut fastrand::Rng) -> usize {
         let zoned = 1..GATEWAYS.len();
         match self {
             Self::GatewayKilled | Self::GatewayRestarted => {
-                let mortal: Vec<usize> =
+                let others: Vec<usize> =
                     zoned.filter(|number| !SURVIVORS.contains(number)).collect();
-                mortal[rng.usize(..mortal.len())]
+                others[rng.usize(..others.len())]
             }
-            Self::LinkHeld | Self::LinkReset | Self::LinkClosed | Self::LinkAway => {
+            Self::LinkHeld | Self::LinkReset | Self::LinkClosed | Self::LinkRefused => {
                 rng.usize(zoned)
             }
             Self::GatewayStopped | Self::SessionExpired | Self::RegistryLinkCut => {
@@ -130,7 +142,7 @@ impl Fault {
             Self::GatewayKilled | Self::GatewayRestarted | Self::GatewayStopped => {
                 Parts::gateway(target)
             }
-            Self::LinkHeld | Self::LinkReset | Self::LinkClosed | Self::LinkAway => {
+            Self::LinkHeld | Self::LinkReset | Self::LinkClosed | Self::LinkRefused => {
                 Parts::link(target)
             }
             Self::ExecutorStopped | Self::ExecutorLinkHeld | Self::ExecutorLinkReset => {
@@ -142,8 +154,8 @@ impl Fault {
         }
     }
 
-    /// Breaks it, lets a while go by, mends what does not mend itself.
-    async fn provoke(self, target: usize, lab: &Lab, rng: &mut fastrand::Rng) {
+    /// Causes the failure, waits, and ends it.
+    async fn cause(self, target: usize, lab: &Lab, rng: &mut fastrand::Rng) {
         match self {
             Self::GatewayKilled | Self::GatewayRestarted => {
                 self.end_gateway(target, lab).await;
@@ -152,9 +164,9 @@ impl Fault {
             }
             Self::GatewayStopped => {
                 let gateway = lab.gateway(target).await;
-                let gateway = gateway.as_ref().expect("one fault at a time");
+                let gateway = gateway.as_ref().expect("one failure at a time");
                 gateway.signal(Signal::STOP);
-                // Some outlast the session with ZooKeeper.
+                // Some last longer than the session with ZooKeeper.
                 seconds(rng, 0.5, 7.0).await;
                 gateway.signal(Signal::CONT);
             }
@@ -170,7 +182,7 @@ impl Fault {
             }
             Self::LinkReset => lab.links[target].reset(),
             Self::LinkClosed => lab.links[target].cut(),
-            Self::LinkAway => {
+            Self::LinkRefused => {
                 lab.links[target].refuse();
                 seconds(rng, 0.5, 8.0).await;
                 lab.links[target].release();
@@ -206,10 +218,10 @@ impl Fault {
         }
     }
 
-    /// Kills a gateway, or tells it to stop, which has to succeed.
+    /// Kills a gateway, or stops it with SIGTERM, which must succeed.
     async fn end_gateway(self, target: usize, lab: &Lab) {
         let mut slot = lab.gateway(target).await;
-        let mut gateway = slot.take().expect("one fault at a time");
+        let mut gateway = slot.take().expect("one failure at a time");
         if matches!(self, Self::GatewayKilled) {
             gateway.signal(Signal::KILL);
             gateway.exit().await;
@@ -218,7 +230,7 @@ impl Fault {
             let status = gateway.exit().await;
             if !status.success() {
                 let name = GATEWAYS[target].0;
-                lab.journal.violation(format!("{name} was told to stop and ended with {status}"));
+                lab.journal.violation(format!("{name} ended with {status} after SIGTERM"));
             }
         }
     }
