@@ -113,7 +113,14 @@ pub(crate) fn start(
     let runtime = runtime::start()?;
     let sockets = Sockets { listeners, admin, control };
     let loaded = LoadedConfig { config, certificates };
-    let status = runtime.block_on(run::run(source, loaded, hostname, sockets, logging, guard));
+    // The guard is dropped with an error, and notifies the parent when nothing can fail any more.
+    let status = runtime.block_on(async {
+        let running = run::start(source, loaded, hostname, sockets, logging)?;
+        if let Some(guard) = guard {
+            guard.notify_parent().context("cannot close the terminal's standard streams")?;
+        }
+        Ok(running.until_stopped().await)
+    });
     // Does not wait for tasks that a second signal has left running.
     runtime.shutdown_background();
     status

@@ -24,7 +24,6 @@ use crate::control::{self, CommandHandler, text};
 use crate::gateway::Server;
 use crate::gateway::routing::Router;
 use crate::model::component::OwnComponent;
-use crate::os::daemonize::DaemonizeGuard;
 use crate::os::sd_notify::ServiceManager;
 use crate::os::signals::StopSignals;
 use crate::os::watchdog;
@@ -49,28 +48,8 @@ pub(super) struct Sockets {
     pub(super) control: Option<StdUnixListener>,
 }
 
-/// Runs the gateway and returns the exit status of the program. `guard` is dropped with an error, and
-/// notified when nothing can fail any more.
-///
-/// # Errors
-/// Why the gateway cannot start.
-pub(super) async fn run(
-    source: ConfigSource,
-    loaded: LoadedConfig,
-    hostname: String,
-    sockets: Sockets,
-    logging: &LogGuard,
-    guard: Option<DaemonizeGuard>,
-) -> Result<ExitCode> {
-    let running = start(source, loaded, hostname, sockets, logging)?;
-    if let Some(guard) = guard {
-        guard.notify_parent().context("cannot close the terminal's standard streams")?;
-    }
-    Ok(running.until_stopped().await)
-}
-
 /// The parts of a running gateway.
-struct Running {
+pub(super) struct Running {
     server: Server,
     registration: Registration,
     /// The addresses of the listeners in one line.
@@ -87,7 +66,7 @@ struct Running {
 }
 
 /// Registers the gateway, and starts everything.
-fn start(
+pub(super) fn start(
     source: ConfigSource,
     loaded: LoadedConfig,
     hostname: String,
@@ -159,7 +138,7 @@ fn start(
     };
     let commands = sockets.control.map(|socket| (socket, handler));
     let supervisor = supervise(admin, commands, status, Arc::clone(&manager), metrics.clone())?;
-    let log_level = logging.level();
+    let log_level = logging.level.clone();
     let reloader = Reloader {
         source,
         hostname: bound.component.hostname,
@@ -186,7 +165,7 @@ fn start(
 
 impl Running {
     /// Waits for a reason to stop, stops, and returns the exit status of the program.
-    async fn until_stopped(mut self) -> ExitCode {
+    pub(super) async fn until_stopped(mut self) -> ExitCode {
         let connections = self.server.usage();
         let connections = || connections.connections().0;
         let task_failed = tokio::select! {
