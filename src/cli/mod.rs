@@ -223,7 +223,7 @@ fn run_gateway(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
-            if !logging.is_stderr() {
+            if !logging.is_stderr {
                 print_error(&error);
             }
             if error.is::<PrivilegeError>() || error.is::<DirectoryError>() {
