@@ -34,7 +34,7 @@ const MAX_REASON: usize = 200;
 /// for each request.
 const WARNING_INTERVAL: Duration = Duration::from_secs(600);
 
-/// What a failure says about the gateway.
+/// What a failure means for the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FailureKind {
     /// Requests to it go in a loop, so it must not be tried while it backs off.

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_gateway_says_about_build_and_executor_is_final() {
+    fn replies_about_the_build_or_the_executor_are_final() {
         let allows = |reply| PeerReply::Known(reply).allows_failover();
         assert!(!allows(Reply::NotFound) && !allows(Reply::NotStarted));
         assert!(!allows(Reply::Error(ReplyError::ExecutorSilent)));

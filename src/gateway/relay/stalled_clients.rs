@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_that_ended_leave_nothing_behind() {
+    fn ended_waits_leave_no_entries() {
         let (queue, limits) = (StalledClients::default().stalls, limits(1, 1));
         let clients = [client("192.0.2.1"), client("2001:db8::1"), None].into_iter().cycle();
         let waits: Vec<_> =

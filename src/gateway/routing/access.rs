@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_nobody_is_asked() {
+    fn names_are_not_read_without_rules() {
         assert!(Access::new(&[], "192.0.2.1".parse().unwrap(), || panic!("asked")).is_none());
         let rules = [rule("192.0.2.0/24", "a", "-")];
         let access = Access::new(&rules, "192.0.2.1".parse().unwrap(), || panic!("asked"));

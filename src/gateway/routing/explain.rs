@@ -46,7 +46,7 @@ pub(crate) enum BuildState {
     Queued,
     /// ZooKeeper has no such build.
     Unknown,
-    /// ZooKeeper could not be asked, or the build's entry is malformed.
+    /// ZooKeeper could not be reached, or the build's entry is malformed.
     Error,
 }
 

@@ -1,9 +1,9 @@
 //! Routing: from a build ID to the hops that may have its log, in the order in which they are tried.
 //!
 //! The rule is Zuul's (`zuul/lib/streamer_utils.py`): the zone of the executor that has the build
-//! decides. An executor of our own zone, or without a zone, is asked directly. For another zone a
-//! gateway of that zone is asked, and the executor if there is none. Unlike Zuul's gateway, this one
-//! only counts gateways that have a port, and tries all of them before the executor.
+//! decides. An executor of our own zone, or without a zone, gets the request directly. For another
+//! zone a gateway of that zone gets it, or the executor if there is none. Unlike Zuul's gateway, this
+//! one only considers gateways that have a port, and tries all of them before the executor.
 
 pub(crate) mod access;
 pub(crate) mod explain;
@@ -192,7 +192,7 @@ fn candidates(executor: Executor, own: &OwnComponent, gateways: &[Gateway]) -> V
     hops
 }
 
-/// Returns whether `executor` is in another zone, so that a gateway of that zone is asked.
+/// Returns whether `executor` is in another zone, so that gateways of that zone are candidates.
 fn is_in_other_zone(executor: &Executor, own: &OwnComponent) -> bool {
     executor.zone.is_some() && executor.zone != own.zone
 }

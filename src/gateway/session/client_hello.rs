@@ -1,7 +1,7 @@
 //! Waits for a TLS client's first message, the ClientHello, and leaves it in the socket.
 //!
-//! Until all of it has arrived there is nothing to compute, so a client that sends it byte by byte,
-//! or not at all, takes neither a place among the handshakes nor memory of this process.
+//! The handshake starts only when all of it has arrived, so a client that sends it byte by byte, or
+//! not at all, uses neither a handshake permit nor memory of this process.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// The longest ClientHello that is accepted, in bytes. With post-quantum key shares and a session
-/// ticket they have about 2 KiB.
+/// ticket it has about 2 KiB.
 const HELLO_MAX: usize = 16 * 1024;
 
 /// The header of a record: type, version, length (RFC 8446, section 5.1).
@@ -24,14 +24,14 @@ const RECORD_OF_HANDSHAKE: u8 = 22;
 const OTHER_RECORDS_MIN: u8 = 20;
 const OTHER_RECORDS_MAX: u8 = 24;
 
-/// What a TLS client has sent before the handshake begins.
+/// What a TLS client has sent before the handshake starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// The whole first record, or what the TLS library refuses immediately.
+    /// The complete first record, or data that the TLS library refuses immediately.
     Complete,
-    /// A ClientHello longer than [`HELLO_MAX`], or what could hide one; the reason.
+    /// A ClientHello longer than [`HELLO_MAX`], or a record that may hide its length; the reason.
     Invalid(&'static str),
-    /// The end, before the first byte.
+    /// The client closed the connection before the first byte.
     Closed,
 }
 
@@ -43,7 +43,7 @@ pub(crate) async fn arrival(stream: &TcpStream) -> io::Result<Arrival> {
     loop {
         let ready = stream.ready(Interest::READABLE).await?;
         match stream.try_io(Interest::READABLE, || peek(stream)) {
-            // Nothing more will come: the TLS library finds the same end.
+            // No more data will arrive: the TLS library reports the end.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && ready.is_read_closed() => {
                 return Ok(Arrival::Complete);
             }
@@ -53,8 +53,8 @@ pub(crate) async fn arrival(stream: &TcpStream) -> io::Result<Arrival> {
     }
 }
 
-/// Looks at what `stream` has received. Fails with `WouldBlock` while that is not enough, which
-/// makes tokio wait for the next segment.
+/// Checks what `stream` has received, without reading it. Fails with `WouldBlock` while that is not
+/// enough, so that tokio waits for the next segment.
 fn peek(stream: &TcpStream) -> io::Result<Arrival> {
     let mut head = [0; RECORD_HEADER + MESSAGE_HEADER];
     let (_, count) = recv(stream, &mut head, RecvFlags::PEEK)?;
@@ -65,24 +65,25 @@ fn peek(stream: &TcpStream) -> io::Result<Arrival> {
     needed(&head[..count], received).ok_or_else(|| io::ErrorKind::WouldBlock.into())
 }
 
-/// What `received` bytes that begin with `head` are; `None` as long as more has to come.
+/// Classifies `received` bytes that begin with `head`. Returns `None` while more must arrive.
 fn needed(head: &[u8], received: usize) -> Option<Arrival> {
     let (header, message) = head.split_at_checked(RECORD_HEADER)?;
     match header[0] {
         RECORD_OF_HANDSHAKE => {}
-        // The TLS library would wait for the rest, and skip an alert and wait for the next record.
+        // The TLS library would wait for the rest of it; it would ignore an alert and wait for the next
+        // record.
         OTHER_RECORDS_MIN..=OTHER_RECORDS_MAX => {
             return Some(Arrival::Invalid("the first record is not a handshake record"));
         }
         _ => return Some(Arrival::Complete),
     }
     let record = usize::from(u16::from_be_bytes([header[3], header[4]]));
-    // The TLS library refuses an empty record immediately. In a shorter fragment, the length of the
-    // message is not known: `message` ends with the next record's header.
+    // The TLS library refuses an empty record immediately. In a record shorter than the message header
+    // the length of the message is unknown: `message` would end with the next record's header.
     if (1..MESSAGE_HEADER).contains(&record) {
         return Some(Arrival::Invalid("the first record is too short"));
     }
-    // The TLS library gathers a message of any type before it looks at the type.
+    // The TLS library collects a message of any type before it checks the type.
     let message = match *message {
         [_, high, middle, low] => {
             MESSAGE_HEADER + u32::from_be_bytes([0, high, middle, low]) as usize
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn first_record_has_to_be_whole() {
+    fn first_record_must_be_complete() {
         let short = hello(200, 16_384);
         let head = |count: usize| &short[..count.min(9)];
         for count in 0..short.len() {

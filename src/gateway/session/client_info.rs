@@ -9,29 +9,30 @@ use crate::gateway::limits::{AddressPermit, CountedClient, PendingConnection};
 pub(crate) struct ClientInfo {
     /// The client's address; that of a trusted proxy until its PROXY header has been read.
     pub(crate) peer: SocketAddr,
-    /// The permit for the client's address; dropped once the client has presented a certificate.
+    /// The permit of the client's address; dropped after the client has presented a certificate.
     pub(crate) address_permit: Option<AddressPermit>,
     /// The connection comes from a trusted proxy, which sends a PROXY header.
     pub(crate) is_proxy: bool,
     /// The index of the listener.
     pub(crate) index: u16,
-    /// Whether the lines of its stream are logged at info level. They are at debug level if its address
-    /// has requested too many streams.
+    /// Whether its stream is logged at info level. It is logged at debug level if its address has
+    /// requested too many streams.
     pub(crate) logged: bool,
-    /// The entry among the connections that may be closed for a newer one, until the request is there.
+    /// The entry among the connections that may be closed for a newer one, until the request has been
+    /// read.
     pub(crate) pending: Option<Entry<PendingConnection>>,
 }
 
 impl ClientInfo {
-    /// Keeps the connection from being closed for a newer one. Does not return if it has been chosen
-    /// already: then its task is about to be aborted.
+    /// Removes the connection from those that may be closed for a newer one. Never returns if it has
+    /// been chosen already, because its task is then about to be aborted.
     pub(crate) async fn leave_pending(&mut self) {
         if self.pending.take().is_some_and(|entry| !entry.leave()) {
             std::future::pending::<()>().await;
         }
     }
 
-    /// The client, if limits count it by its address.
+    /// Returns the client if limits count it by its address.
     pub(super) fn counted(&self) -> Option<CountedClient> {
         self.address_permit.as_ref().and_then(AddressPermit::client)
     }

@@ -11,8 +11,8 @@ use crate::gateway::context::Context;
 use crate::gateway::relay::EndReason;
 use crate::gateway::transport::connection::Connection;
 
-/// Closes the client's connection in the way that shows how its stream ended: gracefully after a whole
-/// log or a reply, with a reset otherwise.
+/// Closes the client's connection so that the client sees how the stream ended: gracefully after a
+/// complete log or a reply, with a reset otherwise.
 pub(super) async fn close(
     connection: Connection,
     outcome: &Outcome,
@@ -35,9 +35,9 @@ pub(super) async fn close(
     }
 }
 
-/// Sends the `line` that stands for a log, and closes.
+/// Sends `line`, a reply, and closes the connection.
 pub(crate) async fn send_reply(mut connection: Connection, line: &[u8], cx: &Context) {
-    // If the client does not read one line in time, close.
+    // If the client does not read one line in time, the connection is closed without waiting.
     if let Ok(Ok(())) = timeout(cx.limits.request_timeout, connection.write_all(line)).await {
         connection.close_gracefully(|| sleep(cx.limits.request_timeout)).await;
     }

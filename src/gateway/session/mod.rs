@@ -1,4 +1,4 @@
-//! One connection from its first byte to its last: PROXY header, TLS, request, route, connect, relay,
+//! The session of one accepted connection: PROXY header, TLS handshake, request, route, connect, relay,
 //! close.
 
 pub(crate) mod client_hello;
@@ -90,7 +90,7 @@ async fn connect<'r>(
     let established = tokio::select! {
         biased;
         () = cx.abort.cancelled() => return Err(Outcome::Ended(EndReason::Stopped)),
-        // Boxed: an idle stream should not have room for what it needs to connect.
+        // Boxed, to keep the state of the connect phase out of the session future.
         established = Box::pin(cx.connector.connect_any(hops, &connect)) => established,
         error = connection.wait_closed() => {
             return Err(Outcome::Ended(EndReason::ClientLeft(error)));
@@ -103,7 +103,7 @@ async fn connect<'r>(
 mod tests {
     use super::*;
 
-    /// What bounds the number of idle streams is what each of their tasks holds.
+    /// The size of the future bounds the number of idle streams that fit into memory.
     #[test]
     fn future_of_a_session_is_small() {
         fn size<F>(_: impl Fn(TcpStream, &'static mut ClientInfo, &'static Context) -> F) -> usize {

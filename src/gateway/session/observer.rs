@@ -1,5 +1,5 @@
-//! Records what happens to one request: metrics, span, stream table and log lines. No other code of a
-//! session writes them once the build has been found.
+//! Records the events of one request: metrics, span, stream table and log lines. After the build has
+//! been found, no other code of a session writes them.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -74,7 +74,7 @@ impl<'a> Observer<'a> {
         }
     }
 
-    /// Records how the request ended: the one count and the one line of each.
+    /// Records how the request ended: one count and one log line for each request.
     pub(super) fn finish(self, outcome: &Outcome) {
         let Self { client: ClientInfo { peer, logged, .. }, cx, build, hops, began, span, stream } =
             self;
@@ -88,7 +88,7 @@ impl<'a> Observer<'a> {
         cx.metrics.stream_closed(route, time);
         let (host, port) = hop.address();
         span.stream_closed(host, port, route, bytes);
-        // Milliseconds: JSON would show all digits.
+        // Rounded to milliseconds, because JSON would show all digits.
         let seconds = (time.as_secs_f64() * 1000.0).round() / 1000.0;
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
         let (kind, _, _, zone, tls) = hop.fields();
@@ -100,8 +100,8 @@ impl<'a> Observer<'a> {
         span.end(outcome.label(), outcome.error());
     }
 
-    /// Counts that a request was sent to the wrong place because of how `gateway` is registered, and
-    /// warns of it, now and then. `found` is what answers at its address.
+    /// Counts a request that the registered address of `gateway` led to a wrong gateway, `found`, and
+    /// logs a warning, unless it was logged recently.
     fn misrouted(&self, misrouting: Misrouting, gateway: &Gateway, found: &str) {
         self.cx.metrics.misrouted(misrouting.label());
         if !self.cx.router.health().should_warn(gateway, misrouting, Instant::now()) {
@@ -115,8 +115,8 @@ impl<'a> Observer<'a> {
                 zone,
                 gateway,
                 found,
-                "what answers at this gateway's address is a gateway of another zone: compare its \
-                 hostname and public_port with the port forwards"
+                "the registered address of this gateway leads to a gateway of another zone: compare \
+                 its hostname and public_port with the port forwards"
             ),
             Misrouting::Loop => warn!(
                 zone,

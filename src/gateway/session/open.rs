@@ -32,7 +32,7 @@ pub(super) async fn read_proxy_header(
     if !client.is_proxy {
         return Ok(stream);
     }
-    // Boxed, as the handshake: an idle stream should not have room for what is over soon.
+    // Boxed, as the handshake, to keep short-lived state out of the session future.
     Box::pin(proxied_client(stream, client, cx)).await
 }
 
@@ -54,11 +54,11 @@ async fn proxied_client(
             return Err(Outcome::Probe);
         }
         Ok(Err(error)) => {
-            debug!(%peer, %error, "no connection");
+            debug!(%peer, %error, "connection rejected");
             return Err(Outcome::NoProxyHeader);
         }
         Err(_) => {
-            debug!(%peer, error = "no PROXY header in time", "no connection");
+            debug!(%peer, error = "PROXY header timed out", "connection rejected");
             return Err(Outcome::NoProxyHeader);
         }
     };
@@ -72,10 +72,10 @@ async fn proxied_client(
     if client.address_permit.is_some() {
         return Ok(stream);
     }
-    // So that it is not closed, and counted, for another connection as well.
+    // Otherwise it could also be closed, and counted, for a newer connection.
     client.leave_pending().await;
     cx.limiter.record_rejection(Rejection::Address, address);
-    // As the listener does with clients that come by themselves.
+    // As the listener does for clients that connect directly.
     if !tls && let Some(_permit) = cx.limiter.rejection() {
         let reply = Reply::Error(ReplyError::TooManyFromAddress);
         let connection = Connection::Plain(Socket::from_client(stream));
@@ -96,8 +96,8 @@ pub(super) async fn accept_tls(
     }
 }
 
-/// Does the TLS handshake with a client. One that presents a certificate no longer counts against its
-/// address: peer gateways and zuul-web send the requests of many clients from one.
+/// Does the TLS handshake with a client. A client that presents a certificate no longer counts against
+/// its address: peer gateways and zuul-web send the requests of many clients from one address.
 async fn handshake(
     stream: TcpStream,
     client: &mut ClientInfo,
@@ -106,8 +106,8 @@ async fn handshake(
 ) -> Result<Connection, Outcome> {
     let ClientInfo { peer, address_permit, .. } = client;
     let peer = *peer;
-    let shaken = async {
-        // Until all of the ClientHello is there it costs no more than any other connection.
+    let handshake = async {
+        // Until the whole ClientHello has arrived, the client costs no more than any other one.
         match arrival(&stream).await {
             Ok(Arrival::Complete) => {}
             Ok(Arrival::Invalid(reason)) => {
@@ -124,23 +124,23 @@ async fn handshake(
             cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
             return Ok(Err(Outcome::Rejected));
         }
-        let handshake = cx.limiter.handshake(address_permit.as_ref(), peer.ip(), &cx.limits);
+        let permit = cx.limiter.handshake(address_permit.as_ref(), peer.ip(), &cx.limits);
         let evicted = async {
-            handshake.wait_evicted().await;
+            permit.wait_evicted().await;
             cx.limiter.record_rejection(Rejection::Handshakes, peer);
         };
         tokio::select! {
             biased;
-            shaken = acceptor.accept(ReadAhead::from_client(Socket::from_client(stream))) => shaken.map(Ok),
+            accepted = acceptor.accept(ReadAhead::from_client(Socket::from_client(stream))) => accepted.map(Ok),
             () = evicted => Ok(Err(Outcome::Rejected)),
         }
     };
-    let (failure, error) = match timeout(cx.limits.handshake_timeout, shaken).await {
+    let (failure, error) = match timeout(cx.limits.handshake_timeout, handshake).await {
         Ok(Ok(Err(outcome))) => return Err(outcome),
         Ok(Ok(Ok(stream))) => {
-            // The client's request waits for the acknowledgement of its Finished (Nagle), which the
-            // kernel would delay for up to 40 ms: no session ticket carries it. Lasts until the
-            // next read (tcp(7)); systems without it are as slow as before.
+            // A client with Nagle's algorithm sends its request after the acknowledgement of its
+            // Finished, which the kernel would delay for up to 40 ms, as no session ticket carries
+            // it. Lasts until the next read (tcp(7)). Systems without the option have the delay.
             stream.get_ref().0.socket().acknowledge_immediately();
             let kind = stream.get_ref().1.handshake_kind();
             let resumed = kind == Some(HandshakeKind::Resumed);
@@ -154,9 +154,9 @@ async fn handshake(
         Ok(Err(error)) => {
             (HandshakeFailure::from_error(&error), format!("TLS: {}", tls::describe(&error)))
         }
-        Err(_) => (HandshakeFailure::Timeout, "no TLS handshake in time".to_owned()),
+        Err(_) => (HandshakeFailure::Timeout, "TLS handshake timed out".to_owned()),
     };
     cx.metrics.handshake_failed(Direction::Inbound, failure.label());
-    debug!(%peer, error, "no connection");
+    debug!(%peer, error, "connection rejected");
     Err(Outcome::NoHandshake)
 }

@@ -1,4 +1,4 @@
-//! How a connection ended: what is counted, logged and sent to the client.
+//! The outcome of a connection, which decides what is counted, logged and sent to the client.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use crate::gateway::protocol::reply::{Reply, ReplyError};
 use crate::gateway::relay::EndReason;
 use crate::gateway::upstream::FailoverError;
 
-/// The end of one accepted connection.
+/// How one accepted connection ended.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// The relay of a log ended, or the wait for its first byte, by the client or by this gateway.
+    /// The relay ended, or the client or this gateway ended the wait for the first byte.
     Ended(EndReason),
-    /// No hop has the log. The client gets the line of the gateway that refused it, or ours.
+    /// No hop sent the log. The client gets the reply of a gateway, or our own.
     NotConnected(Box<FailoverError>),
     /// The client gets this reply. No hop was tried.
     Refused(Reply),
@@ -21,7 +21,7 @@ pub(crate) enum Outcome {
     NoProxyHeader,
     /// The TLS handshake failed or took too long.
     NoHandshake,
-    /// The peer left before it had sent a request: health checks, port scans.
+    /// The peer left before it sent a request, as health checks and port scans do.
     Probe,
 }
 
@@ -46,7 +46,8 @@ impl Outcome {
         }
     }
 
-    /// What went wrong, for the span of a stream. A client may leave or stop reading whenever it wants.
+    /// Returns the error status for the span of a stream. It is no error that a client leaves or stops
+    /// reading.
     pub(crate) fn error(&self) -> Option<String> {
         match self {
             Self::Ended(
@@ -58,7 +59,7 @@ impl Outcome {
     }
 }
 
-/// The `end` of a stream's log line.
+/// Formats the value of `end` in the log line of a stream.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -199,8 +199,8 @@ mod tests {
         let header = v2_header(1, 0x11, &IPV4);
         let client = Some("192.0.2.7:12345".to_owned());
         assert_eq!(read(&header), Ok((client.clone(), header.len())));
-        let behind = [header.as_slice(), b"\x16\x03\x01"].concat();
-        assert_eq!(read(&behind), Ok((client.clone(), header.len())));
+        let followed = [header.as_slice(), b"\x16\x03\x01"].concat();
+        assert_eq!(read(&followed), Ok((client.clone(), header.len())));
         let more = v2_header(1, 0x11, &[IPV4.as_slice(), &[4, 0, 1, 42]].concat());
         assert_eq!(read(&more), Ok((client, more.len())), "with a TLV");
         let mut addresses = [0; 36];

@@ -34,7 +34,7 @@ pub(crate) struct Peer {
     state: Arc<State>,
 }
 
-/// A plain connection whose peer can be `buffer` bytes behind in each direction.
+/// Returns a plain connection that buffers up to `buffer` bytes in each direction.
 pub(crate) fn connection(buffer: usize) -> (Connection, Peer) {
     let (ours, stream) = duplex(buffer);
     let state = Arc::<State>::default();

@@ -29,57 +29,57 @@ use crate::model::hop::Hop;
 use crate::tls;
 use crate::tls::HandshakeFailure;
 
-/// How long the rest of a line is waited for that may become a reply. No log of Zuul's begins as a
-/// reply does, so this delays none.
+/// The deadline for the rest of a line that may be a reply. No log of Zuul begins like a reply, so this
+/// delays no log.
 const REPLY_WAIT: Duration = Duration::from_millis(500);
 
-/// The most that is read of the rest of a reply at once, in bytes.
+/// The size of a read for the rest of a reply, in bytes.
 const REPLY_READ: usize = 1024;
 
-/// Why an attempt at a hop brought no log.
+/// Why an attempt at a hop returned no log.
 #[derive(Debug, Error)]
 pub(crate) enum AttemptError {
     /// TCP did not connect, or the request was not sent, within the connect deadline.
     #[error("connect timed out")]
     ConnectTimeout,
-    /// The TLS handshake did not end within the connect deadline.
+    /// The TLS handshake was not finished within the connect deadline.
     #[error("TLS handshake timed out")]
     HandshakeTimeout,
-    /// The name, the connection or the request failed.
+    /// The name was not resolved, or the connection or the sending of the request failed.
     #[error("cannot connect: {}{}", .0, local_port_hint(.0))]
     Connect(#[source] io::Error),
     #[error("TLS: {}", tls::describe(.0))]
     Tls(#[source] io::Error),
-    /// The gateway speaks TLS and this one has no certificate.
+    /// The gateway requires TLS and this gateway has no certificate.
     #[error("the gateway requires TLS; set tls.cert, tls.key and tls.ca")]
     NoCertificate,
     /// Too many requests for the build wait for the first byte from this gateway.
     #[error("too many requests for this build wait for the gateway's first byte")]
     TooManyForBuild,
-    /// The gateway replied that too many gateways have sent the request; its certificate has these
-    /// names.
+    /// The peer gateway replied that too many gateways have forwarded the request; its certificate has
+    /// these names.
     #[error("too many gateways have forwarded the request: {0}")]
     Loop(String),
-    /// The hop has an address that this gateway listens on, or is registered with.
+    /// This gateway listens on the hop's address, or is registered with it.
     #[error("the address is this gateway's own")]
     Ourselves,
-    /// No slot to ask this executor became free in time.
+    /// No slot of the executor became free in time.
     #[error("too many requests wait for this executor's first byte")]
     Busy,
-    /// The gateway serves another zone than its registry entry says; its certificate has these names.
+    /// A peer gateway of another zone than the registered one replied; its certificate has these names.
     #[error("a gateway of another zone replied: {0}")]
     WrongZone(String),
-    /// The hop closed without a byte, or sent nothing in time. A log has at least its first line
-    /// before a client can ask for it.
+    /// The hop closed the connection without data, or sent no data in time. The first line of a log is
+    /// written before a client can request it.
     #[error("the hop sent no data")]
     Silent,
     /// The connection failed before the first byte.
     #[error("connection to the hop failed: {}", tls::describe(.0))]
     Reset(#[source] io::Error),
-    /// Another hop was faster, or was tried instead.
+    /// The hop sent no data within its hedge delay, and another hop was faster or was tried in its place.
     #[error("superseded by another hop: no data within {0:?}")]
     TooSlow(Duration),
-    /// A gateway sent a reply instead of a log: this line.
+    /// A gateway sent this line, a reply, instead of a log.
     #[error("the gateway replied: {}", Excerpt::new(.line.trim_ascii_end()))]
     Replied { reply: PeerReply, line: Box<[u8]> },
 }
@@ -102,12 +102,12 @@ impl AttemptError {
         }
     }
 
-    /// Whether all local ports towards the hop are in use.
+    /// Returns whether all local ports for connections to the hop are in use.
     pub(crate) fn is_without_local_port(&self) -> bool {
         matches!(self, Self::Connect(error) if error.kind() == io::ErrorKind::AddrNotAvailable)
     }
 
-    /// Why the TLS handshake failed, if that is what failed.
+    /// Returns why the TLS handshake failed, if the attempt failed in it.
     pub(crate) fn handshake_failure(&self) -> Option<HandshakeFailure> {
         match self {
             Self::HandshakeTimeout => Some(HandshakeFailure::Timeout),
@@ -116,7 +116,7 @@ impl AttemptError {
         }
     }
 
-    /// What the failure of this attempt means for the request.
+    /// Returns what this error means for the request.
     pub(super) fn failure(&self) -> Failure {
         match self {
             Self::Silent | Self::Busy => Failure::Silent,
@@ -126,7 +126,7 @@ impl AttemptError {
         }
     }
 
-    /// Whether no other hop would do better.
+    /// Returns whether the other hops would return the same reply.
     pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::Replied { reply, .. } if !reply.allows_failover())
     }
@@ -140,11 +140,11 @@ fn local_port_hint(error: &io::Error) -> &'static str {
 }
 
 impl Connector {
-    /// Asks `hop` for the log and waits for its first bytes.
+    /// Requests the log from `hop` and waits for its first bytes.
     ///
-    /// An executor has a deadline for them. A gateway has none of its own: it waits for its executor,
-    /// and the caller sets a deadline for all hops. Sets `has_turn` when the hop is no longer waited
-    /// for because of other requests for the build.
+    /// An executor has a deadline for them. A gateway has none of its own, because it waits for its
+    /// executor in turn; the caller sets a deadline for all hops. Sets `has_turn` when the attempt no
+    /// longer waits for other requests for the build.
     pub(super) async fn attempt<'h, O: ConnectObserver>(
         &self,
         hop: &'h Hop,
@@ -160,7 +160,7 @@ impl Connector {
             }
         };
         has_turn.store(true, Ordering::Relaxed);
-        // The wait for a slot takes from the time for the first byte as connecting does.
+        // The wait for a slot counts towards the deadline, as connecting does.
         let deadline = Instant::now() + limits.connect_timeout + limits.first_byte_timeout;
         let slot = match hop {
             Hop::Gateway(_) => None,
@@ -169,7 +169,7 @@ impl Connector {
         let began = Instant::now();
         let (mut connection, mut handshake) = self.send_request(hop, request).await?;
         request.observer.connected(hop, began.elapsed());
-        // The number of hops in the request ends loops.
+        // With a peer gateway the number of hops in the request ends loops.
         let in_flight = in_flight.filter(|_| !connection.is_peer_gateway());
         let size = read_size(connection.is_tls(), request.client_is_tls);
         let read = connection.read_chunk(size);
@@ -218,7 +218,7 @@ impl Connector {
         Ok(established)
     }
 
-    /// A slot to ask `executor`, waited for up to the first-byte timeout.
+    /// Waits for a slot of `executor`, at most for the first-byte timeout.
     async fn executor_slot<O: ConnectObserver>(
         &self,
         executor: &Executor,
@@ -229,7 +229,7 @@ impl Connector {
         }
         let began = Instant::now();
         let deadline = began + request.limits.first_byte_timeout;
-        // Boxed: only many clients of one executor get here.
+        // Boxed, because only requests beyond the first few for one executor need it.
         let slot = Box::pin(self.executor_slots.acquire(executor, request.build, deadline)).await;
         request.observer.executor_slot_awaited(began.elapsed());
         slot.ok_or(AttemptError::Busy)
@@ -260,7 +260,7 @@ impl Connector {
         Ok((connection, handshake))
     }
 
-    /// Connects to `hop`, with TLS where its registry entry says so.
+    /// Connects to `hop`, with TLS if its registry entry requires it.
     async fn connect<O: ConnectObserver>(
         &self,
         hop: &Hop,
@@ -279,8 +279,8 @@ impl Connector {
         let name = server_name(host)?;
         let mut stream = self.dial(hop, deadline, buffer).await?;
         loop {
-            // The request follows the handshake's last message immediately; a plain connection has
-            // nothing to wait for anyway.
+            // Nagle's algorithm would delay the request, which follows the last message of the
+            // handshake immediately.
             stream.set_nodelay().map_err(AttemptError::Connect)?;
             let tcp = ReadAhead::from_hop(stream);
             let handshake = tls.connect(&name, port, tcp);
@@ -290,22 +290,22 @@ impl Connector {
                     return Ok(Connection::tls(stream));
                 }
                 Err((error, below)) => {
-                    // The alert that says why has to arrive.
+                    // Closes after the alert with the reason has been sent.
                     below.into_socket().close();
-                    // A TLS terminator in between knows other protocols only.
+                    // A TLS terminator in front of the gateway may refuse unknown protocols.
                     if !(HandshakeFailure::refuses_protocols(&error)
                         && tls.omit_protocols(&name, port))
                     {
                         return Err(AttemptError::Tls(error));
                     }
-                    debug!(route = %hop, "TLS without ALPN, which this gateway's address refuses");
+                    debug!(route = %hop, "ALPN refused, retrying without it");
                     stream = self.dial(hop, deadline, buffer).await?;
                 }
             }
         }
     }
 
-    /// Connects to `hop`. The kernel holds up to `buffer` bytes of the log.
+    /// Connects to `hop` with a receive buffer of `buffer` bytes.
     async fn dial(
         &self,
         hop: &Hop,
@@ -324,8 +324,8 @@ impl Connector {
     }
 }
 
-/// Of an error of the first read. In TLS 1.3 a gateway refuses our certificate only after we have
-/// finished the handshake (RFC 8446, section 4.4.2.4).
+/// Converts an error of the first read. In TLS 1.3 a gateway refuses our certificate only after our side
+/// has finished the handshake (RFC 8446, section 4.4.2.4).
 fn first_read_error(hop: &Hop, error: io::Error) -> AttemptError {
     if matches!(hop, Hop::Gateway(_)) && HandshakeFailure::after_handshake(&error).is_some() {
         return AttemptError::Tls(error);
@@ -333,8 +333,8 @@ fn first_read_error(hop: &Hop, error: io::Error) -> AttemptError {
     AttemptError::Reset(error)
 }
 
-/// A TLS handshake that is complete for us. The gateway can still refuse our certificate, with an alert
-/// before its first byte. Otherwise the handshake is reported as successful when this is dropped.
+/// A TLS handshake that our side has finished. The gateway can still refuse our certificate, with an
+/// alert before its first byte; without one, dropping this reports the handshake as successful.
 struct CompleteHandshake<'o, O: ConnectObserver> {
     kind: HandshakeKind,
     observer: &'o O,
@@ -350,8 +350,8 @@ impl<O: ConnectObserver> Drop for CompleteHandshake<'_, O> {
 }
 
 impl Established<'_> {
-    /// The reply of a gateway, if its first bytes are one and not a log. Reads on as long as they may
-    /// be the beginning of one.
+    /// Returns the reply of the gateway, if its first bytes are a reply and not a log. Reads more while
+    /// they may be the beginning of a reply.
     async fn read_reply(&mut self) -> io::Result<Option<PeerReply>> {
         let deadline = Instant::now() + REPLY_WAIT;
         loop {
@@ -374,7 +374,7 @@ impl Established<'_> {
         }
     }
 
-    /// Closes the connection and returns what `reply`, which it brought, means for the attempt.
+    /// Closes the connection and returns the error that `reply`, its first line, stands for.
     fn into_error(self, reply: PeerReply) -> AttemptError {
         let Self { connection, first, .. } = self;
         let names = || tls::names_of_peer(connection.peer_certificates());
@@ -392,8 +392,9 @@ impl Established<'_> {
     }
 }
 
-/// The name for SNI and for the certificate: in ASCII (RFC 6066, section 3), without the dot of a fully
-/// qualified name, and without the interface of a link-local address, which no certificate names.
+/// Returns the name for SNI and for the check of the certificate: in ASCII (RFC 6066, section 3), without
+/// the final dot of a fully qualified name, and without the interface of a link-local address, which
+/// certificates do not contain.
 fn server_name(host: &str) -> Result<ServerName<'static>, AttemptError> {
     let host = to_ascii(host).unwrap_or(Cow::Borrowed(host));
     let host = match host.split_once('%') {

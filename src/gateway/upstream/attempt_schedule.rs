@@ -1,5 +1,5 @@
-//! Decides which hop of a route is tried when. Pure: the time and what became of attempts go in, the
-//! next step comes out; [`super::failover`] carries it out.
+//! Decides which hop of a route is tried when. Pure: it takes the time and the results of attempts, and
+//! returns the next step, which [`super::failover`] carries out.
 //!
 //! Hops are tried in the order of the route: the gateways, then the executor. Each gateway has a hedge
 //! delay; when that has passed without a first byte the next hop is tried concurrently, and
@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use crate::config::Limits;
 
-/// Attempts of one request that may run concurrently. Beyond it the oldest attempt at a gateway is
-/// given up, so that one request cannot use up descriptors at a zone of many silent gateways.
+/// The number of attempts of one request that may run concurrently. A further one replaces the oldest
+/// attempt at a gateway, so that one request in a zone of many silent gateways cannot use up
+/// descriptors.
 pub(super) const MAX_ATTEMPTS: usize = 4;
 
 /// The delays of one request.
@@ -76,7 +77,7 @@ pub(super) struct Slow {
     pub(super) hedge_delay: Duration,
 }
 
-/// How an attempt failed, or a request, as far as it matters for what the client is told.
+/// How an attempt or a request failed, as far as it decides the reply to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Failure {
     Unreachable,
@@ -146,8 +147,8 @@ impl AttemptSchedule {
         }
     }
 
-    /// The next step at `now`. `may_hedge` says whether there is a descriptor for an attempt that runs
-    /// beside another one; without one it takes the place of the oldest attempt at a gateway.
+    /// Returns the next step at `now`. `may_hedge` is whether there is a descriptor for a concurrent
+    /// attempt; without one, a new attempt replaces the oldest attempt at a gateway.
     pub(super) fn step(&mut self, now: Instant, may_hedge: bool) -> Step {
         if now >= self.deadline {
             return Step::End;
@@ -216,7 +217,7 @@ impl AttemptSchedule {
         self.running.is_empty() && self.gateways.is_empty() && self.executor.is_none()
     }
 
-    /// How the request fails: the failure of an attempt that says most.
+    /// Returns how the request fails: the most specific failure of its attempts.
     pub(super) fn failure(&self) -> Failure {
         self.failure
     }

@@ -16,15 +16,16 @@ use tokio::time::{Instant, timeout};
 use crate::config::to_ascii;
 use crate::gateway::transport::socket::Socket;
 
-/// How long one address of a host is tried before the next one is tried concurrently.
+/// How long one address of a host is tried before the next one is tried concurrently (RFC 8305,
+/// section 5: the connection attempt delay).
 const STAGGER: Duration = Duration::from_millis(250);
 
 /// How long a name's addresses are cached. getaddrinfo(3) returns no lifetime; this is short enough for
 /// an executor that moves, and long enough for a burst of clients to cause one query.
 const CACHE_TIME: Duration = Duration::from_secs(5);
 
-/// The most names that are cached. They come from Zuul's registry, so there are not many; beyond this
-/// all are forgotten together.
+/// The number of names in the cache. They come from Zuul's registry, so there are few; a further one
+/// clears the cache.
 const CACHE_MAX: usize = 1024;
 
 /// Connects to hosts.
@@ -38,8 +39,7 @@ struct CachedAddresses {
 }
 
 impl Dialer {
-    /// Connects to the first address of `host` that answers. The kernel holds up to `buffer` bytes that
-    /// have not been read.
+    /// Connects to the first address of `host` that accepts, with a receive buffer of `buffer` bytes.
     ///
     /// Addresses are tried in the resolver's order, alternating between the families, each a quarter of
     /// a second after the previous one or as soon as that has failed, so that an address that drops
@@ -70,8 +70,9 @@ impl Dialer {
         connected
     }
 
-    /// The addresses of `host`, with `port` and, of link-local ones, the interface that the name
-    /// gives (`fe80::1%eth0`, RFC 4007, section 11). All requests within [`CACHE_TIME`] share one query.
+    /// Returns the addresses of `host` with `port`. A link-local address has the interface that the name
+    /// specifies (`fe80::1%eth0`, RFC 4007, section 11). All requests within [`CACHE_TIME`] share one
+    /// query.
     async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let name = {
             let mut names = self.lock();
@@ -90,8 +91,8 @@ impl Dialer {
                 }
             }
         };
-        let ask = || async { Ok::<_, io::Error>(lookup_host((host, port)).await?.collect()) };
-        let mut addresses = name.addresses.get_or_try_init(ask).await?.clone();
+        let query = || async { Ok::<_, io::Error>(lookup_host((host, port)).await?.collect()) };
+        let mut addresses = name.addresses.get_or_try_init(query).await?.clone();
         // One query serves all ports.
         addresses.iter_mut().for_each(|address| address.set_port(port));
         Ok(addresses)
@@ -117,21 +118,21 @@ fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     all
 }
 
-/// Connects to `address`. The kernel holds up to `buffer` bytes that have not been read, its bookkeeping
-/// included: set before the connection begins, because the receive window never grows beyond its initial
-/// size once the buffer is set (tcp(7)).
+/// Connects to `address` with a receive buffer of `buffer` bytes, the kernel's bookkeeping included. The
+/// buffer is set before connecting, because the receive window never grows beyond its initial size once
+/// the buffer is set (tcp(7)).
 async fn connect_to(address: SocketAddr, buffer: usize) -> io::Result<Socket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // The kernel doubles the number (socket(7)). Where a sandbox refuses it, the kernel has a bound.
+    // The kernel doubles the number (socket(7)). If it cannot be set, the kernel's default is the bound.
     let _ = SockRef::from(&socket).set_recv_buffer_size(buffer / 2);
     socket.connect(address).await.map(Socket::from_hop)
 }
 
-/// Connects to the first of `addresses` that answers. Each one that is tried beside another takes one of
-/// the `spare_sockets`; without one it is tried when another one has failed.
+/// Connects to the first of `addresses` that accepts. A concurrent attempt needs one of the
+/// `spare_sockets`; without one, an address is tried after the previous one has failed.
 async fn race(
     addresses: Vec<SocketAddr>,
     buffer: usize,
@@ -168,7 +169,7 @@ async fn race(
             Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
             Ok(Some(Ok(Err(error)))) => failure = error,
             Ok(Some(Err(panic))) => failure = io::Error::other(panic),
-            // Time for the next address.
+            // The next address is due.
             Ok(None) | Err(_) => {}
         }
     }

@@ -3,9 +3,9 @@
 //!
 //! An executor's log streamer listens with a backlog of 5 (`request_queue_size` of Python's
 //! `socketserver`). A connection that finds it full is established for us, but the executor's kernel
-//! has dropped it and takes it only when the client's kernel sends again, after 1, 3, 7 and 15
-//! seconds. So of 100 clients that ask for one build in the same moment a third gets no log in time.
-//! The same clients one after the other get it within a second.
+//! has dropped it and accepts it only when our kernel retransmits, after 1, 3, 7 and 15 seconds. So of
+//! 100 clients that request one build at the same moment, a third gets no log in time. The same
+//! clients one after the other get it within a second.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -18,53 +18,53 @@ use tokio::time::{Instant, sleep_until};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::Executor;
 
-/// Slots of one executor. With three, two gateways that ask the same executor fit into its backlog
-/// and the connection that it is accepting.
+/// The number of slots of one executor. With three, the connections of two gateways fit into the
+/// executor's backlog of five and the connection that it is accepting.
 const SLOTS: usize = 3;
 
-/// How long a slot is held at most while other requests wait: an executor that does not answer
-/// delays the next request by no more than this.
+/// How long a slot is held while other requests wait: an executor that sends nothing delays the next
+/// request by no more than this.
 const HOLD: Duration = Duration::from_secs(1);
 
-/// The slots of all executors that are being asked. Cheap to clone.
+/// The slots of all executors. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct ExecutorSlots(Arc<Mutex<Executors>>);
 
-/// Executors that are not being asked keep their entries up to this number, so that a request allocates
-/// nothing. There are not more executors in the registry of most systems.
+/// Up to this number, executors without requests keep their entries, so that a request allocates
+/// nothing. Most systems have fewer executors.
 const IDLE_MAX: usize = 1024;
 
 type Executors = HashMap<Executor, Arc<Slots>>;
 
 /// The slots of one executor.
 struct Slots {
-    /// A permit for each free slot, given to waiters in the order in which they came. It is forgotten
-    /// when the slot enters [`State::taken`].
+    /// A permit for each free slot, in the order of the waits. It is forgotten when the slot enters
+    /// [`State::taken`].
     free: Semaphore,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Numbers what happens, to compare what came first.
+    /// The number of the last event. Events are numbered in their order.
     last: u64,
-    /// The slots that are taken, the oldest first: the number of the request, and since when.
+    /// The slots that are taken, the oldest first: the number of the request, and when it took the slot.
     taken: VecDeque<(u64, Instant)>,
-    /// The executor's last first byte.
+    /// The number of the last first byte of the executor.
     answered: u64,
-    /// The last report that a build got no first byte in time. A later answer removes it.
+    /// The last report of a build without a first byte in time. A later first byte removes it.
     silent: Option<(u64, BuildId)>,
 }
 
 /// A slot, free again when this is dropped, or after [`HOLD`] if a request waits for it.
 pub(crate) struct ExecutorSlot {
     slots: Arc<Slots>,
-    /// That of the wait for the slot, or of the request once the slot is taken.
+    /// The number of the wait for the slot, then that of the request that has taken it.
     number: u64,
 }
 
 impl ExecutorSlots {
-    /// Takes a slot of `executor` if one is free and no request waits for it.
+    /// Takes a slot of `executor` if one is free and no request waits for one.
     pub(crate) fn try_acquire(&self, executor: &Executor) -> Option<ExecutorSlot> {
         let mut slot = self.slot(executor);
         slot.slots.free.try_acquire().ok()?.forget();
@@ -72,11 +72,12 @@ impl ExecutorSlots {
         Some(slot)
     }
 
-    /// Waits for a slot of `executor` after the requests that wait already.
+    /// Waits for a slot of `executor`, after the requests that wait already.
     ///
-    /// Returns `None` at `deadline`, or when a request for `build` has meanwhile been reported to get
-    /// no first byte: this one would not either. That is checked only in waits of about [`HOLD`] and
-    /// more: most are over within a millisecond and must not cost more than the request itself.
+    /// Returns `None` at `deadline`, or when another request for `build` has meanwhile received no first
+    /// byte in time, because this request would receive none either. That is checked only in waits of
+    /// about [`HOLD`] and more: most waits end within a millisecond and must not cost more than the
+    /// request itself.
     pub(crate) async fn acquire(
         &self,
         executor: &Executor,
@@ -113,7 +114,7 @@ impl ExecutorSlots {
         Some(slot)
     }
 
-    /// A slot of `executor` that is not yet taken.
+    /// Returns a slot of `executor` that is not yet taken.
     fn slot(&self, executor: &Executor) -> ExecutorSlot {
         let mut executors = self.lock();
         if let Some(slots) = executors.get(executor) {
@@ -135,7 +136,7 @@ impl ExecutorSlots {
 }
 
 impl Slots {
-    /// When the slot that is held for longest has been held for [`HOLD`].
+    /// Returns when the oldest of the taken slots will have been held for [`HOLD`].
     fn next_release(&self) -> Instant {
         let oldest = self.state().taken.front().map(|(_, since)| *since);
         oldest.unwrap_or_else(Instant::now) + HOLD
@@ -152,7 +153,7 @@ impl Slots {
         }
     }
 
-    /// Whether a request for `build` has been reported to get no first byte after `number`.
+    /// Returns whether [`ExecutorSlot::silent`] was called for `build` after event `number`.
     fn is_silent(&self, build: &BuildId, number: u64) -> bool {
         let state = self.state();
         state.silent.as_ref().is_some_and(|(report, silent)| *report > number && silent == build)
@@ -165,6 +166,7 @@ impl Slots {
 }
 
 impl State {
+    /// Returns the number of a new event.
     fn next(&mut self) -> u64 {
         self.last += 1;
         self.last
@@ -179,15 +181,16 @@ impl ExecutorSlot {
         state.taken.push_back((self.number, Instant::now()));
     }
 
-    /// Frees the slot: the first byte has come.
+    /// Frees the slot after the first byte was received.
     pub(crate) fn answered(self) {
         let mut state = self.slots.state();
         state.answered = state.next();
         state.silent = None;
     }
 
-    /// Frees the slot and lets requests for `build` that wait for one fail: this one got no byte
-    /// within the first-byte timeout. Ignored if the executor has answered another one meanwhile.
+    /// Frees the slot after no byte was received within the first-byte timeout, and makes the requests
+    /// for `build` that wait for a slot fail. Ignored if the executor has sent a first byte to another
+    /// request meanwhile.
     pub(crate) fn silent(self, build: &BuildId) {
         let mut state = self.slots.state();
         if state.answered < self.number {
@@ -212,18 +215,18 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const LONG_WAIT: Duration = Duration::from_secs(30);
 
     fn executor(port: u16) -> Executor {
         Executor { hostname: "ze01".to_owned(), port, zone: None }
     }
 
     fn build(id: &str) -> BuildId {
-        BuildId::new(id).expect("a build id")
+        BuildId::new(id).expect("a build ID")
     }
 
-    async fn acquire(slots: &ExecutorSlots, id: &str, patience: Duration) -> Option<ExecutorSlot> {
-        let deadline = Instant::now() + patience;
+    async fn acquire(slots: &ExecutorSlots, id: &str, timeout: Duration) -> Option<ExecutorSlot> {
+        let deadline = Instant::now() + timeout;
         slots.acquire(&executor(1), &build(id), deadline).await
     }
 
@@ -231,12 +234,12 @@ mod tests {
         (0..SLOTS).map(|_| slots.try_acquire(&executor(port)).expect("a free slot")).collect()
     }
 
-    /// Requests that have held their slots for too long, and those that have them now.
+    /// Returns the slots of requests that were held for too long, and those that are taken now.
     async fn hanging(slots: &ExecutorSlots) -> (Vec<ExecutorSlot>, Vec<ExecutorSlot>) {
         let hanging = take_all(slots, 1);
         let mut held = Vec::new();
         for _ in 0..SLOTS {
-            held.push(acquire(slots, "ab", PATIENCE).await.expect("a slot"));
+            held.push(acquire(slots, "ab", LONG_WAIT).await.expect("a slot"));
         }
         (hanging, held)
     }
@@ -247,13 +250,13 @@ mod tests {
         let mut held = take_all(&slots, 1);
         assert!(slots.try_acquire(&executor(1)).is_none(), "all are taken");
         assert!(slots.try_acquire(&executor(2)).is_some(), "another executor");
-        let mut first = pin!(acquire(&slots, "ab", PATIENCE));
-        let mut second = pin!(acquire(&slots, "ab", PATIENCE));
+        let mut first = pin!(acquire(&slots, "ab", LONG_WAIT));
+        let mut second = pin!(acquire(&slots, "ab", LONG_WAIT));
         assert!(first.as_mut().now_or_never().is_none());
         assert!(second.as_mut().now_or_never().is_none());
         held.pop();
-        assert!(slots.try_acquire(&executor(1)).is_none(), "it belongs to a waiter");
-        assert!(second.as_mut().now_or_never().is_none(), "the other one came first");
+        assert!(slots.try_acquire(&executor(1)).is_none(), "the slot belongs to a waiter");
+        assert!(second.as_mut().now_or_never().is_none(), "the first waiter came before");
         assert!(first.now_or_never().flatten().is_some());
     }
 
@@ -264,21 +267,20 @@ mod tests {
         let began = Instant::now();
         let mut taken = Vec::new();
         for _ in 0..2 * SLOTS {
-            taken.push(acquire(&slots, "ab", PATIENCE).await.expect("a slot"));
+            taken.push(acquire(&slots, "ab", LONG_WAIT).await.expect("a slot"));
         }
-        assert_eq!(began.elapsed().as_secs(), 2, "three a second");
+        assert_eq!(began.elapsed().as_secs(), 2, "three slots are freed in a second");
         drop(held);
-        assert!(slots.try_acquire(&executor(1)).is_none(), "these were freed before");
+        assert!(slots.try_acquire(&executor(1)).is_none(), "these slots were freed before");
         drop(taken);
         assert_eq!(take_all(&slots, 1).len(), SLOTS);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn waiter_gives_up_after_its_patience_and_leaves_no_trace() {
+    async fn waiter_that_reaches_its_deadline_leaves_no_entry() {
         let slots = ExecutorSlots::default();
         let held = take_all(&slots, 1);
-        let patience = HOLD / 2;
-        assert!(acquire(&slots, "ab", patience).await.is_none());
+        assert!(acquire(&slots, "ab", HOLD / 2).await.is_none());
         drop(held);
         assert_eq!(take_all(&slots, 1).len(), SLOTS);
     }
@@ -287,42 +289,42 @@ mod tests {
     async fn report_of_silence_ends_the_waits_for_the_same_build_that_began_before() {
         let slots = ExecutorSlots::default();
         let (mut hanging, _held) = hanging(&slots).await;
-        let mut waiting = pin!(acquire(&slots, "ab", PATIENCE));
-        let mut others = pin!(acquire(&slots, "cd", PATIENCE));
+        let mut waiting = pin!(acquire(&slots, "ab", LONG_WAIT));
+        let mut others = pin!(acquire(&slots, "cd", LONG_WAIT));
         assert!(waiting.as_mut().now_or_never().is_none());
         assert!(others.as_mut().now_or_never().is_none());
         hanging.remove(0).silent(&build("ab"));
-        let later = acquire(&slots, "ab", PATIENCE);
+        let later = acquire(&slots, "ab", LONG_WAIT);
         let (waited, other, later) = tokio::join!(waiting, others, later);
         assert!(waited.is_none());
         assert!(other.is_some(), "another build");
-        assert!(later.is_some(), "it came after the report");
+        assert!(later.is_some(), "it began after the report");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answer_withdraws_a_report_of_silence_and_older_ones_are_ignored() {
+    async fn first_byte_withdraws_a_report_of_silence_and_older_reports_are_ignored() {
         let slots = ExecutorSlots::default();
         let (mut hanging, mut held) = hanging(&slots).await;
-        let mut first = pin!(acquire(&slots, "cd", PATIENCE));
-        let mut waiting = pin!(acquire(&slots, "ab", PATIENCE));
+        let mut first = pin!(acquire(&slots, "cd", LONG_WAIT));
+        let mut waiting = pin!(acquire(&slots, "ab", LONG_WAIT));
         assert!(first.as_mut().now_or_never().is_none());
         assert!(waiting.as_mut().now_or_never().is_none());
         hanging.remove(0).silent(&build("ab"));
         held.remove(0).answered();
         hanging.remove(0).silent(&build("ab"));
-        let _first = first.await.expect("the slot of the one that was answered");
-        assert!(waiting.await.is_some(), "the executor answers again");
+        let _first = first.await.expect("the slot that was freed by the first byte");
+        assert!(waiting.await.is_some(), "the executor sends logs again");
     }
 
     #[test]
-    fn entries_of_executors_that_are_not_asked_are_bounded() {
+    fn entries_of_executors_without_requests_are_bounded() {
         let slots = ExecutorSlots::default();
         let held = slots.try_acquire(&executor(1)).expect("a free slot");
         for port in 2..10_000 {
             drop(slots.try_acquire(&executor(port)).expect("a free slot"));
             assert!(slots.lock().len() <= IDLE_MAX);
         }
-        assert!(slots.lock().contains_key(&executor(1)), "it is being asked");
+        assert!(slots.lock().contains_key(&executor(1)), "it has a request");
         drop(held);
     }
 }

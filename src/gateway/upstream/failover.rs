@@ -16,18 +16,18 @@ use crate::gateway::health::{FailureKind, Health};
 use crate::gateway::protocol::reply::{PeerReply, Reply, ReplyError};
 use crate::model::hop::Hop;
 
-/// The reply of a gateway that waits for the first byte of too many other requests for the build.
+/// The reply of a gateway at which too many other requests for the build wait for their first byte.
 const TOO_MANY_FOR_BUILD: PeerReply = PeerReply::Known(Reply::Error(ReplyError::TooManyForBuild));
 
-/// No hop of a route has the log.
+/// All hops of a route failed, or one of them sent a final reply.
 #[derive(Debug, Error)]
 #[error("{error}")]
 pub(crate) struct FailoverError {
-    /// The hop that failed last, or whose reply is the client's.
+    /// The hop that failed last, or whose reply is sent to the client.
     pub(crate) hop: Hop,
     #[source]
     pub(crate) error: AttemptError,
-    /// What the request is counted as.
+    /// The reply that the request is counted as.
     pub(crate) reply: Reply,
 }
 
@@ -45,7 +45,7 @@ impl FailoverError {
         Self { hop: hop.clone(), error, reply }
     }
 
-    /// The line for the client: that of the gateway that replied, byte for byte, or ours.
+    /// Returns the line for the client: that of the gateway that replied, unchanged, or our own.
     pub(crate) fn line(&self) -> &[u8] {
         match &self.error {
             AttemptError::Replied { line, .. } => line,
@@ -58,20 +58,23 @@ impl FailoverError {
 struct Running<'a, F> {
     hop: usize,
     attempt: Pin<Box<F>>,
-    /// For the socket of an attempt that was started beside another one.
+    /// The permit for the socket of an attempt that was started while another one was running.
     permit: Option<SemaphorePermit<'a>>,
 }
 
 impl Connector {
-    /// Returns the connection to the first of `hops` that has the log. They are in the order to try
+    /// Returns the connection to the first of `hops` that sends the log. They are in the order to try
     /// them, the executor last; there is at least one. Dropping the future ends all attempts.
+    ///
+    /// # Errors
+    /// No hop sent the log.
     pub(crate) async fn connect_any<'h, O: ConnectObserver>(
         &self,
         hops: &'h [Hop],
         request: &ConnectRequest<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let [hop] = hops else {
-            // Boxed: most routes have one hop, which should not pay for several.
+            // Boxed, because most routes have one hop and need no room for several.
             return Box::pin(self.fail_over(hops, request)).await;
         };
         match self.attempt(hop, request, &AtomicBool::default()).await {
@@ -87,6 +90,7 @@ impl Connector {
         }
     }
 
+    /// Carries out an [`AttemptSchedule`] for `hops`.
     async fn fail_over<'h, O: ConnectObserver>(
         &self,
         hops: &'h [Hop],
@@ -160,7 +164,7 @@ impl Connector {
                 }
             }
         }
-        // The deadline has passed for the attempts that are still running.
+        // The attempts that are still running have exceeded the deadline.
         while let Some(Running { hop, .. }) = running.pop() {
             let silent = has_turn(hop);
             let error = if silent { AttemptError::Silent } else { AttemptError::TooManyForBuild };
@@ -172,7 +176,8 @@ impl Connector {
         Err(FailoverError::new(&hops[hop], error, schedule.failure(), hops.len()))
     }
 
-    /// Reports a failed attempt and remembers it. `is_last` says that the request fails with it.
+    /// Reports a failed attempt and records it for the health of the hop. `is_last` means that the
+    /// request fails with it.
     fn attempt_failed<O: ConnectObserver>(
         &self,
         hop: &Hop,
@@ -182,7 +187,7 @@ impl Connector {
     ) {
         request.observer.attempt_failed(hop, error, is_last);
         let kind = match error {
-            // The number of requests says nothing about the gateway.
+            // A full bound on requests says nothing about the health of the gateway.
             AttemptError::TooManyForBuild => return,
             AttemptError::Replied { reply, .. } if *reply == TOO_MANY_FOR_BUILD => return,
             AttemptError::Loop(_) | AttemptError::Ourselves => FailureKind::Loop,
@@ -195,7 +200,7 @@ impl Connector {
 
 /// Waits until one of `running` has ended, and removes it.
 async fn first_ended<F: Future>(running: &mut Vec<Running<'_, F>>) -> (usize, F::Output) {
-    // There are few, so all are polled whenever one of them can go on.
+    // There are few, so all are polled whenever one of them is woken.
     let (index, output) = poll_fn(|cx| {
         for (index, Running { attempt, .. }) in running.iter_mut().enumerate() {
             if let Poll::Ready(output) = attempt.as_mut().poll(cx) {

@@ -1,14 +1,15 @@
 //! Bounds the requests for one build that wait for the first byte from one gateway.
 //!
-//! Where an address leads back to this gateway, such as that of a wrong port forward, each of our
-//! requests comes in again and is sent again. Between gateways of this kind over TLS the number of
-//! hops in the request ends that, see [`protocol`](crate::gateway::protocol). A plain finger request
-//! has no such number, so a loop cannot be told from many clients that ask for one build. Both get
-//! the same treatment: requests beyond the bound wait. Clients get their turn when others have their
-//! first byte. In a loop no first byte ever comes, so the last request gives up, and its reply
+//! If a registered address leads back to this gateway, such as through a wrong port forward, each of
+//! our requests arrives here again and is sent again. Between peer gateways over TLS the number of hops
+//! in the request ends such a loop, see [`protocol`](crate::gateway::protocol). A plain finger request
+//! has no such number, so a loop looks the same as many clients that request one build. Both are
+//! treated alike: requests beyond the bound wait. Requests of clients proceed when others have received
+//! their first byte. In a loop no first byte ever comes, so the last request fails, and its reply
 //! travels back through all the others.
 //!
-//! A full bound says nothing about the gateway, so it neither counts as a failure nor is reported.
+//! A full bound says nothing about the health of the gateway, so it is neither recorded as a failure
+//! nor reported as misrouting.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -22,8 +23,8 @@ use crate::config::Limits;
 use crate::model::build_id::BuildId;
 use crate::model::hop::Hop;
 
-/// Returns how many requests for one build may wait for a gateway's first byte: while a loop lasts,
-/// as many of the connections that this gateway accepts are in use.
+/// Returns how many requests for one build may wait for a gateway's first byte. A loop uses as many of
+/// the connections that this gateway accepts.
 fn slots(limits: &Limits) -> usize {
     (limits.connections / 64).clamp(8, 64)
 }
@@ -75,7 +76,7 @@ impl LoopGuard {
             slots.users.fetch_add(1, Ordering::Relaxed);
             slots
         };
-        // Made before the wait, so that a caller that gives up is removed from the map as well.
+        // Created before the wait, so that a cancelled caller is removed from the map as well.
         let mut guard = InFlightGuard { key, in_flight: Arc::clone(&self.0), slots, permit: None };
         let mut permit = pin!(Arc::clone(&guard.slots.free).acquire_owned());
         loop {
@@ -104,7 +105,7 @@ impl Drop for InFlightGuard {
     }
 }
 
-/// The map is consistent between any two statements, so a poisoned lock is no problem.
+/// Locks the map. It is consistent between any two statements, so a poisoned lock can be used.
 fn lock(in_flight: &Mutex<InFlight>) -> MutexGuard<'_, InFlight> {
     in_flight.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -147,7 +148,7 @@ mod tests {
         assert!(lock(&guard.0).is_empty());
     }
 
-    /// Eight rounds of requests whose first byte takes most of the time that a wait may be idle.
+    /// Eight rounds of requests whose first byte takes almost as long as a wait without a free slot may.
     #[tokio::test(start_paused = true)]
     async fn wait_goes_on_while_slots_become_free() {
         let (guard, limits) = (LoopGuard::default(), Limits::default());

@@ -1,7 +1,7 @@
 //! The connect phase of a request: from the hops of its route to the first bytes of the log.
 //!
-//! [`Connector::connect_any`] tries the hops until one sends the log and returns an [`Established`]
-//! connection, whatever the route: one executor, or the gateways of another zone.
+//! [`Connector::connect_any`] tries the hops until one sends the log, and returns an [`Established`]
+//! connection. A route is one executor, or the gateways of another zone and the executor.
 
 mod attempt;
 mod attempt_schedule;
@@ -31,15 +31,16 @@ use crate::model::build_id::BuildId;
 use crate::model::hop::Hop;
 use crate::tls;
 
-/// Sockets in the connect phase beyond one for each request, over all requests: for attempts at several
-/// gateways, and for several addresses of one host. The limit of open files has room for them
-/// (`daemon::capacity`). A request that gets none tries one hop, and one address, after the other.
+/// The number of sockets in the connect phase beyond one for each request, over all requests: for
+/// concurrent attempts at several gateways, and at several addresses of one host. The limit of open
+/// files includes them (`daemon::capacity`). A request that gets none tries one hop and one address
+/// after the other.
 pub(crate) const SPARE_SOCKETS: usize = 128;
 
 /// Connects to hops. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Connector {
-    /// For gateways that use TLS; `None` without a certificate of ours.
+    /// For gateways that use TLS; `None` if this gateway has no certificate.
     tls: Option<tls::Connector>,
     dialer: Arc<Dialer>,
     executor_slots: ExecutorSlots,
@@ -76,20 +77,20 @@ impl Connector {
     }
 }
 
-/// What is asked of the hops of a route.
+/// The request that is sent to the hops of a route.
 pub(crate) struct ConnectRequest<'a, O> {
     pub(crate) build: &'a BuildId,
     /// How many gateways have sent this request before.
     pub(crate) sent_hops: u8,
-    /// Whether the executor is registered with the address of a gateway, so that the request may come
-    /// back.
+    /// Whether the executor's address is also that of a registered gateway, so that the request may
+    /// return to this gateway.
     pub(crate) executor_is_gateway: bool,
     pub(crate) client_is_tls: bool,
     pub(crate) limits: &'a Limits,
     pub(crate) observer: &'a O,
 }
 
-/// A connection that has brought the beginning of the log.
+/// A connection to a hop that has sent the beginning of the log.
 pub(crate) struct Established<'h> {
     pub(crate) hop: &'h Hop,
     pub(crate) connection: Connection,
@@ -99,18 +100,18 @@ pub(crate) struct Established<'h> {
 
 /// Receives the events of a connect phase, to count and log them.
 pub(crate) trait ConnectObserver: Sync {
-    /// One of several hops is tried now.
+    /// An attempt at one of several hops has started.
     fn attempt_started(&self, hop: &Hop);
 
-    /// The request waited this long for its turn to ask the executor.
+    /// The request waited this long for a slot of the executor.
     fn executor_slot_awaited(&self, time: Duration);
 
-    /// A TLS handshake with a hop has succeeded, and the hop has not refused our certificate.
+    /// A TLS handshake with a hop has succeeded, and the hop has accepted our certificate.
     fn tls_established(&self, kind: HandshakeKind);
 
-    /// `hop` was sent the request, this long after the first connection attempt.
+    /// The request has been sent to `hop`, this long after the attempt began to connect.
     fn connected(&self, hop: &Hop, time: Duration);
 
-    /// The attempt at `hop` failed. `is_last` says that the request fails with it.
+    /// The attempt at `hop` failed. `is_last` means that the request fails with it.
     fn attempt_failed(&self, hop: &Hop, error: &AttemptError, is_last: bool);
 }

@@ -1,9 +1,9 @@
-//! The addresses that this gateway listens on and is registered with, to find connections of ours that
-//! lead back to it.
+//! The addresses that this gateway listens on and is registered with, to detect connections that lead
+//! back to it.
 //!
-//! An entry in the registry may name this gateway itself as an executor or as the gateway of another
-//! zone. Each request that is sent there comes in again and is sent there again, so one request takes
-//! all connections that there may be.
+//! A registry entry may have this gateway's own address for an executor or for a gateway of another
+//! zone. A request that is sent there arrives here and is sent there again, until it uses all
+//! connections that the limit permits.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -30,27 +30,28 @@ impl OwnAddresses {
         Self { listeners: listeners.into_iter().collect(), registered }
     }
 
-    /// Whether this gateway is registered with `host` and `port`.
+    /// Returns whether this gateway is registered with `host` and `port`.
     pub(crate) fn is_registered_as(&self, host: &str, port: u16) -> bool {
         self.registered.as_ref().is_some_and(|own| *own.0 == *host && own.1 == port)
     }
 
-    /// Whether `stream`, which was connected to `port`, leads to one of these listeners.
+    /// Returns whether `stream`, which was connected to `port`, leads to one of the listeners.
     pub(crate) fn are_dialed_by(&self, stream: &TcpStream, port: u16) -> bool {
         if self.listeners.iter().all(|listener| listener.port() != port) {
             return false;
         }
         let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else { return false };
         let [local, peer] = [local, peer].map(|address| address.ip().to_canonical());
-        self.take(peer, port) && (peer == local || is_own(peer))
+        self.accept(peer, port) && (peer == local || is_own(peer))
     }
 
-    /// Whether a connection to `port` at `ip`, an address of this host, is for one of the listeners.
-    fn take(&self, ip: IpAddr, port: u16) -> bool {
+    /// Returns whether one of the listeners accepts connections to `ip`, an address of this host, and
+    /// `port`.
+    fn accept(&self, ip: IpAddr, port: u16) -> bool {
         self.listeners.iter().any(|listener| {
             listener.port() == port
                 && match listener.ip() {
-                    // The listener takes IPv4 as well.
+                    // Such a listener accepts IPv4, too.
                     IpAddr::V6(any) if any.is_unspecified() => true,
                     IpAddr::V4(any) if any.is_unspecified() => ip.is_ipv4(),
                     listener => listener.to_canonical() == ip,
@@ -59,8 +60,8 @@ impl OwnAddresses {
     }
 }
 
-/// Whether `ip` is an address of this host: the kernel binds sockets to no others, unless
-/// `net.ipv4.ip_nonlocal_bind` tells it to, in which case this cannot tell.
+/// Returns whether `ip` is an address of this host: the kernel binds sockets to no other addresses. With
+/// `net.ipv4.ip_nonlocal_bind` it binds to any address, and this returns false for all but loopback.
 fn is_own(ip: IpAddr) -> bool {
     let can_bind = |ip| UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok();
     let binds_any = || {
@@ -77,8 +78,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listener_takes_what_its_address_says() {
-        for (listener, dialed, takes) in [
+    fn listener_accepts_the_addresses_that_it_is_bound_to() {
+        for (listener, dialed, accepts) in [
             ("[::]:79", "192.0.2.1", true),
             ("[::]:79", "2001:db8::1", true),
             ("0.0.0.0:79", "192.0.2.1", true),
@@ -88,7 +89,11 @@ mod tests {
             ("0.0.0.0:7900", "192.0.2.1", false),
         ] {
             let own = OwnAddresses::new([listener.parse().expect("an address")], None);
-            assert_eq!(own.take(dialed.parse().expect("an IP address"), 79), takes, "{listener}");
+            assert_eq!(
+                own.accept(dialed.parse().expect("an IP address"), 79),
+                accepts,
+                "{listener}"
+            );
         }
     }
 
