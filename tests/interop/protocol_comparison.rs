@@ -159,7 +159,7 @@ async fn every_difference_from_zuuls_gateway_is_documented() {
         });
     }
     let mut documented = documented();
-    let mut faults = Vec::new();
+    let mut errors = Vec::new();
     let mut same = 0;
     while let Some(talk) = talks.join_next().await {
         let (name, theirs, ours) = talk.expect("a conversation");
@@ -168,11 +168,11 @@ async fn every_difference_from_zuuls_gateway_is_documented() {
         match documented.remove(name) {
             None if theirs == ours => same += 1,
             Some(row) if row == (theirs.clone(), ours.clone()) && theirs != ours => {}
-            row => faults
+            row => errors
                 .push(format!("{name}: upstream {theirs:?}, ours {ours:?}, documented {row:?}")),
         }
     }
-    faults.extend(documented.keys().map(|name| format!("{name}: documented, but not talked")));
-    assert!(faults.is_empty(), "{faults:#?}");
+    errors.extend(documented.keys().map(|name| format!("{name}: documented, but not talked")));
+    assert!(errors.is_empty(), "{errors:#?}");
     assert!(same > 15, "only {same} conversations are the same");
 }

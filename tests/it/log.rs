@@ -140,8 +140,8 @@ async fn log_file_is_reopened_after_its_directory_was_removed() {
     fs::remove_dir_all(&going).expect("no old file either");
     // Streams continue, their log lines are lost.
     let lost = stream(&system, &gateway, b"log").await;
-    let fault = format!("{}: cannot be written: ", path.display());
-    gateway.logged("the error on stderr", |line| line.starts_with(&fault)).await;
+    let error = format!("{}: cannot be written: ", path.display());
+    gateway.logged("the error on stderr", |line| line.starts_with(&error)).await;
     assert!(metric(&gateway, lines_lost).await >= 1.0);
     fs::create_dir(&directory).expect("a directory");
     let kept = stream(&system, &gateway, b"log").await;

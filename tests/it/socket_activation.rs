@@ -202,9 +202,9 @@ async fn unusable_sockets_are_errors() {
     let system = System::new().await;
     let (elsewhere, address) = socket();
     let output = refuses(Builder::new(&system), elsewhere).await;
-    let fault =
+    let error =
         format!("passes a socket on {address} (finger), and no listener is configured there");
-    assert!(output.contains(&fault) && output.contains("(configured: 127.0.0.1:0)"), "{output}");
+    assert!(output.contains(&error) && output.contains("(configured: 127.0.0.1:0)"), "{output}");
 
     let builder = Builder::new(&system);
     let path = builder.directory().join("unix");

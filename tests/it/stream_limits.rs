@@ -42,7 +42,7 @@ impl Site {
 #[tokio::test]
 async fn idle_stream_is_aborted_and_an_active_one_is_not() {
     let site = Site::start("stream_idle = \"3s\"").await;
-    let mut lively = RunningStream::start(&site.system, site.gateway.address()).await;
+    let mut active = RunningStream::start(&site.system, site.gateway.address()).await;
     let piece = "a piece that is long enough for a pipe\n".repeat(1000);
     let cut = Cell::new(false);
     let silent = async {
@@ -51,12 +51,12 @@ async fn idle_stream_is_aborted_and_an_active_one_is_not() {
     };
     let pass = async {
         while !cut.get() {
-            lively.pass("a line\n").await;
-            lively.pass(&piece).await;
+            active.pass("a line\n").await;
+            active.pass(&piece).await;
         }
     };
     tokio::join!(silent, pass);
-    lively.finish().await;
+    active.finish().await;
     ended(&site.gateway, "stream_idle", 1).await;
 }
 
