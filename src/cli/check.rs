@@ -6,18 +6,20 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 
-use super::load::{ParsedConfig, ValidatedConfig, load, report_config_error};
+use super::load::{ValidatedConfig, load, report_config_error};
 use crate::config;
 use crate::config::Config;
 use crate::control::socket_file;
 use crate::daemon;
+use crate::os::file::check_writable;
+use crate::os::privileges::RunAsUser;
 use crate::registry::zookeeper::survey::{Survey, survey};
 use crate::telemetry::log;
 use crate::tls::Identity;
 
 /// Checks the configuration in `path`, and with `connect` its ZooKeeper.
 pub(crate) fn run(path: Option<&Path>, connect: bool) -> ExitCode {
-    let config = match load(path).and_then(ParsedConfig::validate).and_then(check) {
+    let config = match load(path).and_then(check) {
         Ok(config) => config,
         Err(error) => return report_config_error(&error),
     };
@@ -48,7 +50,7 @@ fn check(validated: ValidatedConfig) -> Result<ValidatedConfig> {
     let ValidatedConfig { config, certificates, user, .. } = &validated;
     log::check(&config.log, user.as_ref())?;
     if let Some(socket) = config.explicit_command_socket() {
-        socket_file::check_directory(socket)?;
+        socket_file::missing_directory(socket)?;
     }
     if let Some(user) = user {
         user.impersonate(|| user.check_readable(config.files()))??;
@@ -67,20 +69,7 @@ fn warnings(validated: &ValidatedConfig) -> Vec<String> {
     warnings.extend(config.warnings());
     warnings.extend(config.log.ignored());
     if let Some(socket) = config.explicit_command_socket() {
-        match user {
-            Some(user) => {
-                if let Ok(Err(error)) = user.impersonate(|| socket_file::check_writable(socket)) {
-                    let user = config.user.as_deref().unwrap_or_default();
-                    let commands = "stop, reload, status and resolve need it";
-                    warnings.push(format!("{error} (as user {user}); {commands}"));
-                }
-            }
-            None => {
-                if let Err(error) = socket_file::check_creatable(socket) {
-                    warnings.push(format!("{error}; a start as this user would fail"));
-                }
-            }
-        }
+        warnings.extend(command_socket_warning(socket, user.as_ref()));
     }
     if let Some(pid_file) = config.explicit_pid_file()
         && let Some(directory) = pid_file.parent().filter(|directory| !directory.exists())
@@ -99,6 +88,33 @@ fn warnings(validated: &ValidatedConfig) -> Vec<String> {
         warnings.push(format!("{error}; the gateway starts, but cannot reload"));
     }
     warnings
+}
+
+/// Returns a warning if the gateway could not create its command socket. As root it creates a missing
+/// directory.
+fn command_socket_warning(socket: &Path, user: Option<&RunAsUser>) -> Option<String> {
+    let directory = socket.parent()?;
+    match (user, directory.exists()) {
+        (Some(user), true) => {
+            let error = user.impersonate(|| check_writable(directory)).ok()?.err()?;
+            Some(format!(
+                "cannot create the command socket {}: its directory: {error} (as user {}); stop, \
+                 reload, status and resolve need it",
+                socket.display(),
+                user.name()
+            ))
+        }
+        (None, false) => {
+            let error = check_writable(directory.parent()?).err()?;
+            Some(format!(
+                "cannot create the command socket {}: the directory {} does not exist and cannot \
+                 be created: {error}; a start as this user would fail",
+                socket.display(),
+                directory.display()
+            ))
+        }
+        _ => None,
+    }
 }
 
 /// Returns a summary of a gateway with this configuration, as pairs of a key and a value.

@@ -18,12 +18,6 @@ pub(super) const EXIT_CONFIG: u8 = 78;
 /// How long an error message waits for a reader of standard error that stalls.
 const STDERR_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A configuration whose document has no errors.
-pub(super) struct ParsedConfig {
-    pub(super) path: PathBuf,
-    pub(super) config: Config,
-}
-
 /// A configuration whose files and user are usable as well.
 pub(super) struct ValidatedConfig {
     pub(super) path: PathBuf,
@@ -32,27 +26,18 @@ pub(super) struct ValidatedConfig {
     pub(super) user: Option<RunAsUser>,
 }
 
-/// Loads the configuration in `path`, or where it is by default.
-pub(super) fn load(path: Option<&Path>) -> Result<ParsedConfig> {
+/// Loads the configuration in `path`, or where it is by default, and its certificates, and looks the
+/// user up. Reports the errors of the last two together.
+pub(super) fn load(path: Option<&Path>) -> Result<ValidatedConfig> {
     let path = config::locate(path)?;
     let config = config::load(&path)?;
-    Ok(ParsedConfig { path, config })
-}
-
-impl ParsedConfig {
-    /// Loads the certificates and looks the user up. Reports the errors of both.
-    pub(super) fn validate(self) -> Result<ValidatedConfig> {
-        let Self { path, config } = self;
-        let certificates = Certificates::load(&config, config::own_hostname);
-        let user = RunAsUser::find(config.user.as_deref());
-        match (certificates, user) {
-            (Ok(certificates), Ok(user)) => {
-                Ok(ValidatedConfig { path, config, certificates, user })
-            }
-            (Err(error), Ok(_)) => Err(error),
-            (Ok(_), Err(error)) => Err(anyhow!("{}: {error}", path.display())),
-            (Err(error), Err(user)) => Err(anyhow!("{error:#}\n{}: {user}", path.display())),
-        }
+    let certificates = Certificates::load(&config, config::own_hostname);
+    let user = RunAsUser::find(config.user.as_deref());
+    match (certificates, user) {
+        (Ok(certificates), Ok(user)) => Ok(ValidatedConfig { path, config, certificates, user }),
+        (Err(error), Ok(_)) => Err(error),
+        (Ok(_), Err(error)) => Err(anyhow!("{}: {error}", path.display())),
+        (Err(error), Err(user)) => Err(anyhow!("{error:#}\n{}: {user}", path.display())),
     }
 }
 

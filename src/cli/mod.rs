@@ -14,13 +14,11 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use self::load::{
-    EXIT_CONFIG, ParsedConfig, ValidatedConfig, load, print_error, report_config_error,
-};
+use self::load::{EXIT_CONFIG, ValidatedConfig, load, print_error, report_config_error};
 use crate::config::{Config, Log};
 use crate::control::protocol::Request;
 use crate::control::socket_file::DirectoryError;
-use crate::daemon::{self, ConfigSource, StartupConfig};
+use crate::daemon::{self, ConfigSource, LoadedConfig};
 use crate::demo;
 use crate::model::build_id::BuildId;
 use crate::os::pid_file::PidFile;
@@ -198,11 +196,10 @@ fn print_completions(shell: Shell) -> ExitCode {
 
 /// Runs the gateway until it is stopped.
 fn run_gateway(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
-    let ValidatedConfig { path, config, certificates, user } =
-        match load(path).and_then(ParsedConfig::validate) {
-            Ok(config) => config,
-            Err(error) => return report_config_error(&error),
-        };
+    let ValidatedConfig { path, config, certificates, user } = match load(path) {
+        Ok(config) => config,
+        Err(error) => return report_config_error(&error),
+    };
     let source = match std::path::absolute(&path) {
         Ok(path) => ConfigSource { path, debug },
         Err(error) => return report_config_error(&anyhow!("{}: {error}", path.display())),
@@ -221,12 +218,12 @@ fn run_gateway(path: Option<&Path>, foreground: bool, debug: bool) -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return report_config_error(&error),
     };
-    let startup = StartupConfig { source, config, certificates };
-    match daemon::start(startup, user.as_ref(), pid_file, &mut logging) {
+    let loaded = LoadedConfig { config, certificates };
+    match daemon::start(source, loaded, user.as_ref(), pid_file, &mut logging) {
         Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
-            if !logging.is_stderr() {
+            if !logging.is_stderr {
                 print_error(&error);
             }
             if error.is::<PrivilegeError>() || error.is::<DirectoryError>() {

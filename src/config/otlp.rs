@@ -1,7 +1,6 @@
 //! Where spans are exported to: Zuul's options of the section `[tracing]` (`zuul/lib/tracing.py` and the
 //! exporters of the Python SDK that get them), the same in both kinds of file.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +13,8 @@ use super::parse::{self, Parsed};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tracing {
     pub(crate) protocol: Protocol,
-    pub(crate) endpoint: Endpoint,
+    /// A URL with scheme, port and path; gRPC has paths of its own.
+    pub(crate) endpoint: String,
     /// The name of the service that the spans are from.
     pub(crate) service_name: String,
     /// The client certificate and its key, for gRPC only.
@@ -27,6 +27,10 @@ pub(crate) struct Tracing {
 }
 
 impl Tracing {
+    pub(crate) fn uses_tls(&self) -> bool {
+        self.endpoint.starts_with("https:")
+    }
+
     /// The TLS files.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         let identity = self.identity.iter().flat_map(|(cert, key)| [cert, key]);
@@ -35,7 +39,7 @@ impl Tracing {
 
     /// Whether there are TLS files although the connection is without TLS.
     pub(super) fn tls_files_unused(&self) -> bool {
-        !self.endpoint.tls && self.files().next().is_some()
+        !self.uses_tls() && self.files().next().is_some()
     }
 }
 
@@ -49,31 +53,6 @@ pub(crate) enum Protocol {
 /// The protocols by their names.
 pub(super) const PROTOCOLS: [(&str, Protocol); 2] =
     [("grpc", Protocol::Grpc), ("http/protobuf", Protocol::HttpProtobuf)];
-
-/// The address of a collector.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Endpoint {
-    pub(crate) tls: bool,
-    /// Without brackets.
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    /// With the query; `/` for gRPC, which has paths of its own.
-    pub(crate) path: String,
-}
-
-impl Endpoint {
-    /// Host and port.
-    pub(crate) fn authority(&self) -> String {
-        display_address(&self.host, self.port)
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority(), self.path)
-    }
-}
 
 /// The options of the section as given. An empty text is no option, as in Zuul.
 #[derive(Default)]
@@ -150,7 +129,7 @@ impl OtlpOptions {
 
 /// Parses an endpoint as gRPC libraries do: the default port is 443, and it is with TLS if it has the
 /// scheme https, or no scheme, or the scheme http and `insecure` is false.
-fn grpc_endpoint(text: Option<&str>, insecure: Option<bool>) -> Parsed<Endpoint> {
+fn grpc_endpoint(text: Option<&str>, insecure: Option<bool>) -> Parsed<String> {
     let text = text.unwrap_or("http://localhost:4317");
     let uri = uri(text, "HOST:PORT, http://HOST:PORT or https://HOST:PORT")?;
     let tls = match uri.scheme_str() {
@@ -158,11 +137,11 @@ fn grpc_endpoint(text: Option<&str>, insecure: Option<bool>) -> Parsed<Endpoint>
         Some(_) => !insecure.unwrap_or(true),
         None => !insecure.unwrap_or(false),
     };
-    endpoint(&uri, tls, 443, "/".to_owned())
+    endpoint(&uri, tls, 443, "/")
 }
 
 /// Parses a whole URL, with its path.
-fn http_endpoint(text: Option<&str>) -> Parsed<Endpoint> {
+fn http_endpoint(text: Option<&str>) -> Parsed<String> {
     let text = text.unwrap_or("http://localhost:4318/v1/traces");
     let allowed =
         "http://HOST:PORT/PATH or https://HOST:PORT/PATH, where PATH is usually v1/traces";
@@ -171,7 +150,7 @@ fn http_endpoint(text: Option<&str>) -> Parsed<Endpoint> {
         Some(scheme) => scheme == "https",
         None => return Err(format!("must be {allowed}")),
     };
-    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
     endpoint(&uri, tls, if tls { 443 } else { 80 }, path)
 }
 
@@ -182,11 +161,15 @@ fn uri(text: &str, allowed: &str) -> Parsed<Uri> {
     uri.ok_or_else(|| format!("must be {allowed}"))
 }
 
-fn endpoint(uri: &Uri, tls: bool, default_port: u16, path: String) -> Parsed<Endpoint> {
+fn endpoint(uri: &Uri, tls: bool, default_port: u16, path: &str) -> Parsed<String> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     match uri.port_u16().unwrap_or(default_port) {
         0 => Err("must have a port from 1 to 65535".to_owned()),
-        port => Ok(Endpoint { tls, host: parse::hostname(host)?, port, path }),
+        port => {
+            let scheme = if tls { "https" } else { "http" };
+            let authority = display_address(&parse::hostname(host)?, port);
+            Ok(format!("{scheme}://{authority}{path}"))
+        }
     }
 }
 

@@ -77,29 +77,31 @@ pub(super) fn hostname(text: &str) -> Parsed<String> {
         .ok_or_else(|| "must be a host name or an IP address".to_owned())
 }
 
-fn has_control_characters(text: &str) -> bool {
-    text.chars().any(char::is_control)
+/// Returns `text` if it is valid and has no control characters, and `allowed` as the error otherwise.
+fn name(text: &str, is_valid: bool, allowed: &str) -> Parsed<String> {
+    match is_valid && !text.chars().any(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => Err(allowed.to_owned()),
+    }
 }
 
 /// The name of a zone, which is also that of a znode.
 pub(super) fn zone(text: &str) -> Parsed<String> {
     // Other gateways do not accept a longer one from the registry (`crate::model`).
-    let fits = (1..=255).contains(&text.len());
-    match fits && !text.contains('/') && !has_control_characters(text) {
-        true => Ok(text.to_owned()),
-        false => {
-            Err("must be a zone's name: 1 to 255 bytes, without / and control characters"
-                .to_owned())
-        }
-    }
+    let is_valid = (1..=255).contains(&text.len()) && !text.contains('/');
+    let allowed = "must be a zone's name: 1 to 255 bytes, without / and control characters";
+    name(text, is_valid, allowed)
 }
 
 /// The name of a user. Whether the user exists is checked where it matters.
 pub(super) fn user(text: &str) -> Parsed<String> {
-    match text.is_empty() || text.contains([':', '/']) || has_control_characters(text) {
-        true => Err("must be the name of a user".to_owned()),
-        false => Ok(text.to_owned()),
-    }
+    let is_valid = !text.is_empty() && !text.contains([':', '/']);
+    name(text, is_valid, "must be the name of a user")
+}
+
+/// The name of the service in traces.
+pub(super) fn service_name(text: &str) -> Parsed<String> {
+    name(text, !text.is_empty(), "must be a name")
 }
 
 /// `HOST:PORT`, IPv6 addresses in brackets.
@@ -128,24 +130,18 @@ pub(super) fn overlap((host, port): (&str, u16), (other, other_port): (&str, u16
 
 /// The name of a tenant of Zuul.
 pub(super) fn tenant(text: &str) -> Parsed<String> {
-    match text.is_empty() || has_control_characters(text) {
-        true => Err("must be a tenant's name".to_owned()),
-        false => Ok(text.to_owned()),
-    }
+    name(text, !text.is_empty(), "must be a tenant's name")
 }
 
 /// A name in a certificate. `*.` may stand for one label in front of a domain.
 pub(super) fn client(text: &str) -> Parsed<String> {
-    let valid = match text.strip_prefix("*.") {
+    let is_valid = match text.strip_prefix("*.") {
         Some(domain) => domain.contains('.') && DnsName::try_from(domain).is_ok(),
-        None => !text.is_empty() && !text.contains('*') && !has_control_characters(text),
+        None => !text.is_empty() && !text.contains('*'),
     };
-    match valid {
-        true => Ok(text.to_owned()),
-        false => Err("must be a name as in a certificate, such as \"gw.example.org\" or \
-                      \"*.example.org\""
-            .to_owned()),
-    }
+    let allowed = "must be a name as in a certificate, such as \"gw.example.org\" or \
+                   \"*.example.org\"";
+    name(text, is_valid, allowed)
 }
 
 /// The connect string of ZooKeeper, `HOST[:PORT],...[/CHROOT]`. `default_port` is that of servers without

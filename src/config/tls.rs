@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// The PEM files of one identity. All three are needed: every TLS peer in a Zuul system presents a
 /// certificate and verifies that of the other end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TlsFiles {
     /// Our certificate, followed by its intermediates.
     pub(crate) cert: PathBuf,

@@ -47,7 +47,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 /// The result of a reload, or why nothing was reloaded.
-pub(crate) type ReloadResult = Result<ReloadReport, ErrorReport>;
+pub(crate) type ReloadResult = Result<ReloadReport, String>;
 
 /// A request for a reload: where its result is sent to.
 pub(crate) type ReloadRequest = oneshot::Sender<ReloadResult>;
@@ -122,15 +122,17 @@ impl CommandHandler {
         };
         let result = match timeout(RELOAD_TIMEOUT, reload).await {
             Ok(Some(result)) => result,
-            Ok(None) => Err("not reloaded: the gateway is stopping".to_owned().into()),
+            Ok(None) => Err("not reloaded: the gateway is stopping".to_owned()),
             Err(_) => {
-                Err(format!("no result of the reload within {RELOAD_TIMEOUT:?}; see the log")
-                    .into())
+                Err(format!("no result of the reload within {RELOAD_TIMEOUT:?}; see the log"))
             }
         };
         match result {
             Ok(content) => Reply { status: ReplyStatus::Ok, content }.to_line(),
-            Err(content) => Reply { status: ReplyStatus::Failed, content }.to_line(),
+            Err(error) => {
+                let content = ErrorReport { error };
+                Reply { status: ReplyStatus::Failed, content }.to_line()
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, accessat, fchmod, flock};
+use rustix::fs::{FlockOperation, Mode, fchmod, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::debug;
@@ -78,76 +78,36 @@ pub(crate) fn create_directory(
     path: &Path,
     user: Option<&RunAsUser>,
 ) -> Result<(), DirectoryError> {
-    check_directory(path)?;
-    let path =
-        std::path::absolute(path).map_err(|error| DirectoryError::new(path, error.to_string()))?;
-    let Some(directory) = path.parent().filter(|directory| !directory.exists()) else {
-        return Ok(());
-    };
-    let created = DirBuilder::new().mode(0o750).create(directory).and_then(|()| {
+    let Some(directory) = missing_directory(path)? else { return Ok(()) };
+    let created = DirBuilder::new().mode(0o750).create(&directory).and_then(|()| {
         let ids = user.map(RunAsUser::ids);
-        ids.map_or(Ok(()), |(user, group)| lchown(directory, Some(user), Some(group)))
+        ids.map_or(Ok(()), |(user, group)| lchown(&directory, Some(user), Some(group)))
     });
     match created {
         // Created by another gateway that is starting as well.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         created => created.map_err(|error| {
             let directory = directory.display();
-            DirectoryError::new(&path, format!("cannot create its directory {directory}: {error}"))
+            DirectoryError::new(path, format!("cannot create its directory {directory}: {error}"))
         }),
     }
 }
 
-/// Checks that the directory of the socket at `path` exists, or is one that [`create_directory`]
-/// creates.
+/// Returns the directory of the socket at `path` if it is missing, and [`create_directory`] creates it.
 ///
 /// # Errors
-/// The directory is missing.
-pub(crate) fn check_directory(path: &Path) -> Result<(), DirectoryError> {
-    let path =
+/// The directory is missing, and the operator must create it.
+pub(crate) fn missing_directory(path: &Path) -> Result<Option<PathBuf>, DirectoryError> {
+    let absolute =
         std::path::absolute(path).map_err(|error| DirectoryError::new(path, error.to_string()))?;
-    let Some(directory) = path.parent() else { return Ok(()) };
-    let in_run = directory.parent().is_some_and(|parent| {
-        RUN_DIRECTORIES.iter().any(|run_directory| Path::new(run_directory) == parent)
-    });
-    if in_run || directory.exists() {
-        return Ok(());
-    }
-    let directory = directory.display();
-    let reason = format!("the directory {directory} does not exist; create it");
-    Err(DirectoryError::new(&path, reason))
-}
-
-/// Checks that this process may create the socket at `path`, if its directory exists.
-///
-/// # Errors
-/// The directory is not writable.
-pub(crate) fn check_writable(path: &Path) -> Result<(), DirectoryError> {
-    let directory = path.parent().filter(|directory| directory.exists());
-    let access = Access::WRITE_OK | Access::EXEC_OK;
-    let writable = directory.map(|directory| accessat(CWD, directory, access, AtFlags::EACCESS));
-    writable
-        .unwrap_or(Ok(()))
-        .map_err(|error| DirectoryError::new(path, format!("its directory: {error}")))
-}
-
-/// Checks that this process may create the directory of the socket at `path`, if that is missing.
-///
-/// # Errors
-/// The parent directory is not writable.
-pub(crate) fn check_creatable(path: &Path) -> Result<(), DirectoryError> {
-    let missing = path.parent().filter(|directory| !directory.exists());
-    let Some((directory, above)) = missing.and_then(|missing| Some((missing, missing.parent()?)))
-    else {
-        return Ok(());
+    let Some(directory) = absolute.parent().filter(|directory| !directory.exists()) else {
+        return Ok(None);
     };
-    let access = Access::WRITE_OK | Access::EXEC_OK;
-    accessat(CWD, above, access, AtFlags::EACCESS).map_err(|error| {
-        let directory = directory.display();
-        let reason =
-            format!("the directory {directory} does not exist and cannot be created: {error}");
-        DirectoryError::new(path, reason)
-    })
+    if directory.parent().is_some_and(|parent| RUN_DIRECTORIES.map(Path::new).contains(&parent)) {
+        return Ok(Some(directory.to_owned()));
+    }
+    let reason = format!("the directory {} does not exist; create it", directory.display());
+    Err(DirectoryError::new(&absolute, reason))
 }
 
 /// Creates the socket at `path`, and replaces one without a listening process, which remains when a
@@ -263,12 +223,12 @@ mod tests {
     fn missing_directory_outside_run_is_an_error() {
         let directory = tempdir().unwrap();
         let missing = directory.path().join("missing/socket");
-        for checked in [check_directory(&missing), create_directory(&missing, None)] {
+        for checked in [missing_directory(&missing).map(drop), create_directory(&missing, None)] {
             let error = checked.expect_err("missing").to_string();
             assert!(error.contains("missing does not exist"), "{error}");
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
-        assert!(check_directory(Path::new("/run/no-such-directory/socket")).is_ok());
-        assert!(check_directory(Path::new("/run/no-such-directory/deeper/socket")).is_err());
+        assert!(missing_directory(Path::new("/run/no-such-directory/socket")).is_ok());
+        assert!(missing_directory(Path::new("/run/no-such-directory/deeper/socket")).is_err());
     }
 }

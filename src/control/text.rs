@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::protocol::ReloadReport;
 use super::status::{BoundListener, IdentityRole, ProcessState, StatusReport, ZooKeeperStatus};
 use crate::gateway::routing::explain::{BuildState, HopReport, HopState, RouteReport};
-use crate::model::hop::{HopAddress, HopKind};
 
 /// The most zones that are listed for a route.
 const MAX_ZONES: usize = 20;
@@ -58,13 +57,13 @@ pub(crate) fn status(report: &StatusReport) -> String {
         count => line!(text, "{count} streams:"),
     }
     for stream in &report.streams {
-        let address = hop_address(&stream.hop);
         line!(
             text,
-            "  {:.0} s, {} bytes of {} from {address} to {}",
+            "  {:.0} s, {} bytes of {} from {} to {}",
             stream.seconds,
             stream.bytes,
             stream.build,
+            stream.hop,
             stream.peer
         );
     }
@@ -97,11 +96,11 @@ pub(crate) fn route(report: &RouteReport) -> String {
     let build = &report.build;
     match report.state {
         BuildState::Running => {
-            let executor = report.executor.as_ref().map(host_port).unwrap_or_default();
+            let executor = report.executor.as_ref().map(ToString::to_string).unwrap_or_default();
             let zone = report.executor_zone.as_deref();
             let zone = zone.map(|zone| format!(" of zone {}", zone.escape_default()));
             let zone = zone.unwrap_or_default();
-            line!(text, "running: {build} on executor {executor}{zone}");
+            line!(text, "running: {build} on {executor}{zone}");
         }
         BuildState::Queued => {
             line!(text, "queued: no executor has taken {build} yet");
@@ -136,7 +135,7 @@ pub(crate) fn route(report: &RouteReport) -> String {
             "  {} s ago, {} from {}: {result}{times}",
             attempt.seconds_ago,
             attempt.build,
-            hop_address(&attempt.address)
+            attempt.address
         );
     }
     text
@@ -163,7 +162,7 @@ fn zones_with_gateways(report: &RouteReport) -> String {
 
 /// Renders a hop and its health.
 fn hop(report: &HopReport) -> String {
-    let address = hop_address(&report.address);
+    let address = &report.address;
     let last = report.last_failure.as_deref().unwrap_or_default();
     let seconds = report.retry_seconds.unwrap_or_default();
     let failed = match report.failures {
@@ -171,7 +170,7 @@ fn hop(report: &HopReport) -> String {
         failures => format!("failed {failures} times"),
     };
     match report.state {
-        None => address,
+        None => address.to_string(),
         Some(HopState::Untried) => format!("{address}: not tried yet"),
         Some(HopState::Healthy) => format!("{address}: healthy"),
         Some(HopState::RetryDue) => format!("{address}: retry due, {failed}; last: {last}"),
@@ -184,22 +183,6 @@ fn hop(report: &HopReport) -> String {
             )
         }
     }
-}
-
-fn hop_address(address: &HopAddress) -> String {
-    let host_port = host_port(address);
-    match address.kind {
-        HopKind::Executor => format!("executor {host_port}"),
-        HopKind::Gateway => {
-            let zone = address.zone.as_deref().unwrap_or_default().escape_default();
-            let protocol = if address.tls { "TLS" } else { "plain" };
-            format!("gateway {host_port} of zone {zone} ({protocol})")
-        }
-    }
-}
-
-fn host_port(address: &HopAddress) -> String {
-    format!("{}:{}", address.host.escape_default(), address.port)
 }
 
 /// Renders the report of a successful `reload`.

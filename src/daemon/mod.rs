@@ -17,9 +17,8 @@ use anyhow::{Context, Result};
 use tracing::{info, warn};
 
 pub(crate) use self::certificates::Certificates;
-pub(crate) use self::reload::{ConfigSource, zookeeper_tls};
+pub(crate) use self::reload::{ConfigSource, LoadedConfig, zookeeper_tls};
 
-use self::reload::LoadedConfig;
 use self::run::Sockets;
 use crate::config::{self, Config};
 use crate::control::socket_file::{self, SocketFile};
@@ -31,25 +30,19 @@ use crate::os::runtime;
 use crate::os::socket_activation::InheritedSockets;
 use crate::telemetry::log::LogGuard;
 
-/// What a gateway is started with.
-pub(crate) struct StartupConfig {
-    pub(crate) source: ConfigSource,
-    pub(crate) config: Config,
-    pub(crate) certificates: Certificates,
-}
-
 /// Starts the gateway, and returns when it has stopped. As root it runs as `user` once its sockets are
 /// bound. With a `pid_file` it daemonizes: this returns in another process than it was called in.
 ///
 /// # Errors
 /// Why the gateway cannot start.
 pub(crate) fn start(
-    startup: StartupConfig,
+    source: ConfigSource,
+    loaded: LoadedConfig,
     user: Option<&RunAsUser>,
     mut pid_file: Option<PidFile>,
     logging: &mut LogGuard,
 ) -> Result<ExitCode> {
-    let StartupConfig { source, config, certificates } = startup;
+    let LoadedConfig { config, certificates } = loaded;
 
     // 1. Harden the process, and start the log's thread unless a fork or a change of user follows,
     //    which needs a single thread.
@@ -120,7 +113,14 @@ pub(crate) fn start(
     let runtime = runtime::start()?;
     let sockets = Sockets { listeners, admin, control };
     let loaded = LoadedConfig { config, certificates };
-    let status = runtime.block_on(run::run(source, loaded, hostname, sockets, logging, guard));
+    // The guard is dropped with an error, and notifies the parent when nothing can fail any more.
+    let status = runtime.block_on(async {
+        let running = run::start(source, loaded, hostname, sockets, logging)?;
+        if let Some(guard) = guard {
+            guard.notify_parent().context("cannot close the terminal's standard streams")?;
+        }
+        Ok(running.until_stopped().await)
+    });
     // Does not wait for tasks that a second signal has left running.
     runtime.shutdown_background();
     status

@@ -11,18 +11,18 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Level, error, info, warn};
 
 use super::capacity;
 use super::certificates::Certificates;
 use crate::config::{self, Config, ConfigDiff, NameCheck};
-use crate::control::protocol::{ErrorReport, ReloadReport};
+use crate::control::protocol::ReloadReport;
 use crate::control::status::CertificateStatus;
 use crate::control::{ReloadRequest, ReloadResult};
 use crate::gateway::{ListenerSettings, Settings, SettingsHandle};
 use crate::os::sd_notify::ServiceManager;
-use crate::os::signals::ReloadSignal;
 use crate::registry::zookeeper;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::{self, Identity};
@@ -46,9 +46,9 @@ pub(crate) struct ConfigSource {
 }
 
 /// A configuration and the certificates that it names.
-pub(super) struct LoadedConfig {
-    pub(super) config: Config,
-    pub(super) certificates: Certificates,
+pub(crate) struct LoadedConfig {
+    pub(crate) config: Config,
+    pub(crate) certificates: Certificates,
 }
 
 /// The settings that a running gateway uses, built from a [`LoadedConfig`].
@@ -105,7 +105,7 @@ pub(crate) fn zookeeper_tls(config: &Config, identity: &Identity) -> Result<zook
 
 /// Where requests for a reload come from: SIGHUP and the command socket.
 pub(super) struct ReloadRequests {
-    signal: ReloadSignal,
+    hangup: Signal,
     commands: mpsc::Receiver<ReloadRequest>,
 }
 
@@ -113,14 +113,14 @@ impl ReloadRequests {
     /// Takes over SIGHUP, and returns the sender for commands. Must be called within a runtime.
     pub(super) fn new() -> io::Result<(mpsc::Sender<ReloadRequest>, Self)> {
         let (sender, commands) = mpsc::channel(QUEUED_COMMANDS);
-        Ok((sender, Self { signal: ReloadSignal::new()?, commands }))
+        Ok((sender, Self { hangup: signal(SignalKind::hangup())?, commands }))
     }
 
     /// Waits for the next request, and returns where its result is sent to. A signal has no such
     /// place.
     async fn next(&mut self) -> Option<ReloadRequest> {
         tokio::select! {
-            () = self.signal.next() => None,
+            _ = self.hangup.recv() => None,
             Some(request) = self.commands.recv() => Some(request),
         }
     }
@@ -130,7 +130,7 @@ impl ReloadRequests {
         loop {
             let request = self.next().await;
             warn!("{STOPPING}");
-            send_result(request, Err(STOPPING.to_owned().into()));
+            send_result(request, Err(STOPPING.to_owned()));
         }
     }
 }
@@ -191,7 +191,7 @@ impl Reloader {
             Err(error) => {
                 let error = format!("{error:#}");
                 error!("{path} not reloaded: {}; {NOTHING_CHANGED}", error.replace('\n', "; "));
-                Err(format!("not reloaded {path}:\n{error}\n{NOTHING_CHANGED}").into())
+                Err(format!("not reloaded {path}:\n{error}\n{NOTHING_CHANGED}"))
             }
         }
     }
@@ -287,12 +287,6 @@ fn prepare(
     let loaded = LoadedConfig { config, certificates };
     let settings = RuntimeSettings::build(&loaded, listeners)?;
     Ok(PreparedReload { loaded, settings, changed, needs_restart: waiting })
-}
-
-impl From<String> for ErrorReport {
-    fn from(error: String) -> Self {
-        Self { error }
-    }
 }
 
 #[cfg(test)]
@@ -463,7 +457,7 @@ level = \"info\"
         let running = Arc::clone(&fixture.reloader.running);
         fixture.edit("grace = \"5s\"", "grace = \"6s\"");
         fixture.edit("level = \"info\"", "level = \"loud\"");
-        let ErrorReport { error } = fixture.reloader.reload().await.expect_err("an error");
+        let error = fixture.reloader.reload().await.expect_err("an error");
         let lines: Vec<_> = error.lines().collect();
         assert!(lines[0].starts_with("not reloaded ") && lines[1].contains("log.level"), "{error}");
         assert_eq!(lines[2..], [NOTHING_CHANGED]);
@@ -477,7 +471,7 @@ level = \"info\"
         let mut fixture = Fixture::new();
         fixture.edit("grace = \"5s\"", "grace = \"6s\"");
         fs::write(fixture.directory.path().join("cert.pem"), "").expect("a file");
-        let ErrorReport { error } = fixture.reloader.reload().await.expect_err("an error");
+        let error = fixture.reloader.reload().await.expect_err("an error");
         assert!(error.contains("cert.pem"), "{error}");
         assert_eq!(fixture.grace(), Duration::from_secs(5));
         assert!(!fixture.zookeeper.has_changed().expect("the reloader"));
@@ -518,7 +512,7 @@ level = \"info\"
         tokio::select! {
             never = requests.refuse() => match never {},
             result = result => {
-                let ErrorReport { error } = result.expect("a result").expect_err("a refusal");
+                let error = result.expect("a result").expect_err("a refusal");
                 assert_eq!(error, STOPPING);
             }
         }

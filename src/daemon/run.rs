@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -23,9 +24,8 @@ use crate::control::{self, CommandHandler, text};
 use crate::gateway::Server;
 use crate::gateway::routing::Router;
 use crate::model::component::OwnComponent;
-use crate::os::daemonize::DaemonizeGuard;
 use crate::os::sd_notify::ServiceManager;
-use crate::os::signals::{StatusSignal, StopSignals};
+use crate::os::signals::StopSignals;
 use crate::os::watchdog;
 use crate::registry::zookeeper;
 use crate::registry::{Registration, RegistrationStatus};
@@ -48,28 +48,8 @@ pub(super) struct Sockets {
     pub(super) control: Option<StdUnixListener>,
 }
 
-/// Runs the gateway and returns the exit status of the program. `guard` is dropped with an error, and
-/// notified when nothing can fail any more.
-///
-/// # Errors
-/// Why the gateway cannot start.
-pub(super) async fn run(
-    source: ConfigSource,
-    loaded: LoadedConfig,
-    hostname: String,
-    sockets: Sockets,
-    logging: &LogGuard,
-    guard: Option<DaemonizeGuard>,
-) -> Result<ExitCode> {
-    let running = start(source, loaded, hostname, sockets, logging)?;
-    if let Some(guard) = guard {
-        guard.notify_parent().context("cannot close the terminal's standard streams")?;
-    }
-    Ok(running.until_stopped().await)
-}
-
 /// The parts of a running gateway.
-struct Running {
+pub(super) struct Running {
     server: Server,
     registration: Registration,
     /// The addresses of the listeners in one line.
@@ -86,7 +66,7 @@ struct Running {
 }
 
 /// Registers the gateway, and starts everything.
-fn start(
+pub(super) fn start(
     source: ConfigSource,
     loaded: LoadedConfig,
     hostname: String,
@@ -158,7 +138,7 @@ fn start(
     };
     let commands = sockets.control.map(|socket| (socket, handler));
     let supervisor = supervise(admin, commands, status, Arc::clone(&manager), metrics.clone())?;
-    let log_level = logging.level();
+    let log_level = logging.level.clone();
     let reloader = Reloader {
         source,
         hostname: bound.component.hostname,
@@ -185,7 +165,7 @@ fn start(
 
 impl Running {
     /// Waits for a reason to stop, stops, and returns the exit status of the program.
-    async fn until_stopped(mut self) -> ExitCode {
+    pub(super) async fn until_stopped(mut self) -> ExitCode {
         let connections = self.server.usage();
         let connections = || connections.connections().0;
         let task_failed = tokio::select! {
@@ -255,14 +235,14 @@ fn supervise(
         });
     }
     // Registered here, because the default action of the signal ends the process.
-    let signal = StatusSignal::new().context("cannot handle signals")?;
+    let signal = signal(SignalKind::user_defined2()).context("cannot handle signals")?;
     let signal = Arc::new(Mutex::new(signal));
     supervisor.spawn("status signal", move || {
         let signal = Arc::clone(&signal);
         let status = Arc::clone(&status);
         async move {
             loop {
-                signal.lock().await.next().await;
+                signal.lock().await.recv().await;
                 for line in text::status(&status.report()).lines() {
                     info!("{line}");
                 }

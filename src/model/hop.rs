@@ -18,20 +18,7 @@ pub(crate) enum Hop {
 
 impl fmt::Display for Hop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Executor(Executor { hostname, port, .. }) => {
-                write!(f, "executor {}:{port}", hostname.escape_default())
-            }
-            Self::Gateway(Gateway { hostname, port, zone, tls }) => {
-                let zone = zone.as_deref().unwrap_or_default().escape_default();
-                let protocol = if *tls { "TLS" } else { "plain" };
-                write!(
-                    f,
-                    "gateway {}:{port} of zone {zone} ({protocol})",
-                    hostname.escape_default()
-                )
-            }
-        }
+        HopAddress::from(self).fmt(f)
     }
 }
 
@@ -90,5 +77,20 @@ impl From<&Hop> for HopAddress {
         };
         let (_, host, port, zone, tls) = hop.fields();
         Self { kind, host: host.to_owned(), port, zone: zone.map(str::to_owned), tls }
+    }
+}
+
+impl fmt::Display for HopAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, host, port, zone, tls } = self;
+        let host = host.escape_default();
+        match kind {
+            HopKind::Executor => write!(f, "executor {host}:{port}"),
+            HopKind::Gateway => {
+                let zone = zone.as_deref().unwrap_or_default().escape_default();
+                let protocol = if *tls { "TLS" } else { "plain" };
+                write!(f, "gateway {host}:{port} of zone {zone} ({protocol})")
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat};
 use rustix::io::Errno;
 
 /// The most bytes that are read of a file: many times the size of any configuration or certificate.
@@ -67,6 +67,11 @@ pub(crate) fn open_for_writing(
         return refused("has other names (hard links), which could be another user's files");
     }
     Ok(file)
+}
+
+/// Checks that this process may create files in `directory`.
+pub(crate) fn check_writable(directory: &Path) -> io::Result<()> {
+    Ok(accessat(CWD, directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?)
 }
 
 #[cfg(test)]

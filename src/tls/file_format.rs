@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::{Error, anyhow};
 use rustls::pki_types::PrivateKeyDer;
-use x509_parser::asn1_rs::{Any, Oid, oid};
+use x509_parser::asn1_rs::{Oid, oid};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::certificate_lint::quoted;
+use super::private_key::elements;
 
 /// The content types of PKCS#7 with certificates, and of PKCS#12 (RFC 2315, section 14; RFC 7292,
 /// section 4).
@@ -53,14 +54,6 @@ fn contains_begin(bytes: &[u8]) -> bool {
 /// Returns the object identifiers in the first two levels of a DER structure, where PKCS#7 and
 /// PKCS#12 name their content.
 fn first_oids(der: &[u8]) -> Vec<Oid<'_>> {
-    fn elements(der: &[u8]) -> Vec<Any<'_>> {
-        let (mut rest, mut found) = (der, Vec::new());
-        while let Ok((after, element)) = Any::from_der(rest) {
-            found.push(element);
-            rest = after;
-        }
-        found
-    }
     let outer = elements(der).into_iter().take(1).flat_map(|outer| elements(outer.data));
     let outer: Vec<_> = outer.collect();
     let inner = outer.iter().filter(|element| element.header.is_constructed());

@@ -37,13 +37,13 @@ pub(crate) fn unsupported(key: &PrivateKeyDer<'_>) -> Option<Unsupported> {
     match key {
         PrivateKeyDer::Pkcs1(key) => rsa(key.secret_pkcs1_der()),
         PrivateKeyDer::Sec1(key) => {
-            let elements = elements(key.secret_sec1_der())?;
+            let elements = sequence(key.secret_sec1_der())?;
             let parameters = elements.iter().find(|element| element.tag() == Tag(0))?;
             curve(&Any::from_der(parameters.data).ok()?.1)
         }
         PrivateKeyDer::Pkcs8(key) => {
-            let outer = elements(key.secret_pkcs8_der())?;
-            let algorithm = inner(outer.get(1)?);
+            let outer = sequence(key.secret_pkcs8_der())?;
+            let algorithm = elements(outer.get(1)?.data);
             let kind = algorithm.first()?.clone().oid().ok()?;
             if kind == RSA {
                 rsa(outer.get(2)?.data)
@@ -70,7 +70,7 @@ pub(crate) fn has_public_key(
 }
 
 fn rsa(der: &[u8]) -> Option<Unsupported> {
-    let modulus = elements(der)?.get(1)?.data;
+    let modulus = sequence(der)?.get(1)?.data;
     let modulus = &modulus[modulus.iter().take_while(|byte| **byte == 0).count()..];
     let bits = modulus.len() * 8 - modulus.first().map_or(0, |byte| byte.leading_zeros() as usize);
     (!RSA_BITS.contains(&bits)).then_some(Unsupported::RsaSize(bits))
@@ -88,15 +88,16 @@ fn name(oid: &Oid<'_>) -> Option<&'static str> {
 }
 
 /// Returns the elements of a DER sequence.
-fn elements(der: &[u8]) -> Option<Vec<Any<'_>>> {
-    Some(inner(&Any::from_der(der).ok()?.1))
+fn sequence(der: &[u8]) -> Option<Vec<Any<'_>>> {
+    Some(elements(Any::from_der(der).ok()?.1.data))
 }
 
-fn inner<'d>(sequence: &Any<'d>) -> Vec<Any<'d>> {
-    let (mut rest, mut found) = (sequence.data, Vec::new());
-    while let Ok((after, element)) = Any::from_der(rest) {
+/// Returns the elements of `content`, up to the first that is not DER.
+pub(super) fn elements(mut content: &[u8]) -> Vec<Any<'_>> {
+    let mut found = Vec::new();
+    while let Ok((rest, element)) = Any::from_der(content) {
         found.push(element);
-        rest = after;
+        content = rest;
     }
     found
 }

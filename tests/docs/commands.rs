@@ -107,7 +107,7 @@ const PROGRAMS: [&str; 16] = [
 ];
 
 #[test]
-fn every_command_is_run_or_says_what_it_needs() {
+fn every_command_is_run_or_lists_its_requirements() {
     let (mut run, mut need) = (0, 0);
     for page in pages::all() {
         let (blocks, prose) = page.parts();

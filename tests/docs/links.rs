@@ -19,7 +19,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_have_existing_targets() {
     let mut count = 0;
     for page in pages::all() {
         let (_, prose) = page.parts();

@@ -1,10 +1,10 @@
-"""A collector of spans, for OTLP as Zuul's services speak it: OpenTelemetry's own messages, with gRPC's
-own server or over HTTP.
+"""A collector of spans for OTLP as Zuul's services use it: OpenTelemetry's own messages, over gRPC's own
+server or over HTTP.
 
     collector.py grpc|http [CERT KEY [CA]]
 
-With CERT and KEY it speaks TLS, with CA it wants to see a certificate. It says {"port": N} when it
-listens, and {"span": {...}} for every span that it gets.
+With CERT and KEY it uses TLS, with CA it requires a client certificate. It prints {"port": N} when it
+listens, and {"span": {...}} for every span that it receives.
 """
 
 import gzip

@@ -1,5 +1,5 @@
-"""Upstream's zuul-fingergw, as its command line starts it: each run in a process of its own, forked
-from this one, which has imported all of it already. The argument is the home of whoever runs it."""
+"""Runs Zuul's own zuul-fingergw with given command lines, each in a process that is forked from this one,
+which has imported all modules already. The argument is the home directory of the user."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from zuul.cmd import fingergw
 
 
 def run(arguments):
-    """What comes of these arguments, a JSON list: exit status, standard output, standard error."""
+    """Returns the result of these arguments, a JSON list: exit status, standard output, standard error."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         pid = os.fork()
         if pid == 0:
@@ -28,7 +28,7 @@ def run(arguments):
 
 
 def program(arguments):
-    """Runs it, and returns the exit status that Python would end with."""
+    """Runs the program and returns the exit status that Python would have."""
     sys.argv = ['zuul-fingergw', *arguments]
     os.environ['HOME'] = sys.orig_argv[-1]
     try:

@@ -62,13 +62,13 @@ impl Programs {
 }
 
 /// The requested text, on standard output.
-const TOLD: (i64, i64) = (0, 0);
+const PRINTED: (i64, i64) = (0, 0);
 /// The command line is invalid.
 const REFUSED: (i64, i64) = (2, 2);
 /// The configuration cannot be found: a documented difference.
 const NO_CONFIGURATION: (i64, i64) = (1, 78);
 /// No process listens on the command socket.
-const NOBODY: (i64, i64) = (1, 1);
+const NOT_RUNNING: (i64, i64) = (1, 1);
 
 #[tokio::test]
 async fn command_lines_of_zuuls_gateway_are_accepted() {
@@ -85,18 +85,18 @@ async fn command_lines_of_zuuls_gateway_are_accepted() {
     fs::write(home.join("zuul.conf"), text).expect("zuul.conf");
 
     let cases: [(&[&str], _); 30] = [
-        (&["--version"], TOLD),
-        (&["--vers"], TOLD),
-        (&["--v"], TOLD),
-        (&["-fd", "--version"], TOLD),
-        (&["-c", "/missing", "--version"], TOLD),
-        (&["--version", "--frobnicate"], TOLD),
-        (&["-h"], TOLD),
-        (&["-hf"], TOLD),
-        (&["--help"], TOLD),
-        (&["--he"], TOLD),
-        (&["stop", "-h"], TOLD),
-        (&["stop", "--help"], TOLD),
+        (&["--version"], PRINTED),
+        (&["--vers"], PRINTED),
+        (&["--v"], PRINTED),
+        (&["-fd", "--version"], PRINTED),
+        (&["-c", "/missing", "--version"], PRINTED),
+        (&["--version", "--frobnicate"], PRINTED),
+        (&["-h"], PRINTED),
+        (&["-hf"], PRINTED),
+        (&["--help"], PRINTED),
+        (&["--he"], PRINTED),
+        (&["stop", "-h"], PRINTED),
+        (&["stop", "--help"], PRINTED),
         (&["-f", "-c", "/missing"], NO_CONFIGURATION),
         (&["-c", "/missing"], NO_CONFIGURATION),
         (&["-c/missing", "-f"], NO_CONFIGURATION),
@@ -104,9 +104,9 @@ async fn command_lines_of_zuuls_gateway_are_accepted() {
         (&["-dfc/missing"], NO_CONFIGURATION),
         (&["-d", "-f", "-d", "-f", "-c", "~/zuul.conf", "-c", "/missing"], NO_CONFIGURATION),
         (&["-c", "/missing", "stop"], NO_CONFIGURATION),
-        (&["-f", "-d", "-c", "~/zuul.conf", "stop"], NOBODY),
-        (&["-c", "", "stop"], NOBODY),
-        (&["stop"], NOBODY),
+        (&["-f", "-d", "-c", "~/zuul.conf", "stop"], NOT_RUNNING),
+        (&["-c", "", "stop"], NOT_RUNNING),
+        (&["stop"], NOT_RUNNING),
         (&["-c"], REFUSED),
         (&["-c", "-f"], REFUSED),
         (&["-x"], REFUSED),
@@ -134,7 +134,7 @@ async fn command_lines_of_zuuls_gateway_are_accepted() {
     }
 }
 
-/// The text differs, but the last word is the version, which both registries show.
+/// The text differs, but the last word is the version, as in the registry.
 #[tokio::test]
 async fn version_ends_with_the_version_number() {
     let mut programs = Programs::new();

@@ -1,14 +1,14 @@
-"""Zuul's own component registry, as every Zuul program has one running.
+"""Zuul's own component registry, as it runs in every Zuul program.
 
     components.py ZUUL_CONF [MODEL_API]
 
-With MODEL_API it is a program of the Zuul that has that data model, not of the installed one.
-It says the whole registry, as Zuul's objects hold it, whenever it changes:
+With MODEL_API it acts as a program of the Zuul version with that data model, not of the installed one.
+It prints the whole registry, as Zuul's objects hold it, at every change:
 {"model_api": N, "minimum": N, "own": N, "components": {KIND: {NODE: {ATTRIBUTE: VALUE}}}}, where
 own is the program's own data model, which counts like a component's. Commands:
 
-    register KIND HOSTNAME MODEL_API   a component of Zuul's own class joins
-    unregister HOSTNAME                it leaves
+    register KIND HOSTNAME MODEL_API   registers a component of Zuul's own class
+    unregister HOSTNAME                removes it
 """
 
 import sys
@@ -20,7 +20,7 @@ import lines
 
 
 def attributes(component):
-    """Every attribute of a component, read the way Zuul reads one."""
+    """Returns every attribute of a component, read as Zuul does."""
     return {name: getattr(component, name) for name in component.content}
 
 

@@ -87,7 +87,7 @@ impl View {
         self.components().find(|entry| is_ours(entry))
     }
 
-    fn says(&self, attribute: &str, value: impl Into<Value>) -> bool {
+    fn has(&self, attribute: &str, value: impl Into<Value>) -> bool {
         self.ours().is_some_and(|entry| entry[attribute] == value.into())
     }
 }
@@ -105,7 +105,7 @@ async fn zuul_reads_every_attribute_of_the_entry() {
     let gateway = Builder::new(&system).zone("west").tls(&identity).listeners(&["", "tls = true"]);
     let gateway = gateway.ready().await;
 
-    let view = registry.until(|view| view.says("state", "running")).await;
+    let view = registry.until(|view| view.has("state", "running")).await;
     let expected = json!({
         "hostname": "localhost",
         "kind": "fingergw",
@@ -133,7 +133,7 @@ async fn data_model_of_the_system_is_not_changed() {
     registry.until(|view| view.minimum() == 36).await;
 
     let _gateway = Builder::new(&system).zone("west").ready().await;
-    let view = registry.until(|view| view.says("state", "running")).await;
+    let view = registry.until(|view| view.has("state", "running")).await;
     assert_eq!((view.minimum(), registry.lowest), (36, 36), "joining");
 
     // An older component lowers the minimum only while it is registered; ours rises with the others
@@ -143,10 +143,10 @@ async fn data_model_of_the_system_is_not_changed() {
     registry.unregister("older").await;
     let view = registry.until(|view| view.minimum_of_others() == 36).await;
     assert_eq!(view.minimum(), 36);
-    assert!(view.says("model_api", 36));
+    assert!(view.has("model_api", 36));
     registry.register("scheduler", "upgraded", 38).await;
     registry.unregister("old").await;
-    registry.until(|view| view.says("model_api", 38) && view.minimum() == 38).await;
+    registry.until(|view| view.has("model_api", 38) && view.minimum() == 38).await;
     assert_eq!(registry.lowest, 35);
 }
 
@@ -158,7 +158,7 @@ async fn data_model_of_a_newer_system_is_announced() {
     registry.register("scheduler", "future", 40).await;
     registry.register("executor", "future", 41).await;
     let _gateway = Builder::new(&system).ready().await;
-    registry.until(|view| view.says("model_api", 40) && view.says("state", "running")).await;
+    registry.until(|view| view.has("model_api", 40) && view.has("state", "running")).await;
     // This registry includes its own data model.
     assert_eq!(registry.lowest, MODEL_API);
 }
@@ -187,8 +187,8 @@ async fn data_model_follows_a_rolling_upgrade() {
     let mut settled = (35, 35);
     let is = |view: &View, (system_speaks, we_say): (u64, u64)| {
         view.minimum() == system_speaks
-            && view.says("model_api", we_say)
-            && view.says("state", "running")
+            && view.has("model_api", we_say)
+            && view.has("state", "running")
     };
     registry.until(|view| is(view, settled)).await;
     // The component that is upgraded and its version; then the system's version, and ours.

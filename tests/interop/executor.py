@@ -1,19 +1,19 @@
-"""The part of a scheduler and of an executor that a gateway meets: build requests in ZooKeeper and
+"""The parts of a scheduler and of an executor that a gateway uses: build requests in ZooKeeper and
 the log streamer, all of them Zuul's own classes.
 
     executor.py ZUUL_CONF JOBS_DIR [ZONE]
 
-It says {"port": N} when the streamer listens. ZONE is the executor's own zone. Commands:
+It prints {"port": N} when the streamer listens. ZONE is the executor's own zone. Commands:
 
-    submit UUID [ZONE]   the scheduler asks for a build, in ZONE's queue or in the unzoned one
-    start UUID           the executor takes it
+    submit UUID [ZONE]   the scheduler requests a build, in ZONE's queue or in the one without a zone
+    start UUID           the executor accepts it
     pause UUID           the executor pauses it
-    complete UUID        the executor is done with it; the request stays
+    complete UUID        the executor completes it; the request stays
     remove UUID          the scheduler removes the request
-    sampled yes|no       whether the traces of builds asked for from now on are sampled
+    sampled yes|no       sets whether the traces of builds requested from now on are sampled
 
-A build is asked for within a span, as the scheduler's client does it; what `submit` answers is its
-trace, its id and the event's.
+A build is requested within a span, as the scheduler's client does it; `submit` returns the IDs of its
+trace, of its span and of the event's span.
 """
 
 import configparser
@@ -46,7 +46,7 @@ class Executor:
         self.component.state = self.component.RUNNING
         self.api = ExecutorApi(client, use_cache=False)
         self.taken = {}
-        # As in a system that exports none: there are spans all the same.
+        # As in a system without an exporter: spans exist nevertheless.
         Tracing(configparser.ConfigParser())
         self.is_sampled = True
 
@@ -76,7 +76,7 @@ class Executor:
         self.is_sampled = wanted == 'yes'
 
     def start(self, build):
-        # The steps and the three keys are those of ExecutorServer when it takes a request.
+        # The steps and the three keys are those of ExecutorServer when it accepts a request.
         request = self.api.getRequest(build)
         if not self.api.lock(request, blocking=False):
             raise RuntimeError('the request is locked')

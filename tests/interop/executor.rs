@@ -132,8 +132,8 @@ impl Log {
             client.expect(piece).await;
         }
         self.remove();
-        let (behind, ending) = client.rest().await;
-        assert_eq!(behind, b"", "after the end of the log");
+        let (after, ending) = client.rest().await;
+        assert_eq!(after, b"", "after the end of the log");
         ending
     }
 }

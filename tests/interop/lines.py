@@ -1,4 +1,4 @@
-"""How these scripts talk with the Rust tests: one command a line on stdin, one JSON object a line
+"""Protocol between these scripts and the Rust tests: one command per line on stdin, one JSON object per line
 on stdout. End of stdin ends the script."""
 
 import configparser
@@ -14,13 +14,13 @@ _stdout = threading.Lock()
 
 
 def say(**fact):
-    """Prints one fact; threads of Zuul's own call this too."""
+    """Prints one message; Zuul's own threads call this, too."""
     with _stdout:
         print(json.dumps(fact, default=str), flush=True)
 
 
 def connect(path):
-    """Reads a zuul.conf and connects to its ZooKeeper, both as Zuul's programs do it."""
+    """Reads a zuul.conf and connects to its ZooKeeper, both as Zuul's programs do."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO,
         format='%(levelname)s %(name)s: %(message)s')
@@ -35,8 +35,8 @@ def connect(path):
 def serve(commands):
     """Calls commands[word](*words) for every line until stdin ends.
 
-    What the call returns is said as the answer; a command that fails says so and the next one is
-    still served.
+    The result of the call is printed as the response. A command that fails prints its error, and the
+    next one is still served.
     """
     for line in sys.stdin:
         word, *words = line.split()
@@ -45,5 +45,5 @@ def serve(commands):
         except Exception as e:
             logging.exception('%s', line.strip())
             say(failed=word, error=repr(e))
-    # Zuul's streaming threads are no daemons and would hold up a normal exit.
+    # Zuul's streaming threads are not daemons and would block a normal exit.
     os._exit(0)

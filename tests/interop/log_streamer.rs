@@ -103,7 +103,12 @@ async fn replies_of_the_executor_are_not_changed() {
 
 /// Has `count` clients request `build` concurrently, and returns what each of them reads, up to the
 /// length of its log.
-async fn crowd(address: SocketAddr, build: &str, count: usize, length: usize) -> Vec<Vec<u8>> {
+async fn concurrent_logs(
+    address: SocketAddr,
+    build: &str,
+    count: usize,
+    length: usize,
+) -> Vec<Vec<u8>> {
     let mut clients = Vec::new();
     for _ in 0..count {
         clients.push(Client::connect(address).await);
@@ -141,7 +146,7 @@ async fn two_hundred_concurrent_clients_get_the_log() {
         let (build, mut log) = executor.run(zone).await;
         let text = b"0123456789\n".repeat(2000);
         log.write(&text);
-        let logs = crowd(gateway.address(), &build, 200, text.len()).await;
+        let logs = concurrent_logs(gateway.address(), &build, 200, text.len()).await;
         let broken: Vec<_> = logs.iter().filter(|log| **log != text).collect();
         let first = broken.first().map(|log| log[..log.len().min(100)].escape_ascii().to_string());
         assert!(broken.is_empty(), "{zone:?}: {} of 200 logs: {first:?}", broken.len());
@@ -162,8 +167,9 @@ async fn hundred_concurrent_clients_of_each_of_two_gateways_get_the_log() {
     let (build, mut log) = executor.run(None).await;
     let text = b"0123456789\n".repeat(2000);
     log.write(&text);
-    let crowds =
-        gateways.each_ref().map(|gateway| crowd(gateway.address(), &build, 100, text.len()));
+    let crowds = gateways
+        .each_ref()
+        .map(|gateway| concurrent_logs(gateway.address(), &build, 100, text.len()));
     let [first, second] = crowds;
     let (first, second) = tokio::join!(first, second);
     let broken = first.iter().chain(&second).filter(|log| **log != text).count();

@@ -41,8 +41,8 @@ struct Zones {
     system: System,
     identity: Identity,
     zones: [Zone; 2],
-    /// Pid files of Zuul's gateways; their command sockets are in the same directory, and the
-    /// programs exit only with one.
+    /// Configurations of Zuul's gateways, in directories with their command sockets, without which
+    /// the programs do not exit.
     confs: Vec<ZuulConf>,
 }
 

@@ -44,15 +44,15 @@ fn conversations(builds: &Builds) -> Vec<Conversation> {
     vec![
         one("LF", format!("{id}\n")),
         one("CRLF", format!("{id}\r\n")),
-        one("blanks behind the id", format!("{id}  \t\r\n")),
-        one("more lines behind it", format!("{id}\nmore\nlines\n")),
+        one("blanks after the ID", format!("{id}  \t\r\n")),
+        one("more lines after the request", format!("{id}\nmore\nlines\n")),
         Conversation {
             name: "a byte at a time",
             pieces: format!("{id}\r\n").bytes().map(|byte| vec![byte]).collect(),
             half_close: false,
         },
         Conversation {
-            name: "sending side closed behind it",
+            name: "sending side closed after the request",
             pieces: vec![format!("{id}\n").into_bytes()],
             half_close: true,
         },
@@ -159,7 +159,7 @@ async fn every_difference_from_zuuls_gateway_is_documented() {
         });
     }
     let mut documented = documented();
-    let mut faults = Vec::new();
+    let mut errors = Vec::new();
     let mut same = 0;
     while let Some(talk) = talks.join_next().await {
         let (name, theirs, ours) = talk.expect("a conversation");
@@ -168,11 +168,12 @@ async fn every_difference_from_zuuls_gateway_is_documented() {
         match documented.remove(name) {
             None if theirs == ours => same += 1,
             Some(row) if row == (theirs.clone(), ours.clone()) && theirs != ours => {}
-            row => faults
-                .push(format!("{name}: upstream {theirs:?}, ours {ours:?}, documented {row:?}")),
+            row => {
+                errors.push(format!("{name}: Zuul {theirs:?}, ours {ours:?}, documented {row:?}"))
+            }
         }
     }
-    faults.extend(documented.keys().map(|name| format!("{name}: documented, but not talked")));
-    assert!(faults.is_empty(), "{faults:#?}");
+    errors.extend(documented.keys().map(|name| format!("{name}: documented, but not tested")));
+    assert!(errors.is_empty(), "{errors:#?}");
     assert!(same > 15, "only {same} conversations are the same");
 }

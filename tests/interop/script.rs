@@ -94,7 +94,7 @@ impl Script {
         let line = within(&self.name, self.stdout.next_line()).await.expect("its stdout");
         let line = line.unwrap_or_else(|| panic!("{} has ended", self.name));
         serde_json::from_str(&line)
-            .unwrap_or_else(|error| panic!("{} said {line:?}: {error}", self.name))
+            .unwrap_or_else(|error| panic!("{} printed {line:?}: {error}", self.name))
     }
 }
 

@@ -1,4 +1,4 @@
-"""What Zuul's services make of `[tracing]` in their zuul.conf."""
+"""Tests `[tracing]` in a zuul.conf with Zuul's services."""
 
 import configparser
 import json
@@ -9,8 +9,8 @@ from zuul.lib.tracing import Tracing
 
 
 def take(text):
-    """Whether they start with these lines in the section, a JSON string: in a process of its own,
-    because some of it ends the process."""
+    """Returns whether they start with these lines in the section, a JSON string. Uses a separate process,
+    because some values end the process."""
     config = configparser.ConfigParser()
     config.read_string('[tracing]\n' + json.loads(text))
     pid = os.fork()

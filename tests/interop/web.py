@@ -1,16 +1,16 @@
 """The console streaming of zuul-web: its own websocket handler, stream manager and streamer. Only
-the websocket itself, the login and the rest of the web server are stood in for.
+the websocket itself, the login and the rest of the web server are replaced.
 
     web.py ZUUL_CONF
 
-It reads [web] zone and [fingergw] tls_* as zuul-web does and says {"manager": "running"} when the
+It reads [web] zone and [fingergw] tls_* as zuul-web does and prints {"manager": "running"} when the
 stream manager runs. Commands:
 
-    open UUID    a browser asks for a build's console
-    leave UUID   that browser goes away
+    open UUID    a browser opens a build's console
+    leave UUID   that browser disconnects
     manager      {"alive": whether its thread runs, "streamers": how many consoles it serves}
 
-What the browser would see comes as {"build": UUID, "text": TEXT} for every frame and as
+The data for the browser is printed as {"build": UUID, "text": TEXT} for every frame and as
 {"build": UUID, "closed": CODE, "reason": TEXT}.
 """
 
@@ -33,10 +33,10 @@ class Gauge:
 
 
 class Browser(LogStreamHandler):
-    """zuul-web's handler with lines on stdout in the place of the browser."""
+    """zuul-web's handler, with lines on stdout in place of the browser."""
 
     def __init__(self, web, build):
-        # The base classes want a CherryPy request and a socket.
+        # The base classes need a CherryPy request and a socket.
         self.log = logging.getLogger('zuul.web')
         self.streamer = None
         self.zuulweb = web
@@ -53,7 +53,7 @@ class Browser(LogStreamHandler):
 
 
 class Web:
-    """What LogStreamHandler uses of ZuulWeb, filled in as ZuulWeb does it."""
+    """The attributes of ZuulWeb that LogStreamHandler uses, with ZuulWeb's values."""
 
     def __init__(self, config, client):
         self.zone = get_default(config, 'web', 'zone')

@@ -65,7 +65,7 @@ impl ZuulGateway {
         let find =
             |log: &Vec<String>| log.iter().filter(|line| line.contains(text)).nth(before).cloned();
         let log = within(text, self.log.wait_for(|log| find(log).is_some())).await;
-        find(&log.expect("upstream runs")).expect("it was there")
+        find(&log.expect("the process runs")).expect("it was there")
     }
 
     /// Waits until the program knows that the gateway with this entry runs.
@@ -75,7 +75,7 @@ impl ZuulGateway {
                 && line.contains("'state': 'running'")
         };
         let log = within(entry, self.log.wait_for(|log| log.iter().any(known))).await;
-        log.expect("upstream runs");
+        log.expect("the process runs");
     }
 
     /// Returns every log line so far.
@@ -87,8 +87,8 @@ impl ZuulGateway {
     /// until they end.
     pub(crate) async fn stop(mut self) {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a pid");
-        kill_process(pid, Signal::TERM).expect("a signal to upstream");
-        let status = within("upstream to end", self.child.wait()).await.expect("its status");
+        kill_process(pid, Signal::TERM).expect("a signal");
+        let status = within("Zuul's gateway to exit", self.child.wait()).await.expect("its status");
         assert!(status.success(), "{status}");
     }
 
@@ -102,7 +102,7 @@ impl Drop for ZuulGateway {
     /// Prints the log when a test fails.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- upstream's zuul-fingergw at {}", self.address);
+            eprintln!("--- Zuul's zuul-fingergw at {}", self.address);
             for line in self.log.borrow().iter() {
                 eprintln!("{line}");
             }

@@ -53,7 +53,7 @@ impl Web {
     async fn shows(&mut self, build: &str, text: &str) {
         while self.texts.get(build).map_or(0, String::len) < text.len() {
             assert_eq!(self.closed.get(build), None, "too early");
-            self.hear().await;
+            self.receive().await;
         }
         assert_eq!(self.texts.remove(build).as_deref(), Some(text));
     }
@@ -62,13 +62,13 @@ impl Web {
     /// close message.
     async fn closes(&mut self, build: &str) -> (String, String) {
         while !self.closed.contains_key(build) {
-            self.hear().await;
+            self.receive().await;
         }
         let text = self.texts.remove(build).unwrap_or_default();
         (text, self.closed.remove(build).unwrap_or_default())
     }
 
-    async fn hear(&mut self) {
+    async fn receive(&mut self) {
         let message = self.script.next().await;
         let build = message["build"].as_str().expect("a build").to_owned();
         if let Some(text) = message["text"].as_str() {

@@ -189,7 +189,7 @@ async fn rule_by_certificate() {
     for (identity, reason) in [
         (None, "no rule allows a client without a certificate's name"),
         (Some(authority.identity_only_for("a.gw.west.example.org")), "no rule allows the client a"),
-        (Some(authority.common_name_only("stranger")), "no rule allows the client stranger"),
+        (Some(authority.common_name_only("other")), "no rule allows the client other"),
         // A common name does not count if there is an alternative name.
         (Some(other), "no rule allows the client other.example.org"),
     ] {
@@ -408,14 +408,14 @@ async fn rules_apply_to_the_client_that_a_proxy_announces() {
     let gateway = stage.gateway(&[listener]).await;
     let build = stage.build(Some("a"), false).await;
     for (client, expected) in [([192, 0, 2, 1], LOG), ([198, 51, 100, 1], NOT_FOUND)] {
-        let mut balancer = Client::connect(gateway.address()).await;
-        balancer.send(&v2(client.into(), b"")).await;
-        assert_eq!(stage.reply_to(balancer, &build).await, expected);
+        let mut proxy = Client::connect(gateway.address()).await;
+        proxy.send(&v2(client.into(), b"")).await;
+        assert_eq!(stage.reply_to(proxy, &build).await, expected);
     }
     // The proxy's own address is not allowed, and other clients may not send a PROXY header.
-    let mut balancer = Client::connect(gateway.address()).await;
-    balancer.send(b"PROXY UNKNOWN\r\n").await;
-    assert_eq!(stage.reply_to(balancer, &build).await, NOT_FOUND);
+    let mut proxy = Client::connect(gateway.address()).await;
+    proxy.send(b"PROXY UNKNOWN\r\n").await;
+    assert_eq!(stage.reply_to(proxy, &build).await, NOT_FOUND);
     let mut forger = Client::connect_from(&AWAY.to_string(), gateway.address()).await;
     forger.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").await;
     assert_eq!(stage.reply_to(forger, &build).await, NOT_FOUND);
@@ -445,9 +445,9 @@ async fn reload_changes_rules_for_new_sessions() {
     served.edit("[[listener.allow]]\nclients = [\"gw\"]", "proxy_protocol = [\"127.0.0.2\"]");
     assert_eq!(served.reloads().await, ["changed: listener.proxy_protocol; listener.allow"]);
     assert_eq!(Client::ask(address, &build).await.text().await, NOT_STARTED);
-    let mut balancer = Client::connect_from("127.0.0.2", address).await;
-    balancer.send(format!("PROXY UNKNOWN\r\n{build}\r\n").as_bytes()).await;
-    assert_eq!(balancer.text().await, NOT_STARTED);
+    let mut proxy = Client::connect_from("127.0.0.2", address).await;
+    proxy.send(format!("PROXY UNKNOWN\r\n{build}\r\n").as_bytes()).await;
+    assert_eq!(proxy.text().await, NOT_STARTED);
     stream.finish().await;
 }
 

@@ -22,7 +22,7 @@ async fn reply_to(gateway: &Gateway, build: &str) -> String {
 }
 
 /// Requests `build` twice, after which it is cached.
-async fn keep(gateway: &mut Gateway, executor: &Executor, build: &str) {
+async fn request_until_cached(gateway: &mut Gateway, executor: &Executor, build: &str) {
     served(gateway, executor, build).await;
     served(gateway, executor, build).await;
     gateway.logged("that it is kept", |line| line.contains("build cached")).await;
@@ -36,7 +36,7 @@ async fn cached_build_follows_changes_until_it_is_deleted() {
     // In a queue that did not exist when the gateway listed the zones.
     let queue = Some("west");
     let build = system.put_build(queue, Some(&first.worker(None))).await;
-    keep(&mut gateway, &first, &build).await;
+    request_until_cached(&mut gateway, &first, &build).await;
     served(&gateway, &first, &build).await;
 
     system.place_build(queue, &build, Some(&second.worker(None))).await;
@@ -69,7 +69,7 @@ async fn cached_build_is_found_while_zookeeper_hangs() {
     let executor = Executor::start().await;
     let known = system.put_build(None, Some(&executor.worker(None))).await;
     let other = system.put_build(None, Some(&executor.worker(None))).await;
-    keep(&mut gateway, &executor, &known).await;
+    request_until_cached(&mut gateway, &executor, &known).await;
     system.zookeeper.pause().await;
     served(&gateway, &executor, &known).await;
     assert_eq!(reply_to(&gateway, &other).await, AWAY);
@@ -87,7 +87,7 @@ async fn cached_build_is_not_used_without_a_connection_to_zookeeper() {
     let mut gateway = builder.ready().await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
-    keep(&mut gateway, &executor, &build).await;
+    request_until_cached(&mut gateway, &executor, &build).await;
 
     proxy.refuse();
     gateway.logged("the loss", |line| line.contains("connection to ZooKeeper lost")).await;

@@ -21,14 +21,14 @@ fn log(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
-struct Poured {
+struct Setup {
     _system: System,
     gateway: Gateway,
     executor: Executor,
     build: String,
 }
 
-impl Poured {
+impl Setup {
     async fn new() -> Self {
         let system = System::new().await;
         let gateway = Builder::new(&system).ready().await;
@@ -39,7 +39,7 @@ impl Poured {
 
     /// Returns a client with a small receive buffer that has sent its request and reads nothing
     /// yet.
-    async fn narrow(&self) -> Client<tokio::net::TcpStream> {
+    async fn stalled_client(&self) -> Client<tokio::net::TcpStream> {
         let mut client = Client::connect_narrow(self.gateway.address()).await;
         client.send(format!("{}\n", self.build).as_bytes()).await;
         client
@@ -48,9 +48,9 @@ impl Poured {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_reader_gets_the_whole_log() {
-    let poured = Poured::new().await;
-    let mut client = poured.narrow().await;
-    let mut stream = poured.executor.accept().await;
+    let setup = Setup::new().await;
+    let mut client = setup.stalled_client().await;
+    let mut stream = setup.executor.accept().await;
     let sent = log(12_000_001);
     let writer = async {
         stream.write(&sent).await;
@@ -74,12 +74,12 @@ async fn slow_reader_gets_the_whole_log() {
 /// in its receive queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_is_whole_although_the_executor_ended_long_before() {
-    let poured = Poured::new().await;
+    let setup = Setup::new().await;
     for length in
         [16_383, 16_384, 16_385, 32_768, 100_000, 1_048_575, 1_048_577, 2_000_000, 4_000_000]
     {
-        let mut client = poured.narrow().await;
-        let mut stream = poured.executor.accept().await;
+        let mut client = setup.stalled_client().await;
+        let mut stream = setup.executor.accept().await;
         let sent = log(length);
         stream.write(&sent).await;
         stream.finish().await;
@@ -92,10 +92,10 @@ async fn log_is_whole_although_the_executor_ended_long_before() {
 /// The same with an abort: everything the gateway has received arrives, then the reset.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn aborted_log_arrives_as_far_as_it_was_received() {
-    let poured = Poured::new().await;
+    let setup = Setup::new().await;
     for length in [16_383, 16_384, 16_385, 100_000, 300_000, 1_048_577] {
-        let mut client = poured.narrow().await;
-        let mut stream = poured.executor.accept().await;
+        let mut client = setup.stalled_client().await;
+        let mut stream = setup.executor.accept().await;
         let sent = log(length);
         stream.write(&sent).await;
         stream.reset_when_taken().await;
@@ -109,11 +109,11 @@ async fn aborted_log_arrives_as_far_as_it_was_received() {
 /// is not part of the log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn urgent_data_does_not_end_a_log() {
-    let poured = Poured::new().await;
+    let setup = Setup::new().await;
     for (before, after) in [(300_000, 50_000), (300_000, 1), (1, 300_000), (100_000, 100_000)] {
         // The client reads nothing until everything has been sent.
-        let mut client = poured.narrow().await;
-        let mut stream = poured.executor.accept().await;
+        let mut client = setup.stalled_client().await;
+        let mut stream = setup.executor.accept().await;
         let sent = log(before + after);
         stream.write(&sent[..before]).await;
         stream.urgent().await;
@@ -128,12 +128,12 @@ async fn urgent_data_does_not_end_a_log() {
 /// More slow readers than there are pipes: the remaining logs are copied and must be just as exact.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_streams_than_pipes_are_exact() {
-    let poured = Poured::new().await;
+    let setup = Setup::new().await;
     let sent = std::sync::Arc::new(log(2_000_000));
     let mut streams = Vec::new();
     for _ in 0..PIPES + 8 {
-        let client = poured.narrow().await;
-        let mut stream = poured.executor.accept().await;
+        let client = setup.stalled_client().await;
+        let mut stream = setup.executor.accept().await;
         let sent = std::sync::Arc::clone(&sent);
         let writing = tokio::spawn(async move {
             stream.write(&sent).await;
@@ -159,12 +159,12 @@ async fn more_streams_than_pipes_are_exact() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_reset_during_a_bulk_transfer_ends_both_sides() {
-    let mut poured = Poured::new().await;
-    let client = poured.narrow().await;
-    let mut stream = poured.executor.accept().await;
+    let mut setup = Setup::new().await;
+    let client = setup.stalled_client().await;
+    let mut stream = setup.executor.accept().await;
     let writing = tokio::spawn(async move { stream.try_write(&log(TOO_MUCH)).await });
     client.reset();
-    poured.gateway.logged("the stream to end", |line| line.contains("end=\"client left")).await;
+    setup.gateway.logged("the stream to end", |line| line.contains("end=\"client left")).await;
     assert!(!writing.await.expect("the executor"), "the gateway has closed that side as well");
 }
 
@@ -245,14 +245,14 @@ fn probed(port: u16) -> Vec<bool> {
 /// is idle after a bulk transfer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_streams_are_probed_by_keepalive() {
-    let poured = Poured::new().await;
+    let setup = Setup::new().await;
     for length in [100, 300_000, 1_000_000] {
-        let mut client = Client::ask(poured.gateway.address(), &poured.build).await;
-        let mut stream = poured.executor.accept().await;
+        let mut client = Client::ask(setup.gateway.address(), &setup.build).await;
+        let mut stream = setup.executor.accept().await;
         let sent = log(length);
         stream.write(&sent).await;
         client.expect(&sent).await;
-        let gateways = poured.gateway.port();
+        let gateways = setup.gateway.port();
         let dialed = stream.peer_port();
         // The kernel does not report when a timer starts, so poll.
         let both = async {

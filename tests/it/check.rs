@@ -80,12 +80,12 @@ async fn files_are_read_as_the_user_of_the_configuration() {
     let text = fs::read_to_string(&config).expect("the configuration");
     fs::write(&config, format!("{text}\n[control]\nsocket = {socket:?}\n")).expect("a file");
     let Outcome { code, stderr, .. } = program(&["check"], &config).await;
-    let fault = format!(
+    let expected_error = format!(
         "cannot create the command socket {}: its directory: Permission denied (os error 13) (as \
          user nobody); stop, reload, status and resolve need it\n",
         socket.display()
     );
-    assert!(code == Some(0) && stderr.contains(&fault), "{stderr}");
+    assert!(code == Some(0) && stderr.contains(&expected_error), "{stderr}");
 
     let keys = [&builder.tls.as_ref().expect("certificates").key, &builder.zookeeper_identity.key];
     for key in keys {
@@ -94,8 +94,9 @@ async fn files_are_read_as_the_user_of_the_configuration() {
     let Outcome { code, stdout, stderr } = program(&["check"], &config).await;
     assert_eq!((code, stdout.as_str()), (Some(78), ""), "{stderr}");
     for key in keys {
-        let fault = format!("{}: cannot be read by user nobody: Permission denied", key.display());
-        assert_eq!(stderr.matches(&fault).count(), 1, "{fault}: {stderr}");
+        let expected_error =
+            format!("{}: cannot be read by user nobody: Permission denied", key.display());
+        assert_eq!(stderr.matches(&expected_error).count(), 1, "{expected_error}: {stderr}");
     }
 }
 
@@ -184,11 +185,11 @@ async fn missing_directory_below_run_is_a_warning_if_the_user_cannot_create_it()
         let mut command = Command::new("setpriv");
         command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]).arg(&binary);
         let Outcome { code, stderr, .. } = run(command.args(["check", "-c"]).arg(&config)).await;
-        let fault = format!(
+        let error = format!(
             "cannot create the command socket {socket}: the directory /run/of-no-package does not \
              exist and cannot be created: Permission denied"
         );
-        assert_eq!((code, stderr.contains(&fault)), (Some(0), is_warned), "{user}: {stderr}");
+        assert_eq!((code, stderr.contains(&error)), (Some(0), is_warned), "{user}: {stderr}");
     }
 }
 

@@ -35,7 +35,12 @@ async fn gateway_of_west(system: &System) -> Gateway {
 
 /// Has logs of zone west served until the log line about a stream's end contains `wanted`. Each log
 /// must arrive.
-async fn until_it_says(system: &System, asked: &mut Gateway, executor: &Executor, wanted: &str) {
+async fn until_end_is_logged_with(
+    system: &System,
+    asked: &mut Gateway,
+    executor: &Executor,
+    wanted: &str,
+) {
     within(wanted, async {
         loop {
             let worker = executor.worker(Some("west"));
@@ -55,7 +60,7 @@ async fn until_it_says(system: &System, asked: &mut Gateway, executor: &Executor
 }
 
 /// Returns the log's description of a stream through `gateway` of zone west.
-fn by(gateway: &Gateway) -> String {
+fn route_through(gateway: &Gateway) -> String {
     format!("route=\"gateway localhost:{} ", gateway.port())
 }
 
@@ -80,7 +85,7 @@ async fn killed_gateway_of_a_zone_is_replaced_by_another() {
     assert_eq!(next.text().await, "log\n");
 
     let again = gateway_of_west(&system).await;
-    until_it_says(&system, &mut east, &executor, &by(&again)).await;
+    until_end_is_logged_with(&system, &mut east, &executor, &route_through(&again)).await;
 }
 
 /// Failure: one of a zone's two gateways is stopped (SIGSTOP); its kernel still accepts
@@ -95,11 +100,11 @@ async fn stopped_process_of_a_gateway_is_replaced_by_another() {
     let mut client = Client::ask(east.address(), &build).await;
     let mut stream = executor.begin(&mut client).await;
     let other = gateway_of_west(&system).await;
-    until_it_says(&system, &mut east, &executor, &by(&other)).await;
+    until_end_is_logged_with(&system, &mut east, &executor, &route_through(&other)).await;
 
     west.signal(Signal::STOP);
     stream.write(b"meanwhile\n").await;
-    until_it_says(&system, &mut east, &executor, "end=\"superseded").await;
+    until_end_is_logged_with(&system, &mut east, &executor, "end=\"superseded").await;
 
     west.signal(Signal::CONT);
     client.expect(b"meanwhile\n").await;
@@ -129,13 +134,13 @@ impl Netcat {
         let stdin = child.stdin.take().expect("stdin is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
         let mut netcat = Self { child, stdin, output: BufReader::new(stderr).lines(), port: 0 };
-        let listening = netcat.says("Listening on ").await;
+        let listening = netcat.stderr_line("Listening on ").await;
         let port = listening.rsplit(' ').next().and_then(|port| port.parse().ok());
         netcat.port = port.expect("its port");
         netcat
     }
 
-    async fn says(&mut self, what: &str) -> String {
+    async fn stderr_line(&mut self, what: &str) -> String {
         within(what, async {
             loop {
                 let line = self.output.next_line().await.expect("UTF-8").expect("stderr continues");
@@ -167,7 +172,7 @@ async fn stopped_executor_pauses_its_streams() {
     let mut executor = Netcat::start().await;
     let build = system.put_build(None, Some(&executor.worker())).await;
     let mut client = Client::ask(gateway.address(), &build).await;
-    executor.says("Connection received").await;
+    executor.stderr_line("Connection received").await;
     executor.stdin.write_all(b"before\n").await.expect("a log");
     client.expect(b"before\n").await;
 
@@ -208,11 +213,11 @@ fn link_that_fails_for_a_while_ends_no_stream() {
             stream.write(&log).await;
             stream.finish().await;
         };
-        let mended = async {
+        let restored = async {
             host.restore_link();
             client.rest().await
         };
-        let ((), (received, ending)) = tokio::join!(sent, mended);
+        let ((), (received, ending)) = tokio::join!(sent, restored);
         assert!(received == log && ending == Ending::Clean);
 
         let mut next = Client::ask(gateway.address(), &build).await;
@@ -242,13 +247,13 @@ fn delayed_link_delays_logs_only() {
             stream.write(&log).await;
             stream.finish().await;
         };
-        let behind = async {
+        let after_large = async {
             let mut small = Client::ask(gateway.address(), &build).await;
             executor.serve(b"log\n").await;
             small.text().await
         };
         let elsewhere = serves(&system, gateway.address());
-        let (whole, (), small, ()) = tokio::join!(large.rest(), sent, behind, elsewhere);
+        let (whole, (), small, ()) = tokio::join!(large.rest(), sent, after_large, elsewhere);
         assert!(whole == (log, Ending::Clean));
         assert_eq!(small, "log\n");
     });

@@ -44,7 +44,7 @@ async fn check(config: &Path) -> Outcome {
 }
 
 /// Returns the errors in `config`, one per line. `check` and a start must report the same.
-async fn faults(config: &Path) -> Vec<String> {
+async fn errors_in(config: &Path) -> Vec<String> {
     let checked = check(config).await;
     let started = run(&["-f".as_ref(), "-c".as_ref(), config.as_ref()]).await;
     for Outcome { code, stdout, stderr } in [&checked, &started] {
@@ -117,7 +117,7 @@ async fn all_errors_of_a_toml_file_are_reported_together() {
          address = \"79\"\ntls = \"yes\"\n\n[zookeeper]\ntls_cert = \"a.pem\"\n\n\
          [limits]\ngrace = 30\n\n[log]\nlevel = \"loud\"\n\n[metrics]\nport = 1\n",
     );
-    let faults = faults(&config).await;
+    let errors = errors_in(&config).await;
     let at = |line: &str| format!("{}{line}: ", config.display());
     let expected = [
         (at(":1"), "hostname = 7"),
@@ -134,10 +134,10 @@ async fn all_errors_of_a_toml_file_are_reported_together() {
         (at(""), "zookeeper.tls_ca"),
     ];
     for (place, what) in &expected {
-        let found = faults.iter().filter(|f| f.starts_with(&format!("{place}{what}: "))).count();
-        assert_eq!(found, 1, "{place}{what} in {faults:#?}");
+        let found = errors.iter().filter(|f| f.starts_with(&format!("{place}{what}: "))).count();
+        assert_eq!(found, 1, "{place}{what} in {errors:#?}");
     }
-    assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
 }
 
 #[tokio::test]
@@ -145,10 +145,10 @@ async fn toml_syntax_error_is_reported_with_its_line() {
     let files = Files::new();
     let config =
         files.write("broken.toml", "zone = \"west\"\nhostname = \"gw\n\n[log\nlevel = 1\n");
-    let faults = faults(&config).await;
+    let errors = errors_in(&config).await;
     for line in [2, 4] {
         let place = format!("{}:{line}: ", config.display());
-        assert!(faults.iter().any(|fault| fault.starts_with(&place)), "{line} in {faults:#?}");
+        assert!(errors.iter().any(|error| error.starts_with(&place)), "{line} in {errors:#?}");
     }
 }
 
@@ -160,7 +160,7 @@ async fn all_errors_of_a_zuul_conf_are_reported_together() {
         "[zookeeper]\nhosts = zk:x\ntls_ca = /ca\n\n[connection \"x\"]\npassword = 5%\n\n\
          [fingergw]\nport = 79 ; comment\ntls_cert = /cert\ntls_client_only = maybe\n",
     );
-    let faults = faults(&config).await;
+    let errors = errors_in(&config).await;
     let at = |line: &str| format!("{}{line}: ", config.display());
     let expected = [
         (at(":2"), "[zookeeper] hosts = zk:x"),
@@ -172,10 +172,10 @@ async fn all_errors_of_a_zuul_conf_are_reported_together() {
         (at(""), "[zookeeper] tls_key"),
     ];
     for (place, what) in &expected {
-        let found = faults.iter().filter(|f| f.starts_with(&format!("{place}{what}: "))).count();
-        assert_eq!(found, 1, "{place}{what} in {faults:#?}");
+        let found = errors.iter().filter(|f| f.starts_with(&format!("{place}{what}: "))).count();
+        assert_eq!(found, 1, "{place}{what} in {errors:#?}");
     }
-    assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn file_is_read_by_its_suffix_and_a_wrong_suffix_is_reported() {
              in .toml",
             config.display()
         );
-        assert_eq!(faults(&config).await, [expected]);
+        assert_eq!(errors_in(&config).await, [expected]);
     }
     let Identity { cert, key, ca, .. } = &identity;
     let zookeeper = format!(
@@ -222,9 +222,9 @@ async fn zuul_conf_with_a_missing_tls_file_is_an_error() {
             conf.push_str(&format!("{option} = /file\n"));
         }
         let config = files.write("zuul.conf", conf);
-        let faults = faults(&config).await;
-        let fault = format!("{}: [fingergw] {missing}: missing;", config.display());
-        assert!(faults.len() == 1 && faults[0].starts_with(&fault), "{faults:#?}");
+        let errors = errors_in(&config).await;
+        let error = format!("{}: [fingergw] {missing}: missing;", config.display());
+        assert!(errors.len() == 1 && errors[0].starts_with(&error), "{errors:#?}");
     }
 }
 
@@ -233,13 +233,13 @@ async fn zuul_conf_with_a_missing_tls_file_is_an_error() {
 /// both tables.
 async fn pem_errors(files: &Files, identity: &Identity) -> Vec<String> {
     let config = files.write("gateway.toml", toml(identity, identity));
-    let each = |fault: String| {
-        let (keys, rest) = fault.split_once(" = ").expect("the keys that name the file");
-        assert!(keys.contains(&format!("{}:", config.display())), "{fault}");
-        assert!(keys.contains(": tls.") && keys.contains(": zookeeper.tls_"), "{fault}");
+    let each = |error: String| {
+        let (keys, rest) = error.split_once(" = ").expect("the keys that name the file");
+        assert!(keys.contains(&format!("{}:", config.display())), "{error}");
+        assert!(keys.contains(": tls.") && keys.contains(": zookeeper.tls_"), "{error}");
         rest.to_owned()
     };
-    faults(&config).await.into_iter().map(each).collect()
+    errors_in(&config).await.into_iter().map(each).collect()
 }
 
 /// Returns `line` without the keys that name the file in it.
@@ -274,10 +274,10 @@ async fn errors_in_certificate_files_name_the_key_and_line() {
         format!("{conf}:9: [fingergw] tls_key = {}: cannot be read: ", lost.display()),
         format!("{conf}:4: [zookeeper] tls_key = {}: cannot be read: ", gone.display()),
     ];
-    let faults = faults(&config).await;
-    assert_eq!(faults.len(), 2, "{faults:#?}");
-    for (fault, expected) in faults.iter().zip(expected) {
-        assert!(fault.starts_with(&expected), "{expected}: {fault}");
+    let errors = errors_in(&config).await;
+    assert_eq!(errors.len(), 2, "{errors:#?}");
+    for (error, expected) in errors.iter().zip(expected) {
+        assert!(error.starts_with(&expected), "{expected}: {error}");
     }
     let conf = files.write(
         "one.conf",
@@ -287,10 +287,10 @@ async fn errors_in_certificate_files_name_the_key_and_line() {
             sections(&gone)
         ),
     );
-    let faults = self::faults(&conf).await;
+    let errors = errors_in(&conf).await;
     let conf = conf.display();
     let expected = format!("{conf}:8: [fingergw] tls_key and {conf}:4: [zookeeper] tls_key = ");
-    assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{faults:#?}");
+    assert!(errors.len() == 1 && errors[0].starts_with(&expected), "{errors:#?}");
 }
 
 #[tokio::test]
@@ -331,10 +331,10 @@ async fn unusable_pem_files_are_errors() {
         (ca(&empty), &empty, ": holds no certificate"),
         (ca(&not_der), &not_der, ":1: cannot be used"),
     ];
-    for (identity, file, fault) in &cases {
-        let faults = pem_errors(&files, identity).await;
-        let expected = format!("{}{fault}", file.display());
-        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
+    for (identity, file, error) in &cases {
+        let errors = pem_errors(&files, identity).await;
+        let expected = format!("{}{error}", file.display());
+        assert!(errors.len() == 1 && errors[0].starts_with(&expected), "{expected}: {errors:#?}");
     }
     let all = Identity { cert: missing, key: binary, ca: empty, ..good };
     assert_eq!(pem_errors(&files, &all).await.len(), 3, "all three in one run");
@@ -413,8 +413,8 @@ async fn openssl(directory: &Path, arguments: &str) {
 }
 
 /// Returns the openssl command at the end of an error.
-fn command(fault: &str) -> &str {
-    &fault[fault.find("openssl ").unwrap_or_else(|| panic!("no command in {fault:?}"))..]
+fn command(error: &str) -> &str {
+    &error[error.find("openssl ").unwrap_or_else(|| panic!("no command in {error:?}"))..]
 }
 
 /// Runs `command` in a shell in `directory` and returns its output.
@@ -438,9 +438,9 @@ async fn version_1_certificate_is_an_error() {
     let (cert, key) = (directory.join("v1.pem"), directory.join("key.pem"));
     let identity = Identity { cert: cert.clone(), key, ..good.clone() };
     for (tls, zookeeper) in [(&identity, &good), (&good, &identity)] {
-        let faults = faults(&files.write("gateway.toml", toml(tls, zookeeper))).await;
+        let errors = errors_in(&files.write("gateway.toml", toml(tls, zookeeper))).await;
         let expected = format!("{}: is an X.509 version 1 certificate", cert.display());
-        assert!(faults.len() == 1 && unkeyed(&faults[0]).starts_with(&expected), "{faults:#?}");
+        assert!(errors.len() == 1 && unkeyed(&errors[0]).starts_with(&expected), "{errors:#?}");
     }
 }
 
@@ -633,11 +633,11 @@ async fn unsupported_private_keys_are_errors() {
         let (cert, key) =
             (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
         let identity = Identity { cert, key, ..good.clone() };
-        let faults: Vec<_> = pem_errors(&files, &identity).await;
-        let faults: Vec<_> =
-            faults.iter().filter(|fault| !fault.contains("peers with the same CA file")).collect();
+        let errors: Vec<_> = pem_errors(&files, &identity).await;
+        let errors: Vec<_> =
+            errors.iter().filter(|fault| !fault.contains("peers with the same CA file")).collect();
         let expected = format!("{}: {text}", identity.key.display());
-        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
+        assert!(errors.len() == 1 && errors[0].starts_with(&expected), "{expected}: {errors:#?}");
     }
 }
 
@@ -690,16 +690,16 @@ async fn der_files_and_encrypted_keys_are_errors_with_a_command_to_convert_them(
         (with_key(path("new.key")), with_key(path("new.key.plain")), "new.key", "is encrypted"),
         (with_key(path("old.key")), with_key(path("old.key.plain")), "old.key", "is encrypted"),
     ];
-    for (identity, mended, name, fault) in &cases {
-        let faults = pem_errors(&files, identity).await;
-        let expected = format!("{}: {fault}", path(name).display());
-        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{expected}: {faults:#?}");
+    for (identity, fixed, name, error) in &cases {
+        let errors = pem_errors(&files, identity).await;
+        let expected = format!("{}: {error}", path(name).display());
+        assert!(errors.len() == 1 && errors[0].starts_with(&expected), "{expected}: {errors:#?}");
         // Non-interactive, since the test cannot type a passphrase.
-        let asks = ["is encrypted", "is PKCS#12"].contains(fault);
+        let asks = ["is encrypted", "is PKCS#12"].contains(error);
         let passphrase = if asks { " -passin pass:x" } else { "" };
-        let (_, command) = faults[0].rsplit_once(": ").expect("a command");
+        let (_, command) = errors[0].rsplit_once(": ").expect("a command");
         typed(directory, &format!("{command}{passphrase}")).await;
-        let checked = check(&files.write("gateway.toml", toml(mended, mended))).await;
+        let checked = check(&files.write("gateway.toml", toml(fixed, fixed))).await;
         assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{name}");
     }
 }
@@ -730,11 +730,11 @@ async fn files_that_are_not_configurations_are_errors() {
     for name in ["missing.toml", "missing.conf"] {
         let config = files.missing(name);
         let expected = format!("{}: cannot be read: No such file", config.display());
-        let faults = faults(&config).await;
-        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{faults:#?}");
+        let errors = errors_in(&config).await;
+        assert!(errors.len() == 1 && errors[0].starts_with(&expected), "{errors:#?}");
         let config = files.write(name, b"\xff\xfe");
         let expected = format!("{}: cannot be read: it is not UTF-8 text", config.display());
-        assert_eq!(self::faults(&config).await, [expected]);
+        assert_eq!(errors_in(&config).await, [expected]);
     }
 }
 
@@ -752,16 +752,16 @@ async fn devices_directories_and_huge_files_are_errors() {
         (files.0.path(), "not a regular file"),
         (&long, "longer than 1048576 bytes"),
     ] {
-        let fault = format!("{}: cannot be read: {why}", path.display());
-        assert_eq!(faults(path).await, [fault.as_str()]);
+        let error = format!("{}: cannot be read: {why}", path.display());
+        assert_eq!(errors_in(path).await, [error.as_str()]);
         let cert = Identity { cert: path.to_owned(), ..identity.clone() };
         let config = files.write("gateway.toml", toml(&cert, &identity));
-        let found = faults(&config).await;
-        assert_eq!(found.iter().map(|fault| unkeyed(fault)).collect::<Vec<_>>(), [fault.as_str()]);
+        let found = errors_in(&config).await;
+        assert_eq!(found.iter().map(|error| unkeyed(error)).collect::<Vec<_>>(), [error.as_str()]);
         let option = format!("[fingergw]\nlog_config = {}\n", path.display());
         let zookeeper = format!("[zookeeper]\nhosts = a:1\n{}", conf(&identity));
         let config = files.write("zuul.conf", zookeeper + &option);
-        let found = faults(&config).await;
+        let found = errors_in(&config).await;
         assert!(
             found.len() == 1 && found[0].ends_with(&format!("cannot be read: {why}")),
             "{found:?}"
@@ -779,10 +779,10 @@ async fn log_file_that_cannot_be_opened_is_an_error() {
         (files.0.path().to_owned(), "Is a directory"),
     ] {
         let log = format!("[log]\noutput = {path:?}\n");
-        let faults = faults(&files.write("gateway.toml", log + &good)).await;
-        let fault = format!("{}: cannot be opened as the log file (create its", path.display());
-        assert!(faults.len() == 1 && faults[0].starts_with(&fault), "{faults:#?}");
-        assert!(faults[0].contains(why), "{faults:#?}");
+        let errors = errors_in(&files.write("gateway.toml", log + &good)).await;
+        let error = format!("{}: cannot be opened as the log file (create its", path.display());
+        assert!(errors.len() == 1 && errors[0].starts_with(&error), "{errors:#?}");
+        assert!(errors[0].contains(why), "{errors:#?}");
     }
     let path = files.missing("gateway.log");
     let log = format!("[log]\noutput = {path:?}\n");
@@ -807,10 +807,10 @@ async fn unusable_log_config_is_an_error() {
         config.display(),
         missing.display()
     );
-    let found = faults(&config).await;
+    let found = errors_in(&config).await;
     assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:#?}");
 
-    for (name, text, fault) in [
+    for (name, text, error) in [
         ("tab.yaml", "version: 1\n\tx: 2\n", ":1: "),
         ("list.json", "[1]", ":1: not a dictConfig: "),
         (
@@ -822,8 +822,8 @@ async fn unusable_log_config_is_an_error() {
         ("binary", "\0", ":1: "),
     ] {
         let file = files.write(name, text);
-        let found = faults(&zuul_conf(&file)).await;
-        let expected = format!("{}{fault}", file.display());
+        let found = errors_in(&zuul_conf(&file)).await;
+        let expected = format!("{}{error}", file.display());
         assert!(found.len() == 1 && found[0].starts_with(&expected), "{expected}: {found:#?}");
     }
 
@@ -852,9 +852,9 @@ async fn invalid_configuration_binds_no_socket() {
     let other = Identity { key: authority.identity("x").key, ..identity.clone() };
     let listener = format!("[[listener]]\naddress = \"{address}\"\n");
     for tail in [toml(&other, &identity), toml(&identity, &identity) + "spurious = 1\n"] {
-        let faults = faults(&files.write("gateway.toml", listener.clone() + &tail)).await;
-        assert_eq!(faults.len(), 1, "{faults:#?}");
-        assert!(!faults[0].contains("cannot listen"), "{faults:#?}");
+        let errors = errors_in(&files.write("gateway.toml", listener.clone() + &tail)).await;
+        assert_eq!(errors.len(), 1, "{errors:#?}");
+        assert!(!errors[0].contains("cannot listen"), "{errors:#?}");
     }
 }
 
@@ -919,14 +919,14 @@ async fn example_configuration_lacks_only_its_files() {
     let directory = files.0.path().to_str().expect("UTF-8");
     let example = EXAMPLE.replace("/etc/zuul/ssl", directory);
     let config = files.write("zuul-fingergw.toml", &example);
-    let faults = faults(&config).await;
-    assert_eq!(faults.len(), 3, "{faults:#?}");
+    let errors = errors_in(&config).await;
+    assert_eq!(errors.len(), 3, "{errors:#?}");
     for name in ["zookeeper.crt", "zookeeper.key", "zookeeper-ca.crt"] {
-        let fault = format!("{}: cannot be read: ", files.missing(name).display());
+        let error = format!("{}: cannot be read: ", files.missing(name).display());
         assert_eq!(
-            faults.iter().filter(|f| unkeyed(f).starts_with(&fault)).count(),
+            errors.iter().filter(|f| unkeyed(f).starts_with(&error)).count(),
             1,
-            "{faults:#?}"
+            "{errors:#?}"
         );
     }
     let authority = Authority::new();
@@ -1092,11 +1092,11 @@ async fn expired_certificate_is_an_error() {
     let expired = system.zookeeper.authority.expired("gateway");
     let builder = Builder::new(&system).tls(&expired);
     let outcome = check(&builder.write()).await;
-    let fault = format!("{}: has expired: valid until Jul  1", expired.cert.display());
+    let error = format!("{}: has expired: valid until Jul  1", expired.cert.display());
     assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(78), ""));
-    assert!(unkeyed(&outcome.stderr).starts_with(&fault), "{}", outcome.stderr);
+    assert!(unkeyed(&outcome.stderr).starts_with(&error), "{}", outcome.stderr);
     let mut gateway = builder.ready().await;
-    gateway.logged("it", |line| line.contains("ERROR") && line.contains(&fault)).await;
+    gateway.logged("it", |line| line.contains("ERROR") && line.contains(&error)).await;
 }
 
 /// A warning does not prevent a start, and is logged once.
@@ -1106,8 +1106,8 @@ async fn certificate_with_a_warning_is_accepted() {
     let nameless = system.zookeeper.authority.common_name_only("localhost");
     let builder = Builder::new(&system).tls(&nameless).listeners(&["tls = true"]);
     let mut gateway = builder.ready().await;
-    let fault = format!("{}: has no", nameless.cert.display());
-    let is_it = |line: &str| line.contains(" WARN ") && line.contains(&fault);
+    let error = format!("{}: has no", nameless.cert.display());
+    let is_it = |line: &str| line.contains(" WARN ") && line.contains(&error);
     gateway.logged("it", is_it).await;
     let warnings = gateway.log().iter().filter(|line| is_it(line)).count();
     assert_eq!(warnings, 1);

@@ -111,8 +111,8 @@ async fn files_that_the_user_cannot_read_are_errors() {
     let Outcome { code, stdout, stderr } = program(&["-f"], &config).await;
     assert_eq!(code, Some(78), "{stdout}{stderr}");
     for key in keys {
-        let fault = format!("{}: cannot be read by user nobody: Permission denied", key.display());
-        assert_eq!(stdout.matches(&fault).count(), 1, "{fault}: {stdout}");
+        let error = format!("{}: cannot be read by user nobody: Permission denied", key.display());
+        assert_eq!(stdout.matches(&error).count(), 1, "{error}: {stdout}");
     }
 }
 
@@ -125,8 +125,8 @@ async fn unknown_user_is_an_error() {
     for arguments in [["check"], ["-f"]] {
         let Outcome { code, stdout, stderr } = program(&arguments, &config).await;
         assert_eq!((code, stdout.as_str()), (Some(78), ""), "{stderr}");
-        let fault = format!("{}: user = no-such-user: there is no such user", config.display());
-        assert!(stderr.starts_with(&fault), "{stderr}");
+        let error = format!("{}: user = no-such-user: there is no such user", config.display());
+        assert!(stderr.starts_with(&error), "{stderr}");
     }
 }
 
@@ -374,14 +374,14 @@ async fn stopped_by_command() {
     for command in ["stop", "status"] {
         let Outcome { code, stdout, stderr } = program(&[command], &config).await;
         assert_eq!((code, stdout.as_str()), (Some(1), ""));
-        let fault = format!("{}: no gateway answers", socket.display());
-        assert!(stderr.starts_with(&fault), "{stderr}");
+        let error = format!("{}: no gateway answers", socket.display());
+        assert!(stderr.starts_with(&error), "{stderr}");
         assert!(stderr.contains("the path was changed after its start"), "{stderr}");
     }
 }
 
 /// Sends `bytes` to the socket, closes the sending side, and returns the response.
-async fn say(socket: &Path, bytes: &[u8]) -> String {
+async fn send_to_socket(socket: &Path, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(socket).await.expect("a connection");
     // The gateway does not read an overlong request to its end.
     let _ = stream.write_all(bytes).await;
@@ -413,7 +413,8 @@ async fn invalid_requests_on_the_command_socket_are_rejected() {
         (b"\xff\x00\n", "a request is UTF-8 text"),
     ];
     for (bytes, error) in cases {
-        let reply: Value = serde_json::from_str(&say(&socket, bytes).await).expect("JSON");
+        let reply: Value =
+            serde_json::from_str(&send_to_socket(&socket, bytes).await).expect("JSON");
         let shown = bytes[..bytes.len().min(20)].escape_ascii();
         assert_eq!(reply, json!({"status": "invalid_request", "error": error}), "{shown}");
     }
@@ -451,8 +452,8 @@ async fn command_socket_that_cannot_be_created_is_an_error() {
     for arguments in [&["check"][..], &[]] {
         let Outcome { code, stdout, stderr } = program(arguments, &config).await;
         let output = if arguments.is_empty() { &stdout } else { &stderr };
-        let fault = format!("the directory {} does not exist; create it", missing.display());
-        assert!(code == Some(78) && output.contains(&fault), "{arguments:?}: {stdout}{stderr}");
+        let error = format!("the directory {} does not exist; create it", missing.display());
+        assert!(code == Some(78) && output.contains(&error), "{arguments:?}: {stdout}{stderr}");
     }
     assert!(!missing.exists());
 }
@@ -787,11 +788,11 @@ async fn startup_error_is_reported_before_daemonising() {
     let without = |name: &str| {
         fs::remove_dir(machine.directory.path().join(name)).expect("an empty directory");
     };
-    let refused = async |lines: &str, code: i32, fault: &str| {
+    let refused = async |lines: &str, code: i32, error: &str| {
         fs::write(&machine.config, lines).expect("zuul.conf");
         let outcome = machine.run(&[]).await;
         assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(code), ""), "{}", outcome.stderr);
-        assert!(outcome.stderr.contains(fault), "{fault}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(error), "{error}: {}", outcome.stderr);
         assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
         assert!(!machine.pid_file().exists() && !machine.socket().exists());
     };

@@ -22,7 +22,7 @@ async fn limits_that_are_too_low_to_start_are_errors() {
     let binary = builder.directory().join("zuul-fingergw");
     fs::copy(BINARY, &binary).expect("a copy that every user can run");
     let as_user = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
-    for (words, fault) in [
+    for (words, error) in [
         (&["env", "TOKIO_WORKER_THREADS=0"][..], "TOKIO_WORKER_THREADS=0: must be a number"),
         (&["prlimit", "--nofile=12"], "the limit of open files is 12, and at least 64 are needed"),
         (&["prlimit", "--nproc=3"], " threads: raise the limit of processes"),
@@ -36,8 +36,8 @@ async fn limits_that_are_too_low_to_start_are_errors() {
         let [stdout, stderr] = [output.stdout, output.stderr].map(String::from_utf8);
         let (stdout, stderr) = (stdout.expect("UTF-8"), stderr.expect("UTF-8"));
         assert_eq!(output.status.code(), Some(1), "{words:?}: {stdout}{stderr}");
-        assert!(stderr.contains(fault), "{words:?}: {stderr}");
-        assert!(stdout.contains(" ERROR ") && stdout.contains(fault), "{words:?}: {stdout}");
+        assert!(stderr.contains(error), "{words:?}: {stderr}");
+        assert!(stdout.contains(" ERROR ") && stdout.contains(error), "{words:?}: {stdout}");
         assert!(!stdout.contains("panicked") && !stderr.contains("panicked"), "{stdout}{stderr}");
     }
 }

@@ -310,7 +310,7 @@ async fn gateways_that_back_off_are_tried_before_the_executor() {
 
 /// One gateway presents a certificate of another CA, the other a valid one.
 #[tokio::test]
-async fn gateway_with_a_wrong_certificate_makes_way_for_the_next() {
+async fn gateway_with_a_wrong_certificate_fails_over_to_the_next() {
     let system = System::new().await;
     let (good, bad) = (Executor::start().await, Executor::start().await);
     for gateway in [&good, &bad] {
@@ -319,7 +319,7 @@ async fn gateway_with_a_wrong_certificate_makes_way_for_the_next() {
     }
     let identity = system.zookeeper.authority.identity("gateway");
     let foreign = crate::support::certificates::Authority::new();
-    let (ours, theirs) = (acceptor(&identity), acceptor(&foreign.identity("stranger")));
+    let (ours, theirs) = (acceptor(&identity), acceptor(&foreign.identity("other")));
     let mut builder = Builder::new(&system).zone("east").tls(&identity);
     builder.admin = true;
     let gateway = builder.ready().await;
@@ -345,7 +345,7 @@ async fn gateway_with_a_wrong_certificate_makes_way_for_the_next() {
 /// A gateway that replies that it cannot serve the log because it has lost ZooKeeper is given up
 /// for another gateway; if no gateway can serve it, that reply goes to the client.
 #[tokio::test]
-async fn gateway_that_refuses_makes_way_for_the_next() {
+async fn gateway_that_refuses_fails_over_to_the_next() {
     let refusal = "Internal streaming error: ZooKeeper cannot be reached\r\n";
     let (good, lost) = (Executor::start().await, Executor::start().await);
     let (system, gateway) = east_of(&[lost.address.port()], "").await;

@@ -42,13 +42,13 @@ fn modules() -> BTreeMap<Module, BTreeSet<Module>> {
     let mut texts = BTreeMap::new();
     read_folder(&top().join("src"), &mut Vec::new(), &mut texts);
     // Modules that lie in files of their own but are compiled for tests only, such as `tests.rs`.
-    let mut report_skipped = BTreeSet::new();
+    let mut excluded = BTreeSet::new();
     for (module, text) in &texts {
         for name in modules_left_out(text) {
-            report_skipped.insert([module.clone(), vec![name]].concat());
+            excluded.insert([module.clone(), vec![name]].concat());
         }
     }
-    texts.retain(|module, _| !report_skipped.iter().any(|prefix| module.starts_with(prefix)));
+    texts.retain(|module, _| !excluded.iter().any(|prefix| module.starts_with(prefix)));
     let known: BTreeSet<Module> = texts.keys().cloned().collect();
     let mut modules = BTreeMap::new();
     for (module, text) in texts {
@@ -297,9 +297,9 @@ fn upward(from: &Module, to: &Module) -> Option<String> {
         .then(|| format!("gateway/{} -> {to_name}", from[1]))
 }
 
-/// Returns import cycles among the files of one folder: `circle in FOLDER`, with the files of each.
-fn circles(modules: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeMap<String, BTreeSet<String>> {
-    let mut circles: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+/// Returns import cycles among the files of one folder: `cycle in FOLDER`, with the files of each.
+fn cycles(modules: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeMap<String, BTreeSet<String>> {
+    let mut cycles: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     let has_children = |module: &Module| {
         modules.keys().any(|other| other.len() == module.len() + 1 && other.starts_with(module))
     };
@@ -329,22 +329,22 @@ fn circles(modules: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeMap<String, BTr
         };
         let reached: BTreeMap<_, _> = edges.keys().map(|name| (name, reachable(name))).collect();
         for (name, seen) in &reached {
-            let circle: Vec<&str> = reached
+            let cycle: Vec<&str> = reached
                 .iter()
                 .filter(|(other, back)| seen.contains(**other) && back.contains(*name))
                 .map(|(other, _)| other.as_str())
                 .collect();
-            if circle.len() > 1 {
-                let folder = format!("circle in {}", folder.join("/"));
-                circles.entry(folder).or_default().insert(circle.join(", "));
+            if cycle.len() > 1 {
+                let folder = format!("cycle in {}", folder.join("/"));
+                cycles.entry(folder).or_default().insert(cycle.join(", "));
             }
         }
     }
-    circles
+    cycles
 }
 
 #[test]
-fn imports_point_down_and_make_no_circles() {
+fn imports_point_down_and_make_no_cycles() {
     let modules = modules();
     assert!(modules.len() > 60, "{} modules", modules.len());
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -356,8 +356,8 @@ fn imports_point_down_and_make_no_circles() {
             }
         }
     }
-    found.extend(circles(&modules));
-    assert!(found.is_empty(), "imports that point up or make a circle: {found:#?}");
+    found.extend(cycles(&modules));
+    assert!(found.is_empty(), "imports that point up or make a cycle: {found:#?}");
 }
 
 #[test]
@@ -406,5 +406,5 @@ fn paths_are_found_in_source_text() {
     let edges = [("a", vec!["a::b"]), ("a::b", vec!["a::c"]), ("a::c", vec!["a::b", "a"])];
     let edges = edges.map(|(from, to)| (module(from), to.into_iter().map(module).collect()));
     let expected = BTreeSet::from(["b, c, mod".to_owned()]);
-    assert_eq!(circles(&edges.into()), BTreeMap::from([("circle in a".to_owned(), expected)]));
+    assert_eq!(cycles(&edges.into()), BTreeMap::from([("cycle in a".to_owned(), expected)]));
 }

@@ -165,7 +165,7 @@ fn exhaust(gateway: &Gateway) {
 }
 
 /// Restores the limit.
-fn relieve(gateway: &Gateway) {
+fn restore_limit(gateway: &Gateway) {
     // The gateway has raised its soft limit to the hard limit, which it inherited from this
     // process.
     limit_files(gateway, getrlimit(Resource::Nofile).maximum);
@@ -192,7 +192,7 @@ async fn accepting_continues_after_descriptors_ran_out() {
         let mut waiting = Client::ask(gateway.address(), &build).await;
         let logged = gateway.log().iter().filter(|line| trouble(line)).count();
         gateway.logged_times("several tries", logged + 5, trouble).await;
-        relieve(&gateway);
+        restore_limit(&gateway);
         // The waiting client is served, and so are the following ones.
         executor.serve(b"log\n").await;
         assert_eq!(waiting.text().await, "log\n");
@@ -231,7 +231,7 @@ async fn zookeeper_is_reconnected_after_descriptors_ran_out() {
     log.write(b"still here\n").await;
     running.expect(b"still here\n").await;
 
-    relieve(&gateway);
+    restore_limit(&gateway);
     drop(waiting);
     gateway.status("the way back", |status| status.contains("registered as")).await;
     serves(&gateway, &executor, &build).await;
@@ -265,7 +265,7 @@ async fn hop_without_a_descriptor_gets_a_reply() {
     client.send(format!("{build}\n").as_bytes()).await;
     let reply = client.text().await;
     assert_eq!(reply, "Internal streaming error: the executor cannot be reached\r\n");
-    relieve(&gateway);
+    restore_limit(&gateway);
     serves(&gateway, &executor, &build).await;
 }
 

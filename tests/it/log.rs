@@ -140,8 +140,8 @@ async fn log_file_is_reopened_after_its_directory_was_removed() {
     fs::remove_dir_all(&going).expect("no old file either");
     // Streams continue, their log lines are lost.
     let lost = stream(&system, &gateway, b"log").await;
-    let fault = format!("{}: cannot be written: ", path.display());
-    gateway.logged("the error on stderr", |line| line.starts_with(&fault)).await;
+    let error = format!("{}: cannot be written: ", path.display());
+    gateway.logged("the error on stderr", |line| line.starts_with(&error)).await;
     assert!(metric(&gateway, lines_lost).await >= 1.0);
     fs::create_dir(&directory).expect("a directory");
     let kept = stream(&system, &gateway, b"log").await;
@@ -166,7 +166,7 @@ async fn full_disk_does_not_stop_streams() {
 
 /// Splits a line in Zuul's format, `%(asctime)s %(levelname)s %(name)s: %(message)s`, into time,
 /// level, name and message.
-fn upstreams_shape(line: &str) -> Option<(DateTime, &str, &str, &str)> {
+fn parse_zuul_line(line: &str) -> Option<(DateTime, &str, &str, &str)> {
     const TIME: &str = "dddd-dd-dd dd:dd:dd,ddd";
     let (time, rest) = (line.get(..TIME.len())?, line.get(TIME.len()..)?);
     let like = |(c, pattern): (char, char)| match pattern {
@@ -186,7 +186,7 @@ fn upstreams_shape(line: &str) -> Option<(DateTime, &str, &str, &str)> {
 async fn zuul_conf_selects_the_line_format_of_zuuls_gateway() {
     // Written by Zuul 14.3.0.
     let real = "2026-11-21 11:13:26,065 INFO zuul.fingergw: Starting finger gateway";
-    let (.., level, name, message) = upstreams_shape(real).expect("the shape is upstream's");
+    let (.., level, name, message) = parse_zuul_line(real).expect("a line in Zuul's format");
     assert_eq!((level, name, message), ("INFO", "zuul.fingergw", "Starting finger gateway"));
 
     // A time zone that no machine uses, so that neither UTC nor this machine's local time passes.
@@ -204,7 +204,7 @@ async fn zuul_conf_selects_the_line_format_of_zuuls_gateway() {
     let after = now();
     let mut names = BTreeSet::new();
     for line in &log {
-        let (time, level, name, _) = upstreams_shape(line).unwrap_or_else(|| panic!("{line}"));
+        let (time, level, name, _) = parse_zuul_line(line).unwrap_or_else(|| panic!("{line}"));
         names.insert((level, name));
         // The formatted time is truncated, not rounded.
         let whole = before.with().subsec_nanosecond(0).build().expect("a time");
@@ -216,7 +216,7 @@ async fn zuul_conf_selects_the_line_format_of_zuuls_gateway() {
     assert!(names.iter().all(|(_, name)| *name != "log"), "{names:?}");
     assert!(names.iter().any(|(_, name)| name.starts_with("rustls.")), "{names:?}");
     let line = log.iter().find(|line| line.contains(&build)).expect("the stream's line");
-    let (.., message) = upstreams_shape(line).expect("the shape");
+    let (.., message) = parse_zuul_line(line).expect("the shape");
     assert!(message.starts_with("stream ended peer=127.0.0.1:"), "{message}");
 }
 
@@ -349,7 +349,7 @@ async fn log_config_sets_level_and_file() {
         let log = read(&path);
         assert_eq!(ends(&log, &build), 1, "{name}: {log:#?}");
         let levels: BTreeSet<_> =
-            log.iter().map(|line| upstreams_shape(line).expect("the shape").1).collect();
+            log.iter().map(|line| parse_zuul_line(line).expect("the shape").1).collect();
         assert!(levels.contains("DEBUG"), "{name}: {levels:?}");
         assert!(!log.iter().any(|line| line.contains(name)), "{name}: no message expected");
     }
@@ -373,7 +373,7 @@ async fn ignored_parts_of_a_log_config_are_one_warning() {
         })
         .await;
     let log = whole_log(gateway).await;
-    let lines: Vec<_> = log.iter().map(|line| upstreams_shape(line).expect("the shape")).collect();
+    let lines: Vec<_> = log.iter().map(|line| parse_zuul_line(line).expect("the shape")).collect();
     assert!(lines.iter().all(|(_, level, ..)| *level != "DEBUG"), "{log:#?}");
     let of_it = format!("{}: ", file.display());
     let reloads: Vec<_> =

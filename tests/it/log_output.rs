@@ -86,7 +86,7 @@ async fn failed_start_ends_although_its_output_is_not_read() {
 async fn startup_error_is_printed_to_standard_error() {
     let system = System::new().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let fault = format!("cannot listen on {}", taken.local_addr().expect("its address"));
+    let error = format!("cannot listen on {}", taken.local_addr().expect("its address"));
     let address = taken.local_addr().expect("its address");
     for output in ["stdout", "stderr", "file"] {
         let builder = with_admin(&system).listeners(&[&format!("address = \"{address}\"")]);
@@ -95,10 +95,10 @@ async fn startup_error_is_printed_to_standard_error() {
         let builder = builder.log(&format!("output = {output:?}"));
         let config = builder.write();
         let Outcome { code, stdout, stderr } = program(&["-f"], &config).await;
-        assert_eq!((code, stderr.matches(&fault).count()), (Some(1), 1), "{output}: {stderr}");
+        assert_eq!((code, stderr.matches(&error).count()), (Some(1), 1), "{output}: {stderr}");
         let log = fs::read_to_string(&file).unwrap_or_default();
         let log = if output == "stdout" { stdout } else { log };
-        assert_eq!(log.matches(&fault).count(), usize::from(output != "stderr"), "{log}");
+        assert_eq!(log.matches(&error).count(), usize::from(output != "stderr"), "{log}");
     }
 }
 
@@ -143,12 +143,12 @@ async fn root_does_not_follow_a_symbolic_link_to_the_log_file() {
     let path = logs.join("gateway.log");
     let builder = builder.log(&format!("output = {path:?}"));
     let config = builder.write();
-    let fault = format!("{}: cannot be opened as the log file", path.display());
+    let error = format!("{}: cannot be opened as the log file", path.display());
     let refused = async || {
         for arguments in [["check"], ["-f"]] {
             let Outcome { code, stderr, .. } = program(&arguments, &config).await;
             assert_eq!(code, Some(78), "{stderr}");
-            assert!(stderr.contains(&fault), "{stderr}");
+            assert!(stderr.contains(&error), "{stderr}");
         }
         fs::remove_file(&path).expect("it is still there");
     };

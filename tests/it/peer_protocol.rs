@@ -176,7 +176,7 @@ async fn peer_that_reports_a_loop_is_not_asked_for_a_while() {
 
 /// A refusal that arrives in two parts is recognized: the next hop is tried.
 #[tokio::test]
-async fn refusal_in_two_parts_makes_way_for_the_next_hop() {
+async fn refusal_in_two_parts_fails_over_to_the_next_hop() {
     let (refusing, executor) = (Executor::start().await, Executor::start().await);
     let system = System::new().await;
     let port = Some(refusing.address.port());

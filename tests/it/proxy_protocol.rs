@@ -121,16 +121,16 @@ async fn limits_per_address_count_the_announced_client() {
     let ip = |text: &str| text.parse().expect("an address");
     let mut streams = Vec::new();
     for client in ["192.0.2.1", "192.0.2.2", "2001:db8:0:1::1", "2001:db8:0:2::1"] {
-        let mut balancer = Client::connect(gateway.address()).await;
-        balancer.send(&[&v2(ip(client), b""), build.as_bytes(), b"\r\n"].concat()).await;
-        let stream = executor.begin(&mut balancer).await;
-        streams.push((balancer, stream));
+        let mut proxy = Client::connect(gateway.address()).await;
+        proxy.send(&[&v2(ip(client), b""), build.as_bytes(), b"\r\n"].concat()).await;
+        let stream = executor.begin(&mut proxy).await;
+        streams.push((proxy, stream));
     }
     let refused = "Internal streaming error: too many connections from this address\r\n";
     for client in ["192.0.2.1", "::ffff:192.0.2.2", "2001:db8:0:2::2"] {
-        let mut balancer = Client::connect(gateway.address()).await;
-        balancer.send(&[&v2(ip(client), b""), build.as_bytes(), b"\r\n"].concat()).await;
-        assert_eq!(balancer.text().await, refused, "{client}");
+        let mut proxy = Client::connect(gateway.address()).await;
+        proxy.send(&[&v2(ip(client), b""), build.as_bytes(), b"\r\n"].concat()).await;
+        assert_eq!(proxy.text().await, refused, "{client}");
     }
     assert_eq!(rejected(&gateway, "address").await, 3.0);
     served(&gateway, &executor, &v2(ip("192.0.2.3"), b""), &build).await;

@@ -33,13 +33,13 @@ const SUCCESS_TIME: &str = "zuul_fingergw_config_last_reload_success_timestamp_s
 
 impl Reloadable {
     /// Returns the certificate that a new connection gets.
-    async fn shows(&self, identity: &Identity) -> CertificateDer<'static> {
+    async fn presented_certificate(&self, identity: &Identity) -> CertificateDer<'static> {
         let client = Client::connect_tls(self.address(), identity).await;
-        shown(&client.stream)
+        peer_certificate(&client.stream)
     }
 }
 
-fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+fn peer_certificate(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
     let certificates = stream.get_ref().1.peer_certificates().expect("a certificate");
     certificates[0].clone().into_owned()
 }
@@ -74,11 +74,11 @@ async fn renewed_certificate_is_used_for_new_connections() {
     let until = date_time_ymd(2099, 5, 6);
     let new = authority.identity_with("localhost", |params| params.not_after = until);
     renew(&identity, &new);
-    assert_eq!(served.shows(&client).await, old, "no reload yet");
+    assert_eq!(served.presented_certificate(&client).await, old, "no reload yet");
     let before = served.metric(SUCCESS_TIME).await;
     assert_eq!(served.reloads().await, ["changed: certificate, key or CA of the gateway"]);
-    assert_eq!(served.shows(&client).await, certificate(&new));
-    assert_eq!(shown(&running.client.stream), old);
+    assert_eq!(served.presented_certificate(&client).await, certificate(&new));
+    assert_eq!(peer_certificate(&running.client.stream), old);
     running.pass("with the old certificate\n").await;
     for (series, value) in [(OK, 1.0), (FAILED, 0.0), (SUCCESSFUL, 1.0)] {
         assert_eq!(served.metric(series).await, value, "{series}");
@@ -117,13 +117,13 @@ async fn certificate_without_its_key_is_not_loaded() {
     assert_eq!(served.reloads().await, [moved]);
 
     let mut failures = 0.0;
-    let mut stays = async |fault: &str| {
-        let faults = served.refuses().await;
-        assert!(faults.len() == 1 && faults[0].contains(fault), "{fault}: {faults:#?}");
+    let mut stays = async |error: &str| {
+        let reported = served.refuses().await;
+        assert!(reported.len() == 1 && reported[0].contains(error), "{error}: {reported:#?}");
         failures += 1.0;
         assert_eq!(served.metric(FAILED).await, failures);
         assert_eq!(served.metric(SUCCESSFUL).await, 0.0);
-        assert_eq!(served.shows(&client).await, old, "{fault}");
+        assert_eq!(served.presented_certificate(&client).await, old, "{error}");
         RunningStream::start_tls(&system, served.address(), &client).await.finish().await;
     };
     fs::write(&identity.cert, "").expect("a file");
@@ -146,15 +146,15 @@ async fn certificate_without_its_key_is_not_loaded() {
     replace(&own_ca, &ca);
     let replaced = "changed: certificate, key or CA of the gateway";
     assert_eq!(served.reloads().await, [replaced]);
-    assert_eq!(served.shows(&client).await, cert_of(&cert));
+    assert_eq!(served.presented_certificate(&client).await, cert_of(&cert));
     assert_eq!(served.metric(SUCCESSFUL).await, 1.0);
     // One line each, with the error and the advice.
     served.gateway.logged_times("each error", 7, |line| line.contains("ERROR")).await;
     let log = served.gateway.log();
     let errors: Vec<_> = log.iter().filter(|line| line.contains("ERROR")).collect();
     assert_eq!(errors.len(), 7, "{errors:#?}");
-    let mend = "; nothing has changed; if files were being replaced just now, reload again";
-    assert!(errors.iter().all(|line| line.ends_with(mend)), "{errors:#?}");
+    let advice = "; nothing has changed; if files were being replaced just now, reload again";
+    assert!(errors.iter().all(|line| line.ends_with(advice)), "{errors:#?}");
 }
 
 fn cert_of(pem: &str) -> CertificateDer<'static> {
@@ -171,9 +171,9 @@ async fn reload_warns_of_a_certificate_that_peers_will_reject() {
     let client = authority.identity("client");
     let (old, expired) = (certificate(&identity), authority.expired("localhost"));
     renew(&identity, &expired);
-    let faults = served.refuses().await;
-    assert!(faults.len() == 1 && faults[0].contains("has expired"), "{faults:#?}");
-    assert_eq!(served.shows(&client).await, old);
+    let errors = served.refuses().await;
+    assert!(errors.len() == 1 && errors[0].contains("has expired"), "{errors:#?}");
+    assert_eq!(served.presented_certificate(&client).await, old);
 
     let builder = Builder::new(&system).tls(&expired).listeners(&["tls = true"]);
     let served = Reloadable::start(builder.limits("grace = \"5s\"")).await;
@@ -217,13 +217,13 @@ async fn kubernetes_secret_is_read_again() {
     builder = builder.tls(&mounted);
     let served = Reloadable::start(builder).await;
     let stream = RunningStream::start_tls(&system, served.address(), &client).await;
-    assert_eq!(served.shows(&client).await, certificate(&old));
+    assert_eq!(served.presented_certificate(&client).await, certificate(&old));
 
     put("..2026_11_22_two", &new);
     fs::remove_dir_all(mount.join("..2026_11_21_one")).expect("the kubelet cleans up");
-    assert_eq!(served.shows(&client).await, certificate(&old));
+    assert_eq!(served.presented_certificate(&client).await, certificate(&old));
     served.reloads().await;
-    assert_eq!(served.shows(&client).await, certificate(&new));
+    assert_eq!(served.presented_certificate(&client).await, certificate(&new));
     stream.finish().await;
 }
 
@@ -279,7 +279,7 @@ async fn kubernetes_secret_replaced_during_a_reload_is_never_mixed() {
             Some(0) => taken += 1,
             _ => assert!(stderr.contains("is being replaced"), "{stdout}{stderr}"),
         }
-        assert!(valid.contains(&served.shows(&client).await));
+        assert!(valid.contains(&served.presented_certificate(&client).await));
         stream.pass("all the time\n").await;
     }
     drop(stop);
@@ -289,7 +289,7 @@ async fn kubernetes_secret_replaced_during_a_reload_is_never_mixed() {
     // Recovery: the replacements stop.
     swap(&mount, 1);
     served.reloads().await;
-    assert_eq!(served.shows(&client).await, valid[1]);
+    assert_eq!(served.presented_certificate(&client).await, valid[1]);
     stream.finish().await;
 }
 
@@ -327,9 +327,9 @@ async fn invalid_configuration_is_not_loaded() {
     served.edit("grace = \"5s\"", "grace = \"soon\"");
     served.edit("connections = 7", "connections = 0");
     // The running gateway rejects the file, so its log and metrics report the errors.
-    let faults = served.refuses().await;
-    assert!(faults.len() == 2 && faults[0].contains("limits.grace = "), "{faults:?}");
-    assert!(faults[1].contains("limits.connections = 0"), "{faults:?}");
+    let errors = served.refuses().await;
+    assert!(errors.len() == 2 && errors[0].contains("limits.grace = "), "{errors:?}");
+    assert!(errors[1].contains("limits.connections = 0"), "{errors:?}");
     assert_eq!(served.metric(FAILED).await, 1.0);
     // Other commands are not affected.
     assert_eq!(program(&["status"], &served.config).await.code, Some(0));
@@ -337,8 +337,8 @@ async fn invalid_configuration_is_not_loaded() {
 
     served.gateway.signal(Signal::HUP);
     let line = served.gateway.logged("the errors", |line| line.contains("not reloaded")).await;
-    let faults = line.contains("limits.grace = ") && line.contains("limits.connections = 0");
-    assert!(faults && line.contains("ERROR"), "{line}");
+    let errors = line.contains("limits.grace = ") && line.contains("limits.connections = 0");
+    assert!(errors && line.contains("ERROR"), "{line}");
     within("the second failure", async { while served.metric(FAILED).await < 2.0 {} }).await;
     served.edit("grace = \"soon\"", "grace = \"9s\"");
     served.edit("connections = 0", "connections = 7");
@@ -521,14 +521,14 @@ async fn removed_tls_listener_needs_a_restart() {
     let (served, identity) = with_tls(&system, "").await;
     let text = fs::read_to_string(&served.config).expect("the configuration");
     let (before, rest) = text.split_once("[tls]\n").expect("a table");
-    let (_, behind) = rest.split_once("[zookeeper]\n").expect("the next table");
-    let without = format!("{}[zookeeper]\n{behind}", before.replace("tls = true", ""));
+    let (_, after) = rest.split_once("[zookeeper]\n").expect("the next table");
+    let without = format!("{}[zookeeper]\n{after}", before.replace("tls = true", ""));
     replace(&served.config, &without);
     let restart = "effective after a restart: listener";
     let changed = "changed: tls.cert, tls.key or tls.ca; certificate, key or CA of the gateway";
     for expected in [&[changed, restart][..], &[restart]] {
         assert_eq!(served.reloads().await, expected);
-        assert_eq!(served.shows(&identity).await, certificate(&identity));
+        assert_eq!(served.presented_certificate(&identity).await, certificate(&identity));
     }
     RunningStream::start_tls(&system, served.address(), &identity).await.finish().await;
 }
@@ -609,10 +609,10 @@ async fn zuul_conf_is_loaded_again() {
         "effective after a restart: [fingergw] zone",
     ];
     assert_eq!(served.reloads().await, expected);
-    assert_eq!(served.shows(&client).await, certificate(&new));
+    assert_eq!(served.presented_certificate(&client).await, certificate(&new));
     fs::write(&identity.key, "").expect("a file");
     assert!(served.refuses().await[0].contains("holds no private key"));
-    assert_eq!(served.shows(&client).await, certificate(&new));
+    assert_eq!(served.presented_certificate(&client).await, certificate(&new));
     let before = served.metric(FAILED).await;
     served.edit("zone = west\n", "zone west\n");
     assert!(served.refuses().await[0].contains("neither \"option = value\" nor a [section]"));
@@ -685,14 +685,15 @@ async fn files_that_the_user_cannot_read_are_reported() {
     let old = certificate(&identity);
     renew(&identity, &new);
     fs::set_permissions(&identity.key, Permissions::from_mode(0o600)).expect("permissions");
-    let faults = served.refuses().await;
-    let fault = format!("{}: cannot be read by user id 65534", identity.key.display());
-    assert!(faults.len() == 1 && faults[0].contains(&fault), "{faults:#?}");
-    let shows = async || shown(&Client::connect_tls(tls, &client).await.stream);
-    assert_eq!(shows().await, old);
+    let errors = served.refuses().await;
+    let error = format!("{}: cannot be read by user id 65534", identity.key.display());
+    assert!(errors.len() == 1 && errors[0].contains(&error), "{errors:#?}");
+    let presented_certificate =
+        async || peer_certificate(&Client::connect_tls(tls, &client).await.stream);
+    assert_eq!(presented_certificate().await, old);
     fs::set_permissions(&identity.key, Permissions::from_mode(0o644)).expect("permissions");
     served.reloads().await;
-    assert_eq!(shows().await, certificate(&new));
+    assert_eq!(presented_certificate().await, certificate(&new));
 
     // A configuration that only root can read is accepted at the start, with a warning that it
     // cannot be reloaded.

@@ -151,7 +151,7 @@ async fn hanging_tls_handshake_fails_over() {
 
 /// Requests `build` until its log comes from `hop` instead of from `other`: there is no
 /// notification that the gateway has read a change of the registry.
-async fn until_it_comes_from(hop: &Executor, other: &Executor, gateway: &Gateway, build: &str) {
+async fn until_served_by(hop: &Executor, other: &Executor, gateway: &Gateway, build: &str) {
     within("another route", async {
         loop {
             let mut client = Client::ask(gateway.address(), build).await;
@@ -191,11 +191,11 @@ async fn routes_follow_the_registry() {
         ] {
             system.change_gateway(&path, zone, state).await;
             let (to, from) = if chosen { (&other, &executor) } else { (&executor, &other) };
-            until_it_comes_from(to, from, &gateway, &build).await;
+            until_served_by(to, from, &gateway, &build).await;
             assert_log_comes_from(to, gateway.address(), &build).await;
         }
         system.remove(&path).await;
-        until_it_comes_from(&executor, &other, &gateway, &build).await;
+        until_served_by(&executor, &other, &gateway, &build).await;
         assert_log_comes_from(&executor, gateway.address(), &build).await;
     }
     assert!(!gateway.log().iter().any(|line| line.contains("hop failed")));

@@ -77,7 +77,7 @@ async fn restart_with_socket_activation_rejects_no_client() {
     second.signal(Signal::TERM);
     assert!(second.exit().await.success());
     // Only this process holds the socket now.
-    TcpStream::connect(address).await.expect("the socket listens on");
+    TcpStream::connect(address).await.expect("the socket still listens");
 }
 
 /// Clients that wait for a restart and whose build is in another zone, where its executor cannot be
@@ -202,9 +202,9 @@ async fn unusable_sockets_are_errors() {
     let system = System::new().await;
     let (elsewhere, address) = socket();
     let output = refuses(Builder::new(&system), elsewhere).await;
-    let fault =
+    let error =
         format!("passes a socket on {address} (finger), and no listener is configured there");
-    assert!(output.contains(&fault) && output.contains("(configured: 127.0.0.1:0)"), "{output}");
+    assert!(output.contains(&error) && output.contains("(configured: 127.0.0.1:0)"), "{output}");
 
     let builder = Builder::new(&system);
     let path = builder.directory().join("unix");

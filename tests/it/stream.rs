@@ -262,7 +262,7 @@ async fn aborted_log_arrives_as_far_as_it_was_sent() {
 
 /// A gateway that is stopped and continued loses nothing.
 #[tokio::test]
-async fn stopped_and_continued_gateway_goes_on() {
+async fn stopped_gateway_continues_its_streams() {
     let (_system, gateway, executor, build) = direct("").await;
     let mut client = Client::ask(gateway.address(), &build).await;
     let mut stream = executor.accept().await;

@@ -42,7 +42,7 @@ impl Site {
 #[tokio::test]
 async fn idle_stream_is_aborted_and_an_active_one_is_not() {
     let site = Site::start("stream_idle = \"3s\"").await;
-    let mut lively = RunningStream::start(&site.system, site.gateway.address()).await;
+    let mut active = RunningStream::start(&site.system, site.gateway.address()).await;
     let piece = "a piece that is long enough for a pipe\n".repeat(1000);
     let cut = Cell::new(false);
     let silent = async {
@@ -51,12 +51,12 @@ async fn idle_stream_is_aborted_and_an_active_one_is_not() {
     };
     let pass = async {
         while !cut.get() {
-            lively.pass("a line\n").await;
-            lively.pass(&piece).await;
+            active.pass("a line\n").await;
+            active.pass(&piece).await;
         }
     };
     tokio::join!(silent, pass);
-    lively.finish().await;
+    active.finish().await;
     ended(&site.gateway, "stream_idle", 1).await;
 }
 
@@ -81,7 +81,7 @@ async fn stream_is_aborted_at_its_maximum_age() {
     let mut client = Client::ask(site.gateway.address(), &site.build).await;
     let mut stream = site.executor.begin(&mut client).await;
     let piece: Vec<u8> = (0..65_521u32).map(|index| (index % 251) as u8).collect();
-    let pours = async { while stream.try_write(&piece).await {} };
+    let sending = async { while stream.try_write(&piece).await {} };
     let reads = async {
         let (mut read, mut buffer) = (0, vec![0; 65_521]);
         loop {
@@ -96,7 +96,7 @@ async fn stream_is_aborted_at_its_maximum_age() {
             }
         }
     };
-    let both = async { tokio::join!(pours, reads) };
+    let both = async { tokio::join!(sending, reads) };
     let ((), ending) = within("the cut", both).await;
     assert_eq!(ending, Ending::Reset);
     ended(&site.gateway, "stream_total", 1).await;

@@ -63,7 +63,7 @@ pub(crate) fn tool(command: &mut Command) -> String {
 
 /// Writes `input` to a command and waits for its end. The command must read all of it before it
 /// writes much.
-pub(crate) fn fed(command: &mut Command, input: &str) -> Output {
+pub(crate) fn run_with_input(command: &mut Command, input: &str) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn();
     let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error} (see tests/run)"));

@@ -14,9 +14,9 @@ use crate::support::checkout::{installed, read};
 use crate::support::client::Client;
 use crate::support::container::{Image, confined, may_run};
 use crate::support::executor::Executor;
-use crate::support::fed;
 use crate::support::gateway::Builder;
 use crate::support::process::{field, process_of};
+use crate::support::run_with_input;
 use crate::support::static_program::static_program;
 use crate::support::system::System;
 
@@ -43,7 +43,7 @@ fn linted(text: &str) -> String {
     // Package versions follow the base image.
     let mut hadolint = Command::new(installed("validators/bin/hadolint"));
     hadolint.args(["--no-color", "--ignore", "DL3008", "-"]);
-    let Output { status, stdout, .. } = fed(&mut hadolint, text);
+    let Output { status, stdout, .. } = run_with_input(&mut hadolint, text);
     assert_eq!(status.success(), stdout.is_empty());
     String::from_utf8(stdout).expect("UTF-8")
 }

@@ -1,9 +1,9 @@
-"""Holds a dashboard against Grafana's schema, as its own SDK knows it.
+"""Checks a dashboard against Grafana's schema, with Grafana's own SDK.
 
 Usage: dashboard.py FILE
 
-The SDK drops what the schema does not know, so what does not come back from it is no part of a
-dashboard; and its annotations say the type of everything it keeps.
+The SDK drops keys that are not in the schema, so keys that it does not return are invalid; its
+annotations define the types of all others.
 """
 
 import enum
@@ -19,7 +19,7 @@ from typeguard import TypeCheckError, check_type
 
 
 def missing(ours, theirs, path):
-    """Where `theirs` is not what `ours` says; the SDK adds defaults."""
+    """Yields differences of `theirs` from `ours`; the SDK adds defaults."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key, value in ours.items():
             if key not in theirs:
@@ -34,7 +34,7 @@ def missing(ours, theirs, path):
 
 
 def member(value, hint):
-    """`value` as the enumeration's member that `hint` may want: the SDK leaves it as it is."""
+    """Converts `value` to a member of the enumeration in `hint`, if any: the SDK does not."""
     for kind in (hint, *typing.get_args(hint)):
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
             try:
@@ -45,7 +45,7 @@ def member(value, hint):
 
 
 def mistyped(value, path):
-    """Attributes that are not of the type the SDK declares."""
+    """Yields attributes whose type is not the one that the SDK declares."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from mistyped(item, f"{path}[{index}]")

@@ -84,7 +84,7 @@ async fn static_program_serves_in_an_empty_root() {
     let system = System::new().await;
     let port = system.zookeeper.port;
     let hosts = ("hosts", "127.0.0.1 localhost executor.example\n");
-    // Present on this machine, without the modules in the root.
+    // As on this machine, but the root lacks the modules.
     let modules = ("nsswitch.conf", "passwd: files sss systemd\nhosts: files myhostname dns\n");
     for (etc, zookeeper) in [
         (&[hosts][..], format!("127.0.0.1:{port}")),

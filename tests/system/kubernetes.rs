@@ -15,8 +15,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::checkout::{installed, top};
-use crate::support::fed;
 use crate::support::pages;
+use crate::support::run_with_input;
 
 /// Rendered objects of an overlay or the base.
 struct Rendered {
@@ -72,7 +72,7 @@ fn validated(yaml: &str) -> Result<Rendered, String> {
     let mut python = Command::new(installed("validators/bin/python"));
     python.arg(top().join("tests/system/kubernetes/validate.py"));
     python.arg(installed("debian/usr/share/gocode/src/github.com/openshift/api"));
-    let Output { status, stdout, stderr } = fed(&mut python, yaml);
+    let Output { status, stdout, stderr } = run_with_input(&mut python, yaml);
     if !status.success() {
         return Err(String::from_utf8_lossy(&stderr).into_owned());
     }
@@ -87,7 +87,7 @@ fn rendered(directory: &str) -> &'static Rendered {
     static ALL: LazyLock<BTreeMap<String, Rendered>> = LazyLock::new(|| {
         let valid = |directory: String| {
             let rendered = validated(&yaml(&directory));
-            let rendered = rendered.unwrap_or_else(|faults| panic!("{directory}: {faults}"));
+            let rendered = rendered.unwrap_or_else(|errors| panic!("{directory}: {errors}"));
             (directory, rendered)
         };
         directories().into_iter().map(valid).collect()
@@ -146,9 +146,9 @@ fn misspelled_keys_are_invalid() {
         all += &yaml.replace(right, wrong);
         all += "\n---\n";
     }
-    let Err(faults) = validated(all.trim_end_matches("---\n")) else { panic!("all is valid") };
+    let Err(errors) = validated(all.trim_end_matches("---\n")) else { panic!("all is valid") };
     for (directory, _, wrong, named) in wrong {
-        assert!(faults.contains(named), "{directory}: {wrong} is valid\n{faults}");
+        assert!(errors.contains(named), "{directory}: {wrong} is valid\n{errors}");
     }
 }
 
@@ -202,7 +202,7 @@ fn documented_overlay_is_valid() {
     fs::write(own.join("zuul-fingergw.toml"), toml).expect("a configuration");
     let render = |kustomization: &str| {
         fs::write(own.join("kustomization.yaml"), kustomization).expect("a file");
-        let rendered = validated(&built(&own)).unwrap_or_else(|faults| panic!("{faults}"));
+        let rendered = validated(&built(&own)).unwrap_or_else(|errors| panic!("{errors}"));
         let image = text(&rendered.container()["image"]);
         assert_eq!(image, "registry.site.example/zuul-fingergw:0.1.0");
         assert_eq!(rendered.one("Service")["metadata"]["namespace"], "zuul");

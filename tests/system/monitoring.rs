@@ -88,13 +88,13 @@ fn selectors(expression: &str) -> Vec<Selector> {
     let mut rest = expression;
     while let Some(start) = rest.find(is_of_name) {
         rest = &rest[start..];
-        let (word, behind) =
+        let (word, after) =
             rest.split_at(rest.find(|char| !is_of_name(char)).unwrap_or(rest.len()));
-        rest = behind;
+        rest = after;
         let mut matchers = Vec::new();
-        if let Some(within) = behind.strip_prefix('{') {
-            let (within, behind) = within.split_once('}').expect("a closing brace");
-            rest = behind;
+        if let Some(within) = after.strip_prefix('{') {
+            let (within, after) = within.split_once('}').expect("a closing brace");
+            rest = after;
             for matcher in within.split(", ") {
                 let (label, operator) = matcher.split_at(matcher.find(['=', '!']).expect(matcher));
                 let (operator, value) = operator.split_once('"').expect(matcher);

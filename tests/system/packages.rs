@@ -62,8 +62,8 @@ fn first() -> &'static Packages {
     FIRST.get_or_init(|| make("1"))
 }
 
-/// The lock that revision 2 is built with.
-const MAINTAINER: &str = "Those who run & mend it <zuul@example.org>";
+/// Maintainer of the packages of revision 2.
+const MAINTAINER: &str = "Operators & maintainers <zuul@example.org>";
 
 /// Packages of revision 2.
 fn second() -> &'static Packages {
@@ -74,7 +74,7 @@ fn second() -> &'static Packages {
     SECOND.get_or_init(|| make_with("2", from))
 }
 
-/// Faults go to whoever hands them out.
+/// The package metadata contain the configured maintainer.
 #[test]
 fn packages_name_their_maintainer() {
     let Packages { deb, rpm, .. } = second();
@@ -155,7 +155,7 @@ fn packages_have_all_files() {
     // Such a file would take precedence over an existing zuul.conf.
     assert!(!debian.iter().chain(&others).any(|path| path.starts_with("/etc/zuul/")));
 
-    // The path of Zuul's own program is not used.
+    // Cannot be installed together with a package of Zuul's own program.
     let relations = ["Conflicts", "Replaces", "Provides"];
     let fields = tool(Command::new("dpkg-deb").arg("--field").arg(deb).args(relations));
     assert_eq!(fields.matches(": zuul-fingergw\n").count(), 3, "{fields}");
@@ -174,7 +174,7 @@ fn licences_of_all_crates_are_listed() {
     let script = top().join("etc/packages/third-party");
     // As in a release.
     let output = tool(Command::new(script).arg("otlp").env("CARGO", env!("CARGO")));
-    let (list, texts) = output.split_once("\n====").expect("texts behind the list");
+    let (list, texts) = output.split_once("\n====").expect("texts after the list");
     for line in ["rustls ", "tokio ", "zookeeper-client ", "aws-lc-sys ", "tonic-prost "] {
         let line =
             list.lines().find(|found| found.starts_with(line)).unwrap_or_else(|| panic!("{line}"));
@@ -419,13 +419,13 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
     assert_eq!(left.collect::<Vec<_>>(), kind.left);
 }
 
-/// No response from ZooKeeper's address: a package manager does not wait forever.
+/// ZooKeeper cannot be reached: a package manager must not wait forever.
 async fn without_zookeeper(kind: &Kind, machine: &Machine) {
     let config = machine.root.read("/etc/zuul/zuul-fingergw.toml");
     let hosts = config.lines().find(|line| line.starts_with("hosts = ")).expect("ZooKeeper");
     let config = config.replace(hosts, "hosts = \"127.0.0.1:1\"");
     machine.root.write("/etc/zuul/zuul-fingergw.toml", &config);
-    // Its timeout is never longer than the time to detect that.
+    // Limits the wait of the package to 5 s, enough to see that it waits.
     machine.root.write("/root/timeout", "#!/bin/sh\nshift\nexec /root/real 5 \"$@\"\n");
     let replace = "cp -a /usr/bin/timeout /root/real && install /root/timeout /usr/bin/timeout";
     machine.succeeds(replace).await;
@@ -433,7 +433,7 @@ async fn without_zookeeper(kind: &Kind, machine: &Machine) {
     assert!(output.contains("zuul-fingergw is not back yet"), "{output}");
     let state = "systemctl show --value --property=ActiveState zuul-fingergw";
     assert_eq!(machine.succeeds(state).await, "activating\n");
-    assert!(TcpStream::connect(FINGER).await.is_ok(), "who comes meanwhile waits");
+    assert!(TcpStream::connect(FINGER).await.is_ok(), "a client waits meanwhile");
 }
 
 /// Returns all files except those of the package tools, of the kernel, and temporary ones.
@@ -442,9 +442,9 @@ async fn files(machine: &Machine) -> BTreeSet<String> {
     let books = ["/var/lib/dpkg", "/var/lib/rpm", "/var/log/journal", "/var/log/dpkg.log"];
     let more_books = ["/var/lib/apt", "/var/log/apt"];
     let timers = ["/root", "/var/lib/systemd/timers", "/var/lib/systemd/random-seed"];
-    let report_skipped = [&outside[..], &books, &more_books, &timers].concat().join(" -o -path ");
+    let excluded = [&outside[..], &books, &more_books, &timers].concat().join(" -o -path ");
     let found =
-        machine.succeeds(&format!("find / \\( -path {report_skipped} \\) -prune -o -print")).await;
+        machine.succeeds(&format!("find / \\( -path {excluded} \\) -prune -o -print")).await;
     found.lines().map(str::to_owned).collect()
 }
 

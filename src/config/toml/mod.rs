@@ -14,9 +14,7 @@ use self::reader::{Document, Table};
 use super::error::ConfigErrors;
 use super::otlp::{DEFAULT_TIMEOUT, OtlpOptions, PROTOCOLS};
 use super::parse::{self, Parsed};
-use super::{
-    Config, Limits, Log, LogFormat, LogOutput, NameCheck, TlsFileKeys, TlsFiles, Tracing, ZooKeeper,
-};
+use super::{Config, Limits, Log, LogFormat, LogOutput, NameCheck, TlsFiles, Tracing, ZooKeeper};
 
 /// Reads the document `text` of the file called `file`.
 ///
@@ -78,7 +76,7 @@ fn config(document: &Document<'_>) -> Config {
 fn tls(mut table: Table<'_>) -> (Option<TlsFiles>, NameCheck) {
     let files = table.identity(["cert", "key", "ca"], false);
     // An error in them is reported already, so listeners need not report that they are missing.
-    let files = files.or_else(|| table.has("cert").then(no_files));
+    let files = files.or_else(|| table.has("cert").then(TlsFiles::default));
     let verify = table.boolean("verify_hostnames").unwrap_or(true);
     let common_name = table.boolean("common_name_fallback").unwrap_or(true);
     let name_check = match (verify, common_name) {
@@ -88,12 +86,6 @@ fn tls(mut table: Table<'_>) -> (Option<TlsFiles>, NameCheck) {
     };
     table.reject_unknown_keys();
     (files, name_check)
-}
-
-/// Stands in for files that have an error.
-fn no_files() -> TlsFiles {
-    let [cert, key, ca] = [(); 3].map(|()| PathBuf::new());
-    TlsFiles { cert, key, ca, keys: TlsFileKeys::default() }
 }
 
 /// ZooKeeper's usual port with TLS.
@@ -108,7 +100,7 @@ fn zookeeper(mut table: Table<'_>) -> (ZooKeeper, Option<String>) {
     let warning = hosts.plain_port_warning(&table.location("hosts"));
     let zookeeper = ZooKeeper {
         hosts,
-        tls: table.identity(["tls_cert", "tls_key", "tls_ca"], true).unwrap_or_else(no_files),
+        tls: table.identity(["tls_cert", "tls_key", "tls_ca"], true).unwrap_or_default(),
         session_timeout: table.duration("session_timeout", Duration::from_secs(40)),
         verify_hostnames: table.boolean("verify_hostnames").unwrap_or(true),
     };
@@ -201,14 +193,10 @@ const EXPORT_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Durati
 /// Zuul's options, by their own names.
 fn tracing(mut table: Table<'_>) -> Option<Tracing> {
     let enabled = table.boolean("enabled").unwrap_or(false);
-    let service_name = |text: &str| match text.is_empty() || text.chars().any(char::is_control) {
-        true => Err("must be a name".to_owned()),
-        false => Ok(text.to_owned()),
-    };
     let options = OtlpOptions {
         protocol: table.choice("protocol", &PROTOCOLS),
         endpoint: table.text("endpoint", |text| Ok(text.to_owned())),
-        service_name: table.text("service_name", service_name),
+        service_name: table.text("service_name", parse::service_name),
         tls_key: table.path_of_file("tls_key"),
         tls_cert: table.path_of_file("tls_cert"),
         tls_ca: table.path_of_file("tls_ca"),

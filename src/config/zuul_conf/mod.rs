@@ -22,7 +22,7 @@ use super::otlp::{self, OtlpOptions, PROTOCOLS};
 use super::parse::{self, Parsed};
 use super::{
     ClientCertificate, Config, DEFAULT_HOST, DEFAULT_PORT, Hosts, Limits, Listener, Log, LogFormat,
-    NameCheck, TlsFileKeys, TlsFiles, Tracing, ZooKeeper, check_address_is_free,
+    NameCheck, Tracing, ZooKeeper, check_address_is_free,
 };
 use crate::os::file;
 
@@ -203,12 +203,7 @@ fn zookeeper(reader: &mut Reader<'_>) -> (ZooKeeper, Option<String>) {
     }
     let zookeeper = ZooKeeper {
         hosts,
-        tls: reader.files(ZOOKEEPER, true).unwrap_or_else(|| TlsFiles {
-            cert: PathBuf::new(),
-            key: PathBuf::new(),
-            ca: PathBuf::new(),
-            keys: TlsFileKeys::default(),
-        }),
+        tls: reader.files(ZOOKEEPER, true).unwrap_or_default(),
         session_timeout: reader
             .read(ZOOKEEPER, "session_timeout", seconds)
             .unwrap_or(Duration::from_secs(120)),

@@ -283,7 +283,7 @@ impl<'a> Relay<'a> {
                         // The next drain returns the error.
                         _ = to.writable() => {}
                         end = &mut deadline => return Err(end),
-                        () = sleep(PIPE_STALL) => {
+                        () = sleep(PIPE_STALL), if pipe.may_be_copied() => {
                             let unacked = client.unacked_bytes();
                             self.begin_stall(unacked, deadline);
                             let rest = pipe.into_bytes().map_err(EndReason::UpstreamFailed)?;

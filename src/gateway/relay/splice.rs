@@ -21,10 +21,14 @@ use tracing::info;
 /// Each packet takes a page of it, however small the packet is.
 const CAPACITY: usize = 1024 * 1024;
 
-/// The most bytes that a pipe holds. They are copied when the client stalls for a second. At most a
-/// sixteenth of all streams does, so that together they take no more of this process's memory than the
-/// eighth that may wait with 128 KiB each.
-const FILL_MAX: usize = 256 * 1024;
+/// The most bytes that are copied out of a pipe when the client stalls for a second. At most a sixteenth
+/// of all streams does, so that together they take no more of this process's memory than the eighth that
+/// may wait with 128 KiB each.
+const COPY_MAX: usize = 256 * 1024;
+
+/// The number of pipes that are filled up to [`CAPACITY`], for speed. The others hold at most
+/// [`COPY_MAX`], so that stalled clients cannot keep all pipes.
+const LARGE_FILLS: usize = PIPES / 2;
 
 /// The number of pipes: half of what the default of `pipe-user-pages-soft` allows. Further streams copy.
 const PIPES: usize = 32;
@@ -82,8 +86,9 @@ impl Drop for Pipe {
 pub(crate) struct PooledPipe {
     /// `None` only while this is dropped.
     pipe: Option<Pipe>,
-    /// The number of bytes in it.
+    /// The number of bytes in it, and the most that [`Self::fill`] moves into it.
     len: usize,
+    fill_max: usize,
 }
 
 impl PooledPipe {
@@ -92,14 +97,24 @@ impl PooledPipe {
         if SUPPORT.load(Ordering::Relaxed) == UNAVAILABLE {
             return None;
         }
-        let idle = idle().pop();
-        let pipe = idle.or_else(Pipe::create)?;
-        Some(Self { pipe: Some(pipe), len: 0 })
+        let (free, in_use) = {
+            let mut idle = idle();
+            let in_use = EXISTING.load(Ordering::Relaxed).saturating_sub(idle.len());
+            (idle.pop(), in_use)
+        };
+        let pipe = free.or_else(Pipe::create)?;
+        let fill_max = if in_use < LARGE_FILLS { CAPACITY } else { COPY_MAX };
+        Some(Self { pipe: Some(pipe), len: 0, fill_max })
     }
 
     /// The number of bytes that have been filled in and not drained.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether [`Self::into_bytes`] may copy the bytes.
+    pub(crate) fn may_be_copied(&self) -> bool {
+        self.len <= COPY_MAX
     }
 
     /// Moves what `from` has into the pipe, which must be empty: a full one would look like an idle
@@ -112,7 +127,7 @@ impl PooledPipe {
         debug_assert_eq!(self.len, 0);
         let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::WouldBlock.into()) };
         let moved = from.try_io(Interest::READABLE, || {
-            match splice(from, None, &pipe.write, None, FILL_MAX, SpliceFlags::NONBLOCK) {
+            match splice(from, None, &pipe.write, None, self.fill_max, SpliceFlags::NONBLOCK) {
                 Err(error) if is_unavailable(error) => Ok(0),
                 moved => Ok(moved?),
             }
@@ -298,6 +313,14 @@ mod tests {
         assert!(many.len() <= PIPES, "{} pipes", many.len());
         drop(many);
         assert!(PooledPipe::acquire().is_some(), "pipes return to the pool");
+    }
+
+    #[tokio::test]
+    async fn half_of_the_pipes_can_always_be_copied() {
+        let _serial = SERIAL.lock().await;
+        let many: Vec<_> = std::iter::from_fn(PooledPipe::acquire).take(2 * PIPES).collect();
+        let large = many.iter().filter(|pipe| pipe.fill_max > COPY_MAX).count();
+        assert!((1..=LARGE_FILLS).contains(&large), "{large} of {}", many.len());
     }
 
     #[tokio::test]

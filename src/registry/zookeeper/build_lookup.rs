@@ -1,11 +1,10 @@
-//! Finds out where builds run: all zones and the unzoned queue are read in one round trip. If many
-//! lookups are made at the same time, several of them share a round trip.
+//! Finds out where builds run: all zones and the unzoned queue are read in one round trip.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use zookeeper_client::{Client, Error, SessionId, SessionState};
 
 use super::build_cache::BuildCache;
@@ -20,21 +19,10 @@ use crate::registry::{LookupError, Outage};
 const ZONES: &str = "/zuul/executor/zones";
 const UNZONED: &str = "/zuul/executor/unzoned";
 
-/// The most concurrent reads. Lookups that are made while there are so many wait, and then share a
-/// read, so that many clients at one moment need few reads. With fewer concurrent reads, lookups would
-/// wait for each other without a need (docs/performance.md).
-///
-/// Also bounds what hangs with ZooKeeper: the client keeps a request until it is answered or the
-/// connection is lost, also if the session that made it has given up.
+/// The most concurrent reads; further lookups wait. Bounds what hangs with ZooKeeper: the client keeps a
+/// request until it is answered or the connection is lost, also if the session that made it has given
+/// up.
 const CONCURRENT_READS: usize = 16;
-
-/// The most builds and nodes in one read, so that it takes ZooKeeper only about a millisecond.
-const BUILDS_PER_READ: usize = 64;
-const NODES_PER_READ: usize = 1024;
-
-/// Above this number, lookups that were given up are removed from the waiting ones. The others are
-/// bounded by `limits.lookups`.
-const WAITING_MAX: usize = 4096;
 
 /// Time to wait for a session to be closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -52,9 +40,7 @@ pub(crate) struct BuildLookup {
     zones: watch::Sender<Arc<[String]>>,
     /// ZooKeeper before 3.6 does not support multi-reads.
     multi_read: AtomicBool,
-    waiting: Mutex<Vec<WaitingLookup>>,
-    /// A permit is released only while `waiting` is locked and empty, so that no lookup waits without a
-    /// read that will take it.
+    /// [`CONCURRENT_READS`] permits.
     reads: Arc<Semaphore>,
     cache: Arc<BuildCache>,
 }
@@ -65,12 +51,6 @@ type FoundBuild = (String, Build);
 /// The result of a lookup.
 type LookupResult = Result<Option<FoundBuild>, LookupError>;
 
-/// A lookup that waits for a read.
-struct WaitingLookup {
-    build: BuildId,
-    result: oneshot::Sender<Result<LookupResult, Error>>,
-}
-
 impl BuildLookup {
     pub(super) fn new() -> Self {
         Self {
@@ -80,7 +60,6 @@ impl BuildLookup {
             outage: watch::Sender::new(None),
             zones: watch::Sender::new(Arc::default()),
             multi_read: AtomicBool::new(true),
-            waiting: Mutex::default(),
             reads: Arc::new(Semaphore::new(CONCURRENT_READS)),
             cache: Arc::default(),
         }
@@ -247,94 +226,41 @@ impl BuildLookup {
         }
     }
 
-    /// Reads the request of `build` in the current session.
-    ///
-    /// # Errors
-    /// The read has failed, for all lookups that share it.
+    /// Reads the request of `build` in the current session, after earlier reads if there are many.
     async fn read_build(self: &Arc<Self>, build: &BuildId) -> Result<LookupResult, Error> {
-        let (sender, receiver) = oneshot::channel();
-        let permit = {
-            let mut waiting = self.lock_waiting();
-            if waiting.len() >= WAITING_MAX {
-                waiting.retain(|lookup| !lookup.result.is_closed());
-            }
-            waiting.push(WaitingLookup { build: build.clone(), result: sender });
-            Arc::clone(&self.reads).try_acquire_owned().ok()
-        };
-        if let Some(permit) = permit {
-            tokio::spawn(Arc::clone(self).read_waiting(permit));
-        }
-        receiver.await.unwrap_or_else(|_| {
-            Err(Error::UnexpectedError("the task that reads has panicked".to_owned()))
-        })
+        let permit = Arc::clone(&self.reads).acquire_owned().await;
+        let lookup = Arc::clone(self);
+        let build = build.clone();
+        // A task of its own: a lookup may be given up, but its read still occupies ZooKeeper.
+        let read = tokio::spawn(async move {
+            let _permit = permit;
+            lookup.read_queues(&build).await
+        });
+        read.await.unwrap_or_else(|error| Err(Error::UnexpectedError(error.to_string())))
     }
 
-    /// Reads until no lookup waits. A task of its own: those that wait may give up at any time.
-    async fn read_waiting(self: Arc<Self>, permit: OwnedSemaphorePermit) {
-        loop {
-            let lookups = {
-                let mut waiting = self.lock_waiting();
-                waiting.retain(|lookup| !lookup.result.is_closed());
-                if waiting.is_empty() {
-                    drop(permit);
-                    return;
-                }
-                let nodes_per_build = self.zones.borrow().len() + 1;
-                let most = (NODES_PER_READ / nodes_per_build).clamp(1, BUILDS_PER_READ);
-                let count = waiting.len().min(most);
-                waiting.drain(..count).collect::<Vec<_>>()
-            };
-            let builds: Vec<_> = lookups.iter().map(|lookup| lookup.build.clone()).collect();
-            let mut results = self.read_queues(&builds).await.map(Vec::into_iter);
-            for lookup in lookups {
-                let result = match &mut results {
-                    Ok(results) => Ok(results.next().expect("one result per build")),
-                    Err(error) => Err(error.clone()),
-                };
-                // The lookup may have been given up.
-                let _ = lookup.result.send(result);
-            }
-        }
-    }
-
-    fn lock_waiting(&self) -> MutexGuard<'_, Vec<WaitingLookup>> {
-        // Consistent after each statement, so it can be used after a panic.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads the requests of `builds` from all queues. Returns one result per build.
-    async fn read_queues(&self, builds: &[BuildId]) -> Result<Vec<LookupResult>, Error> {
+    /// Reads the request of `build` from all queues.
+    async fn read_queues(&self, build: &BuildId) -> Result<LookupResult, Error> {
         let client = self.client.borrow().clone().ok_or(Error::ClientClosed)?;
         let known = self.zones.borrow().clone();
-        let paths = |build| {
-            let zoned = known.iter().map(move |zone| request_path(zone, build));
-            zoned.chain([format!("{UNZONED}/requests/{build}")])
-        };
-        let paths: Vec<_> = builds.iter().flat_map(paths).collect();
+        let mut paths: Vec<_> = known.iter().map(|zone| request_path(zone, build)).collect();
+        paths.push(format!("{UNZONED}/requests/{build}"));
         let (zones, requests) = self.read(&client, true, &paths).await?;
-        let mut results = first_builds(&paths, requests, known.len() + 1);
+        let result = first_build(paths, requests);
         if *zones == *known {
-            return Ok(results);
+            return Ok(result);
         }
-        let new_zones: Vec<_> =
-            zones.iter().filter(|zone| !known.contains(zone)).cloned().collect();
+        let new_zones = zones.iter().filter(|zone| !known.contains(zone));
+        let paths: Vec<_> = new_zones.map(|zone| request_path(zone, build)).collect();
         self.zones.send_replace(zones.into());
-        let is_missing = |result: &LookupResult| !matches!(result, Ok(Some(_)));
-        let missing = builds.iter().zip(&results).filter(|(_, result)| is_missing(result));
-        let paths: Vec<_> = missing
-            .flat_map(|(build, _)| new_zones.iter().map(move |zone| request_path(zone, build)))
-            .collect();
-        if paths.is_empty() {
-            return Ok(results);
+        if matches!(result, Ok(Some(_))) || paths.is_empty() {
+            return Ok(result);
         }
         let (_, requests) = self.read(&client, false, &paths).await?;
-        let found = first_builds(&paths, requests, new_zones.len());
-        for (result, found) in results.iter_mut().filter(|result| is_missing(result)).zip(found) {
-            if !matches!(found, Ok(None)) {
-                *result = found;
-            }
-        }
-        Ok(results)
+        Ok(match first_build(paths, requests) {
+            Ok(None) => result,
+            found => found,
+        })
     }
 
     /// Lists the zones if `list_zones` is set, and reads the nodes at `paths`. An error of one node
@@ -374,27 +300,13 @@ fn request_path(zone: &str, build: &BuildId) -> String {
     format!("{ZONES}/{zone}/requests/{build}")
 }
 
-/// Returns one result per build: the first valid request of each `per_build` ones, which were read from
-/// `paths`.
-fn first_builds(paths: &[String], requests: Vec<NodeData>, per_build: usize) -> Vec<LookupResult> {
-    let mut nodes = paths.iter().zip(requests);
-    (0..paths.len() / per_build).map(|_| first_build(nodes.by_ref().take(per_build))).collect()
-}
-
-/// Returns the first build of `nodes`. A request that cannot be read matters only if there is no other
-/// one.
-fn first_build<'a>(nodes: impl Iterator<Item = (&'a String, NodeData)>) -> LookupResult {
+/// Returns the first build of `requests`, which were read from `paths`. A request that cannot be read
+/// matters only if there is no other one.
+fn first_build(paths: Vec<String>, requests: Vec<NodeData>) -> LookupResult {
     let mut result = Ok(None);
-    for (path, request) in nodes {
-        // All nodes of a build must be taken from the iterator.
-        if matches!(result, Ok(Some(_))) {
-            continue;
-        }
+    for (path, request) in paths.into_iter().zip(requests) {
         let error = match request.map(|request| Build::from_json(&request)) {
-            Ok(Ok(Some(build))) => {
-                result = Ok(Some((path.clone(), build)));
-                continue;
-            }
+            Ok(Ok(Some(build))) => return Ok(Some((path, build))),
             Ok(Ok(None)) => continue,
             Ok(Err(error)) => LookupError::Malformed(error.to_string()),
             // Affects this node only. Reporting it as unavailable would let clients that access rules
@@ -419,16 +331,10 @@ mod tests {
         contents.iter().map(|content| Ok(content.to_vec())).collect()
     }
 
-    /// The builds in `requests`, which were read from the paths "0", "1", ...
-    fn builds(requests: Vec<NodeData>, per_build: usize) -> Vec<LookupResult> {
-        let paths: Vec<_> = (0..requests.len()).map(|number| number.to_string()).collect();
-        first_builds(&paths, requests, per_build)
-    }
-
-    /// The one build in `requests`.
+    /// The build in `requests`, which were read from the paths "0", "1", ...
     fn first(requests: Vec<NodeData>) -> LookupResult {
-        let per_build = requests.len();
-        builds(requests, per_build).remove(0)
+        let paths = (0..requests.len()).map(|number| number.to_string()).collect();
+        first_build(paths, requests)
     }
 
     #[test]
@@ -448,17 +354,5 @@ mod tests {
         assert!(matches!(denied, Err(LookupError::Malformed(_))), "{denied:?}");
         let expired = first(vec![Err(Error::SessionExpired), Err(Error::NoAuth)]);
         assert!(matches!(expired, Err(LookupError::Unavailable(_))), "{expired:?}");
-    }
-
-    #[test]
-    fn each_build_gets_the_result_of_its_own_nodes() {
-        let requests =
-            nodes(&[QUEUED_JSON, QUEUED_JSON, b"", b"garbage", b"", QUEUED_JSON, b"", b""]);
-        let results = builds(requests, 2);
-        assert_eq!(results[0], Ok(Some(("0".to_owned(), QUEUED))));
-        assert!(matches!(results[1], Err(LookupError::Malformed(_))), "{:?}", results[1]);
-        assert_eq!(results[2], Ok(Some(("5".to_owned(), QUEUED))));
-        assert_eq!(results[3], Ok(None));
-        assert_eq!(results.len(), 4);
     }
 }

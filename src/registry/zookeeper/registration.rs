@@ -5,6 +5,7 @@
 //! `/zuul/components/fingergw/`, changes are written in place (a reader ignores a version that is not
 //! higher than the one it knows), and a new session means a new node.
 
+use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -86,7 +87,7 @@ impl<'a> OwnEntry<'a> {
                 (State::Stopped, _) => self.withdraw().await,
                 (_, Components::Unknown) => Ok(()),
                 (_, Components::NoZuul(node)) => {
-                    self.tracker.set_no_zuul(node);
+                    self.tracker.set_entry(RegistrationStatus::NoZuul(node));
                     Ok(())
                 }
                 (_, Components::Known(snapshot)) => self.update(wanted, &snapshot).await,
@@ -136,7 +137,7 @@ impl<'a> OwnEntry<'a> {
             }
         };
         self.history.last_entry = Some(name.clone());
-        if self.tracker.set_registered(&name) {
+        if self.tracker.set_entry(RegistrationStatus::Registered(name.clone())) {
             info!(session = %self.client.session_id(), "registered as {name}");
         }
         Ok(())
@@ -214,7 +215,7 @@ impl<'a> OwnEntry<'a> {
             }
             info!(name = entry.name, "registry entry deleted");
         }
-        self.tracker.set_withdrawn();
+        self.tracker.set_entry(RegistrationStatus::Withdrawn);
         Ok(())
     }
 }
@@ -235,17 +236,15 @@ pub(super) struct StatusTracker<'a> {
 
 struct Known {
     is_connected: bool,
-    /// Registered or not, as far as is known; `None` until the first result.
+    /// Registered, not registered or withdrawn; `None` until the first result.
     entry: Option<RegistrationStatus>,
-    /// The entry was deleted on request. No other is created in this session.
-    is_withdrawn: bool,
 }
 
 impl<'a> StatusTracker<'a> {
     /// For a new session, which has a connection and no entry. `status` keeps its value until there is
     /// an entry.
     pub(super) fn new(status: &'a watch::Sender<RegistrationStatus>) -> Self {
-        let known = Known { is_connected: true, entry: None, is_withdrawn: false };
+        let known = Known { is_connected: true, entry: None };
         Self { known: Mutex::new(known), status }
     }
 
@@ -255,31 +254,17 @@ impl<'a> StatusTracker<'a> {
         self.publish(&known);
     }
 
-    /// Returns whether the entry is a new one.
-    fn set_registered(&self, name: &str) -> bool {
-        self.set_entry(RegistrationStatus::Registered(name.to_owned()))
-    }
-
-    fn set_no_zuul(&self, node: String) {
-        self.set_entry(RegistrationStatus::NoZuul(node));
-    }
-
-    /// Returns whether `entry` differs from what was known.
+    /// Returns whether `entry` differs from what was known. After a withdrawal it is ignored, as no
+    /// other entry is created in this session.
     fn set_entry(&self, entry: RegistrationStatus) -> bool {
         let mut known = self.lock();
-        if known.is_withdrawn || known.entry.as_ref() == Some(&entry) {
+        let is_withdrawn = known.entry == Some(RegistrationStatus::Withdrawn);
+        if is_withdrawn || known.entry.as_ref() == Some(&entry) {
             return false;
         }
         known.entry = Some(entry);
         self.publish(&known);
         true
-    }
-
-    fn set_withdrawn(&self) {
-        let mut known = self.lock();
-        known.entry = None;
-        known.is_withdrawn = true;
-        self.status.send_replace(RegistrationStatus::Withdrawn);
     }
 
     /// Whether this session had an entry or was ready for one.
@@ -288,16 +273,13 @@ impl<'a> StatusTracker<'a> {
     }
 
     fn publish(&self, known: &Known) {
-        let Some(entry) = &known.entry else { return };
-        let now = match known.is_connected {
-            true => entry.clone(),
-            false => RegistrationStatus::ConnectionLost,
+        let now = match &known.entry {
+            None => return,
+            Some(RegistrationStatus::Withdrawn) => RegistrationStatus::Withdrawn,
+            Some(_) if !known.is_connected => RegistrationStatus::ConnectionLost,
+            Some(entry) => entry.clone(),
         };
-        self.status.send_if_modified(|status| {
-            let is_changed = *status != now;
-            *status = now;
-            is_changed
-        });
+        self.status.send_if_modified(|status| mem::replace(status, now.clone()) != now);
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -329,13 +311,13 @@ mod tests {
         tracker.set_connected(false);
         assert_eq!(*status.borrow(), RegistrationStatus::Connecting);
         tracker.set_connected(true);
-        assert!(tracker.set_registered("gw1"));
+        assert!(tracker.set_entry(registered("gw1")));
         assert_eq!(*status.borrow(), registered("gw1"));
         tracker.set_connected(false);
         assert_eq!(*status.borrow(), RegistrationStatus::ConnectionLost);
-        assert!(!tracker.set_registered("gw1"), "known already");
+        assert!(!tracker.set_entry(registered("gw1")), "known already");
         assert_eq!(*status.borrow(), RegistrationStatus::ConnectionLost);
-        assert!(tracker.set_registered("gw2"));
+        assert!(tracker.set_entry(registered("gw2")));
         assert_eq!(*status.borrow(), RegistrationStatus::ConnectionLost);
         tracker.set_connected(true);
         assert_eq!(*status.borrow(), registered("gw2"));
@@ -345,9 +327,9 @@ mod tests {
     fn withdrawn_entry_stays_withdrawn() {
         let status = watch::Sender::new(RegistrationStatus::SessionLost);
         let tracker = StatusTracker::new(&status);
-        tracker.set_registered("gw1");
-        tracker.set_withdrawn();
-        tracker.set_no_zuul("/zuul/components".to_owned());
+        tracker.set_entry(registered("gw1"));
+        tracker.set_entry(RegistrationStatus::Withdrawn);
+        tracker.set_entry(RegistrationStatus::NoZuul("/zuul/components".to_owned()));
         assert_eq!(*status.borrow(), RegistrationStatus::Withdrawn);
         for is_connected in [false, true] {
             tracker.set_connected(is_connected);
@@ -360,13 +342,13 @@ mod tests {
         let status = watch::Sender::new(RegistrationStatus::Connecting);
         let tracker = StatusTracker::new(&status);
         let no_zuul = RegistrationStatus::NoZuul("/zuul/components".to_owned());
-        tracker.set_no_zuul("/zuul/components".to_owned());
+        tracker.set_entry(no_zuul.clone());
         assert_eq!(*status.borrow(), no_zuul);
         tracker.set_connected(false);
         assert_eq!(*status.borrow(), RegistrationStatus::ConnectionLost);
         tracker.set_connected(true);
         assert_eq!(*status.borrow(), no_zuul);
-        assert!(tracker.set_registered("gw1"));
+        assert!(tracker.set_entry(registered("gw1")));
         assert_eq!(*status.borrow(), registered("gw1"));
     }
 }

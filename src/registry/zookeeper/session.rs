@@ -5,6 +5,7 @@
 //! establishes another one. Running streams are not affected.
 
 use std::convert::Infallible;
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -246,9 +247,7 @@ impl SessionManager {
                 }
                 _ => RegistrationStatus::SessionLost,
             };
-            let is_changed = *status != lost;
-            *status = lost;
-            is_changed
+            mem::replace(status, lost.clone()) != lost
         });
         SessionEnd::Lost(replacement)
     }

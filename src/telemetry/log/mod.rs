@@ -42,8 +42,9 @@ const FIX: &str = "create its directory, and let the user that this program runs
 /// The started log. Dropping it writes the queued lines, within a time limit.
 pub(crate) struct LogGuard {
     writer_thread: WriterThread,
-    is_stderr: bool,
-    level: LevelHandle,
+    /// Whether the log goes where standard error goes, so that a message there would appear twice.
+    pub(crate) is_stderr: bool,
+    pub(crate) level: LevelHandle,
 }
 
 impl LogGuard {
@@ -59,16 +60,6 @@ impl LogGuard {
     /// Returns the counter of lost lines.
     pub(crate) fn lost_lines(&self) -> LostLines {
         self.writer_thread.lost_lines()
-    }
-
-    /// Returns whether the log goes where standard error goes, so that a message there would appear
-    /// twice.
-    pub(crate) fn is_stderr(&self) -> bool {
-        self.is_stderr
-    }
-
-    pub(crate) fn level(&self) -> LevelHandle {
-        self.level.clone()
     }
 }
 
@@ -117,7 +108,7 @@ pub(crate) fn start(log: &Log, user: Option<&RunAsUser>) -> Result<LogGuard> {
         LogFormat::Json => subscriber.with(layer.json().flatten_event(true)).init(),
         LogFormat::Zuul => {
             let (zone, problem) = local_zone();
-            let format = ZuulFormat::new(zone);
+            let format = ZuulFormat { zone };
             subscriber.with(layer.fmt_fields(TextFields).event_format(format)).init();
             if let Some(problem) = problem {
                 warn!(

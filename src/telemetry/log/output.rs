@@ -7,10 +7,10 @@ use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::getuid;
-use rustix::fs::{Access, AtFlags, CWD, accessat, fstat};
+use rustix::fs::fstat;
 
 use super::stderr;
-use crate::os::file::open_for_writing;
+use crate::os::file::{check_writable, open_for_writing};
 
 /// An output of whole lines.
 pub(super) struct Output {
@@ -151,8 +151,7 @@ pub(super) fn check(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             let directory = directory.unwrap_or(Path::new("."));
-            let access = Access::WRITE_OK | Access::EXEC_OK;
-            Ok(accessat(CWD, directory, access, AtFlags::EACCESS)?)
+            check_writable(directory)
         }
         opened => opened.map(|_| ()),
     }
@@ -179,7 +178,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::fs::symlink;
 
-    use rustix::fs::{FileType, Mode, mknodat};
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
     use tempfile::TempDir;
 
     use super::*;

@@ -1,7 +1,6 @@
 //! The message and fields of a line that is not JSON: `message name=value name="a value with blanks"`.
 
-use std::fmt::{self, Debug, Write as _};
-use std::mem;
+use std::fmt::{self, Debug};
 
 use tracing::field::{Field, Visit};
 use tracing_subscriber::field::RecordFields;
@@ -14,7 +13,7 @@ pub(super) struct TextFields;
 
 impl<'writer> FormatFields<'writer> for TextFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut line = Line { writer, is_empty: true, value: String::new(), result: Ok(()) };
+        let mut line = Line { writer, is_empty: true, result: Ok(()) };
         fields.record(&mut line);
         line.result
     }
@@ -23,8 +22,6 @@ impl<'writer> FormatFields<'writer> for TextFields {
 struct Line<'writer> {
     writer: Writer<'writer>,
     is_empty: bool,
-    /// The text of the current value. All values of a line share its memory.
-    value: String,
     result: fmt::Result,
 }
 
@@ -62,18 +59,12 @@ impl Visit for Line<'_> {
         if is_hidden(field.name()) {
             return;
         }
-        let mut text = mem::take(&mut self.value);
-        text.clear();
-        // Long enough for most values, so that it does not grow in steps.
-        text.reserve(128);
-        // Writing to a string fails only if the value's own formatting does.
-        let _ = write!(text, "{value:?}");
+        let text = format!("{value:?}");
         if is_plain(&text) || is_quoted(&text) {
             self.add(field, format_args!("{text}"));
         } else {
             self.add(field, format_args!("{text:?}"));
         }
-        self.value = text;
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {

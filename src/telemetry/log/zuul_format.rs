@@ -5,7 +5,7 @@
 //! message gets the same prefix, and lines after the first are indented, as by Zuul's formatter.
 
 use std::env;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::path::Path;
 
 use jiff::tz::TimeZone;
@@ -20,13 +20,7 @@ use crate::os::file;
 
 pub(crate) struct ZuulFormat {
     /// Read once, as the C library does for Python: a change needs a restart.
-    zone: TimeZone,
-}
-
-impl ZuulFormat {
-    pub(crate) fn new(zone: TimeZone) -> Self {
-        Self { zone }
-    }
+    pub(crate) zone: TimeZone,
 }
 
 /// Returns the time zone of `TZ`, else of `/etc/localtime`, else UTC (tzset(3)). If `TZ` cannot be
@@ -85,19 +79,8 @@ where
 
 /// Returns the part of a line before the message.
 fn prefix(now: &Zoned, level: Level, target: &str) -> String {
-    let mut prefix = String::new();
-    let (date, time) = (now.date(), now.time());
-    let _ = write!(
-        prefix,
-        "{date} {:02}:{:02}:{:02},{:03} {} {}: ",
-        time.hour(),
-        time.minute(),
-        time.second(),
-        time.millisecond(),
-        level_name(level),
-        logger(target)
-    );
-    prefix
+    let time = now.strftime("%Y-%m-%d %H:%M:%S,%3f");
+    format!("{time} {} {}: ", level_name(level), logger(target))
 }
 
 fn write_lines(writer: &mut impl fmt::Write, prefix: &str, text: &str) -> fmt::Result {

@@ -113,9 +113,9 @@ impl Exporter {
             Protocol::Grpc => {
                 let mut builder = Transport::builder()
                     .with_tonic()
-                    .with_endpoint(endpoint.to_string())
+                    .with_endpoint(endpoint)
                     .with_timeout(*timeout);
-                if endpoint.tls {
+                if self.config.uses_tls() {
                     builder = builder.with_tls_config(grpc_tls(&self.config)?);
                 }
                 if let Some(compression) = compression {
@@ -127,9 +127,9 @@ impl Exporter {
                 let mut builder = Transport::builder()
                     .with_http()
                     .with_protocol(OtlpProtocol::HttpBinary)
-                    .with_endpoint(endpoint.to_string())
+                    .with_endpoint(endpoint)
                     .with_timeout(*timeout);
-                builder = if endpoint.tls {
+                builder = if self.config.uses_tls() {
                     builder.with_http_client(https_client(&self.config)?)
                 } else {
                     builder.with_http_client(HyperClient::with_default_connector(*timeout, None))

