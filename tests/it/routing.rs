@@ -134,7 +134,7 @@ async fn hanging_tls_handshake_fails_over() {
     let acceptor = acceptor(&identity);
     let late = format!("localhost:{} of zone west (TLS)", silent.address.port());
     let late = |line: &String| {
-        line.contains("hop failed") && line.contains(&late) && line.contains("nothing within")
+        line.contains("hop failed") && line.contains(&late) && line.contains("no data within")
     };
     // The order is random: continue until the silent gateway has been tried.
     within("the disconnected gateway to be tried", async {
