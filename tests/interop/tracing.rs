@@ -206,7 +206,7 @@ async fn failed_streams_have_an_error_status() {
     let left = collector.span().await;
     assert!(joins(&left, &trace), "{left}");
     assert_eq!(left["attributes"]["zuul.stream.result"], "client_closed");
-    assert_eq!(left["status"], "STATUS_CODE_UNSET", "the attributes of the error");
+    assert_eq!(left["status"], "STATUS_CODE_UNSET", "a client that disconnects is not an error");
 
     let (build, trace, _log) = run(&mut executor, None).await;
     executor.kill().await;

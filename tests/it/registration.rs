@@ -359,7 +359,10 @@ async fn gateways_are_listed_when_zookeeper_permits_it() {
     };
     gateway.logged("the warning", warned).await;
     let east = "zuul_fingergw_zone_gateways{zone=\"east\"}";
-    assert!(!exposition(&gateway).await.contains(east), "it cannot be known");
+    assert!(
+        !exposition(&gateway).await.contains(east),
+        "no series for a zone that cannot be listed"
+    );
 
     system.show(GATEWAYS).await;
     until_metric(&gateway, east, 1.0).await;
