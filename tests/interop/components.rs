@@ -213,7 +213,7 @@ async fn data_model_follows_a_rolling_upgrade() {
         gateway = Builder::new(&system).ready().await;
         registry.until(|view| is(view, settled)).await;
 
-        let kind = components.iter().find(|(_, name, _)| *name == hostname).expect("there").0;
+        let kind = components.iter().find(|(_, name, _)| *name == hostname).expect("a component").0;
         registry.unregister(hostname).await;
         registry.register(kind, hostname, model_api).await;
         settled = (system_speaks, we_say);

@@ -289,7 +289,7 @@ async fn dead_gateway_of_zuul_costs_no_stream() {
         client.expect(&all).await;
     }
     let entries = zones.system.entries().await;
-    assert!(entries.iter().any(|other| other.name == entry), "it was there all the time");
+    assert!(entries.iter().any(|other| other.name == entry), "its entry existed during the test");
     let asked = zones.zones[1].ours.as_ref().expect("it runs").log();
     let failed = asked.iter().filter(|line| line.contains("hop failed")).count();
     assert!(failed > 0, "the dead gateway was never tried, so this test has not tested failover");

@@ -91,7 +91,7 @@ async fn both_programs_dial_by_tls_only() {
         let (build, log) = executor.run(Some("west")).await;
         let mut client = Client::ask(address, &build).await;
         assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
-        there.logged("a stream of it", |line| line.contains(&build)).await;
+        there.logged("a stream of the build", |line| line.contains(&build)).await;
     }
 }
 

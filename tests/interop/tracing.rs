@@ -206,7 +206,7 @@ async fn failed_streams_have_an_error_status() {
     let left = collector.span().await;
     assert!(joins(&left, &trace), "{left}");
     assert_eq!(left["attributes"]["zuul.stream.result"], "client_closed");
-    assert_eq!(left["status"], "STATUS_CODE_UNSET", "its own affair");
+    assert_eq!(left["status"], "STATUS_CODE_UNSET", "the attributes of the error");
 
     let (build, trace, _log) = run(&mut executor, None).await;
     executor.kill().await;
@@ -276,7 +276,7 @@ async fn spans_are_exported_by_grpc_over_tls() {
     let span = traced_through(&gateway, &system, &mut collector).await;
     assert_eq!(span["wire"]["authorization"], "Bearer secret");
     assert_eq!(span["resource"]["service.name"], "zuul-two");
-    assert_ne!(span["wire"]["peer"], Value::Null, "our certificate was seen: {span}");
+    assert_ne!(span["wire"]["peer"], Value::Null, "our certificate was presented: {span}");
 }
 
 /// The same from a `zuul.conf`, over HTTP.
@@ -373,7 +373,8 @@ async fn spans_are_exported_when_the_collector_returns() {
     }
     let span = collector.span().await;
     assert!(joins(&span, &traces[2]), "{span}");
-    let back = gateway.logged("the end of it", |line| line.contains("accepts spans again")).await;
+    let back =
+        gateway.logged("the end of the stream", |line| line.contains("accepts spans again")).await;
     assert!(back.contains("lost=2"), "{back}");
     let log = stop(gateway).await;
     assert_eq!(
@@ -407,7 +408,8 @@ async fn hanging_collector_does_not_delay_streams() {
             let mut client = Client::ask(gateway.address(), &build).await;
             assert_eq!(log.grow(&pieces(), &mut client).await, Ending::Clean);
         }
-        let held = within("the gateway to come", silent.accept()).await.expect("a connection");
+        let held =
+            within("the gateway to be registered", silent.accept()).await.expect("a connection");
         until_metric(&gateway, "zuul_fingergw_spans_total{state=\"ended\"}", 3.0).await;
         let log = stop(gateway).await;
         let warned =

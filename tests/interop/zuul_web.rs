@@ -52,7 +52,7 @@ impl Web {
     /// Waits until a browser has been sent exactly `text`.
     async fn shows(&mut self, build: &str, text: &str) {
         while self.texts.get(build).map_or(0, String::len) < text.len() {
-            assert_eq!(self.closed.get(build), None, "too early");
+            assert_eq!(self.closed.get(build), None, "more text than expected");
             self.receive().await;
         }
         assert_eq!(self.texts.remove(build).as_deref(), Some(text));
@@ -222,7 +222,7 @@ async fn a_reset_ends_one_console(tls: bool) {
         web.shows(&cut, "half a line ").await;
         stream.reset();
         let (text, close) = web.closes(&cut).await;
-        assert_eq!(text, "", "no text of the gateway's");
+        assert_eq!(text, "", "no reply of the gateway");
         // Below TLS, Python up to 3.11.7 at least takes a reset for an end (cpython issue 115627).
         let as_an_end = tls && close == NO_MORE;
         assert!(as_an_end || close == r#"4011 "Unknown error""#, "{close}");

@@ -272,7 +272,7 @@ async fn rules_apply_to_gateways_of_other_zones() {
     until_metric(&inner, DENIED, 1.0).await;
     let closed = outer("gw.east.example.org", "b").await;
     assert_eq!(stage.reply_from(&closed, 0, HOME, &build).await, NOT_FOUND);
-    assert_eq!(metric(&inner, DENIED).await, 1.0, "not asked");
+    assert_eq!(metric(&inner, DENIED).await, 1.0, "no request was sent");
 }
 
 /// Each listener has its own rules. A rule applies if all of its conditions do; a listener allows a
@@ -364,9 +364,9 @@ async fn denied_build_takes_as_long_as_an_unknown_one() {
     for _ in 0..2 {
         assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, LOG);
     }
-    gateway.logged("that it is kept", |line| line.contains("build cached")).await;
+    gateway.logged("the build to be cached", |line| line.contains("build cached")).await;
     assert_eq!(stage.reply_from(&gateway, 0, AWAY, &build).await, NOT_FOUND);
-    assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, LOG, "kept with its tenant");
+    assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, LOG, "cached with its tenant");
 
     zookeeper.pause().await;
     assert_eq!(stage.reply_from(&gateway, 0, HOME, &build).await, LOG);
@@ -463,7 +463,7 @@ async fn listener_without_rules_beside_others_is_a_warning() {
         "has rules and the one on 127.0.0.1:0 has none: every client of that one can read";
     assert!(checked.stderr.contains(warning), "{}", checked.stderr);
     let mut gateway = builder.ready().await;
-    let line = gateway.logged("it", |line| line.contains(warning)).await;
+    let line = gateway.logged("the line", |line| line.contains(warning)).await;
     assert!(line.contains("WARN"), "{line}");
     gateway.signal(Signal::TERM);
     within("the gateway to exit", gateway.exit()).await;

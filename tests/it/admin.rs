@@ -74,7 +74,9 @@ async fn readiness_follows_the_registration() {
     gateway.status("the loss", |status| status.ends_with("lost")).await;
     assert_eq!(ready().await, not("ZooKeeper: connection lost"));
     zookeeper.run().await;
-    gateway.status("the way back", |status| status.contains("registered as")).await;
+    gateway
+        .status("the connection to be restored", |status| status.contains("registered as"))
+        .await;
 
     // A running stream delays the shutdown.
     let executor = Executor::start().await;
@@ -82,7 +84,7 @@ async fn readiness_follows_the_registration() {
     let _client = Client::ask(gateway.address(), &build).await;
     let _stream = executor.accept().await;
     gateway.signal(Signal::TERM);
-    system.until("the entry to go", <[_]>::is_empty).await;
+    system.until("the entry to be removed", <[_]>::is_empty).await;
     assert_eq!(ready().await, not("stopping"));
     assert_eq!(get(address, "/health/status").await.body, "STOPPED");
     assert!(metric(&gateway, "zuul_fingergw_draining").await > 0.0);

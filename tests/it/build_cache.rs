@@ -25,7 +25,7 @@ async fn reply_to(gateway: &Gateway, build: &str) -> String {
 async fn request_until_cached(gateway: &mut Gateway, executor: &Executor, build: &str) {
     served(gateway, executor, build).await;
     served(gateway, executor, build).await;
-    gateway.logged("that it is kept", |line| line.contains("build cached")).await;
+    gateway.logged("the build to be cached", |line| line.contains("build cached")).await;
 }
 
 #[tokio::test]
@@ -53,7 +53,9 @@ async fn cached_build_follows_changes_until_it_is_deleted() {
 
     system.place_build(queue, &build, Some(&first.worker(None))).await;
     served(&gateway, &first, &build).await;
-    gateway.logged_times("that it is kept again", 3, |line| line.contains("build cached")).await;
+    gateway
+        .logged_times("the build to be cached again", 3, |line| line.contains("build cached"))
+        .await;
     system.remove(&request_path(queue, &build)).await;
     gateway.logged_times("the end", 3, |line| line.contains("build removed from the cache")).await;
     assert_eq!(reply_to(&gateway, &build).await, "Build not found\r\n");
@@ -97,7 +99,9 @@ async fn cached_build_is_not_used_without_a_connection_to_zookeeper() {
     system.place_build(None, &build, Some(&gone)).await;
     proxy.release();
     gateway.logged("the change", |line| line.contains("build removed from the cache")).await;
-    gateway.status("the way back", |status| status.contains("registered as")).await;
+    gateway
+        .status("the connection to be restored", |status| status.contains("registered as"))
+        .await;
     let answer = reply_to(&gateway, &build).await;
     assert_eq!(answer, "Internal streaming error: the executor cannot be reached\r\n");
 }

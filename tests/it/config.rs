@@ -105,7 +105,7 @@ async fn valid_configuration_is_accepted() {
         assert_eq!(checked.stderr, "");
     }
     let checked = run(&["-c".as_ref(), toml.as_ref(), "check".as_ref()]).await;
-    assert_eq!(checked.code, Some(0), "the option in front");
+    assert_eq!(checked.code, Some(0), "the option before the command");
 }
 
 #[tokio::test]
@@ -787,7 +787,7 @@ async fn log_file_that_cannot_be_opened_is_an_error() {
     let path = files.missing("gateway.log");
     let log = format!("[log]\noutput = {path:?}\n");
     assert_eq!(check(&files.write("gateway.toml", log + &good)).await.code, Some(0));
-    assert!(!path.exists(), "a check makes nothing");
+    assert!(!path.exists(), "check creates nothing");
 }
 
 /// Zuul's own gateway does not start with such a file, either.
@@ -1096,7 +1096,7 @@ async fn expired_certificate_is_an_error() {
     assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(78), ""));
     assert!(unkeyed(&outcome.stderr).starts_with(&error), "{}", outcome.stderr);
     let mut gateway = builder.ready().await;
-    gateway.logged("it", |line| line.contains("ERROR") && line.contains(&error)).await;
+    gateway.logged("the line", |line| line.contains("ERROR") && line.contains(&error)).await;
 }
 
 /// A warning does not prevent a start, and is logged once.
@@ -1108,7 +1108,7 @@ async fn certificate_with_a_warning_is_accepted() {
     let mut gateway = builder.ready().await;
     let error = format!("{}: has no", nameless.cert.display());
     let is_it = |line: &str| line.contains(" WARN ") && line.contains(&error);
-    gateway.logged("it", is_it).await;
+    gateway.logged("the line", is_it).await;
     let warnings = gateway.log().iter().filter(|line| is_it(line)).count();
     assert_eq!(warnings, 1);
 }
@@ -1134,7 +1134,9 @@ async fn zookeeper_rejects_a_certificate_that_is_not_for_clients() {
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     });
     let mut gateway = builder.start().await;
-    gateway.logged("it", |line| line.contains(" ERROR ") && line.contains("not for clients")).await;
+    gateway
+        .logged("the line", |line| line.contains(" ERROR ") && line.contains("not for clients"))
+        .await;
     gateway
         .logged("ZooKeeper's refusal", |line| {
             line.contains("registry::zookeeper") && line.contains("received fatal alert")

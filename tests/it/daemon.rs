@@ -48,7 +48,7 @@ async fn start_as(system: &System, options: &[&str], binary: &Path, config: &Pat
     command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
     let child = command.spawn().expect("setpriv");
     let running = |all: &[Entry]| all.iter().any(|entry| entry.content["state"] == "running");
-    system.until("it to run", running).await;
+    system.until("the gateway to run", running).await;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a pid");
     (child, pid)
 }
@@ -336,7 +336,7 @@ async fn sigusr2_logs_the_status() {
         gateway.logged_times("the stream", times, |line| line.contains(&stream)).await;
         if times == 1 {
             gateway.signal(Signal::TERM);
-            system.until("the entry to be gone", <[Entry]>::is_empty).await;
+            system.until("the entry to be removed", <[Entry]>::is_empty).await;
         }
     }
     log.finish().await;
@@ -363,7 +363,7 @@ async fn stopped_by_command() {
         assert!(code == Some(0) && stdout.starts_with(&message), "{stdout}");
         assert_eq!(stderr, "");
     }
-    system.until("the entry to be gone", <[Entry]>::is_empty).await;
+    system.until("the entry to be removed", <[Entry]>::is_empty).await;
     assert_eq!(status(&config).await["state"], "stopping");
     log.write(b"after\n").await;
     log.finish().await;
@@ -716,8 +716,8 @@ async fn daemonised_gateway_is_stopped_by_command() {
     assert_eq!(daemon.link("cwd"), Path::new("/"));
     assert_eq!(daemon.status("Umask:"), "0022");
     let its = session(&daemon.pid.to_string());
-    assert_ne!(its, session("self"), "it is in a session of its own");
-    assert_ne!(its, daemon.pid.to_string(), "and does not lead it");
+    assert_ne!(its, session("self"), "the daemon has its own session");
+    assert_ne!(its, daemon.pid.to_string(), "the daemon is not the session leader");
 
     // Only one daemon runs, whichever user starts another.
     let Outcome { code, stdout, stderr } = machine.run(&[]).await;
@@ -748,7 +748,7 @@ async fn signal_stops_a_daemonised_gateway() {
     let machine = Machine::new(&system, "");
     let daemon = machine.start().await;
     let running = |all: &[Entry]| all.iter().any(|entry| entry.content["state"] == "running");
-    system.until("it to run", running).await;
+    system.until("the gateway to run", running).await;
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     let port = system.entries().await[0].content["public_port"].as_u64().expect("a port");
@@ -758,7 +758,7 @@ async fn signal_stops_a_daemonised_gateway() {
     assert_eq!(client.text().await, "log\n");
 
     daemon.signal(Signal::TERM);
-    system.until("the entry to be gone", <[Entry]>::is_empty).await;
+    system.until("the entry to be removed", <[Entry]>::is_empty).await;
     daemon.ends().await;
     assert!(!machine.pid_file().exists() && !machine.socket().exists());
 }
@@ -952,7 +952,7 @@ async fn toml_configuration_never_daemonises() {
     command.arg("-c").arg(builder.write()).stdin(Stdio::null()).stdout(Stdio::piped());
     let child = command.kill_on_drop(true).spawn().expect("the built binary");
     let running = |all: &[Entry]| all.iter().any(|entry| entry.content["state"] == "running");
-    system.until("it to run", running).await;
+    system.until("the gateway to run", running).await;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a pid");
     assert!(stopped((child, pid)).await.ends_with(" stopped\n"));
 }

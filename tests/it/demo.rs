@@ -173,7 +173,7 @@ async fn once_streams_the_given_file() {
         assert!(stdout == content, "{} of {} bytes", stdout.len(), content.len());
         let end = format!("{} bytes through 2 gateways, every byte equal\n", content.len());
         assert!(stderr.ends_with(&end), "{stderr}");
-        assert!(fs::read(&path).expect("the file") == content, "the file stays as it was");
+        assert!(fs::read(&path).expect("the file") == content, "the file is unchanged");
     }
 }
 
@@ -284,7 +284,7 @@ async fn printed_commands_work() {
     let private = Path::new(ca).parent().expect("a directory");
     assert_eq!(private.parent(), Some(demo.temporary.path()));
     let mode = fs::metadata(private).expect("the directory is there").permissions().mode();
-    assert_eq!(mode & 0o7777, 0o700, "keys are in it");
+    assert_eq!(mode & 0o7777, 0o700, "it contains private keys");
 
     let mut running = Vec::new();
     for command in [nc, format!("{openssl}\n{files}")] {

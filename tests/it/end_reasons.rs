@@ -376,5 +376,8 @@ async fn every_end_is_provoked_and_documented() {
         is_documented(format!("{hop:?}"), hop.end().await);
     }
     let unprovoked: Vec<_> = rows.iter().filter(|row| !provoked.contains(*row)).collect();
-    assert!(unprovoked.is_empty(), "docs/operating.md lists ends that never come: {unprovoked:?}");
+    assert!(
+        unprovoked.is_empty(),
+        "docs/operating.md lists ends that do not occur: {unprovoked:?}"
+    );
 }

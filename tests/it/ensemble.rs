@@ -77,7 +77,9 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     stream.pass("while they choose\n").await;
     until_served(&gateway, &build).await;
     member(&members, "leader").await;
-    gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
+    gateway
+        .status("the connection to be restored", |line| line.contains("ZooKeeper: registered as"))
+        .await;
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 200 OK");
     assert_eq!(one_entry(&system).await.name, first.name, "the same session");
 
@@ -91,7 +93,7 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
     assert_eq!(Client::ask(gateway.address(), &build).await.text().await, AWAY);
     stream.pass("without a quorum\n").await;
     let mut late = Builder::new(&system).start().await;
-    let why = late.logged("why", |line| line.contains("cannot register in ZooKeeper")).await;
+    let why = late.logged("the reason", |line| line.contains("cannot register in ZooKeeper")).await;
     let only_left =
         format!("127.0.0.1:{}: answers, but gives no session (no quorum?", members[0].port);
     assert!(why.contains(&only_left), "{why}");
@@ -99,7 +101,9 @@ async fn streams_survive_the_loss_of_the_leader_and_of_the_quorum() {
 
     // Recovery: the first server returns; the gateways need no intervention.
     dead.launch().await;
-    gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
+    gateway
+        .status("the connection to be restored", |line| line.contains("ZooKeeper: registered as"))
+        .await;
     late.ready().await;
     let both = |entries: &[Entry]| {
         entries.len() == 2 && entries.iter().all(|entry| entry.content["state"] == "running")

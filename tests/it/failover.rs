@@ -260,7 +260,7 @@ async fn gateway_that_failed_backs_off_and_is_used_again() {
         }
     })
     .await;
-    assert_eq!(metric(&gateway, AVOIDED).await, 0.0, "a log clears it");
+    assert_eq!(metric(&gateway, AVOIDED).await, 0.0, "a log clears the failure");
     gateway.logged("the failure", |line| line.contains("hop failed")).await;
 }
 
@@ -329,7 +329,7 @@ async fn gateway_with_a_wrong_certificate_fails_over_to_the_next() {
         }
     });
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
-    within("its turn", async {
+    within("the disconnected gateway to be tried", async {
         while metric(&gateway, &failovers("tls")).await < 1.0 {
             let mut client = Client::ask(gateway.address(), &build).await;
             let mut stream = good.accept_tls(&ours).await;
@@ -442,7 +442,7 @@ async fn resolve_reports_the_hops_their_health_and_the_attempts() {
     // Removed from the registry and registered again, which makes it a new gateway.
     system.remove(&entry).await;
     let hops = async |count: usize| {
-        within("the registry to be seen", async {
+        within("the gateway to read the registry", async {
             loop {
                 let now = resolve(&config, &build).await;
                 if now["hops"].as_array().is_some_and(|hops| hops.len() == count) {

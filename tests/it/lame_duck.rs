@@ -15,7 +15,7 @@ use crate::support::system::{Entry, System};
 const LAME: &str = "still accepting connections";
 
 async fn until_gone(system: &System) {
-    system.until("the entry to be gone", <[Entry]>::is_empty).await;
+    system.until("the entry to be removed", <[Entry]>::is_empty).await;
 }
 
 /// A client that looked up the gateway before it stopped and connects afterwards is served; load

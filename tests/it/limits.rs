@@ -48,7 +48,7 @@ async fn connection_above_the_limit_gets_a_reply() {
     drop(first);
     // No notification exists for freed permits, so a rejected client tries again.
     let accepting = tokio::spawn(async move { executor.serve(b"log\n").await });
-    within("a free place", async {
+    within("a free permit", async {
         while Client::ask(gateway.address(), &build).await.text().await != "log\n" {}
     })
     .await;
@@ -191,7 +191,7 @@ async fn accepting_continues_after_descriptors_ran_out() {
         exhaust(&gateway);
         let mut waiting = Client::ask(gateway.address(), &build).await;
         let logged = gateway.log().iter().filter(|line| trouble(line)).count();
-        gateway.logged_times("several tries", logged + 5, trouble).await;
+        gateway.logged_times("several attempts", logged + 5, trouble).await;
         restore_limit(&gateway);
         // The waiting client is served, and so are the following ones.
         executor.serve(b"log\n").await;
@@ -233,7 +233,9 @@ async fn zookeeper_is_reconnected_after_descriptors_ran_out() {
 
     restore_limit(&gateway);
     drop(waiting);
-    gateway.status("the way back", |status| status.contains("registered as")).await;
+    gateway
+        .status("the connection to be restored", |status| status.contains("registered as"))
+        .await;
     serves(&gateway, &executor, &build).await;
     log.finish().await;
     assert_eq!(running.text().await, "");
@@ -276,7 +278,7 @@ async fn connection_limit_follows_the_limit_of_open_files() {
     let config = Builder::new(&system).limits("connections = 1000000");
     let mut gateway = config.ready().await;
     gateway
-        .logged("it", |line| line.contains("limit of open files") && line.contains("WARN"))
+        .logged("the line", |line| line.contains("limit of open files") && line.contains("WARN"))
         .await;
 }
 
@@ -337,7 +339,10 @@ async fn descriptors_are_reserved_for_other_uses_than_streams() {
     zookeeper.kill().await;
     served.gateway.status("the loss", |status| status.ends_with("connection lost")).await;
     zookeeper.run().await;
-    served.gateway.status("the way back", |status| status.contains("registered as")).await;
+    served
+        .gateway
+        .status("the connection to be restored", |status| status.contains("registered as"))
+        .await;
     let output = program(&["status"], &served.config).await;
     assert_eq!(output.stdout.matches(&build).count() as u64, FITTING, "{}", output.stdout);
     assert_eq!(rejected(&served.gateway, "accept").await, 0.0);

@@ -47,7 +47,7 @@ impl Build {
 
     /// Retries until a permit is free, of which there is no notification.
     async fn reaches_at_last(&self, local: &str, gateway: SocketAddr) {
-        let asking = within("a free place", async {
+        let asking = within("a free permit", async {
             while Client::ask_from(local, gateway, &self.id).await.text().await != "log\n" {}
         });
         tokio::join!(self.executor.serve(b"log\n"), asking);
@@ -133,7 +133,7 @@ async fn ipv6_network_counts_as_one_client() {
         assert_eq!(client.text().await, "");
         drop(client);
         let asking =
-            within("a free place", async { while ask(near).await.text().await != "log\n" {} });
+            within("a free permit", async { while ask(near).await.text().await != "log\n" {} });
         tokio::join!(build.executor.serve(b"log\n"), asking);
     }
 }
@@ -196,7 +196,7 @@ async fn client_with_a_certificate_does_not_count() {
     assert!(one_more().await.is_err(), "closed before the handshake");
     assert_eq!(rejected(&gateway, "address").await, 1.0);
     drop((anonymous, stream));
-    within("a free place", async { while one_more().await.is_err() {} }).await;
+    within("a free permit", async { while one_more().await.is_err() {} }).await;
     for (client, stream) in &mut held {
         stream.write(b"still here\n").await;
         client.expect(b"still here\n").await;
@@ -331,7 +331,7 @@ async fn lookups_are_limited_in_total() {
         assert_eq!(answer, "Build not found\r\n");
     }
     let mut client = Client::ask(gateway.address(), "abc").await;
-    assert_eq!(client.text().await, "Build not found\r\n", "the places are back");
+    assert_eq!(client.text().await, "Build not found\r\n", "the permits are released");
 }
 
 /// The number of concurrent requests, each for a different build, is limited however long ZooKeeper
@@ -354,7 +354,7 @@ async fn many_clients_wait_while_zookeeper_hangs() {
     }
     let open = "zuul_fingergw_connections_active{listener=\"plain\"}";
     let all = async { while metric(&gateway, open).await < f64::from(CROWD) {} };
-    within("all of them", all).await;
+    within("all requests", all).await;
     zookeeper.resume().await;
     for client in &mut clients {
         assert_eq!(client.text().await, "Build not found\r\n");

@@ -116,7 +116,7 @@ async fn rotated_log_file_is_reopened() {
     for line in old.iter().chain(&new) {
         assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
     }
-    assert_eq!(gateway.log(), Vec::<String>::new(), "nothing anywhere else");
+    assert_eq!(gateway.log(), Vec::<String>::new(), "no output elsewhere");
     // Existing content is kept.
     let before = new.len();
     let gateway = Builder::new(&system).log(&output).ready().await;

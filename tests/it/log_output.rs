@@ -53,7 +53,11 @@ async fn stalled_reader_of_the_log_does_not_block_streams() {
         }
         assert!(get(admin(&gateway), "/health/live").await.status.ends_with("200 OK"));
         assert_eq!(program(&["status"], &config).await.code, Some(0));
-        assert_eq!(metric(&gateway, "zuul_fingergw_log_lines_lost_total").await, 0.0, "all wait");
+        assert_eq!(
+            metric(&gateway, "zuul_fingergw_log_lines_lost_total").await,
+            0.0,
+            "all requests wait"
+        );
         gateway.signal(Signal::TERM);
         assert!(gateway.exit().await.success());
         drop(pipe);

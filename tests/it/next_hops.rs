@@ -107,7 +107,7 @@ fn connection_without_a_free_local_port_is_counted_and_logged() {
         }
         let reply = Client::ask(gateway.address(), &build).await.text().await;
         assert_eq!(reply, "Internal streaming error: the executor cannot be reached\r\n");
-        let line = gateway.logged("why", |line| line.contains("stream ended")).await;
+        let line = gateway.logged("the reason", |line| line.contains("stream ended")).await;
         assert!(line.contains("net.ipv4.tcp_tw_reuse"), "{line}");
         assert_eq!(without_port(&gateway).await, 1.0);
     });

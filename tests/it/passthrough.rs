@@ -214,7 +214,7 @@ fn connection_without_a_zones_name_is_rejected() {
                 reply,
                 "Internal streaming error: the zone's gateways cannot be reached\r\n"
             );
-            let line = all.outer.logged("why", |line| line.contains(&build)).await;
+            let line = all.outer.logged("the reason", |line| line.contains(&build)).await;
             let why =
                 format!("gateway {hostname}:{port} of zone {zone} (TLS)\" end=\"TLS: invalid peer");
             assert!(line.contains(&why), "{line}");
@@ -235,7 +235,7 @@ fn router_aborts_a_stream_that_is_idle_for_its_timeout() {
         let mut stream = all.zones[0].executor.begin(&mut client).await;
         assert_eq!(client.rest().await, (Vec::new(), Ending::Reset));
         stream.closed().await;
-        let line = all.outer.logged("why", |line| line.contains("stream ended")).await;
+        let line = all.outer.logged("the reason", |line| line.contains("stream ended")).await;
         assert!(line.contains(" end=\"connection to the hop failed"), "{line}");
     });
 }

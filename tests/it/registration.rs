@@ -238,7 +238,7 @@ async fn data_model_is_never_0() {
     // The only remaining observation is that the version does not fall while both are registered.
     system.remove(&merger).await;
     let entry = announced(&system, 40).await;
-    assert!(entry.stat.version <= 2, "written for nothing: {entry:?}");
+    assert!(entry.stat.version <= 2, "needless write: {entry:?}");
 }
 
 #[tokio::test]
@@ -318,7 +318,7 @@ async fn deleted_entry_is_created_again() {
     let status = format!("registered as {}", second.name);
     gateway.status("the new name", |line| line.ends_with(&status)).await;
     let taken_out = |line: &str| line.contains("our registry entry was deleted");
-    assert_eq!(gateway.count_logged("why", taken_out).await, 1);
+    assert_eq!(gateway.count_logged("the reason", taken_out).await, 1);
 
     gateway.signal(Signal::TERM);
     assert!(gateway.exit().await.success());

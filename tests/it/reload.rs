@@ -385,7 +385,7 @@ async fn connection_limit_changes() {
     }
     // No notification exists for freed permits, so a rejected client tries again.
     let serving = async { executor.serve(b"log\n").await };
-    let asking = within("a free place", async {
+    let asking = within("a free permit", async {
         while Client::ask(served.address(), &build).await.text().await != "log\n" {}
     });
     tokio::join!(serving, asking);
@@ -476,7 +476,7 @@ async fn certificate_towards_other_gateways_changes() {
     let dialed = async {
         let (stream, _) =
             within("a connection", other.listener.accept()).await.expect("a connection");
-        assert!(theirs.accept(stream).await.is_err(), "its name is another");
+        assert!(theirs.accept(stream).await.is_err(), "its name is different");
     };
     let ((), answer) = tokio::join!(dialed, client.text());
     assert_eq!(answer, "Internal streaming error: the zone's gateways cannot be reached\r\n");
@@ -507,7 +507,7 @@ async fn keys_that_need_a_restart_are_reported() {
     assert_eq!(
         Client::ask(served.address(), "abc").await.text().await,
         "Build not found\r\n",
-        "it listens where it did"
+        "the listeners are unchanged"
     );
     // Also at the next reload: the comparison is with the running values.
     assert_eq!(served.reloads().await, [expected[1]]);
@@ -540,7 +540,11 @@ async fn service_manager_is_notified_of_a_reload() {
     let mut served = Reloadable::start(Builder::new(&system).limits("grace = \"5s\"")).await;
     for (round, grace) in ["6s", "soon"].into_iter().enumerate() {
         let line = fs::read_to_string(&served.config).expect("the configuration");
-        let line = line.lines().find(|line| line.starts_with("grace = ")).expect("it").to_owned();
+        let line = line
+            .lines()
+            .find(|line| line.starts_with("grace = "))
+            .expect("a grace line")
+            .to_owned();
         served.edit(&line, &format!("grace = \"{grace}\""));
         served.gateway.signal(Signal::HUP);
         let readies = round + 2;
@@ -616,7 +620,7 @@ async fn zuul_conf_is_loaded_again() {
     let before = served.metric(FAILED).await;
     served.edit("zone = west\n", "zone west\n");
     assert!(served.refuses().await[0].contains("neither \"option = value\" nor a [section]"));
-    assert_eq!(served.metric(FAILED).await, before + 1.0, "the gateway itself refuses it");
+    assert_eq!(served.metric(FAILED).await, before + 1.0, "the running gateway rejects it");
     stream.finish().await;
 }
 
@@ -662,7 +666,7 @@ async fn certificate_for_zookeeper_changes() {
     proxy.cut();
     let refused = |line: &str| line.contains("does it trust our certificate?");
     served.gateway.logged("the refusal", refused).await;
-    system.until("the entry to go with its session", <[Entry]>::is_empty).await;
+    system.until("the entry to be removed with its session", <[Entry]>::is_empty).await;
     renew(&first, &authority.identity("client"));
     assert_eq!(served.reloads().await, [changed]);
     let running =
@@ -772,7 +776,7 @@ async fn stopping_gateway_rejects_reload() {
     let (mut served, identity) = with_tls(&system, "").await;
     let stream = RunningStream::start_tls(&system, served.address(), &identity).await;
     served.gateway.signal(Signal::TERM);
-    system.until("the entry to be gone", <[Entry]>::is_empty).await;
+    system.until("the entry to be removed", <[Entry]>::is_empty).await;
     let Outcome { code, stdout, stderr } = program(&["reload"], &served.config).await;
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
     assert_eq!(stderr, "not reloaded: the gateway is stopping\n");

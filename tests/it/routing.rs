@@ -61,9 +61,9 @@ async fn log_is_relayed_through_two_zones() {
         assert_log_comes_from(&executor, east.address(), &build).await;
         let speech = if tls { "TLS" } else { "plain" };
         let hop = format!("route=\"gateway localhost:{} of zone west ({speech})\"", west.port());
-        east.logged("the way west", |line| line.contains(&hop)).await;
+        east.logged("the route to zone west", |line| line.contains(&hop)).await;
         let hop = format!("route=\"executor 127.0.0.1:{}\"", executor.address.port());
-        west.logged("the way to the executor", |line| line.contains(&hop)).await;
+        west.logged("the route to the executor", |line| line.contains(&hop)).await;
     }
 }
 
@@ -109,7 +109,7 @@ async fn silent_gateway_fails_over() {
         });
         let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
         // The order is random: continue until the broken gateway has been tried.
-        within("its turn", async {
+        within("the disconnected gateway to be tried", async {
             while output.try_recv().is_err() {
                 assert_log_comes_from(&alive, gateway.address(), &build).await;
             }
@@ -137,7 +137,7 @@ async fn hanging_tls_handshake_fails_over() {
         line.contains("hop failed") && line.contains(&late) && line.contains("no data within")
     };
     // The order is random: continue until the silent gateway has been tried.
-    within("its turn", async {
+    within("the disconnected gateway to be tried", async {
         while !gateway.log().iter().any(late) {
             let mut client = Client::ask(gateway.address(), &build).await;
             let mut stream = alive.accept_tls(&acceptor).await;
@@ -363,7 +363,7 @@ async fn tls_gateway_without_own_certificate_fails_over() {
     let executor = Executor::start().await;
     let build = system.put_build(Some("west"), Some(&executor.worker(Some("west")))).await;
     assert_log_comes_from(&executor, gateway.address(), &build).await;
-    gateway.logged("what to do", |line| line.contains("set tls.cert")).await;
+    gateway.logged("the advice", |line| line.contains("set tls.cert")).await;
 }
 
 /// Whether a gateway is accepted whose certificate does not contain its registered name.

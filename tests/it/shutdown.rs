@@ -64,7 +64,7 @@ async fn refuses(address: SocketAddr) {
 }
 
 async fn until_gone(system: &System) {
-    system.until("the entry to be gone", <[Entry]>::is_empty).await;
+    system.until("the entry to be removed", <[Entry]>::is_empty).await;
 }
 
 /// Returns the logged end of each stream.
@@ -186,7 +186,7 @@ async fn second_signal_stops_immediately() {
         gateway.signal(second);
         assert_eq!(gateway.exit().await.code(), Some(1));
         assert!(gateway.log().iter().any(|line| line.contains("second signal")));
-        assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "cut, not finished");
+        assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "reset, not finished");
     }
 }
 
@@ -240,7 +240,7 @@ async fn stop_removes_the_entry_when_zookeeper_returns_in_time() {
     proxy.hold();
     gateway.signal(Signal::TERM);
     gateway.notice("STOPPING=1", |notices| notices.stopping).await;
-    assert_eq!(system.entries().await.len(), 1, "not out yet");
+    assert_eq!(system.entries().await.len(), 1, "still registered");
     proxy.release();
     exits_0(&mut gateway).await;
     assert_eq!(system.entries().await.len(), 0);
@@ -259,7 +259,9 @@ async fn stop_before_the_first_connection_to_zookeeper() {
         }
         let mut gateway = builder.start().await;
         if !hanging {
-            gateway.logged("why", |line| line.contains("cannot register in ZooKeeper")).await;
+            gateway
+                .logged("the reason", |line| line.contains("cannot register in ZooKeeper"))
+                .await;
         }
         gateway.signal(Signal::TERM);
         exits_0(&mut gateway).await;

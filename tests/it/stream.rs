@@ -55,7 +55,9 @@ async fn client_reset_ends_both_sides_of_an_idle_stream() {
     let mut stream = executor.begin(&mut client).await;
     client.reset();
     stream.closed().await;
-    gateway.logged("why", |line| line.contains("client left") && line.contains(&build)).await;
+    gateway
+        .logged("the reason", |line| line.contains("client left") && line.contains(&build))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -86,7 +88,9 @@ async fn closed_client_is_noticed_by_writing() {
     let mut stream = executor.accept().await;
     drop(client);
     while stream.try_write(&[b'x'; 4096]).await {}
-    gateway.logged("why", |line| line.contains("client left") && line.contains(&build)).await;
+    gateway
+        .logged("the reason", |line| line.contains("client left") && line.contains(&build))
+        .await;
 }
 
 #[tokio::test]
@@ -96,7 +100,7 @@ async fn stalled_client_is_reset() {
     client.send(format!("{build}\n").as_bytes()).await;
     let mut stream = executor.accept().await;
     while stream.try_write(&[b'x'; 65536]).await {}
-    gateway.logged("why", |line| line.contains("client stopped reading")).await;
+    gateway.logged("the reason", |line| line.contains("client stopped reading")).await;
     assert_eq!(client.rest().await.1, Ending::Reset);
 }
 
@@ -178,7 +182,7 @@ async fn aborted_log_ends_with_a_reset() {
     stream.write(b"half a li").await;
     client.expect(b"half a li").await;
     stream.reset();
-    assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "no text of the gateway's");
+    assert_eq!(client.rest().await, (Vec::new(), Ending::Reset), "no reply of the gateway");
 }
 
 /// A reset by one gateway must not look like an end to the next one.

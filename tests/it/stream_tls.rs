@@ -164,7 +164,7 @@ async fn stalled_client_is_reset() {
     client.send(format!("{build}\n").as_bytes()).await;
     let mut stream = executor.accept().await;
     while stream.try_write(&[b'x'; 65536]).await {}
-    gateway.logged("why", |line| line.ends_with("end=\"client stopped reading\"")).await;
+    gateway.logged("the reason", |line| line.ends_with("end=\"client stopped reading\"")).await;
     assert_eq!(client.rest().await.1, Ending::Reset);
     gateway.until_sockets(before).await;
 }

@@ -26,9 +26,9 @@ async fn client_certificate_required_rejects_clients_without() {
     let other = foreign.identity("other");
     assert!(served.serves(Some(&served.identity)).await);
     assert!(!served.serves(None).await, "no certificate");
-    assert!(!served.serves(Some(&other)).await, "a foreign CA's");
+    assert!(!served.serves(Some(&other)).await, "a certificate of another CA");
     let expired = served.system.zookeeper.authority.expired("gateway");
-    assert!(!served.serves(Some(&expired)).await, "its time is over");
+    assert!(!served.serves(Some(&expired)).await, "it has expired");
 }
 
 #[tokio::test]
@@ -38,7 +38,7 @@ async fn client_certificate_optional_accepts_clients_without() {
     let other = foreign.identity("other");
     assert!(served.serves(Some(&served.identity)).await);
     assert!(served.serves(None).await);
-    assert!(!served.serves(Some(&other)).await, "checked if shown");
+    assert!(!served.serves(Some(&other)).await, "an optional certificate is verified");
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn silent_and_plain_peers_do_not_disturb_others() {
     let mut plain = Client::connect(served.gateway.address()).await;
     plain.send(b"abcdef\r\n").await;
     let (answer, _) = plain.rest().await;
-    assert!(!answer.starts_with(b"Build"), "plain words on a TLS port");
+    assert!(!answer.starts_with(b"Build"), "plain text on a TLS port");
     assert!(served.serves(Some(&served.identity)).await);
 }
 
@@ -307,7 +307,7 @@ async fn client_hello_is_short_and_has_the_server_name() {
     assert!(length < 1200, "{length} bytes");
     assert_eq!(hello.server_name.as_deref(), Some("localhost"));
     assert_eq!(hello.first_key_share, Some(0x001d), "x25519 (RFC 8446, section 4.2.7)");
-    assert!(!hello.resumes, "no session of ours is resumed");
+    assert!(!hello.resumes, "no session is resumed");
 }
 
 /// The checked parts of a ClientHello (RFC 8446, section 4.1.2; RFC 6066, section 3).
@@ -323,7 +323,7 @@ impl Hello {
     fn parse(record: &[u8]) -> Self {
         let number = |bytes: &[u8]| usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
         assert_eq!(record[0], 22, "a handshake record");
-        assert_eq!(number(&record[3..]), record.len() - 5, "all of it in the first read");
+        assert_eq!(number(&record[3..]), record.len() - 5, "the whole record in the first read");
         // After record and handshake headers, version and random.
         let mut rest = &record[5 + 4 + 2 + 32..];
         rest = &rest[1 + usize::from(rest[0])..];

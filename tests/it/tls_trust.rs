@@ -82,7 +82,7 @@ async fn certificate_in_the_ca_file_is_trusted() {
     }
     let served = trusting(&all).await;
     assert!(served.serves(Some(&theirs.as_identity())).await);
-    assert!(!served.serves(Some(&expired.as_identity())).await, "its time is over");
+    assert!(!served.serves(Some(&expired.as_identity())).await, "it has expired");
     let unknown = Authority::self_signed_for("localhost", |_| {});
     assert!(!served.serves(Some(&unknown.as_identity())).await, "it is not in the file");
 }

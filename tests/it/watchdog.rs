@@ -32,7 +32,7 @@ async fn pinged_while_zookeeper_is_down() {
     gateway.ready().await;
     fed_more(&mut gateway, 3).await;
     zookeeper.kill().await;
-    gateway.status("trouble", |status| !status.contains("registered as")).await;
+    gateway.status("the problem", |status| !status.contains("registered as")).await;
     fed_more(&mut gateway, 5).await;
 }
 
@@ -49,7 +49,9 @@ async fn pinged_while_streams_drain() {
     gateway.ready().await;
     let stream = RunningStream::start(&system, gateway.address()).await;
     gateway.signal(Signal::TERM);
-    gateway.logged("the loops' end", |line| line.contains("no longer accepting connections")).await;
+    gateway
+        .logged("the accept loops to end", |line| line.contains("no longer accepting connections"))
+        .await;
     fed_more(&mut gateway, 5).await;
     stream.finish().await;
     assert!(gateway.exit().await.success());
@@ -70,7 +72,7 @@ async fn not_pinged_without_a_watchdog() {
         gateway.ready().await;
         gateway.signal(Signal::TERM);
         assert!(gateway.exit().await.success());
-        let notices = gateway.notice("its stop", |notices| notices.stopping).await;
+        let notices = gateway.notice("the shutdown", |notices| notices.stopping).await;
         assert_eq!(fed(&notices.messages), 0, "{time}: {:?}", notices.messages);
     }
 }

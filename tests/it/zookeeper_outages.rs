@@ -86,7 +86,9 @@ async fn zookeeper_restart_does_not_affect_streams() {
         stream.pass("while ZooKeeper is away\n").await;
     }
     system.zookeeper.run().await;
-    gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
+    gateway
+        .status("the connection to be restored", |line| line.contains("ZooKeeper: registered as"))
+        .await;
     let entry = one(&system, "one entry", |_| true).await;
     says_registered(&mut gateway, &entry.name).await;
     assert_eq!(entry.name, first.name, "the session outlives a restart");
@@ -109,7 +111,7 @@ async fn session_that_expired_while_the_gateway_was_stopped_is_replaced() {
     let mut stream = RunningStream::start(&system, gateway.address()).await;
 
     gateway.signal(Signal::STOP);
-    system.until("the entry to go with its session", <[Entry]>::is_empty).await;
+    system.until("the entry to be removed with its session", <[Entry]>::is_empty).await;
     gateway.signal(Signal::CONT);
 
     let entry = one(&system, "a new entry", |_| true).await;
@@ -224,7 +226,7 @@ async fn lost_responses_are_asked_for_again() {
         drop(answers);
         gateway.ready().await;
         let entry = one(&system, "one entry", |_| true).await;
-        assert_eq!(entry.name, "localhost0000000000", "made once, after {lost}");
+        assert_eq!(entry.name, "localhost0000000000", "created once, after {lost}");
         says_registered(&mut gateway, &entry.name).await;
         gateway.signal(Signal::TERM);
         assert!(gateway.exit().await.success(), "{lost}");
@@ -355,7 +357,7 @@ async fn chroot_without_a_zuul_is_reported() {
             |line: &str| line.contains(" WARN ") && line.contains(&below) && line.contains(hint);
         gateway.logged("the warning", warned).await;
         let hint = format!("registered below {below}: check the path");
-        gateway.status("what is wrong", |status| status.contains(&hint)).await;
+        gateway.status("the problem", |status| status.contains(&hint)).await;
         assert!(readiness(&gateway).await.contains(" 503 "), "{path}");
         let node = format!("{path}/zuul/components");
         let children = system.client.list_children(&node).await.unwrap_or_default();
@@ -416,7 +418,7 @@ async fn gateway_reconnects_after_a_long_outage() {
     // The client doubles its delay from 0.1 s on: the delay after its eighth attempt is several
     // times as long as the gateway needs to notice that ZooKeeper is back, which is immediately.
     let failed = |line: &str| line.contains(" serve{") && line.contains("fails in connecting");
-    gateway.logged_times("the client's tries", 8, failed).await;
+    gateway.logged_times("the client's attempts", 8, failed).await;
     proxy.release();
 
     gateway.logged("the decision", |line| line.contains("starting a new one")).await;
@@ -449,12 +451,14 @@ async fn lookup_survives_the_end_of_the_session() {
     assert_eq!(reply, "Internal streaming error: too many requests at this moment\r\n");
     proxy.refuse();
     let failed = |line: &str| line.contains(" serve{") && line.contains("fails in connecting");
-    gateway.logged_times("the client's tries", 8, failed).await;
+    gateway.logged_times("the client's attempts", 8, failed).await;
     proxy.release();
 
     gateway.logged("the decision", |line| line.contains("starting a new one")).await;
     assert_eq!(waiting.text().await, AWAY);
-    gateway.status("to be back", |line| line.contains("ZooKeeper: registered as")).await;
+    gateway
+        .status("the connection to be restored", |line| line.contains("ZooKeeper: registered as"))
+        .await;
     let mut next = Client::ask(gateway.address(), &build).await;
     executor.serve(b"log\n").await;
     assert_eq!(next.text().await, "log\n");
@@ -488,7 +492,7 @@ async fn hanging_zookeeper_is_sent_16_reads() {
     gateway.logged_times("the reads", before + 16, is_read).await;
     assert_eq!(gateway.log().iter().filter(|line| is_read(line)).count(), before + 16);
     proxy.release();
-    for text in within("the others", clients.join_all()).await {
+    for text in within("the other requests", clients.join_all()).await {
         assert_eq!(text, "Build not found\r\n");
     }
     gateway.logged_times("the other reads", before + LOOKUPS, is_read).await;
@@ -526,7 +530,7 @@ async fn peers_fail_over_from_a_gateway_without_zookeeper() {
             && line.contains("the gateway replied: Internal streaming error: ZooKeeper")
     };
     // The order is random: continue until the disconnected gateway has been tried.
-    within("its turn", async {
+    within("the disconnected gateway to be tried", async {
         while !east.log().iter().any(cut) {
             let mut client = Client::ask(east.address(), &build).await;
             executor.serve(b"log\n").await;
@@ -566,9 +570,9 @@ async fn outage_longer_than_the_session_makes_a_new_entry() {
     proxy.refuse();
     gateway.status("the loss", |line| line.ends_with(" lost")).await;
     assert_eq!(readiness(&gateway).await, "HTTP/1.1 503 Service Unavailable");
-    system.until("the entry to go with its session", <[Entry]>::is_empty).await;
+    system.until("the entry to be removed with its session", <[Entry]>::is_empty).await;
     gateway.logged("the loss", |line| line.contains("session with ZooKeeper lost")).await;
-    gateway.logged("the tries to fail", |line| line.contains(CANNOT_REGISTER)).await;
+    gateway.logged("the attempts to fail", |line| line.contains(CANNOT_REGISTER)).await;
     for _ in 0..3 {
         assert_eq!(answer(&gateway).await, AWAY);
     }
@@ -596,7 +600,7 @@ async fn requests_between_two_sessions_wait() {
     let executor = Executor::start().await;
     let build = system.put_build(None, Some(&executor.worker(None))).await;
     gateway.signal(Signal::STOP);
-    system.until("the entry to go with its session", <[Entry]>::is_empty).await;
+    system.until("the entry to be removed with its session", <[Entry]>::is_empty).await;
     let mut waiting = Client::ask(gateway.address(), &build).await;
     gateway.signal(Signal::CONT);
     executor.serve(b"worth waiting for\n").await;

@@ -56,7 +56,9 @@ impl ContinuousClients {
     /// Waits until more clients have been served.
     pub(crate) async fn until_more_served(&mut self) {
         let wanted = *self.served.borrow() + 20;
-        within("more", self.served.wait_for(|served| *served >= wanted)).await.expect("clients");
+        within("more served clients", self.served.wait_for(|served| *served >= wanted))
+            .await
+            .expect("clients");
     }
 
     /// Stops the clients. Every client must have been served.

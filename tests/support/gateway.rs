@@ -407,7 +407,7 @@ impl Gateway {
     /// Waits until at most `count` sockets are open. The kernel sends no notification of that, so
     /// this polls.
     pub(crate) async fn until_sockets(&self, count: usize) {
-        within("its sockets to be closed", async {
+        within("its sockets to close", async {
             while self.sockets() > count {
                 tokio::task::yield_now().await;
             }

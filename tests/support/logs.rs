@@ -81,8 +81,8 @@ pub(crate) async fn reset_while_it_flows<S: Duplex>(
         client.expect(&[b'x'; 1 << 20]).await;
         reset(client);
     }
-    within("the executor to learn of it", async { while logs.join_next().await.is_some() {} })
+    within("the executor to see the reset", async { while logs.join_next().await.is_some() {} })
         .await;
-    gateway.logged_times("why", STREAMS, |line| line.contains("end=\"client left: ")).await;
+    gateway.logged_times("the reasons", STREAMS, |line| line.contains("end=\"client left: ")).await;
     gateway.until_sockets(sockets).await;
 }

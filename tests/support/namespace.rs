@@ -85,7 +85,7 @@ impl Host {
                 setns(&self.namespace, CloneFlags::CLONE_NEWNET).expect("its namespace");
                 what()
             });
-            there.join().expect("done there")
+            there.join().expect("no panic")
         })
     }
 

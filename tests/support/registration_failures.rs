@@ -9,7 +9,7 @@ pub(crate) const STILL_CANNOT_REGISTER: &str = "still cannot register in ZooKeep
 /// Waits until more than one attempt has failed, and returns the one warning that was logged for
 /// them.
 pub(crate) async fn registration_warning(gateway: &mut Gateway) -> String {
-    gateway.logged_times("two more tries", 2, |line| line.contains(STILL_CANNOT_REGISTER)).await;
+    gateway.logged_times("two more attempts", 2, |line| line.contains(STILL_CANNOT_REGISTER)).await;
     let warnings: Vec<_> =
         gateway.log().into_iter().filter(|line| line.contains(CANNOT_REGISTER)).collect();
     assert_eq!(warnings.len(), 1, "{warnings:#?}");

@@ -126,7 +126,9 @@ pub(crate) async fn reply_through_peer_with(
     };
     let ((), text) = tokio::join!(serve, client.text());
     if text != "log\n" {
-        gateway.logged("why", |line| line.contains("end=\"TLS: invalid peer certificate")).await;
+        gateway
+            .logged("the reason", |line| line.contains("end=\"TLS: invalid peer certificate"))
+            .await;
     }
     text
 }

@@ -79,7 +79,8 @@ fn with_certificates(root: &Root, system: &System) {
 /// Returns the example configuration with ZooKeeper's address and `changes`: lines to uncomment, or
 /// new values of keys.
 fn example(system: &System, changes: &[&str]) -> String {
-    let mut text = std::fs::read_to_string(Path::new(ETC).join("zuul-fingergw.toml")).expect("it");
+    let mut text =
+        std::fs::read_to_string(Path::new(ETC).join("zuul-fingergw.toml")).expect("a file");
     let hosts = format!("hosts = \"{}\"", system.hosts());
     for change in [&[hosts.as_str()], changes].concat() {
         let (key, _) = change.split_once(" = ").expect("a key");

@@ -407,7 +407,7 @@ async fn live(kind: &Kind, packages: [(&Packages, &str); 2]) {
 
     without_zookeeper(kind, &machine).await;
     machine.succeeds(kind.remove).await;
-    system.until("the entry to be gone", <[_]>::is_empty).await;
+    system.until("the entry to be removed", <[_]>::is_empty).await;
     assert!(TcpStream::connect(FINGER).await.is_err(), "the port is still held");
     machine.succeeds("! systemctl cat zuul-fingergw.service zuul-fingergw.socket").await;
     // Configuration and certificates belong to the operator, and users stay because files may
