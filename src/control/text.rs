@@ -125,7 +125,7 @@ pub(crate) fn route(report: &RouteReport) -> String {
         line!(text, "recent attempts:");
     }
     for attempt in &report.attempts {
-        let result = attempt.failure.as_deref().unwrap_or("log received");
+        let result = attempt.failure.as_deref().unwrap_or("answered");
         let times = match attempt.times {
             1 => String::new(),
             times => format!(" ({times} times)"),
@@ -319,7 +319,7 @@ mod tests {
                  2. {b}: healthy\n3. {c}: retry due, failed 2 times; last: refused\n\
                  4. {d}: backing off for 0.5 s, failed once; last: refused\n\
                  5. {e}: requests to it go in a loop, not tried for 0.5 s; last: loop\n\
-                 6. executor d:7900\nrecent attempts:\n  1.5 s ago, ab from {c}: log received\n  \
+                 6. executor d:7900\nrecent attempts:\n  1.5 s ago, ab from {c}: answered\n  \
                  1.5 s ago, ab from {c}: refused (2 times)\n"
             )
         );

@@ -228,7 +228,7 @@ fn supervise(
             control::serve(Arc::clone(&listener), Arc::clone(&handler))
         });
     }
-    if let Some(timeout) = manager.watchdog_timeout() {
+    if let Some(timeout) = manager.watchdog_timeout {
         supervisor.spawn("watchdog", move || {
             let manager = Arc::clone(&manager);
             async move { watchdog::run(&manager, timeout).await }

@@ -8,7 +8,8 @@
 //! 3. [`routing`] looks up the build and returns the hops that may have its log. [`health`] ranks
 //!    gateways of other zones by their last failures.
 //! 4. [`upstream`] connects to the hops until one of them sends the log.
-//! 5. [`relay`] copies the log to the client. [`stream_table`] lists the stream meanwhile.
+//! 5. [`relay`] copies the log to the client. [`stream_table`] lists the request from
+//!    the moment its hops are known.
 //!
 //! [`transport`] has the connections and buffers that all of them use. [`Context`] is the state that
 //! all sessions share, together with the settings.
@@ -106,8 +107,10 @@ pub(crate) enum DrainResult {
 /// certificate chain, of which rustls accepts up to 64 KiB.
 const CLIENT_RECEIVE_BUFFER: usize = 64 * 1024;
 
-/// How long aborted sessions have to end: in a drain, and when the operator does not want to wait.
+/// How long a drain waits for sessions that it has aborted.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long an immediate stop waits for the sessions that it has aborted.
 const FORCED_ABORT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Aborts the streams of a gateway, also while it is drained.

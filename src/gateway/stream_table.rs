@@ -1,4 +1,4 @@
-//! The streams that run now, for `status`.
+//! The requests whose hops are known and the streams that run, for `status`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -29,7 +29,9 @@ pub(crate) struct ServiceManager {
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// Whether `READY=1` was sent.
     ready: AtomicBool,
-    watchdog_timeout: Option<Duration>,
+    /// The time without a ping after which the service manager kills this process (`WATCHDOG_USEC`).
+    /// `None` without a watchdog.
+    pub(crate) watchdog_timeout: Option<Duration>,
 }
 
 impl ServiceManager {
@@ -51,12 +53,6 @@ impl ServiceManager {
     #[cfg(test)]
     pub(crate) fn at(name: &str, watchdog_timeout: Option<Duration>) -> Self {
         Self { socket: open(name.as_bytes()).ok(), ready: AtomicBool::new(false), watchdog_timeout }
-    }
-
-    /// The time without a ping after which the service manager kills this process (`WATCHDOG_USEC`).
-    /// `None` without a watchdog.
-    pub(crate) fn watchdog_timeout(&self) -> Option<Duration> {
-        self.watchdog_timeout
     }
 
     pub(crate) async fn ping_watchdog(&self) {

@@ -132,9 +132,8 @@ pub(crate) fn chain(
             findings.extend(intermediate(&certificate, index + 1, files, now));
             continue;
         }
-        let findings_of_leaf = Vec::new();
-        let mut leaf =
-            LeafLint { der, certificate: &certificate, files, purpose, findings: findings_of_leaf };
+        let certificate = &certificate;
+        let mut leaf = LeafLint { der, certificate, files, purpose, findings: &mut findings };
         leaf.check_dates(now);
         // Version 1 has no extensions, so all other checks would fail, too.
         if certificate.version() == X509Version::V1 {
@@ -149,7 +148,6 @@ pub(crate) fn chain(
             leaf.check_extended_key_usage();
             leaf.check_names();
         }
-        findings.append(&mut leaf.findings);
     }
     findings
 }
@@ -182,7 +180,7 @@ struct LeafLint<'c> {
     certificate: &'c X509Certificate<'c>,
     files: &'c TlsFiles,
     purpose: CertificatePurpose<'c>,
-    findings: Vec<Finding>,
+    findings: &'c mut Vec<Finding>,
 }
 
 impl LeafLint<'_> {

@@ -330,21 +330,17 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
     }
 }
 
-/// Returns an error about a PEM file, with the command that shows its content.
-fn pem_error(problem: &str, name: &str) -> Error {
+/// Returns an error about a PEM file or its block that begins in `line`, with the command that shows
+/// its content.
+fn pem_error(line: Option<usize>, problem: &str, name: &str) -> Error {
+    let line = line.map(|line| format!(":{line}")).unwrap_or_default();
     let shown = quoted(name);
-    anyhow!("{name}: {problem}; show its content: openssl storeutl -noout {shown}")
-}
-
-/// Returns an error about the block that begins in `line` of a PEM file.
-fn pem_block_error(line: usize, problem: &str, name: &str) -> Error {
-    let shown = quoted(name);
-    anyhow!("{name}:{line}: {problem}; show its content: openssl storeutl -noout {shown}")
+    anyhow!("{name}{line}: {problem}; show its content: openssl storeutl -noout {shown}")
 }
 
 fn blocks(name: &str, pem: &[u8]) -> Result<Vec<Block>> {
     pem::read(pem).map_err(|error| {
-        pem_block_error(error.line, &format!("not valid PEM: {}", error.problem), name)
+        pem_error(Some(error.line), &format!("not valid PEM: {}", error.problem), name)
     })
 }
 
@@ -357,12 +353,12 @@ pub(crate) fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<
         };
         // rustls parses the first one and reports more detail.
         if !chain.is_empty() && X509Certificate::from_der(&certificate).is_err() {
-            return Err(pem_block_error(line, "cannot be used: this is not a certificate", name));
+            return Err(pem_error(Some(line), "cannot be used: this is not a certificate", name));
         }
         chain.push(certificate);
     }
     if chain.is_empty() {
-        return Err(pem_error("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
+        return Err(pem_error(None, "holds no certificate (-----BEGIN CERTIFICATE-----)", name));
     }
     Ok(chain)
 }
@@ -374,7 +370,7 @@ pub(crate) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'st
             // Told by its structure, because some tools label PKCS#8 as RSA PRIVATE KEY.
             Content::Key(der) => {
                 return PrivateKeyDer::try_from(der).map_err(|_| {
-                    pem_block_error(line, "cannot be used: this is not a private key", name)
+                    pem_error(Some(line), "cannot be used: this is not a private key", name)
                 });
             }
             Content::EncryptedKey => {
@@ -397,7 +393,7 @@ pub(crate) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'st
             | Content::Unused => {}
         }
     }
-    Err(pem_error("holds no private key (-----BEGIN PRIVATE KEY-----)", name))
+    Err(pem_error(None, "holds no private key (-----BEGIN PRIVATE KEY-----)", name))
 }
 
 /// Returns the certificates in `pem` as trusted CAs for servers and, with `of_clients`, for clients.
@@ -414,7 +410,7 @@ pub(crate) fn trust_anchors(name: &str, pem: &[u8], of_clients: bool) -> Result<
                         "cannot be used: the certificate has trusted uses (openssl x509 -addtrust), \
                          and {lacking} is not among them; add it, or remove them: openssl x509 -clrtrust"
                     );
-                    return Err(pem_block_error(line, &problem, name));
+                    return Err(pem_error(Some(line), &problem, name));
                 }
                 trust_anchors.add(certificate)
             }
@@ -424,11 +420,11 @@ pub(crate) fn trust_anchors(name: &str, pem: &[u8], of_clients: bool) -> Result<
             }
         };
         added.map_err(|error| {
-            pem_block_error(line, &format!("cannot be used: {}", describe_tls(&error)), name)
+            pem_error(Some(line), &format!("cannot be used: {}", describe_tls(&error)), name)
         })?;
     }
     if trust_anchors.is_empty() {
-        return Err(pem_error("holds no certificate (-----BEGIN CERTIFICATE-----)", name));
+        return Err(pem_error(None, "holds no certificate (-----BEGIN CERTIFICATE-----)", name));
     }
     Ok(trust_anchors)
 }

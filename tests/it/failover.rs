@@ -434,7 +434,7 @@ async fn resolve_reports_the_hops_their_health_and_the_attempts() {
         lines[2].starts_with(&format!("1. {hop}: ")) && lines[2].contains("failed once; last: ")
     );
     assert_eq!(lines[3..5], [format!("2. executor {place}"), "recent attempts:".to_owned()]);
-    assert!(lines[6].ends_with(&format!("{build} from executor {place}: log received")));
+    assert!(lines[6].ends_with(&format!("{build} from executor {place}: answered")));
 
     forward.release();
     assert_log_comes_from(&west, gateway.address(), &build).await;

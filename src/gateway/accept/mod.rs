@@ -91,8 +91,8 @@ impl Listener {
         }
     }
 
-    /// Starts the session of a connection, or rejects it at a limit. The task holds no part of the
-    /// socket, which closes with the loop however long streams run.
+    /// Starts the session of a connection, or rejects it at a limit. The task does not own the
+    /// listening socket, which closes with the loop even while streams run.
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         // IPv4 clients of a listener for both families have addresses such as `::ffff:192.0.2.7`.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
@@ -100,13 +100,14 @@ impl Listener {
         let listener = &cx.listeners[usize::from(self.index)];
         let is_tls = listener.acceptor.is_some();
         let is_proxy = access::any_contains(&listener.config.proxy_protocol, peer.ip());
-        // A proxy's connection counts for no address until its PROXY header names the client.
+        // A proxy's connection counts towards the limit of an address after its PROXY header.
         let address_permit = if is_proxy {
             Some(AddressPermit::uncounted())
         } else {
             cx.limiter.per_address(peer.ip(), &cx.limits)
         };
-        // After the address: a client beyond its own limit must not evict another one's connection.
+        // Taken after the address permit, because a client beyond the limit of its address must not
+        // evict the connection of another client.
         let Some(address_permit) = address_permit else {
             self.reject(stream, peer, Rejection::Address, ReplyError::TooManyFromAddress, cx);
             return;
@@ -167,7 +168,7 @@ struct Guards {
 }
 
 /// The task of a session.
-// Not an async fn, which would have room for each of its arguments twice.
+// Not an async fn, whose future would store each of its arguments twice.
 #[expect(clippy::manual_async_fn, reason = "the comment above")]
 fn session_task(
     stream: TcpStream,

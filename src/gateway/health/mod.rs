@@ -2,7 +2,7 @@
 //!
 //! A gateway is identified by the host and port of its registration, and forgotten when it is no
 //! longer registered. After its first failure it backs off for about a second, after each further
-//! one for twice as long, up to a minute; a log from it ends that. Failures during the back-off
+//! one for twice as long, up to a minute; an answer ends the back-off. Failures during the back-off
 //! count once, because they come from requests that were sent together. The health of executors is
 //! not recorded: no other hop has their logs.
 
@@ -88,7 +88,7 @@ pub(crate) struct RankedHop {
     pub(crate) rank: Rank,
 }
 
-/// When a hop is tried, the first ones first.
+/// The order in which hops are tried, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rank {
     /// A gateway that does not back off.
@@ -159,7 +159,8 @@ impl GatewayHealth {
         ranked
     }
 
-    /// Records that `hop` has sent the log of `build`.
+    /// Records that `hop` has answered the request for `build`: with the log, or with a reply that no other
+    /// hop can improve, such as `Build not found`.
     pub(crate) fn record_success(&self, build: &BuildId, hop: &Hop, now: Instant) {
         let mut state = self.lock();
         let attempt = Attempt { at: now, build: build.clone(), hop: hop.clone(), failure: None };

@@ -13,8 +13,8 @@ const CAPACITY_MIN: usize = 1024;
 /// and a /48 twice that of a /56.
 const SITE_PREFIXES: [u8; 3] = [64, 56, 48];
 
-/// The networks that a client at `ip` counts for, the smallest first, each with its share: a multiple of
-/// the limit. The smallest is the IPv4 address, or the IPv6 network of `ipv6_prefix` bits, in which a
+/// Returns the networks whose limits a client at `ip` counts towards, the smallest first, each with the
+/// factor by which its limit is larger. The smallest is the IPv4 address, or the IPv6 network of `ipv6_prefix` bits, in which a
 /// client may choose its address; then come the wider ones of [`SITE_PREFIXES`].
 pub(super) fn networks(ip: IpAddr, ipv6_prefix: u8) -> impl Iterator<Item = (IpNet, usize)> {
     let (own, wider) = match ip {

@@ -1,6 +1,6 @@
 //! A queue of connections that may be closed to make room for a new one, oldest first.
 //!
-//! A limit that refuses the newest connection is used up by the first clients that send nothing.
+//! If a limit refused the newest connection, clients that connect first and send nothing could use it up.
 //! OpenSSH's `MaxStartups` answers the same attack by dropping connections that have not
 //! authenticated yet.
 

@@ -14,7 +14,7 @@ pub(crate) enum Reply {
     NotFound,
     /// The build is queued and no executor has taken it.
     NotStarted,
-    /// The rules of the listener do not allow it. A client cannot tell this from [`Self::NotFound`].
+    /// The rules of the listener do not allow the request. A client cannot tell this from [`Self::NotFound`].
     Denied,
     /// Everything else.
     Error(ReplyError),
@@ -128,8 +128,8 @@ pub(crate) enum PeerReply {
 }
 
 impl PeerReply {
-    /// Returns whether another hop may have the log. No hop knows better what ZooKeeper says about a
-    /// build, or reaches an executor better than a gateway of its zone.
+    /// Returns whether another hop may have the log. Replies that follow from ZooKeeper are final, because
+    /// all gateways read the same; so are those about the executor, which come from a gateway of its zone.
     pub(crate) fn allows_failover(self) -> bool {
         !matches!(
             self,

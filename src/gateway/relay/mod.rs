@@ -78,7 +78,7 @@ struct Relay<'a> {
     keepalive_on: bool,
     /// Ends when keepalive is due.
     keepalive_delay: Option<Pin<Box<Sleep>>>,
-    /// The client of this stream does not take what was written, or may not.
+    /// The client of this stream does not take what was written, or may not have taken it.
     stall: Option<Box<Stall<'a>>>,
 }
 
@@ -233,7 +233,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Moves a bulk log through a pipe, if one is free, until the upstream has nothing more at the
-    /// moment. Clears [`Self::is_bulk`] unless that was a lot; a read must follow then.
+    /// moment. Sets [`Self::is_bulk`] to whether that was a lot. If not, the caller must read next.
     async fn splice_loop(
         &mut self,
         upstream: &Connection,

@@ -19,16 +19,16 @@ use super::end_reason::EndReason;
 use crate::config::Limits;
 use crate::gateway::limits::CountedClient;
 
-/// The divisor of `limits.connections_per_address` for waits of one address. Twice the share of the
-/// total, because clients that share an address and request one log at the same moment each wait for a
-/// round trip.
+/// One address may have `limits.connections_per_address` divided by this many waits. That is twice the
+/// share of the total, because clients that share an address and request one log at the same moment
+/// each wait for a round trip.
 const ADDRESS_DIVISOR: usize = 4;
 
-/// The divisor of both limits for waits that have lasted for [`STALL`].
+/// Of the waits that have lasted for [`STALL`], both limits divided by this are permitted.
 const STALL_DIVISOR: usize = 16;
 
-/// A client that takes nothing for this long is not merely slower than its log: the kernel lets a
-/// stream continue when a third of its send buffer is free, after a second at 170 kB/s.
+/// A client that takes nothing for this long has stalled and is not merely slower than its log: the
+/// kernel lets a stream continue when a third of its send buffer is free.
 const STALL: Duration = Duration::from_secs(1);
 
 /// The number of waits that are always permitted.

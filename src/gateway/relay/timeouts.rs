@@ -1,4 +1,4 @@
-//! The idle and total timeouts of a stream, where they are configured.
+//! The idle and total timeouts of a stream, if they are configured.
 //!
 //! The idle timeout compares the number of relayed bytes from time to time, so that relaying costs
 //! nothing more. A stream without limits has no timer.
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::context::RelayContext;
 use super::end_reason::EndReason;
 
-/// Comparisons within one idle timeout: an idle stream ends this part of the timeout late at most.
+/// Comparisons within one idle timeout: an idle stream ends at most this part of the timeout late.
 const CHECKS: u32 = 16;
 
 /// Completes when the stream must end; `None` without a limit.

@@ -18,7 +18,7 @@ pub(crate) struct Access<'r> {
     names: Vec<String>,
 }
 
-/// Why a request is denied: the first condition that no rule meets together with those before it.
+/// Why a request is denied: the first condition that eliminates all rules that were left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Denial {
     Address,

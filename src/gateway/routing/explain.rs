@@ -85,7 +85,7 @@ pub(crate) struct AttemptReport {
     pub(crate) build: String,
     #[serde(flatten)]
     pub(crate) address: HopAddress,
-    /// `None` if the hop sent a log.
+    /// `None` if the hop answered: with the log, or with a reply that is final.
     pub(crate) failure: Option<String>,
     pub(crate) times: usize,
 }

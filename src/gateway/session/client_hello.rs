@@ -62,16 +62,16 @@ fn peek(stream: &TcpStream) -> io::Result<Arrival> {
         return Ok(Arrival::Closed);
     }
     let received = usize::try_from(rustix::io::ioctl_fionread(stream)?).unwrap_or(usize::MAX);
-    needed(&head[..count], received).ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    classify(&head[..count], received).ok_or_else(|| io::ErrorKind::WouldBlock.into())
 }
 
 /// Classifies `received` bytes that begin with `head`. Returns `None` while more must arrive.
-fn needed(head: &[u8], received: usize) -> Option<Arrival> {
+fn classify(head: &[u8], received: usize) -> Option<Arrival> {
     let (header, message) = head.split_at_checked(RECORD_HEADER)?;
     match header[0] {
         RECORD_OF_HANDSHAKE => {}
-        // The TLS library would wait for the rest of it; it would ignore an alert and wait for the next
-        // record.
+        // For such a record the TLS library would wait until it is complete; after an alert it would
+        // wait for the next record.
         OTHER_RECORDS_MIN..=OTHER_RECORDS_MAX => {
             return Some(Arrival::Invalid("the first record is not a handshake record"));
         }
@@ -121,15 +121,15 @@ mod tests {
         let short = hello(200, 16_384);
         let head = |count: usize| &short[..count.min(9)];
         for count in 0..short.len() {
-            assert_eq!(needed(head(count), count), None, "{count} bytes");
+            assert_eq!(classify(head(count), count), None, "{count} bytes");
         }
-        assert_eq!(needed(head(short.len()), short.len()), Some(Arrival::Complete));
+        assert_eq!(classify(head(short.len()), short.len()), Some(Arrival::Complete));
         let split = hello(200, 100);
-        assert_eq!(needed(&split[..9], 105), Some(Arrival::Complete), "of two records one");
+        assert_eq!(classify(&split[..9], 105), Some(Arrival::Complete), "of two records one");
     }
 
     fn is_invalid(bytes: &[u8]) -> bool {
-        matches!(needed(&bytes[..9], 9), Some(Arrival::Invalid(_)))
+        matches!(classify(&bytes[..9], 9), Some(Arrival::Invalid(_)))
     }
 
     #[test]
@@ -173,9 +173,9 @@ mod tests {
     fn what_is_no_handshake_is_left_to_the_tls_library() {
         for text in ["GET / HTTP/1.1\r\n", "e5d1b1a6\r\n", "\x16\x03\x01\0\0"] {
             let head = &text.as_bytes()[..text.len().min(9)];
-            assert_eq!(needed(head, text.len()), Some(Arrival::Complete), "{text:?}");
+            assert_eq!(classify(head, text.len()), Some(Arrival::Complete), "{text:?}");
         }
-        assert_eq!(needed(b"GET ", 4), None);
+        assert_eq!(classify(b"GET ", 4), None);
     }
 
     #[tokio::test]

@@ -30,8 +30,8 @@ pub(super) async fn close(
         Outcome::NotConnected(error) => send_reply(connection, error.line(), cx).await,
         Outcome::Refused(reply) => send_reply(connection, reply.line().as_bytes(), cx).await,
         Outcome::Ended(_) => connection.abort(|| ready(())).await,
-        // The client has left already.
-        _ => {}
+        // `run` has closed the connection before it returned these, or the client has left.
+        Outcome::Rejected | Outcome::NoProxyHeader | Outcome::NoHandshake | Outcome::Probe => {}
     }
 }
 

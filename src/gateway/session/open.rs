@@ -72,10 +72,10 @@ async fn proxied_client(
     if client.address_permit.is_some() {
         return Ok(stream);
     }
-    // Otherwise it could also be closed, and counted, for a newer connection.
+    // An eviction for a newer connection would count it a second time.
     client.leave_pending().await;
     cx.limiter.record_rejection(Rejection::Address, address);
-    // As the listener does for clients that connect directly.
+    // Sends the same reply as the listener does to clients that connect directly.
     if !tls && let Some(_permit) = cx.limiter.rejection() {
         let reply = Reply::Error(ReplyError::TooManyFromAddress);
         let connection = Connection::Plain(Socket::from_client(stream));
@@ -118,8 +118,8 @@ async fn handshake(
                 return Ok(Err(Outcome::Probe));
             }
         }
-        // Counted before the connection is closed, here and below: a client that sees the close also
-        // sees the counter.
+        // Counted before the connection is closed, here and below, so that the metric is up to date when
+        // the client sees the close.
         if !cx.limiter.may_begin_handshake(address_permit.as_ref(), peer.ip(), &cx.limits) {
             cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
             return Ok(Err(Outcome::Rejected));
@@ -140,7 +140,7 @@ async fn handshake(
         Ok(Ok(Ok(stream))) => {
             // A client with Nagle's algorithm sends its request after the acknowledgement of its
             // Finished, which the kernel would delay for up to 40 ms, as no session ticket carries
-            // it. Lasts until the next read (tcp(7)). Systems without the option have the delay.
+            // it. The option lasts until the next read (tcp(7)). Systems without the option have the delay.
             stream.get_ref().0.socket().acknowledge_immediately();
             let kind = stream.get_ref().1.handshake_kind();
             let resumed = kind == Some(HandshakeKind::Resumed);

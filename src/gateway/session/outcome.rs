@@ -15,7 +15,8 @@ pub(crate) enum Outcome {
     NotConnected(Box<FailoverError>),
     /// The client gets this reply. No hop was tried.
     Refused(Reply),
-    /// Closed without a reply, because of a limit on TLS handshakes or for a newer connection.
+    /// Rejected at the limit of an address or of TLS handshakes, or closed for a newer connection. The
+    /// reply, if any, has been sent.
     Rejected,
     /// A trusted proxy sent no valid PROXY header.
     NoProxyHeader,

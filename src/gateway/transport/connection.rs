@@ -34,8 +34,8 @@ const DISCARDED_MAX: u32 = 1024 * 1024;
 /// that the kernel holds little of what comes after [`DISCARDED_MAX`].
 const DISCARDED_MANY: u32 = DISCARDED_MAX / 2;
 
-/// While a peer has not acknowledged more bytes than this, it counts as having received everything: the
-/// kernel holds no more for it than for an idle stream.
+/// A peer counts as having received everything if it has at most this many bytes to acknowledge: the
+/// kernel then holds no more for it than for an idle stream.
 pub(crate) const UNACKED_FEW: usize = 16 * 1024;
 
 /// Added to the size of each write for the upper bound on what the peer has not acknowledged: more than
@@ -165,7 +165,7 @@ impl Connection {
     ///
     /// # Errors
     /// The connection failed. A TLS peer that closes without close_notify has ended its log like any
-    /// other, because Python's never sends one; a peer gateway that does so has died.
+    /// other, because Python's ssl module never sends close_notify; a peer gateway that does so has died.
     pub(crate) async fn read_chunk(&mut self, max: usize) -> io::Result<Chunk> {
         poll_fn(|cx| self.poll_read_chunk(cx, max)).await
     }

@@ -154,7 +154,7 @@ impl Socket {
         bytes.ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default()
     }
 
-    /// Whether the connection has failed: by a reset, or as the peer does not answer.
+    /// Whether the connection has failed: by a reset, or because the peer does not answer.
     pub(super) fn has_failed(&self) -> bool {
         self.tcp().is_some_and(|stream| !matches!(stream.take_error(), Ok(None)))
     }

@@ -25,7 +25,7 @@ pub(super) const MAX_ATTEMPTS: usize = 4;
 pub(super) struct Timing {
     /// How long a gateway is tried before the next hop is tried concurrently.
     hedge_delay: Duration,
-    /// The same for a gateway that is backing off, which is tried because there is no better one.
+    /// The hedge delay of a gateway that is backing off, which is tried because there is no better one.
     backing_off_delay: Duration,
     /// How long the gateways have before the executor is tried concurrently.
     executor_delay: Duration,
@@ -34,10 +34,10 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    /// The first byte is waited for longer than a gateway of ours in between needs to find the
-    /// executor dead or silent, so that its reply arrives.
+    /// Derives the delays from `limits`. The deadline for the first byte is longer than a peer gateway
+    /// needs to give up on its executor, so that its reply arrives.
     ///
-    /// It is not shortened when the executor stays silent for its `first_byte_timeout`: a log has a
+    /// The deadline is not shortened when the executor stays silent for its `first_byte_timeout`: a log has a
     /// first line before the build is announced, so silence means a hung host or a middlebox that
     /// accepts connections for it, and a gateway may still get through.
     pub(super) fn new(limits: &Limits) -> Self {
@@ -70,14 +70,16 @@ pub(super) enum Step {
     End,
 }
 
-/// A running attempt at `hop` whose hedge delay has passed without a first byte.
+/// A running attempt at `hop` that has sent no first byte and is given up for another one, or is slower
+/// than another one.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Slow {
     pub(super) hop: usize,
     pub(super) hedge_delay: Duration,
 }
 
-/// How an attempt or a request failed, as far as it decides the reply to the client.
+/// How an attempt or a request failed, as far as it decides the reply to the client. Ordered: of several
+/// failures the greatest decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Failure {
     Unreachable,

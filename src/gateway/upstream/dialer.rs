@@ -30,7 +30,16 @@ const CACHE_MAX: usize = 1024;
 
 /// Connects to hosts.
 #[derive(Default)]
-pub(crate) struct Dialer(Mutex<HashMap<String, Arc<CachedAddresses>>>);
+pub(crate) struct Dialer {
+    cache: Mutex<HashMap<String, Arc<CachedAddresses>>>,
+    /// Hosts that unit tests reach without a network.
+    #[cfg(test)]
+    in_memory: Mutex<HashMap<String, InMemoryHost>>,
+}
+
+/// Accepts or refuses a connection to a host in memory.
+#[cfg(test)]
+pub(super) type InMemoryHost = Box<dyn Fn() -> io::Result<Socket> + Send>;
 
 /// The addresses of one name, once the query has been answered.
 struct CachedAddresses {
@@ -54,6 +63,10 @@ impl Dialer {
         buffer: usize,
         spare_sockets: &Arc<Semaphore>,
     ) -> io::Result<Socket> {
+        #[cfg(test)]
+        if let Some(host) = self.in_memory.lock().expect("no panic").get(host) {
+            return host();
+        }
         if let Ok(address) = host.parse::<IpAddr>() {
             return connect_to(SocketAddr::new(address, port), buffer).await;
         }
@@ -98,9 +111,15 @@ impl Dialer {
         Ok(addresses)
     }
 
+    /// Adds a host in memory.
+    #[cfg(test)]
+    pub(super) fn add_host(&self, name: &str, host: InMemoryHost) {
+        self.in_memory.lock().expect("no panic").insert(name.to_owned(), host);
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<CachedAddresses>>> {
         // Consistent between any two statements.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -46,11 +46,12 @@ struct Slots {
 
 #[derive(Default)]
 struct State {
-    /// The number of the last event. Events are numbered in their order.
+    /// The number of the last event. Requests that take a slot, first bytes and reports of silence are
+    /// events, numbered in their order.
     last: u64,
     /// The slots that are taken, the oldest first: the number of the request, and when it took the slot.
     taken: VecDeque<(u64, Instant)>,
-    /// The number of the last first byte of the executor.
+    /// The event number of the executor's latest first byte.
     answered: u64,
     /// The last report of a build without a first byte in time. A later first byte removes it.
     silent: Option<(u64, BuildId)>,

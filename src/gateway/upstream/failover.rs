@@ -212,3 +212,159 @@ async fn first_ended<F: Future>(running: &mut Vec<Running<'_, F>>) -> (usize, F:
     .await;
     (running.remove(index).hop, output)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use rustls::HandshakeKind;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+    use crate::config::Limits;
+    use crate::gateway::health::GatewayHealth;
+    use crate::gateway::transport::connection::Connection;
+    use crate::gateway::transport::in_memory;
+    use crate::gateway::upstream::OwnAddresses;
+    use crate::model::build_id::BuildId;
+    use crate::model::build_request::Executor;
+    use crate::model::component::Gateway;
+
+    /// Records the events of a connect phase: the host, and for a failure its label and whether it is
+    /// the last.
+    #[derive(Default)]
+    struct Events {
+        started: Mutex<Vec<String>>,
+        failed: Mutex<Vec<(String, &'static str, bool)>>,
+    }
+
+    impl ConnectObserver for Events {
+        fn attempt_started(&self, hop: &Hop) {
+            self.started.lock().expect("a lock").push(hop.address().0.to_owned());
+        }
+
+        fn executor_slot_awaited(&self, _: Duration) {}
+
+        fn tls_established(&self, _: HandshakeKind) {}
+
+        fn connected(&self, _: &Hop, _: Duration) {}
+
+        fn attempt_failed(&self, hop: &Hop, error: &AttemptError, is_last: bool) {
+            let failure = (hop.address().0.to_owned(), error.label(), is_last);
+            self.failed.lock().expect("a lock").push(failure);
+        }
+    }
+
+    fn gateway(host: &str) -> Hop {
+        let zone = Some("west".to_owned());
+        Hop::Gateway(Gateway { hostname: host.to_owned(), port: 7979, zone, tls: false })
+    }
+
+    fn executor(host: &str) -> Hop {
+        Hop::Executor(Executor { hostname: host.to_owned(), port: 7900, zone: None })
+    }
+
+    /// Connects to `hops`: `dead` refuses connections, `silent` accepts them and sends nothing, and
+    /// each other host sends its name. Returns the host and its first bytes, or the error, and how long
+    /// that took.
+    async fn connect(
+        hops: &[Hop],
+        events: &Events,
+    ) -> (Result<(String, Vec<u8>), FailoverError>, Duration) {
+        let own_addresses = OwnAddresses::new([], None);
+        let health = Arc::new(GatewayHealth::default());
+        let connector = Connector::new(None, own_addresses, health);
+        for hop in hops {
+            let host = hop.address().0.to_owned();
+            // The peers stay connected until the dialer is dropped.
+            let peers = Mutex::new(Vec::new());
+            connector.dialer.add_host(
+                &host.clone(),
+                Box::new(move || {
+                    if host.starts_with("dead") {
+                        return Err(io::ErrorKind::ConnectionRefused.into());
+                    }
+                    let (Connection::Plain(socket), mut peer) = in_memory::connection(4096) else {
+                        panic!("not a plain connection");
+                    };
+                    if !host.starts_with("silent") {
+                        let sent = peer.stream.write_all(host.as_bytes()).now_or_never();
+                        sent.expect("room for the bytes").expect("a connection");
+                    }
+                    peers.lock().expect("a lock").push(peer);
+                    Ok(socket)
+                }),
+            );
+        }
+        let limits = Limits::default();
+        let request = ConnectRequest {
+            build: &BuildId::new("ab").expect("a build ID"),
+            sent_hops: 0,
+            executor_is_gateway: false,
+            client_is_tls: false,
+            limits: &limits,
+            observer: events,
+        };
+        let began = Instant::now();
+        let result = connector.connect_any(hops, &request).await;
+        let result = result.map(|established| {
+            (established.hop.address().0.to_owned(), established.first.to_vec())
+        });
+        (result, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_gateway_is_superseded_after_the_hedge_delay() {
+        let events = Events::default();
+        let hops = [gateway("silent"), gateway("log"), executor("executor")];
+        let (result, time) = connect(&hops, &events).await;
+        assert_eq!(result.expect("a log"), ("log".to_owned(), b"log".to_vec()));
+        let hedge_delay = Limits::default().connect_timeout / 5;
+        assert!(time >= hedge_delay && time < 2 * hedge_delay, "{time:?}");
+        assert_eq!(*events.started.lock().expect("a lock"), ["silent", "log"]);
+        let failed = [("silent".to_owned(), "slower", false)];
+        assert_eq!(*events.failed.lock().expect("a lock"), failed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn executor_is_tried_immediately_after_all_gateways_have_refused() {
+        let events = Events::default();
+        let hops = [gateway("dead1"), gateway("dead2"), executor("executor")];
+        let (result, time) = connect(&hops, &events).await;
+        assert_eq!(result.expect("a log").0, "executor");
+        assert!(time < Duration::from_millis(100), "{time:?}");
+        assert_eq!(*events.started.lock().expect("a lock"), ["dead1", "dead2", "executor"]);
+        let failed = ["dead1", "dead2"].map(|host| (host.to_owned(), "connect", false));
+        assert_eq!(*events.failed.lock().expect("a lock"), failed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn request_fails_at_the_deadline_if_all_hops_are_silent() {
+        let events = Events::default();
+        let hops = [gateway("silent1"), gateway("silent2"), executor("silent3")];
+        let (result, time) = connect(&hops, &events).await;
+        let error = result.expect_err("no log");
+        assert!(matches!(error.error, AttemptError::Silent), "{error}");
+        assert_eq!(error.reply, Reply::Error(ReplyError::ExecutorSilent));
+        let limits = Limits::default();
+        let deadline =
+            limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout;
+        assert_eq!(time.as_secs(), deadline.as_secs());
+        let failed = events.failed.lock().expect("a lock");
+        assert_eq!(failed.len(), hops.len());
+        assert_eq!(failed.iter().filter(|(_, _, is_last)| *is_last).count(), 1, "{failed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn final_reply_of_a_gateway_ends_the_request() {
+        let events = Events::default();
+        let hops = [gateway("dead"), gateway("Build not found\r\n"), executor("executor")];
+        let (result, _) = connect(&hops, &events).await;
+        let error = result.expect_err("no log");
+        assert_eq!(error.line(), b"Build not found\r\n");
+        assert_eq!(events.started.lock().expect("a lock").len(), 2);
+    }
+}

@@ -31,8 +31,8 @@ use crate::model::build_id::BuildId;
 use crate::model::hop::Hop;
 use crate::tls;
 
-/// The number of sockets in the connect phase beyond one for each request, over all requests: for
-/// concurrent attempts at several gateways, and at several addresses of one host. The limit of open
+/// The number of sockets for concurrent attempts at several gateways, and at several addresses of one
+/// host, beyond the first socket of each request. All requests share them. The limit of open
 /// files includes them (`daemon::capacity`). A request that gets none tries one hop and one address
 /// after the other.
 pub(crate) const SPARE_SOCKETS: usize = 128;
