@@ -35,8 +35,9 @@ pub(crate) struct ListenerSettings {
     pub(crate) acceptor: Option<Acceptor>,
 }
 
-/// The shared state of all sessions, and the settings. A session uses the context that was current when
-/// it began, so its settings are consistent; changed settings make a new context for later sessions.
+/// The shared state of all sessions, and the settings. A session uses the context that was current
+/// when it began, so its settings are consistent; changed settings make a new context for later
+/// sessions.
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(super) router: Arc<Router>,

@@ -11,8 +11,8 @@
 //! 5. [`relay`] copies the log to the client. [`stream_table`] lists the request from
 //!    the moment its hops are known.
 //!
-//! [`transport`] has the connections and buffers that all of them use. [`Context`] is the state that
-//! all sessions share, together with the settings.
+//! [`transport`] has the connections and buffers that all of them use. [`Context`] is the state
+//! that all sessions share, together with the settings.
 
 pub(crate) mod accept;
 mod context;
@@ -103,8 +103,8 @@ pub(crate) enum DrainResult {
 }
 
 /// The receive buffer of a client's connection, in bytes; the kernel doubles the number for its
-/// bookkeeping (socket(7)). A client sends a request of one line, and before it a PROXY header and a
-/// certificate chain, of which rustls accepts up to 64 KiB.
+/// bookkeeping (socket(7)). A client sends a request of one line, and before it a PROXY header and
+/// a certificate chain, of which rustls accepts up to 64 KiB.
 const CLIENT_RECEIVE_BUFFER: usize = 64 * 1024;
 
 /// How long a drain waits for sessions that it has aborted.
@@ -120,8 +120,8 @@ pub(crate) struct AbortHandle {
 }
 
 impl AbortHandle {
-    /// Resets all streams and waits briefly, so that clients see a reset and not an orderly end even
-    /// if the process exits next.
+    /// Resets all streams and waits briefly, so that clients see a reset and not an orderly end
+    /// even if the process exits next.
     pub(crate) async fn abort(self) {
         self.abort.cancel();
         self.sessions.close();
@@ -143,7 +143,8 @@ impl Usage {
 }
 
 impl Server {
-    /// Starts to accept connections on `sockets`, which are bound, one for each listener of `settings`.
+    /// Starts to accept connections on `sockets`, which are bound, one for each listener of
+    /// `settings`.
     ///
     /// # Errors
     /// A socket cannot be registered with the runtime.
@@ -177,7 +178,8 @@ impl Server {
         }));
         let (sessions, mut accept_loops) = (TaskTracker::new(), JoinSet::new());
         for (index, socket) in (0..).zip(sockets) {
-            // Accepted connections inherit it. If it cannot be set, the kernel's default is the bound.
+            // Accepted connections inherit it. If it cannot be set, the kernel's default is the
+            // bound.
             let _ = SockRef::from(&socket).set_recv_buffer_size(CLIENT_RECEIVE_BUFFER);
             let listener = Listener {
                 socket: TcpListener::from_std(socket)?,

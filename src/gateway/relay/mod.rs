@@ -1,12 +1,12 @@
 //! Copies a log from an established upstream connection to the client.
 //!
-//! A log that comes slowly is read into a buffer and written; one that comes in bulk between two plain
-//! connections goes through a pipe in the kernel ([`splice`]). An idle stream holds neither.
+//! A log that comes slowly is read into a buffer and written; one that comes in bulk between two
+//! plain connections goes through a pipe in the kernel ([`splice`]). An idle stream holds neither.
 //!
 //! Bytes go one way only. The client's end of input is never forwarded: an executor takes it for a
-//! client that left and ends the stream (`zuul/lib/log_streamer.py`). A build may be silent for hours,
-//! so the wait for the next byte of a log has no deadline unless the configuration sets one. TCP
-//! keepalive finds peers that vanish meanwhile.
+//! client that left and ends the stream (`zuul/lib/log_streamer.py`). A build may be silent for
+//! hours, so the wait for the next byte of a log has no deadline unless the configuration sets one.
+//! TCP keepalive finds peers that vanish meanwhile.
 
 mod context;
 mod end_reason;
@@ -43,8 +43,8 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a stream keeps its pipe while the client takes nothing. There are few pipes.
 const PIPE_STALL: Duration = Duration::from_secs(1);
 
-/// Copies the log, which begins with `first`, until one side ends or the gateway aborts its streams.
-/// Closes neither connection.
+/// Copies the log, which begins with `first`, until one side ends or the gateway aborts its
+/// streams. Closes neither connection.
 pub(crate) async fn run(
     upstream: &mut Connection,
     first: Chunk,
@@ -122,8 +122,8 @@ impl<'a> Relay<'a> {
         EndReason::Finished
     }
 
-    /// Waits for the next bytes of the log, which are read unless they go through a pipe. An empty chunk
-    /// is the end.
+    /// Waits for the next bytes of the log, which are read unless they go through a pipe. An empty
+    /// chunk is the end.
     async fn next_chunk(
         &mut self,
         upstream: &mut Connection,
@@ -169,9 +169,9 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Finds out whether the kernel holds much for the client. If so, the stream counts as waiting until
-    /// the client has acknowledged some of it. A log that is smaller than the send buffer never makes a
-    /// write wait.
+    /// Finds out whether the kernel holds much for the client. If so, the stream counts as waiting
+    /// until the client has acknowledged some of it. A log that is smaller than the send buffer
+    /// never makes a write wait.
     fn check_client(&mut self, client: &mut Connection) {
         let unacked = client.unacked_bytes();
         if unacked <= UNACKED_FEW {
@@ -261,8 +261,8 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    /// Moves what is in `pipe` to the client. Returns the pipe, or `None` if the client has stalled and
-    /// the rest was copied, so that another stream could have the pipe meanwhile.
+    /// Moves what is in `pipe` to the client. Returns the pipe, or `None` if the client has stalled
+    /// and the rest was copied, so that another stream could have the pipe meanwhile.
     async fn drain_pipe(
         &mut self,
         mut pipe: PooledPipe,
@@ -298,8 +298,8 @@ impl<'a> Relay<'a> {
         Ok(Some(pipe))
     }
 
-    /// Does `step`, which may have to wait for the client: up to the write deadline, and until the stream
-    /// is evicted.
+    /// Does `step`, which may have to wait for the client: up to the write deadline, and until the
+    /// stream is evicted.
     async fn with_write_timeout<T>(
         &mut self,
         step: impl Future<Output = io::Result<T>>,
@@ -337,8 +337,8 @@ impl<'a> Relay<'a> {
     }
 }
 
-/// Completes when the stream must end, or with `None` when it is time to check the client: immediately
-/// while it is not known to have stalled.
+/// Completes when the stream must end, or with `None` when it is time to check the client:
+/// immediately while it is not known to have stalled.
 fn stall_event(stall: &mut Option<Box<Stall<'_>>>) -> impl Future<Output = Option<EndReason>> {
     poll_fn(|cx| {
         let Some(stall) = stall else { return Poll::Ready(None) };

@@ -1,10 +1,10 @@
 //! A pool of pipes, through which the kernel moves bytes from one socket to another: `splice(2)`.
 //!
-//! A stream holds a pipe only while bytes move. The number of pipes is bounded, because the system bounds
-//! what all pipes of an unprivileged user may hold (`pipe-user-pages-soft`, pipe(7)).
+//! A stream holds a pipe only while bytes move. The number of pipes is bounded, because the system
+//! bounds what all pipes of an unprivileged user may hold (`pipe-user-pages-soft`, pipe(7)).
 //!
-//! Sandboxes may deny the call and kernels may lack it. If the first use in this process shows that, the
-//! pool gives out no more pipes and all logs are copied.
+//! Sandboxes may deny the call and kernels may lack it. If the first use in this process shows
+//! that, the pool gives out no more pipes and all logs are copied.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,20 +17,21 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tracing::info;
 
-/// The capacity of a pipe, in bytes: the default of `pipe-max-size` (pipe(7)), which every user may set.
-/// Each packet takes a page of it, however small the packet is.
+/// The capacity of a pipe, in bytes: the default of `pipe-max-size` (pipe(7)), which every user may
+/// set. Each packet takes a page of it, however small the packet is.
 const CAPACITY: usize = 1024 * 1024;
 
-/// The most bytes that are copied out of a pipe when the client stalls for a second. At most a sixteenth
-/// of all streams does, so that together they take no more of this process's memory than the eighth that
-/// may wait with 128 KiB each.
+/// The most bytes that are copied out of a pipe when the client stalls for a second. At most a
+/// sixteenth of all streams does, so that together they take no more of this process's memory than
+/// the eighth that may wait with 128 KiB each.
 const COPY_MAX: usize = 256 * 1024;
 
 /// The number of pipes that are filled up to [`CAPACITY`], for speed. The others hold at most
 /// [`COPY_MAX`], so that stalled clients cannot keep all pipes.
 const LARGE_FILLS: usize = PIPES / 2;
 
-/// The number of pipes: half of what the default of `pipe-user-pages-soft` allows. Further streams copy.
+/// The number of pipes: half of what the default of `pipe-user-pages-soft` allows. Further streams
+/// copy.
 const PIPES: usize = 32;
 
 /// The number of free pipes that are kept for the next streams.
@@ -39,8 +40,8 @@ const IDLE_MAX: usize = 8;
 /// The number of pipes that exist.
 static EXISTING: AtomicUsize = AtomicUsize::new(0);
 
-/// The free pipes of all threads: they are few, and a thread that kept some for itself would keep them
-/// from others.
+/// The free pipes of all threads: they are few, and a thread that kept some for itself would keep
+/// them from others.
 static IDLE: Mutex<Vec<Pipe>> = Mutex::new(Vec::new());
 
 /// What this process knows about splice(2): one of the three states below.
@@ -56,8 +57,8 @@ struct Pipe {
 }
 
 impl Pipe {
-    /// Creates a pipe, unless there are too many. Without descriptors, or if the user's share of pipes is
-    /// used up, there is none either.
+    /// Creates a pipe, unless there are too many. Without descriptors, or if the user's share of
+    /// pipes is used up, there is none either.
     fn create() -> Option<Self> {
         let more = |pipes| (pipes < PIPES).then_some(pipes + 1);
         EXISTING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
@@ -118,8 +119,8 @@ impl PooledPipe {
     }
 
     /// Moves what `from` has into the pipe, which must be empty: a full one would look like an idle
-    /// socket. Returns the number of bytes moved. 0 means that only a read can tell why: at the end, at
-    /// a mark of urgent data, or where splice(2) is unavailable.
+    /// socket. Returns the number of bytes moved. 0 means that only a read can tell why: at the
+    /// end, at a mark of urgent data, or where splice(2) is unavailable.
     ///
     /// # Errors
     /// `WouldBlock` if there is nothing at the moment; any other if the connection has failed.
@@ -177,8 +178,8 @@ fn idle() -> MutexGuard<'static, Vec<Pipe>> {
     IDLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether `error` shows that splice(2) cannot be used here, and records it. After one success such an
-/// error concerns the connection: an ICMP message can cause EACCES.
+/// Whether `error` shows that splice(2) cannot be used here, and records it. After one success such
+/// an error concerns the connection: an ICMP message can cause EACCES.
 fn is_unavailable(error: Errno) -> bool {
     let is_denied = matches!(
         error,

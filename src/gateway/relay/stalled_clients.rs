@@ -1,11 +1,11 @@
 //! Streams whose clients do not take what was written: bounded in number, in total and per client
 //! address.
 //!
-//! Such a stream holds what the kernel has received from the hop and not delivered, and a chunk of the
-//! log: much more than an idle one. The limits on connections alone would let clients that stop reading
-//! take all memory that the host has for TCP. Beyond the bound the stream that has waited longest is
-//! evicted. A wait ends as soon as the client takes some bytes, so that is one whose client has stopped
-//! reading, or the slowest of very many.
+//! Such a stream holds what the kernel has received from the hop and not delivered, and a chunk of
+//! the log: much more than an idle one. The limits on connections alone would let clients that stop
+//! reading take all memory that the host has for TCP. Beyond the bound the stream that has waited
+//! longest is evicted. A wait ends as soon as the client takes some bytes, so that is one whose
+//! client has stopped reading, or the slowest of very many.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,9 +19,9 @@ use super::end_reason::EndReason;
 use crate::config::Limits;
 use crate::gateway::limits::CountedClient;
 
-/// One address may have `limits.connections_per_address` divided by this many waits. That is twice the
-/// share of the total, because clients that share an address and request one log at the same moment
-/// each wait for a round trip.
+/// One address may have `limits.connections_per_address` divided by this many waits. That is twice
+/// the share of the total, because clients that share an address and request one log at the same
+/// moment each wait for a round trip.
 const ADDRESS_DIVISOR: usize = 4;
 
 /// Of the waits that have lasted for [`STALL`], both limits divided by this are permitted.
@@ -56,7 +56,8 @@ struct Waits {
     next: u64,
     /// By number, and so in the order in which they began.
     all: BTreeMap<u64, Wait>,
-    /// The numbers of the waits that count for a client network; under `None` those that count for none.
+    /// The numbers of the waits that count for a client network; under `None` those that count for
+    /// none.
     by_network: HashMap<Option<IpNet>, BTreeSet<u64>>,
 }
 
@@ -82,8 +83,9 @@ impl Default for StalledClients {
 }
 
 impl StalledClients {
-    /// Counts a stream that waits for `client` to take bytes, for as long as this is polled. Completes
-    /// when the stream must end: after `limits.write_timeout`, or earlier when it is evicted.
+    /// Counts a stream that waits for `client` to take bytes, for as long as this is polled.
+    /// Completes when the stream must end: after `limits.write_timeout`, or earlier when it is
+    /// evicted.
     pub(crate) async fn write_deadline(
         &self,
         limits: &Limits,
@@ -108,9 +110,9 @@ impl WaitQueue {
         Self { divisor, address_divisor, waits: Arc::default() }
     }
 
-    /// Adds the wait of a stream to the networks of its `client`. If that is one too many, evicts the
-    /// stream that has waited longest: of such a network, or in total of the network with the most
-    /// waits.
+    /// Adds the wait of a stream to the networks of its `client`. If that is one too many, evicts
+    /// the stream that has waited longest: of such a network, or in total of the network with the
+    /// most waits.
     fn begin(&self, client: Option<CountedClient>, limits: &Limits) -> WaitGuard {
         let total = (limits.connections / self.divisor).max(MIN_WAITS);
         // However low the total is, no address has more than half of it.

@@ -70,16 +70,17 @@ fn classify(head: &[u8], received: usize) -> Option<Arrival> {
     let (header, message) = head.split_at_checked(RECORD_HEADER)?;
     match header[0] {
         RECORD_OF_HANDSHAKE => {}
-        // For such a record the TLS library would wait until it is complete; after an alert it would
-        // wait for the next record.
+        // For such a record the TLS library would wait until it is complete; after an alert it
+        // would wait for the next record.
         OTHER_RECORDS_MIN..=OTHER_RECORDS_MAX => {
             return Some(Arrival::Invalid("the first record is not a handshake record"));
         }
         _ => return Some(Arrival::Complete),
     }
     let record = usize::from(u16::from_be_bytes([header[3], header[4]]));
-    // The TLS library refuses an empty record immediately. In a record shorter than the message header
-    // the length of the message is unknown: `message` would end with the next record's header.
+    // The TLS library refuses an empty record immediately. In a record shorter than the message
+    // header the length of the message is unknown: `message` would end with the next record's
+    // header.
     if (1..MESSAGE_HEADER).contains(&record) {
         return Some(Arrival::Invalid("the first record is too short"));
     }

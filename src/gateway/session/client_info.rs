@@ -18,14 +18,14 @@ pub(crate) struct ClientInfo {
     /// Whether its stream is logged at info level. It is logged at debug level if its address has
     /// requested too many streams.
     pub(crate) logged: bool,
-    /// The entry among the connections that may be closed for a newer one, until the request has been
-    /// read.
+    /// The entry among the connections that may be closed for a newer one, until the request has
+    /// been read.
     pub(crate) pending: Option<Entry<PendingConnection>>,
 }
 
 impl ClientInfo {
-    /// Removes the connection from those that may be closed for a newer one. Never returns if it has
-    /// been chosen already, because its task is then about to be aborted.
+    /// Removes the connection from those that may be closed for a newer one. Never returns if it
+    /// has been chosen already, because its task is then about to be aborted.
     pub(crate) async fn leave_pending(&mut self) {
         if self.pending.take().is_some_and(|entry| !entry.leave()) {
             std::future::pending::<()>().await;

@@ -1,5 +1,5 @@
-//! The session of one accepted connection: PROXY header, TLS handshake, request, route, connect, relay,
-//! close.
+//! The session of one accepted connection: PROXY header, TLS handshake, request, route, connect,
+//! relay, close.
 
 pub(crate) mod client_hello;
 mod client_info;
@@ -67,7 +67,8 @@ async fn stream_log(
     outcome
 }
 
-/// Connects to the first hop that has the log, unless the client leaves or the gateway stops meanwhile.
+/// Connects to the first hop that has the log, unless the client leaves or the gateway stops
+/// meanwhile.
 async fn connect<'r>(
     request: &'r BuildRequest,
     connection: &mut Connection,

@@ -1,5 +1,5 @@
-//! Records the events of one request: metrics, span, stream table and log lines. After the build has
-//! been found, no other code of a session writes them.
+//! Records the events of one request: metrics, span, stream table and log lines. After the build
+//! has been found, no other code of a session writes them.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -51,7 +51,8 @@ impl<'a> Observer<'a> {
         Self { client, cx, build, hops: hops.len(), began, span, stream }
     }
 
-    /// Records that the log from `hop` has begun. The stream counts as active until the guard is dropped.
+    /// Records that the log from `hop` has begun. The stream counts as active until the guard is
+    /// dropped.
     pub(super) fn established(&self, hop: &Hop) -> GaugeGuard {
         if self.hops > 1 {
             self.stream.set_hop(hop);
@@ -100,8 +101,8 @@ impl<'a> Observer<'a> {
         span.end(outcome.label(), outcome.error());
     }
 
-    /// Counts a request that the registered address of `gateway` led to a wrong gateway, `found`, and
-    /// logs a warning, unless it was logged recently.
+    /// Counts a request that the registered address of `gateway` led to a wrong gateway, `found`,
+    /// and logs a warning, unless it was logged recently.
     fn misrouted(&self, misrouting: Misrouting, gateway: &Gateway, found: &str) {
         self.cx.metrics.misrouted(misrouting.label());
         if !self.cx.router.health().should_warn(gateway, misrouting, Instant::now()) {

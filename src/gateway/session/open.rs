@@ -36,8 +36,8 @@ pub(super) async fn read_proxy_header(
     Box::pin(proxied_client(stream, client, cx)).await
 }
 
-/// Reads the PROXY header of a trusted proxy. From here on `client` is the client that it announces,
-/// or the proxy itself for LOCAL and UNKNOWN, and counts against that address.
+/// Reads the PROXY header of a trusted proxy. From here on `client` is the client that it
+/// announces, or the proxy itself for LOCAL and UNKNOWN, and counts against that address.
 async fn proxied_client(
     mut stream: TcpStream,
     client: &mut ClientInfo,
@@ -96,8 +96,9 @@ pub(super) async fn accept_tls(
     }
 }
 
-/// Does the TLS handshake with a client. A client that presents a certificate no longer counts against
-/// its address: peer gateways and zuul-web send the requests of many clients from one address.
+/// Does the TLS handshake with a client. A client that presents a certificate no longer counts
+/// against its address: peer gateways and zuul-web send the requests of many clients from one
+/// address.
 async fn handshake(
     stream: TcpStream,
     client: &mut ClientInfo,
@@ -118,8 +119,8 @@ async fn handshake(
                 return Ok(Err(Outcome::Probe));
             }
         }
-        // Counted before the connection is closed, here and below, so that the metric is up to date when
-        // the client sees the close.
+        // Counted before the connection is closed, here and below, so that the metric is up to date
+        // when the client sees the close.
         if !cx.limiter.may_begin_handshake(address_permit.as_ref(), peer.ip(), &cx.limits) {
             cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
             return Ok(Err(Outcome::Rejected));
@@ -140,7 +141,8 @@ async fn handshake(
         Ok(Ok(Ok(stream))) => {
             // A client with Nagle's algorithm sends its request after the acknowledgement of its
             // Finished, which the kernel would delay for up to 40 ms, as no session ticket carries
-            // it. The option lasts until the next read (tcp(7)). Systems without the option have the delay.
+            // it. The option lasts until the next read (tcp(7)). Systems without the option have
+            // the delay.
             stream.get_ref().0.socket().acknowledge_immediately();
             let kind = stream.get_ref().1.handshake_kind();
             let resumed = kind == Some(HandshakeKind::Resumed);

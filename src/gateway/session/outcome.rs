@@ -15,8 +15,8 @@ pub(crate) enum Outcome {
     NotConnected(Box<FailoverError>),
     /// The client gets this reply. No hop was tried.
     Refused(Reply),
-    /// Rejected at the limit of an address or of TLS handshakes, or closed for a newer connection. The
-    /// reply, if any, has been sent.
+    /// Rejected at the limit of an address or of TLS handshakes, or closed for a newer connection.
+    /// The reply, if any, has been sent.
     Rejected,
     /// A trusted proxy sent no valid PROXY header.
     NoProxyHeader,
@@ -47,8 +47,8 @@ impl Outcome {
         }
     }
 
-    /// Returns the error status for the span of a stream. It is no error that a client leaves or stops
-    /// reading.
+    /// Returns the error status for the span of a stream. It is no error that a client leaves or
+    /// stops reading.
     pub(crate) fn error(&self) -> Option<String> {
         match self {
             Self::Ended(

@@ -1,8 +1,8 @@
-//! The PROXY protocol, versions 1 and 2: a header before everything else, in which a proxy gives the
-//! address of the client that it has connected for (haproxy's `doc/proxy-protocol.txt`).
+//! The PROXY protocol, versions 1 and 2: a header before everything else, in which a proxy gives
+//! the address of the client that it has connected for (haproxy's `doc/proxy-protocol.txt`).
 //!
-//! The `ppp` crate parses a whole header. The end of a header is found here, because no byte after it
-//! may be read: TLS or the request follows.
+//! The `ppp` crate parses a whole header. The end of a header is found here, because no byte after
+//! it may be read: TLS or the request follows.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,9 +18,9 @@ const V1_MAX: usize = 107;
 /// The length of the fixed part of a version 2 header, which has the length of the rest, in bytes.
 const V2_FIXED: usize = 16;
 
-/// The longest header that is accepted, in bytes: one of version 2. The mandatory parts fit into 536
-/// (section 2.2); the rest is for what proxies add about TLS sessions, such as the client's certificate
-/// (haproxy's `proxy-v2-options ssl-cert`).
+/// The longest header that is accepted, in bytes: one of version 2. The mandatory parts fit into
+/// 536 (section 2.2); the rest is for what proxies add about TLS sessions, such as the client's
+/// certificate (haproxy's `proxy-v2-options ssl-cert`).
 pub(crate) const HEADER_MAX: usize = 16 * 1024;
 
 /// The most that is read of a header at a time, in bytes.
@@ -43,9 +43,9 @@ pub(crate) enum ProxyHeaderError {
     Io(#[from] io::Error),
 }
 
-/// Reads the header that `stream` begins with, and not one byte more. Returns the client's address, or
-/// `None` if the proxy connects for itself (`LOCAL`) or does not give the address of a TCP client
-/// (`UNKNOWN`). The caller sets the deadline.
+/// Reads the header that `stream` begins with, and not one byte more. Returns the client's address,
+/// or `None` if the proxy connects for itself (`LOCAL`) or does not give the address of a TCP
+/// client (`UNKNOWN`). The caller sets the deadline.
 ///
 /// # Errors
 /// See [`ProxyHeaderError`].
@@ -82,7 +82,8 @@ pub(crate) struct Consumed {
 }
 
 impl HeaderParser {
-    /// Consumes those of the next bytes that belong to the header: all of them, or those up to its end.
+    /// Consumes those of the next bytes that belong to the header: all of them, or those up to its
+    /// end.
     ///
     /// # Errors
     /// The bytes are not a header, or it is too long.

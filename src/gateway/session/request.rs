@@ -141,9 +141,9 @@ async fn hide_duration(began: tokio::time::Instant) {
     let _ = spawn_blocking(move || std::thread::sleep(left)).await;
 }
 
-/// How late a timer of the runtime may fire. The runtime waits in whole milliseconds from the moment
-/// when its thread becomes idle, so the fraction would show when the last lookup was answered. A
-/// thread sleeps for this last part, because its sleep is exact.
+/// How late a timer of the runtime may fire. The runtime waits in whole milliseconds from the
+/// moment when its thread becomes idle, so the fraction would show when the last lookup was
+/// answered. A thread sleeps for this last part, because its sleep is exact.
 const TIMER_DELAY: Duration = Duration::from_millis(2);
 
 #[cfg(test)]

@@ -29,8 +29,8 @@ use crate::model::hop::Hop;
 use crate::tls;
 use crate::tls::HandshakeFailure;
 
-/// The deadline for the rest of a line that may be a reply. No log of Zuul begins like a reply, so this
-/// delays no log.
+/// The deadline for the rest of a line that may be a reply. No log of Zuul begins like a reply, so
+/// this delays no log.
 const REPLY_WAIT: Duration = Duration::from_millis(500);
 
 /// The size of a read for the rest of a reply, in bytes.
@@ -56,8 +56,8 @@ pub(crate) enum AttemptError {
     /// Too many requests for the build wait for the first byte from this gateway.
     #[error("too many requests for this build wait for the gateway's first byte")]
     TooManyForBuild,
-    /// The peer gateway replied that too many gateways have forwarded the request; its certificate has
-    /// these names.
+    /// The peer gateway replied that too many gateways have forwarded the request; its certificate
+    /// has these names.
     #[error("too many gateways have forwarded the request: {0}")]
     Loop(String),
     /// This gateway listens on the hop's address, or is registered with it.
@@ -66,17 +66,19 @@ pub(crate) enum AttemptError {
     /// No slot of the executor became free in time.
     #[error("too many requests wait for this executor's first byte")]
     Busy,
-    /// A peer gateway of another zone than the registered one replied; its certificate has these names.
+    /// A peer gateway of another zone than the registered one replied; its certificate has these
+    /// names.
     #[error("a gateway of another zone replied: {0}")]
     WrongZone(String),
-    /// The hop closed the connection without data, or sent no data in time. The first line of a log is
-    /// written before a client can request it.
+    /// The hop closed the connection without data, or sent no data in time. The first line of a log
+    /// is written before a client can request it.
     #[error("the hop sent no data")]
     Silent,
     /// The connection failed before the first byte.
     #[error("connection to the hop failed: {}", tls::describe(.0))]
     Reset(#[source] io::Error),
-    /// The hop sent no data within its hedge delay, and another hop was faster or was tried in its place.
+    /// The hop sent no data within its hedge delay, and another hop was faster or was tried in its
+    /// place.
     #[error("superseded by another hop: no data within {0:?}")]
     TooSlow(Duration),
     /// A gateway sent this line, a reply, instead of a log.
@@ -143,8 +145,8 @@ impl Connector {
     /// Requests the log from `hop` and waits for its first bytes.
     ///
     /// An executor has a deadline for them. A gateway has none of its own, because it waits for its
-    /// executor in turn; the caller sets a deadline for all hops. Sets `has_turn` when the attempt no
-    /// longer waits for other requests for the build.
+    /// executor in turn; the caller sets a deadline for all hops. Sets `has_turn` when the attempt
+    /// no longer waits for other requests for the build.
     pub(super) async fn attempt<'h, O: ConnectObserver>(
         &self,
         hop: &'h Hop,
@@ -324,8 +326,8 @@ impl Connector {
     }
 }
 
-/// Converts an error of the first read. In TLS 1.3 a gateway refuses our certificate only after our side
-/// has finished the handshake (RFC 8446, section 4.4.2.4).
+/// Converts an error of the first read. In TLS 1.3 a gateway refuses our certificate only after our
+/// side has finished the handshake (RFC 8446, section 4.4.2.4).
 fn first_read_error(hop: &Hop, error: io::Error) -> AttemptError {
     if matches!(hop, Hop::Gateway(_)) && HandshakeFailure::after_handshake(&error).is_some() {
         return AttemptError::Tls(error);
@@ -333,8 +335,8 @@ fn first_read_error(hop: &Hop, error: io::Error) -> AttemptError {
     AttemptError::Reset(error)
 }
 
-/// A TLS handshake that our side has finished. The gateway can still refuse our certificate, with an
-/// alert before its first byte; without one, dropping this reports the handshake as successful.
+/// A TLS handshake that our side has finished. The gateway can still refuse our certificate, with
+/// an alert before its first byte; without one, dropping this reports the handshake as successful.
 struct CompleteHandshake<'o, O: ConnectObserver> {
     kind: HandshakeKind,
     observer: &'o O,
@@ -350,8 +352,8 @@ impl<O: ConnectObserver> Drop for CompleteHandshake<'_, O> {
 }
 
 impl Established<'_> {
-    /// Returns the reply of the gateway, if its first bytes are a reply and not a log. Reads more while
-    /// they may be the beginning of a reply.
+    /// Returns the reply of the gateway, if its first bytes are a reply and not a log. Reads more
+    /// while they may be the beginning of a reply.
     async fn read_reply(&mut self) -> io::Result<Option<PeerReply>> {
         let deadline = Instant::now() + REPLY_WAIT;
         loop {
@@ -392,9 +394,9 @@ impl Established<'_> {
     }
 }
 
-/// Returns the name for SNI and for the check of the certificate: in ASCII (RFC 6066, section 3), without
-/// the final dot of a fully qualified name, and without the interface of a link-local address, which
-/// certificates do not contain.
+/// Returns the name for SNI and for the check of the certificate: in ASCII (RFC 6066, section 3),
+/// without the final dot of a fully qualified name, and without the interface of a link-local
+/// address, which certificates do not contain.
 fn server_name(host: &str) -> Result<ServerName<'static>, AttemptError> {
     let host = to_ascii(host).unwrap_or(Cow::Borrowed(host));
     let host = match host.split_once('%') {

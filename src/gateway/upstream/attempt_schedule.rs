@@ -1,12 +1,12 @@
-//! Decides which hop of a route is tried when. Pure: it takes the time and the results of attempts, and
-//! returns the next step, which [`super::failover`] carries out.
+//! Decides which hop of a route is tried when. Pure: it takes the time and the results of attempts,
+//! and returns the next step, which [`super::failover`] carries out.
 //!
-//! Hops are tried in the order of the route: the gateways, then the executor. Each gateway has a hedge
-//! delay; when that has passed without a first byte the next hop is tried concurrently, and
+//! Hops are tried in the order of the route: the gateways, then the executor. Each gateway has a
+//! hedge delay; when that has passed without a first byte the next hop is tried concurrently, and
 //! immediately when an attempt fails. So dead gateways cost a client little, whether they refuse
-//! connections, drop packets, never finish a TLS handshake or never answer. The executor is tried when
-//! all gateways have failed, or after the executor delay, however many gateways are left. All attempts
-//! together have one deadline for the first byte.
+//! connections, drop packets, never finish a TLS handshake or never answer. The executor is tried
+//! when all gateways have failed, or after the executor delay, however many gateways are left. All
+//! attempts together have one deadline for the first byte.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use crate::config::Limits;
 
-/// The number of attempts of one request that may run concurrently. A further one replaces the oldest
-/// attempt at a gateway, so that one request in a zone of many silent gateways cannot use up
+/// The number of attempts of one request that may run concurrently. A further one replaces the
+/// oldest attempt at a gateway, so that one request in a zone of many silent gateways cannot use up
 /// descriptors.
 pub(super) const MAX_ATTEMPTS: usize = 4;
 
@@ -25,7 +25,8 @@ pub(super) const MAX_ATTEMPTS: usize = 4;
 pub(super) struct Timing {
     /// How long a gateway is tried before the next hop is tried concurrently.
     hedge_delay: Duration,
-    /// The hedge delay of a gateway that is backing off, which is tried because there is no better one.
+    /// The hedge delay of a gateway that is backing off, which is tried because there is no better
+    /// one.
     backing_off_delay: Duration,
     /// How long the gateways have before the executor is tried concurrently.
     executor_delay: Duration,
@@ -34,12 +35,12 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    /// Derives the delays from `limits`. The deadline for the first byte is longer than a peer gateway
-    /// needs to give up on its executor, so that its reply arrives.
+    /// Derives the delays from `limits`. The deadline for the first byte is longer than a peer
+    /// gateway needs to give up on its executor, so that its reply arrives.
     ///
-    /// The deadline is not shortened when the executor stays silent for its `first_byte_timeout`: a log has a
-    /// first line before the build is announced, so silence means a hung host or a middlebox that
-    /// accepts connections for it, and a gateway may still get through.
+    /// The deadline is not shortened when the executor stays silent for its `first_byte_timeout`: a
+    /// log has a first line before the build is announced, so silence means a hung host or a
+    /// middlebox that accepts connections for it, and a gateway may still get through.
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             hedge_delay: limits.connect_timeout / 5,
@@ -70,16 +71,16 @@ pub(super) enum Step {
     End,
 }
 
-/// A running attempt at `hop` that has sent no first byte and is given up for another one, or is slower
-/// than another one.
+/// A running attempt at `hop` that has sent no first byte and is given up for another one, or is
+/// slower than another one.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Slow {
     pub(super) hop: usize,
     pub(super) hedge_delay: Duration,
 }
 
-/// How an attempt or a request failed, as far as it decides the reply to the client. Ordered: of several
-/// failures the greatest decides.
+/// How an attempt or a request failed, as far as it decides the reply to the client. Ordered: of
+/// several failures the greatest decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Failure {
     Unreachable,
@@ -149,8 +150,8 @@ impl AttemptSchedule {
         }
     }
 
-    /// Returns the next step at `now`. `may_hedge` is whether there is a descriptor for a concurrent
-    /// attempt; without one, a new attempt replaces the oldest attempt at a gateway.
+    /// Returns the next step at `now`. `may_hedge` is whether there is a descriptor for a
+    /// concurrent attempt; without one, a new attempt replaces the oldest attempt at a gateway.
     pub(super) fn step(&mut self, now: Instant, may_hedge: bool) -> Step {
         if now >= self.deadline {
             return Step::End;
@@ -224,8 +225,8 @@ impl AttemptSchedule {
         self.failure
     }
 
-    /// The attempts that are older than the one at `hop`, which has the log at `now`, and whose hedge
-    /// delay has passed.
+    /// The attempts that are older than the one at `hop`, which has the log at `now`, and whose
+    /// hedge delay has passed.
     pub(super) fn slower_than(&self, hop: usize, now: Instant) -> Vec<Slow> {
         let older = self.running.iter().take_while(|attempt| attempt.hop != hop);
         let slow = older.filter(|attempt| now >= attempt.started + attempt.hedge_delay);

@@ -1,5 +1,5 @@
-//! Connects to hosts by name: caches addresses for a short time and tries several addresses concurrently
-//! (RFC 8305, "Happy Eyeballs").
+//! Connects to hosts by name: caches addresses for a short time and tries several addresses
+//! concurrently (RFC 8305, "Happy Eyeballs").
 
 use std::collections::HashMap;
 use std::io;
@@ -20,12 +20,12 @@ use crate::gateway::transport::socket::Socket;
 /// section 5: the connection attempt delay).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// How long a name's addresses are cached. getaddrinfo(3) returns no lifetime; this is short enough for
-/// an executor that moves, and long enough for a burst of clients to cause one query.
+/// How long a name's addresses are cached. getaddrinfo(3) returns no lifetime; this is short enough
+/// for an executor that moves, and long enough for a burst of clients to cause one query.
 const CACHE_TIME: Duration = Duration::from_secs(5);
 
-/// The number of names in the cache. They come from Zuul's registry, so there are few; a further one
-/// clears the cache.
+/// The number of names in the cache. They come from Zuul's registry, so there are few; a further
+/// one clears the cache.
 const CACHE_MAX: usize = 1024;
 
 /// Connects to hosts.
@@ -48,11 +48,12 @@ struct CachedAddresses {
 }
 
 impl Dialer {
-    /// Connects to the first address of `host` that accepts, with a receive buffer of `buffer` bytes.
+    /// Connects to the first address of `host` that accepts, with a receive buffer of `buffer`
+    /// bytes.
     ///
-    /// Addresses are tried in the resolver's order, alternating between the families, each a quarter of
-    /// a second after the previous one or as soon as that has failed, so that an address that drops
-    /// packets does not block the others (RFC 8305, sections 4 and 5).
+    /// Addresses are tried in the resolver's order, alternating between the families, each a
+    /// quarter of a second after the previous one or as soon as that has failed, so that an address
+    /// that drops packets does not block the others (RFC 8305, sections 4 and 5).
     ///
     /// # Errors
     /// The name has no address, or the attempt at the last address failed with this error.
@@ -83,9 +84,9 @@ impl Dialer {
         connected
     }
 
-    /// Returns the addresses of `host` with `port`. A link-local address has the interface that the name
-    /// specifies (`fe80::1%eth0`, RFC 4007, section 11). All requests within [`CACHE_TIME`] share one
-    /// query.
+    /// Returns the addresses of `host` with `port`. A link-local address has the interface that the
+    /// name specifies (`fe80::1%eth0`, RFC 4007, section 11). All requests within [`CACHE_TIME`]
+    /// share one query.
     async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let name = {
             let mut names = self.lock();
@@ -137,15 +138,16 @@ fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     all
 }
 
-/// Connects to `address` with a receive buffer of `buffer` bytes, the kernel's bookkeeping included. The
-/// buffer is set before connecting, because the receive window never grows beyond its initial size once
-/// the buffer is set (tcp(7)).
+/// Connects to `address` with a receive buffer of `buffer` bytes, the kernel's bookkeeping
+/// included. The buffer is set before connecting, because the receive window never grows beyond its
+/// initial size once the buffer is set (tcp(7)).
 async fn connect_to(address: SocketAddr, buffer: usize) -> io::Result<Socket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // The kernel doubles the number (socket(7)). If it cannot be set, the kernel's default is the bound.
+    // The kernel doubles the number (socket(7)). If it cannot be set, the kernel's default is the
+    // bound.
     let _ = SockRef::from(&socket).set_recv_buffer_size(buffer / 2);
     socket.connect(address).await.map(Socket::from_hop)
 }

@@ -1,11 +1,11 @@
-//! Slots for connections to executors: at most three connections to one executor wait for their first
-//! byte at a time, over all builds and clients.
+//! Slots for connections to executors: at most three connections to one executor wait for their
+//! first byte at a time, over all builds and clients.
 //!
 //! An executor's log streamer listens with a backlog of 5 (`request_queue_size` of Python's
-//! `socketserver`). A connection that finds it full is established for us, but the executor's kernel
-//! has dropped it and accepts it only when our kernel retransmits, after 1, 3, 7 and 15 seconds. So of
-//! 100 clients that request one build at the same moment, a third gets no log in time. The same
-//! clients one after the other get it within a second.
+//! `socketserver`). A connection that finds it full is established for us, but the executor's
+//! kernel has dropped it and accepts it only when our kernel retransmits, after 1, 3, 7 and 15
+//! seconds. So of 100 clients that request one build at the same moment, a third gets no log in
+//! time. The same clients one after the other get it within a second.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -22,8 +22,8 @@ use crate::model::build_request::Executor;
 /// executor's backlog of five and the connection that it is accepting.
 const SLOTS: usize = 3;
 
-/// How long a slot is held while other requests wait: an executor that sends nothing delays the next
-/// request by no more than this.
+/// How long a slot is held while other requests wait: an executor that sends nothing delays the
+/// next request by no more than this.
 const HOLD: Duration = Duration::from_secs(1);
 
 /// The slots of all executors. Cheap to clone.
@@ -46,10 +46,11 @@ struct Slots {
 
 #[derive(Default)]
 struct State {
-    /// The number of the last event. Requests that take a slot, first bytes and reports of silence are
-    /// events, numbered in their order.
+    /// The number of the last event. Requests that take a slot, first bytes and reports of silence
+    /// are events, numbered in their order.
     last: u64,
-    /// The slots that are taken, the oldest first: the number of the request, and when it took the slot.
+    /// The slots that are taken, the oldest first: the number of the request, and when it took the
+    /// slot.
     taken: VecDeque<(u64, Instant)>,
     /// The event number of the executor's latest first byte.
     answered: u64,
@@ -75,10 +76,10 @@ impl ExecutorSlots {
 
     /// Waits for a slot of `executor`, after the requests that wait already.
     ///
-    /// Returns `None` at `deadline`, or when another request for `build` has meanwhile received no first
-    /// byte in time, because this request would receive none either. That is checked only in waits of
-    /// about [`HOLD`] and more: most waits end within a millisecond and must not cost more than the
-    /// request itself.
+    /// Returns `None` at `deadline`, or when another request for `build` has meanwhile received no
+    /// first byte in time, because this request would receive none either. That is checked only in
+    /// waits of about [`HOLD`] and more: most waits end within a millisecond and must not cost more
+    /// than the request itself.
     pub(crate) async fn acquire(
         &self,
         executor: &Executor,
@@ -189,9 +190,9 @@ impl ExecutorSlot {
         state.silent = None;
     }
 
-    /// Frees the slot after no byte was received within the first-byte timeout, and makes the requests
-    /// for `build` that wait for a slot fail. Ignored if the executor has sent a first byte to another
-    /// request meanwhile.
+    /// Frees the slot after no byte was received within the first-byte timeout, and makes the
+    /// requests for `build` that wait for a slot fail. Ignored if the executor has sent a first
+    /// byte to another request meanwhile.
     pub(crate) fn silent(self, build: &BuildId) {
         let mut state = self.slots.state();
         if state.answered < self.number {

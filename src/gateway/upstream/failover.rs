@@ -63,8 +63,8 @@ struct Running<'a, F> {
 }
 
 impl Connector {
-    /// Returns the connection to the first of `hops` that sends the log. They are in the order to try
-    /// them, the executor last; there is at least one. Dropping the future ends all attempts.
+    /// Returns the connection to the first of `hops` that sends the log. They are in the order to
+    /// try them, the executor last; there is at least one. Dropping the future ends all attempts.
     ///
     /// # Errors
     /// No hop sent the log.
@@ -233,8 +233,8 @@ mod tests {
     use crate::model::build_request::Executor;
     use crate::model::component::Gateway;
 
-    /// Records the events of a connect phase: the host, and for a failure its label and whether it is
-    /// the last.
+    /// Records the events of a connect phase: the host, and for a failure its label and whether it
+    /// is the last.
     #[derive(Default)]
     struct Events {
         started: Mutex<Vec<String>>,
@@ -268,8 +268,8 @@ mod tests {
     }
 
     /// Connects to `hops`: `dead` refuses connections, `silent` accepts them and sends nothing, and
-    /// each other host sends its name. Returns the host and its first bytes, or the error, and how long
-    /// that took.
+    /// each other host sends its name. Returns the host and its first bytes, or the error, and how
+    /// long that took.
     async fn connect(
         hops: &[Hop],
         events: &Events,

@@ -1,15 +1,15 @@
 //! Bounds the requests for one build that wait for the first byte from one gateway.
 //!
-//! If a registered address leads back to this gateway, such as through a wrong port forward, each of
-//! our requests arrives here again and is sent again. Between peer gateways over TLS the number of hops
-//! in the request ends such a loop, see [`protocol`](crate::gateway::protocol). A plain finger request
-//! has no such number, so a loop looks the same as many clients that request one build. Both are
-//! treated alike: requests beyond the bound wait. Requests of clients proceed when others have received
-//! their first byte. In a loop no first byte ever comes, so the last request fails, and its reply
-//! travels back through all the others.
+//! If a registered address leads back to this gateway, such as through a wrong port forward, each
+//! of our requests arrives here again and is sent again. Between peer gateways over TLS the number
+//! of hops in the request ends such a loop, see [`protocol`](crate::gateway::protocol). A plain
+//! finger request has no such number, so a loop looks the same as many clients that request one
+//! build. Both are treated alike: requests beyond the bound wait. Requests of clients proceed when
+//! others have received their first byte. In a loop no first byte ever comes, so the last request
+//! fails, and its reply travels back through all the others.
 //!
-//! A full bound says nothing about the health of the gateway, so it is neither recorded as a failure
-//! nor reported as misrouting.
+//! A full bound says nothing about the health of the gateway, so it is neither recorded as a
+//! failure nor reported as misrouting.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -23,8 +23,8 @@ use crate::config::Limits;
 use crate::model::build_id::BuildId;
 use crate::model::hop::Hop;
 
-/// Returns how many requests for one build may wait for a gateway's first byte. A loop uses as many of
-/// the connections that this gateway accepts.
+/// Returns how many requests for one build may wait for a gateway's first byte. A loop uses as many
+/// of the connections that this gateway accepts.
 fn slots(limits: &Limits) -> usize {
     (limits.connections / 64).clamp(8, 64)
 }
@@ -56,8 +56,8 @@ pub(crate) struct InFlightGuard {
 }
 
 impl LoopGuard {
-    /// Waits for a slot to request `build` from `hop`. Returns `None` when no slot at all has become
-    /// free for the connect timeout. The caller bounds the whole wait.
+    /// Waits for a slot to request `build` from `hop`. Returns `None` when no slot at all has
+    /// become free for the connect timeout. The caller bounds the whole wait.
     pub(crate) async fn acquire(
         &self,
         build: &BuildId,
@@ -148,7 +148,8 @@ mod tests {
         assert!(lock(&guard.0).is_empty());
     }
 
-    /// Eight rounds of requests whose first byte takes almost as long as a wait without a free slot may.
+    /// Eight rounds of requests whose first byte takes almost as long as a wait without a free slot
+    /// may.
     #[tokio::test(start_paused = true)]
     async fn wait_goes_on_while_slots_become_free() {
         let (guard, limits) = (LoopGuard::default(), Limits::default());

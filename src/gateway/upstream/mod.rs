@@ -1,7 +1,8 @@
 //! The connect phase of a request: from the hops of its route to the first bytes of the log.
 //!
-//! [`Connector::connect_any`] tries the hops until one sends the log, and returns an [`Established`]
-//! connection. A route is one executor, or the gateways of another zone and the executor.
+//! [`Connector::connect_any`] tries the hops until one sends the log, and returns an
+//! [`Established`] connection. A route is one executor, or the gateways of another zone and the
+//! executor.
 
 mod attempt;
 mod attempt_schedule;
@@ -31,8 +32,8 @@ use crate::model::build_id::BuildId;
 use crate::model::hop::Hop;
 use crate::tls;
 
-/// The number of sockets for concurrent attempts at several gateways, and at several addresses of one
-/// host, beyond the first socket of each request. All requests share them. The limit of open
+/// The number of sockets for concurrent attempts at several gateways, and at several addresses of
+/// one host, beyond the first socket of each request. All requests share them. The limit of open
 /// files includes them (`daemon::capacity`). A request that gets none tries one hop and one address
 /// after the other.
 pub(crate) const SPARE_SOCKETS: usize = 128;

@@ -1,5 +1,5 @@
-//! The addresses that this gateway listens on and is registered with, to detect connections that lead
-//! back to it.
+//! The addresses that this gateway listens on and is registered with, to detect connections that
+//! lead back to it.
 //!
 //! A registry entry may have this gateway's own address for an executor or for a gateway of another
 //! zone. A request that is sent there arrives here and is sent there again, until it uses all
@@ -45,8 +45,8 @@ impl OwnAddresses {
         self.accept(peer, port) && (peer == local || is_own(peer))
     }
 
-    /// Returns whether one of the listeners accepts connections to `ip`, an address of this host, and
-    /// `port`.
+    /// Returns whether one of the listeners accepts connections to `ip`, an address of this host,
+    /// and `port`.
     fn accept(&self, ip: IpAddr, port: u16) -> bool {
         self.listeners.iter().any(|listener| {
             listener.port() == port
@@ -60,8 +60,9 @@ impl OwnAddresses {
     }
 }
 
-/// Returns whether `ip` is an address of this host: the kernel binds sockets to no other addresses. With
-/// `net.ipv4.ip_nonlocal_bind` it binds to any address, and this returns false for all but loopback.
+/// Returns whether `ip` is an address of this host: the kernel binds sockets to no other addresses.
+/// With `net.ipv4.ip_nonlocal_bind` it binds to any address, and this returns false for all but
+/// loopback.
 fn is_own(ip: IpAddr) -> bool {
     let can_bind = |ip| UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok();
     let binds_any = || {
