@@ -1,7 +1,6 @@
 //! Renders reports as text, for the command line and for the log.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use super::protocol::ReloadReport;
 use super::status::{BoundListener, IdentityRole, ProcessState, StatusReport, ZooKeeperStatus};

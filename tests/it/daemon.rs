@@ -435,7 +435,8 @@ async fn command_socket_that_cannot_be_created_is_an_error() {
     builder.control = Some(occupied.clone());
     let config = builder.write();
     let mut gateway = builder.ready().await;
-    let warned = |line: &str| line.contains(" WARN ") && line.contains("cannot create the command socket");
+    let warned =
+        |line: &str| line.contains(" WARN ") && line.contains("cannot create the command socket");
     let line = gateway.logged("a warning", warned).await;
     assert!(line.contains(&*occupied.to_string_lossy()), "{line}");
     assert_eq!(gateway.log().iter().filter(|line| warned(line)).count(), 1);
@@ -499,7 +500,8 @@ async fn stale_command_socket_is_replaced() {
     let mut builder = Builder::new(&system);
     builder.control = Some(socket.clone());
     let mut second = builder.ready().await;
-    let warned = |line: &str| line.contains(" WARN ") && line.contains("cannot create the command socket");
+    let warned =
+        |line: &str| line.contains(" WARN ") && line.contains("cannot create the command socket");
     let line = second.logged("a warning", warned).await;
     let path = socket.display().to_string();
     assert!(line.contains(&path) && line.contains("another process listens on it"), "{line}");
