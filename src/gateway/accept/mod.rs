@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::context::Context;
 use super::limits::{AddressPermit, Limiter, Permit};
-use super::protocol::reply::{Reply, ReplyError};
+use super::protocol::reply::{Reply, ErrorReason};
 use super::routing::access;
 use super::session;
 use super::session::ClientInfo;
@@ -109,11 +109,11 @@ impl Listener {
         // Taken after the address permit, because a client beyond the limit of its address must not
         // evict the connection of another client.
         let Some(address_permit) = address_permit else {
-            self.reject(stream, peer, Rejection::Address, ReplyError::TooManyFromAddress, cx);
+            self.reject(stream, peer, Rejection::Address, ErrorReason::TooManyFromAddress, cx);
             return;
         };
         let Some(permit) = cx.limiter.connection(&cx.limits) else {
-            self.reject(stream, peer, Rejection::Limit, ReplyError::TooManyConnections, cx);
+            self.reject(stream, peer, Rejection::Limit, ErrorReason::TooManyConnections, cx);
             return;
         };
         let guards = Guards {
@@ -144,7 +144,7 @@ impl Listener {
         stream: TcpStream,
         peer: SocketAddr,
         reason: Rejection,
-        error: ReplyError,
+        error: ErrorReason,
         cx: Arc<Context>,
     ) {
         cx.limiter.record_rejection(reason, peer);

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::client_info::ClientInfo;
 use super::outcome::Outcome;
-use super::request::BuildRequest;
+use super::request::StreamRequest;
 use crate::gateway::context::Context;
 use crate::gateway::health::Misrouting;
 use crate::gateway::relay::RelayContext;
@@ -44,8 +44,8 @@ pub(super) struct Observer<'a> {
 
 impl<'a> Observer<'a> {
     /// Enters the request into the stream table, with the first of its `hops`.
-    pub(super) fn new(request: &'a BuildRequest, client: &'a ClientInfo, cx: &'a Context) -> Self {
-        let BuildRequest { build, hops, span, .. } = request;
+    pub(super) fn new(request: &'a StreamRequest, client: &'a ClientInfo, cx: &'a Context) -> Self {
+        let StreamRequest { build, hops, span, .. } = request;
         let began = Instant::now();
         let stream = cx.streams.insert(client.peer, build, &hops[0], began);
         Self { client, cx, build, hops: hops.len(), began, span, stream }

@@ -15,7 +15,7 @@ use super::outcome::Outcome;
 use super::proxy_protocol::{ProxyHeaderError, read_header};
 use crate::config::Limits;
 use crate::gateway::context::Context;
-use crate::gateway::protocol::reply::{Reply, ReplyError};
+use crate::gateway::protocol::reply::{Reply, ErrorReason};
 use crate::gateway::transport::connection::Connection;
 use crate::gateway::transport::read_ahead::ReadAhead;
 use crate::gateway::transport::socket::Socket;
@@ -77,7 +77,7 @@ async fn proxied_client(
     cx.limiter.record_rejection(Rejection::Address, address);
     // Sends the same reply as the listener does to clients that connect directly.
     if !tls && let Some(_permit) = cx.limiter.rejection() {
-        let reply = Reply::Error(ReplyError::TooManyFromAddress);
+        let reply = Reply::Error(ErrorReason::TooManyFromAddress);
         let connection = Connection::Plain(Socket::from_client(stream));
         send_reply(connection, reply.line().as_bytes(), cx).await;
     }
@@ -121,7 +121,7 @@ async fn handshake(
         }
         // Counted before the connection is closed, here and below, so that the metric is up to date
         // when the client sees the close.
-        if !cx.limiter.may_begin_handshake(address_permit.as_ref(), peer.ip(), &cx.limits) {
+        if !cx.limiter.take_handshake(address_permit.as_ref(), peer.ip(), &cx.limits) {
             cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
             return Ok(Err(Outcome::Rejected));
         }
@@ -148,7 +148,7 @@ async fn handshake(
             let resumed = kind == Some(HandshakeKind::Resumed);
             cx.metrics.handshake_ok(Direction::Inbound, resumed);
             if stream.get_ref().1.peer_certificates().is_some() {
-                cx.limiter.certify(peer.ip());
+                cx.limiter.remember_certificate(peer.ip());
                 *address_permit = None;
             }
             return Ok(Connection::tls(stream));

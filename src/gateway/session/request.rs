@@ -11,7 +11,7 @@ use super::client_info::ClientInfo;
 use super::outcome::Outcome;
 use crate::gateway::context::Context;
 use crate::gateway::limits::Permit;
-use crate::gateway::protocol::reply::{Reply, ReplyError};
+use crate::gateway::protocol::reply::{Reply, ErrorReason};
 use crate::gateway::protocol::request::{self, Request, RequestError, RequestFormat};
 use crate::gateway::routing::RouteError;
 use crate::gateway::routing::access::Access;
@@ -23,7 +23,7 @@ use crate::telemetry::metrics::Rejection;
 use crate::telemetry::otlp::Span;
 
 /// A request that this gateway serves.
-pub(super) struct BuildRequest {
+pub(super) struct StreamRequest {
     pub(super) build: BuildId,
     /// How many gateways have sent the request before.
     pub(super) sent_hops: u8,
@@ -37,7 +37,7 @@ pub(super) async fn read_request(
     connection: &mut Connection,
     client: &mut ClientInfo,
     cx: &Context,
-) -> Result<BuildRequest, Outcome> {
+) -> Result<StreamRequest, Outcome> {
     let format = RequestFormat::negotiated(connection.is_peer_gateway());
     let request = request::read_request(connection, format);
     let request = match timeout(cx.limits.request_timeout, request).await {
@@ -45,7 +45,7 @@ pub(super) async fn read_request(
         Ok(Err(error)) => {
             let reply = match error {
                 RequestError::Malformed(_) => Reply::NotFound,
-                RequestError::TooLong => Reply::Error(ReplyError::RequestTooLong),
+                RequestError::TooLong => Reply::Error(ErrorReason::RequestTooLong),
                 RequestError::Closed | RequestError::Io(_) => {
                     debug!(peer = %client.peer, %error, "no request");
                     return Err(Outcome::Probe);
@@ -54,7 +54,7 @@ pub(super) async fn read_request(
             return Err(refuse(client, reply, &error));
         }
         Err(_) => {
-            let reply = Reply::Error(ReplyError::NoRequest);
+            let reply = Reply::Error(ErrorReason::NoRequest);
             return Err(refuse(client, reply, &"no request in time"));
         }
     };
@@ -67,7 +67,7 @@ pub(super) async fn read_request(
     }
     let Some(permit) = cx.limiter.lookup(&cx.limits) else {
         cx.limiter.record_rejection(Rejection::Lookups, client.peer);
-        let reply = Reply::Error(ReplyError::TooManyLookups);
+        let reply = Reply::Error(ErrorReason::TooManyLookups);
         return Err(refuse(client, reply, &format_args!("{build}: too many lookups")));
     };
     let (hops, span) = match resolve(build, permit, connection, client, cx).await {
@@ -79,9 +79,9 @@ pub(super) async fn read_request(
     if is_authenticated {
         span.requested_by(client.peer.ip());
     }
-    client.logged = cx.limiter.logs_stream(client.peer, &cx.limits);
+    client.logged = cx.limiter.take_stream_log(client.peer, &cx.limits);
     let sent_hops = *sent_hops;
-    Ok(BuildRequest { build: request.build, sent_hops, hops, span })
+    Ok(StreamRequest { build: request.build, sent_hops, hops, span })
 }
 
 /// Logs why the request of `client` is refused, and returns the outcome that sends `reply`.

@@ -15,9 +15,9 @@ use tracing::debug;
 
 use super::attempt_schedule::Failure;
 use super::executor_slots::ExecutorSlot;
-use super::{ConnectObserver, ConnectRequest, Connector, Established};
+use super::{ConnectObserver, ConnectParameters, Connector, Established};
 use crate::config::to_ascii;
-use crate::gateway::protocol::reply::{self, FirstBytes, PeerReply, Reply, ReplyError};
+use crate::gateway::protocol::reply::{self, FirstBytes, GatewayReply, Reply, ErrorReason};
 use crate::gateway::protocol::request::{RequestFormat, request_line};
 use crate::gateway::transport::connection::{Connection, read_size};
 use crate::gateway::transport::read_ahead::ReadAhead;
@@ -83,7 +83,7 @@ pub(crate) enum AttemptError {
     TooSlow(Duration),
     /// A gateway sent this line, a reply, instead of a log.
     #[error("the gateway replied: {}", Excerpt::new(.line.trim_ascii_end()))]
-    Replied { reply: PeerReply, line: Box<[u8]> },
+    Replied { reply: GatewayReply, line: Box<[u8]> },
 }
 
 impl AttemptError {
@@ -150,14 +150,14 @@ impl Connector {
     pub(super) async fn attempt<'h, O: ConnectObserver>(
         &self,
         hop: &'h Hop,
-        request: &ConnectRequest<'_, O>,
+        request: &ConnectParameters<'_, O>,
         has_turn: &AtomicBool,
     ) -> Result<Established<'h>, AttemptError> {
         let limits = request.limits;
         let in_flight = match hop {
             Hop::Executor(_) if !request.executor_is_gateway => None,
             _ => {
-                let slot = self.loop_guard.acquire(request.build, hop, limits);
+                let slot = self.pending_per_build.acquire(request.build, hop, limits);
                 Some(slot.await.ok_or(AttemptError::TooManyForBuild)?)
             }
         };
@@ -224,7 +224,7 @@ impl Connector {
     async fn executor_slot<O: ConnectObserver>(
         &self,
         executor: &Executor,
-        request: &ConnectRequest<'_, O>,
+        request: &ConnectParameters<'_, O>,
     ) -> Result<ExecutorSlot, AttemptError> {
         if let Some(slot) = self.executor_slots.try_acquire(executor) {
             return Ok(slot);
@@ -241,11 +241,11 @@ impl Connector {
     async fn send_request<'r, O: ConnectObserver>(
         &self,
         hop: &Hop,
-        request: &ConnectRequest<'r, O>,
-    ) -> Result<(Connection, Option<CompleteHandshake<'r, O>>), AttemptError> {
+        request: &ConnectParameters<'r, O>,
+    ) -> Result<(Connection, Option<ReportHandshakeOnDrop<'r, O>>), AttemptError> {
         let deadline = Instant::now() + request.limits.connect_timeout;
         let mut connection = self.connect(hop, deadline, request).await?;
-        let handshake = connection.handshake_kind().map(|kind| CompleteHandshake {
+        let handshake = connection.handshake_kind().map(|kind| ReportHandshakeOnDrop {
             kind,
             observer: request.observer,
             is_refused: false,
@@ -267,7 +267,7 @@ impl Connector {
         &self,
         hop: &Hop,
         deadline: Instant,
-        request: &ConnectRequest<'_, O>,
+        request: &ConnectParameters<'_, O>,
     ) -> Result<Connection, AttemptError> {
         let buffer = request.limits.stream_buffer;
         let (host, port) = hop.address();
@@ -337,13 +337,13 @@ fn first_read_error(hop: &Hop, error: io::Error) -> AttemptError {
 
 /// A TLS handshake that our side has finished. The gateway can still refuse our certificate, with
 /// an alert before its first byte; without one, dropping this reports the handshake as successful.
-struct CompleteHandshake<'o, O: ConnectObserver> {
+struct ReportHandshakeOnDrop<'o, O: ConnectObserver> {
     kind: HandshakeKind,
     observer: &'o O,
     is_refused: bool,
 }
 
-impl<O: ConnectObserver> Drop for CompleteHandshake<'_, O> {
+impl<O: ConnectObserver> Drop for ReportHandshakeOnDrop<'_, O> {
     fn drop(&mut self) {
         if !self.is_refused {
             self.observer.tls_established(self.kind);
@@ -354,7 +354,7 @@ impl<O: ConnectObserver> Drop for CompleteHandshake<'_, O> {
 impl Established<'_> {
     /// Returns the reply of the gateway, if its first bytes are a reply and not a log. Reads more
     /// while they may be the beginning of a reply.
-    async fn read_reply(&mut self) -> io::Result<Option<PeerReply>> {
+    async fn read_reply(&mut self) -> io::Result<Option<GatewayReply>> {
         let deadline = Instant::now() + REPLY_WAIT;
         loop {
             match reply::classify(&self.first, false) {
@@ -377,16 +377,16 @@ impl Established<'_> {
     }
 
     /// Closes the connection and returns the error that `reply`, its first line, stands for.
-    fn into_error(self, reply: PeerReply) -> AttemptError {
+    fn into_error(self, reply: GatewayReply) -> AttemptError {
         let Self { connection, first, .. } = self;
         let names = || tls::names_of_peer(connection.peer_certificates());
         let error = match reply {
-            PeerReply::Known(Reply::Error(error)) if connection.is_peer_gateway() => Some(error),
+            GatewayReply::Known(Reply::Error(error)) if connection.is_peer_gateway() => Some(error),
             _ => None,
         };
         let error = match error {
-            Some(ReplyError::WrongZone) => AttemptError::WrongZone(names()),
-            Some(ReplyError::Loop) => AttemptError::Loop(names()),
+            Some(ErrorReason::WrongZone) => AttemptError::WrongZone(names()),
+            Some(ErrorReason::Loop) => AttemptError::Loop(names()),
             _ => AttemptError::Replied { reply, line: first.to_vec().into() },
         };
         connection.close();
