@@ -104,7 +104,7 @@ impl Listener {
         let address_permit = if is_proxy {
             Some(AddressPermit::uncounted())
         } else {
-            cx.limiter.per_address(peer.ip(), &cx.limits)
+            cx.limiter.acquire_for_address(peer.ip(), &cx.limits)
         };
         // Taken after the address permit, because a client beyond the limit of its address must not
         // evict the connection of another client.
@@ -112,7 +112,7 @@ impl Listener {
             self.reject(stream, peer, Rejection::Address, ErrorReason::TooManyFromAddress, cx);
             return;
         };
-        let Some(permit) = cx.limiter.connection(&cx.limits) else {
+        let Some(permit) = cx.limiter.acquire_connection(&cx.limits) else {
             self.reject(stream, peer, Rejection::Limit, ErrorReason::TooManyConnections, cx);
             return;
         };
@@ -125,11 +125,11 @@ impl Listener {
         let pending = cx.limiter.pending_connection();
         let number = pending.number();
         let client = ClientInfo {
-            peer,
+            address: peer,
             address_permit: Some(address_permit),
             is_proxy,
-            index: self.index,
-            logged: true,
+            listener: self.index,
+            log_at_info: true,
             pending: Some(pending),
         };
         let session = session_task(stream, client, Arc::clone(&cx), guards);

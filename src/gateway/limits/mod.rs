@@ -94,7 +94,7 @@ impl Limiter {
 
     /// A permit for one more connection. If `limits.connections` are open, the oldest one that has not
     /// sent its request is evicted.
-    pub(crate) fn connection(&self, limits: &Limits) -> Option<Permit> {
+    pub(crate) fn acquire_connection(&self, limits: &Limits) -> Option<Permit> {
         if let Some(permit) = Permit::try_acquire(&self.connections, limits.connections) {
             return Some(permit);
         }
@@ -107,7 +107,7 @@ impl Limiter {
     }
 
     /// A permit for one more connection of the client at `ip`.
-    pub(crate) fn per_address(&self, ip: IpAddr, limits: &Limits) -> Option<AddressPermit> {
+    pub(crate) fn acquire_for_address(&self, ip: IpAddr, limits: &Limits) -> Option<AddressPermit> {
         if is_exempt(ip, limits) {
             return Some(AddressPermit::uncounted());
         }
@@ -358,7 +358,7 @@ mod tests {
         });
         for text in ["192.0.2.7", "2001:db8:ffff::1"] {
             let permits: Vec<_> =
-                (0..3).map(|_| limiter.per_address(ip(text), &limits).expect("exempt")).collect();
+                (0..3).map(|_| limiter.acquire_for_address(ip(text), &limits).expect("exempt")).collect();
             let handshake = |permit| {
                 assert!(limiter.take_handshake(Some(permit), ip(text), &limits));
                 limiter.handshake(Some(permit), ip(text), &limits)
@@ -367,8 +367,8 @@ mod tests {
             assert!(handshakes.iter().all(|one| !one.evicted.is_cancelled()), "more than half");
         }
         assert!(limiter.addresses.is_empty());
-        let _held = limiter.per_address(ip("192.0.3.1"), &limits).expect("the first");
-        assert!(limiter.per_address(ip("192.0.3.1"), &limits).is_none());
+        let _held = limiter.acquire_for_address(ip("192.0.3.1"), &limits).expect("the first");
+        assert!(limiter.acquire_for_address(ip("192.0.3.1"), &limits).is_none());
     }
 
     /// Handshakes in the order in which they began, each of an address with a permit.
@@ -381,7 +381,7 @@ mod tests {
     impl Handshakes<'_> {
         fn begin(&mut self, address: &'static str, times: usize) {
             for _ in 0..times {
-                let permit = self.limiter.per_address(ip(address), &self.limits).expect("a permit");
+                let permit = self.limiter.acquire_for_address(ip(address), &self.limits).expect("a permit");
                 let handshake = self.limiter.handshake(Some(&permit), ip(address), &self.limits);
                 self.all.push((address, permit, handshake));
             }
@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn handshakes_have_a_rate_limit_until_a_certificate_is_presented() {
         let (limiter, limits) = (limiter(), limits(|l| l.handshakes_per_minute = 20));
-        let permit = limiter.per_address(ip("192.0.2.1"), &limits);
+        let permit = limiter.acquire_for_address(ip("192.0.2.1"), &limits);
         let begin = || limiter.take_handshake(permit.as_ref(), ip("192.0.2.1"), &limits);
         assert_eq!((0..100).filter(|_| begin()).count(), 20);
         limiter.remember_certificate(ip("192.0.2.1"));

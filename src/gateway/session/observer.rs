@@ -47,7 +47,7 @@ impl<'a> Observer<'a> {
     pub(super) fn new(request: &'a StreamRequest, client: &'a ClientInfo, cx: &'a Context) -> Self {
         let StreamRequest { build, hops, span, .. } = request;
         let began = Instant::now();
-        let stream = cx.streams.insert(client.peer, build, &hops[0], began);
+        let stream = cx.streams.insert(client.address, build, &hops[0], began);
         Self { client, cx, build, hops: hops.len(), began, span, stream }
     }
 
@@ -77,7 +77,7 @@ impl<'a> Observer<'a> {
 
     /// Records how the request ended: one count and one log line for each request.
     pub(super) fn finish(self, outcome: &Outcome) {
-        let Self { client: ClientInfo { peer, logged, .. }, cx, build, hops, began, span, stream } =
+        let Self { client: ClientInfo { address, log_at_info, .. }, cx, build, hops, began, span, stream } =
             self;
         let time = began.elapsed();
         let hop = match outcome {
@@ -94,7 +94,7 @@ impl<'a> Observer<'a> {
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
         let (kind, _, _, zone, tls) = hop.fields();
         log_stream!(
-            *logged, %peer, %build, event_id, trace_id, route = %hop, hop.kind = kind,
+            *log_at_info, peer = %address, %build, event_id, trace_id, hop = %hop, hop.kind = kind,
             hop.host = host, hop.port = port, hop.zone = zone, hop.tls = tls, bytes, seconds,
             end = %outcome, "stream ended"
         );
@@ -160,7 +160,7 @@ impl ConnectObserver for Observer<'_> {
     }
 
     fn attempt_failed(&self, hop: &Hop, error: &AttemptError, is_last: bool) {
-        let Self { client: ClientInfo { peer, logged, .. }, cx, build, span, .. } = self;
+        let Self { client: ClientInfo { address, log_at_info, .. }, cx, build, span, .. } = self;
         let (host, port) = hop.address();
         span.attempt_failed(host, port, error);
         if let Some(failure) = error.handshake_failure() {
@@ -189,7 +189,7 @@ impl ConnectObserver for Observer<'_> {
             }
         }
         if !is_last {
-            log_stream!(*logged, %peer, %build, route = %hop, end = %error, "hop failed");
+            log_stream!(*log_at_info, peer = %address, %build, hop = %hop, end = %error, "hop failed");
         }
     }
 }

@@ -43,8 +43,8 @@ async fn proxied_client(
     client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
-    let ClientInfo { peer, index, .. } = *client;
-    let tls = cx.listeners[usize::from(index)].acceptor.is_some();
+    let ClientInfo { address: peer, listener, .. } = *client;
+    let tls = cx.listeners[usize::from(listener)].acceptor.is_some();
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
     let patience = if tls { handshake_timeout } else { request_timeout };
     let address = match timeout(patience, read_header(&mut stream)).await {
@@ -64,8 +64,8 @@ async fn proxied_client(
     };
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     debug!(proxy = %peer, peer = %address, "PROXY header");
-    client.address_permit = cx.limiter.per_address(address.ip(), &cx.limits);
-    client.peer = address;
+    client.address_permit = cx.limiter.acquire_for_address(address.ip(), &cx.limits);
+    client.address = address;
     if let Some(pending) = &client.pending {
         pending.update(|connection| connection.set_peer(address));
     }
@@ -90,7 +90,7 @@ pub(super) async fn accept_tls(
     client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<Connection, Outcome> {
-    match &cx.listeners[usize::from(client.index)].acceptor {
+    match &cx.listeners[usize::from(client.listener)].acceptor {
         None => Ok(Connection::Plain(Socket::from_client(stream))),
         Some(acceptor) => Box::pin(handshake(stream, client, acceptor, cx)).await,
     }
@@ -105,7 +105,7 @@ async fn handshake(
     acceptor: &Acceptor,
     cx: &Context,
 ) -> Result<Connection, Outcome> {
-    let ClientInfo { peer, address_permit, .. } = client;
+    let ClientInfo { address: peer, address_permit, .. } = client;
     let peer = *peer;
     let handshake = async {
         // Until the whole ClientHello has arrived, the client costs no more than any other one.

@@ -47,7 +47,7 @@ pub(super) async fn read_request(
                 RequestError::Malformed(_) => Reply::NotFound,
                 RequestError::TooLong => Reply::Error(ErrorReason::RequestTooLong),
                 RequestError::Closed | RequestError::Io(_) => {
-                    debug!(peer = %client.peer, %error, "no request");
+                    debug!(peer = %client.address, %error, "no request");
                     return Err(Outcome::Probe);
                 }
             };
@@ -66,7 +66,7 @@ pub(super) async fn read_request(
         return Err(refuse(client, Reply::Error(error), &reason));
     }
     let Some(permit) = cx.limiter.lookup(&cx.limits) else {
-        cx.limiter.record_rejection(Rejection::Lookups, client.peer);
+        cx.limiter.record_rejection(Rejection::Lookups, client.address);
         let reply = Reply::Error(ErrorReason::TooManyLookups);
         return Err(refuse(client, reply, &format_args!("{build}: too many lookups")));
     };
@@ -77,27 +77,27 @@ pub(super) async fn read_request(
         }
     };
     if is_authenticated {
-        span.requested_by(client.peer.ip());
+        span.requested_by(client.address.ip());
     }
-    client.logged = cx.limiter.take_stream_log(client.peer, &cx.limits);
+    client.log_at_info = cx.limiter.take_stream_log(client.address, &cx.limits);
     let sent_hops = *sent_hops;
     Ok(StreamRequest { build: request.build, sent_hops, hops, span })
 }
 
 /// Logs why the request of `client` is refused, and returns the outcome that sends `reply`.
 fn refuse(client: &ClientInfo, reply: Reply, reason: &dyn Display) -> Outcome {
-    debug!(peer = %client.peer, %reason, "request refused");
+    debug!(peer = %client.address, %reason, "request refused");
     Outcome::Refused(reply)
 }
 
 /// Returns the access of `client` by the rules of its listener, if there are any.
 fn access<'c>(connection: &Connection, client: &ClientInfo, cx: &'c Context) -> Option<Access<'c>> {
-    let listener = &cx.listeners[usize::from(client.index)];
+    let listener = &cx.listeners[usize::from(client.listener)];
     let names = || match (connection.peer_certificates(), &listener.acceptor) {
         (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
         _ => Vec::new(),
     };
-    Access::new(&listener.config.allow, client.peer.ip(), names)
+    Access::new(&listener.config.allow, client.address.ip(), names)
 }
 
 /// Looks up where `build` runs, if the client may have its log, and begins the span of the request.
