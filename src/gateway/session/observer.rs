@@ -77,8 +77,15 @@ impl<'a> Observer<'a> {
 
     /// Records how the request ended: one count and one log line for each request.
     pub(super) fn finish(self, outcome: &Outcome) {
-        let Self { client: ClientInfo { address, log_at_info, .. }, cx, build, hops, began, span, stream } =
-            self;
+        let Self {
+            client: ClientInfo { address, log_at_info, .. },
+            cx,
+            build,
+            hops,
+            began,
+            span,
+            stream,
+        } = self;
         let time = began.elapsed();
         let hop = match outcome {
             Outcome::NotConnected(error) => error.hop.clone(),
@@ -94,8 +101,8 @@ impl<'a> Observer<'a> {
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
         let (kind, _, _, zone, tls) = hop.fields();
         log_stream!(
-            *log_at_info, peer = %address, %build, event_id, trace_id, hop = %hop, hop.kind = kind,
-            hop.host = host, hop.port = port, hop.zone = zone, hop.tls = tls, bytes, seconds,
+            *log_at_info, peer = %address, %build, event_id, trace_id, hop = %hop, hop_kind = kind,
+            hop_host = host, hop_port = port, hop_zone = zone, hop_tls = tls, bytes, seconds,
             end = %outcome, "stream ended"
         );
         span.end(outcome.label(), outcome.error());

@@ -15,7 +15,7 @@ use super::outcome::Outcome;
 use super::proxy_protocol::{ProxyHeaderError, read_header};
 use crate::config::Limits;
 use crate::gateway::context::Context;
-use crate::gateway::protocol::reply::{Reply, ErrorReason};
+use crate::gateway::protocol::reply::{ErrorReason, Reply};
 use crate::gateway::transport::connection::Connection;
 use crate::gateway::transport::read_ahead::ReadAhead;
 use crate::gateway::transport::socket::Socket;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::gateway::protocol::reply::{Reply, ErrorReason};
+use crate::gateway::protocol::reply::{ErrorReason, Reply};
 use crate::gateway::relay::EndReason;
 use crate::gateway::upstream::FailoverError;
 

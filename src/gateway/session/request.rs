@@ -11,7 +11,7 @@ use super::client_info::ClientInfo;
 use super::outcome::Outcome;
 use crate::gateway::context::Context;
 use crate::gateway::limits::Permit;
-use crate::gateway::protocol::reply::{Reply, ErrorReason};
+use crate::gateway::protocol::reply::{ErrorReason, Reply};
 use crate::gateway::protocol::request::{self, Request, RequestError, RequestFormat};
 use crate::gateway::routing::RouteError;
 use crate::gateway::routing::access::Access;
