@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::context::Context;
 use super::limits::{AddressPermit, Limiter, Permit};
-use super::protocol::reply::{Reply, ErrorReason};
+use super::protocol::reply::{ErrorReason, Reply};
 use super::routing::access;
 use super::session;
 use super::session::ClientInfo;

@@ -357,8 +357,9 @@ mod tests {
                 ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap()).to_vec();
         });
         for text in ["192.0.2.7", "2001:db8:ffff::1"] {
-            let permits: Vec<_> =
-                (0..3).map(|_| limiter.acquire_for_address(ip(text), &limits).expect("exempt")).collect();
+            let permits: Vec<_> = (0..3)
+                .map(|_| limiter.acquire_for_address(ip(text), &limits).expect("exempt"))
+                .collect();
             let handshake = |permit| {
                 assert!(limiter.take_handshake(Some(permit), ip(text), &limits));
                 limiter.handshake(Some(permit), ip(text), &limits)
@@ -381,7 +382,8 @@ mod tests {
     impl Handshakes<'_> {
         fn begin(&mut self, address: &'static str, times: usize) {
             for _ in 0..times {
-                let permit = self.limiter.acquire_for_address(ip(address), &self.limits).expect("a permit");
+                let permit =
+                    self.limiter.acquire_for_address(ip(address), &self.limits).expect("a permit");
                 let handshake = self.limiter.handshake(Some(&permit), ip(address), &self.limits);
                 self.all.push((address, permit, handshake));
             }

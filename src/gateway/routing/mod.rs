@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use self::access::{Access, Denial};
 use super::health::{GatewayHealth, Rank, RankedHop};
-use super::protocol::reply::{Reply, ErrorReason};
+use super::protocol::reply::{ErrorReason, Reply};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
 use crate::model::component::{Gateway, OwnComponent};

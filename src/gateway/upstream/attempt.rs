@@ -17,7 +17,7 @@ use super::attempt_schedule::Failure;
 use super::executor_slots::ExecutorSlot;
 use super::{ConnectObserver, ConnectParameters, Connector, Established};
 use crate::config::to_ascii;
-use crate::gateway::protocol::reply::{self, FirstBytes, GatewayReply, Reply, ErrorReason};
+use crate::gateway::protocol::reply::{self, ErrorReason, FirstBytes, GatewayReply, Reply};
 use crate::gateway::protocol::request::{RequestFormat, request_line};
 use crate::gateway::transport::connection::{Connection, read_size};
 use crate::gateway::transport::read_ahead::ReadAhead;
@@ -65,7 +65,7 @@ pub(crate) enum AttemptError {
     Ourselves,
     /// No slot of the executor became free in time.
     #[error("too many requests wait for this executor's first byte")]
-    Busy,
+    NoExecutorSlot,
     /// A peer gateway of another zone than the registered one replied; its certificate has these
     /// names.
     #[error("a gateway of another zone replied: {0}")]
@@ -87,7 +87,8 @@ pub(crate) enum AttemptError {
 }
 
 impl AttemptError {
-    /// The value of the metric label `reason`.
+    /// The value of the metric label `reason`. The metric counts attempts at gateways only, so it has no
+    /// series for [`Self::NoExecutorSlot`].
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::ConnectTimeout | Self::HandshakeTimeout => "timeout",
@@ -95,10 +96,11 @@ impl AttemptError {
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
             Self::Loop(_) | Self::Ourselves => "loop",
-            Self::Busy | Self::TooManyForBuild => "busy",
+            Self::NoExecutorSlot => "no_executor_slot",
+            Self::TooManyForBuild => "too_many_for_build",
             Self::WrongZone(_) => "wrong_zone",
             Self::Silent => "silent",
-            Self::Reset(_) => "cut",
+            Self::Reset(_) => "reset",
             Self::TooSlow(_) => "slower",
             Self::Replied { .. } => "refused",
         }
@@ -121,8 +123,8 @@ impl AttemptError {
     /// Returns what this error means for the request.
     pub(super) fn failure(&self) -> Failure {
         match self {
-            Self::Silent | Self::Busy => Failure::Silent,
-            Self::TooManyForBuild => Failure::Busy,
+            Self::Silent | Self::NoExecutorSlot => Failure::Silent,
+            Self::TooManyForBuild => Failure::TooManyForBuild,
             Self::Replied { .. } => Failure::Refused,
             _ => Failure::Unreachable,
         }
@@ -211,7 +213,7 @@ impl Connector {
         let mut established = Established { hop, connection, first };
         if matches!(hop, Hop::Gateway(_)) {
             let length = established.first.len();
-            debug!(build = %request.build, route = %hop, bytes = length, "first bytes");
+            debug!(build = %request.build, hop = %hop, bytes = length, "first bytes");
             let reply = established.read_reply().await.map_err(AttemptError::Reset)?;
             if let Some(reply) = reply {
                 return Err(established.into_error(reply));
@@ -234,7 +236,7 @@ impl Connector {
         // Boxed, because only requests beyond the first few for one executor need it.
         let slot = Box::pin(self.executor_slots.acquire(executor, request.build, deadline)).await;
         request.observer.executor_slot_awaited(began.elapsed());
-        slot.ok_or(AttemptError::Busy)
+        slot.ok_or(AttemptError::NoExecutorSlot)
     }
 
     /// Connects to `hop` and sends the request, all within the connect deadline.
@@ -300,7 +302,7 @@ impl Connector {
                     {
                         return Err(AttemptError::Tls(error));
                     }
-                    debug!(route = %hop, "ALPN refused, retrying without it");
+                    debug!(hop = %hop, "ALPN refused, retrying without it");
                     stream = self.dial(hop, deadline, buffer).await?;
                 }
             }

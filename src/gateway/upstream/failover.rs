@@ -13,11 +13,12 @@ use super::attempt::AttemptError;
 use super::attempt_schedule::{AttemptSchedule, Candidate, Failure, Slow, Step, Timing};
 use super::{ConnectObserver, ConnectParameters, Connector, Established};
 use crate::gateway::health::{FailureKind, Health};
-use crate::gateway::protocol::reply::{GatewayReply, Reply, ErrorReason};
+use crate::gateway::protocol::reply::{ErrorReason, GatewayReply, Reply};
 use crate::model::hop::Hop;
 
 /// The reply of a gateway at which too many other requests for the build wait for their first byte.
-const TOO_MANY_FOR_BUILD: GatewayReply = GatewayReply::Known(Reply::Error(ErrorReason::TooManyForBuild));
+const TOO_MANY_FOR_BUILD: GatewayReply =
+    GatewayReply::Known(Reply::Error(ErrorReason::TooManyForBuild));
 
 /// All hops of a route failed, or one of them sent a final reply.
 #[derive(Debug, Error)]
@@ -36,8 +37,10 @@ impl FailoverError {
         let reply = match (&error, failure) {
             (AttemptError::Replied { reply: GatewayReply::Known(reply), .. }, _) => *reply,
             (_, Failure::Silent) => Reply::Error(ErrorReason::ExecutorSilent),
-            (_, Failure::Busy) => Reply::Error(ErrorReason::TooManyForBuild),
-            (_, Failure::Unreachable) if hops == 1 => Reply::Error(ErrorReason::ExecutorUnreachable),
+            (_, Failure::TooManyForBuild) => Reply::Error(ErrorReason::TooManyForBuild),
+            (_, Failure::Unreachable) if hops == 1 => {
+                Reply::Error(ErrorReason::ExecutorUnreachable)
+            }
             (_, Failure::Unreachable | Failure::Refused) => {
                 Reply::Error(ErrorReason::ZoneUnreachable)
             }
