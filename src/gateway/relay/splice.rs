@@ -28,7 +28,7 @@ const COPY_MAX: usize = 256 * 1024;
 
 /// The number of pipes that are filled up to [`CAPACITY`], for speed. The others hold at most
 /// [`COPY_MAX`], so that stalled clients cannot keep all pipes.
-const LARGE_FILLS: usize = PIPES / 2;
+pub(super) const LARGE_FILLS: usize = PIPES / 2;
 
 /// The number of pipes: half of what the default of `pipe-user-pages-soft` allows. Further streams
 /// copy.

@@ -330,6 +330,9 @@ async fn pipes_in_use(count: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_client_gives_its_pipe_back_and_gets_the_whole_log() {
     let _serial = splice::SERIAL.lock().await;
+    // With these in use the stream gets a pipe that may be copied.
+    let in_use: Vec<_> =
+        std::iter::from_fn(PooledPipe::acquire).take(splice::LARGE_FILLS).collect();
     let (mut hop, upstream) = tcp_pair().await;
     let (mut client_peer, client) = tcp_pair().await;
     let log: Vec<u8> = (0..30_000_000_u32).map(|index| (index % 251) as u8).collect();
@@ -343,8 +346,8 @@ async fn stalled_client_gives_its_pipe_back_and_gets_the_whole_log() {
     let hop = tokio::spawn(async move {
         hop.write_all(&rest).await.expect("sent");
     });
-    pipes_in_use(1).await;
-    pipes_in_use(0).await;
+    pipes_in_use(in_use.len() + 1).await;
+    pipes_in_use(in_use.len()).await;
     let mut received = vec![0; log.len()];
     client_peer.read_exact(&mut received).await.expect("the log");
     assert!(received == log);
