@@ -156,7 +156,7 @@ impl Zones {
         assert_eq!(log.grow(&at_once(), &mut client).await, ending(kind), "{kind:?} of {here}");
         if kind == Ours {
             let ours = self.zones[here].ours.as_mut().expect("it was asked");
-            let line = |line: &str| line.contains(&build) && line.contains("route=\"executor ");
+            let line = |line: &str| line.contains(&build) && line.contains("hop=\"executor ");
             ours.logged("the direct way", line).await;
         }
     }

@@ -61,7 +61,7 @@ async fn until_end_is_logged_with(
 
 /// Returns the log's description of a stream through `gateway` of zone west.
 fn route_through(gateway: &Gateway) -> String {
-    format!("route=\"gateway localhost:{} ", gateway.port())
+    format!("hop=\"gateway localhost:{} ", gateway.port())
 }
 
 /// Failure: the process of a zone's gateway is killed while a log passes through it. Its kernel

@@ -149,7 +149,7 @@ async fn once_ends_after_one_log() {
     // The demo ends within seconds, so it prints no commands.
     assert!(!stderr.contains("another terminal") && !stderr.contains("| nc "), "{stderr}");
     // Both gateways log the stream: the next hop of west is the executor, that of east is west.
-    for route in ["route=\"executor 127.0.0.1:", "route=\"gateway localhost:"] {
+    for route in ["hop=\"executor 127.0.0.1:", "hop=\"gateway localhost:"] {
         let line = stderr.lines().find(|l| l.contains("stream ended") && l.contains(route));
         let line = line.unwrap_or_else(|| panic!("{route} in {stderr}"));
         assert!(line.contains(&format!("bytes={length} ")) && line.ends_with("end=finished"));

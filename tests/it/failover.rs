@@ -251,8 +251,8 @@ async fn gateway_that_failed_backs_off_and_is_used_again() {
     .await;
     // Closed before its first byte.
     let silent = metric(&gateway, &failovers("silent")).await;
-    let cut = metric(&gateway, &failovers("cut")).await;
-    assert!(silent + cut >= 1.0, "{silent} {cut}");
+    let reset = metric(&gateway, &failovers("reset")).await;
+    assert!(silent + reset >= 1.0, "{silent} {reset}");
 
     forward.release();
     within("the other gateway to be used again", async {

@@ -51,7 +51,7 @@ async fn each_stream_has_one_line() {
         " INFO ",
         "stream ended",
         "peer=127.0.0.1:",
-        "route=\"executor 127.0.0.1:",
+        "hop=\"executor 127.0.0.1:",
         "bytes=5",
         "seconds=",
         "end=finished",
@@ -73,10 +73,10 @@ async fn json_lines_have_their_fields() {
     let line = log.iter().find(|line| line["build"] == build.as_str()).expect("the stream's line");
     assert_eq!(line["message"], "stream ended");
     assert_eq!((&line["bytes"], &line["end"]), (&Value::from(5), &Value::from("finished")));
-    assert!(line["peer"].is_string() && line["route"].is_string());
-    let hop = [&line["hop.kind"], &line["hop.host"], &line["hop.tls"]];
+    assert!(line["peer"].is_string() && line["hop"].is_string());
+    let hop = [&line["hop_kind"], &line["hop_host"], &line["hop_tls"]];
     assert_eq!(hop, [&Value::from("executor"), &Value::from("127.0.0.1"), &Value::from(false)]);
-    assert!(line["hop.port"].is_u64());
+    assert!(line["hop_port"].is_u64());
     let seconds = line["seconds"].to_string();
     assert!(seconds.parse::<f64>().is_ok(), "{seconds}");
     assert!(seconds.split_once('.').is_none_or(|(_, decimals)| decimals.len() <= 3), "{seconds}");

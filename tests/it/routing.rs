@@ -60,9 +60,9 @@ async fn log_is_relayed_through_two_zones() {
         let TwoZones { mut west, mut east, executor, build, .. } = TwoZones::start(tls).await;
         assert_log_comes_from(&executor, east.address(), &build).await;
         let speech = if tls { "TLS" } else { "plain" };
-        let hop = format!("route=\"gateway localhost:{} of zone west ({speech})\"", west.port());
+        let hop = format!("hop=\"gateway localhost:{} of zone west ({speech})\"", west.port());
         east.logged("the route to zone west", |line| line.contains(&hop)).await;
-        let hop = format!("route=\"executor 127.0.0.1:{}\"", executor.address.port());
+        let hop = format!("hop=\"executor 127.0.0.1:{}\"", executor.address.port());
         west.logged("the route to the executor", |line| line.contains(&hop)).await;
     }
 }

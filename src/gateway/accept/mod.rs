@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::context::Context;
 use super::limits::{AddressPermit, Limiter, Permit};
-use super::protocol::reply::{Reply, ReplyError};
+use super::protocol::reply::{ErrorReason, Reply};
 use super::routing::access;
 use super::session;
 use super::session::ClientInfo;
@@ -104,16 +104,16 @@ impl Listener {
         let address_permit = if is_proxy {
             Some(AddressPermit::uncounted())
         } else {
-            cx.limiter.per_address(peer.ip(), &cx.limits)
+            cx.limiter.acquire_for_address(peer.ip(), &cx.limits)
         };
         // Taken after the address permit, because a client beyond the limit of its address must not
         // evict the connection of another client.
         let Some(address_permit) = address_permit else {
-            self.reject(stream, peer, Rejection::Address, ReplyError::TooManyFromAddress, cx);
+            self.reject(stream, peer, Rejection::Address, ErrorReason::TooManyFromAddress, cx);
             return;
         };
-        let Some(permit) = cx.limiter.connection(&cx.limits) else {
-            self.reject(stream, peer, Rejection::Limit, ReplyError::TooManyConnections, cx);
+        let Some(permit) = cx.limiter.acquire_connection(&cx.limits) else {
+            self.reject(stream, peer, Rejection::Limit, ErrorReason::TooManyConnections, cx);
             return;
         };
         let guards = Guards {
@@ -125,11 +125,11 @@ impl Listener {
         let pending = cx.limiter.pending_connection();
         let number = pending.number();
         let client = ClientInfo {
-            peer,
+            address: peer,
             address_permit: Some(address_permit),
             is_proxy,
-            index: self.index,
-            logged: true,
+            listener: self.index,
+            log_at_info: true,
             pending: Some(pending),
         };
         let session = session_task(stream, client, Arc::clone(&cx), guards);
@@ -144,7 +144,7 @@ impl Listener {
         stream: TcpStream,
         peer: SocketAddr,
         reason: Rejection,
-        error: ReplyError,
+        error: ErrorReason,
         cx: Arc<Context>,
     ) {
         cx.limiter.record_rejection(reason, peer);

@@ -54,7 +54,7 @@ impl PendingConnection {
 /// A TLS handshake in progress.
 struct PendingHandshake {
     network: Option<IpNet>,
-    is_certified: bool,
+    has_certificate: bool,
     evicted: CancellationToken,
 }
 
@@ -94,7 +94,7 @@ impl Limiter {
 
     /// A permit for one more connection. If `limits.connections` are open, the oldest one that has not
     /// sent its request is evicted.
-    pub(crate) fn connection(&self, limits: &Limits) -> Option<Permit> {
+    pub(crate) fn acquire_connection(&self, limits: &Limits) -> Option<Permit> {
         if let Some(permit) = Permit::try_acquire(&self.connections, limits.connections) {
             return Some(permit);
         }
@@ -107,7 +107,7 @@ impl Limiter {
     }
 
     /// A permit for one more connection of the client at `ip`.
-    pub(crate) fn per_address(&self, ip: IpAddr, limits: &Limits) -> Option<AddressPermit> {
+    pub(crate) fn acquire_for_address(&self, ip: IpAddr, limits: &Limits) -> Option<AddressPermit> {
         if is_exempt(ip, limits) {
             return Some(AddressPermit::uncounted());
         }
@@ -141,8 +141,8 @@ impl Limiter {
         let evict = |is_eligible: &dyn Fn(&PendingHandshake) -> bool| {
             queue.evict(is_eligible).map(|oldest| oldest.evicted.cancel()).is_some()
         };
-        let is_certified = self.is_certified(ip);
-        let client = permit.and_then(AddressPermit::client).filter(|_| !is_certified);
+        let has_certificate = self.has_shown_certificate(ip);
+        let client = permit.and_then(AddressPermit::client).filter(|_| !has_certificate);
         let network = client.map(CountedClient::network);
         let is_of_network =
             |other: &PendingHandshake| network.is_some() && other.network == network;
@@ -150,24 +150,24 @@ impl Limiter {
         while queue.count(is_of_network) >= limits.handshakes.div_ceil(2) && evict(&is_of_network) {
         }
         while queue.len() >= limits.handshakes
-            && (evict(&|other| !other.is_certified) || evict(&|_| true))
+            && (evict(&|other| !other.has_certificate) || evict(&|_| true))
         {}
         let evicted = CancellationToken::new();
-        let handshake = PendingHandshake { network, is_certified, evicted: evicted.clone() };
+        let handshake = PendingHandshake { network, has_certificate, evicted: evicted.clone() };
         HandshakePermit { _entry: queue.insert(handshake), evicted }
     }
 
     /// Whether one more handshake of the client at `ip`, whose connection has this `permit`, is within
     /// `limits.handshakes_per_minute`. Uncounted addresses and those that have presented a certificate
     /// are not limited.
-    pub(crate) fn may_begin_handshake(
+    pub(crate) fn take_handshake(
         &self,
         permit: Option<&AddressPermit>,
         ip: IpAddr,
         limits: &Limits,
     ) -> bool {
         permit.and_then(AddressPermit::client).is_none()
-            || self.is_certified(ip)
+            || self.has_shown_certificate(ip)
             || self.handshake_rate.take(
                 ip,
                 limits.ipv6_prefix,
@@ -178,7 +178,7 @@ impl Limiter {
 
     /// Records that a client at `ip` has presented a valid certificate: for the next hour handshakes of
     /// this address are evicted last and have no rate limit.
-    pub(crate) fn certify(&self, ip: IpAddr) {
+    pub(crate) fn remember_certificate(&self, ip: IpAddr) {
         let now = Instant::now();
         let mut certified = self.certified.lock().unwrap_or_else(PoisonError::into_inner);
         if certified.len() >= CERTIFIED_MAX && !certified.contains_key(&ip) {
@@ -189,7 +189,7 @@ impl Limiter {
         }
     }
 
-    fn is_certified(&self, ip: IpAddr) -> bool {
+    fn has_shown_certificate(&self, ip: IpAddr) -> bool {
         let certified = self.certified.lock().unwrap_or_else(PoisonError::into_inner);
         certified.get(&ip).is_some_and(|seen| seen.elapsed() < CERTIFIED_FOR)
     }
@@ -207,7 +207,7 @@ impl Limiter {
     /// Whether the stream of `peer` should be logged at info: it is within
     /// `limits.streams_logged_per_minute`. A certificate does not lift this limit, because a gateway
     /// relays the requests of any client of its zone.
-    pub(crate) fn logs_stream(&self, peer: SocketAddr, limits: &Limits) -> bool {
+    pub(crate) fn take_stream_log(&self, peer: SocketAddr, limits: &Limits) -> bool {
         let ip = peer.ip();
         if is_exempt(ip, limits)
             || self.stream_rate.take(
@@ -357,18 +357,19 @@ mod tests {
                 ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap()).to_vec();
         });
         for text in ["192.0.2.7", "2001:db8:ffff::1"] {
-            let permits: Vec<_> =
-                (0..3).map(|_| limiter.per_address(ip(text), &limits).expect("exempt")).collect();
+            let permits: Vec<_> = (0..3)
+                .map(|_| limiter.acquire_for_address(ip(text), &limits).expect("exempt"))
+                .collect();
             let handshake = |permit| {
-                assert!(limiter.may_begin_handshake(Some(permit), ip(text), &limits));
+                assert!(limiter.take_handshake(Some(permit), ip(text), &limits));
                 limiter.handshake(Some(permit), ip(text), &limits)
             };
             let handshakes: Vec<_> = permits.iter().map(handshake).collect();
             assert!(handshakes.iter().all(|one| !one.evicted.is_cancelled()), "more than half");
         }
         assert!(limiter.addresses.is_empty());
-        let _held = limiter.per_address(ip("192.0.3.1"), &limits).expect("the first");
-        assert!(limiter.per_address(ip("192.0.3.1"), &limits).is_none());
+        let _held = limiter.acquire_for_address(ip("192.0.3.1"), &limits).expect("the first");
+        assert!(limiter.acquire_for_address(ip("192.0.3.1"), &limits).is_none());
     }
 
     /// Handshakes in the order in which they began, each of an address with a permit.
@@ -381,7 +382,8 @@ mod tests {
     impl Handshakes<'_> {
         fn begin(&mut self, address: &'static str, times: usize) {
             for _ in 0..times {
-                let permit = self.limiter.per_address(ip(address), &self.limits).expect("a permit");
+                let permit =
+                    self.limiter.acquire_for_address(ip(address), &self.limits).expect("a permit");
                 let handshake = self.limiter.handshake(Some(&permit), ip(address), &self.limits);
                 self.all.push((address, permit, handshake));
             }
@@ -417,7 +419,7 @@ mod tests {
         let limiter = limiter();
         let limits = limits(|limits| limits.handshakes = 4);
         let mut handshakes = Handshakes { limiter: &limiter, limits, all: Vec::new() };
-        limiter.certify(ip("192.0.2.9"));
+        limiter.remember_certificate(ip("192.0.2.9"));
         handshakes.begin("192.0.2.9", 3);
         handshakes.begin("192.0.2.1", 1);
         handshakes.begin("192.0.2.2", 2);
@@ -429,10 +431,10 @@ mod tests {
     #[test]
     fn handshakes_have_a_rate_limit_until_a_certificate_is_presented() {
         let (limiter, limits) = (limiter(), limits(|l| l.handshakes_per_minute = 20));
-        let permit = limiter.per_address(ip("192.0.2.1"), &limits);
-        let begin = || limiter.may_begin_handshake(permit.as_ref(), ip("192.0.2.1"), &limits);
+        let permit = limiter.acquire_for_address(ip("192.0.2.1"), &limits);
+        let begin = || limiter.take_handshake(permit.as_ref(), ip("192.0.2.1"), &limits);
         assert_eq!((0..100).filter(|_| begin()).count(), 20);
-        limiter.certify(ip("192.0.2.1"));
+        limiter.remember_certificate(ip("192.0.2.1"));
         assert_eq!((0..100).filter(|_| begin()).count(), 100);
     }
 
@@ -440,9 +442,9 @@ mod tests {
     fn remembered_addresses_with_a_certificate_are_bounded() {
         let limiter = limiter();
         for number in 0..10_000_u32 {
-            limiter.certify(number.to_be_bytes().into());
+            limiter.remember_certificate(number.to_be_bytes().into());
         }
-        assert!(limiter.is_certified(ip("0.0.0.1")));
+        assert!(limiter.has_shown_certificate(ip("0.0.0.1")));
         assert_eq!(limiter.certified.lock().unwrap().len(), CERTIFIED_MAX);
     }
 

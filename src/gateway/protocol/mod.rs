@@ -19,10 +19,10 @@
 //! For example `25f6e270b80e4331891413c0ca6dc9fc zone=west hops=1`.
 //!
 //! - `zone` is the zone that the asking gateway wants: that of the build's executor. A gateway of
-//!   another zone answers [`WrongZone`](reply::ReplyError::WrongZone), if the asking gateway has
+//!   another zone answers [`WrongZone`](reply::ErrorReason::WrongZone), if the asking gateway has
 //!   shown a certificate. Left out if the line would become too long.
 //! - `hops` is the number of gateways that have sent this request, the asking one included. Beyond
-//!   [`MAX_HOPS`](request::MAX_HOPS) the answer is [`Loop`](reply::ReplyError::Loop).
+//!   [`MAX_HOPS`](request::MAX_HOPS) the answer is [`Loop`](reply::ErrorReason::Loop).
 //!
 //! A parameter that is missing is not checked. Unknown keys are ignored, so that later versions can
 //! add some; a change that a receiver must not ignore needs another ALPN name. A known key that

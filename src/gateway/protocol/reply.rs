@@ -17,12 +17,12 @@ pub(crate) enum Reply {
     /// The rules of the listener do not allow the request. A client cannot tell this from [`Self::NotFound`].
     Denied,
     /// Everything else.
-    Error(ReplyError),
+    Error(ErrorReason),
 }
 
 /// The reasons for an internal streaming error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ReplyError {
+pub(crate) enum ErrorReason {
     RequestTooLong,
     NoRequest,
     TooManyConnections,
@@ -46,19 +46,19 @@ impl Reply {
     pub(crate) const ALL: [Self; 15] = [
         Self::NotFound,
         Self::NotStarted,
-        Self::Error(ReplyError::RequestTooLong),
-        Self::Error(ReplyError::NoRequest),
-        Self::Error(ReplyError::TooManyConnections),
-        Self::Error(ReplyError::TooManyFromAddress),
-        Self::Error(ReplyError::TooManyLookups),
-        Self::Error(ReplyError::TooManyForBuild),
-        Self::Error(ReplyError::RegistryUnavailable),
-        Self::Error(ReplyError::MalformedEntry),
-        Self::Error(ReplyError::ExecutorUnreachable),
-        Self::Error(ReplyError::ZoneUnreachable),
-        Self::Error(ReplyError::ExecutorSilent),
-        Self::Error(ReplyError::WrongZone),
-        Self::Error(ReplyError::Loop),
+        Self::Error(ErrorReason::RequestTooLong),
+        Self::Error(ErrorReason::NoRequest),
+        Self::Error(ErrorReason::TooManyConnections),
+        Self::Error(ErrorReason::TooManyFromAddress),
+        Self::Error(ErrorReason::TooManyLookups),
+        Self::Error(ErrorReason::TooManyForBuild),
+        Self::Error(ErrorReason::RegistryUnavailable),
+        Self::Error(ErrorReason::MalformedEntry),
+        Self::Error(ErrorReason::ExecutorUnreachable),
+        Self::Error(ErrorReason::ZoneUnreachable),
+        Self::Error(ErrorReason::ExecutorSilent),
+        Self::Error(ErrorReason::WrongZone),
+        Self::Error(ErrorReason::Loop),
     ];
 
     /// The bytes on the wire. See the module's "Wire format" before you change one.
@@ -67,43 +67,43 @@ impl Reply {
             Self::NotFound | Self::Denied => "Build not found\r\n",
             Self::NotStarted => "Build did not start yet\r\n",
             Self::Error(error) => match error {
-                ReplyError::RequestTooLong => {
+                ErrorReason::RequestTooLong => {
                     "Internal streaming error: the request is too long\r\n"
                 }
-                ReplyError::NoRequest => {
+                ErrorReason::NoRequest => {
                     "Internal streaming error: no request within the time allowed\r\n"
                 }
-                ReplyError::TooManyConnections => {
+                ErrorReason::TooManyConnections => {
                     "Internal streaming error: too many connections\r\n"
                 }
-                ReplyError::TooManyFromAddress => {
+                ErrorReason::TooManyFromAddress => {
                     "Internal streaming error: too many connections from this address\r\n"
                 }
-                ReplyError::TooManyLookups => {
+                ErrorReason::TooManyLookups => {
                     "Internal streaming error: too many requests at this moment\r\n"
                 }
-                ReplyError::TooManyForBuild => {
+                ErrorReason::TooManyForBuild => {
                     "Internal streaming error: too many requests for this build\r\n"
                 }
-                ReplyError::RegistryUnavailable => {
+                ErrorReason::RegistryUnavailable => {
                     "Internal streaming error: ZooKeeper cannot be reached\r\n"
                 }
-                ReplyError::MalformedEntry => {
+                ErrorReason::MalformedEntry => {
                     "Internal streaming error: the build's entry cannot be read\r\n"
                 }
-                ReplyError::ExecutorUnreachable => {
+                ErrorReason::ExecutorUnreachable => {
                     "Internal streaming error: the executor cannot be reached\r\n"
                 }
-                ReplyError::ZoneUnreachable => {
+                ErrorReason::ZoneUnreachable => {
                     "Internal streaming error: the zone's gateways cannot be reached\r\n"
                 }
-                ReplyError::ExecutorSilent => {
+                ErrorReason::ExecutorSilent => {
                     "Internal streaming error: the executor does not answer\r\n"
                 }
-                ReplyError::WrongZone => {
+                ErrorReason::WrongZone => {
                     "Internal streaming error: this gateway serves another zone\r\n"
                 }
-                ReplyError::Loop => {
+                ErrorReason::Loop => {
                     "Internal streaming error: too many gateways have forwarded the request\r\n"
                 }
             },
@@ -120,14 +120,14 @@ const LINE_MAX: usize = 200;
 
 /// A reply of another gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PeerReply {
+pub(crate) enum GatewayReply {
     /// One of the lines above, of Zuul's gateway or of one of this kind. Never [`Reply::Denied`].
     Known(Reply),
     /// An internal streaming error of Zuul's gateway or of another version of this program.
     OtherError,
 }
 
-impl PeerReply {
+impl GatewayReply {
     /// Returns whether another hop may have the log. Replies that follow from ZooKeeper are final, because
     /// all gateways read the same; so are those about the executor, which come from a gateway of its zone.
     pub(crate) fn allows_failover(self) -> bool {
@@ -137,7 +137,7 @@ impl PeerReply {
                 Reply::NotFound
                     | Reply::NotStarted
                     | Reply::Denied
-                    | Reply::Error(ReplyError::ExecutorUnreachable | ReplyError::ExecutorSilent)
+                    | Reply::Error(ErrorReason::ExecutorUnreachable | ErrorReason::ExecutorSilent)
             )
         )
     }
@@ -147,7 +147,7 @@ impl PeerReply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FirstBytes {
     Log,
-    Reply(PeerReply),
+    Reply(GatewayReply),
     /// The beginning of a line that may become a reply.
     Incomplete,
 }
@@ -160,7 +160,7 @@ pub(crate) fn classify(bytes: &[u8], is_last: bool) -> FirstBytes {
     for reply in Reply::ALL {
         let line = reply.line().as_bytes();
         if bytes == line || is_last && Some(bytes) == line.strip_suffix(b"\r\n") {
-            return FirstBytes::Reply(PeerReply::Known(reply));
+            return FirstBytes::Reply(GatewayReply::Known(reply));
         }
     }
     if bytes.len() > LINE_MAX {
@@ -171,7 +171,7 @@ pub(crate) fn classify(bytes: &[u8], is_last: bool) -> FirstBytes {
         return match newline {
             Some(newline) if newline + 1 < bytes.len() => FirstBytes::Log,
             None if !is_last => FirstBytes::Incomplete,
-            _ => FirstBytes::Reply(PeerReply::OtherError),
+            _ => FirstBytes::Reply(GatewayReply::OtherError),
         };
     }
     let continues = |reply: &Reply| reply.line().as_bytes().starts_with(bytes);
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     fn known(reply: Reply) -> FirstBytes {
-        FirstBytes::Reply(PeerReply::Known(reply))
+        FirstBytes::Reply(GatewayReply::Known(reply))
     }
 
     /// A changed line is a changed protocol.
@@ -227,7 +227,7 @@ mod tests {
     fn lines_of_zuul_and_of_other_versions_are_replies() {
         assert_eq!(classify(b"Build not found", true), known(Reply::NotFound));
         assert_eq!(classify(b"Build did not start yet", true), known(Reply::NotStarted));
-        let other = FirstBytes::Reply(PeerReply::OtherError);
+        let other = FirstBytes::Reply(GatewayReply::OtherError);
         assert_eq!(classify(b"Internal streaming error", true), other);
         assert_eq!(classify(b"Internal streaming error: something new\r\n", false), other);
         assert_eq!(classify(b"Internal streaming error: somethi", false), FirstBytes::Incomplete);
@@ -253,12 +253,12 @@ mod tests {
 
     #[test]
     fn replies_about_the_build_or_the_executor_are_final() {
-        let allows = |reply| PeerReply::Known(reply).allows_failover();
+        let allows = |reply| GatewayReply::Known(reply).allows_failover();
         assert!(!allows(Reply::NotFound) && !allows(Reply::NotStarted));
-        assert!(!allows(Reply::Error(ReplyError::ExecutorSilent)));
-        assert!(allows(Reply::Error(ReplyError::RegistryUnavailable)));
-        assert!(allows(Reply::Error(ReplyError::TooManyForBuild)));
-        assert!(PeerReply::OtherError.allows_failover());
+        assert!(!allows(Reply::Error(ErrorReason::ExecutorSilent)));
+        assert!(allows(Reply::Error(ErrorReason::RegistryUnavailable)));
+        assert!(allows(Reply::Error(ErrorReason::TooManyForBuild)));
+        assert!(GatewayReply::OtherError.allows_failover());
     }
 
     #[test]

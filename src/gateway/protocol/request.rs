@@ -6,7 +6,7 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::reply::ReplyError;
+use super::reply::ErrorReason;
 use crate::model::build_id::BuildId;
 use crate::model::excerpt::Excerpt;
 
@@ -81,12 +81,12 @@ impl Request {
         &self,
         own_zone: Option<&str>,
         authenticated: bool,
-    ) -> Result<(), ReplyError> {
+    ) -> Result<(), ErrorReason> {
         if authenticated && self.zone.is_some() && self.zone.as_deref() != own_zone {
-            return Err(ReplyError::WrongZone);
+            return Err(ErrorReason::WrongZone);
         }
         if self.hops > MAX_HOPS {
-            return Err(ReplyError::Loop);
+            return Err(ErrorReason::Loop);
         }
         Ok(())
     }

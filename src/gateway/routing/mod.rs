@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use self::access::{Access, Denial};
 use super::health::{GatewayHealth, Rank, RankedHop};
-use super::protocol::reply::{Reply, ReplyError};
+use super::protocol::reply::{ErrorReason, Reply};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation, Executor};
 use crate::model::component::{Gateway, OwnComponent};
@@ -173,9 +173,9 @@ impl RouteError {
             Self::NotStarted => Reply::NotStarted,
             Self::Denied(_) => Reply::Denied,
             Self::Lookup(LookupError::Unavailable(_)) => {
-                Reply::Error(ReplyError::RegistryUnavailable)
+                Reply::Error(ErrorReason::RegistryUnavailable)
             }
-            Self::Lookup(LookupError::Malformed(_)) => Reply::Error(ReplyError::MalformedEntry),
+            Self::Lookup(LookupError::Malformed(_)) => Reply::Error(ErrorReason::MalformedEntry),
         }
     }
 }

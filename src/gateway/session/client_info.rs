@@ -8,16 +8,16 @@ use crate::gateway::limits::{AddressPermit, CountedClient, PendingConnection};
 /// The client of a session.
 pub(crate) struct ClientInfo {
     /// The client's address; that of a trusted proxy until its PROXY header has been read.
-    pub(crate) peer: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// The permit of the client's address; dropped after the client has presented a certificate.
     pub(crate) address_permit: Option<AddressPermit>,
     /// The connection comes from a trusted proxy, which sends a PROXY header.
     pub(crate) is_proxy: bool,
     /// The index of the listener.
-    pub(crate) index: u16,
+    pub(crate) listener: u16,
     /// Whether its stream is logged at info level. It is logged at debug level if its address has
     /// requested too many streams.
-    pub(crate) logged: bool,
+    pub(crate) log_at_info: bool,
     /// The entry among the connections that may be closed for a newer one, until the request has
     /// been read.
     pub(crate) pending: Option<Entry<PendingConnection>>,

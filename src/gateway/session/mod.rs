@@ -18,12 +18,12 @@ pub(crate) use self::closing::send_reply;
 use self::observer::Observer;
 use self::open::{accept_tls, read_proxy_header};
 use self::outcome::Outcome;
-use self::request::{BuildRequest, read_request};
+use self::request::{StreamRequest, read_request};
 use super::context::Context;
 use super::relay;
 use super::relay::EndReason;
 use super::transport::connection::Connection;
-use super::upstream::{ConnectRequest, Established};
+use super::upstream::{ConnectParameters, Established};
 use crate::model::hop::Hop;
 
 /// Serves one connection from `client` to its end. Every wait on a peer has a deadline.
@@ -46,7 +46,7 @@ pub(crate) async fn run(stream: TcpStream, client: &mut ClientInfo, cx: &Context
 
 /// Streams the log to the client from the first hop that has it.
 async fn stream_log(
-    request: &BuildRequest,
+    request: &StreamRequest,
     connection: &mut Connection,
     client: &ClientInfo,
     cx: &Context,
@@ -70,17 +70,17 @@ async fn stream_log(
 /// Connects to the first hop that has the log, unless the client leaves or the gateway stops
 /// meanwhile.
 async fn connect<'r>(
-    request: &'r BuildRequest,
+    request: &'r StreamRequest,
     connection: &mut Connection,
     observer: &Observer<'_>,
     cx: &Context,
 ) -> Result<Established<'r>, Outcome> {
-    let BuildRequest { build, sent_hops, hops, .. } = request;
+    let StreamRequest { build, sent_hops, hops, .. } = request;
     let executor_is_gateway = match hops.last() {
         Some(Hop::Executor(executor)) => cx.router.is_gateway(executor),
         _ => false,
     };
-    let connect = ConnectRequest {
+    let connect = ConnectParameters {
         build,
         sent_hops: *sent_hops,
         executor_is_gateway,

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::client_info::ClientInfo;
 use super::outcome::Outcome;
-use super::request::BuildRequest;
+use super::request::StreamRequest;
 use crate::gateway::context::Context;
 use crate::gateway::health::Misrouting;
 use crate::gateway::relay::RelayContext;
@@ -44,10 +44,10 @@ pub(super) struct Observer<'a> {
 
 impl<'a> Observer<'a> {
     /// Enters the request into the stream table, with the first of its `hops`.
-    pub(super) fn new(request: &'a BuildRequest, client: &'a ClientInfo, cx: &'a Context) -> Self {
-        let BuildRequest { build, hops, span, .. } = request;
+    pub(super) fn new(request: &'a StreamRequest, client: &'a ClientInfo, cx: &'a Context) -> Self {
+        let StreamRequest { build, hops, span, .. } = request;
         let began = Instant::now();
-        let stream = cx.streams.insert(client.peer, build, &hops[0], began);
+        let stream = cx.streams.insert(client.address, build, &hops[0], began);
         Self { client, cx, build, hops: hops.len(), began, span, stream }
     }
 
@@ -77,8 +77,15 @@ impl<'a> Observer<'a> {
 
     /// Records how the request ended: one count and one log line for each request.
     pub(super) fn finish(self, outcome: &Outcome) {
-        let Self { client: ClientInfo { peer, logged, .. }, cx, build, hops, began, span, stream } =
-            self;
+        let Self {
+            client: ClientInfo { address, log_at_info, .. },
+            cx,
+            build,
+            hops,
+            began,
+            span,
+            stream,
+        } = self;
         let time = began.elapsed();
         let hop = match outcome {
             Outcome::NotConnected(error) => error.hop.clone(),
@@ -94,8 +101,8 @@ impl<'a> Observer<'a> {
         let (event_id, trace_id) = (span.event_id().map(display), span.trace_id().map(display));
         let (kind, _, _, zone, tls) = hop.fields();
         log_stream!(
-            *logged, %peer, %build, event_id, trace_id, route = %hop, hop.kind = kind,
-            hop.host = host, hop.port = port, hop.zone = zone, hop.tls = tls, bytes, seconds,
+            *log_at_info, peer = %address, %build, event_id, trace_id, hop = %hop, hop_kind = kind,
+            hop_host = host, hop_port = port, hop_zone = zone, hop_tls = tls, bytes, seconds,
             end = %outcome, "stream ended"
         );
         span.end(outcome.label(), outcome.error());
@@ -160,7 +167,7 @@ impl ConnectObserver for Observer<'_> {
     }
 
     fn attempt_failed(&self, hop: &Hop, error: &AttemptError, is_last: bool) {
-        let Self { client: ClientInfo { peer, logged, .. }, cx, build, span, .. } = self;
+        let Self { client: ClientInfo { address, log_at_info, .. }, cx, build, span, .. } = self;
         let (host, port) = hop.address();
         span.attempt_failed(host, port, error);
         if let Some(failure) = error.handshake_failure() {
@@ -189,7 +196,7 @@ impl ConnectObserver for Observer<'_> {
             }
         }
         if !is_last {
-            log_stream!(*logged, %peer, %build, route = %hop, end = %error, "hop failed");
+            log_stream!(*log_at_info, peer = %address, %build, hop = %hop, end = %error, "hop failed");
         }
     }
 }

@@ -15,7 +15,7 @@ use super::outcome::Outcome;
 use super::proxy_protocol::{ProxyHeaderError, read_header};
 use crate::config::Limits;
 use crate::gateway::context::Context;
-use crate::gateway::protocol::reply::{Reply, ReplyError};
+use crate::gateway::protocol::reply::{ErrorReason, Reply};
 use crate::gateway::transport::connection::Connection;
 use crate::gateway::transport::read_ahead::ReadAhead;
 use crate::gateway::transport::socket::Socket;
@@ -43,8 +43,8 @@ async fn proxied_client(
     client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<TcpStream, Outcome> {
-    let ClientInfo { peer, index, .. } = *client;
-    let tls = cx.listeners[usize::from(index)].acceptor.is_some();
+    let ClientInfo { address: peer, listener, .. } = *client;
+    let tls = cx.listeners[usize::from(listener)].acceptor.is_some();
     let Limits { handshake_timeout, request_timeout, .. } = cx.limits;
     let patience = if tls { handshake_timeout } else { request_timeout };
     let address = match timeout(patience, read_header(&mut stream)).await {
@@ -64,8 +64,8 @@ async fn proxied_client(
     };
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     debug!(proxy = %peer, peer = %address, "PROXY header");
-    client.address_permit = cx.limiter.per_address(address.ip(), &cx.limits);
-    client.peer = address;
+    client.address_permit = cx.limiter.acquire_for_address(address.ip(), &cx.limits);
+    client.address = address;
     if let Some(pending) = &client.pending {
         pending.update(|connection| connection.set_peer(address));
     }
@@ -77,7 +77,7 @@ async fn proxied_client(
     cx.limiter.record_rejection(Rejection::Address, address);
     // Sends the same reply as the listener does to clients that connect directly.
     if !tls && let Some(_permit) = cx.limiter.rejection() {
-        let reply = Reply::Error(ReplyError::TooManyFromAddress);
+        let reply = Reply::Error(ErrorReason::TooManyFromAddress);
         let connection = Connection::Plain(Socket::from_client(stream));
         send_reply(connection, reply.line().as_bytes(), cx).await;
     }
@@ -90,7 +90,7 @@ pub(super) async fn accept_tls(
     client: &mut ClientInfo,
     cx: &Context,
 ) -> Result<Connection, Outcome> {
-    match &cx.listeners[usize::from(client.index)].acceptor {
+    match &cx.listeners[usize::from(client.listener)].acceptor {
         None => Ok(Connection::Plain(Socket::from_client(stream))),
         Some(acceptor) => Box::pin(handshake(stream, client, acceptor, cx)).await,
     }
@@ -105,7 +105,7 @@ async fn handshake(
     acceptor: &Acceptor,
     cx: &Context,
 ) -> Result<Connection, Outcome> {
-    let ClientInfo { peer, address_permit, .. } = client;
+    let ClientInfo { address: peer, address_permit, .. } = client;
     let peer = *peer;
     let handshake = async {
         // Until the whole ClientHello has arrived, the client costs no more than any other one.
@@ -121,7 +121,7 @@ async fn handshake(
         }
         // Counted before the connection is closed, here and below, so that the metric is up to date
         // when the client sees the close.
-        if !cx.limiter.may_begin_handshake(address_permit.as_ref(), peer.ip(), &cx.limits) {
+        if !cx.limiter.take_handshake(address_permit.as_ref(), peer.ip(), &cx.limits) {
             cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
             return Ok(Err(Outcome::Rejected));
         }
@@ -148,7 +148,7 @@ async fn handshake(
             let resumed = kind == Some(HandshakeKind::Resumed);
             cx.metrics.handshake_ok(Direction::Inbound, resumed);
             if stream.get_ref().1.peer_certificates().is_some() {
-                cx.limiter.certify(peer.ip());
+                cx.limiter.remember_certificate(peer.ip());
                 *address_permit = None;
             }
             return Ok(Connection::tls(stream));

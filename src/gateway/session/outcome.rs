@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::gateway::protocol::reply::{Reply, ReplyError};
+use crate::gateway::protocol::reply::{ErrorReason, Reply};
 use crate::gateway::relay::EndReason;
 use crate::gateway::upstream::FailoverError;
 
@@ -77,19 +77,19 @@ fn reply_label(reply: Reply) -> &'static str {
         Reply::NotStarted => "not_started",
         Reply::Denied => "denied",
         Reply::Error(error) => match error {
-            ReplyError::RequestTooLong => "bad_request",
-            ReplyError::NoRequest => "timeout",
-            ReplyError::TooManyConnections
-            | ReplyError::TooManyFromAddress
-            | ReplyError::TooManyLookups
-            | ReplyError::TooManyForBuild => "rejected",
-            ReplyError::RegistryUnavailable => "zookeeper",
-            ReplyError::MalformedEntry => "malformed",
-            ReplyError::ExecutorUnreachable => "upstream_unreachable",
-            ReplyError::ZoneUnreachable => "zone_unreachable",
-            ReplyError::ExecutorSilent => "upstream_silent",
-            ReplyError::WrongZone => "wrong_zone",
-            ReplyError::Loop => "loop",
+            ErrorReason::RequestTooLong => "bad_request",
+            ErrorReason::NoRequest => "timeout",
+            ErrorReason::TooManyConnections
+            | ErrorReason::TooManyFromAddress
+            | ErrorReason::TooManyLookups
+            | ErrorReason::TooManyForBuild => "rejected",
+            ErrorReason::RegistryUnavailable => "zookeeper",
+            ErrorReason::MalformedEntry => "malformed",
+            ErrorReason::ExecutorUnreachable => "upstream_unreachable",
+            ErrorReason::ZoneUnreachable => "zone_unreachable",
+            ErrorReason::ExecutorSilent => "upstream_silent",
+            ErrorReason::WrongZone => "wrong_zone",
+            ErrorReason::Loop => "loop",
         },
     }
 }

@@ -11,7 +11,7 @@ use super::client_info::ClientInfo;
 use super::outcome::Outcome;
 use crate::gateway::context::Context;
 use crate::gateway::limits::Permit;
-use crate::gateway::protocol::reply::{Reply, ReplyError};
+use crate::gateway::protocol::reply::{ErrorReason, Reply};
 use crate::gateway::protocol::request::{self, Request, RequestError, RequestFormat};
 use crate::gateway::routing::RouteError;
 use crate::gateway::routing::access::Access;
@@ -23,7 +23,7 @@ use crate::telemetry::metrics::Rejection;
 use crate::telemetry::otlp::Span;
 
 /// A request that this gateway serves.
-pub(super) struct BuildRequest {
+pub(super) struct StreamRequest {
     pub(super) build: BuildId,
     /// How many gateways have sent the request before.
     pub(super) sent_hops: u8,
@@ -37,7 +37,7 @@ pub(super) async fn read_request(
     connection: &mut Connection,
     client: &mut ClientInfo,
     cx: &Context,
-) -> Result<BuildRequest, Outcome> {
+) -> Result<StreamRequest, Outcome> {
     let format = RequestFormat::negotiated(connection.is_peer_gateway());
     let request = request::read_request(connection, format);
     let request = match timeout(cx.limits.request_timeout, request).await {
@@ -45,16 +45,16 @@ pub(super) async fn read_request(
         Ok(Err(error)) => {
             let reply = match error {
                 RequestError::Malformed(_) => Reply::NotFound,
-                RequestError::TooLong => Reply::Error(ReplyError::RequestTooLong),
+                RequestError::TooLong => Reply::Error(ErrorReason::RequestTooLong),
                 RequestError::Closed | RequestError::Io(_) => {
-                    debug!(peer = %client.peer, %error, "no request");
+                    debug!(peer = %client.address, %error, "no request");
                     return Err(Outcome::Probe);
                 }
             };
             return Err(refuse(client, reply, &error));
         }
         Err(_) => {
-            let reply = Reply::Error(ReplyError::NoRequest);
+            let reply = Reply::Error(ErrorReason::NoRequest);
             return Err(refuse(client, reply, &"no request in time"));
         }
     };
@@ -66,8 +66,8 @@ pub(super) async fn read_request(
         return Err(refuse(client, Reply::Error(error), &reason));
     }
     let Some(permit) = cx.limiter.lookup(&cx.limits) else {
-        cx.limiter.record_rejection(Rejection::Lookups, client.peer);
-        let reply = Reply::Error(ReplyError::TooManyLookups);
+        cx.limiter.record_rejection(Rejection::Lookups, client.address);
+        let reply = Reply::Error(ErrorReason::TooManyLookups);
         return Err(refuse(client, reply, &format_args!("{build}: too many lookups")));
     };
     let (hops, span) = match resolve(build, permit, connection, client, cx).await {
@@ -77,27 +77,27 @@ pub(super) async fn read_request(
         }
     };
     if is_authenticated {
-        span.requested_by(client.peer.ip());
+        span.requested_by(client.address.ip());
     }
-    client.logged = cx.limiter.logs_stream(client.peer, &cx.limits);
+    client.log_at_info = cx.limiter.take_stream_log(client.address, &cx.limits);
     let sent_hops = *sent_hops;
-    Ok(BuildRequest { build: request.build, sent_hops, hops, span })
+    Ok(StreamRequest { build: request.build, sent_hops, hops, span })
 }
 
 /// Logs why the request of `client` is refused, and returns the outcome that sends `reply`.
 fn refuse(client: &ClientInfo, reply: Reply, reason: &dyn Display) -> Outcome {
-    debug!(peer = %client.peer, %reason, "request refused");
+    debug!(peer = %client.address, %reason, "request refused");
     Outcome::Refused(reply)
 }
 
 /// Returns the access of `client` by the rules of its listener, if there are any.
 fn access<'c>(connection: &Connection, client: &ClientInfo, cx: &'c Context) -> Option<Access<'c>> {
-    let listener = &cx.listeners[usize::from(client.index)];
+    let listener = &cx.listeners[usize::from(client.listener)];
     let names = || match (connection.peer_certificates(), &listener.acceptor) {
         (Some(chain), Some(acceptor)) => acceptor.names_of(chain),
         _ => Vec::new(),
     };
-    Access::new(&listener.config.allow, client.peer.ip(), names)
+    Access::new(&listener.config.allow, client.address.ip(), names)
 }
 
 /// Looks up where `build` runs, if the client may have its log, and begins the span of the request.

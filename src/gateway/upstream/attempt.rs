@@ -15,9 +15,9 @@ use tracing::debug;
 
 use super::attempt_schedule::Failure;
 use super::executor_slots::ExecutorSlot;
-use super::{ConnectObserver, ConnectRequest, Connector, Established};
+use super::{ConnectObserver, ConnectParameters, Connector, Established};
 use crate::config::to_ascii;
-use crate::gateway::protocol::reply::{self, FirstBytes, PeerReply, Reply, ReplyError};
+use crate::gateway::protocol::reply::{self, ErrorReason, FirstBytes, GatewayReply, Reply};
 use crate::gateway::protocol::request::{RequestFormat, request_line};
 use crate::gateway::transport::connection::{Connection, read_size};
 use crate::gateway::transport::read_ahead::ReadAhead;
@@ -65,7 +65,7 @@ pub(crate) enum AttemptError {
     Ourselves,
     /// No slot of the executor became free in time.
     #[error("too many requests wait for this executor's first byte")]
-    Busy,
+    NoExecutorSlot,
     /// A peer gateway of another zone than the registered one replied; its certificate has these
     /// names.
     #[error("a gateway of another zone replied: {0}")]
@@ -83,11 +83,12 @@ pub(crate) enum AttemptError {
     TooSlow(Duration),
     /// A gateway sent this line, a reply, instead of a log.
     #[error("the gateway replied: {}", Excerpt::new(.line.trim_ascii_end()))]
-    Replied { reply: PeerReply, line: Box<[u8]> },
+    Replied { reply: GatewayReply, line: Box<[u8]> },
 }
 
 impl AttemptError {
-    /// The value of the metric label `reason`.
+    /// The value of the metric label `reason`. The metric counts attempts at gateways only, so it has no
+    /// series for [`Self::NoExecutorSlot`].
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::ConnectTimeout | Self::HandshakeTimeout => "timeout",
@@ -95,10 +96,11 @@ impl AttemptError {
             Self::Tls(_) => "tls",
             Self::NoCertificate => "no_certificate",
             Self::Loop(_) | Self::Ourselves => "loop",
-            Self::Busy | Self::TooManyForBuild => "busy",
+            Self::NoExecutorSlot => "no_executor_slot",
+            Self::TooManyForBuild => "too_many_for_build",
             Self::WrongZone(_) => "wrong_zone",
             Self::Silent => "silent",
-            Self::Reset(_) => "cut",
+            Self::Reset(_) => "reset",
             Self::TooSlow(_) => "slower",
             Self::Replied { .. } => "refused",
         }
@@ -121,8 +123,8 @@ impl AttemptError {
     /// Returns what this error means for the request.
     pub(super) fn failure(&self) -> Failure {
         match self {
-            Self::Silent | Self::Busy => Failure::Silent,
-            Self::TooManyForBuild => Failure::Busy,
+            Self::Silent | Self::NoExecutorSlot => Failure::Silent,
+            Self::TooManyForBuild => Failure::TooManyForBuild,
             Self::Replied { .. } => Failure::Refused,
             _ => Failure::Unreachable,
         }
@@ -150,14 +152,14 @@ impl Connector {
     pub(super) async fn attempt<'h, O: ConnectObserver>(
         &self,
         hop: &'h Hop,
-        request: &ConnectRequest<'_, O>,
+        request: &ConnectParameters<'_, O>,
         has_turn: &AtomicBool,
     ) -> Result<Established<'h>, AttemptError> {
         let limits = request.limits;
         let in_flight = match hop {
             Hop::Executor(_) if !request.executor_is_gateway => None,
             _ => {
-                let slot = self.loop_guard.acquire(request.build, hop, limits);
+                let slot = self.pending_per_build.acquire(request.build, hop, limits);
                 Some(slot.await.ok_or(AttemptError::TooManyForBuild)?)
             }
         };
@@ -211,7 +213,7 @@ impl Connector {
         let mut established = Established { hop, connection, first };
         if matches!(hop, Hop::Gateway(_)) {
             let length = established.first.len();
-            debug!(build = %request.build, route = %hop, bytes = length, "first bytes");
+            debug!(build = %request.build, hop = %hop, bytes = length, "first bytes");
             let reply = established.read_reply().await.map_err(AttemptError::Reset)?;
             if let Some(reply) = reply {
                 return Err(established.into_error(reply));
@@ -224,7 +226,7 @@ impl Connector {
     async fn executor_slot<O: ConnectObserver>(
         &self,
         executor: &Executor,
-        request: &ConnectRequest<'_, O>,
+        request: &ConnectParameters<'_, O>,
     ) -> Result<ExecutorSlot, AttemptError> {
         if let Some(slot) = self.executor_slots.try_acquire(executor) {
             return Ok(slot);
@@ -234,18 +236,18 @@ impl Connector {
         // Boxed, because only requests beyond the first few for one executor need it.
         let slot = Box::pin(self.executor_slots.acquire(executor, request.build, deadline)).await;
         request.observer.executor_slot_awaited(began.elapsed());
-        slot.ok_or(AttemptError::Busy)
+        slot.ok_or(AttemptError::NoExecutorSlot)
     }
 
     /// Connects to `hop` and sends the request, all within the connect deadline.
     async fn send_request<'r, O: ConnectObserver>(
         &self,
         hop: &Hop,
-        request: &ConnectRequest<'r, O>,
-    ) -> Result<(Connection, Option<CompleteHandshake<'r, O>>), AttemptError> {
+        request: &ConnectParameters<'r, O>,
+    ) -> Result<(Connection, Option<ReportHandshakeOnDrop<'r, O>>), AttemptError> {
         let deadline = Instant::now() + request.limits.connect_timeout;
         let mut connection = self.connect(hop, deadline, request).await?;
-        let handshake = connection.handshake_kind().map(|kind| CompleteHandshake {
+        let handshake = connection.handshake_kind().map(|kind| ReportHandshakeOnDrop {
             kind,
             observer: request.observer,
             is_refused: false,
@@ -267,7 +269,7 @@ impl Connector {
         &self,
         hop: &Hop,
         deadline: Instant,
-        request: &ConnectRequest<'_, O>,
+        request: &ConnectParameters<'_, O>,
     ) -> Result<Connection, AttemptError> {
         let buffer = request.limits.stream_buffer;
         let (host, port) = hop.address();
@@ -300,7 +302,7 @@ impl Connector {
                     {
                         return Err(AttemptError::Tls(error));
                     }
-                    debug!(route = %hop, "ALPN refused, retrying without it");
+                    debug!(hop = %hop, "ALPN refused, retrying without it");
                     stream = self.dial(hop, deadline, buffer).await?;
                 }
             }
@@ -337,13 +339,13 @@ fn first_read_error(hop: &Hop, error: io::Error) -> AttemptError {
 
 /// A TLS handshake that our side has finished. The gateway can still refuse our certificate, with
 /// an alert before its first byte; without one, dropping this reports the handshake as successful.
-struct CompleteHandshake<'o, O: ConnectObserver> {
+struct ReportHandshakeOnDrop<'o, O: ConnectObserver> {
     kind: HandshakeKind,
     observer: &'o O,
     is_refused: bool,
 }
 
-impl<O: ConnectObserver> Drop for CompleteHandshake<'_, O> {
+impl<O: ConnectObserver> Drop for ReportHandshakeOnDrop<'_, O> {
     fn drop(&mut self) {
         if !self.is_refused {
             self.observer.tls_established(self.kind);
@@ -354,7 +356,7 @@ impl<O: ConnectObserver> Drop for CompleteHandshake<'_, O> {
 impl Established<'_> {
     /// Returns the reply of the gateway, if its first bytes are a reply and not a log. Reads more
     /// while they may be the beginning of a reply.
-    async fn read_reply(&mut self) -> io::Result<Option<PeerReply>> {
+    async fn read_reply(&mut self) -> io::Result<Option<GatewayReply>> {
         let deadline = Instant::now() + REPLY_WAIT;
         loop {
             match reply::classify(&self.first, false) {
@@ -377,16 +379,16 @@ impl Established<'_> {
     }
 
     /// Closes the connection and returns the error that `reply`, its first line, stands for.
-    fn into_error(self, reply: PeerReply) -> AttemptError {
+    fn into_error(self, reply: GatewayReply) -> AttemptError {
         let Self { connection, first, .. } = self;
         let names = || tls::names_of_peer(connection.peer_certificates());
         let error = match reply {
-            PeerReply::Known(Reply::Error(error)) if connection.is_peer_gateway() => Some(error),
+            GatewayReply::Known(Reply::Error(error)) if connection.is_peer_gateway() => Some(error),
             _ => None,
         };
         let error = match error {
-            Some(ReplyError::WrongZone) => AttemptError::WrongZone(names()),
-            Some(ReplyError::Loop) => AttemptError::Loop(names()),
+            Some(ErrorReason::WrongZone) => AttemptError::WrongZone(names()),
+            Some(ErrorReason::Loop) => AttemptError::Loop(names()),
             _ => AttemptError::Replied { reply, line: first.to_vec().into() },
         };
         connection.close();

@@ -85,7 +85,7 @@ pub(super) struct Slow {
 pub(super) enum Failure {
     Unreachable,
     /// Too many other requests for the build wait for the hop.
-    Busy,
+    TooManyForBuild,
     /// The hop took the request and sent nothing.
     Silent,
     /// A gateway replied that it cannot serve the log. The first such reply is the client's.

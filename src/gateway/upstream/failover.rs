@@ -11,13 +11,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::attempt::AttemptError;
 use super::attempt_schedule::{AttemptSchedule, Candidate, Failure, Slow, Step, Timing};
-use super::{ConnectObserver, ConnectRequest, Connector, Established};
+use super::{ConnectObserver, ConnectParameters, Connector, Established};
 use crate::gateway::health::{FailureKind, Health};
-use crate::gateway::protocol::reply::{PeerReply, Reply, ReplyError};
+use crate::gateway::protocol::reply::{ErrorReason, GatewayReply, Reply};
 use crate::model::hop::Hop;
 
 /// The reply of a gateway at which too many other requests for the build wait for their first byte.
-const TOO_MANY_FOR_BUILD: PeerReply = PeerReply::Known(Reply::Error(ReplyError::TooManyForBuild));
+const TOO_MANY_FOR_BUILD: GatewayReply =
+    GatewayReply::Known(Reply::Error(ErrorReason::TooManyForBuild));
 
 /// All hops of a route failed, or one of them sent a final reply.
 #[derive(Debug, Error)]
@@ -34,12 +35,14 @@ pub(crate) struct FailoverError {
 impl FailoverError {
     fn new(hop: &Hop, error: AttemptError, failure: Failure, hops: usize) -> Self {
         let reply = match (&error, failure) {
-            (AttemptError::Replied { reply: PeerReply::Known(reply), .. }, _) => *reply,
-            (_, Failure::Silent) => Reply::Error(ReplyError::ExecutorSilent),
-            (_, Failure::Busy) => Reply::Error(ReplyError::TooManyForBuild),
-            (_, Failure::Unreachable) if hops == 1 => Reply::Error(ReplyError::ExecutorUnreachable),
+            (AttemptError::Replied { reply: GatewayReply::Known(reply), .. }, _) => *reply,
+            (_, Failure::Silent) => Reply::Error(ErrorReason::ExecutorSilent),
+            (_, Failure::TooManyForBuild) => Reply::Error(ErrorReason::TooManyForBuild),
+            (_, Failure::Unreachable) if hops == 1 => {
+                Reply::Error(ErrorReason::ExecutorUnreachable)
+            }
             (_, Failure::Unreachable | Failure::Refused) => {
-                Reply::Error(ReplyError::ZoneUnreachable)
+                Reply::Error(ErrorReason::ZoneUnreachable)
             }
         };
         Self { hop: hop.clone(), error, reply }
@@ -71,7 +74,7 @@ impl Connector {
     pub(crate) async fn connect_any<'h, O: ConnectObserver>(
         &self,
         hops: &'h [Hop],
-        request: &ConnectRequest<'_, O>,
+        request: &ConnectParameters<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let [hop] = hops else {
             // Boxed, because most routes have one hop and need no room for several.
@@ -94,7 +97,7 @@ impl Connector {
     async fn fail_over<'h, O: ConnectObserver>(
         &self,
         hops: &'h [Hop],
-        request: &ConnectRequest<'_, O>,
+        request: &ConnectParameters<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let kinds = hops.iter().map(|hop| match hop {
             Hop::Executor(_) => Candidate::Executor,
@@ -183,7 +186,7 @@ impl Connector {
         hop: &Hop,
         error: &AttemptError,
         is_last: bool,
-        request: &ConnectRequest<'_, O>,
+        request: &ConnectParameters<'_, O>,
     ) {
         request.observer.attempt_failed(hop, error, is_last);
         let kind = match error {
@@ -300,7 +303,7 @@ mod tests {
             );
         }
         let limits = Limits::default();
-        let request = ConnectRequest {
+        let request = ConnectParameters {
             build: &BuildId::new("ab").expect("a build ID"),
             sent_hops: 0,
             executor_is_gateway: false,
@@ -348,7 +351,7 @@ mod tests {
         let (result, time) = connect(&hops, &events).await;
         let error = result.expect_err("no log");
         assert!(matches!(error.error, AttemptError::Silent), "{error}");
-        assert_eq!(error.reply, Reply::Error(ReplyError::ExecutorSilent));
+        assert_eq!(error.reply, Reply::Error(ErrorReason::ExecutorSilent));
         let limits = Limits::default();
         let deadline =
             limits.lookup_timeout + 2 * limits.connect_timeout + limits.first_byte_timeout;

@@ -9,8 +9,8 @@ mod attempt_schedule;
 mod dialer;
 mod executor_slots;
 mod failover;
-mod loop_guard;
 mod own_addresses;
+mod pending_per_build;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,8 @@ pub(crate) use self::attempt::AttemptError;
 use self::dialer::Dialer;
 use self::executor_slots::ExecutorSlots;
 pub(crate) use self::failover::FailoverError;
-use self::loop_guard::LoopGuard;
 pub(crate) use self::own_addresses::OwnAddresses;
+use self::pending_per_build::PendingPerBuild;
 use super::health::GatewayHealth;
 use super::transport::buffer_pool::Chunk;
 use super::transport::connection::Connection;
@@ -45,7 +45,7 @@ pub(crate) struct Connector {
     tls: Option<tls::Connector>,
     dialer: Arc<Dialer>,
     executor_slots: ExecutorSlots,
-    loop_guard: LoopGuard,
+    pending_per_build: PendingPerBuild,
     own_addresses: OwnAddresses,
     health: Arc<GatewayHealth>,
     spare_sockets: Arc<Semaphore>,
@@ -61,7 +61,7 @@ impl Connector {
             tls,
             dialer: Arc::default(),
             executor_slots: ExecutorSlots::default(),
-            loop_guard: LoopGuard::default(),
+            pending_per_build: PendingPerBuild::default(),
             own_addresses,
             health,
             spare_sockets: Arc::new(Semaphore::new(SPARE_SOCKETS)),
@@ -79,7 +79,7 @@ impl Connector {
 }
 
 /// The request that is sent to the hops of a route.
-pub(crate) struct ConnectRequest<'a, O> {
+pub(crate) struct ConnectParameters<'a, O> {
     pub(crate) build: &'a BuildId,
     /// How many gateways have sent this request before.
     pub(crate) sent_hops: u8,

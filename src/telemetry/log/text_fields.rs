@@ -45,9 +45,9 @@ impl Line<'_> {
 }
 
 /// Returns whether a field is omitted: the origin of a line of the log crate, which the formatter
-/// shows elsewhere, and the parts of `route`, which are for programs that read JSON.
+/// shows elsewhere, and the parts of `hop`, which are for programs that read JSON.
 fn is_hidden(name: &str) -> bool {
-    name.starts_with("log.") || name.starts_with("hop.")
+    name.starts_with("log.") || name.starts_with("hop_")
 }
 
 impl Visit for Line<'_> {
@@ -155,7 +155,7 @@ mod tests {
         let line = line(|| {
             tracing::info!(
                 user = "nobody",
-                route = %"gateway h:79 of zone west (TLS)",
+                hop = %"gateway h:79 of zone west (TLS)",
                 end = %"finished",
                 none,
                 bytes = 5_u64,
@@ -163,13 +163,13 @@ mod tests {
                 escaped = ?"a\"b",
                 odd = %"\"a\" and \"b\"",
                 empty = %"",
-                hop.kind = "gateway",
+                hop_kind = "gateway",
                 "stream ended"
             );
         });
         assert_eq!(
             line,
-            "stream ended user=\"nobody\" route=\"gateway h:79 of zone west (TLS)\" end=finished \
+            "stream ended user=\"nobody\" hop=\"gateway h:79 of zone west (TLS)\" end=finished \
              bytes=5 seconds=1.506 escaped=\"a\\\"b\" odd=\"\\\"a\\\" and \\\"b\\\"\" empty=\"\""
         );
     }

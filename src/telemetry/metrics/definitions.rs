@@ -54,10 +54,10 @@ const FAILOVER_REASONS: &[&str] = &[
     "tls",
     "no_certificate",
     "loop",
-    "busy",
+    "too_many_for_build",
     "wrong_zone",
     "silent",
-    "cut",
+    "reset",
     "slower",
     "refused",
 ];

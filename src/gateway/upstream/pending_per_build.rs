@@ -31,7 +31,7 @@ fn slots(limits: &Limits) -> usize {
 
 /// Counts the requests in flight by build and gateway. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct LoopGuard(Arc<Mutex<InFlight>>);
+pub(crate) struct PendingPerBuild(Arc<Mutex<InFlight>>);
 
 type InFlight = HashMap<Key, Arc<Slots>>;
 
@@ -55,7 +55,7 @@ pub(crate) struct InFlightGuard {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl LoopGuard {
+impl PendingPerBuild {
     /// Waits for a slot to request `build` from `hop`. Returns `None` when no slot at all has
     /// become free for the connect timeout. The caller bounds the whole wait.
     pub(crate) async fn acquire(
@@ -134,7 +134,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn slots_are_per_build_and_leave_nothing_in_the_map() {
-        let (guard, limits) = (LoopGuard::default(), Limits::default());
+        let (guard, limits) = (PendingPerBuild::default(), Limits::default());
         let abc = build("abc");
         let mut held = Vec::new();
         for _ in 0..slots(&limits) {
@@ -152,7 +152,7 @@ mod tests {
     /// may.
     #[tokio::test(start_paused = true)]
     async fn wait_goes_on_while_slots_become_free() {
-        let (guard, limits) = (LoopGuard::default(), Limits::default());
+        let (guard, limits) = (PendingPerBuild::default(), Limits::default());
         let first_byte = limits.connect_timeout - Duration::from_millis(1);
         let began = Instant::now();
         let mut requests = tokio::task::JoinSet::new();
