@@ -33,12 +33,12 @@ pub(crate) struct FailoverError {
 }
 
 impl FailoverError {
-    fn new(hop: &Hop, error: AttemptError, failure: Failure, hops: usize) -> Self {
+    fn new(hop: &Hop, error: AttemptError, failure: Failure, hop_count: usize) -> Self {
         let reply = match (&error, failure) {
             (AttemptError::Replied { reply: GatewayReply::Known(reply), .. }, _) => *reply,
             (_, Failure::Silent) => Reply::Error(ErrorReason::ExecutorSilent),
             (_, Failure::TooManyForBuild) => Reply::Error(ErrorReason::TooManyForBuild),
-            (_, Failure::Unreachable) if hops == 1 => {
+            (_, Failure::Unreachable) if hop_count == 1 => {
                 Reply::Error(ErrorReason::ExecutorUnreachable)
             }
             (_, Failure::Unreachable | Failure::Refused) => {
@@ -74,19 +74,19 @@ impl Connector {
     pub(crate) async fn connect_any<'h, O: ConnectObserver>(
         &self,
         hops: &'h [Hop],
-        request: &ConnectParameters<'_, O>,
+        parameters: &ConnectParameters<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let [hop] = hops else {
             // Boxed, because most routes have one hop and need no room for several.
-            return Box::pin(self.fail_over(hops, request)).await;
+            return Box::pin(self.fail_over(hops, parameters)).await;
         };
-        match self.attempt(hop, request, &AtomicBool::default()).await {
+        match self.attempt(hop, parameters, &AtomicBool::default()).await {
             Ok(established) => {
-                self.health.record_success(request.build, hop, Instant::now().into_std());
+                self.health.record_success(parameters.build, hop, Instant::now().into_std());
                 Ok(established)
             }
             Err(error) => {
-                self.attempt_failed(hop, &error, true, request);
+                self.attempt_failed(hop, &error, true, parameters);
                 let failure = error.failure();
                 Err(FailoverError::new(hop, error, failure, hops.len()))
             }
@@ -97,7 +97,7 @@ impl Connector {
     async fn fail_over<'h, O: ConnectObserver>(
         &self,
         hops: &'h [Hop],
-        request: &ConnectParameters<'_, O>,
+        parameters: &ConnectParameters<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let kinds = hops.iter().map(|hop| match hop {
             Hop::Executor(_) => Candidate::Executor,
@@ -106,11 +106,12 @@ impl Connector {
                 Candidate::Gateway { backing_off: matches!(health, Health::BackingOff { .. }) }
             }
         });
-        let mut schedule = AttemptSchedule::new(kinds, Timing::new(request.limits), Instant::now());
+        let mut schedule =
+            AttemptSchedule::new(kinds, Timing::new(parameters.limits), Instant::now());
         let turns: Vec<_> = hops.iter().map(|_| AtomicBool::default()).collect();
         let has_turn = |hop: usize| turns[hop].load(Ordering::Relaxed);
         let failed = |hop: usize, error: &AttemptError, is_last: bool| {
-            self.attempt_failed(&hops[hop], error, is_last, request);
+            self.attempt_failed(&hops[hop], error, is_last, parameters);
         };
         let too_slow = |Slow { hop, hedge_delay }: Slow| {
             if has_turn(hop) {
@@ -130,8 +131,8 @@ impl Connector {
                         permit = ended.and_then(|ended| ended.permit).or(permit);
                         too_slow(slow);
                     }
-                    request.observer.attempt_started(&hops[hop]);
-                    let attempt = Box::pin(self.attempt(&hops[hop], request, &turns[hop]));
+                    parameters.observer.attempt_started(&hops[hop]);
+                    let attempt = Box::pin(self.attempt(&hops[hop], parameters, &turns[hop]));
                     let permit = permit.filter(|_| !running.is_empty());
                     running.push(Running { hop, attempt, permit });
                     continue;
@@ -158,7 +159,7 @@ impl Connector {
                 Ok((hop, result)) => {
                     schedule.slower_than(hop, Instant::now()).into_iter().for_each(too_slow);
                     let now = Instant::now().into_std();
-                    self.health.record_success(request.build, &hops[hop], now);
+                    self.health.record_success(parameters.build, &hops[hop], now);
                     let failed = |error: AttemptError| {
                         let failure = error.failure();
                         FailoverError::new(&hops[hop], error, failure, hops.len())
@@ -186,9 +187,9 @@ impl Connector {
         hop: &Hop,
         error: &AttemptError,
         is_last: bool,
-        request: &ConnectParameters<'_, O>,
+        parameters: &ConnectParameters<'_, O>,
     ) {
-        request.observer.attempt_failed(hop, error, is_last);
+        parameters.observer.attempt_failed(hop, error, is_last);
         let kind = match error {
             // A full bound on requests says nothing about the health of the gateway.
             AttemptError::TooManyForBuild => return,
@@ -197,7 +198,7 @@ impl Connector {
             _ => FailureKind::Other,
         };
         let now = Instant::now().into_std();
-        self.health.record_failure(request.build, hop, error, kind, now);
+        self.health.record_failure(parameters.build, hop, error, kind, now);
     }
 }
 
@@ -303,16 +304,16 @@ mod tests {
             );
         }
         let limits = Limits::default();
-        let request = ConnectParameters {
+        let parameters = ConnectParameters {
             build: &BuildId::new("ab").expect("a build ID"),
-            sent_hops: 0,
+            forwarded: 0,
             executor_is_gateway: false,
             client_is_tls: false,
             limits: &limits,
             observer: events,
         };
         let began = Instant::now();
-        let result = connector.connect_any(hops, &request).await;
+        let result = connector.connect_any(hops, &parameters).await;
         let result = result.map(|established| {
             (established.hop.address().0.to_owned(), established.first.to_vec())
         });
