@@ -52,7 +52,8 @@ impl Router {
 
     /// Sorts `hops` by rank.
     pub(crate) fn rank(&self, hops: Vec<Hop>) -> Vec<RankedHop> {
-        self.health.rank(hops, self.registry.gateways(), Instant::now())
+        self.health.retain_registered(self.registry.gateways());
+        self.health.rank(hops, Instant::now())
     }
 
     /// Looks up `build`. The caller sets the deadline.
@@ -160,7 +161,7 @@ pub(crate) enum RouteError {
     #[error("no executor has taken the build")]
     NotStarted,
     #[error("denied: {0}")]
-    Denied(#[source] Denial),
+    Denied(Denial),
     #[error(transparent)]
     Lookup(#[from] LookupError),
 }
