@@ -47,9 +47,9 @@ pub(crate) enum AttemptError {
     HandshakeTimeout,
     /// The name was not resolved, or the connection or the sending of the request failed.
     #[error("cannot connect: {}{}", .0, local_port_hint(.0))]
-    Connect(#[source] io::Error),
+    Connect(io::Error),
     #[error("TLS: {}", tls::describe(.0))]
-    Tls(#[source] io::Error),
+    Tls(io::Error),
     /// The gateway requires TLS and this gateway has no certificate.
     #[error("the gateway requires TLS; set tls.cert, tls.key and tls.ca")]
     NoCertificate,
@@ -76,7 +76,7 @@ pub(crate) enum AttemptError {
     Silent,
     /// The connection failed before the first byte.
     #[error("connection to the hop failed: {}", tls::describe(.0))]
-    Reset(#[source] io::Error),
+    Reset(io::Error),
     /// The hop sent no data within its hedge delay, and another hop was faster or was tried in its
     /// place.
     #[error("superseded by another hop: no data within {0:?}")]
@@ -156,7 +156,7 @@ impl Connector {
         has_turn: &AtomicBool,
     ) -> Result<Established<'h>, AttemptError> {
         let limits = parameters.limits;
-        let in_flight = match hop {
+        let pending = match hop {
             Hop::Executor(_) if !parameters.executor_is_gateway => None,
             _ => {
                 let slot = self.pending_per_build.acquire(parameters.build, hop, limits);
@@ -174,7 +174,7 @@ impl Connector {
         let (mut connection, mut handshake) = self.send_request(hop, parameters).await?;
         parameters.observer.connected(hop, began.elapsed());
         // With a peer gateway the number of hops in the request ends loops.
-        let in_flight = in_flight.filter(|_| !connection.is_peer_gateway());
+        let pending = pending.filter(|_| !connection.is_peer_gateway());
         let size = read_size(connection.is_tls(), parameters.client_is_tls);
         let read = connection.read_chunk(size);
         let read = match slot {
@@ -198,7 +198,7 @@ impl Connector {
                 }
             }
         };
-        drop(in_flight);
+        drop(pending);
         let first = match read {
             Ok(first) if first.is_empty() => return Err(AttemptError::Silent),
             Ok(first) => first,

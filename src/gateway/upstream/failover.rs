@@ -26,7 +26,6 @@ const TOO_MANY_FOR_BUILD: GatewayReply =
 pub(crate) struct FailoverError {
     /// The hop that failed last, or whose reply is sent to the client.
     pub(crate) hop: Hop,
-    #[source]
     pub(crate) error: AttemptError,
     /// The reply that the request is counted as.
     pub(crate) reply: Reply,
@@ -58,7 +57,7 @@ impl FailoverError {
 }
 
 /// An attempt under way.
-struct Running<'a, F> {
+struct RunningAttempt<'a, F> {
     hop: usize,
     attempt: Pin<Box<F>>,
     /// The permit for the socket of an attempt that was started while another one was running.
@@ -110,15 +109,15 @@ impl Connector {
             AttemptSchedule::new(kinds, Timing::new(parameters.limits), Instant::now());
         let turns: Vec<_> = hops.iter().map(|_| AtomicBool::default()).collect();
         let has_turn = |hop: usize| turns[hop].load(Ordering::Relaxed);
-        let failed = |hop: usize, error: &AttemptError, is_last: bool| {
+        let report_failed = |hop: usize, error: &AttemptError, is_last: bool| {
             self.attempt_failed(&hops[hop], error, is_last, parameters);
         };
-        let too_slow = |Slow { hop, hedge_delay }: Slow| {
+        let report_too_slow = |Slow { hop, hedge_delay }: Slow| {
             if has_turn(hop) {
-                failed(hop, &AttemptError::TooSlow(hedge_delay), false);
+                report_failed(hop, &AttemptError::TooSlow(hedge_delay), false);
             }
         };
-        let mut running: Vec<Running<'_, _>> = Vec::new();
+        let mut running: Vec<RunningAttempt<'_, _>> = Vec::new();
         let mut refusal = None;
         let mut last = None;
         loop {
@@ -127,14 +126,14 @@ impl Connector {
                 Step::Try { hop, instead_of } => {
                     if let Some(slow) = instead_of {
                         let index = running.iter().position(|attempt| attempt.hop == slow.hop);
-                        let ended = index.map(|index| running.remove(index));
-                        permit = ended.and_then(|ended| ended.permit).or(permit);
-                        too_slow(slow);
+                        let given_up = index.map(|index| running.remove(index));
+                        permit = given_up.and_then(|attempt| attempt.permit).or(permit);
+                        report_too_slow(slow);
                     }
                     parameters.observer.attempt_started(&hops[hop]);
                     let attempt = Box::pin(self.attempt(&hops[hop], parameters, &turns[hop]));
                     let permit = permit.filter(|_| !running.is_empty());
-                    running.push(Running { hop, attempt, permit });
+                    running.push(RunningAttempt { hop, attempt, permit });
                     continue;
                 }
                 Step::Wait(until) => {
@@ -149,7 +148,7 @@ impl Connector {
                     schedule.failed(hop, error.failure());
                     let is_refusal = matches!(error, AttemptError::Replied { .. });
                     let is_last = !is_refusal && refusal.is_none() && schedule.is_over();
-                    failed(hop, &error, is_last);
+                    report_failed(hop, &error, is_last);
                     if is_refusal && refusal.is_none() {
                         refusal = Some((hop, error));
                     } else {
@@ -157,23 +156,22 @@ impl Connector {
                     }
                 }
                 Ok((hop, result)) => {
-                    schedule.slower_than(hop, Instant::now()).into_iter().for_each(too_slow);
+                    schedule.slower_than(hop, Instant::now()).into_iter().for_each(report_too_slow);
                     let now = Instant::now().into_std();
                     self.health.record_success(parameters.build, &hops[hop], now);
-                    let failed = |error: AttemptError| {
+                    return result.map_err(|error| {
                         let failure = error.failure();
                         FailoverError::new(&hops[hop], error, failure, hops.len())
-                    };
-                    return result.map_err(failed);
+                    });
                 }
             }
         }
         // The attempts that are still running have exceeded the deadline.
-        while let Some(Running { hop, .. }) = running.pop() {
+        while let Some(RunningAttempt { hop, .. }) = running.pop() {
             let silent = has_turn(hop);
             let error = if silent { AttemptError::Silent } else { AttemptError::TooManyForBuild };
             schedule.failed(hop, error.failure());
-            failed(hop, &error, running.is_empty() && refusal.is_none());
+            report_failed(hop, &error, running.is_empty() && refusal.is_none());
             last = Some((hop, error));
         }
         let (hop, error) = refusal.or(last).expect("a route has at least one hop");
@@ -203,10 +201,10 @@ impl Connector {
 }
 
 /// Waits until one of `running` has ended, and removes it.
-async fn first_ended<F: Future>(running: &mut Vec<Running<'_, F>>) -> (usize, F::Output) {
+async fn first_ended<F: Future>(running: &mut Vec<RunningAttempt<'_, F>>) -> (usize, F::Output) {
     // There are few, so all are polled whenever one of them is woken.
     let (index, output) = poll_fn(|cx| {
-        for (index, Running { attempt, .. }) in running.iter_mut().enumerate() {
+        for (index, RunningAttempt { attempt, .. }) in running.iter_mut().enumerate() {
             if let Poll::Ready(output) = attempt.as_mut().poll(cx) {
                 return Poll::Ready((index, output));
             }
