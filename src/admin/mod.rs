@@ -49,7 +49,7 @@ use crate::model::component::State;
 use crate::registry::RegistrationStatus;
 use crate::telemetry::metrics::Metrics;
 
-// `os::fd_limit` reserves a file descriptor for each of these connections.
+// `daemon::capacity` reserves a file descriptor for each of these connections.
 /// Connections whose first segment is awaited, and how long. Clients that send their request
 /// immediately, as most do, can then not be evicted by those that send nothing.
 const MAX_NEW: usize = 32;

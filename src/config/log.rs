@@ -41,7 +41,7 @@ pub(crate) enum LogOutput {
     File(PathBuf),
 }
 
-/// The file that Zuul's own gateway logs to after it has daemonised.
+/// The file that Zuul's own gateway logs to after it has daemonized.
 const DAEMON_LOG: &str = "/var/log/zuul/fingergw.log";
 
 impl LogOutput {

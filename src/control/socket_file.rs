@@ -44,14 +44,14 @@ impl DirectoryError {
 pub(crate) struct SocketFile {
     path: PathBuf,
     /// Distinguishes this socket from one that another gateway has since created at the same path.
-    identity: Identity,
+    identity: FileIdentity,
 }
 
 /// Device, inode, and time of the last modification, because inode numbers are reused.
 #[derive(PartialEq, Eq)]
-struct Identity(u64, u64, i64, i64);
+struct FileIdentity(u64, u64, i64, i64);
 
-impl Identity {
+impl FileIdentity {
     fn read(path: &Path) -> io::Result<Self> {
         let file = fs::symlink_metadata(path)?;
         Ok(Self(file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
@@ -61,7 +61,7 @@ impl Identity {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let _lock = lock_directory(&self.path);
-        if Identity::read(&self.path).is_ok_and(|identity| identity == self.identity)
+        if FileIdentity::read(&self.path).is_ok_and(|identity| identity == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
             debug!(path = %self.path.display(), %error, "command socket not removed");
@@ -144,7 +144,7 @@ pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     socket.bind(&SockAddr::unix(path)?)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
-    let identity = Identity::read(&absolute)?;
+    let identity = FileIdentity::read(&absolute)?;
     Ok((socket.into(), SocketFile { path: absolute, identity }))
 }
 

@@ -1,7 +1,6 @@
 //! Renders reports as text, for the command line and for the log.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use super::protocol::ReloadReport;
 use super::status::{BoundListener, IdentityRole, ProcessState, StatusReport, ZooKeeperStatus};
@@ -31,8 +30,7 @@ pub(crate) fn status(report: &StatusReport) -> String {
     line!(text, "zuul-fingergw {version} on {hostname}, pid {pid}: {state}");
     line!(text, "{}", listeners(report.zone.as_deref(), &report.listeners));
     line!(text, "ZooKeeper: {}", zookeeper(&report.zookeeper));
-    let uptime = Duration::from_secs(report.uptime_seconds as u64);
-    line!(text, "up for {uptime:?} with {}", report.configuration);
+    line!(text, "up for {} s with {}", report.uptime_seconds as u64, report.configuration);
     let connections = &report.connections;
     line!(text, "connections: {} of at most {}", connections.open, connections.limit);
     for certificate in &report.certificates {
@@ -250,7 +248,7 @@ mod tests {
     fn status_report_has_a_line_for_each_stream() {
         let head = "zuul-fingergw 1.0.0 on gw, pid 7: running\n\
                     zone we\"st; TLS 127.0.0.1:79\nZooKeeper: connecting\n\
-                    up for 3s with /gw.toml\nconnections: 2 of at most 10\n\
+                    up for 3 s with /gw.toml\nconnections: 2 of at most 10\n\
                     certificate (gateway): /c, valid until 2027-01-01T00:00:00Z\n\
                     no gateway of another zone is registered\n";
         let stream = "  1 s, 7 bytes of ab from executor ze01:7900 to 127.0.0.1:79\n";

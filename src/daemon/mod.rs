@@ -170,7 +170,7 @@ fn bind_command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)
         .inspect_err(|error| {
             warn!(
                 path = %path.display(), %error,
-                "no command socket: stop, reload, status and resolve do not reach this gateway"
+                "cannot create the command socket: stop, reload, status and resolve do not reach this gateway"
             );
         })
         .ok()

@@ -90,7 +90,7 @@ pub(super) fn start(
     let (zookeeper_tls, zookeeper_tls_receiver) = watch::channel(settings.zookeeper);
 
     // The registry. Our entry says `initializing` until the gateway accepts connections.
-    let registry_settings = zookeeper::Settings {
+    let registry_settings = zookeeper::SessionSettings {
         hosts: config.zookeeper.hosts.clone(),
         tls: zookeeper_tls_receiver,
         session_timeout: config.zookeeper.session_timeout,

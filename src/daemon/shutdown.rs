@@ -57,7 +57,9 @@ async fn shut_down_in_order(
 
     // 1. Remove our registry entry, so that no new clients are sent here.
     if !registration.withdraw(DEREGISTER_TIMEOUT).await {
-        warn!("ZooKeeper does not answer: our entry stays until the session times out");
+        warn!(
+            "cannot delete our registry entry: ZooKeeper does not answer; it disappears with the session"
+        );
     }
 
     // 2. Keep accepting for clients that were sent here before.

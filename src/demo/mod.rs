@@ -97,7 +97,7 @@ async fn show(options: &Options) -> Result<Option<String>> {
     if options.once && job.length() == Some(0) {
         return Ok(Some("the log is empty".to_owned()));
     }
-    let system = System::start(directory.path(), &build).await?;
+    let system = DemoZones::start(directory.path(), &build).await?;
     eprint!("{}", system.drawing(&build));
     if !options.once {
         eprint!("{}", system.commands(&build, directory.path()));
@@ -141,7 +141,7 @@ fn private_directory() -> io::Result<TempDir> {
 }
 
 /// The gateways of two zones, and an executor.
-struct System {
+struct DemoZones {
     east: Zone,
     west: Zone,
     executor: SocketAddr,
@@ -156,7 +156,7 @@ struct Zone {
     registration: Registration,
 }
 
-impl System {
+impl DemoZones {
     async fn start(directory: &Path, build: &BuildId) -> Result<Self> {
         let registry = Arc::new(InMemoryRegistry::default());
         let authority = CertificateAuthority::new()?;

@@ -5,7 +5,7 @@ pub(crate) mod build_request;
 pub(crate) mod component;
 pub(crate) mod excerpt;
 pub(crate) mod hop;
-mod json;
+pub(crate) mod json;
 pub(crate) mod trace_parent;
 
 /// The longest host name, zone or tenant name that is accepted, in bytes. A domain name has at most

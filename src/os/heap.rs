@@ -24,14 +24,14 @@ struct Counts {
 }
 
 /// Counts one open connection until it is dropped.
-pub(crate) struct Open(HeapTrimmer);
+pub(crate) struct OpenConnection(HeapTrimmer);
 
 impl HeapTrimmer {
     /// Counts one more connection.
-    pub(crate) fn open(&self) -> Open {
+    pub(crate) fn open(&self) -> OpenConnection {
         let open = self.0.open.fetch_add(1, Ordering::Relaxed) + 1;
         self.0.peak.fetch_max(open, Ordering::Relaxed);
-        Open(self.clone())
+        OpenConnection(self.clone())
     }
 
     /// Counts one connection less. Returns true once when the number falls below an eighth of its
@@ -49,7 +49,7 @@ impl HeapTrimmer {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         // On another thread, because it takes milliseconds. Allocations wait for its locks only briefly.
         if self.0.close()

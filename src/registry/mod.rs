@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::model::build_id::BuildId;
 use crate::model::build_request::Build;
 use crate::model::component::{Gateway, State};
+use crate::model::json::EntryError;
 
 /// Finds builds and gateways. Cheap to clone.
 #[derive(Clone)]
@@ -37,7 +38,16 @@ pub(crate) enum LookupError {
     Unavailable(String),
     /// There is a build request, but it cannot be read or is invalid.
     #[error("the build request cannot be used: {0}")]
-    Malformed(String),
+    Malformed(#[source] MalformedRequest),
+}
+
+/// Why a build request cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MalformedRequest {
+    #[error(transparent)]
+    Content(EntryError),
+    #[error("its ACL does not let this gateway read it")]
+    NoAuth,
 }
 
 impl Registry {

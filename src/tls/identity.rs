@@ -116,8 +116,8 @@ impl Identity {
             ("certificate", certificates("certificate", cert.as_bytes())),
             ("key", private_key_of("key", key.as_bytes())),
             trust_anchors("CA", ca.as_bytes(), true).map(Arc::new),
-        );
-        identity.map_err(IdentityError::into_error)
+        )?;
+        Ok(identity)
     }
 
     /// Checks that rustls accepts the parts. The names are those that errors use for the first two.
@@ -130,15 +130,15 @@ impl Identity {
         let (chain, key, trust_anchors) = match (chain, key, trust_anchors) {
             (Ok(chain), Ok(key), Ok(trust_anchors)) => (chain, key, trust_anchors),
             (chain, key, trust_anchors) => {
-                let faults = [
+                let errors = [
                     (chain.err(), &keys.cert),
                     (key.err(), &keys.key),
                     (trust_anchors.err(), &keys.ca),
                 ];
-                let faults = faults.into_iter().filter_map(|(error, key)| {
+                let findings = errors.into_iter().filter_map(|(error, key)| {
                     Some(Finding::new(Severity::Error, key, format!("{:#}", error?)))
                 });
-                return Err(IdentityError::Other(faults.collect()));
+                return Err(IdentityError::Other(findings.collect()));
             }
         };
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
@@ -195,10 +195,20 @@ impl PartialEq for Identity {
 }
 
 /// Why rustls does not accept an identity.
+#[derive(Debug, thiserror::Error)]
 enum IdentityError {
-    /// It cannot use our certificate.
+    /// rustls cannot use our certificate.
+    #[error("{0}")]
     Certificate(Finding),
+    /// A file cannot be read, or rustls cannot use the key.
+    #[error("{}", joined(.0))]
     Other(Vec<Finding>),
+}
+
+/// Returns one line for each of `findings`.
+fn joined(findings: &[Finding]) -> String {
+    let lines: Vec<_> = findings.iter().map(ToString::to_string).collect();
+    lines.join("\n")
 }
 
 impl IdentityError {
@@ -207,12 +217,6 @@ impl IdentityError {
             Self::Certificate(finding) => vec![finding],
             Self::Other(findings) => findings,
         }
-    }
-
-    #[cfg(any(feature = "demo", test))]
-    fn into_error(self) -> Error {
-        let faults: Vec<_> = self.into_findings().iter().map(ToString::to_string).collect();
-        anyhow!(faults.join("\n"))
     }
 }
 
@@ -367,7 +371,7 @@ pub(crate) fn certificates(name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<
 pub(crate) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>> {
     for Block { line, content } in blocks(name, pem)? {
         match content {
-            // Told by its structure, because some tools label PKCS#8 as RSA PRIVATE KEY.
+            // The structure decides the format, because some tools label PKCS#8 as RSA PRIVATE KEY.
             Content::Key(der) => {
                 return PrivateKeyDer::try_from(der).map_err(|_| {
                     pem_error(Some(line), "cannot be used: this is not a private key", name)

@@ -50,7 +50,8 @@ pub(crate) struct TrustedUses {
 }
 
 /// Why a file is not valid PEM.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {problem}")]
 pub(crate) struct PemError {
     /// The line, counted from 1.
     pub(crate) line: usize,

@@ -111,7 +111,7 @@ impl SessionCache {
         None
     }
 
-    /// Changes the server `name` if its chain is known. SessionCache arrive after the handshake, and the
+    /// Changes the server `name` if its chain is known. Sessions arrive after the handshake, and the
     /// cache may have been cleared in between.
     fn with_verified(&self, name: &ServerName<'static>, change: impl FnOnce(&mut ServerSessions)) {
         if let Some(server) = self.lock().get_mut(name)

@@ -67,8 +67,8 @@ async fn files_are_read_as_the_user_of_the_configuration() {
     let config = builder.write();
     fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("permissions");
     let Outcome { code, stderr, .. } = program(&["check"], &config).await;
-    let config_fault = format!("{}: cannot be read by user nobody", config.display());
-    assert!(code == Some(0) && stderr.contains(&config_fault), "{stderr}");
+    let unreadable = format!("{}: cannot be read by user nobody", config.display());
+    assert!(code == Some(0) && stderr.contains(&unreadable), "{stderr}");
     assert!(stderr.contains("the gateway starts, but cannot reload"), "{stderr}");
     fs::set_permissions(&config, Permissions::from_mode(0o644)).expect("permissions");
     let Outcome { code, stderr, .. } = program(&["check"], &config).await;
@@ -214,10 +214,14 @@ async fn log_config_that_the_user_cannot_read_is_a_warning() {
         log_config.display()
     );
     fs::write(&config, text).expect("zuul.conf");
-    let fault = format!("{}: cannot be read by user nobody", log_config.display());
+    let unreadable = format!("{}: cannot be read by user nobody", log_config.display());
     for (mode, is_warned) in [(0o600, true), (0o644, false)] {
         fs::set_permissions(&log_config, Permissions::from_mode(mode)).expect("permissions");
         let Outcome { code, stderr, .. } = program(&["check"], &config).await;
-        assert_eq!((code, stderr.contains(&fault)), (Some(0), is_warned), "{mode:o}: {stderr}");
+        assert_eq!(
+            (code, stderr.contains(&unreadable)),
+            (Some(0), is_warned),
+            "{mode:o}: {stderr}"
+        );
     }
 }

@@ -471,9 +471,9 @@ async fn certificates_that_peers_will_reject_are_reported() {
     let elsewhere = authority.identity_only_for("elsewhere.example.org");
     // In this order: as [tls] certificate of a listener, for outgoing connections, as ZooKeeper
     // client.
-    type Said = Option<(bool, &'static str)>;
+    type Expected = Option<(bool, &'static str)>;
     let (error, warning) = (|text| Some((true, text)), |text| Some((false, text)));
-    let cases: [(&Identity, [Said; 3]); 8] = [
+    let cases: [(&Identity, [Expected; 3]); 8] = [
         (&good, [None, None, None]),
         (
             &serving,
@@ -635,7 +635,7 @@ async fn unsupported_private_keys_are_errors() {
         let identity = Identity { cert, key, ..good.clone() };
         let errors: Vec<_> = pem_errors(&files, &identity).await;
         let errors: Vec<_> =
-            errors.iter().filter(|fault| !fault.contains("peers with the same CA file")).collect();
+            errors.iter().filter(|error| !error.contains("peers with the same CA file")).collect();
         let expected = format!("{}: {text}", identity.key.display());
         assert!(errors.len() == 1 && errors[0].starts_with(&expected), "{expected}: {errors:#?}");
     }

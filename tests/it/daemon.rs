@@ -435,7 +435,8 @@ async fn command_socket_that_cannot_be_created_is_an_error() {
     builder.control = Some(occupied.clone());
     let config = builder.write();
     let mut gateway = builder.ready().await;
-    let warned = |line: &str| line.contains(" WARN ") && line.contains("no command socket");
+    let warned =
+        |line: &str| line.contains(" WARN ") && line.contains("cannot create the command socket");
     let line = gateway.logged("a warning", warned).await;
     assert!(line.contains(&*occupied.to_string_lossy()), "{line}");
     assert_eq!(gateway.log().iter().filter(|line| warned(line)).count(), 1);
@@ -499,7 +500,8 @@ async fn stale_command_socket_is_replaced() {
     let mut builder = Builder::new(&system);
     builder.control = Some(socket.clone());
     let mut second = builder.ready().await;
-    let warned = |line: &str| line.contains(" WARN ") && line.contains("no command socket");
+    let warned =
+        |line: &str| line.contains(" WARN ") && line.contains("cannot create the command socket");
     let line = second.logged("a warning", warned).await;
     let path = socket.display().to_string();
     assert!(line.contains(&path) && line.contains("another process listens on it"), "{line}");
@@ -706,7 +708,7 @@ fn session(pid: &str) -> String {
 }
 
 #[tokio::test]
-async fn daemonised_gateway_is_stopped_by_command() {
+async fn daemonized_gateway_is_stopped_by_command() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let daemon = machine.start().await;
@@ -743,7 +745,7 @@ async fn daemonised_gateway_is_stopped_by_command() {
 }
 
 #[tokio::test]
-async fn signal_stops_a_daemonised_gateway() {
+async fn signal_stops_a_daemonized_gateway() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let daemon = machine.start().await;
@@ -779,7 +781,7 @@ async fn stale_pid_file_is_replaced() {
 
 /// The parent process prints the error that prevents a start, and no file is left.
 #[tokio::test]
-async fn startup_error_is_reported_before_daemonising() {
+async fn startup_error_is_reported_before_daemonizing() {
     let system = System::new().await;
     let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let taken = taken.local_addr().expect("its address");
@@ -835,7 +837,7 @@ async fn startup_error_after_the_fork_is_reported() {
 }
 
 #[tokio::test]
-async fn daemonising_works_without_root() {
+async fn daemonizing_works_without_root() {
     let system = System::new().await;
     let machine = Machine::new(&system, "user = nobody");
     let nobody = Some(65534);
@@ -861,7 +863,7 @@ async fn daemonising_works_without_root() {
 /// The daemon's working directory is different, and the same relative path names another file
 /// there.
 #[tokio::test]
-async fn daemonised_gateway_reloads() {
+async fn daemonized_gateway_reloads() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let daemon = machine.start_with(machine.relative_config()).await;
@@ -877,7 +879,7 @@ async fn daemonised_gateway_reloads() {
 /// A start resolves the path in the current directory and warns if a reload would not find the
 /// file. Zuul's Python programs read it after they have changed the directory.
 #[tokio::test]
-async fn daemonised_gateway_reads_a_relative_log_config() {
+async fn daemonized_gateway_reads_a_relative_log_config() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let below = machine.relative_config().parent().expect("its directory").to_owned();
@@ -893,8 +895,8 @@ async fn daemonised_gateway_reads_a_relative_log_config() {
     fs::write(&machine.config, config).expect("zuul.conf");
     let daemon = machine.start().await;
     let Outcome { code, stderr, .. } = machine.run(&["reload"]).await;
-    let fault = "log.yaml: cannot be read: No such file";
-    assert!(code == Some(1) && stderr.contains(fault), "{stderr}");
+    let error = "log.yaml: cannot be read: No such file";
+    assert!(code == Some(1) && stderr.contains(error), "{stderr}");
     // The log stays at its path from the start, also when it is reopened.
     let [path, rotated] = ["own.log", "own.log.1"].map(|name| machine.directory.path().join(name));
     fs::rename(&path, &rotated).expect("rotation");
@@ -904,7 +906,7 @@ async fn daemonised_gateway_reads_a_relative_log_config() {
     let line = log
         .lines()
         .find(|line| line.contains("configuration cannot be reloaded until this is fixed: "));
-    assert!(line.is_some_and(|text| text.contains(" WARNING ") && text.contains(fault)), "{log}");
+    assert!(line.is_some_and(|text| text.contains(" WARNING ") && text.contains(error)), "{log}");
     assert!(log.contains(" starts config=") && !log.contains(" stopped\n"), "{log}");
     let log = fs::read_to_string(&path).expect("the new log");
     assert!(log.ends_with(" stopped\n"), "{log}");
@@ -913,7 +915,7 @@ async fn daemonised_gateway_reads_a_relative_log_config() {
 
 /// The terminal is gone, but log lines are not lost.
 #[tokio::test]
-async fn daemonised_gateway_with_a_console_log_handler_runs() {
+async fn daemonized_gateway_with_a_console_log_handler_runs() {
     let system = System::new().await;
     let machine = Machine::new(&system, "");
     let file = machine.directory.path().join("log.yaml");
@@ -945,7 +947,7 @@ async fn pid_file_below_a_users_home_is_written_and_removed() {
 }
 
 #[tokio::test]
-async fn toml_configuration_never_daemonises() {
+async fn toml_configuration_never_daemonizes() {
     let system = System::new().await;
     let builder = Builder::new(&system);
     let mut command = Command::new(BINARY);

@@ -6,20 +6,24 @@ use std::path::{Path, PathBuf};
 
 use crate::support::checkout::{read, top};
 
-/// Returns all source files of the program, below `src`.
-fn sources() -> Vec<PathBuf> {
-    fn below(directory: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(directory).expect("src") {
-            let path = entry.expect("a file").path();
-            if path.is_dir() {
-                below(&path, found);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                found.push(path);
-            }
+/// Returns all files below `directory`.
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("a file").path();
+        if path.is_dir() {
+            found.extend(files_below(&path));
+        } else {
+            found.push(path);
         }
     }
-    let mut found = Vec::new();
-    below(&top().join("src"), &mut found);
+    found
+}
+
+/// Returns all source files of the program, below `src`.
+fn sources() -> Vec<PathBuf> {
+    let mut found = files_below(&top().join("src"));
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
     assert!(found.len() > 50, "{found:?}");
     found
 }
@@ -102,6 +106,51 @@ fn operating_page_lists_each_warning() {
     let page = read("docs/operating.md");
     let missing: Vec<_> = messages.iter().filter(|message| !page.contains(&***message)).collect();
     assert!(missing.is_empty(), "docs/operating.md lacks {missing:#?}");
+}
+
+/// Returns the metrics that `text` names, without the suffixes of counters and histograms.
+fn metric_names(text: &str) -> BTreeSet<&str> {
+    let mut names = BTreeSet::new();
+    for (at, prefix) in text.match_indices("zuul_fingergw_") {
+        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let rest = &text[at + prefix.len()..];
+        let length = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
+        // As in `zuul_fingergw_*`.
+        if length == 0 {
+            continue;
+        }
+        let name = &text[at..at + prefix.len() + length];
+        let mut suffixes = ["_total", "_bucket", "_count", "_sum"].into_iter();
+        names.insert(suffixes.find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name));
+    }
+    names
+}
+
+/// Includes the alerts and the dashboard. The changelog may name metrics of earlier versions.
+#[test]
+fn documented_metrics_exist() {
+    let mut defined = read("src/telemetry/metrics/definitions.rs");
+    for path in sources().iter().filter(|path| path.starts_with(top().join("src/admin"))) {
+        defined += &fs::read_to_string(path).expect("a source");
+    }
+    let defined = metric_names(&defined);
+    assert!(defined.len() > 30, "{defined:?}");
+
+    let mut count = 0;
+    for path in files_below(&top().join("docs")).into_iter().chain(files_below(&top().join("etc")))
+    {
+        let is_page = path.extension().is_some_and(|extension| extension == "md");
+        let is_in_etc = path.starts_with(top().join("etc"));
+        if path.ends_with("CHANGELOG.md") || !(is_page || is_in_etc) {
+            continue;
+        }
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        for name in metric_names(&text) {
+            count += 1;
+            assert!(defined.contains(name), "{}: there is no metric {name}", path.display());
+        }
+    }
+    assert!(count > 50, "{count} names");
 }
 
 /// The list of replies in `zuul-fingergw(8)` is the reference; the page must contain all of it.

@@ -1,5 +1,5 @@
-//! Every way in which a stream can end, as logged: the `end` of "stream ended", and of "trying the
-//! next hop" after an attempt that failed. `docs/operating.md` lists them for operators.
+//! Every way in which a stream can end, as logged: the `end` of "stream ended", and of "hop
+//! failed" after an attempt that failed. `docs/operating.md` lists them for operators.
 
 use std::collections::BTreeSet;
 

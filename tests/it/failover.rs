@@ -38,7 +38,7 @@ fn failovers(reason: &str) -> String {
     format!("zuul_fingergw_failovers_total{{reason=\"{reason}\"}}")
 }
 
-const AVOIDED: &str = "zuul_fingergw_zone_gateways_unhealthy{zone=\"west\"}";
+const UNHEALTHY: &str = "zuul_fingergw_zone_gateways_unhealthy{zone=\"west\"}";
 
 /// Returns a port to which connections time out, with the listener that causes it: its backlog is
 /// full and is never emptied.
@@ -189,6 +189,17 @@ async fn replies_of_gateways_are_counted_by_their_reasons() {
         assert_eq!(client.text().await, reply);
         within("the count", async { while metric(&gateway, &result(label)).await < 1.0 {} }).await;
     }
+
+    // In two segments.
+    let mut client = Client::ask(gateway.address(), &build).await;
+    let mut peer = west.accept().await;
+    peer.write(b"Build not").await;
+    client.expect(b"Build not").await;
+    peer.write(b" found\r\n").await;
+    peer.finish().await;
+    assert_eq!(client.text().await, " found\r\n");
+    let not_found = result("not_found");
+    within("the count", async { while metric(&gateway, &not_found).await < 2.0 {} }).await;
     assert_eq!(metric(&gateway, &result("ok")).await, 0.0);
 }
 
@@ -222,7 +233,7 @@ async fn waiting_for_an_executor_slot_leaves_time_for_the_reply() {
     assert_eq!(metric(&west, accepted).await, CLIENTS as f64);
 }
 
-/// A gateway that was down for a while: tried and failed, avoided, tried again, used again.
+/// A gateway that was down for a while: tried and failed, backing off, tried again, used again.
 #[tokio::test]
 async fn gateway_that_failed_backs_off_and_is_used_again() {
     let (steady, shaky) = (Executor::start().await, Executor::start().await);
@@ -232,8 +243,8 @@ async fn gateway_that_failed_backs_off_and_is_used_again() {
     let build = system.put_build(Some("west"), Some(&unreachable(Some("west")).await)).await;
     forward.refuse();
     // The order is random, and the back-off after each failure grows.
-    within("the gateway to be avoided", async {
-        while metric(&gateway, AVOIDED).await < 1.0 {
+    within("the gateway to be unhealthy", async {
+        while metric(&gateway, UNHEALTHY).await < 1.0 {
             assert_log_comes_from(&steady, gateway.address(), &build).await;
         }
     })
@@ -260,7 +271,7 @@ async fn gateway_that_failed_backs_off_and_is_used_again() {
         }
     })
     .await;
-    assert_eq!(metric(&gateway, AVOIDED).await, 0.0, "a log clears the failure");
+    assert_eq!(metric(&gateway, UNHEALTHY).await, 0.0, "a log clears the failure");
     gateway.logged("the failure", |line| line.contains("hop failed")).await;
 }
 
@@ -305,7 +316,7 @@ async fn gateways_that_back_off_are_tried_before_the_executor() {
     }
     forward.release();
     assert_log_comes_from(&west, gateway.address(), &build).await;
-    assert_eq!(metric(&gateway, AVOIDED).await, 0.0);
+    assert_eq!(metric(&gateway, UNHEALTHY).await, 0.0);
 }
 
 /// One gateway presents a certificate of another CA, the other a valid one.

@@ -338,7 +338,7 @@ async fn lookups_are_limited_in_total() {
 /// takes.
 #[tokio::test]
 async fn many_clients_wait_while_zookeeper_hangs() {
-    const CROWD: u32 = 2000;
+    const CLIENTS: u32 = 2000;
     let zookeeper = ZooKeeper::start().await;
     let system = System::on(zookeeper.clone()).await;
     let limits = "lookup_timeout = \"10m\"";
@@ -347,13 +347,13 @@ async fn many_clients_wait_while_zookeeper_hangs() {
     let gateway = builder.ready().await;
     zookeeper.pause().await;
     let mut clients = Vec::new();
-    for number in 0..CROWD {
+    for number in 0..CLIENTS {
         let local = if number % 2 == 0 { "127.0.0.2" } else { "127.0.0.3" };
         let build = format!("{number:032x}");
         clients.push(Client::ask_from(local, gateway.address(), &build).await);
     }
     let open = "zuul_fingergw_connections_active{listener=\"plain\"}";
-    let all = async { while metric(&gateway, open).await < f64::from(CROWD) {} };
+    let all = async { while metric(&gateway, open).await < f64::from(CLIENTS) {} };
     within("all requests", all).await;
     zookeeper.resume().await;
     for client in &mut clients {

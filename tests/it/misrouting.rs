@@ -28,7 +28,6 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
 /// The executor of a build has an address on which this gateway listens, another address of this
 /// host, the registered name of this gateway, or the address of a forward to this gateway. One
 /// request causes only few others, and the client receives a reply.
-/// few others, and the client receives a reply.
 #[tokio::test]
 async fn executor_with_the_address_of_this_gateway() {
     let system = System::new().await;
@@ -162,14 +161,17 @@ async fn a_loop_ends(length: usize, tls: bool) {
     let other = system.put_build(None, Some(&executor.worker(None))).await;
     assert_log_comes_from(&executor, address, &other).await;
     let mut counted = 0.0;
+    let mut reported = 0;
     for gateway in &gateways {
         counted += metric(gateway, &misrouted("wrong_zone")).await;
         counted += metric(gateway, &misrouted("loop")).await;
         let warnings = warnings(gateway);
         assert!(warnings.len() <= length, "one per address: {warnings:?}");
+        reported += warnings.len();
     }
     // Over plain connections a loop is indistinguishable from many clients.
     assert_eq!(counted > 0.0, tls, "{counted}");
+    assert_eq!(reported > 0, tls, "{reported} warnings");
     let reachable = executor.worker(Some("west"));
     let build = system.put_build(Some("west"), Some(&reachable)).await;
     let mut client = Client::ask(address, &build).await;

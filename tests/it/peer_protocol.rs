@@ -149,7 +149,7 @@ async fn peer_is_sent_the_wanted_zone_and_the_number_of_hops() {
 }
 
 /// A peer replies that the request is in a loop: one warning names the peer, the metrics count each
-/// request, and the peer is avoided for a while.
+/// request, and the peer backs off for a while.
 #[tokio::test]
 async fn peer_that_reports_a_loop_is_not_asked_for_a_while() {
     let site = North::start().await;

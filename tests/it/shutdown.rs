@@ -204,7 +204,7 @@ async fn stop_while_zookeeper_hangs() {
     let mut log = executor.accept().await;
     proxy.hold();
     gateway.signal(Signal::TERM);
-    gateway.logged("that it stays", |line| line.contains("our entry stays until")).await;
+    gateway.logged("that it stays", |line| line.contains("cannot delete our registry entry")).await;
     refuses(gateway.address()).await;
     log.write(b"after\n").await;
     log.finish().await;

@@ -67,20 +67,20 @@ def main(path):
     with open(path, encoding="utf-8") as file:
         text = file.read()
     ours = json.loads(text)
-    faults = []
+    errors = []
     if text != json.dumps(ours, indent=2, ensure_ascii=False) + "\n":
-        faults.append("not formatted as json.dumps(..., indent=2, ensure_ascii=False) does it")
+        errors.append("not formatted as json.dumps(..., indent=2, ensure_ascii=False) does it")
     register_default_plugins()
     dashboard = Dashboard.from_json(ours)
-    faults += missing(ours, json.loads(JSONEncoder(sort_keys=True).encode(dashboard)), "dashboard")
-    faults += mistyped(dashboard, "dashboard")
+    errors += missing(ours, json.loads(JSONEncoder(sort_keys=True).encode(dashboard)), "dashboard")
+    errors += mistyped(dashboard, "dashboard")
     known = {unit for unit in vars(units).values() if isinstance(unit, str)}
     for panel in ours["panels"]:
         unit = panel.get("fieldConfig", {}).get("defaults", {}).get("unit", "none")
         if unit not in known:
-            faults.append(f"panel {panel['title']}: no such unit: {unit}")
-    print("\n".join(faults) or f"{len(ours['panels'])} panels")
-    return 1 if faults else 0
+            errors.append(f"panel {panel['title']}: no such unit: {unit}")
+    print("\n".join(errors) or f"{len(ours['panels'])} panels")
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

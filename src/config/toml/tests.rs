@@ -461,7 +461,7 @@ fn command_socket_is_found_in_a_file_with_errors() {
 }
 
 #[test]
-fn toml_in_a_file_with_another_name_is_recognised() {
+fn toml_in_a_file_with_another_name_is_recognized() {
     for toml in [EXAMPLE, LEAST, "[[listener]]\ntls = maybe\n"] {
         assert!(is_likely(toml), "{toml}");
     }

@@ -38,7 +38,8 @@ pub(crate) struct Value {
 }
 
 /// Why a file, or one value, cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {reason}")]
 pub(crate) struct IniError {
     pub(crate) line: usize,
     pub(crate) reason: String,

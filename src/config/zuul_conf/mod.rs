@@ -134,7 +134,7 @@ fn unknown_options(reader: &Reader<'_>) -> Vec<String> {
     let mut warnings = Vec::new();
     for (section, known) in [(FINGERGW, &FINGERGW_OPTIONS[..]), (ZOOKEEPER, &ZOOKEEPER_OPTIONS)] {
         for (option, line) in ini.options(section) {
-            // One that another value refers to is there for that.
+            // An option that another value refers to is used by that value.
             if known.contains(&option) || ini.is_referenced(section, option) {
                 continue;
             }

@@ -25,7 +25,7 @@ use super::session;
 use super::session::ClientInfo;
 use super::transport::connection::Connection;
 use super::transport::socket::Socket;
-use crate::os::heap::Open;
+use crate::os::heap::OpenConnection;
 use crate::telemetry::metrics::{GaugeGuard, Rejection};
 
 /// Pauses after a failed accept: file descriptors are free again only when a connection ends.
@@ -162,7 +162,7 @@ impl Listener {
 /// What a connection holds until it ends.
 struct Guards {
     _permit: Permit,
-    _heap: Open,
+    _heap: OpenConnection,
     _active: GaugeGuard,
     peer: SocketAddr,
 }

@@ -1,4 +1,4 @@
-//! The replies that a gateway sends instead of a log, and how it recognises those of other gateways.
+//! The replies that a gateway sends instead of a log, and how it recognizes those of other gateways.
 //!
 //! # Wire format
 //!
@@ -114,7 +114,7 @@ impl Reply {
 /// The beginning of every error line, and all of the line of Zuul's gateway.
 const ERROR: &[u8] = b"Internal streaming error";
 
-/// The longest error line that is recognised, in bytes. Those of later versions may be longer than
+/// The longest error line that is recognized, in bytes. Those of later versions may be longer than
 /// the ones above.
 const LINE_MAX: usize = 200;
 
@@ -152,7 +152,7 @@ pub(crate) enum FirstBytes {
     Incomplete,
 }
 
-/// Recognises a reply in the first bytes from another gateway.
+/// Recognizes a reply in the first bytes from another gateway.
 ///
 /// Only a line that nothing follows is a reply. `is_last` says that no more bytes are coming: then a
 /// reply need not be ended by CRLF, as those of Zuul's gateway are not.

@@ -13,7 +13,7 @@ use super::retry::is_connection_loss;
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
 use crate::model::component::Gateway;
-use crate::registry::{LookupError, Outage};
+use crate::registry::{LookupError, MalformedRequest, Outage};
 
 /// The parent of one node per zone (`zuul/zk/executor.py`).
 const ZONES: &str = "/zuul/executor/zones";
@@ -308,10 +308,10 @@ fn first_build(paths: Vec<String>, requests: Vec<NodeData>) -> LookupResult {
         let error = match request.map(|request| Build::from_json(&request)) {
             Ok(Ok(Some(build))) => return Ok(Some((path, build))),
             Ok(Ok(None)) => continue,
-            Ok(Err(error)) => LookupError::Malformed(error.to_string()),
+            Ok(Err(error)) => LookupError::Malformed(MalformedRequest::Content(error)),
             // Affects this node only. Reporting it as unavailable would let clients that access rules
             // deny the build tell it from a missing one.
-            Err(Error::NoAuth) => LookupError::Malformed(Error::NoAuth.to_string()),
+            Err(Error::NoAuth) => LookupError::Malformed(MalformedRequest::NoAuth),
             Err(error) => LookupError::Unavailable(error.to_string()),
         };
         result = result.and(Err(error));

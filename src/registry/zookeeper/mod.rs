@@ -13,4 +13,4 @@ pub(crate) mod survey;
 
 pub(crate) use self::build_lookup::BuildLookup;
 pub(crate) use self::connect::Tls;
-pub(crate) use self::session::{Settings, register};
+pub(crate) use self::session::{SessionSettings, register};

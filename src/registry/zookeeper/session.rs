@@ -47,7 +47,7 @@ const REPLACE_INTERVAL: Duration = Duration::from_millis(500);
 const DIAGNOSE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How to reach ZooKeeper.
-pub(crate) struct Settings {
+pub(crate) struct SessionSettings {
     /// The servers, and the node below which Zuul's nodes are.
     pub(crate) hosts: Hosts,
     /// New values take effect with the next connection.
@@ -60,7 +60,7 @@ pub(crate) struct Settings {
 
 /// Registers `own`, immediately or as soon as ZooKeeper can be reached. The returned registry finds
 /// builds and gateways.
-pub(crate) fn register(settings: Settings, own: OwnComponent) -> (Registry, Registration) {
+pub(crate) fn register(settings: SessionSettings, own: OwnComponent) -> (Registry, Registration) {
     let lookup = Arc::new(BuildLookup::new());
     let registry = Registry::ZooKeeper(Arc::clone(&lookup));
     let registration = Registration::spawn(|commands| {
@@ -82,7 +82,7 @@ enum SessionEnd {
 }
 
 struct SessionManager {
-    settings: Settings,
+    settings: SessionSettings,
     /// What the client uses for its next connection.
     certs: TlsDynamicCerts,
     diagnostics: ConnectDiagnostics,
@@ -189,7 +189,7 @@ impl SessionManager {
 
     async fn try_connect(&self) -> Result<Client, Error> {
         let tls = self.settings.tls.borrow().clone();
-        let Settings { hosts, session_timeout, .. } = &self.settings;
+        let SessionSettings { hosts, session_timeout, .. } = &self.settings;
         connect(hosts, &tls, *session_timeout, self.certs.clone()).await
     }
 

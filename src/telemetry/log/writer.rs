@@ -210,7 +210,7 @@ fn write_batch(output: &mut Output, queue: &Queue, is_failing: &mut bool) {
                 let lost = mem::take(&mut queue.lock().lost);
                 if lost > 0 {
                     // Through the queue, to have the configured format.
-                    tracing::warn!(lost, "log lines were lost: they could not be written in time");
+                    tracing::warn!(lost, "cannot write log lines in time: some were lost");
                 }
             }
             Err((count, error)) => {

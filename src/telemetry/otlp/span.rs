@@ -110,7 +110,7 @@ impl Tracer {
         let shutdown = move || inner.provider.shutdown_with_timeout(FLUSH_TIMEOUT).is_ok();
         let shutdown = tokio::task::spawn_blocking(shutdown);
         if !matches!(tokio::time::timeout(FLUSH_TIMEOUT, shutdown).await, Ok(Ok(true))) {
-            warn!("tracing: the collector did not accept the last spans in time");
+            warn!("tracing: cannot export the last spans: timed out");
         }
     }
 }

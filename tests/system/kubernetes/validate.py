@@ -83,15 +83,15 @@ def custom(document, kinds, sources):
         schema = strict(kinds[kind], kinds)
     else:
         return [f"no schema for {kind}"]
-    faults = jsonschema.Draft202012Validator(schema).iter_errors(document)
-    return [f"{fault.json_path}: {fault.message}" for fault in faults]
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(document)
+    return [f"{error.json_path}: {error.message}" for error in errors]
 
 
 def kubernetes(document):
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
-    except kubernetes_validate.ValidationError as fault:
-        return [f"{'.'.join(map(str, fault.path))}: {fault.message}"]
+    except kubernetes_validate.ValidationError as error:
+        return [f"{'.'.join(map(str, error.path))}: {error.message}"]
     return []
 
 
@@ -105,13 +105,13 @@ def main():
         # Kubernetes' own groups have no domain or its domain.
         domain = group.partition(".")[2]
         if domain in ("", "k8s.io", "authorization.k8s.io"):
-            faults = kubernetes(document)
+            errors = kubernetes(document)
         else:
             kinds = kinds or definitions()
-            faults = custom(document, kinds, sources)
-        for fault in faults:
+            errors = custom(document, kinds, sources)
+        for error in errors:
             wrong = True
-            print(f"{document['kind']} {document['metadata']['name']}: {fault}", file=sys.stderr)
+            print(f"{document['kind']} {document['metadata']['name']}: {error}", file=sys.stderr)
     maps = [document["data"] for document in documents if document["kind"] == "ConfigMap"]
     toml = {
         name: tomllib.loads(text)
