@@ -121,7 +121,7 @@ const LINE_MAX: usize = 200;
 /// A reply of another gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GatewayReply {
-    /// One of the lines above, of Zuul's gateway or of one of this kind. Never [`Reply::Denied`].
+    /// One of the lines above, from Zuul's gateway or a peer gateway. Never [`Reply::Denied`].
     Known(Reply),
     /// An internal streaming error of Zuul's gateway or of another version of this program.
     OtherError,

@@ -66,7 +66,7 @@ impl<'a> Observer<'a> {
     pub(super) fn relay_context(&self) -> RelayContext<'_> {
         RelayContext {
             limits: &self.cx.limits,
-            stalled_clients: &self.cx.stalled_clients,
+            client_waits: &self.cx.client_waits,
             metrics: &self.cx.metrics,
             abort: &self.cx.abort,
             client: self.client.counted(),

@@ -90,7 +90,7 @@ impl Connection {
         matches!(self, Self::Tls(_))
     }
 
-    /// Whether the peer is one of our gateways, which end no log without close_notify.
+    /// Whether the peer is a peer gateway, which ends no log without close_notify.
     pub(crate) fn is_peer_gateway(&self) -> bool {
         match self {
             Self::Plain(_) => false,
