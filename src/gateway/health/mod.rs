@@ -162,8 +162,8 @@ impl GatewayHealth {
         ranked
     }
 
-    /// Records that `hop` has answered the request for `build`: with the log, or with a reply that no other
-    /// hop can improve, such as `Build not found`.
+    /// Records that `hop` has answered the request for `build`: with the log, or with a reply that
+    /// no other hop can improve, such as `Build not found`.
     pub(crate) fn record_success(&self, build: &BuildId, hop: &Hop, now: Instant) {
         let mut state = self.lock();
         let attempt =
@@ -298,7 +298,8 @@ impl GatewayRecord {
     }
 }
 
-/// Returns `reason` without control characters and not too long: it may contain what a peer has sent.
+/// Returns `reason` without control characters and not too long: it may contain what a peer has
+/// sent.
 fn printable(reason: &str) -> String {
     reason.chars().filter(|char| !char.is_control()).take(MAX_REASON).collect()
 }

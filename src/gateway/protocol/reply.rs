@@ -1,4 +1,5 @@
-//! The replies that a gateway sends instead of a log, and how it recognizes those of other gateways.
+//! The replies that a gateway sends instead of a log, and how it recognizes those of other
+//! gateways.
 //!
 //! # Wire format
 //!
@@ -14,7 +15,8 @@ pub(crate) enum Reply {
     NotFound,
     /// The build is queued and no executor has taken it.
     NotStarted,
-    /// The rules of the listener do not allow the request. A client cannot tell this from [`Self::NotFound`].
+    /// The rules of the listener do not allow the request. A client cannot tell this from
+    /// [`Self::NotFound`].
     Denied,
     /// Everything else.
     Error(ErrorReason),
@@ -128,8 +130,9 @@ pub(crate) enum GatewayReply {
 }
 
 impl GatewayReply {
-    /// Returns whether another hop may have the log. Replies that follow from ZooKeeper are final, because
-    /// all gateways read the same; so are those about the executor, which come from a gateway of its zone.
+    /// Returns whether another hop may have the log. Replies that follow from ZooKeeper are final,
+    /// because all gateways read the same; so are those about the executor, which come from a
+    /// gateway of its zone.
     pub(crate) fn allows_failover(self) -> bool {
         !matches!(
             self,
@@ -154,8 +157,8 @@ pub(crate) enum FirstBytes {
 
 /// Recognizes a reply in the first bytes from another gateway.
 ///
-/// Only a line that nothing follows is a reply. `is_last` says that no more bytes are coming: then a
-/// reply need not be ended by CRLF, as those of Zuul's gateway are not.
+/// Only a line that nothing follows is a reply. `is_last` says that no more bytes are coming: then
+/// a reply need not be ended by CRLF, as those of Zuul's gateway are not.
 pub(crate) fn classify(bytes: &[u8], is_last: bool) -> FirstBytes {
     for reply in Reply::ALL {
         let line = reply.line().as_bytes();

@@ -98,8 +98,8 @@ impl Request {
     }
 }
 
-/// Returns the line that requests `build` from a gateway of `zone`, after `forwarded` gateways including this
-/// one have sent the request.
+/// Returns the line that requests `build` from a gateway of `zone`, after `forwarded` gateways
+/// including this one have sent the request.
 pub(crate) fn request_line(
     build: &BuildId,
     zone: Option<&str>,
@@ -121,8 +121,8 @@ pub(crate) fn request_line(
 
 /// Reads one request from `stream`, at most [`REQUEST_MAX`] bytes of it.
 ///
-/// What follows the newline in the same read is dropped, as Zuul's gateway does. The caller sets the
-/// deadline.
+/// What follows the newline in the same read is dropped, as Zuul's gateway does. The caller sets
+/// the deadline.
 pub(crate) async fn read_request(
     stream: &mut (impl AsyncRead + Unpin),
     format: RequestFormat,

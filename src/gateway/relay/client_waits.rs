@@ -27,8 +27,8 @@ const ADDRESS_DIVISOR: usize = 4;
 /// Of the waits that have lasted for [`STALL`], both limits divided by this are permitted.
 const STALL_DIVISOR: usize = 16;
 
-/// A wait that lasts this long is a stall: the client has stopped reading and is not merely slower than its log: the
-/// kernel lets a stream continue when a third of its send buffer is free.
+/// A wait that lasts this long is a stall: the client has stopped reading and is not merely slower
+/// than its log: the kernel lets a stream continue when a third of its send buffer is free.
 const STALL: Duration = Duration::from_secs(1);
 
 /// The number of waits that are always permitted.

@@ -47,7 +47,8 @@ impl fmt::Display for Denial {
     }
 }
 
-/// Returns whether one of `networks` contains `address`. An IPv4-mapped IPv6 address counts as IPv4.
+/// Returns whether one of `networks` contains `address`. An IPv4-mapped IPv6 address counts as
+/// IPv4.
 pub(crate) fn any_contains(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))
@@ -83,8 +84,8 @@ impl Rule {
 }
 
 impl<'r> Access<'r> {
-    /// Returns the access of a client at `address` by `rules`; `None` if there are no rules. `names`
-    /// returns the names in its certificate and is called only if a rule needs them.
+    /// Returns the access of a client at `address` by `rules`; `None` if there are no rules.
+    /// `names` returns the names in its certificate and is called only if a rule needs them.
     pub(crate) fn new(
         rules: &'r [Rule],
         address: IpAddr,
@@ -222,7 +223,8 @@ mod tests {
     }
 
     proptest! {
-        /// Compares with a second implementation: a client is allowed if all conditions of some rule hold.
+        /// Compares with a second implementation: a client is allowed if all conditions of some
+        /// rule hold.
         #[test]
         fn any_rules(
             rules in prop::collection::vec(any_rule(), 1..4),

@@ -1,5 +1,5 @@
-//! Explains a routing decision (`zuul-fingergw resolve`): where a build runs, which hops would be tried
-//! for it now and in which order, their health, and the recent attempts at them.
+//! Explains a routing decision (`zuul-fingergw resolve`): where a build runs, which hops would be
+//! tried for it now and in which order, their health, and the recent attempts at them.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use crate::model::build_request::{Build, BuildLocation};
 use crate::model::hop::{Hop, HopAddress};
 use crate::registry::LookupError;
 
-/// How a request for one build would be routed. Programs read its JSON, so members are added and never
-/// renamed.
+/// How a request for one build would be routed. Programs read its JSON, so members are added and
+/// never renamed.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct RouteReport {
     pub(crate) state: BuildState,

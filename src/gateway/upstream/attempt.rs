@@ -87,8 +87,8 @@ pub(crate) enum AttemptError {
 }
 
 impl AttemptError {
-    /// The value of the metric label `reason`. The metric counts attempts at gateways only, so it has no
-    /// series for [`Self::NoExecutorSlot`].
+    /// The value of the metric label `reason`. The metric counts attempts at gateways only, so it
+    /// has no series for [`Self::NoExecutorSlot`].
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::ConnectTimeout | Self::HandshakeTimeout => "timeout",
