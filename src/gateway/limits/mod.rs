@@ -159,8 +159,8 @@ impl Limiter {
     }
 
     /// Counts one more handshake of the client at `ip`, whose connection has this `permit`. Returns
-    /// whether it is within `limits.handshakes_per_minute`. Uncounted addresses and those that have presented a
-    /// certificate are not limited.
+    /// whether it is within `limits.handshakes_per_minute`. Uncounted addresses and those that have
+    /// presented a certificate are not limited.
     pub(crate) fn take_handshake(
         &self,
         permit: Option<&AddressPermit>,
@@ -206,8 +206,8 @@ impl Limiter {
     }
 
     /// Counts one more stream of `peer`. Returns whether it is within
-    /// `limits.streams_logged_per_minute` and should be logged at info. A certificate does not lift this limit, because a
-    /// gateway relays the requests of any client of its zone.
+    /// `limits.streams_logged_per_minute` and should be logged at info. A certificate does not lift
+    /// this limit, because a gateway relays the requests of any client of its zone.
     pub(crate) fn take_stream_log(&self, peer: SocketAddr, limits: &Limits) -> bool {
         let ip = peer.ip();
         if is_exempt(ip, limits)
