@@ -39,7 +39,7 @@ pub fn query(data: &[u8]) {
         assert!(line.len() <= REQUEST_MAX);
         let again = now(read_request(&mut line.as_bytes(), RequestFormat::Peer));
         let again = again.expect("a line of ours");
-        assert!(again.build == parsed.build && again.hops == parsed.hops);
+        assert!(again.build == parsed.build && again.forwarded == parsed.forwarded);
         assert!(again.zone == parsed.zone || again.zone.is_none());
     }
     let whole = read(RequestFormat::Finger).map(|request| request.build);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::limits::Limiter;
-use super::relay::stalled_clients::StalledClients;
+use super::relay::client_waits::ClientWaits;
 use super::routing::Router;
 use super::stream_table::StreamTable;
 use super::upstream;
@@ -47,7 +47,7 @@ pub(crate) struct Context {
     pub(super) limiter: Arc<Limiter>,
     pub(super) metrics: Metrics,
     pub(super) streams: StreamTable,
-    pub(super) stalled_clients: StalledClients,
+    pub(super) client_waits: ClientWaits,
     pub(super) heap: HeapTrimmer,
     pub(super) tracer: Tracer,
     /// Cancelled when the grace period is over, to abort the streams that still run.

@@ -43,7 +43,7 @@ use self::accept::Listener;
 use self::context::Context;
 pub(crate) use self::context::{ListenerSettings, Settings};
 use self::limits::Limiter;
-use self::relay::stalled_clients::StalledClients;
+use self::relay::client_waits::ClientWaits;
 use self::routing::Router;
 use self::routing::explain::RouteReport;
 use self::stream_table::StreamTable;
@@ -171,7 +171,7 @@ impl Server {
             limiter: Arc::new(Limiter::new(metrics.clone())),
             metrics,
             streams: streams.clone(),
-            stalled_clients: StalledClients::default(),
+            client_waits: ClientWaits::default(),
             heap: HeapTrimmer::default(),
             tracer,
             abort: abort.clone(),

@@ -33,7 +33,7 @@ pub(crate) use self::identity::Identity;
 pub(crate) use self::server::{Acceptor, acceptor};
 pub(crate) use self::zookeeper_client::{zookeeper_certs, zookeeper_options};
 
-/// The ALPN name of the protocol between gateways of this kind (`gateway::protocol`). Zuul's gateway
+/// The ALPN name of the protocol between peer gateways (`gateway::protocol`). Zuul's gateway
 /// ignores ALPN.
 pub(crate) const PEER_PROTOCOL: &[u8] = b"zuul-fingergw/1";
 

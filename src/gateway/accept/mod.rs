@@ -1,7 +1,7 @@
 //! Accept loops of the listeners.
 //!
-//! A loop waits for the kernel and for nothing else: each connection has a task, and the number of tasks
-//! is bounded.
+//! A loop waits for the kernel and for nothing else: each connection has a task, and the number of
+//! tasks is bounded.
 
 pub(crate) mod socket;
 
@@ -32,8 +32,8 @@ use crate::telemetry::metrics::{GaugeGuard, Rejection};
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How long accept must succeed before a failure counts as over. At the limit each connection that ends
-/// lets another one in, which must not write two log lines.
+/// How long accept must succeed before a failure counts as over. At the limit each connection that
+/// ends lets another one in, which must not write two log lines.
 const RECOVERED_AFTER: Duration = Duration::from_secs(10);
 
 /// The accept loop of one listener.
@@ -137,8 +137,8 @@ impl Listener {
         cx.limiter.make_evictable(number, task, peer);
     }
 
-    /// Counts a rejected connection, and sends it one line unless that would need a TLS handshake, which
-    /// costs most, or too many are being rejected.
+    /// Counts a rejected connection, and sends it one line unless that would need a TLS handshake,
+    /// which costs most, or too many are being rejected.
     fn reject(
         &self,
         stream: TcpStream,
@@ -199,8 +199,8 @@ impl Drop for PanicReport<'_> {
     }
 }
 
-/// Whether a failed accept concerns only one connection: aborted, refused by a firewall, or an error of
-/// its network that Linux returns from accept (accept(2), "Error handling" and EPERM).
+/// Whether a failed accept concerns only one connection: aborted, refused by a firewall, or an
+/// error of its network that Linux returns from accept (accept(2), "Error handling" and EPERM).
 fn concerns_peer_only(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),

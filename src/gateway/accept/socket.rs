@@ -13,8 +13,8 @@ const BACKLOG: i32 = 4096;
 
 /// Binds `address`.
 ///
-/// An unspecified IPv6 address takes IPv4 connections too, whatever the system's default is; on a host
-/// without IPv6 it stands for the unspecified IPv4 address.
+/// An unspecified IPv6 address takes IPv4 connections too, whatever the system's default is; on a
+/// host without IPv6 it stands for the unspecified IPv4 address.
 ///
 /// # Errors
 /// The address cannot be listened on; the message says what to do.

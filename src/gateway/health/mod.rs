@@ -102,7 +102,7 @@ pub(crate) enum Rank {
 
 /// An attempt to get a log from a hop.
 #[derive(Clone, Debug)]
-pub(crate) struct Attempt {
+pub(crate) struct AttemptRecord {
     pub(crate) at: Instant,
     pub(crate) build: BuildId,
     pub(crate) hop: Hop,
@@ -121,8 +121,8 @@ struct State {
     records: Vec<GatewayRecord>,
     /// The registered gateways when others were last forgotten.
     registered: Option<Arc<[Gateway]>>,
-    failed: VecDeque<Attempt>,
-    succeeded: VecDeque<Attempt>,
+    failed: VecDeque<AttemptRecord>,
+    succeeded: VecDeque<AttemptRecord>,
 }
 
 /// The record of one gateway.
@@ -143,27 +143,31 @@ impl GatewayHealth {
         self.lock().health(gateway, now)
     }
 
-    /// Sorts `hops` by rank; hops of the same rank keep their order. Forgets all gateways except the
-    /// `registered` ones.
-    pub(crate) fn rank(
-        &self,
-        hops: Vec<Hop>,
-        registered: Arc<[Gateway]>,
-        now: Instant,
-    ) -> Vec<RankedHop> {
+    /// Forgets all gateways except the `registered` ones.
+    pub(crate) fn retain_registered(&self, registered: Arc<[Gateway]>) {
         let mut state = self.lock();
-        state.retain_registered(registered);
+        if state.registered.as_ref().is_some_and(|before| Arc::ptr_eq(before, &registered)) {
+            return;
+        }
+        state.records.retain(|record| registered.iter().any(|gateway| record.is_of(gateway)));
+        state.registered = Some(registered);
+    }
+
+    /// Sorts `hops` by rank; hops of the same rank keep their order.
+    pub(crate) fn rank(&self, hops: Vec<Hop>, now: Instant) -> Vec<RankedHop> {
+        let state = self.lock();
         let ranked = hops.into_iter().map(|hop| RankedHop { rank: state.rank(&hop, now), hop });
         let mut ranked: Vec<_> = ranked.collect();
         ranked.sort_by_key(|ranked| ranked.rank);
         ranked
     }
 
-    /// Records that `hop` has answered the request for `build`: with the log, or with a reply that no other
-    /// hop can improve, such as `Build not found`.
+    /// Records that `hop` has answered the request for `build`: with the log, or with a reply that
+    /// no other hop can improve, such as `Build not found`.
     pub(crate) fn record_success(&self, build: &BuildId, hop: &Hop, now: Instant) {
         let mut state = self.lock();
-        let attempt = Attempt { at: now, build: build.clone(), hop: hop.clone(), failure: None };
+        let attempt =
+            AttemptRecord { at: now, build: build.clone(), hop: hop.clone(), failure: None };
         push(&mut state.succeeded, attempt);
         let Hop::Gateway(gateway) = hop else { return };
         let record = state.record(gateway, now);
@@ -189,7 +193,7 @@ impl GatewayHealth {
         let reason = printable(&reason.to_string());
         let failure = Some(reason.clone());
         let mut state = self.lock();
-        let attempt = Attempt { at: now, build: build.clone(), hop: hop.clone(), failure };
+        let attempt = AttemptRecord { at: now, build: build.clone(), hop: hop.clone(), failure };
         push(&mut state.failed, attempt);
         let Hop::Gateway(gateway) = hop else { return };
         let record = state.record(gateway, now);
@@ -226,9 +230,10 @@ impl GatewayHealth {
     }
 
     /// Returns the last attempts at `build` and at `hops`, the oldest first.
-    pub(crate) fn recent_attempts(&self, build: &BuildId, hops: &[Hop]) -> Vec<Attempt> {
+    pub(crate) fn recent_attempts(&self, build: &BuildId, hops: &[Hop]) -> Vec<AttemptRecord> {
         let state = self.lock();
-        let concerns = |attempt: &&Attempt| attempt.build == *build || hops.contains(&attempt.hop);
+        let concerns =
+            |attempt: &&AttemptRecord| attempt.build == *build || hops.contains(&attempt.hop);
         let all = state.failed.iter().chain(&state.succeeded);
         let mut recent: Vec<_> = all.filter(concerns).cloned().collect();
         drop(state);
@@ -243,14 +248,6 @@ impl GatewayHealth {
 }
 
 impl State {
-    fn retain_registered(&mut self, registered: Arc<[Gateway]>) {
-        if self.registered.as_ref().is_some_and(|before| Arc::ptr_eq(before, &registered)) {
-            return;
-        }
-        self.records.retain(|record| registered.iter().any(|gateway| record.is_of(gateway)));
-        self.registered = Some(registered);
-    }
-
     fn health(&self, gateway: &Gateway, now: Instant) -> Health {
         let Some(record) = self.records.iter().find(|record| record.is_of(gateway)) else {
             return Health::Untried;
@@ -301,12 +298,13 @@ impl GatewayRecord {
     }
 }
 
-/// Returns `reason` without control characters and not too long: it may contain what a peer has sent.
+/// Returns `reason` without control characters and not too long: it may contain what a peer has
+/// sent.
 fn printable(reason: &str) -> String {
     reason.chars().filter(|char| !char.is_control()).take(MAX_REASON).collect()
 }
 
-fn push(attempts: &mut VecDeque<Attempt>, attempt: Attempt) {
+fn push(attempts: &mut VecDeque<AttemptRecord>, attempt: AttemptRecord) {
     if attempts.len() >= MAX_ATTEMPTS {
         attempts.pop_front();
     }
@@ -371,11 +369,10 @@ mod tests {
     #[test]
     fn gateways_that_back_off_rank_after_the_others_and_before_the_executor() {
         let health = GatewayHealth::default();
-        let registered: Arc<[Gateway]> = [1, 2, 3].map(gateway).into();
         let now = Instant::now();
         let ranked = |now| {
             let hops = vec![hop(1), hop(2), hop(3), executor()];
-            let ranked = health.rank(hops, Arc::clone(&registered), now);
+            let ranked = health.rank(hops, now);
             ranked.iter().map(|ranked| (ranked.hop.address().1, ranked.rank)).collect::<Vec<_>>()
         };
         assert_eq!(
@@ -436,7 +433,7 @@ mod tests {
         let now = Instant::now();
         fail(&health, 1, "refused", FailureKind::Other, now);
         fail(&health, 2, "refused", FailureKind::Other, now);
-        health.rank(Vec::new(), [2, 3].map(gateway).into(), now);
+        health.retain_registered([2, 3].map(gateway).into());
         assert_eq!(health.health(&gateway(1), now), Health::Untried);
         assert!(matches!(health.health(&gateway(2), now), Health::BackingOff { .. }));
     }

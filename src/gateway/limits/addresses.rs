@@ -9,13 +9,14 @@ use ipnet::IpNet;
 /// The number of networks for which a table keeps memory, however few there are.
 const CAPACITY_MIN: usize = 1024;
 
-/// IPv6 networks of sites of several sizes (RFC 6177), each with a limit: a /56 has twice that of a /64,
-/// and a /48 twice that of a /56.
+/// IPv6 networks of sites of several sizes (RFC 6177), each with a limit: a /56 has twice that of a
+/// /64, and a /48 twice that of a /56.
 const SITE_PREFIXES: [u8; 3] = [64, 56, 48];
 
-/// Returns the networks whose limits a client at `ip` counts towards, the smallest first, each with the
-/// factor by which its limit is larger. The smallest is the IPv4 address, or the IPv6 network of `ipv6_prefix` bits, in which a
-/// client may choose its address; then come the wider ones of [`SITE_PREFIXES`].
+/// Returns the networks whose limits a client at `ip` counts towards, the smallest first, each with
+/// the factor by which its limit is larger. The smallest is the IPv4 address, or the IPv6 network
+/// of `ipv6_prefix` bits, in which a client may choose its address; then come the wider ones of
+/// [`SITE_PREFIXES`].
 pub(super) fn networks(ip: IpAddr, ipv6_prefix: u8) -> impl Iterator<Item = (IpNet, usize)> {
     let (own, wider) = match ip {
         IpAddr::V4(_) => (32, [].as_slice()),
@@ -54,8 +55,8 @@ impl CountedClient {
 pub(super) struct AddressTable(Arc<Mutex<HashMap<IpNet, usize>>>);
 
 impl AddressTable {
-    /// Counts one more connection of `client`, unless one of its networks has `limit` times its share
-    /// already.
+    /// Counts one more connection of `client`, unless one of its networks has `limit` times its
+    /// share already.
     pub(super) fn try_acquire(&self, client: CountedClient, limit: usize) -> Option<AddressPermit> {
         let mut open = self.lock();
         let is_full = |(network, share): (IpNet, usize)| {

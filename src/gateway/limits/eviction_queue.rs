@@ -1,7 +1,7 @@
 //! A queue of connections that may be closed to make room for a new one, oldest first.
 //!
-//! If a limit refused the newest connection, clients that connect first and send nothing could use it up.
-//! OpenSSH's `MaxStartups` answers the same attack by dropping connections that have not
+//! If a limit refused the newest connection, clients that connect first and send nothing could use
+//! it up. OpenSSH's `MaxStartups` answers the same attack by dropping connections that have not
 //! authenticated yet.
 
 use std::collections::BTreeMap;

@@ -92,8 +92,8 @@ impl Limiter {
         }
     }
 
-    /// A permit for one more connection. If `limits.connections` are open, the oldest one that has not
-    /// sent its request is evicted.
+    /// A permit for one more connection. If `limits.connections` are open, the oldest one that has
+    /// not sent its request is evicted.
     pub(crate) fn acquire_connection(&self, limits: &Limits) -> Option<Permit> {
         if let Some(permit) = Permit::try_acquire(&self.connections, limits.connections) {
             return Some(permit);
@@ -120,17 +120,18 @@ impl Limiter {
         self.pending_connections.reserve()
     }
 
-    /// Makes the connection of `peer`, which `task` serves, evictable until its entry `number` leaves
-    /// the queue.
+    /// Makes the connection of `peer`, which `task` serves, evictable until its entry `number`
+    /// leaves the queue.
     pub(crate) fn make_evictable(&self, number: u64, task: AbortHandle, peer: SocketAddr) {
         self.pending_connections.fill(number, PendingConnection { task, peer });
     }
 
-    /// A permit for one more TLS handshake of the client at `ip`, whose connection has this `permit`.
+    /// A permit for one more TLS handshake of the client at `ip`, whose connection has this
+    /// `permit`.
     ///
-    /// It is always granted: if `limits.handshakes` are in progress, the oldest is evicted, first those
-    /// from addresses that have not presented a certificate. A counted address without a certificate has
-    /// at most half of them, and evicts its own oldest.
+    /// It is always granted: if `limits.handshakes` are in progress, the oldest is evicted, first
+    /// those from addresses that have not presented a certificate. A counted address without a
+    /// certificate has at most half of them, and evicts its own oldest.
     pub(crate) fn handshake(
         &self,
         permit: Option<&AddressPermit>,
@@ -157,9 +158,9 @@ impl Limiter {
         HandshakePermit { _entry: queue.insert(handshake), evicted }
     }
 
-    /// Whether one more handshake of the client at `ip`, whose connection has this `permit`, is within
-    /// `limits.handshakes_per_minute`. Uncounted addresses and those that have presented a certificate
-    /// are not limited.
+    /// Counts one more handshake of the client at `ip`, whose connection has this `permit`. Returns
+    /// whether it is within `limits.handshakes_per_minute`. Uncounted addresses and those that have
+    /// presented a certificate are not limited.
     pub(crate) fn take_handshake(
         &self,
         permit: Option<&AddressPermit>,
@@ -176,8 +177,8 @@ impl Limiter {
             )
     }
 
-    /// Records that a client at `ip` has presented a valid certificate: for the next hour handshakes of
-    /// this address are evicted last and have no rate limit.
+    /// Records that a client at `ip` has presented a valid certificate: for the next hour
+    /// handshakes of this address are evicted last and have no rate limit.
     pub(crate) fn remember_certificate(&self, ip: IpAddr) {
         let now = Instant::now();
         let mut certified = self.certified.lock().unwrap_or_else(PoisonError::into_inner);
@@ -204,9 +205,9 @@ impl Limiter {
         Arc::clone(&self.rejections).try_acquire_owned().ok()
     }
 
-    /// Whether the stream of `peer` should be logged at info: it is within
-    /// `limits.streams_logged_per_minute`. A certificate does not lift this limit, because a gateway
-    /// relays the requests of any client of its zone.
+    /// Counts one more stream of `peer`. Returns whether it is within
+    /// `limits.streams_logged_per_minute` and should be logged at info. A certificate does not lift
+    /// this limit, because a gateway relays the requests of any client of its zone.
     pub(crate) fn take_stream_log(&self, peer: SocketAddr, limits: &Limits) -> bool {
         let ip = peer.ip();
         if is_exempt(ip, limits)
@@ -232,8 +233,8 @@ impl Limiter {
         false
     }
 
-    /// Counts the rejection of `peer` and logs a warning, at most one per limit every ten minutes, so
-    /// that clients cannot flood the log.
+    /// Counts the rejection of `peer` and logs a warning, at most one per limit every ten minutes,
+    /// so that clients cannot flood the log.
     pub(crate) fn record_rejection(&self, reason: Rejection, peer: SocketAddr) {
         self.metrics.connection_rejected(reason);
         let (what, remedy) = match reason {
@@ -266,8 +267,8 @@ impl Limiter {
         }
     }
 
-    /// Counts a panic in the session of `peer`, and logs an error, at most one every ten minutes. The
-    /// panic hook logs where it happened.
+    /// Counts a panic in the session of `peer`, and logs an error, at most one every ten minutes.
+    /// The panic hook logs where it happened.
     pub(crate) fn record_panic(&self, peer: SocketAddr) {
         self.metrics.panicked();
         if self.should_warn("panic") {

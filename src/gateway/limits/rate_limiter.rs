@@ -12,7 +12,8 @@ use ipnet::IpNet;
 
 use super::addresses::networks;
 
-/// The period of a rate. An address without recent events may spend those of a whole period immediately.
+/// The period of a rate. An address without recent events may spend those of a whole period
+/// immediately.
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// Networks that are remembered, about 4 MiB. Beyond that those with full buckets are forgotten,

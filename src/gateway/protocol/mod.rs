@@ -4,9 +4,9 @@
 //! `zuul/lib/fingergw.py`, `zuul/lib/streamer_utils.py`). Instead of a log it may get one line, see
 //! [`reply`].
 //!
-//! # Between gateways of this kind
+//! # Between peer gateways
 //!
-//! Over TLS, two gateways of this kind negotiate the peer protocol
+//! Over TLS, two instances of this program negotiate the peer protocol
 //! [`PEER_PROTOCOL`](crate::tls::PEER_PROTOCOL) by ALPN. The request line then carries parameters:
 //!
 //! ```text

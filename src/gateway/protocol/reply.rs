@@ -1,4 +1,5 @@
-//! The replies that a gateway sends instead of a log, and how it recognizes those of other gateways.
+//! The replies that a gateway sends instead of a log, and how it recognizes those of other
+//! gateways.
 //!
 //! # Wire format
 //!
@@ -14,7 +15,8 @@ pub(crate) enum Reply {
     NotFound,
     /// The build is queued and no executor has taken it.
     NotStarted,
-    /// The rules of the listener do not allow the request. A client cannot tell this from [`Self::NotFound`].
+    /// The rules of the listener do not allow the request. A client cannot tell this from
+    /// [`Self::NotFound`].
     Denied,
     /// Everything else.
     Error(ErrorReason),
@@ -121,15 +123,16 @@ const LINE_MAX: usize = 200;
 /// A reply of another gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GatewayReply {
-    /// One of the lines above, of Zuul's gateway or of one of this kind. Never [`Reply::Denied`].
+    /// One of the lines above, from Zuul's gateway or a peer gateway. Never [`Reply::Denied`].
     Known(Reply),
     /// An internal streaming error of Zuul's gateway or of another version of this program.
     OtherError,
 }
 
 impl GatewayReply {
-    /// Returns whether another hop may have the log. Replies that follow from ZooKeeper are final, because
-    /// all gateways read the same; so are those about the executor, which come from a gateway of its zone.
+    /// Returns whether another hop may have the log. Replies that follow from ZooKeeper are final,
+    /// because all gateways read the same; so are those about the executor, which come from a
+    /// gateway of its zone.
     pub(crate) fn allows_failover(self) -> bool {
         !matches!(
             self,
@@ -154,8 +157,8 @@ pub(crate) enum FirstBytes {
 
 /// Recognizes a reply in the first bytes from another gateway.
 ///
-/// Only a line that nothing follows is a reply. `is_last` says that no more bytes are coming: then a
-/// reply need not be ended by CRLF, as those of Zuul's gateway are not.
+/// Only a line that nothing follows is a reply. `is_last` says that no more bytes are coming: then
+/// a reply need not be ended by CRLF, as those of Zuul's gateway are not.
 pub(crate) fn classify(bytes: &[u8], is_last: bool) -> FirstBytes {
     for reply in Reply::ALL {
         let line = reply.line().as_bytes();

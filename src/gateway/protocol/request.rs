@@ -48,8 +48,8 @@ pub(crate) struct Request {
     pub(crate) build: BuildId,
     /// The zone whose gateway the asking gateway wants.
     pub(crate) zone: Option<String>,
-    /// How many gateways have sent this request; 0 if a client sent it.
-    pub(crate) hops: u8,
+    /// How many gateways have sent this request (`hops` on the wire); 0 if a client sent it.
+    pub(crate) forwarded: u8,
 }
 
 /// Why no request was read.
@@ -70,7 +70,7 @@ pub(crate) enum RequestError {
 
 impl Request {
     fn new(build: BuildId) -> Self {
-        Self { build, zone: None, hops: 0 }
+        Self { build, zone: None, forwarded: 0 }
     }
 
     /// Checks the parameters against the zone of this gateway.
@@ -85,7 +85,7 @@ impl Request {
         if authenticated && self.zone.is_some() && self.zone.as_deref() != own_zone {
             return Err(ErrorReason::WrongZone);
         }
-        if self.hops > MAX_HOPS {
+        if self.forwarded > MAX_HOPS {
             return Err(ErrorReason::Loop);
         }
         Ok(())
@@ -94,16 +94,16 @@ impl Request {
     /// Returns the line that sends this request.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn to_line(&self, format: RequestFormat) -> String {
-        request_line(&self.build, self.zone.as_deref(), self.hops, format)
+        request_line(&self.build, self.zone.as_deref(), self.forwarded, format)
     }
 }
 
-/// Returns the line that requests `build` from a gateway of `zone`, after `hops` gateways including this
-/// one have sent the request.
+/// Returns the line that requests `build` from a gateway of `zone`, after `forwarded` gateways
+/// including this one have sent the request.
 pub(crate) fn request_line(
     build: &BuildId,
     zone: Option<&str>,
-    hops: u8,
+    forwarded: u8,
     format: RequestFormat,
 ) -> String {
     if format == RequestFormat::Finger {
@@ -111,18 +111,18 @@ pub(crate) fn request_line(
     }
     if let Some(zone) = zone {
         let zone = utf8_percent_encode(zone, ENCODED);
-        let line = format!("{build} zone={zone} hops={hops}\r\n");
+        let line = format!("{build} zone={zone} hops={forwarded}\r\n");
         if line.len() <= REQUEST_MAX {
             return line;
         }
     }
-    format!("{build} hops={hops}\r\n")
+    format!("{build} hops={forwarded}\r\n")
 }
 
 /// Reads one request from `stream`, at most [`REQUEST_MAX`] bytes of it.
 ///
-/// What follows the newline in the same read is dropped, as Zuul's gateway does. The caller sets the
-/// deadline.
+/// What follows the newline in the same read is dropped, as Zuul's gateway does. The caller sets
+/// the deadline.
 pub(crate) async fn read_request(
     stream: &mut (impl AsyncRead + Unpin),
     format: RequestFormat,
@@ -170,7 +170,7 @@ fn parse(line: &[u8], format: RequestFormat) -> Option<Request> {
 }
 
 fn read_parameters(parameters: &str, request: &mut Request) -> Option<()> {
-    let mut hops = None;
+    let mut forwarded = None;
     for parameter in parameters.split(' ') {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         match key {
@@ -180,12 +180,12 @@ fn read_parameters(parameters: &str, request: &mut Request) -> Option<()> {
                     return None;
                 }
             }
-            "hops" if hops.is_some() => return None,
-            "hops" => hops = Some(value.parse().ok()?),
+            "hops" if forwarded.is_some() => return None,
+            "hops" => forwarded = Some(value.parse().ok()?),
             _ => {}
         }
     }
-    request.hops = hops.unwrap_or_default();
+    request.forwarded = forwarded.unwrap_or_default();
     Some(())
 }
 

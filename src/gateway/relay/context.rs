@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use super::stalled_clients::StalledClients;
+use super::client_waits::ClientWaits;
 use crate::config::Limits;
 use crate::gateway::limits::CountedClient;
 use crate::telemetry::metrics::Metrics;
@@ -13,7 +13,7 @@ use crate::telemetry::metrics::Metrics;
 /// What a relay needs of the gateway and of its stream.
 pub(crate) struct RelayContext<'a> {
     pub(crate) limits: &'a Limits,
-    pub(crate) stalled_clients: &'a StalledClients,
+    pub(crate) client_waits: &'a ClientWaits,
     pub(crate) metrics: &'a Metrics,
     /// Cancelled when the gateway aborts all streams.
     pub(crate) abort: &'a CancellationToken,

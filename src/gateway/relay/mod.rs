@@ -8,10 +8,10 @@
 //! hours, so the wait for the next byte of a log has no deadline unless the configuration sets one.
 //! TCP keepalive finds peers that vanish meanwhile.
 
+pub(crate) mod client_waits;
 mod context;
 mod end_reason;
 pub(crate) mod splice;
-pub(crate) mod stalled_clients;
 #[cfg(test)]
 mod tests;
 mod timeouts;
@@ -57,7 +57,7 @@ pub(crate) async fn run(
         is_send_buffer_bounded: false,
         keepalive_on: false,
         keepalive_delay: None,
-        stall: None,
+        wait: None,
     };
     let mut timeout = timeouts::stream_timeout(cx);
     tokio::select! {
@@ -79,15 +79,15 @@ struct Relay<'a> {
     /// Ends when keepalive is due.
     keepalive_delay: Option<Pin<Box<Sleep>>>,
     /// The client of this stream does not take what was written, or may not have taken it.
-    stall: Option<Box<Stall<'a>>>,
+    wait: Option<Box<ClientWait<'a>>>,
 }
 
 /// Completes when a stream that waits for its client must end.
 type WriteDeadline<'a> = Pin<Box<dyn Future<Output = EndReason> + Send + 'a>>;
 
 /// A client that has not acknowledged what the kernel holds for it.
-struct Stall<'a> {
-    /// The unacknowledged bytes when the stall began, and the bytes written until then.
+struct ClientWait<'a> {
+    /// The unacknowledged bytes when the wait began, and the bytes written until then.
     unacked: usize,
     bytes: u64,
     deadline: WriteDeadline<'a>,
@@ -146,7 +146,7 @@ impl<'a> Relay<'a> {
             };
             // Only for a stream that has run for a moment, so that a short log costs no query.
             let checks_client =
-                self.stall.is_some() || (self.keepalive_on && client.may_be_unacked());
+                self.wait.is_some() || (self.keepalive_on && client.may_be_unacked());
             tokio::select! {
                 biased;
                 next = next => match next {
@@ -155,7 +155,7 @@ impl<'a> Relay<'a> {
                     Err(error) => return Err(EndReason::UpstreamFailed(error)),
                 },
                 error = client.wait_closed() => return Err(EndReason::ClientLeft(error)),
-                end = stall_event(&mut self.stall), if checks_client => match end {
+                end = wait_event(&mut self.wait), if checks_client => match end {
                     Some(end) => return Err(end),
                     None => self.check_client(client),
                 },
@@ -175,29 +175,29 @@ impl<'a> Relay<'a> {
     fn check_client(&mut self, client: &mut Connection) {
         let unacked = client.unacked_bytes();
         if unacked <= UNACKED_FEW {
-            self.stall = None;
+            self.wait = None;
             return;
         }
-        if let Some(stall) = &mut self.stall {
-            let written = usize::try_from(self.cx.bytes() - stall.bytes).unwrap_or(usize::MAX);
-            let acked = stall.unacked.saturating_add(written).saturating_sub(unacked);
+        if let Some(wait) = &mut self.wait {
+            let written = usize::try_from(self.cx.bytes() - wait.bytes).unwrap_or(usize::MAX);
+            let acked = wait.unacked.saturating_add(written).saturating_sub(unacked);
             if acked < UNACKED_FEW {
-                stall.next_check.as_mut().reset(time::Instant::now() + CHECK_INTERVAL);
+                wait.next_check.as_mut().reset(time::Instant::now() + CHECK_INTERVAL);
                 return;
             }
         }
-        self.begin_stall(unacked, self.write_deadline());
+        self.begin_wait(unacked, self.begin_deadline());
     }
 
-    fn begin_stall(&mut self, unacked: usize, deadline: WriteDeadline<'a>) {
+    fn begin_wait(&mut self, unacked: usize, deadline: WriteDeadline<'a>) {
         let next_check = Box::pin(sleep(CHECK_INTERVAL));
         let bytes = self.cx.bytes();
-        self.stall = Some(Box::new(Stall { unacked, bytes, deadline, next_check }));
+        self.wait = Some(Box::new(ClientWait { unacked, bytes, deadline, next_check }));
     }
 
-    fn write_deadline(&self) -> WriteDeadline<'a> {
-        let RelayContext { limits, stalled_clients, client, .. } = self.cx;
-        Box::pin(stalled_clients.write_deadline(limits, *client))
+    fn begin_deadline(&self) -> WriteDeadline<'a> {
+        let RelayContext { limits, client_waits, client, .. } = self.cx;
+        Box::pin(client_waits.wait_for_client(limits, *client))
     }
 
     /// Writes `chunk` and flushes it.
@@ -250,8 +250,8 @@ impl<'a> Relay<'a> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(EndReason::UpstreamFailed(error)),
             }
-            match self.drain_pipe(pipe, client).await? {
-                Some(drained) => pipe = drained,
+            match self.empty_pipe(pipe, client).await? {
+                Some(emptied) => pipe = emptied,
                 None => return Ok(()),
             }
             // Lets other tasks run.
@@ -263,14 +263,14 @@ impl<'a> Relay<'a> {
 
     /// Moves what is in `pipe` to the client. Returns the pipe, or `None` if the client has stalled
     /// and the rest was copied, so that another stream could have the pipe meanwhile.
-    async fn drain_pipe(
+    async fn empty_pipe(
         &mut self,
         mut pipe: PooledPipe,
         client: &mut Connection,
     ) -> Result<Option<PooledPipe>, EndReason> {
         while pipe.len() > 0 {
             let Some(to) = client.plain_tcp() else { return Ok(None) };
-            match pipe.drain(to) {
+            match pipe.empty_into(to) {
                 Ok(0) => return Err(EndReason::ClientLeft(Some(io::ErrorKind::WriteZero.into()))),
                 Ok(moved) => {
                     client.add_written(moved);
@@ -280,12 +280,12 @@ impl<'a> Relay<'a> {
                     let mut deadline = self.take_write_deadline();
                     tokio::select! {
                         biased;
-                        // The next drain returns the error.
+                        // The next `empty_into` returns the error.
                         _ = to.writable() => {}
                         end = &mut deadline => return Err(end),
                         () = sleep(PIPE_STALL), if pipe.may_be_copied() => {
                             let unacked = client.unacked_bytes();
-                            self.begin_stall(unacked, deadline);
+                            self.begin_wait(unacked, deadline);
                             let rest = pipe.into_bytes().map_err(EndReason::UpstreamFailed)?;
                             self.write_all(client, &rest).await?;
                             return Ok(None);
@@ -323,10 +323,10 @@ impl<'a> Relay<'a> {
         result.map_err(|error| EndReason::ClientLeft(Some(error)))
     }
 
-    /// The deadline of the current stall, or a new one.
+    /// The deadline of the current wait, or of a new one.
     fn take_write_deadline(&mut self) -> WriteDeadline<'a> {
-        let stall = self.stall.take();
-        stall.map_or_else(|| self.write_deadline(), |stall| stall.deadline)
+        let wait = self.wait.take();
+        wait.map_or_else(|| self.begin_deadline(), |wait| wait.deadline)
     }
 
     /// Counts bytes written to the client.
@@ -338,14 +338,14 @@ impl<'a> Relay<'a> {
 }
 
 /// Completes when the stream must end, or with `None` when it is time to check the client:
-/// immediately while it is not known to have stalled.
-fn stall_event(stall: &mut Option<Box<Stall<'_>>>) -> impl Future<Output = Option<EndReason>> {
+/// immediately while the stream does not wait for it.
+fn wait_event(wait: &mut Option<Box<ClientWait<'_>>>) -> impl Future<Output = Option<EndReason>> {
     poll_fn(|cx| {
-        let Some(stall) = stall else { return Poll::Ready(None) };
-        if let Poll::Ready(end) = stall.deadline.as_mut().poll(cx) {
+        let Some(wait) = wait else { return Poll::Ready(None) };
+        if let Poll::Ready(end) = wait.deadline.as_mut().poll(cx) {
             return Poll::Ready(Some(end));
         }
-        stall.next_check.as_mut().poll(cx).map(|()| None)
+        wait.next_check.as_mut().poll(cx).map(|()| None)
     })
 }
 

@@ -108,7 +108,7 @@ impl PooledPipe {
         Some(Self { pipe: Some(pipe), len: 0, fill_max })
     }
 
-    /// The number of bytes that have been filled in and not drained.
+    /// The number of bytes that have been filled in and not moved out.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -144,7 +144,7 @@ impl PooledPipe {
     ///
     /// # Errors
     /// `WouldBlock` if it takes nothing at the moment; any other if the connection has failed.
-    pub(crate) fn drain(&mut self, to: &TcpStream) -> io::Result<usize> {
+    pub(crate) fn empty_into(&mut self, to: &TcpStream) -> io::Result<usize> {
         let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::WouldBlock.into()) };
         let moved = to.try_io(Interest::WRITABLE, || {
             Ok(splice(&pipe.read, None, to, None, self.len, SpliceFlags::NONBLOCK)?)
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(pipe.fill(&from).unwrap(), 10);
         assert_eq!(pipe.len(), 10);
         to.writable().await.unwrap();
-        assert_eq!(pipe.drain(&to).unwrap(), 10);
+        assert_eq!(pipe.empty_into(&to).unwrap(), 10);
         let mut got = [0; 10];
         sink.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"some bytes");

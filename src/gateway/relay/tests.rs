@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::stalled_clients::StalledClients;
+use super::client_waits::ClientWaits;
 use super::*;
 use crate::config::Limits;
 use crate::gateway::transport::buffer_pool::PooledBuffer;
@@ -21,7 +21,7 @@ use crate::telemetry::metrics::Metrics;
 /// A stream with a client and an upstream in memory, and what its relay shares with others.
 struct Setup {
     limits: Limits,
-    stalled_clients: StalledClients,
+    client_waits: ClientWaits,
     metrics: Metrics,
     abort: CancellationToken,
     bytes: AtomicU64,
@@ -35,7 +35,7 @@ impl Setup {
         change(&mut limits);
         Self {
             limits,
-            stalled_clients: StalledClients::default(),
+            client_waits: ClientWaits::default(),
             metrics: Metrics::default(),
             abort: CancellationToken::new(),
             bytes: AtomicU64::new(0),
@@ -50,7 +50,7 @@ impl Setup {
     ) -> EndReason {
         let cx = RelayContext {
             limits: &self.limits,
-            stalled_clients: &self.stalled_clients,
+            client_waits: &self.client_waits,
             metrics: &self.metrics,
             abort: &self.abort,
             client: None,

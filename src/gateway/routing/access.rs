@@ -47,7 +47,8 @@ impl fmt::Display for Denial {
     }
 }
 
-/// Returns whether one of `networks` contains `address`. An IPv4-mapped IPv6 address counts as IPv4.
+/// Returns whether one of `networks` contains `address`. An IPv4-mapped IPv6 address counts as
+/// IPv4.
 pub(crate) fn any_contains(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))
@@ -83,8 +84,8 @@ impl Rule {
 }
 
 impl<'r> Access<'r> {
-    /// Returns the access of a client at `address` by `rules`; `None` if there are no rules. `names`
-    /// returns the names in its certificate and is called only if a rule needs them.
+    /// Returns the access of a client at `address` by `rules`; `None` if there are no rules.
+    /// `names` returns the names in its certificate and is called only if a rule needs them.
     pub(crate) fn new(
         rules: &'r [Rule],
         address: IpAddr,
@@ -103,14 +104,17 @@ impl<'r> Access<'r> {
     /// # Errors
     /// The reason for the denial.
     pub(crate) fn allows(&self, tenant: Option<&str>) -> Result<(), Denial> {
-        let here = self.rules.iter().filter(|rule| rule.has_address(self.address));
-        let mut ours = here.clone().filter(|rule| rule.has_client(&self.names)).peekable();
-        if ours.peek().is_none() {
-            let somewhere = here.count() > 0;
-            let client = || Denial::Client(self.names.clone());
-            return Err(if somewhere { client() } else { Denial::Address });
+        let by_address: Vec<_> =
+            self.rules.iter().filter(|rule| rule.has_address(self.address)).collect();
+        if by_address.is_empty() {
+            return Err(Denial::Address);
         }
-        match ours.any(|rule| rule.has_tenant(tenant)) {
+        let mut by_client =
+            by_address.into_iter().filter(|rule| rule.has_client(&self.names)).peekable();
+        if by_client.peek().is_none() {
+            return Err(Denial::Client(self.names.clone()));
+        }
+        match by_client.any(|rule| rule.has_tenant(tenant)) {
             true => Ok(()),
             false => Err(Denial::Tenant(tenant.map(str::to_owned))),
         }
@@ -162,7 +166,7 @@ mod tests {
         assert_eq!(ask(&rules, "10.1.2.3", "gw.east.org", ""), Err(Denial::Tenant(None)));
     }
 
-    /// Not one part of one rule and another part of another.
+    /// Conditions of different rules are not combined.
     #[test]
     fn one_rule_is_enough_and_has_to_be_one() {
         let rules = [rule("10.0.0.0/8", "-", "-"), rule("-", "open", "-")];
@@ -219,7 +223,8 @@ mod tests {
     }
 
     proptest! {
-        /// Allowed means: there is a rule of which all that is given holds, said once more.
+        /// Compares with a second implementation: a client is allowed if all conditions of some
+        /// rule hold.
         #[test]
         fn any_rules(
             rules in prop::collection::vec(any_rule(), 1..4),

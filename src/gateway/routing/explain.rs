@@ -1,5 +1,5 @@
-//! Explains a routing decision (`zuul-fingergw resolve`): where a build runs, which hops would be tried
-//! for it now and in which order, their health, and the recent attempts at them.
+//! Explains a routing decision (`zuul-fingergw resolve`): where a build runs, which hops would be
+//! tried for it now and in which order, their health, and the recent attempts at them.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::Router;
-use crate::gateway::health::{Attempt, GatewayHealth, Health};
+use crate::gateway::health::{AttemptRecord, GatewayHealth, Health};
 use crate::model::build_id::BuildId;
 use crate::model::build_request::{Build, BuildLocation};
 use crate::model::hop::{Hop, HopAddress};
 use crate::registry::LookupError;
 
-/// How a request for one build would be routed. Programs read its JSON, so members are added and never
-/// renamed.
+/// How a request for one build would be routed. Programs read its JSON, so members are added and
+/// never renamed.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct RouteReport {
     pub(crate) state: BuildState,
@@ -179,9 +179,9 @@ impl HopReport {
 impl AttemptReport {
     /// Merges attempts at the same build and hop with the same result, in the order of the last of
     /// each. `attempts` have the oldest first.
-    fn merge(attempts: Vec<Attempt>, now: Instant) -> Vec<Self> {
+    fn merge(attempts: Vec<AttemptRecord>, now: Instant) -> Vec<Self> {
         let mut merged: Vec<Self> = Vec::new();
-        for Attempt { at, build, hop, failure } in attempts {
+        for AttemptRecord { at, build, hop, failure } in attempts {
             let age = now.saturating_duration_since(at);
             let build = build.to_string();
             let address = HopAddress::from(&hop);
@@ -215,7 +215,7 @@ mod tests {
         let executor = |hostname: &str| {
             Hop::Executor(Executor { hostname: hostname.to_owned(), port: 1, zone: None })
         };
-        let attempt = |hop: &str, failure: Option<&str>| Attempt {
+        let attempt = |hop: &str, failure: Option<&str>| AttemptRecord {
             at: Instant::now(),
             build: build.clone(),
             hop: executor(hop),

@@ -1,9 +1,10 @@
-//! Routing: from a build ID to the hops that may have its log, in the order in which they are tried.
+//! Routing: from a build ID to the hops that may have its log, in the order in which they are
+//! tried.
 //!
 //! The rule is Zuul's (`zuul/lib/streamer_utils.py`): the zone of the executor that has the build
 //! decides. An executor of our own zone, or without a zone, gets the request directly. For another
-//! zone a gateway of that zone gets it, or the executor if there is none. Unlike Zuul's gateway, this
-//! one only considers gateways that have a port, and tries all of them before the executor.
+//! zone a gateway of that zone gets it, or the executor if there is none. Unlike Zuul's gateway,
+//! this one only considers gateways that have a port, and tries all of them before the executor.
 
 pub(crate) mod access;
 pub(crate) mod explain;
@@ -52,7 +53,8 @@ impl Router {
 
     /// Sorts `hops` by rank.
     pub(crate) fn rank(&self, hops: Vec<Hop>) -> Vec<RankedHop> {
-        self.health.rank(hops, self.registry.gateways(), Instant::now())
+        self.health.retain_registered(self.registry.gateways());
+        self.health.rank(hops, Instant::now())
     }
 
     /// Looks up `build`. The caller sets the deadline.
@@ -97,8 +99,8 @@ impl Router {
         self.own.zone.as_deref()
     }
 
-    /// Returns the hops to try for `build`, at least one, and the trace that it belongs to. `access`
-    /// has the rules of the listener, if there are any. The caller sets the deadline.
+    /// Returns the hops to try for `build`, at least one, and the trace that it belongs to.
+    /// `access` has the rules of the listener, if there are any. The caller sets the deadline.
     ///
     /// # Errors
     /// There is no hop to try.
@@ -160,7 +162,7 @@ pub(crate) enum RouteError {
     #[error("no executor has taken the build")]
     NotStarted,
     #[error("denied: {0}")]
-    Denied(#[source] Denial),
+    Denied(Denial),
     #[error(transparent)]
     Lookup(#[from] LookupError),
 }
@@ -197,8 +199,8 @@ fn is_in_other_zone(executor: &Executor, own: &OwnComponent) -> bool {
     executor.zone.is_some() && executor.zone != own.zone
 }
 
-/// Returns whether `gateway` has the address of the gateway that is registered as `own`. An entry of
-/// another zone with our address would make a loop.
+/// Returns whether `gateway` has the address of the gateway that is registered as `own`. An entry
+/// of another zone with our address would make a loop.
 fn is_self(gateway: &Gateway, own: &OwnComponent) -> bool {
     gateway.hostname == own.hostname && Some(gateway.port) == own.public_port
 }

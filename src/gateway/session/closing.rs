@@ -20,7 +20,7 @@ pub(super) async fn close(
     cx: &Context,
 ) {
     let counted = client.counted();
-    let deadline = || cx.stalled_clients.write_deadline(&cx.limits, counted);
+    let deadline = || cx.client_waits.wait_for_client(&cx.limits, counted);
     match outcome {
         Outcome::Ended(EndReason::Finished) => connection.close_gracefully(deadline).await,
         Outcome::Ended(EndReason::UpstreamFailed(_) | EndReason::Idle | EndReason::TooLong) => {

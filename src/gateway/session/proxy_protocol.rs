@@ -39,7 +39,7 @@ pub(crate) enum ProxyHeaderError {
     #[error("{0}")]
     Malformed(&'static str),
     /// The connection failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 

@@ -1,4 +1,4 @@
-//! Reads the request and finds the hops that may have the log.
+//! Reads the request of a client and finds the hops that may have the log.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -22,22 +22,22 @@ use crate::registry::LookupError;
 use crate::telemetry::metrics::Rejection;
 use crate::telemetry::otlp::Span;
 
-/// A request that this gateway serves.
+/// A request whose build runs: all that is needed to stream its log.
 pub(super) struct StreamRequest {
     pub(super) build: BuildId,
     /// How many gateways have sent the request before.
-    pub(super) sent_hops: u8,
+    pub(super) forwarded: u8,
     /// The hops that may have the log, in the order to try them; at least one.
     pub(super) hops: Vec<Hop>,
     pub(super) span: Span,
 }
 
-/// Reads the request of `client`, checks that the client may have the log, and finds its hops.
+/// Reads the request of `client` and checks its parameters.
 pub(super) async fn read_request(
     connection: &mut Connection,
     client: &mut ClientInfo,
     cx: &Context,
-) -> Result<StreamRequest, Outcome> {
+) -> Result<Request, Outcome> {
     let format = RequestFormat::negotiated(connection.is_peer_gateway());
     let request = request::read_request(connection, format);
     let request = match timeout(cx.limits.request_timeout, request).await {
@@ -59,29 +59,38 @@ pub(super) async fn read_request(
         }
     };
     client.leave_pending().await;
-    let Request { build, hops: sent_hops, .. } = &request;
     let is_authenticated = connection.peer_certificates().is_some();
-    if let Err(error) = request.check(cx.router.zone(), is_authenticated) {
-        let reason = format_args!("{build}: wrong zone or too many hops");
-        return Err(refuse(client, Reply::Error(error), &reason));
+    if let Err(reason) = request.check(cx.router.zone(), is_authenticated) {
+        let text = format_args!("{}: wrong zone or too many hops", request.build);
+        return Err(refuse(client, Reply::Error(reason), &text));
     }
+    Ok(request)
+}
+
+/// Finds the hops that may have the log of the requested build, if `client` may have it.
+pub(super) async fn find_hops(
+    request: Request,
+    connection: &Connection,
+    client: &mut ClientInfo,
+    cx: &Context,
+) -> Result<StreamRequest, Outcome> {
+    let Request { build, forwarded, .. } = request;
     let Some(permit) = cx.limiter.lookup(&cx.limits) else {
         cx.limiter.record_rejection(Rejection::Lookups, client.address);
         let reply = Reply::Error(ErrorReason::TooManyLookups);
         return Err(refuse(client, reply, &format_args!("{build}: too many lookups")));
     };
-    let (hops, span) = match resolve(build, permit, connection, client, cx).await {
+    let (hops, span) = match resolve(&build, permit, connection, client, cx).await {
         Ok(resolved) => resolved,
         Err(error) => {
             return Err(refuse(client, error.reply(), &format_args!("{build}: {error}")));
         }
     };
-    if is_authenticated {
+    if connection.peer_certificates().is_some() {
         span.requested_by(client.address.ip());
     }
     client.log_at_info = cx.limiter.take_stream_log(client.address, &cx.limits);
-    let sent_hops = *sent_hops;
-    Ok(StreamRequest { build: request.build, sent_hops, hops, span })
+    Ok(StreamRequest { build, forwarded, hops, span })
 }
 
 /// Logs why the request of `client` is refused, and returns the outcome that sends `reply`.

@@ -13,8 +13,8 @@ thread_local! {
     static IDLE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer from the pool. Its content is left over from another stream: use only what has been read
-/// into it.
+/// A buffer from the pool. Its content is left over from another stream: use only what has been
+/// read into it.
 pub(crate) struct PooledBuffer(Box<[u8]>);
 
 impl PooledBuffer {

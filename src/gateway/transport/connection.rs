@@ -1,4 +1,5 @@
-//! One TCP connection, plain or with TLS, and its two ways to end: gracefully, or aborted by a reset.
+//! One TCP connection, plain or with TLS, and its two ways to end: gracefully, or aborted by a
+//! reset.
 
 use std::future::poll_fn;
 use std::io;
@@ -18,32 +19,32 @@ use super::read_ahead::ReadAhead;
 use super::socket::Socket;
 use crate::tls;
 
-/// How long the peer may take to close after we have. A close while bytes of the peer are unread sends
-/// a reset, which may overtake the end of the log.
+/// How long the peer may take to close after we have. A close while bytes of the peer are unread
+/// sends a reset, which may overtake the end of the log.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Intervals between two queries of the send queue (SIOCOUTQ): doubled each time.
 const QUERY_MIN: Duration = Duration::from_millis(10);
 const QUERY_MAX: Duration = Duration::from_secs(1);
 
-/// The most bytes after the request that are read from a client and thrown away. Bytes that come after
-/// these turn our close into a reset.
+/// The most bytes after the request that are read from a client and thrown away. Bytes that come
+/// after these turn our close into a reset.
 const DISCARDED_MAX: u32 = 1024 * 1024;
 
-/// After this many discarded bytes the client's receive buffer is made as small as the kernel allows, so
-/// that the kernel holds little of what comes after [`DISCARDED_MAX`].
+/// After this many discarded bytes the client's receive buffer is made as small as the kernel
+/// allows, so that the kernel holds little of what comes after [`DISCARDED_MAX`].
 const DISCARDED_MANY: u32 = DISCARDED_MAX / 2;
 
-/// A peer counts as having received everything if it has at most this many bytes to acknowledge: the
-/// kernel then holds no more for it than for an idle stream.
+/// A peer counts as having received everything if it has at most this many bytes to acknowledge:
+/// the kernel then holds no more for it than for an idle stream.
 pub(crate) const UNACKED_FEW: usize = 16 * 1024;
 
-/// Added to the size of each write for the upper bound on what the peer has not acknowledged: more than
-/// a TLS record adds to its content.
+/// Added to the size of each write for the upper bound on what the peer has not acknowledged: more
+/// than a TLS record adds to its content.
 const WRITE_OVERHEAD: usize = 64;
 
-/// The most that one read returns between two plain connections, in bytes. A read of this size shows
-/// that the log comes in bulk.
+/// The most that one read returns between two plain connections, in bytes. A read of this size
+/// shows that the log comes in bulk.
 pub(crate) const BULK_READ: usize = 16 * 1024;
 
 /// The most that one read of a log returns, in bytes, by whether the connections use TLS.
@@ -90,7 +91,7 @@ impl Connection {
         matches!(self, Self::Tls(_))
     }
 
-    /// Whether the peer is one of our gateways, which end no log without close_notify.
+    /// Whether the peer is a peer gateway, which ends no log without close_notify.
     pub(crate) fn is_peer_gateway(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -120,8 +121,8 @@ impl Connection {
         }
     }
 
-    /// Enables TCP keepalive, which finds a peer that vanished while nothing is sent, with the first
-    /// probe after `idle` of silence.
+    /// Enables TCP keepalive, which finds a peer that vanished while nothing is sent, with the
+    /// first probe after `idle` of silence.
     pub(crate) fn enable_keepalive(&self, idle: Duration) {
         self.socket().enable_keepalive(idle);
     }
@@ -144,7 +145,8 @@ impl Connection {
         self.socket().max_unacked as usize > UNACKED_FEW
     }
 
-    /// The number of bytes written that the peer has not acknowledged; 0 where the system cannot say.
+    /// The number of bytes written that the peer has not acknowledged; 0 where the system cannot
+    /// say.
     pub(crate) fn unacked_bytes(&mut self) -> usize {
         let socket = self.socket_mut();
         let unacked = socket.unacked_bytes();
@@ -157,15 +159,16 @@ impl Connection {
         self.socket_mut().set_reset_on_drop(false);
     }
 
-    /// Reads the next bytes of a log, at most `max`; an empty chunk is the end. Holds no buffer while it
-    /// waits.
+    /// Reads the next bytes of a log, at most `max`; an empty chunk is the end. Holds no buffer
+    /// while it waits.
     ///
-    /// From TLS it takes all records that are there. An error that it meets after some bytes is kept
-    /// for the next call.
+    /// From TLS it takes all records that are there. An error that it meets after some bytes is
+    /// kept for the next call.
     ///
     /// # Errors
-    /// The connection failed. A TLS peer that closes without close_notify has ended its log like any
-    /// other, because Python's ssl module never sends close_notify; a peer gateway that does so has died.
+    /// The connection failed. A TLS peer that closes without close_notify has ended its log like
+    /// any other, because Python's ssl module never sends close_notify; a peer gateway that does so
+    /// has died.
     pub(crate) async fn read_chunk(&mut self, max: usize) -> io::Result<Chunk> {
         poll_fn(|cx| self.poll_read_chunk(cx, max)).await
     }
@@ -203,8 +206,8 @@ impl Connection {
         Poll::Ready(Ok(Chunk::new(buffer, length)))
     }
 
-    /// Reads and throws away, without a buffer while it waits. Returns the number of bytes, 0 at the
-    /// end.
+    /// Reads and throws away, without a buffer while it waits. Returns the number of bytes, 0 at
+    /// the end.
     async fn discard(&mut self) -> io::Result<usize> {
         poll_fn(|cx| {
             let mut buffer = [0; 1024];
@@ -218,11 +221,12 @@ impl Connection {
     /// Waits until the peer is gone and throws away what it sends meanwhile. Returns the error that
     /// showed it, if there was one. Can be dropped and called again at any time.
     ///
-    /// The end of the peer's input does not mean that the peer has stopped reading: `printf ... | nc -N`
-    /// half-closes and goes on reading, and so may a TLS client after its close_notify, which ends one
-    /// direction only (RFC 8446, section 6.1). After either only an error shows that the peer is gone:
-    /// a reset, or unanswered keepalive probes. A TCP connection that ends without close_notify is one
-    /// whose TLS client does not shut TLS down, as zuul-web does not: that client is gone.
+    /// The end of the peer's input does not mean that the peer has stopped reading: `printf ... |
+    /// nc -N` half-closes and goes on reading, and so may a TLS client after its close_notify,
+    /// which ends one direction only (RFC 8446, section 6.1). After either only an error shows that
+    /// the peer is gone: a reset, or unanswered keepalive probes. A TCP connection that ends
+    /// without close_notify is one whose TLS client does not shut TLS down, as zuul-web does not:
+    /// that client is gone.
     pub(crate) async fn wait_closed(&mut self) -> Option<io::Error> {
         while self.socket().discarded < DISCARDED_MAX {
             match self.discard().await {
@@ -244,9 +248,9 @@ impl Connection {
 
     /// Closes the connection after everything sent has arrived, with TLS after a close_notify.
     ///
-    /// While the peer does not take what was sent, `deadline` runs; it starts again whenever the peer
-    /// has taken some, and at its end the connection is reset. After a close the kernel would hold what
-    /// was not delivered, without a bound on the number of such connections.
+    /// While the peer does not take what was sent, `deadline` runs; it starts again whenever the
+    /// peer has taken some, and at its end the connection is reset. After a close the kernel would
+    /// hold what was not delivered, without a bound on the number of such connections.
     pub(crate) async fn close_gracefully<D: Future>(mut self, deadline: impl Fn() -> D) {
         let is_shut_down = tokio::select! {
             biased;
@@ -269,8 +273,8 @@ impl Connection {
     /// everything that was sent, or `deadline` has ended, which starts again whenever the peer has
     /// acknowledged some.
     ///
-    /// A missing close_notify alone would not show that the log is incomplete: Python's TLS ends every
-    /// connection so. A reset discards what the kernel has not delivered, hence the wait.
+    /// A missing close_notify alone would not show that the log is incomplete: Python's TLS ends
+    /// every connection so. A reset discards what the kernel has not delivered, hence the wait.
     pub(crate) async fn abort<D: Future>(mut self, deadline: impl Fn() -> D) {
         self.socket_mut().set_reset_on_drop(true);
         self.wait_acked(0, deadline).await;

@@ -1,7 +1,7 @@
 //! The socket of a TLS connection, with larger reads for bulk logs.
 //!
-//! rustls asks for 4 KiB at a time. That is right for a log that comes slowly; while one comes in bulk,
-//! this asks the kernel for much more and passes it on in pieces.
+//! rustls asks for 4 KiB at a time. That is right for a log that comes slowly; while one comes in
+//! bulk, this asks the kernel for much more and passes it on in pieces.
 
 use std::io;
 use std::ops::Range;
@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::buffer_pool::PooledBuffer;
 use super::socket::Socket;
 
-/// A socket that reads ahead while bytes come in bulk. Only for hops, which send logs: a client sends
-/// one line, and must not make the gateway hold a buffer by sending more.
+/// A socket that reads ahead while bytes come in bulk. Only for hops, which send logs: a client
+/// sends one line, and must not make the gateway hold a buffer by sending more.
 pub(crate) struct ReadAhead {
     socket: Socket,
     /// Bytes that have been read and not yet passed on.

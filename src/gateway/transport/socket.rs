@@ -14,8 +14,8 @@ use tracing::debug;
 #[cfg(test)]
 use super::in_memory::InMemory;
 
-/// Time between two keepalive probes, and the number of unanswered ones after which the peer counts as
-/// gone.
+/// Time between two keepalive probes, and the number of unanswered ones after which the peer counts
+/// as gone.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 const PROBES: u32 = 6;
 
@@ -45,8 +45,9 @@ impl Socket {
 
     /// A socket to a hop: dropping it resets the connection, unless [`Self::close`] is called.
     ///
-    /// The side that closes first keeps the pair of ports for a minute (TIME_WAIT, RFC 9293, section
-    /// 3.6.1). Clients decide when a stream ends, so they could use up the ports towards one hop.
+    /// The side that closes first keeps the pair of ports for a minute (TIME_WAIT, RFC 9293,
+    /// section 3.6.1). Clients decide when a stream ends, so they could use up the ports towards
+    /// one hop.
     pub(crate) fn from_hop(stream: TcpStream) -> Self {
         Self::new(Stream::Tcp(stream), true)
     }
@@ -87,8 +88,8 @@ impl Socket {
         }
     }
 
-    /// Enables keepalive, with the first probe after `idle` of silence. Where a sandbox refuses that, a
-    /// peer that vanished is found only when something is sent to it.
+    /// Enables keepalive, with the first probe after `idle` of silence. Where a sandbox refuses
+    /// that, a peer that vanished is found only when something is sent to it.
     pub(super) fn enable_keepalive(&self, idle: Duration) {
         #[cfg(test)]
         if let Some(stream) = self.in_memory_stream() {
@@ -111,8 +112,8 @@ impl Socket {
         self.tcp().map_or(Ok(()), |stream| stream.set_nodelay(true))
     }
 
-    /// Acknowledges what was received immediately, until the next read (TCP_QUICKACK, tcp(7)). Systems
-    /// without it delay the acknowledgement.
+    /// Acknowledges what was received immediately, until the next read (TCP_QUICKACK, tcp(7)).
+    /// Systems without it delay the acknowledgement.
     pub(crate) fn acknowledge_immediately(&self) {
         if let Some(stream) = self.tcp() {
             let _ = SockRef::from(stream).set_tcp_quickack(true);
@@ -140,7 +141,8 @@ impl Socket {
         }
     }
 
-    /// The number of bytes written that the peer has not acknowledged; 0 where the system cannot say.
+    /// The number of bytes written that the peer has not acknowledged; 0 where the system cannot
+    /// say.
     #[expect(unsafe_code, reason = "no library offers SIOCOUTQ (tcp(7)) as a safe call")]
     pub(super) fn unacked_bytes(&self) -> usize {
         const SIOCOUTQ: Opcode = 0x5411;
@@ -149,7 +151,8 @@ impl Socket {
             return stream.unacked_bytes();
         }
         let Some(stream) = self.tcp() else { return 0 };
-        // SAFETY: SIOCOUTQ of a TCP socket writes one int, the type that this `Getter` has room for.
+        // SAFETY: SIOCOUTQ of a TCP socket writes one int, the type that this `Getter` has room
+        // for.
         let bytes = unsafe { ioctl(stream, Getter::<SIOCOUTQ, i32>::new()) };
         bytes.ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default()
     }

@@ -47,9 +47,9 @@ pub(crate) enum AttemptError {
     HandshakeTimeout,
     /// The name was not resolved, or the connection or the sending of the request failed.
     #[error("cannot connect: {}{}", .0, local_port_hint(.0))]
-    Connect(#[source] io::Error),
+    Connect(io::Error),
     #[error("TLS: {}", tls::describe(.0))]
-    Tls(#[source] io::Error),
+    Tls(io::Error),
     /// The gateway requires TLS and this gateway has no certificate.
     #[error("the gateway requires TLS; set tls.cert, tls.key and tls.ca")]
     NoCertificate,
@@ -76,7 +76,7 @@ pub(crate) enum AttemptError {
     Silent,
     /// The connection failed before the first byte.
     #[error("connection to the hop failed: {}", tls::describe(.0))]
-    Reset(#[source] io::Error),
+    Reset(io::Error),
     /// The hop sent no data within its hedge delay, and another hop was faster or was tried in its
     /// place.
     #[error("superseded by another hop: no data within {0:?}")]
@@ -87,8 +87,8 @@ pub(crate) enum AttemptError {
 }
 
 impl AttemptError {
-    /// The value of the metric label `reason`. The metric counts attempts at gateways only, so it has no
-    /// series for [`Self::NoExecutorSlot`].
+    /// The value of the metric label `reason`. The metric counts attempts at gateways only, so it
+    /// has no series for [`Self::NoExecutorSlot`].
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::ConnectTimeout | Self::HandshakeTimeout => "timeout",
@@ -152,14 +152,14 @@ impl Connector {
     pub(super) async fn attempt<'h, O: ConnectObserver>(
         &self,
         hop: &'h Hop,
-        request: &ConnectParameters<'_, O>,
+        parameters: &ConnectParameters<'_, O>,
         has_turn: &AtomicBool,
     ) -> Result<Established<'h>, AttemptError> {
-        let limits = request.limits;
-        let in_flight = match hop {
-            Hop::Executor(_) if !request.executor_is_gateway => None,
+        let limits = parameters.limits;
+        let pending = match hop {
+            Hop::Executor(_) if !parameters.executor_is_gateway => None,
             _ => {
-                let slot = self.pending_per_build.acquire(request.build, hop, limits);
+                let slot = self.pending_per_build.acquire(parameters.build, hop, limits);
                 Some(slot.await.ok_or(AttemptError::TooManyForBuild)?)
             }
         };
@@ -168,14 +168,14 @@ impl Connector {
         let deadline = Instant::now() + limits.connect_timeout + limits.first_byte_timeout;
         let slot = match hop {
             Hop::Gateway(_) => None,
-            Hop::Executor(executor) => Some(self.executor_slot(executor, request).await?),
+            Hop::Executor(executor) => Some(self.executor_slot(executor, parameters).await?),
         };
         let began = Instant::now();
-        let (mut connection, mut handshake) = self.send_request(hop, request).await?;
-        request.observer.connected(hop, began.elapsed());
+        let (mut connection, mut handshake) = self.send_request(hop, parameters).await?;
+        parameters.observer.connected(hop, began.elapsed());
         // With a peer gateway the number of hops in the request ends loops.
-        let in_flight = in_flight.filter(|_| !connection.is_peer_gateway());
-        let size = read_size(connection.is_tls(), request.client_is_tls);
+        let pending = pending.filter(|_| !connection.is_peer_gateway());
+        let size = read_size(connection.is_tls(), parameters.client_is_tls);
         let read = connection.read_chunk(size);
         let read = match slot {
             None => read.await,
@@ -191,14 +191,14 @@ impl Connector {
                     }
                     Err(_) => {
                         if patience == limits.first_byte_timeout {
-                            slot.silent(request.build);
+                            slot.silent(parameters.build);
                         }
                         return Err(AttemptError::Silent);
                     }
                 }
             }
         };
-        drop(in_flight);
+        drop(pending);
         let first = match read {
             Ok(first) if first.is_empty() => return Err(AttemptError::Silent),
             Ok(first) => first,
@@ -213,7 +213,7 @@ impl Connector {
         let mut established = Established { hop, connection, first };
         if matches!(hop, Hop::Gateway(_)) {
             let length = established.first.len();
-            debug!(build = %request.build, hop = %hop, bytes = length, "first bytes");
+            debug!(build = %parameters.build, hop = %hop, bytes = length, "first bytes");
             let reply = established.read_reply().await.map_err(AttemptError::Reset)?;
             if let Some(reply) = reply {
                 return Err(established.into_error(reply));
@@ -226,16 +226,17 @@ impl Connector {
     async fn executor_slot<O: ConnectObserver>(
         &self,
         executor: &Executor,
-        request: &ConnectParameters<'_, O>,
+        parameters: &ConnectParameters<'_, O>,
     ) -> Result<ExecutorSlot, AttemptError> {
         if let Some(slot) = self.executor_slots.try_acquire(executor) {
             return Ok(slot);
         }
         let began = Instant::now();
-        let deadline = began + request.limits.first_byte_timeout;
+        let deadline = began + parameters.limits.first_byte_timeout;
         // Boxed, because only requests beyond the first few for one executor need it.
-        let slot = Box::pin(self.executor_slots.acquire(executor, request.build, deadline)).await;
-        request.observer.executor_slot_awaited(began.elapsed());
+        let slot =
+            Box::pin(self.executor_slots.acquire(executor, parameters.build, deadline)).await;
+        parameters.observer.executor_slot_awaited(began.elapsed());
         slot.ok_or(AttemptError::NoExecutorSlot)
     }
 
@@ -243,18 +244,18 @@ impl Connector {
     async fn send_request<'r, O: ConnectObserver>(
         &self,
         hop: &Hop,
-        request: &ConnectParameters<'r, O>,
+        parameters: &ConnectParameters<'r, O>,
     ) -> Result<(Connection, Option<ReportHandshakeOnDrop<'r, O>>), AttemptError> {
-        let deadline = Instant::now() + request.limits.connect_timeout;
-        let mut connection = self.connect(hop, deadline, request).await?;
+        let deadline = Instant::now() + parameters.limits.connect_timeout;
+        let mut connection = self.connect(hop, deadline, parameters).await?;
         let handshake = connection.handshake_kind().map(|kind| ReportHandshakeOnDrop {
             kind,
-            observer: request.observer,
+            observer: parameters.observer,
             is_refused: false,
         });
         let format = RequestFormat::negotiated(connection.is_peer_gateway());
-        let hops = request.sent_hops.saturating_add(1);
-        let line = request_line(request.build, hop.zone(), hops, format);
+        let forwarded = parameters.forwarded.saturating_add(1);
+        let line = request_line(parameters.build, hop.zone(), forwarded, format);
         let sent = async {
             connection.write_all(line.as_bytes()).await?;
             connection.flush().await
@@ -269,9 +270,9 @@ impl Connector {
         &self,
         hop: &Hop,
         deadline: Instant,
-        request: &ConnectParameters<'_, O>,
+        parameters: &ConnectParameters<'_, O>,
     ) -> Result<Connection, AttemptError> {
-        let buffer = request.limits.stream_buffer;
+        let buffer = parameters.limits.stream_buffer;
         let (host, port) = hop.address();
         if self.own_addresses.is_registered_as(host, port) {
             return Err(AttemptError::Ourselves);

@@ -107,7 +107,7 @@ pub(super) struct AttemptSchedule {
     /// When the next gateway is tried though no attempt has failed.
     hedge_at: Instant,
     /// An attempt has failed, so the next gateway is tried immediately.
-    replace: bool,
+    retry_now: bool,
     failure: Failure,
 }
 
@@ -145,7 +145,7 @@ impl AttemptSchedule {
             deadline: now + timing.first_byte,
             running: Vec::new(),
             hedge_at: now,
-            replace: false,
+            retry_now: false,
             failure: Failure::Unreachable,
         }
     }
@@ -168,7 +168,7 @@ impl AttemptSchedule {
                 };
             }
             // Only the executor is being tried. No other hop has its log, so it is not given up.
-            self.replace = false;
+            self.retry_now = false;
             self.hedge_at = now + self.timing.hedge_delay;
         }
         if self.running.is_empty() {
@@ -191,7 +191,7 @@ impl AttemptSchedule {
         let (hop, backing_off) = *self.gateways.front()?;
         let hedge_delay = if backing_off { backing_off_delay } else { hedge_delay };
         let attempt = Attempt { hop, is_executor: false, started: now, hedge_delay };
-        (is_idle || self.replace || now >= self.hedge_at).then_some(attempt)
+        (is_idle || self.retry_now || now >= self.hedge_at).then_some(attempt)
     }
 
     /// Enters `attempt` as running and returns its hop.
@@ -201,7 +201,7 @@ impl AttemptSchedule {
         } else {
             self.gateways.pop_front();
         }
-        self.replace = false;
+        self.retry_now = false;
         self.hedge_at = attempt.started + attempt.hedge_delay;
         let hop = attempt.hop;
         self.running.push(attempt);
@@ -211,7 +211,7 @@ impl AttemptSchedule {
     /// Records that the attempt at `hop` has failed.
     pub(super) fn failed(&mut self, hop: usize, failure: Failure) {
         self.running.retain(|attempt| attempt.hop != hop);
-        self.replace = true;
+        self.retry_now = true;
         self.failure = self.failure.max(failure);
     }
 

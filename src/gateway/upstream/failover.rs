@@ -26,19 +26,18 @@ const TOO_MANY_FOR_BUILD: GatewayReply =
 pub(crate) struct FailoverError {
     /// The hop that failed last, or whose reply is sent to the client.
     pub(crate) hop: Hop,
-    #[source]
     pub(crate) error: AttemptError,
     /// The reply that the request is counted as.
     pub(crate) reply: Reply,
 }
 
 impl FailoverError {
-    fn new(hop: &Hop, error: AttemptError, failure: Failure, hops: usize) -> Self {
+    fn new(hop: &Hop, error: AttemptError, failure: Failure, hop_count: usize) -> Self {
         let reply = match (&error, failure) {
             (AttemptError::Replied { reply: GatewayReply::Known(reply), .. }, _) => *reply,
             (_, Failure::Silent) => Reply::Error(ErrorReason::ExecutorSilent),
             (_, Failure::TooManyForBuild) => Reply::Error(ErrorReason::TooManyForBuild),
-            (_, Failure::Unreachable) if hops == 1 => {
+            (_, Failure::Unreachable) if hop_count == 1 => {
                 Reply::Error(ErrorReason::ExecutorUnreachable)
             }
             (_, Failure::Unreachable | Failure::Refused) => {
@@ -58,7 +57,7 @@ impl FailoverError {
 }
 
 /// An attempt under way.
-struct Running<'a, F> {
+struct RunningAttempt<'a, F> {
     hop: usize,
     attempt: Pin<Box<F>>,
     /// The permit for the socket of an attempt that was started while another one was running.
@@ -74,19 +73,19 @@ impl Connector {
     pub(crate) async fn connect_any<'h, O: ConnectObserver>(
         &self,
         hops: &'h [Hop],
-        request: &ConnectParameters<'_, O>,
+        parameters: &ConnectParameters<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let [hop] = hops else {
             // Boxed, because most routes have one hop and need no room for several.
-            return Box::pin(self.fail_over(hops, request)).await;
+            return Box::pin(self.fail_over(hops, parameters)).await;
         };
-        match self.attempt(hop, request, &AtomicBool::default()).await {
+        match self.attempt(hop, parameters, &AtomicBool::default()).await {
             Ok(established) => {
-                self.health.record_success(request.build, hop, Instant::now().into_std());
+                self.health.record_success(parameters.build, hop, Instant::now().into_std());
                 Ok(established)
             }
             Err(error) => {
-                self.attempt_failed(hop, &error, true, request);
+                self.attempt_failed(hop, &error, true, parameters);
                 let failure = error.failure();
                 Err(FailoverError::new(hop, error, failure, hops.len()))
             }
@@ -97,7 +96,7 @@ impl Connector {
     async fn fail_over<'h, O: ConnectObserver>(
         &self,
         hops: &'h [Hop],
-        request: &ConnectParameters<'_, O>,
+        parameters: &ConnectParameters<'_, O>,
     ) -> Result<Established<'h>, FailoverError> {
         let kinds = hops.iter().map(|hop| match hop {
             Hop::Executor(_) => Candidate::Executor,
@@ -106,18 +105,19 @@ impl Connector {
                 Candidate::Gateway { backing_off: matches!(health, Health::BackingOff { .. }) }
             }
         });
-        let mut schedule = AttemptSchedule::new(kinds, Timing::new(request.limits), Instant::now());
+        let mut schedule =
+            AttemptSchedule::new(kinds, Timing::new(parameters.limits), Instant::now());
         let turns: Vec<_> = hops.iter().map(|_| AtomicBool::default()).collect();
         let has_turn = |hop: usize| turns[hop].load(Ordering::Relaxed);
-        let failed = |hop: usize, error: &AttemptError, is_last: bool| {
-            self.attempt_failed(&hops[hop], error, is_last, request);
+        let report_failed = |hop: usize, error: &AttemptError, is_last: bool| {
+            self.attempt_failed(&hops[hop], error, is_last, parameters);
         };
-        let too_slow = |Slow { hop, hedge_delay }: Slow| {
+        let report_too_slow = |Slow { hop, hedge_delay }: Slow| {
             if has_turn(hop) {
-                failed(hop, &AttemptError::TooSlow(hedge_delay), false);
+                report_failed(hop, &AttemptError::TooSlow(hedge_delay), false);
             }
         };
-        let mut running: Vec<Running<'_, _>> = Vec::new();
+        let mut running: Vec<RunningAttempt<'_, _>> = Vec::new();
         let mut refusal = None;
         let mut last = None;
         loop {
@@ -126,14 +126,14 @@ impl Connector {
                 Step::Try { hop, instead_of } => {
                     if let Some(slow) = instead_of {
                         let index = running.iter().position(|attempt| attempt.hop == slow.hop);
-                        let ended = index.map(|index| running.remove(index));
-                        permit = ended.and_then(|ended| ended.permit).or(permit);
-                        too_slow(slow);
+                        let given_up = index.map(|index| running.remove(index));
+                        permit = given_up.and_then(|attempt| attempt.permit).or(permit);
+                        report_too_slow(slow);
                     }
-                    request.observer.attempt_started(&hops[hop]);
-                    let attempt = Box::pin(self.attempt(&hops[hop], request, &turns[hop]));
+                    parameters.observer.attempt_started(&hops[hop]);
+                    let attempt = Box::pin(self.attempt(&hops[hop], parameters, &turns[hop]));
                     let permit = permit.filter(|_| !running.is_empty());
-                    running.push(Running { hop, attempt, permit });
+                    running.push(RunningAttempt { hop, attempt, permit });
                     continue;
                 }
                 Step::Wait(until) => {
@@ -148,7 +148,7 @@ impl Connector {
                     schedule.failed(hop, error.failure());
                     let is_refusal = matches!(error, AttemptError::Replied { .. });
                     let is_last = !is_refusal && refusal.is_none() && schedule.is_over();
-                    failed(hop, &error, is_last);
+                    report_failed(hop, &error, is_last);
                     if is_refusal && refusal.is_none() {
                         refusal = Some((hop, error));
                     } else {
@@ -156,23 +156,22 @@ impl Connector {
                     }
                 }
                 Ok((hop, result)) => {
-                    schedule.slower_than(hop, Instant::now()).into_iter().for_each(too_slow);
+                    schedule.slower_than(hop, Instant::now()).into_iter().for_each(report_too_slow);
                     let now = Instant::now().into_std();
-                    self.health.record_success(request.build, &hops[hop], now);
-                    let failed = |error: AttemptError| {
+                    self.health.record_success(parameters.build, &hops[hop], now);
+                    return result.map_err(|error| {
                         let failure = error.failure();
                         FailoverError::new(&hops[hop], error, failure, hops.len())
-                    };
-                    return result.map_err(failed);
+                    });
                 }
             }
         }
         // The attempts that are still running have exceeded the deadline.
-        while let Some(Running { hop, .. }) = running.pop() {
+        while let Some(RunningAttempt { hop, .. }) = running.pop() {
             let silent = has_turn(hop);
             let error = if silent { AttemptError::Silent } else { AttemptError::TooManyForBuild };
             schedule.failed(hop, error.failure());
-            failed(hop, &error, running.is_empty() && refusal.is_none());
+            report_failed(hop, &error, running.is_empty() && refusal.is_none());
             last = Some((hop, error));
         }
         let (hop, error) = refusal.or(last).expect("a route has at least one hop");
@@ -186,9 +185,9 @@ impl Connector {
         hop: &Hop,
         error: &AttemptError,
         is_last: bool,
-        request: &ConnectParameters<'_, O>,
+        parameters: &ConnectParameters<'_, O>,
     ) {
-        request.observer.attempt_failed(hop, error, is_last);
+        parameters.observer.attempt_failed(hop, error, is_last);
         let kind = match error {
             // A full bound on requests says nothing about the health of the gateway.
             AttemptError::TooManyForBuild => return,
@@ -197,15 +196,15 @@ impl Connector {
             _ => FailureKind::Other,
         };
         let now = Instant::now().into_std();
-        self.health.record_failure(request.build, hop, error, kind, now);
+        self.health.record_failure(parameters.build, hop, error, kind, now);
     }
 }
 
 /// Waits until one of `running` has ended, and removes it.
-async fn first_ended<F: Future>(running: &mut Vec<Running<'_, F>>) -> (usize, F::Output) {
+async fn first_ended<F: Future>(running: &mut Vec<RunningAttempt<'_, F>>) -> (usize, F::Output) {
     // There are few, so all are polled whenever one of them is woken.
     let (index, output) = poll_fn(|cx| {
-        for (index, Running { attempt, .. }) in running.iter_mut().enumerate() {
+        for (index, RunningAttempt { attempt, .. }) in running.iter_mut().enumerate() {
             if let Poll::Ready(output) = attempt.as_mut().poll(cx) {
                 return Poll::Ready((index, output));
             }
@@ -303,16 +302,16 @@ mod tests {
             );
         }
         let limits = Limits::default();
-        let request = ConnectParameters {
+        let parameters = ConnectParameters {
             build: &BuildId::new("ab").expect("a build ID"),
-            sent_hops: 0,
+            forwarded: 0,
             executor_is_gateway: false,
             client_is_tls: false,
             limits: &limits,
             observer: events,
         };
         let began = Instant::now();
-        let result = connector.connect_any(hops, &request).await;
+        let result = connector.connect_any(hops, &parameters).await;
         let result = result.map(|established| {
             (established.hop.address().0.to_owned(), established.first.to_vec())
         });

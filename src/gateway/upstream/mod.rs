@@ -78,11 +78,11 @@ impl Connector {
     }
 }
 
-/// The request that is sent to the hops of a route.
+/// What [`Connector::connect_any`] needs besides the hops of the route.
 pub(crate) struct ConnectParameters<'a, O> {
     pub(crate) build: &'a BuildId,
     /// How many gateways have sent this request before.
-    pub(crate) sent_hops: u8,
+    pub(crate) forwarded: u8,
     /// Whether the executor's address is also that of a registered gateway, so that the request may
     /// return to this gateway.
     pub(crate) executor_is_gateway: bool,

@@ -27,8 +27,8 @@ const ADDRESS_DIVISOR: usize = 4;
 /// Of the waits that have lasted for [`STALL`], both limits divided by this are permitted.
 const STALL_DIVISOR: usize = 16;
 
-/// A client that takes nothing for this long has stalled and is not merely slower than its log: the
-/// kernel lets a stream continue when a third of its send buffer is free.
+/// A wait that lasts this long is a stall: the client has stopped reading and is not merely slower
+/// than its log: the kernel lets a stream continue when a third of its send buffer is free.
 const STALL: Duration = Duration::from_secs(1);
 
 /// The number of waits that are always permitted.
@@ -36,7 +36,7 @@ const MIN_WAITS: usize = 8;
 
 /// The streams that wait for their clients. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct StalledClients {
+pub(crate) struct ClientWaits {
     /// All waits.
     waits: WaitQueue,
     /// Those that have lasted for [`STALL`].
@@ -73,7 +73,7 @@ struct WaitGuard {
     evicted: Arc<Notify>,
 }
 
-impl Default for StalledClients {
+impl Default for ClientWaits {
     fn default() -> Self {
         Self {
             waits: WaitQueue::new(Limits::WAITING, ADDRESS_DIVISOR),
@@ -82,11 +82,11 @@ impl Default for StalledClients {
     }
 }
 
-impl StalledClients {
+impl ClientWaits {
     /// Counts a stream that waits for `client` to take bytes, for as long as this is polled.
     /// Completes when the stream must end: after `limits.write_timeout`, or earlier when it is
     /// evicted.
-    pub(crate) async fn write_deadline(
+    pub(crate) async fn wait_for_client(
         &self,
         limits: &Limits,
         client: Option<CountedClient>,
@@ -210,8 +210,7 @@ mod tests {
 
     #[test]
     fn too_many_waits_of_an_address_evict_its_longest() {
-        let (queue, limits) =
-            (StalledClients::default().stalls, limits(100_000, 10 * STALL_DIVISOR));
+        let (queue, limits) = (ClientWaits::default().stalls, limits(100_000, 10 * STALL_DIVISOR));
         let other = queue.begin(client("192.0.2.2"), &limits);
         let begin = |_| queue.begin(client("192.0.2.1"), &limits);
         let mut waits: Vec<_> = (0..10).map(begin).collect();
@@ -226,7 +225,7 @@ mod tests {
     #[test]
     fn too_many_waits_in_total_evict_the_longest() {
         let (queue, limits) =
-            (StalledClients::default().stalls, limits(10 * STALL_DIVISOR, 10 * STALL_DIVISOR));
+            (ClientWaits::default().stalls, limits(10 * STALL_DIVISOR, 10 * STALL_DIVISOR));
         let waits: Vec<_> = (0..12).map(|_| queue.begin(None, &limits)).collect();
         assert_eq!(evicted(&waits), [0, 1]);
     }
@@ -234,7 +233,7 @@ mod tests {
     #[test]
     fn too_many_waits_in_total_evict_from_the_network_with_the_most() {
         let (queue, limits) =
-            (StalledClients::default().stalls, limits(20 * STALL_DIVISOR, 20 * STALL_DIVISOR));
+            (ClientWaits::default().stalls, limits(20 * STALL_DIVISOR, 20 * STALL_DIVISOR));
         let few: Vec<_> = (0..2).map(|_| queue.begin(client("192.0.2.1"), &limits)).collect();
         let mut waits: Vec<_> = (0..8).map(|_| queue.begin(None, &limits)).collect();
         waits.extend((0..12).map(|_| queue.begin(client("192.0.2.2"), &limits)));
@@ -245,8 +244,7 @@ mod tests {
 
     #[test]
     fn one_address_has_at_most_half_of_few_waits() {
-        let (queue, limits) =
-            (StalledClients::default().waits, limits(20 * Limits::WAITING, 10_000));
+        let (queue, limits) = (ClientWaits::default().waits, limits(20 * Limits::WAITING, 10_000));
         let begin = |_| queue.begin(client("192.0.2.1"), &limits);
         let waits: Vec<_> = (0..11).map(begin).collect();
         assert_eq!(evicted(&waits), [0]);
@@ -254,8 +252,7 @@ mod tests {
 
     #[test]
     fn waits_of_an_ipv6_site_are_bounded() {
-        let (queue, limits) =
-            (StalledClients::default().stalls, limits(100_000, 10 * STALL_DIVISOR));
+        let (queue, limits) = (ClientWaits::default().stalls, limits(100_000, 10 * STALL_DIVISOR));
         let begin = |n| queue.begin(client(&format!("2001:db8:0:{n:x}::1")), &limits);
         let of_56: Vec<_> = (0..21).map(begin).collect();
         assert_eq!(evicted(&of_56), [0], "a /56 has twice as many as a /64");
@@ -266,14 +263,14 @@ mod tests {
 
     #[test]
     fn many_clients_of_one_address_may_wait() {
-        let (queue, limits) = (StalledClients::default().waits, Limits::default());
+        let (queue, limits) = (ClientWaits::default().waits, Limits::default());
         let waits: Vec<_> = (0..200).map(|_| queue.begin(client("192.0.2.1"), &limits)).collect();
         assert_eq!(evicted(&waits), [0; 0]);
     }
 
     #[test]
     fn some_waits_are_permitted_however_low_the_limits() {
-        let (queue, limits) = (StalledClients::default().stalls, limits(1, 1));
+        let (queue, limits) = (ClientWaits::default().stalls, limits(1, 1));
         let begin = |_| queue.begin(client("192.0.2.1"), &limits);
         let waits: Vec<_> = (0..MIN_WAITS).map(begin).collect();
         assert_eq!(evicted(&waits), [0; 0]);
@@ -281,7 +278,7 @@ mod tests {
 
     #[test]
     fn ended_waits_leave_no_entries() {
-        let (queue, limits) = (StalledClients::default().stalls, limits(1, 1));
+        let (queue, limits) = (ClientWaits::default().stalls, limits(1, 1));
         let clients = [client("192.0.2.1"), client("2001:db8::1"), None].into_iter().cycle();
         let waits: Vec<_> =
             clients.take(3 * MIN_WAITS).map(|client| queue.begin(client, &limits)).collect();
