@@ -11,7 +11,7 @@ use crate::daemon::Certificates;
 use crate::os::privileges::RunAsUser;
 use crate::telemetry::log;
 
-/// The configuration cannot be used: `EX_CONFIG` of sysexits(3), which tells service managers that
+/// The configuration cannot be used: `EX_CONFIG` of sysexits(3), which shows service managers that
 /// trying again does not help.
 pub(super) const EXIT_CONFIG: u8 = 78;
 

@@ -80,7 +80,7 @@ const KEYS: &[Key] = &[
 ];
 
 impl Config {
-    /// Determines what changes when the file of this configuration, TOML or not, now says `wanted`.
+    /// Determines what changes when the file of this configuration, TOML or not, now has `wanted`.
     pub(crate) fn diff(&self, wanted: Self, is_toml: bool) -> ConfigDiff {
         let config = self.reloaded(&wanted);
         let keys = |one: &Self, other: &Self| {

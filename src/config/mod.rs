@@ -55,7 +55,7 @@ pub(crate) struct Config {
     pub(crate) admin: Option<(String, u16)>,
     /// The user to run as once the sockets are bound, if started as root.
     pub(crate) user: Option<String>,
-    /// The pid file of a daemonized process. `None` if it never daemonises.
+    /// The pid file of a daemonized process. `None` if it never daemonizes.
     pub(crate) pid_file: Option<PathBuf>,
     /// The path of the command socket, if there is one.
     pub(crate) control: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! Parsers of single values, the same for both kinds of file. Each error says what is allowed.
+//! Parsers of single values, the same for both kinds of file. Each error names what is allowed.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};

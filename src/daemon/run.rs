@@ -299,7 +299,7 @@ impl BoundListeners {
     }
 }
 
-/// Reports the status of the registration to the service manager, and tells the registry once that
+/// Reports the status of the registration to the service manager, and notifies the registry once that
 /// the gateway is running. Returns only if the registry's task has ended.
 async fn publish_status(listeners: &str, registration: &Registration, manager: &ServiceManager) {
     let mut status = registration.status();

@@ -15,7 +15,7 @@ use super::json::{EntryError, Field, object};
 use super::trace_parent::{SpanContext, TraceParent};
 use super::{is_hostname, is_name};
 
-/// What a build request says about its build.
+/// The tenant, location and trace of a build, as its build request has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Build {
     /// `None` if the request names no valid tenant. Zuul's always do.

@@ -52,7 +52,7 @@ pub(crate) struct Acceptor {
     verifier: Option<Arc<ClientVerifier>>,
 }
 
-/// Returns an acceptor that presents `identity` and requests client certificates as `client` says.
+/// Returns an acceptor that presents `identity` and requests client certificates as `client` requires.
 ///
 /// `name_check` decides, as for gateways that are dialed, whether the common name of a client's
 /// certificate is one of its names. It never is if a CA has name constraints.

@@ -73,7 +73,7 @@ fn listener(
     Listener { host, port, tls, advertised, proxy_protocol, allow }
 }
 
-/// Reads a rule of a listener that requests client certificates as `policy` says.
+/// Reads a rule of a listener that requests client certificates as `policy` requires.
 fn rule(mut table: Table<'_>, policy: Option<ClientCertificate>) -> Rule {
     let rule = Rule {
         networks: table.non_empty_list("networks", parse::network),

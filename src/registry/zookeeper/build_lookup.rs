@@ -310,7 +310,7 @@ fn first_build(paths: Vec<String>, requests: Vec<NodeData>) -> LookupResult {
             Ok(Ok(None)) => continue,
             Ok(Err(error)) => LookupError::Malformed(MalformedRequest::Content(error)),
             // Affects this node only. Reporting it as unavailable would let clients that access rules
-            // deny the build tell it from a missing one.
+            // deny the build distinguish it from a missing one.
             Err(Error::NoAuth) => LookupError::Malformed(MalformedRequest::NoAuth),
             Err(error) => LookupError::Unavailable(error.to_string()),
         };

@@ -8,7 +8,7 @@ use zookeeper_client::Error;
 /// Wait after ZooKeeper has refused a request because it is overloaded.
 const THROTTLED_WAIT: Duration = Duration::from_secs(1);
 
-/// Performs `operation`, again after errors that [`wait_to_retry`] says are temporary.
+/// Performs `operation`, again after errors that [`wait_to_retry`] regards as temporary.
 pub(super) async fn retry<T, Operation>(
     mut operation: impl FnMut() -> Operation,
 ) -> Result<T, Error>
