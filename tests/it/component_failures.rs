@@ -65,7 +65,7 @@ fn route_through(gateway: &Gateway) -> String {
 }
 
 /// Failure: the process of a zone's gateway is killed while a log passes through it. Its kernel
-/// closes the connection normally, but without the close_notify that our gateways send. Meanwhile:
+/// closes the connection normally, but without the close_notify that peer gateways send. Meanwhile:
 /// the log ends with a reset and not as if it were complete; the executor serves the next request
 /// directly. Recovery: a gateway that is started in its place serves the zone.
 #[tokio::test]

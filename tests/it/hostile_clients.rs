@@ -213,7 +213,7 @@ async fn never_read(
 
 /// Clients request logs that are larger or smaller than the kernel's buffers, and never read a
 /// byte. Of each address, as many stay connected as may stall for more than a second
-/// (`src/gateway/relay/stalled_clients.rs`).
+/// (`src/gateway/relay/client_waits.rs`).
 #[tokio::test]
 async fn clients_that_never_read_do_not_disturb_others() {
     let mut besieged = Besieged::new().await;

@@ -1,4 +1,4 @@
-//! The protocol between our gateways over TLS, and what they do with plain gateways instead:
+//! The protocol between peer gateways over TLS, and what they do with plain gateways instead:
 //! requested zone, number of hops, replies, and many clients that request one build.
 
 use std::time::Duration;

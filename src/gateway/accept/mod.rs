@@ -149,7 +149,7 @@ impl Listener {
     ) {
         cx.limiter.record_rejection(reason, peer);
         let is_tls = cx.listeners[usize::from(self.index)].acceptor.is_some();
-        if !is_tls && let Some(permit) = cx.limiter.rejection() {
+        if !is_tls && let Some(permit) = cx.limiter.acquire_rejection() {
             self.sessions.spawn(async move {
                 let _permit = permit;
                 let client = Connection::Plain(Socket::from_client(stream));

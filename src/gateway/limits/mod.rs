@@ -132,7 +132,7 @@ impl Limiter {
     /// It is always granted: if `limits.handshakes` are in progress, the oldest is evicted, first
     /// those from addresses that have not presented a certificate. A counted address without a
     /// certificate has at most half of them, and evicts its own oldest.
-    pub(crate) fn handshake(
+    pub(crate) fn acquire_handshake(
         &self,
         permit: Option<&AddressPermit>,
         ip: IpAddr,
@@ -196,12 +196,12 @@ impl Limiter {
     }
 
     /// A permit for one more lookup.
-    pub(crate) fn lookup(&self, limits: &Limits) -> Option<Permit> {
+    pub(crate) fn acquire_lookup(&self, limits: &Limits) -> Option<Permit> {
         Permit::try_acquire(&self.lookups, limits.lookups)
     }
 
     /// A permit to send one more rejected client a reply.
-    pub(crate) fn rejection(&self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn acquire_rejection(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.rejections).try_acquire_owned().ok()
     }
 
@@ -363,7 +363,7 @@ mod tests {
                 .collect();
             let handshake = |permit| {
                 assert!(limiter.take_handshake(Some(permit), ip(text), &limits));
-                limiter.handshake(Some(permit), ip(text), &limits)
+                limiter.acquire_handshake(Some(permit), ip(text), &limits)
             };
             let handshakes: Vec<_> = permits.iter().map(handshake).collect();
             assert!(handshakes.iter().all(|one| !one.evicted.is_cancelled()), "more than half");
@@ -385,7 +385,8 @@ mod tests {
             for _ in 0..times {
                 let permit =
                     self.limiter.acquire_for_address(ip(address), &self.limits).expect("a permit");
-                let handshake = self.limiter.handshake(Some(&permit), ip(address), &self.limits);
+                let handshake =
+                    self.limiter.acquire_handshake(Some(&permit), ip(address), &self.limits);
                 self.all.push((address, permit, handshake));
             }
         }

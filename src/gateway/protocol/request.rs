@@ -65,7 +65,7 @@ pub(crate) enum RequestError {
     #[error("not a build ID: {0}")]
     Malformed(Excerpt),
     #[error("{}", crate::tls::describe(.0))]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
 }
 
 impl Request {
@@ -130,7 +130,7 @@ pub(crate) async fn read_request(
     let mut line = vec![0; REQUEST_MAX];
     let mut filled = 0;
     loop {
-        let count = stream.read(&mut line[filled..]).await?;
+        let count = stream.read(&mut line[filled..]).await.map_err(RequestError::Io)?;
         if count == 0 {
             return Err(RequestError::Closed);
         }

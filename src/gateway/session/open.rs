@@ -76,7 +76,7 @@ async fn proxied_client(
     client.leave_pending().await;
     cx.limiter.record_rejection(Rejection::Address, address);
     // Sends the same reply as the listener does to clients that connect directly.
-    if !tls && let Some(_permit) = cx.limiter.rejection() {
+    if !tls && let Some(_permit) = cx.limiter.acquire_rejection() {
         let reply = Reply::Error(ErrorReason::TooManyFromAddress);
         let connection = Connection::Plain(Socket::from_client(stream));
         send_reply(connection, reply.line().as_bytes(), cx).await;
@@ -133,7 +133,7 @@ async fn handshake(
             cx.limiter.record_rejection(Rejection::HandshakeRate, peer);
             return Handshake::Ended(Outcome::Rejected);
         }
-        let permit = cx.limiter.handshake(address_permit.as_ref(), peer.ip(), &cx.limits);
+        let permit = cx.limiter.acquire_handshake(address_permit.as_ref(), peer.ip(), &cx.limits);
         let evicted = async {
             permit.wait_evicted().await;
             cx.limiter.record_rejection(Rejection::Handshakes, peer);

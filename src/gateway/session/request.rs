@@ -75,7 +75,7 @@ pub(super) async fn find_hops(
     cx: &Context,
 ) -> Result<StreamRequest, Outcome> {
     let Request { build, forwarded, .. } = request;
-    let Some(permit) = cx.limiter.lookup(&cx.limits) else {
+    let Some(permit) = cx.limiter.acquire_lookup(&cx.limits) else {
         cx.limiter.record_rejection(Rejection::Lookups, client.address);
         let reply = Reply::Error(ErrorReason::TooManyLookups);
         return Err(refuse(client, reply, &format_args!("{build}: too many lookups")));

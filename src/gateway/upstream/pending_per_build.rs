@@ -29,11 +29,11 @@ fn slots(limits: &Limits) -> usize {
     (limits.connections / 64).clamp(8, 64)
 }
 
-/// Counts the requests in flight by build and gateway. Cheap to clone.
+/// Counts the requests that wait for a first byte, by build and gateway. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct PendingPerBuild(Arc<Mutex<InFlight>>);
+pub(crate) struct PendingPerBuild(Arc<Mutex<Pending>>);
 
-type InFlight = HashMap<Key, Arc<Slots>>;
+type Pending = HashMap<Key, Arc<Slots>>;
 
 /// Build, host and port.
 type Key = (BuildId, String, u16);
@@ -47,10 +47,10 @@ struct Slots {
     users: AtomicUsize,
 }
 
-/// A request in flight; its slot is free again when this is dropped.
-pub(crate) struct InFlightGuard {
+/// A request that waits for a first byte; its slot is free again when this is dropped.
+pub(crate) struct PendingGuard {
     key: Key,
-    in_flight: Arc<Mutex<InFlight>>,
+    pending: Arc<Mutex<Pending>>,
     slots: Arc<Slots>,
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -63,12 +63,12 @@ impl PendingPerBuild {
         build: &BuildId,
         hop: &Hop,
         limits: &Limits,
-    ) -> Option<InFlightGuard> {
+    ) -> Option<PendingGuard> {
         let (hostname, port) = hop.address();
         let key = (build.clone(), hostname.to_owned(), port);
         let slots = {
-            let mut in_flight = lock(&self.0);
-            let slots = Arc::clone(in_flight.entry(key.clone()).or_insert_with(|| {
+            let mut pending = lock(&self.0);
+            let slots = Arc::clone(pending.entry(key.clone()).or_insert_with(|| {
                 let free = Arc::new(Semaphore::new(slots(limits)));
                 let users = AtomicUsize::new(0);
                 Arc::new(Slots { free, freed: AtomicU64::new(0), users })
@@ -77,7 +77,7 @@ impl PendingPerBuild {
             slots
         };
         // Created before the wait, so that a cancelled caller is removed from the map as well.
-        let mut guard = InFlightGuard { key, in_flight: Arc::clone(&self.0), slots, permit: None };
+        let mut guard = PendingGuard { key, pending: Arc::clone(&self.0), slots, permit: None };
         let mut permit = pin!(Arc::clone(&guard.slots.free).acquire_owned());
         loop {
             let freed = guard.slots.freed.load(Ordering::Relaxed);
@@ -93,21 +93,21 @@ impl PendingPerBuild {
     }
 }
 
-impl Drop for InFlightGuard {
+impl Drop for PendingGuard {
     fn drop(&mut self) {
-        let mut in_flight = lock(&self.in_flight);
+        let mut pending = lock(&self.pending);
         if self.permit.take().is_some() {
             self.slots.freed.fetch_add(1, Ordering::Relaxed);
         }
         if self.slots.users.fetch_sub(1, Ordering::Relaxed) == 1 {
-            in_flight.remove(&self.key);
+            pending.remove(&self.key);
         }
     }
 }
 
 /// Locks the map. It is consistent between any two statements, so a poisoned lock can be used.
-fn lock(in_flight: &Mutex<InFlight>) -> MutexGuard<'_, InFlight> {
-    in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
