@@ -1,5 +1,5 @@
-//! The checks of the fuzz targets in `tests/fuzz`, one function each. They accept any bytes, and panic if
-//! the program would log or do something wrong. The unit tests replay the corpus.
+//! The checks of the fuzz targets in `tests/fuzz`, one function each. They accept any bytes, and
+//! panic if the program would log or do something wrong. The unit tests replay the corpus.
 
 use std::fmt::Debug;
 use std::pin::pin;
@@ -23,8 +23,8 @@ pub(crate) fn presentable(text: &str) {
     assert!(text.chars().count() < 1000, "too long: {text:?}");
 }
 
-/// The finger request. The first byte is the position at which the rest is split into two reads, which
-/// must not make a difference.
+/// The finger request. The first byte is the position at which the rest is split into two reads,
+/// which must not make a difference.
 pub fn query(data: &[u8]) {
     let Some((&split, request)) = data.split_first() else { return };
     let (first, second) = request.split_at(usize::from(split).min(request.len()));
@@ -68,8 +68,9 @@ pub fn query(data: &[u8]) {
     }
 }
 
-/// A PROXY protocol header and the bytes after it. The first byte is the position at which the rest is
-/// split into two reads. The parser consumes exactly the header, and its result is the same for any split.
+/// A PROXY protocol header and the bytes after it. The first byte is the position at which the rest
+/// is split into two reads. The parser consumes exactly the header, and its result is the same for
+/// any split.
 pub fn proxy_header(data: &[u8]) {
     let Some((&split, bytes)) = data.split_first() else { return };
     let read = |pieces: [&[u8]; 2]| {
@@ -111,8 +112,8 @@ fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// The entry of a component; that of a gateway if the first byte is odd. The entry that we would write for
-/// a gateway that can be dialed must give the same gateway.
+/// The entry of a component; that of a gateway if the first byte is odd. The entry that we would
+/// write for a gateway that can be dialed must give the same gateway.
 pub fn component(data: &[u8]) {
     let Some((&first, json)) = data.split_first() else { return };
     let kind = if first % 2 == 1 { FINGERGW } else { "executor" };

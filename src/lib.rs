@@ -24,9 +24,9 @@
 //!
 //! `fuzzing` has the checks of the fuzz targets and is not in the program.
 //!
-//! Live state travels by `watch` channels or one swapped `Arc`; no lock is held across an await. The
-//! pure parts (requests, routes, components, build requests, configuration, the schedule of attempts)
-//! know no socket, clock or ZooKeeper.
+//! Live state travels by `watch` channels or one swapped `Arc`; no lock is held across an await.
+//! The pure parts (requests, routes, components, build requests, configuration, the schedule of
+//! attempts) know no socket, clock or ZooKeeper.
 
 mod admin;
 pub mod cli;

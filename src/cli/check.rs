@@ -90,8 +90,8 @@ fn warnings(validated: &ValidatedConfig) -> Vec<String> {
     warnings
 }
 
-/// Returns a warning if the gateway could not create its command socket. As root it creates a missing
-/// directory.
+/// Returns a warning if the gateway could not create its command socket. As root it creates a
+/// missing directory.
 fn command_socket_warning(socket: &Path, user: Option<&RunAsUser>) -> Option<String> {
     let directory = socket.parent()?;
     match (user, directory.exists()) {

@@ -26,8 +26,8 @@ pub(super) struct ValidatedConfig {
     pub(super) user: Option<RunAsUser>,
 }
 
-/// Loads the configuration in `path`, or where it is by default, and its certificates, and looks the
-/// user up. Reports the errors of the last two together.
+/// Loads the configuration in `path`, or where it is by default, and its certificates, and looks
+/// the user up. Reports the errors of the last two together.
 pub(super) fn load(path: Option<&Path>) -> Result<ValidatedConfig> {
     let path = config::locate(path)?;
     let config = config::load(&path)?;
@@ -47,8 +47,8 @@ pub(super) fn report_config_error(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(EXIT_CONFIG)
 }
 
-/// Writes `error` to standard error, which the operator or the service manager sees wherever the log
-/// goes. Gives up if its reader stalls.
+/// Writes `error` to standard error, which the operator or the service manager sees wherever the
+/// log goes. Gives up if its reader stalls.
 pub(super) fn print_error(error: &anyhow::Error) {
     log::stderr::write(&format!("{error:#}"), STDERR_TIMEOUT);
 }

@@ -60,11 +60,11 @@ struct Cli {
 enum Command {
     /// Check the configuration and its certificates
     ///
-    /// Prints all errors, each with its file, line, key, value and the allowed values, and exits with
-    /// status 78. Certificates that peers refuse or will soon refuse are printed as well. Without an
-    /// error it prints "OK" and a summary: the registry entry, listeners, certificates and ZooKeeper.
-    /// Nothing is bound, and without --connect nothing is connected to. As root, it reads certificates
-    /// and keys with the permissions of the configured user.
+    /// Prints all errors, each with its file, line, key, value and the allowed values, and exits
+    /// with status 78. Certificates that peers refuse or will soon refuse are printed as well.
+    /// Without an error it prints "OK" and a summary: the registry entry, listeners, certificates
+    /// and ZooKeeper. Nothing is bound, and without --connect nothing is connected to. As root, it
+    /// reads certificates and keys with the permissions of the configured user.
     Check {
         /// Also connect to ZooKeeper, and show the components, zones and gateways there; exit with
         /// status 1 if ZooKeeper cannot be reached or has no Zuul
@@ -73,13 +73,14 @@ enum Command {
     },
     /// Stop the running gateway
     ///
-    /// Has the effect of SIGTERM on the gateway that runs with this configuration. Does not wait until
-    /// it has ended.
+    /// Has the effect of SIGTERM on the gateway that runs with this configuration. Does not wait
+    /// until it has ended.
     Stop,
     /// Reload the configuration and certificates of the running gateway
     ///
-    /// Has the effect of SIGHUP on the gateway that runs with this configuration, and prints what has
-    /// changed and what needs a restart. With an error nothing changes, and the exit status is 1.
+    /// Has the effect of SIGHUP on the gateway that runs with this configuration, and prints what
+    /// has changed and what needs a restart. With an error nothing changes, and the exit status is
+    /// 1.
     Reload,
     /// Show the state of the running gateway
     ///
@@ -93,9 +94,9 @@ enum Command {
     },
     /// Show how a request for this build would be routed
     ///
-    /// Asks the running gateway where the build runs and which hops it would try, in order, with the
-    /// health of each and the recent attempts. The exit status is 0 if an executor has the build,
-    /// otherwise 1.
+    /// Asks the running gateway where the build runs and which hops it would try, in order, with
+    /// the health of each and the recent attempts. The exit status is 0 if an executor has the
+    /// build, otherwise 1.
     Resolve {
         /// The UUID of the build
         #[arg(value_name = "UUID", value_parser = build_id)]
@@ -106,10 +107,10 @@ enum Command {
     },
     /// Stream a log through two zones, all in this process, without ZooKeeper or a configuration
     ///
-    /// Starts an executor and two gateways on loopback and streams the log of a build through them to
-    /// standard output. Standard error shows the route and, without --once, commands that request the
-    /// log from another terminal. Port 79 of 127.0.0.1 is bound as well if the process may, because
-    /// finger clients know no other port.
+    /// Starts an executor and two gateways on loopback and streams the log of a build through them
+    /// to standard output. Standard error shows the route and, without --once, commands that
+    /// request the log from another terminal. Port 79 of 127.0.0.1 is bound as well if the process
+    /// may, because finger clients know no other port.
     Demo(demo::Options),
     /// Print a completion script for a shell
     ///
@@ -128,8 +129,8 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the program and returns its exit status: 0 on success, 1 on failure, 2 if the command line is
-/// invalid, 78 if the configuration cannot be used.
+/// Runs the program and returns its exit status: 0 on success, 1 on failure, 2 if the command line
+/// is invalid, 78 if the configuration cannot be used.
 #[must_use]
 pub fn run() -> ExitCode {
     let Cli { config, foreground, debug, command } =
@@ -158,8 +159,8 @@ fn build_id(text: &str) -> Result<BuildId, String> {
         .ok_or_else(|| format!("a build's UUID has 1 to {} hexadecimal digits", BuildId::MAX))
 }
 
-/// Adds a hint to two errors for which clap has no suggestion or a wrong one: a file without `-c`, and
-/// the command `start` of other daemons.
+/// Adds a hint to two errors for which clap has no suggestion or a wrong one: a file without `-c`,
+/// and the command `start` of other daemons.
 fn with_hint(mut error: clap::Error) -> clap::Error {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),

@@ -23,9 +23,9 @@ const UUID_DIGITS: usize = 32;
 /// Sends `request` to the gateway that runs with the configuration in `path`, and prints its reply:
 /// as it came with `json`, else as text.
 ///
-/// A configuration with errors is good enough if it names the command socket: the file may have been
-/// changed after the gateway was started, and a reload must be refused by the gateway, which logs and
-/// counts it.
+/// A configuration with errors is good enough if it names the command socket: the file may have
+/// been changed after the gateway was started, and a reload must be refused by the gateway, which
+/// logs and counts it.
 pub(super) fn run(path: Option<&Path>, request: &Request, json: bool) -> ExitCode {
     let path = match config::locate(path) {
         Ok(path) => path,

@@ -13,8 +13,8 @@ pub(crate) struct ConfigDiff {
     pub(crate) waiting: Vec<&'static str>,
 }
 
-/// A key in our TOML, the option of a `zuul.conf` that sets the same, if there is one, and whether two
-/// configurations differ in it.
+/// A key in our TOML, the option of a `zuul.conf` that sets the same, if there is one, and whether
+/// two configurations differ in it.
 type Key = (&'static str, &'static str, fn(&Config, &Config) -> bool);
 
 macro_rules! key {
@@ -279,7 +279,8 @@ mod tests {
         assert_eq!(config.zookeeper, expected);
     }
 
-    /// The client certificate policies of two running TLS listeners after `wanted` is read, and the result.
+    /// The client certificate policies of two running TLS listeners after `wanted` is read, and the
+    /// result.
     fn policies(wanted: &str) -> (Vec<Option<ClientCertificate>>, ConfigDiff) {
         let running = "[[listener]]\naddress = \"[::]:1\"\ntls = true\n
                        [[listener]]\naddress = \"[::]:2\"\ntls = true\n";
@@ -298,8 +299,8 @@ mod tests {
         assert_eq!(policies_now, [Some(None), Some(Optional)]);
         assert_eq!(change.applied, ["listener.client_certificate"]);
         assert_eq!(change.waiting, [""; 0]);
-        // In another order, with a new one or without one of them: a listener is found by its address, and
-        // keeps its policy if it is not found.
+        // In another order, with a new one or without one of them: a listener is found by its
+        // address, and keeps its policy if it is not found.
         let (policies_now, change) = policies(&format!(
             "[[listener]]\n{two}client_certificate = \"none\"\n{one}client_certificate = \"none\"\n"
         ));

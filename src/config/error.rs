@@ -61,8 +61,8 @@ impl ConfigErrors {
     }
 }
 
-/// Shortens `value` to 80 characters for a message, and escapes what is not printable, so that it stays
-/// on one line.
+/// Shortens `value` to 80 characters for a message, and escapes what is not printable, so that it
+/// stays on one line.
 pub(crate) fn excerpt(value: &str) -> String {
     let mut text = String::new();
     for char in value.chars().take(80) {

@@ -12,7 +12,8 @@ const NAME_REQUIRED: i32 = 8;
 
 /// Returns the fully qualified name of this machine as Zuul's gateway determines it (Python's
 /// `socket.getfqdn`): of the names of the host name's first address the first with a dot, else the
-/// canonical name, else the host name itself. Calls the resolver, and may block as long as that does.
+/// canonical name, else the host name itself. Calls the resolver, and may block as long as that
+/// does.
 pub(crate) fn fully_qualified() -> String {
     let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let mut infos = getaddrinfo(Some(&own), None, Some(AddrInfoHints::default())).into_iter();
@@ -22,9 +23,9 @@ pub(crate) fn fully_qualified() -> String {
     qualified.cloned().unwrap_or(own)
 }
 
-/// Returns the canonical name of `address` and its aliases. getnameinfo(3) has no aliases, and those of
-/// gethostbyaddr(3) are from /etc/hosts, so that is read first. If it exceeds the limit of [`file::read`]
-/// it counts as empty.
+/// Returns the canonical name of `address` and its aliases. getnameinfo(3) has no aliases, and
+/// those of gethostbyaddr(3) are from /etc/hosts, so that is read first. If it exceeds the limit of
+/// [`file::read`] it counts as empty.
 fn names_of(address: IpAddr) -> Vec<String> {
     let hosts = file::read(Path::new("/etc/hosts")).unwrap_or_default();
     let names = names_in(&String::from_utf8_lossy(&hosts), address);

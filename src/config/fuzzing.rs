@@ -1,5 +1,5 @@
-//! The fuzz targets of configuration files. An error must be printable and name a line that exists; a
-//! configuration that is accepted must be the same when it is written to a file and read again.
+//! The fuzz targets of configuration files. An error must be printable and name a line that exists;
+//! a configuration that is accepted must be the same when it is written to a file and read again.
 
 use std::fmt::Write as _;
 use std::path::Path;

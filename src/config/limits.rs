@@ -35,8 +35,8 @@ pub(crate) struct Limits {
     pub(crate) first_byte_timeout: Duration,
     /// How long a client may take to accept one buffer.
     pub(crate) write_timeout: Duration,
-    /// Bytes that the kernel may buffer for a stream in each direction, including its own overhead: those
-    /// that came from the hop, and those that the client has not acknowledged.
+    /// Bytes that the kernel may buffer for a stream in each direction, including its own overhead:
+    /// those that came from the hop, and those that the client has not acknowledged.
     pub(crate) stream_buffer: usize,
     /// How long a stream may be idle after its first byte; `None` is forever.
     pub(crate) stream_idle: Option<Duration>,
@@ -51,11 +51,12 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// The fraction of all connections, one in so many, that may wait for a client that does not read.
+    /// The fraction of all connections, one in so many, that may wait for a client that does not
+    /// read.
     pub(crate) const WAITING: usize = 8;
 
-    /// Lowers the connections to `fitting`. If that is fewer than configured, one address may have at most
-    /// half of them.
+    /// Lowers the connections to `fitting`. If that is fewer than configured, one address may have
+    /// at most half of them.
     pub(crate) fn fit_connections(&mut self, fitting: usize) {
         if fitting < self.connections {
             self.connections = fitting;

@@ -12,8 +12,8 @@ use crate::os::file;
 /// The files that are tried when none is named, in this order.
 const DEFAULT_FILES: [&str; 2] = ["/etc/zuul/zuul-fingergw.toml", "/etc/zuul/zuul.conf"];
 
-/// Returns the path of the configuration file: `named`, with `~` expanded where no shell did it, or the
-/// first of the default files that exists.
+/// Returns the path of the configuration file: `named`, with `~` expanded where no shell did it, or
+/// the first of the default files that exists.
 ///
 /// # Errors
 /// No file is named and no default file exists.
@@ -57,8 +57,8 @@ pub(crate) fn load(path: &Path) -> Result<Config> {
     })
 }
 
-/// Returns the path of the command socket that the configuration in `path` sets, even if it has errors:
-/// the running gateway may have been started with an earlier version of the file.
+/// Returns the path of the command socket that the configuration in `path` sets, even if it has
+/// errors: the running gateway may have been started with an earlier version of the file.
 pub(crate) fn command_socket(path: &Path) -> Option<PathBuf> {
     let bytes = file::read(path).ok()?;
     let text = String::from_utf8_lossy(&bytes);
@@ -74,7 +74,8 @@ fn without_byte_order_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// The environment variables that Zuul's services take as options of every section of a `zuul.conf`.
+/// The environment variables that Zuul's services take as options of every section of a
+/// `zuul.conf`.
 fn environment() -> impl Iterator<Item = (String, String)> {
     // Skips others without an error: they need not be UTF-8.
     std::env::vars_os()

@@ -45,8 +45,8 @@ pub(crate) enum LogOutput {
 const DAEMON_LOG: &str = "/var/log/zuul/fingergw.log";
 
 impl LogOutput {
-    /// The output at `path`. The usual paths of the standard streams are symbolic links, which root does
-    /// not follow, and cannot be opened where a stream is a socket, as under systemd.
+    /// The output at `path`. The usual paths of the standard streams are symbolic links, which root
+    /// does not follow, and cannot be opened where a stream is a socket, as under systemd.
     pub(super) fn from_path(path: PathBuf) -> Self {
         match path.to_str() {
             Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => Self::Stdout,
@@ -75,7 +75,8 @@ impl Log {
         }
     }
 
-    /// Returns the warning about the parts of the `log_config` that have no effect, if there are any.
+    /// Returns the warning about the parts of the `log_config` that have no effect, if there are
+    /// any.
     pub(crate) fn ignored(&self) -> Option<String> {
         let LogConfig { file, ignored } = self.log_config.as_ref()?;
         if ignored.is_empty() {

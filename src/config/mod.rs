@@ -38,7 +38,8 @@ pub(crate) use self::tls::{ClientCertificate, NameCheck, TlsFileKeys, TlsFiles};
 /// All settings; those that the file leaves out have their defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
-    /// The name that other components dial and send as SNI. `None` is this machine's fully qualified name.
+    /// The name that other components dial and send as SNI. `None` is this machine's fully
+    /// qualified name.
     pub(crate) hostname: Option<String>,
     /// The zone that this gateway serves.
     pub(crate) zone: Option<String>,
@@ -67,7 +68,8 @@ pub(crate) struct Config {
     pub(crate) file_warnings: Vec<String>,
 }
 
-/// An access rule of a listener: what a request must match to be allowed. `None` matches everything.
+/// An access rule of a listener: what a request must match to be allowed. `None` matches
+/// everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     /// Networks of the client's address.
@@ -135,8 +137,8 @@ fn check_address_is_free(host: &str, port: u16, listeners: &[Listener]) -> parse
 }
 
 impl Config {
-    /// The path of the command socket, unless it is the default of a `zuul.conf`, which must also work
-    /// where the default's directory does not exist.
+    /// The path of the command socket, unless it is the default of a `zuul.conf`, which must also
+    /// work where the default's directory does not exist.
     pub(crate) fn explicit_command_socket(&self) -> Option<&Path> {
         let path = self.control.as_deref();
         path.filter(|path| *path != Path::new(zuul_conf::COMMAND_SOCKET))
@@ -176,8 +178,8 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// Returns a warning if a server has ZooKeeper's usual port without TLS. `location` is that of the
-    /// setting in the file.
+    /// Returns a warning if a server has ZooKeeper's usual port without TLS. `location` is that of
+    /// the setting in the file.
     fn plain_port_warning(&self, location: &str) -> Option<String> {
         let (host, port) = self.servers.iter().find(|(_, port)| *port == 2181)?;
         Some(format!(

@@ -1,5 +1,5 @@
-//! Where spans are exported to: Zuul's options of the section `[tracing]` (`zuul/lib/tracing.py` and the
-//! exporters of the Python SDK that get them), the same in both kinds of file.
+//! Where spans are exported to: Zuul's options of the section `[tracing]` (`zuul/lib/tracing.py`
+//! and the exporters of the Python SDK that get them), the same in both kinds of file.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,7 +104,8 @@ impl OtlpOptions {
         }
     }
 
-    /// Returns errors for options of the protocol that is not used, which Zuul's services refuse as well.
+    /// Returns errors for options of the protocol that is not used, which Zuul's services refuse as
+    /// well.
     fn options_of_other_protocol(&self, protocol: Protocol) -> Vec<(&'static str, String)> {
         let (options, reason) = match protocol {
             Protocol::Grpc => (
@@ -127,8 +128,8 @@ impl OtlpOptions {
     }
 }
 
-/// Parses an endpoint as gRPC libraries do: the default port is 443, and it is with TLS if it has the
-/// scheme https, or no scheme, or the scheme http and `insecure` is false.
+/// Parses an endpoint as gRPC libraries do: the default port is 443, and it is with TLS if it has
+/// the scheme https, or no scheme, or the scheme http and `insecure` is false.
 fn grpc_endpoint(text: Option<&str>, insecure: Option<bool>) -> Parsed<String> {
     let text = text.unwrap_or("http://localhost:4317");
     let uri = uri(text, "HOST:PORT, http://HOST:PORT or https://HOST:PORT")?;

@@ -59,9 +59,9 @@ pub(super) fn network(text: &str) -> Parsed<IpNet> {
     Ok(network)
 }
 
-/// Returns the name to resolve, and to check in a certificate, for `name`: its A-label form if it is not
-/// ASCII (UTS 46), or `None` if it has no such form. Python's codec `idna`, with which Zuul dials, does
-/// the same by an older standard; letters such as the German sharp s differ.
+/// Returns the name to resolve, and to check in a certificate, for `name`: its A-label form if it
+/// is not ASCII (UTS 46), or `None` if it has no such form. Python's codec `idna`, with which Zuul
+/// dials, does the same by an older standard; letters such as the German sharp s differ.
 pub(crate) fn to_ascii(name: &str) -> Option<Cow<'_, str>> {
     if name.is_ascii() {
         return Some(Cow::Borrowed(name));
@@ -77,7 +77,8 @@ pub(super) fn hostname(text: &str) -> Parsed<String> {
         .ok_or_else(|| "must be a host name or an IP address".to_owned())
 }
 
-/// Returns `text` if it is valid and has no control characters, and `allowed` as the error otherwise.
+/// Returns `text` if it is valid and has no control characters, and `allowed` as the error
+/// otherwise.
 fn name(text: &str, is_valid: bool, allowed: &str) -> Parsed<String> {
     match is_valid && !text.chars().any(char::is_control) {
         true => Ok(text.to_owned()),
@@ -111,14 +112,16 @@ pub(super) fn address(text: &str) -> Parsed<(String, u16)> {
         .ok_or_else(|| "must be ADDRESS:PORT, such as \"[::]:79\" or \"192.0.2.1:7979\"".to_owned())
 }
 
-/// Whether the two addresses are the same. Port 0 is another free port each time. Names are not resolved.
+/// Whether the two addresses are the same. Port 0 is another free port each time. Names are not
+/// resolved.
 pub(super) fn is_same((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
     let same = host.trim_end_matches('.').eq_ignore_ascii_case(other.trim_end_matches('.'));
     port != 0 && port == other_port && same
 }
 
-/// Whether one of the two addresses is a wildcard that includes the other. Both can be bound only as
-/// sockets with options that this program does not set, such as `IPV6_V6ONLY`: `::` includes IPv4.
+/// Whether one of the two addresses is a wildcard that includes the other. Both can be bound only
+/// as sockets with options that this program does not set, such as `IPV6_V6ONLY`: `::` includes
+/// IPv4.
 pub(super) fn overlap((host, port): (&str, u16), (other, other_port): (&str, u16)) -> bool {
     let includes = |wildcard: &str, host: &str| match wildcard {
         "::" => host.parse::<IpAddr>().is_ok(),
@@ -144,8 +147,8 @@ pub(super) fn client(text: &str) -> Parsed<String> {
     name(text, is_valid, allowed)
 }
 
-/// The connect string of ZooKeeper, `HOST[:PORT],...[/CHROOT]`. `default_port` is that of servers without
-/// a port.
+/// The connect string of ZooKeeper, `HOST[:PORT],...[/CHROOT]`. `default_port` is that of servers
+/// without a port.
 pub(super) fn hosts(text: &str, default_port: u16) -> Parsed<Hosts> {
     let (list, chroot) = text.split_at(text.find('/').unwrap_or(text.len()));
     let chroot = chroot.trim_end_matches('/');

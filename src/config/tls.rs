@@ -52,8 +52,8 @@ impl TlsFiles {
 pub(crate) enum NameCheck {
     /// Any name: `verify_hostnames = false`.
     Off,
-    /// The name that was dialed, as a subject alternative name; or as the common name, where there is
-    /// no alternative name of type DNS.
+    /// The name that was dialed, as a subject alternative name; or as the common name, where there
+    /// is no alternative name of type DNS.
     SanOrCommonName,
     /// The name that was dialed, as a subject alternative name.
     SanOnly,

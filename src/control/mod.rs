@@ -1,7 +1,7 @@
 //! The command socket: Zuul's (`zuul/lib/commandsocket.py`), with commands that reply.
 //!
-//! Only root and the user of the process may connect. Still every request has a deadline and a length
-//! limit.
+//! Only root and the user of the process may connect. Still every request has a deadline and a
+//! length limit.
 
 pub(crate) mod protocol;
 pub(crate) mod socket_file;

@@ -1,8 +1,9 @@
 //! The requests and replies of the command socket.
 //!
-//! A connection carries one request: a command, optionally a space and a JSON array of strings, and a
-//! newline, as Zuul's programs send it (`zuul/lib/commandsocket.py`). The reply is one line of JSON,
-//! a [`Reply`]. Zuul's programs know only `stop` and expect no reply to it, so `stop` has none.
+//! A connection carries one request: a command, optionally a space and a JSON array of strings, and
+//! a newline, as Zuul's programs send it (`zuul/lib/commandsocket.py`). The reply is one line of
+//! JSON, a [`Reply`]. Zuul's programs know only `stop` and expect no reply to it, so `stop` has
+//! none.
 
 use std::fmt;
 
@@ -72,8 +73,8 @@ impl Request {
     }
 }
 
-/// A reply: one JSON object with `status` and the members of `content`. Programs read it, so members
-/// are added and never renamed.
+/// A reply: one JSON object with `status` and the members of `content`. Programs read it, so
+/// members are added and never renamed.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Reply<T> {
     pub(crate) status: ReplyStatus,

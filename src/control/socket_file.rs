@@ -93,7 +93,8 @@ pub(crate) fn create_directory(
     }
 }
 
-/// Returns the directory of the socket at `path` if it is missing, and [`create_directory`] creates it.
+/// Returns the directory of the socket at `path` if it is missing, and [`create_directory`] creates
+/// it.
 ///
 /// # Errors
 /// The directory is missing, and the operator must create it.
@@ -148,8 +149,8 @@ pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     Ok((socket.into(), SocketFile { path: absolute, identity }))
 }
 
-/// Returns whether a process listens on the socket at `path`. A connection without a request harms neither
-/// this program nor Zuul's.
+/// Returns whether a process listens on the socket at `path`. A connection without a request harms
+/// neither this program nor Zuul's.
 fn is_in_use(path: &Path) -> io::Result<bool> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -162,9 +163,9 @@ fn is_in_use(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Locks the directory of `path`, so that only one of several gateways that start or stop at the same
-/// time examines, replaces or removes the socket. Any user who can read the directory could hold the
-/// lock, so the wait is limited to [`LOCK_TIMEOUT`].
+/// Locks the directory of `path`, so that only one of several gateways that start or stop at the
+/// same time examines, replaces or removes the socket. Any user who can read the directory could
+/// hold the lock, so the wait is limited to [`LOCK_TIMEOUT`].
 fn lock_directory(path: &Path) -> Option<File> {
     let directory = File::open(path.parent()?).ok()?;
     let deadline = Instant::now() + LOCK_TIMEOUT;

@@ -12,8 +12,8 @@ use crate::os::{fd_limit, memory_limit};
 const FILES_PER_CONNECTION: u64 = 2;
 
 /// Descriptors that are kept free for everything else: 64 refusals, 32 pipes with two ends each, 80
-/// connections for health and metrics (`admin`), 8 for commands, 40 for ZooKeeper, listeners and log
-/// files, and the sockets of requests that try several hops or addresses concurrently.
+/// connections for health and metrics (`admin`), 8 for commands, 40 for ZooKeeper, listeners and
+/// log files, and the sockets of requests that try several hops or addresses concurrently.
 const RESERVED_FILES: u64 = 256 + SPARE_SOCKETS as u64;
 
 /// The memory of an idle connection, in bytes: its task, TLS on both sides, and its sockets.
@@ -23,8 +23,8 @@ const IDLE_BYTES: u64 = 32 * 1024;
 /// `CLIENT_RECEIVE_BUFFER` of the gateway.
 const RECEIVE_BYTES: u64 = 128 * 1024;
 
-/// The buffers of a stream that waits for its client, in bytes: one below TLS, and one on its way to
-/// the client.
+/// The buffers of a stream that waits for its client, in bytes: one below TLS, and one on its way
+/// to the client.
 const BUFFER_BYTES: u64 = 128 * 1024;
 
 /// Raises the limit of open files, and returns how many of the configured connections fit below it

@@ -17,8 +17,8 @@ pub(crate) struct Certificates {
 }
 
 impl Certificates {
-    /// Loads the files that `config` names, and checks each for its use. `own_hostname` is registered
-    /// if `config` has no host name.
+    /// Loads the files that `config` names, and checks each for its use. `own_hostname` is
+    /// registered if `config` has no host name.
     ///
     /// # Errors
     /// Every file that cannot be used, and why.
@@ -47,8 +47,8 @@ impl Certificates {
         }
     }
 
-    /// Returns the findings about certificates that can be used. They do not prevent a start, because
-    /// plain listeners and executors need no certificates.
+    /// Returns the findings about certificates that can be used. They do not prevent a start,
+    /// because plain listeners and executors need no certificates.
     pub(crate) fn findings(&self) -> impl Iterator<Item = Finding> {
         let of_gateway = self.gateway.as_ref().map_or(&[][..], Identity::findings);
         let all = of_gateway.iter().chain(self.zookeeper.findings()).cloned();
@@ -56,8 +56,8 @@ impl Certificates {
         Finding::merged(all).into_iter()
     }
 
-    /// Returns why peers will refuse certificates that differ from those of `running`. A certificate
-    /// that is already in use gets no better by refusing a reload.
+    /// Returns why peers will refuse certificates that differ from those of `running`. A
+    /// certificate that is already in use gets no better by refusing a reload.
     pub(super) fn newly_broken(&self, running: &Self) -> Vec<String> {
         let pairs = [
             (self.gateway.as_ref(), running.gateway.as_ref()),

@@ -1,5 +1,5 @@
-//! The life of the gateway process: this file starts it, [`run`](mod@run) serves, [`reload`] replaces
-//! its settings, and [`shutdown`] stops it.
+//! The life of the gateway process: this file starts it, [`run`](mod@run) serves, [`reload`]
+//! replaces its settings, and [`shutdown`] stops it.
 
 mod capacity;
 mod certificates;
@@ -30,8 +30,9 @@ use crate::os::runtime;
 use crate::os::socket_activation::InheritedSockets;
 use crate::telemetry::log::LogGuard;
 
-/// Starts the gateway, and returns when it has stopped. As root it runs as `user` once its sockets are
-/// bound. With a `pid_file` it daemonizes: this returns in another process than it was called in.
+/// Starts the gateway, and returns when it has stopped. As root it runs as `user` once its sockets
+/// are bound. With a `pid_file` it daemonizes: this returns in another process than it was called
+/// in.
 ///
 /// # Errors
 /// Why the gateway cannot start.
@@ -51,8 +52,8 @@ pub(crate) fn start(
         logging.start_writer()?;
     }
 
-    // 2. Log what starts, and what the configuration warns of. The lookup of our own name can take as
-    //    long as name servers do, so it comes before SIGTERM loses its default action.
+    // 2. Log what starts, and what the configuration warns of. The lookup of our own name can take
+    //    as long as name servers do, so it comes before SIGTERM loses its default action.
     let hostname = config.hostname.clone().unwrap_or_else(config::own_hostname);
     info!(
         config = %source.path.display(),
@@ -79,8 +80,8 @@ pub(crate) fn start(
         socket_file::create_directory(path, user)?;
     }
 
-    // 4. Drop root privileges. Files that are read again later must be readable afterwards: an error
-    //    now is better than a failing reload or stream.
+    // 4. Drop root privileges. Files that are read again later must be readable afterwards: an
+    //    error now is better than a failing reload or stream.
     match (user, &config.user) {
         (Some(user), _) => {
             user.drop_privileges()?;
@@ -162,8 +163,8 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
     ipv6.or(addresses.first()).copied().with_context(|| format!("{host} has no address"))
 }
 
-/// Binds the command socket, if there is one. A failure is only a warning, because signals do without
-/// it.
+/// Binds the command socket, if there is one. A failure is only a warning, because signals do
+/// without it.
 fn bind_command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
     let path = path?;
     socket_file::bind(path)
@@ -176,8 +177,8 @@ fn bind_command_socket(path: Option<&Path>) -> Option<(UnixListener, SocketFile)
         .ok()
 }
 
-/// Warns if the configuration cannot be loaded again: as another user or in another directory, it or
-/// a file that it names by a relative path may be out of reach. Only a reload needs it.
+/// Warns if the configuration cannot be loaded again: as another user or in another directory, it
+/// or a file that it names by a relative path may be out of reach. Only a reload needs it.
 fn warn_if_not_reloadable(source: &ConfigSource) {
     if let Err(error) = config::load(&source.path) {
         let error = format!("{error:#}").replace('\n', "; ");

@@ -1,8 +1,8 @@
 //! Reloads the configuration and its certificates while streams run: all of it or nothing.
 //!
-//! Everything is read, checked and built in a thread of its own; an error anywhere leaves the running
-//! settings as they are. The new settings then replace the old ones in one step that cannot fail.
-//! Open connections keep the settings that they began with.
+//! Everything is read, checked and built in a thread of its own; an error anywhere leaves the
+//! running settings as they are. The new settings then replace the old ones in one step that cannot
+//! fail. Open connections keep the settings that they began with.
 
 use std::convert::Infallible;
 use std::io;
@@ -58,8 +58,8 @@ pub(super) struct RuntimeSettings {
 }
 
 impl RuntimeSettings {
-    /// Builds the settings. A TLS listener for which no certificate is configured any more keeps its
-    /// acceptor of `running`, the settings of the running listeners.
+    /// Builds the settings. A TLS listener for which no certificate is configured any more keeps
+    /// its acceptor of `running`, the settings of the running listeners.
     ///
     /// # Errors
     /// A certificate cannot be used.
@@ -255,8 +255,8 @@ impl Reloader {
     }
 }
 
-/// Loads and checks the configuration of `source`, and builds the settings that replace the `running`
-/// ones.
+/// Loads and checks the configuration of `source`, and builds the settings that replace the
+/// `running` ones.
 ///
 /// # Errors
 /// All errors of the configuration, or of its files, or all new reasons why peers would refuse our

@@ -205,8 +205,8 @@ impl Running {
     }
 }
 
-/// Starts the tasks that observe and control the gateway: health and metrics, the command socket, the
-/// watchdog, and the status on SIGUSR2.
+/// Starts the tasks that observe and control the gateway: health and metrics, the command socket,
+/// the watchdog, and the status on SIGUSR2.
 fn supervise(
     admin: Option<(TcpListener, Admin)>,
     commands: Option<(StdUnixListener, CommandHandler)>,
@@ -279,8 +279,8 @@ impl BoundListeners {
             listeners.push(BoundListener { address, tls, advertised });
             if advertised {
                 use_ssl = tls;
-                // Without a zone no gateway connects to us. Zuul's program registers a port then only
-                // if the kernel has chosen it.
+                // Without a zone no gateway connects to us. Zuul's program registers a port then
+                // only if the kernel has chosen it.
                 let is_chosen = listener.port == 0 && config.public_port.is_none();
                 if config.zone.is_some() || is_chosen {
                     public_port = Some(config.public_port.unwrap_or(address.port()));
@@ -299,8 +299,8 @@ impl BoundListeners {
     }
 }
 
-/// Reports the status of the registration to the service manager, and notifies the registry once that
-/// the gateway is running. Returns only if the registry's task has ended.
+/// Reports the status of the registration to the service manager, and notifies the registry once
+/// that the gateway is running. Returns only if the registry's task has ended.
 async fn publish_status(listeners: &str, registration: &Registration, manager: &ServiceManager) {
     let mut status = registration.status();
     let mut ready = false;

@@ -25,8 +25,8 @@ impl CertificateAuthority {
         self.0.pem()
     }
 
-    /// Returns a certificate for `name` with the key usages of both sides of a connection, and the same
-    /// as one PEM text with its key.
+    /// Returns a certificate for `name` with the key usages of both sides of a connection, and the
+    /// same as one PEM text with its key.
     pub(crate) fn identity(&self, name: &str) -> Result<(Identity, String)> {
         let mut params = CertificateParams::new([name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);

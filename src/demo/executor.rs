@@ -81,7 +81,8 @@ async fn read_request(client: &mut TcpStream) -> io::Result<String> {
     Err(ErrorKind::InvalidData.into())
 }
 
-/// Sends the log from its beginning and follows it, until the file is removed or the client has left.
+/// Sends the log from its beginning and follows it, until the file is removed or the client has
+/// left.
 async fn stream(mut client: TcpStream, mut log: File, path: &Path) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     loop {

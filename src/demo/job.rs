@@ -1,5 +1,5 @@
-//! The job of the build on its executor: a log that grows in a job directory, which is removed at the
-//! end.
+//! The job of the build on its executor: a log that grows in a job directory, which is removed at
+//! the end.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -23,8 +23,8 @@ const LINES: u32 = 12;
 pub(crate) struct Job {
     directory: PathBuf,
     log: Content,
-    /// The log, open for reading. `None` if the user's own file is followed, which may change in any
-    /// way.
+    /// The log, open for reading. `None` if the user's own file is followed, which may change in
+    /// any way.
     source: Option<File>,
     once: bool,
     ended: bool,
@@ -105,8 +105,8 @@ impl Job {
         }
     }
 
-    /// Waits for the next step of the job, and takes it. Once the log is `streaming`, the directory of
-    /// a finished job is removed, as an executor does.
+    /// Waits for the next step of the job, and takes it. Once the log is `streaming`, the directory
+    /// of a finished job is removed, as an executor does.
     pub(crate) async fn advance(&mut self, streaming: bool) -> Result<()> {
         let finished = match &mut self.log {
             _ if self.ended => return std::future::pending().await,

@@ -55,8 +55,8 @@ pub(crate) struct Options {
     once: bool,
 }
 
-/// The name in the certificate and the registry entry of the west gateway: a DNS name, so that clients
-/// send it as SNI.
+/// The name in the certificate and the registry entry of the west gateway: a DNS name, so that
+/// clients send it as SNI.
 const WEST_HOST: &str = "localhost";
 
 /// Runs the demo. The streamed log goes to standard output, everything else to standard error.
@@ -259,7 +259,8 @@ impl Zone {
         let acceptor = use_ssl
             .then(|| tls::acceptor(identity, ClientCertificate::Required, NameCheck::SanOnly));
         let listener = ListenerSettings {
-            // Without rules or a PROXY header. The address is not used, because the socket is bound.
+            // Without rules or a PROXY header. The address is not used, because the socket is
+            // bound.
             config: Listener::plain("127.0.0.1", address.port()),
             acceptor: acceptor.transpose()?,
         };

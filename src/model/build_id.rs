@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-/// The UUID of a build as Zuul's executors accept it: 1 to [`BuildId::MAX`] hexadecimal digits. Zuul
-/// itself makes 32.
+/// The UUID of a build as Zuul's executors accept it: 1 to [`BuildId::MAX`] hexadecimal digits.
+/// Zuul itself makes 32.
 ///
-/// It contains nothing else, so it is safe in a znode's path and on a log line. Upper and lower case
-/// are preserved: znode names are case-sensitive.
+/// It contains nothing else, so it is safe in a znode's path and on a log line. Upper and lower
+/// case are preserved: znode names are case-sensitive.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct BuildId(String);
 

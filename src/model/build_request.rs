@@ -1,8 +1,8 @@
 //! Build requests, `/zuul/executor/{zones/<zone>,unzoned}/requests/<uuid>`: where a build runs.
 //!
 //! The scheduler writes the request, and the executor that takes it adds `worker_info`
-//! (`zuul/model.py`, `zuul/executor/server.py`). The state of a build does not matter: its log can be
-//! streamed for as long as the executor keeps it.
+//! (`zuul/model.py`, `zuul/executor/server.py`). The state of a build does not matter: its log can
+//! be streamed for as long as the executor keeps it.
 
 use std::num::NonZeroU16;
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! Entries of Zuul's component registry, `/zuul/components/<kind>/<name>`: reading all of them,
 //! writing our own.
 //!
-//! The format is Zuul's (`zuul/zk/components.py`): one JSON object with sorted keys. Only the members
-//! that are used are required to be valid, and an error in one entry affects that entry only.
+//! The format is Zuul's (`zuul/zk/components.py`): one JSON object with sorted keys. Only the
+//! members that are used are required to be valid, and an error in one entry affects that entry
+//! only.
 
 use std::num::NonZeroU16;
 
@@ -17,9 +18,9 @@ use super::{is_hostname, is_name};
 pub(crate) const MODEL_API: u64 = 38;
 
 /// The lowest data model that this gateway announces: that of Zuul 9.0.0, long after build requests
-/// took the form that is read here (`doc/source/developer/model-changelog.rst`). Zuul uses the minimum
-/// over all components, so announcing more than the others has no effect, and announcing less would
-/// make all of them write older formats.
+/// took the form that is read here (`doc/source/developer/model-changelog.rst`). Zuul uses the
+/// minimum over all components, so announcing more than the others has no effect, and announcing
+/// less would make all of them write older formats.
 const MODEL_API_FLOOR: u64 = 15;
 
 /// The kind under which finger gateways register.
@@ -160,8 +161,9 @@ fn invalid(key: &'static str, value: &str) -> EntryError {
 /// The data model to announce in a system of `components`, given as kinds and data models: the
 /// minimum that the system already uses, at least [`MODEL_API_FLOOR`].
 ///
-/// Finger gateways do not count. Zuul writes old formats for as long as any component announces an old
-/// data model, so two gateways that follow each other would keep the system at the older format.
+/// Finger gateways do not count. Zuul writes old formats for as long as any component announces an
+/// old data model, so two gateways that follow each other would keep the system at the older
+/// format.
 pub(crate) fn model_api<'a>(components: impl Iterator<Item = (&'a str, u64)>) -> u64 {
     components
         .filter(|(kind, _)| *kind != FINGERGW)

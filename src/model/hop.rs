@@ -39,7 +39,8 @@ impl Hop {
         }
     }
 
-    /// Returns the parts of the `Display` text as fields of a log line: kind, host, port, zone, TLS.
+    /// Returns the parts of the `Display` text as fields of a log line: kind, host, port, zone,
+    /// TLS.
     pub(crate) fn fields(&self) -> (&'static str, &str, u16, Option<&str>, bool) {
         match self {
             Self::Executor(Executor { hostname, port, zone }) => {

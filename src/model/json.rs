@@ -1,6 +1,6 @@
-//! Reading of JSON documents from ZooKeeper: the members that are needed, each on its own, so that a
-//! value of an unexpected type affects that member only. All other members are skipped without being
-//! kept in memory.
+//! Reading of JSON documents from ZooKeeper: the members that are needed, each on its own, so that
+//! a value of an unexpected type affects that member only. All other members are skipped without
+//! being kept in memory.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -27,8 +27,8 @@ pub(crate) enum EntryError {
 
 /// Reads the JSON object `json`, called `name` in errors.
 ///
-/// The members of `T` should be [`Field`]s or `Option<&RawValue>`, so that a value of another type is
-/// not an error of the whole document.
+/// The members of `T` should be [`Field`]s or `Option<&RawValue>`, so that a value of another type
+/// is not an error of the whole document.
 pub(super) fn object<'j, T: Deserialize<'j>>(
     name: &'static str,
     json: &'j [u8],

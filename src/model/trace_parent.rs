@@ -21,8 +21,8 @@ pub(crate) struct TraceParent {
     pub(crate) span_id: u64,
     /// The W3C trace flags: bit 0 is set if the trace is sampled.
     pub(crate) flags: u8,
-    /// Zuul's ID of the event that started the build, by which the logs of its services are searched.
-    /// At most 64 ASCII letters, digits and hyphens.
+    /// Zuul's ID of the event that started the build, by which the logs of its services are
+    /// searched. At most 64 ASCII letters, digits and hyphens.
     pub(crate) event_id: Option<String>,
 }
 
@@ -36,8 +36,8 @@ pub(super) struct SpanContext {
 }
 
 impl TraceParent {
-    /// Returns `None` if the request does not name a valid span. That must not keep its log from being
-    /// streamed.
+    /// Returns `None` if the request does not name a valid span. That must not keep its log from
+    /// being streamed.
     pub(super) fn new(context: Field<SpanContext>, event_id: Field<String>) -> Option<Arc<Self>> {
         let SpanContext { trace_id, span_id, trace_flags } = context.lenient()?;
         if trace_id == 0 || span_id == 0 {

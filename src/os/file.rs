@@ -1,8 +1,8 @@
 //! Opens the files that a configuration names.
 //!
-//! Files are read whole, in bounded time and memory: a device or a FIFO under such a name is a mistake,
-//! and reading it would never end. Files that are written (log, pid file) may be in a directory of an
-//! unprivileged user.
+//! Files are read whole, in bounded time and memory: a device or a FIFO under such a name is a
+//! mistake, and reading it would never end. Files that are written (log, pid file) may be in a
+//! directory of an unprivileged user.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -35,8 +35,8 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Opens the file at `path` with `options`, without waiting for the reader of a FIFO. With
-/// `refuse_links`, a symbolic link and a file with other names (hard links) are refused: root must not
-/// write where an unprivileged user points it.
+/// `refuse_links`, a symbolic link and a file with other names (hard links) are refused: root must
+/// not write where an unprivileged user points it.
 ///
 /// # Errors
 /// The file cannot be opened, or is neither a regular file nor a character device.

@@ -1,7 +1,7 @@
 //! Returns freed heap memory to the system after many connections have closed.
 //!
-//! glibc keeps freed memory for later allocations, and never returns pages between two blocks in use:
-//! most memory of many connections would stay resident. musl's allocator returns it by itself.
+//! glibc keeps freed memory for later allocations, and never returns pages between two blocks in
+//! use: most memory of many connections would stay resident. musl's allocator returns it by itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,7 +51,8 @@ impl HeapTrimmer {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        // On another thread, because it takes milliseconds. Allocations wait for its locks only briefly.
+        // On another thread, because it takes milliseconds. Allocations wait for its locks only
+        // briefly.
         if self.0.close()
             && let Ok(runtime) = Handle::try_current()
         {

@@ -18,9 +18,9 @@ pub(crate) fn of_cgroup() -> Option<MemoryLimit> {
     lowest(Path::new("/sys/fs/cgroup"), &groups)
 }
 
-/// Returns the lowest limit of the cgroups in `groups` (`/proc/self/cgroup`) and their parents. In a
-/// container the path may be the host's, which does not exist there; the root is then the container's
-/// own cgroup.
+/// Returns the lowest limit of the cgroups in `groups` (`/proc/self/cgroup`) and their parents. In
+/// a container the path may be the host's, which does not exist there; the root is then the
+/// container's own cgroup.
 fn lowest(mount: &Path, groups: &str) -> Option<MemoryLimit> {
     let limits = groups.lines().filter_map(|group| {
         let (_, group) = group.split_once(':')?;

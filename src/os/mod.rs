@@ -1,4 +1,5 @@
-//! Interfaces of the operating system and of the service manager. Nothing here knows of the gateway.
+//! Interfaces of the operating system and of the service manager. Nothing here knows of the
+//! gateway.
 
 pub(crate) mod daemonize;
 pub(crate) mod fd_limit;

@@ -25,8 +25,8 @@ pub(crate) struct PidFile {
 }
 
 impl PidFile {
-    /// Creates and locks the file at `path`, which then belongs to `user`. A file that a process left
-    /// behind is used as it is.
+    /// Creates and locks the file at `path`, which then belongs to `user`. A file that a process
+    /// left behind is used as it is.
     ///
     /// # Errors
     /// The file cannot be created, or another process has locked it.
@@ -82,8 +82,8 @@ impl Drop for PidFile {
     }
 }
 
-/// Opens the file without following links (the directory is often that of the unprivileged user, and
-/// this process is root), and returns whether it was created.
+/// Opens the file without following links (the directory is often that of the unprivileged user,
+/// and this process is root), and returns whether it was created.
 fn open(path: &Path) -> Result<(File, bool)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o644);

@@ -32,8 +32,8 @@ pub(crate) enum PrivilegeError {
     Unreadable(String),
 }
 
-/// Protects the keys in memory: no core dumps, no access by other processes of the same user, and no
-/// privileges for programs that this process starts. Must be called while there is one thread.
+/// Protects the keys in memory: no core dumps, no access by other processes of the same user, and
+/// no privileges for programs that this process starts. Must be called while there is one thread.
 pub(crate) fn harden() {
     // Both are in every supported kernel, and neither is a reason not to start.
     if let Err(error) = set_no_new_privs(true) {
@@ -77,9 +77,9 @@ impl RunAsUser {
         (self.uid.as_raw(), self.gid.as_raw())
     }
 
-    /// Runs `action` with the user's effective IDs, so that the kernel checks its permissions instead
-    /// of root's: files in directories of the user may be links to anywhere. Must be called while
-    /// there is one thread.
+    /// Runs `action` with the user's effective IDs, so that the kernel checks its permissions
+    /// instead of root's: files in directories of the user may be links to anywhere. Must be called
+    /// while there is one thread.
     ///
     /// # Errors
     /// The kernel refuses a change of IDs.
@@ -98,8 +98,8 @@ impl RunAsUser {
         Ok(result)
     }
 
-    /// Changes the user of this process for good, and verifies that. Must be called while there is one
-    /// thread.
+    /// Changes the user of this process for good, and verifies that. Must be called while there is
+    /// one thread.
     ///
     /// # Errors
     /// The kernel refuses, or the process could become root again.
@@ -119,8 +119,8 @@ impl RunAsUser {
         Ok(())
     }
 
-    /// Returns whether real, effective and saved IDs are the user's, no supplementary group is left,
-    /// and setuid to root fails (it would not if CAP_SETUID was kept; see securebits in
+    /// Returns whether real, effective and saved IDs are the user's, no supplementary group is
+    /// left, and setuid to root fails (it would not if CAP_SETUID was kept; see securebits in
     /// capabilities(7)).
     fn is_permanent(&self) -> bool {
         let uids = getresuid().is_ok_and(|ids| {

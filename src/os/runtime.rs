@@ -1,5 +1,5 @@
-//! Starts the asynchronous runtime. Limits of the process that would make libraries panic are checked
-//! first and reported as errors.
+//! Starts the asynchronous runtime. Limits of the process that would make libraries panic are
+//! checked first and reported as errors.
 
 use std::env;
 use std::ffi::OsStr;

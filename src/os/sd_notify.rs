@@ -14,8 +14,8 @@ use sd_notify::NotifyState;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-/// How long a notification waits for a service manager that does not read its socket. The function of
-/// sd_notify(3) waits forever.
+/// How long a notification waits for a service manager that does not read its socket. The function
+/// of sd_notify(3) waits forever.
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The interval of attempts to send. poll(2) does not report when the queue of another process's
@@ -29,8 +29,8 @@ pub(crate) struct ServiceManager {
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// Whether `READY=1` was sent.
     ready: AtomicBool,
-    /// The time without a ping after which the service manager kills this process (`WATCHDOG_USEC`).
-    /// `None` without a watchdog.
+    /// The time without a ping after which the service manager kills this process
+    /// (`WATCHDOG_USEC`). `None` without a watchdog.
     pub(crate) watchdog_timeout: Option<Duration>,
 }
 

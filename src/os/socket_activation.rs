@@ -27,8 +27,8 @@ struct Socket {
 }
 
 impl InheritedSockets {
-    /// Takes the sockets that `LISTEN_FDS` announces to this process (`LISTEN_PID`), and removes both
-    /// variables from the environment. Must be called while there is one thread.
+    /// Takes the sockets that `LISTEN_FDS` announces to this process (`LISTEN_PID`), and removes
+    /// both variables from the environment. Must be called while there is one thread.
     ///
     /// # Errors
     /// All descriptors that are not listening TCP sockets; or the variables are malformed.

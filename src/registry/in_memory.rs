@@ -1,5 +1,5 @@
-//! A registry in the memory of this process, for `zuul-fingergw demo` and for tests. It has the same
-//! interface as the one in ZooKeeper.
+//! A registry in the memory of this process, for `zuul-fingergw demo` and for tests. It has the
+//! same interface as the one in ZooKeeper.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
-//! What this gateway knows of the Zuul system: where builds run, which other gateways there are, and
-//! its own registration.
+//! What this gateway knows of the Zuul system: where builds run, which other gateways there are,
+//! and its own registration.
 //!
-//! There are two implementations: Zuul's registry in ZooKeeper, and one in memory for the demo. Each
-//! has two sides. A [`Registry`] answers lookups and is shared by all sessions. A [`Registration`] is
-//! the entry of this gateway and belongs to the daemon.
+//! There are two implementations: Zuul's registry in ZooKeeper, and one in memory for the demo.
+//! Each has two sides. A [`Registry`] answers lookups and is shared by all sessions. A
+//! [`Registration`] is the entry of this gateway and belongs to the daemon.
 
 #[cfg(any(feature = "demo", test))]
 pub(crate) mod in_memory;
@@ -90,8 +90,8 @@ impl Registry {
         }
     }
 
-    /// Why there is no working session with ZooKeeper. `None` while there is one, and until the first
-    /// attempt has failed.
+    /// Why there is no working session with ZooKeeper. `None` while there is one, and until the
+    /// first attempt has failed.
     pub(crate) fn outage(&self) -> Option<Outage> {
         match self {
             Self::ZooKeeper(lookup) => lookup.outage(),
@@ -184,8 +184,8 @@ impl Registration {
         self.status.clone()
     }
 
-    /// Announces `stopped`, then deletes the entry. Lookups continue to work. Waits at most `timeout`
-    /// and returns whether the entry is deleted; if not, it ends with the session.
+    /// Announces `stopped`, then deletes the entry. Lookups continue to work. Waits at most
+    /// `timeout` and returns whether the entry is deleted; if not, it ends with the session.
     pub(crate) async fn withdraw(&mut self, timeout: Duration) -> bool {
         self.state.send_replace(State::Stopped);
         let withdrawn = self.status.wait_for(|status| *status == RegistrationStatus::Withdrawn);

@@ -34,7 +34,8 @@ pub(crate) enum CertificatePurpose<'c> {
     ZooKeeper,
     /// To dial other gateways.
     Dialing,
-    /// To dial other gateways and on listeners. Holds the name that peers dial, if one is configured.
+    /// To dial other gateways and on listeners. Holds the name that peers dial, if one is
+    /// configured.
     Listening(Option<&'c str>),
 }
 
@@ -102,9 +103,9 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Returns the problems of `chain`, which was read from `files` and begins with our certificate. With
-/// `is_pinned`, peers have that certificate itself in their CA file and accept it although it is a
-/// CA certificate.
+/// Returns the problems of `chain`, which was read from `files` and begins with our certificate.
+/// With `is_pinned`, peers have that certificate itself in their CA file and accept it although it
+/// is a CA certificate.
 pub(crate) fn chain(
     chain: &[CertificateDer<'_>],
     is_pinned: bool,
@@ -137,7 +138,8 @@ pub(crate) fn chain(
         leaf.check_dates(now);
         // Version 1 has no extensions, so all other checks would fail, too.
         if certificate.version() == X509Version::V1 {
-            // Such a certificate comes from the recipe in Zuul's `tests/fixtures/fingergw/README.rst`.
+            // Such a certificate comes from the recipe in Zuul's
+            // `tests/fixtures/fingergw/README.rst`.
             leaf.add(
                 Severity::Error,
                 "is an X.509 version 1 certificate, which TLS libraries refuse; issue one with \
@@ -152,8 +154,8 @@ pub(crate) fn chain(
     findings
 }
 
-/// Checks the dates of the certificate at position `number` of the chain. Only a warning: chains often
-/// contain an expired cross-signed certificate that is not used.
+/// Checks the dates of the certificate at position `number` of the chain. Only a warning: chains
+/// often contain an expired cross-signed certificate that is not used.
 fn intermediate(
     certificate: &X509Certificate<'_>,
     number: usize,
@@ -211,8 +213,9 @@ impl LeafLint<'_> {
         }
     }
 
-    /// rustls, and therefore every peer gateway, refuses a CA certificate as a peer's own certificate
-    /// (`CaUsedAsEndEntity`). OpenSSL and Java accept it, so the check does not apply to ZooKeeper.
+    /// rustls, and therefore every peer gateway, refuses a CA certificate as a peer's own
+    /// certificate (`CaUsedAsEndEntity`). OpenSSL and Java accept it, so the check does not apply
+    /// to ZooKeeper.
     fn check_basic_constraints(&mut self, is_pinned: bool) {
         if self.certificate.is_ca() && !is_pinned && self.purpose != CertificatePurpose::ZooKeeper {
             self.add(

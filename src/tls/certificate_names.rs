@@ -14,11 +14,13 @@ pub(crate) fn display_names(certificate: &CertificateDer<'_>) -> String {
     names(certificate, true).join(" ").escape_default().take(200).collect()
 }
 
-/// Whether `certificate` is valid for `name` by its common name. The common name is used only if there
-/// is no alternative name of type DNS or, when `name` is an address, no alternative name at all.
+/// Whether `certificate` is valid for `name` by its common name. The common name is used only if
+/// there is no alternative name of type DNS or, when `name` is an address, no alternative name at
+/// all.
 ///
-/// RFC 6125, section 6.4.4, allows this as a last resort. OpenSSL, and with it Python, does the same,
-/// and the certificates that Zuul's own tools make have only a common name (`tools/zk-ca.sh`).
+/// RFC 6125, section 6.4.4, allows this as a last resort. OpenSSL, and with it Python, does the
+/// same, and the certificates that Zuul's own tools make have only a common name
+/// (`tools/zk-ca.sh`).
 pub(crate) fn is_commonly_named(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> bool {
     let Ok((_, certificate)) = parse_x509_certificate(certificate) else { return false };
     let names = certificate.subject_alternative_name();
@@ -30,8 +32,8 @@ pub(crate) fn is_commonly_named(certificate: &CertificateDer<'_>, name: &ServerN
     counts && common_name(&certificate).is_some_and(|common| matches(common, &name))
 }
 
-/// Returns the DNS names in `certificate`: its alternative names or, with `common` and if none of them
-/// is a DNS name, its common name.
+/// Returns the DNS names in `certificate`: its alternative names or, with `common` and if none of
+/// them is a DNS name, its common name.
 pub(crate) fn names(certificate: &CertificateDer<'_>, common: bool) -> Vec<String> {
     let Ok((_, certificate)) = parse_x509_certificate(certificate) else { return Vec::new() };
     match dns_names(&certificate) {
@@ -82,8 +84,8 @@ impl Validity {
         Some(Self { from, until })
     }
 
-    /// Returns the period in which all certificates of `chain` that are valid `now` stay valid. For a
-    /// chain that was verified `now`, these include all that the verification used.
+    /// Returns the period in which all certificates of `chain` that are valid `now` stay valid. For
+    /// a chain that was verified `now`, these include all that the verification used.
     pub(crate) fn of_chain<'c>(
         chain: impl IntoIterator<Item = &'c CertificateDer<'c>>,
         now: UnixTime,

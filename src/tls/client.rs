@@ -27,8 +27,8 @@ use crate::config::NameCheck;
 /// handshake.
 const PORTS: usize = 64;
 
-/// Connects to TLS servers. Presents our certificate, sends the dialed name as SNI, and verifies the
-/// server's chain and, as configured, its name.
+/// Connects to TLS servers. Presents our certificate, sends the dialed name as SNI, and verifies
+/// the server's chain and, as configured, its name.
 #[derive(Clone)]
 pub(crate) struct Connector(Arc<Inner>);
 
@@ -39,7 +39,8 @@ struct Inner {
     names: NameCheck,
     /// The validity of our own certificate.
     own: Validity,
-    /// Sessions by port: rustls distinguishes servers only by name, and several servers may share one.
+    /// Sessions by port: rustls distinguishes servers only by name, and several servers may share
+    /// one.
     ports: Mutex<HashMap<u16, Port>>,
 }
 
@@ -69,8 +70,8 @@ pub(crate) fn connector(identity: &Identity, names: NameCheck) -> Result<Connect
 }
 
 impl Connector {
-    /// Performs the handshake on `stream`, a connection to the gateway at `name` and `port`, and offers
-    /// the peer protocol. The caller sets the deadline.
+    /// Performs the handshake on `stream`, a connection to the gateway at `name` and `port`, and
+    /// offers the peer protocol. The caller sets the deadline.
     ///
     /// # Errors
     /// The reason why the handshake failed, and the stream without TLS.
@@ -94,14 +95,15 @@ impl Connector {
         Ok(stream)
     }
 
-    /// Stops offering protocols to the gateway at `name` and `port` for an hour. Returns `false` if none
-    /// were offered, or if the gateway has selected ours before: then the refusal is final, because it
-    /// may come from an attacker on the path.
+    /// Stops offering protocols to the gateway at `name` and `port` for an hour. Returns `false` if
+    /// none were offered, or if the gateway has selected ours before: then the refusal is final,
+    /// because it may come from an attacker on the path.
     pub(crate) fn omit_protocols(&self, name: &ServerName<'_>, port: u16) -> bool {
         self.at(port).sessions.omit_protocols(name)
     }
 
-    /// Performs the handshake on `stream`, a connection to a server that is not a gateway, without ALPN.
+    /// Performs the handshake on `stream`, a connection to a server that is not a gateway, without
+    /// ALPN.
     pub(crate) async fn connect_plainly<IO>(
         &self,
         name: ServerName<'static>,

@@ -60,9 +60,9 @@ impl HandshakeFailure {
         }
     }
 
-    /// Returns the reason for an error after the handshake, if TLS is the cause. In TLS 1.3 the server
-    /// refuses the client's certificate after the client has completed its handshake (RFC 8446,
-    /// section 4.4.2.4).
+    /// Returns the reason for an error after the handshake, if TLS is the cause. In TLS 1.3 the
+    /// server refuses the client's certificate after the client has completed its handshake (RFC
+    /// 8446, section 4.4.2.4).
     pub(crate) fn after_handshake(error: &io::Error) -> Option<Self> {
         rustls_error(error).map(Self::from_rustls)
     }

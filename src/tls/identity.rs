@@ -169,8 +169,8 @@ impl Identity {
         Some(certificate.subject().to_string().escape_default().take(200).collect())
     }
 
-    /// Returns when the first of the valid CA certificates ends, in seconds since the epoch; when none
-    /// is valid, when the last one has ended.
+    /// Returns when the first of the valid CA certificates ends, in seconds since the epoch; when
+    /// none is valid, when the last one has ended.
     pub(crate) fn authority_not_after(&self) -> Option<i64> {
         let now = UnixTime::now();
         let each = self.trust_anchors.certificates().iter().filter_map(Validity::of);
@@ -220,7 +220,8 @@ impl IdentityError {
     }
 }
 
-/// Explains why rustls does not accept `certificate` with this `key`, from the files of these names.
+/// Explains why rustls does not accept `certificate` with this `key`, from the files of these
+/// names.
 fn explain(
     error: &rustls::Error,
     keys: &TlsFileKeys,
@@ -278,9 +279,9 @@ fn explicit_parameters(key_name: &str) -> String {
     )
 }
 
-/// Calls `read` for each file and returns the results if no file has changed meanwhile; `None` if the
-/// files keep changing. A renewal replaces them one after the other, and a Kubernetes secret as a
-/// whole, but possibly between two of our reads.
+/// Calls `read` for each file and returns the results if no file has changed meanwhile; `None` if
+/// the files keep changing. A renewal replaces them one after the other, and a Kubernetes secret as
+/// a whole, but possibly between two of our reads.
 fn read_consistent<T>(paths: [&Path; 3], mut read: impl FnMut(&Path) -> T) -> Option<[T; 3]> {
     let mut before = paths.map(file_version);
     for _ in 0..READS {
@@ -334,8 +335,8 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
     }
 }
 
-/// Returns an error about a PEM file or its block that begins in `line`, with the command that shows
-/// its content.
+/// Returns an error about a PEM file or its block that begins in `line`, with the command that
+/// shows its content.
 fn pem_error(line: Option<usize>, problem: &str, name: &str) -> Error {
     let line = line.map(|line| format!(":{line}")).unwrap_or_default();
     let shown = quoted(name);
@@ -400,7 +401,8 @@ pub(crate) fn private_key_of(name: &str, pem: &[u8]) -> Result<PrivateKeyDer<'st
     Err(pem_error(None, "holds no private key (-----BEGIN PRIVATE KEY-----)", name))
 }
 
-/// Returns the certificates in `pem` as trusted CAs for servers and, with `of_clients`, for clients.
+/// Returns the certificates in `pem` as trusted CAs for servers and, with `of_clients`, for
+/// clients.
 pub(crate) fn trust_anchors(name: &str, pem: &[u8], of_clients: bool) -> Result<TrustAnchors> {
     let mut trust_anchors = TrustAnchors::default();
     for Block { line, content } in blocks(name, pem)? {

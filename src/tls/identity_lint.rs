@@ -20,8 +20,8 @@ use super::server::ClientVerifier;
 use super::trust_anchors::TrustAnchors;
 use crate::config::{NameCheck, TlsFiles};
 
-/// Returns the problems of `certificates`, a chain that begins with our own, read from `files`: alone,
-/// and as peers with the same `trust_anchors` will verify it.
+/// Returns the problems of `certificates`, a chain that begins with our own, read from `files`:
+/// alone, and as peers with the same `trust_anchors` will verify it.
 pub(crate) fn certificates(
     certificates: &[CertificateDer<'_>],
     trust_anchors: &Arc<TrustAnchors>,
@@ -125,8 +125,8 @@ fn trust_anchors(trust_anchors: &TrustAnchors, files: &TlsFiles, now: UnixTime) 
     findings
 }
 
-/// Reports a private key that every user of this host can read. Not in a container whose first process
-/// is this program: it has no other users, and orchestrators mount secrets with such modes.
+/// Reports a private key that every user of this host can read. Not in a container whose first
+/// process is this program: it has no other users, and orchestrators mount secrets with such modes.
 pub(crate) fn key_mode(files: &TlsFiles) -> Option<Finding> {
     let key = &files.key;
     let mode = fs::metadata(key).ok()?.mode();

@@ -1,5 +1,5 @@
-//! TLS of both ends of a connection: the cryptographic provider, identities read from PEM files, and
-//! the configurations of servers and clients.
+//! TLS of both ends of a connection: the cryptographic provider, identities read from PEM files,
+//! and the configurations of servers and clients.
 
 pub(crate) mod certificate_lint;
 pub(crate) mod certificate_names;
@@ -49,9 +49,10 @@ pub(crate) fn is_peer_gateway(connection: &CommonState) -> bool {
 
 /// Returns the cryptographic provider of all connections, including those to ZooKeeper.
 ///
-/// X25519 comes first, and no post-quantum key share is sent: it makes the ClientHello longer than one
-/// TCP segment, and proxies that look for the SNI in their first read miss it. AES-128 with SHA-256
-/// comes first because it is as strong as X25519, and processors have instructions for both.
+/// X25519 comes first, and no post-quantum key share is sent: it makes the ClientHello longer than
+/// one TCP segment, and proxies that look for the SNI in their first read miss it. AES-128 with
+/// SHA-256 comes first because it is as strong as X25519, and processors have instructions for
+/// both.
 fn provider() -> Arc<CryptoProvider> {
     use aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
     use aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519};
@@ -62,9 +63,9 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// Installs [`provider`], with the signature algorithms for ZooKeeper, as the default of the process,
-/// which only the ZooKeeper client uses. Must be called before anything else uses TLS; later calls do
-/// nothing.
+/// Installs [`provider`], with the signature algorithms for ZooKeeper, as the default of the
+/// process, which only the ZooKeeper client uses. Must be called before anything else uses TLS;
+/// later calls do nothing.
 pub(crate) fn install_provider() {
     let provider = CryptoProvider {
         signature_verification_algorithms: *signatures::ALGORITHMS,

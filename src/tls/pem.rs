@@ -1,8 +1,8 @@
 //! Reads PEM files (RFC 7468) strictly: returns every block, or an error with the line.
 //!
-//! OpenSSL and most libraries skip blocks that they cannot read. In a CA file a skipped block is a CA
-//! that is not trusted. Therefore this reader skips only text outside of blocks, lines that begin with
-//! `#`, and blocks whose label is known and not needed here.
+//! OpenSSL and most libraries skip blocks that they cannot read. In a CA file a skipped block is a
+//! CA that is not trusted. Therefore this reader skips only text outside of blocks, lines that
+//! begin with `#`, and blocks whose label is known and not needed here.
 
 use std::borrow::Cow;
 

@@ -57,8 +57,8 @@ pub(crate) fn unsupported(key: &PrivateKeyDer<'_>) -> Option<Unsupported> {
     }
 }
 
-/// Whether `certificate` has the public key that belongs to `key`. Compares only the bits of the key,
-/// not its parameters.
+/// Whether `certificate` has the public key that belongs to `key`. Compares only the bits of the
+/// key, not its parameters.
 pub(crate) fn has_public_key(
     key: &PrivateKeyDer<'_>,
     certificate: &SubjectPublicKeyInfo<'_>,

@@ -144,8 +144,8 @@ async fn client_with_an_expired_certificate_cannot_resume() {
     }
 }
 
-/// A chain may contain expired certificates that its verification does not use. Resumption must accept
-/// such a chain because a full handshake does.
+/// A chain may contain expired certificates that its verification does not use. Resumption must
+/// accept such a chain because a full handshake does.
 #[tokio::test]
 async fn expired_certificate_that_is_not_used_does_not_prevent_resumption() {
     let clock = Clock::new();
@@ -165,8 +165,8 @@ async fn expired_certificate_that_is_not_used_does_not_prevent_resumption() {
     );
 }
 
-/// Connects `dialing` to a server with `serving` twice before [`END`], and returns the result of a third
-/// connection after it.
+/// Connects `dialing` to a server with `serving` twice before [`END`], and returns the result of a
+/// third connection after it.
 async fn before_and_after(dialing: &Identity, serving: &Identity) -> Outcome {
     let clock = Clock::new();
     let time: Arc<dyn TimeProvider> = clock.clone();

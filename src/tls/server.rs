@@ -30,8 +30,8 @@ use crate::config::{ClientCertificate, NameCheck};
 
 /// The most plaintext in one record, in bytes.
 ///
-/// zuul-web polls the socket and then reads 1024 bytes once: further bytes of a record stay in its TLS
-/// library until more records arrive (`zuul/web/__init__.py`).
+/// zuul-web polls the socket and then reads 1024 bytes once: further bytes of a record stay in its
+/// TLS library until more records arrive (`zuul/web/__init__.py`).
 const PLAINTEXT_MAX: usize = 1024;
 
 /// The length of a record header in bytes, which rustls includes in its limit.
@@ -41,8 +41,8 @@ const RECORD_HEADER: usize = 5;
 #[derive(Clone)]
 pub(crate) struct Acceptor {
     /// For zuul-web and all other clients that are not peer gateways: small records and no session
-    /// tickets. Consoles of zuul-web freeze on larger records, and on tickets, which make the socket
-    /// readable without log data.
+    /// tickets. Consoles of zuul-web freeze on larger records, and on tickets, which make the
+    /// socket readable without log data.
     compat: Arc<ServerConfig>,
     /// For peer gateways, which negotiate the peer protocol: full records and session resumption.
     peer_gateway: Arc<ServerConfig>,
@@ -52,7 +52,8 @@ pub(crate) struct Acceptor {
     verifier: Option<Arc<ClientVerifier>>,
 }
 
-/// Returns an acceptor that presents `identity` and requests client certificates as `client` requires.
+/// Returns an acceptor that presents `identity` and requests client certificates as `client`
+/// requires.
 ///
 /// `name_check` decides, as for gateways that are dialed, whether the common name of a client's
 /// certificate is one of its names. It never is if a CA has name constraints.
@@ -116,8 +117,9 @@ impl ClientVerifier {
     }
 }
 
-/// Returns a builder that omits the names of the CAs, which TLS would send to each client: more than
-/// 64 KiB of them make a message that no client can read, and they would disclose the trusted CAs.
+/// Returns a builder that omits the names of the CAs, which TLS would send to each client: more
+/// than 64 KiB of them make a message that no client can read, and they would disclose the trusted
+/// CAs.
 fn builder(roots: Arc<RootCertStore>) -> ClientCertVerifierBuilder {
     WebPkiClientVerifier::builder_with_provider(roots, provider()).clear_root_hint_subjects()
 }
@@ -208,8 +210,8 @@ impl Acceptor {
         self
     }
 
-    /// Verifies the certificate of a client that has resumed a session, if a certificate of its chain is
-    /// no longer valid. rustls takes the chain from the session without verification.
+    /// Verifies the certificate of a client that has resumed a session, if a certificate of its
+    /// chain is no longer valid. rustls takes the chain from the session without verification.
     fn verify_resumed(&self, connection: &ServerConnection) -> Result<(), Error> {
         if connection.handshake_kind() != Some(HandshakeKind::Resumed) {
             return Ok(());

@@ -1,10 +1,10 @@
 //! Caches TLS sessions of other gateways for resumption.
 //!
-//! A ticket can be used for one connection. The store of rustls keeps eight tickets for each server, so
-//! of many concurrent requests all but eight would wait for a full handshake.
+//! A ticket can be used for one connection. The store of rustls keeps eight tickets for each
+//! server, so of many concurrent requests all but eight would wait for a full handshake.
 //!
-//! No certificate is verified when a session is resumed. Therefore a session is offered only while the
-//! certificates of both sides are valid; afterwards the next handshake is a full one.
+//! No certificate is verified when a session is resumed. Therefore a session is offered only while
+//! the certificates of both sides are valid; afterwards the next handshake is a full one.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,8 +24,8 @@ const SERVERS: usize = 256;
 /// The most tickets for each server. A ticket takes about 2 KiB.
 const TICKETS: usize = 256;
 
-/// How long no ALPN protocols are offered to a server that has refused all of them. Limited because a
-/// proxy that terminates TLS in front of a gateway may be removed again.
+/// How long no ALPN protocols are offered to a server that has refused all of them. Limited because
+/// a proxy that terminates TLS in front of a gateway may be removed again.
 const WITHOUT_PROTOCOLS: Duration = Duration::from_secs(3600);
 
 /// The sessions of servers, by the name that was dialed.
@@ -56,8 +56,8 @@ impl SessionCache {
         Self { servers: Mutex::default(), own, clock }
     }
 
-    /// Limits the sessions of the server `name` to `validity`, that of the chain that it presented in a
-    /// full handshake.
+    /// Limits the sessions of the server `name` to `validity`, that of the chain that it presented
+    /// in a full handshake.
     pub(crate) fn limit(&self, name: &ServerName<'_>, validity: Validity) {
         self.with(name.to_owned(), |server| server.validity = Some(validity));
     }
@@ -70,11 +70,11 @@ impl SessionCache {
         });
     }
 
-    /// Records that the server `name` refuses all protocols. Returns `false`, which means that it must
-    /// not be dialed again, if none were offered, or if it has selected ours before.
+    /// Records that the server `name` refuses all protocols. Returns `false`, which means that it
+    /// must not be dialed again, if none were offered, or if it has selected ours before.
     ///
-    /// The alert comes before the server has authenticated. An attacker on the path can send it, and
-    /// without our protocol the end of TCP would count as the end of a log.
+    /// The alert comes before the server has authenticated. An attacker on the path can send it,
+    /// and without our protocol the end of TCP would count as the end of a log.
     pub(crate) fn omit_protocols(&self, name: &ServerName<'_>) -> bool {
         let known = self.omits_protocols(name);
         self.with(name.to_owned(), |server| {
@@ -111,8 +111,8 @@ impl SessionCache {
         None
     }
 
-    /// Changes the server `name` if its chain is known. Sessions arrive after the handshake, and the
-    /// cache may have been cleared in between.
+    /// Changes the server `name` if its chain is known. Sessions arrive after the handshake, and
+    /// the cache may have been cleared in between.
     fn with_verified(&self, name: &ServerName<'static>, change: impl FnOnce(&mut ServerSessions)) {
         if let Some(server) = self.lock().get_mut(name)
             && server.validity.is_some()

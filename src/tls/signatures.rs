@@ -3,8 +3,8 @@
 //! Where host names are not verified, `zookeeper-client` 0.11 checks the signature of a TLS 1.3
 //! handshake with the function for TLS 1.2. That function accepts RSA PKCS#1 and curves that do not
 //! belong to the scheme, which TLS 1.3 forbids (RFC 8446, section 4.2.3). Its verifier cannot be
-//! replaced, but it takes its algorithms from the default provider of the process: the algorithms here
-//! refuse to verify messages that only TLS 1.3 signs.
+//! replaced, but it takes its algorithms from the default provider of the process: the algorithms
+//! here refuse to verify messages that only TLS 1.3 signs.
 
 use std::sync::LazyLock;
 
@@ -47,8 +47,8 @@ impl SignatureVerificationAlgorithm for NotForTls13 {
         message: &[u8],
         signature: &[u8],
     ) -> Result<(), InvalidSignature> {
-        // RFC 8446, section 4.4.3. Signed messages of TLS 1.2 begin with our random, and those of CAs
-        // are DER.
+        // RFC 8446, section 4.4.3. Signed messages of TLS 1.2 begin with our random, and those of
+        // CAs are DER.
         if message.starts_with(&[b' '; 64]) {
             return Err(InvalidSignature);
         }

@@ -1,5 +1,5 @@
-//! The CA certificates of a `tls.ca` file, and verification against them that accepts two cases that
-//! webpki refuses.
+//! The CA certificates of a `tls.ca` file, and verification against them that accepts two cases
+//! that webpki refuses.
 
 use std::io;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use super::provider;
 /// How many certificates of a peer's chain have their issuers compared with the names of the CAs.
 const CHAIN_MAX: usize = 8;
 
-/// The most CAs that are tried with another spelling of their names. Bounded because unauthenticated
-/// peers choose the names.
+/// The most CAs that are tried with another spelling of their names. Bounded because
+/// unauthenticated peers choose the names.
 const RESPELLED_MAX: usize = 16;
 
 const RESPELLED: &str = "its issuer is a CA in the file, but the name is written differently there \
@@ -126,11 +126,11 @@ impl TrustAnchors {
         self.roots.roots.iter().any(|root| root.name_constraints.is_some())
     }
 
-    /// Verifies the certificate `own` and its `intermediates` with `verify`, which is passed the CAs to
-    /// use. Accepts two kinds of certificates that `verify` refuses:
+    /// Verifies the certificate `own` and its `intermediates` with `verify`, which is passed the
+    /// CAs to use. Accepts two kinds of certificates that `verify` refuses:
     ///
-    /// - A certificate whose issuer is a CA of the file with its name written differently (RFC 5280,
-    ///   section 7.1): in another string type, case or white space. webpki compares bytes.
+    /// - A certificate whose issuer is a CA of the file with its name written differently (RFC
+    ///   5280, section 7.1): in another string type, case or white space. webpki compares bytes.
     /// - A certificate that is itself in the file, while it is valid. The operator has configured
     ///   exactly that certificate; webpki refuses a CA certificate as a peer's own.
     ///
@@ -158,7 +158,8 @@ impl TrustAnchors {
         if self.certificates.contains(own) {
             return Validity::of(own).map_or(Err(error), |validity| validity.check(now));
         }
-        // Any error may have this cause, because another CA may have the name in the issuer's spelling.
+        // Any error may have this cause, because another CA may have the name in the issuer's
+        // spelling.
         match self.respelled(own, intermediates) {
             Some(roots) => verify(Arc::new(roots)).map_err(|_| error),
             None => Err(error),

@@ -12,8 +12,8 @@ use super::Identity;
 /// The client refuses something that [`Identity::load`] accepted.
 pub(crate) fn zookeeper_certs(identity: &Identity) -> Result<TlsCerts> {
     let Identity { chain, key, trust_anchors, .. } = identity;
-    // The client takes only PEM and skips blocks that it cannot read. It gets exactly the blocks that
-    // this program has read.
+    // The client takes only PEM and skips blocks that it cannot read. It gets exactly the blocks
+    // that this program has read.
     let blocks = |label: &str, blocks: &mut dyn Iterator<Item = &[u8]>| -> String {
         blocks.map(|der| ::pem::encode(&::pem::Pem::new(label, der))).collect()
     };

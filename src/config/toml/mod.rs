@@ -34,8 +34,8 @@ pub(super) fn command_socket(text: &str) -> Option<PathBuf> {
     path.starts_with('/').then(|| PathBuf::from(path))
 }
 
-/// Whether `text`, from a file whose name does not end in `.toml`, is most likely our TOML: a `zuul.conf`
-/// has no quotes around the same value.
+/// Whether `text`, from a file whose name does not end in `.toml`, is most likely our TOML: a
+/// `zuul.conf` has no quotes around the same value.
 pub(super) fn is_likely(text: &str) -> bool {
     if text.lines().any(|line| line.starts_with("[[")) {
         return true;

@@ -1,7 +1,7 @@
 //! Reads values from a TOML document and collects all errors. Knows types and lines, but no keys.
 //!
-//! Not with serde, which stops at the first error. `eserde` goes on, but reports most errors without
-//! their line, and stops at the first syntax error.
+//! Not with serde, which stops at the first error. `eserde` goes on, but reports most errors
+//! without their line, and stops at the first syntax error.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -35,8 +35,8 @@ impl<'t> Document<'t> {
         document
     }
 
-    /// Describes a syntax error. The parser's message is replaced for a string without quotes, where it
-    /// asks for a boolean, and for a second definition, of which it does not name the key.
+    /// Describes a syntax error. The parser's message is replaced for a string without quotes,
+    /// where it asks for a boolean, and for a second definition, of which it does not name the key.
     fn syntax_error(&self, error: &toml::de::Error) -> String {
         let message = error.message();
         let Some(span) = error.span() else { return message.to_owned() };
@@ -124,8 +124,8 @@ impl<'d> Table<'d> {
         Self::new(self.document, name, table)
     }
 
-    /// The tables of the array `key`, each with its position, called `name` in errors. Empty if there is
-    /// no such array.
+    /// The tables of the array `key`, each with its position, called `name` in errors. Empty if
+    /// there is no such array.
     pub(super) fn tables(&mut self, key: &'static str, name: &'d str) -> Vec<(Found<'d>, Self)> {
         let found = self.find(key);
         let items = match found.map(Spanned::get_ref) {
@@ -316,8 +316,8 @@ impl<'d> Table<'d> {
         self.text(key, read).flatten()
     }
 
-    /// The three files of an identity, of which all are needed or, unless it is `required`, none. `None`
-    /// also after an error.
+    /// The three files of an identity, of which all are needed or, unless it is `required`, none.
+    /// `None` also after an error.
     pub(super) fn identity(&mut self, keys: [&'static str; 3], required: bool) -> Option<TlsFiles> {
         let given = keys.map(|key| self.has(key));
         let files = keys.map(|key| self.path_of_file(key));

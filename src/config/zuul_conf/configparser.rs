@@ -1,8 +1,8 @@
 //! The syntax of `zuul.conf`, as Python's `ConfigParser` reads it.
 //!
-//! No library reads real files as Python does: they remove inline comments and quotes that Python keeps,
-//! or lose continuation lines. The rules are those of CPython's `Lib/configparser.py` with its defaults,
-//! which Zuul does not change.
+//! No library reads real files as Python does: they remove inline comments and quotes that Python
+//! keeps, or lose continuation lines. The rules are those of CPython's `Lib/configparser.py` with
+//! its defaults, which Zuul does not change.
 
 #[cfg(test)]
 mod differential;
@@ -12,8 +12,8 @@ use std::collections::btree_map::Entry;
 
 use crate::config::error::excerpt;
 
-/// A parsed file. Values are raw: as in Python, references `%(...)s` are replaced when a value is read, so
-/// that a stray `%` is an error of its option only.
+/// A parsed file. Values are raw: as in Python, references `%(...)s` are replaced when a value is
+/// read, so that a stray `%` is an error of its option only.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ini {
     defaults: Options,
@@ -51,8 +51,8 @@ const DEFAULT: &str = "DEFAULT";
 /// `MAX_INTERPOLATION_DEPTH` of `configparser`.
 const DEPTH_MAX: usize = 10;
 
-/// Limits of one value, in bytes and in references replaced. Python has none: ten levels of references can
-/// make a small file exceed any memory.
+/// Limits of one value, in bytes and in references replaced. Python has none: ten levels of
+/// references can make a small file exceed any memory.
 const VALUE_MAX: usize = 1024 * 1024;
 const REFERENCES_MAX: usize = 10_000;
 
@@ -235,7 +235,8 @@ fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// The name in a section header: everything up to the last bracket, so that of `[a]b] c` it is `a]b`.
+/// The name in a section header: everything up to the last bracket, so that of `[a]b] c` it is
+/// `a]b`.
 fn header(text: &str) -> Option<&str> {
     let inner = text.strip_prefix('[')?;
     let end = inner.rfind(']')?;

@@ -1,8 +1,9 @@
-//! Zuul's own `zuul.conf`: the sections `[fingergw]`, `[zookeeper]` and `[tracing]`, with the options and
-//! defaults of Zuul (`zuul/lib/fingergw.py`, `zuul/cmd/fingergw.py`, `zuul/zk/__init__.py`,
-//! `zuul/lib/tracing.py`).
+//! Zuul's own `zuul.conf`: the sections `[fingergw]`, `[zookeeper]` and `[tracing]`, with the
+//! options and defaults of Zuul (`zuul/lib/fingergw.py`, `zuul/cmd/fingergw.py`,
+//! `zuul/zk/__init__.py`, `zuul/lib/tracing.py`).
 //!
-//! The file is shared with the other services of a Zuul system, so other sections are not looked at.
+//! The file is shared with the other services of a Zuul system, so other sections are not looked
+//! at.
 
 mod configparser;
 pub(super) mod python_logging;
@@ -30,7 +31,8 @@ const FINGERGW: &str = "fingergw";
 const ZOOKEEPER: &str = "zookeeper";
 const TRACING: &str = "tracing";
 
-/// The options of `[fingergw]`: those of Zuul, and `state_dir`, which sf-config writes into every section.
+/// The options of `[fingergw]`: those of Zuul, and `state_dir`, which sf-config writes into every
+/// section.
 const FINGERGW_OPTIONS: [&str; 17] = [
     "command_socket",
     "hostname",
@@ -55,12 +57,12 @@ const ZOOKEEPER_OPTIONS: [&str; 5] = ["hosts", "session_timeout", "tls_ca", "tls
 pub(super) const PID_FILE: &str = "/var/run/zuul/fingergw.pid";
 pub(super) const COMMAND_SOCKET: &str = "/var/lib/zuul/fingergw.socket";
 
-/// The port of ZooKeeper servers without one: that of kazoo, with which Zuul's services read the same
-/// option. A file that works for them must work here.
+/// The port of ZooKeeper servers without one: that of kazoo, with which Zuul's services read the
+/// same option. A file that works for them must work here.
 const KAZOO_PORT: u16 = 2181;
 
-/// Reads the file called `file` with content `text`. The variables of `environment` are options of every
-/// section.
+/// Reads the file called `file` with content `text`. The variables of `environment` are options of
+/// every section.
 ///
 /// # Errors
 /// All errors in it.
@@ -78,8 +80,8 @@ pub(super) fn read(
     ConfigErrors::ok_or_errors(config, reader.errors)
 }
 
-/// Returns the command socket that `text` sets, or else the default one, even if there are errors in it.
-/// `None` if a syntax error may hide the section: the default could be another gateway's.
+/// Returns the command socket that `text` sets, or else the default one, even if there are errors
+/// in it. `None` if a syntax error may hide the section: the default could be another gateway's.
 pub(super) fn command_socket(
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -128,7 +130,8 @@ fn config(reader: &mut Reader<'_>) -> Config {
 }
 
 /// Returns warnings about options that neither this program nor Zuul has, in the sections that only
-/// gateways and ZooKeeper clients read, and about a section that was most likely meant to be one of them.
+/// gateways and ZooKeeper clients read, and about a section that was most likely meant to be one of
+/// them.
 fn unknown_options(reader: &Reader<'_>) -> Vec<String> {
     let Reader { file, ini, .. } = reader;
     let mut warnings = Vec::new();
@@ -213,8 +216,8 @@ fn zookeeper(reader: &mut Reader<'_>) -> (ZooKeeper, Option<String>) {
     (zookeeper, warning)
 }
 
-/// Reads `[tracing]` as Zuul does: nothing else of it while it is off, and whatever is not a yes is a no.
-/// Zuul's gateway does not trace, so a program that cannot trace either ignores errors here.
+/// Reads `[tracing]` as Zuul does: nothing else of it while it is off, and whatever is not a yes is
+/// a no. Zuul's gateway does not trace, so a program that cannot trace either ignores errors here.
 fn tracing(reader: &mut Reader<'_>) -> Option<Tracing> {
     let is_yes = |text: String| ["1", "on", "yes", "true"].contains(&text.to_lowercase().as_str());
     if !reader.string(TRACING, "enabled").is_some_and(is_yes) {
@@ -281,7 +284,8 @@ fn zone(text: &str) -> Parsed<String> {
     if text.is_empty() { Ok(String::new()) } else { parse::zone(text) }
 }
 
-/// Python's `os.path.expanduser`: a leading `~` or `~user` becomes that user's home, if it is known.
+/// Python's `os.path.expanduser`: a leading `~` or `~user` becomes that user's home, if it is
+/// known.
 pub(super) fn expand_user(path: &Path) -> PathBuf {
     expand_home(path, home_of)
 }

@@ -1,7 +1,7 @@
 //! Reads level and output from the `log_config` of a `zuul.conf`, a Python logging configuration
-//! (`Lib/logging/config.py`): `dictConfig` in YAML or JSON, or `fileConfig`. It names Python classes and
-//! contains Python expressions, so it cannot be executed here. Formats and filters are never used; one
-//! warning lists outputs and levels that are not.
+//! (`Lib/logging/config.py`): `dictConfig` in YAML or JSON, or `fileConfig`. It names Python
+//! classes and contains Python expressions, so it cannot be executed here. Formats and filters are
+//! never used; one warning lists outputs and levels that are not.
 
 use std::collections::BTreeMap;
 
@@ -39,15 +39,16 @@ struct Logger {
     propagate: Option<String>,
 }
 
-/// Reads `text`, whose kind depends on the name of its file as in Zuul (`zuul/ansible/logconfig.py`).
+/// Reads `text`, whose kind depends on the name of its file as in Zuul
+/// (`zuul/ansible/logconfig.py`).
 pub(in crate::config) fn read(path: &str, text: &str) -> Result<Log, ConfigError> {
     let is_dict = [".yaml", ".yml", ".json"].iter().any(|extension| path.ends_with(extension));
     let config = if is_dict { dict_config(path, text)? } else { file_config(path, text)? };
     config.into_log(path).map_err(|reason| ConfigError::of_file(path, None, reason))
 }
 
-/// Parses YAML, of which JSON is a part, like PyYAML. The bounds are far above any real file and far
-/// below what exhausts the stack or memory: a few lines of aliases can stand for gigabytes.
+/// Parses YAML, of which JSON is a part, like PyYAML. The bounds are far above any real file and
+/// far below what exhausts the stack or memory: a few lines of aliases can stand for gigabytes.
 fn dict_config(path: &str, text: &str) -> Result<PythonLogging, ConfigError> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: 64, max_nodes: 100_000 },

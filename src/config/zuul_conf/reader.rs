@@ -88,8 +88,8 @@ impl<'t> Reader<'t> {
         (!path.is_empty()).then(|| PathBuf::from(path))
     }
 
-    /// The files of one identity. Zuul takes two of the three for none, and uses plain text where the
-    /// operator asked for TLS; that is an error here.
+    /// The files of one identity. Zuul takes two of the three for none, and uses plain text where
+    /// the operator asked for TLS; that is an error here.
     pub(super) fn files(&mut self, section: &'static str, required: bool) -> Option<TlsFiles> {
         let options = ["tls_cert", "tls_key", "tls_ca"];
         let values = options.map(|option| self.value(section, option));

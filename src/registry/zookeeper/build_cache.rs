@@ -1,8 +1,8 @@
 //! Locations of builds that are requested repeatedly, each valid for as long as a ZooKeeper watch
 //! confirms it.
 //!
-//! The first request for a build costs one round trip, the second one also sets a watch, and further
-//! requests cost ZooKeeper nothing.
+//! The first request for a build costs one round trip, the second one also sets a watch, and
+//! further requests cost ZooKeeper nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,8 +53,8 @@ struct CacheEntry {
 }
 
 impl BuildCache {
-    /// The cached location of `build`. `None` while `client` has no connection: a change would not be
-    /// noticed.
+    /// The cached location of `build`. `None` while `client` has no connection: a change would not
+    /// be noticed.
     pub(super) fn get(&self, client: &Client, build: &BuildId) -> Option<Build> {
         let entry = self.lock().entries.get(build).cloned()?;
         if entry.session != client.session_id() || client.state() != SessionState::SyncConnected {

@@ -19,9 +19,9 @@ use crate::registry::{LookupError, MalformedRequest, Outage};
 const ZONES: &str = "/zuul/executor/zones";
 const UNZONED: &str = "/zuul/executor/unzoned";
 
-/// The most concurrent reads; further lookups wait. Bounds what hangs with ZooKeeper: the client keeps a
-/// request until it is answered or the connection is lost, also if the session that made it has given
-/// up.
+/// The most concurrent reads; further lookups wait. Bounds what hangs with ZooKeeper: the client
+/// keeps a request until it is answered or the connection is lost, also if the session that made it
+/// has given up.
 const CONCURRENT_READS: usize = 16;
 
 /// Time to wait for a session to be closed.
@@ -30,8 +30,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Performs lookups in the current session, and holds what that session has read of the gateways.
 pub(crate) struct BuildLookup {
     client: watch::Sender<Option<Client>>,
-    /// Whether a session or a connection is being established and no attempt has failed yet. Lookups
-    /// wait for it, and fail immediately otherwise.
+    /// Whether a session or a connection is being established and no attempt has failed yet.
+    /// Lookups wait for it, and fail immediately otherwise.
     connecting: watch::Sender<bool>,
     /// `None` until they have been read for the first time.
     gateways: watch::Sender<Option<Arc<[Gateway]>>>,
@@ -91,8 +91,8 @@ impl BuildLookup {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
     }
 
-    /// Sets whether lookups wait for a session or a connection, or fail immediately because attempts
-    /// to establish one fail.
+    /// Sets whether lookups wait for a session or a connection, or fail immediately because
+    /// attempts to establish one fail.
     pub(super) fn set_connecting(&self, connecting: bool) {
         self.connecting.send_replace(connecting);
     }
@@ -300,8 +300,8 @@ fn request_path(zone: &str, build: &BuildId) -> String {
     format!("{ZONES}/{zone}/requests/{build}")
 }
 
-/// Returns the first build of `requests`, which were read from `paths`. A request that cannot be read
-/// matters only if there is no other one.
+/// Returns the first build of `requests`, which were read from `paths`. A request that cannot be
+/// read matters only if there is no other one.
 fn first_build(paths: Vec<String>, requests: Vec<NodeData>) -> LookupResult {
     let mut result = Ok(None);
     for (path, request) in paths.into_iter().zip(requests) {
@@ -309,8 +309,8 @@ fn first_build(paths: Vec<String>, requests: Vec<NodeData>) -> LookupResult {
             Ok(Ok(Some(build))) => return Ok(Some((path, build))),
             Ok(Ok(None)) => continue,
             Ok(Err(error)) => LookupError::Malformed(MalformedRequest::Content(error)),
-            // Affects this node only. Reporting it as unavailable would let clients that access rules
-            // deny the build distinguish it from a missing one.
+            // Affects this node only. Reporting it as unavailable would let clients that access
+            // rules deny the build distinguish it from a missing one.
             Err(Error::NoAuth) => LookupError::Malformed(MalformedRequest::NoAuth),
             Err(error) => LookupError::Unavailable(error.to_string()),
         };

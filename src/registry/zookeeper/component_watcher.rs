@@ -1,8 +1,9 @@
-//! Watches Zuul's component registry: which gateways there are, and which data model the system uses.
+//! Watches Zuul's component registry: which gateways there are, and which data model the system
+//! uses.
 //!
-//! Uses one-shot watches, which every ZooKeeper server supports: on the list of kinds, on the list of
-//! each kind, and on each entry. The client sets them again after a reconnection. An event is only a
-//! reason to read again; its content is not used.
+//! Uses one-shot watches, which every ZooKeeper server supports: on the list of kinds, on the list
+//! of each kind, and on each entry. The client sets them again after a reconnection. An event is
+//! only a reason to read again; its content is not used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -81,12 +82,12 @@ pub(super) async fn watch(
     }
 }
 
-/// Waits until a component of Zuul has registered below `chroot`. Each creates the nodes of all kinds
-/// of components when it starts (`zuul/zk/components.py`), and they are never deleted.
+/// Waits until a component of Zuul has registered below `chroot`. Each creates the nodes of all
+/// kinds of components when it starts (`zuul/zk/components.py`), and they are never deleted.
 ///
-/// Without them, the path in `zookeeper.hosts` is wrong or Zuul has not been started yet. Registering
-/// would make the gateway look healthy and leave its parent nodes behind. The node of finger gateways
-/// alone does not count: an older version of this program may have created it.
+/// Without them, the path in `zookeeper.hosts` is wrong or Zuul has not been started yet.
+/// Registering would make the gateway look healthy and leave its parent nodes behind. The node of
+/// finger gateways alone does not count: an older version of this program may have created it.
 async fn wait_for_zuul(
     client: &Client,
     components: &watch::Sender<Components>,
@@ -126,8 +127,8 @@ struct ComponentWatcher<'a> {
     client: &'a Client,
     tree: ComponentTree,
     reads: FuturesUnordered<BoxFuture<'a, Result<Answer, Error>>>,
-    /// Polled here and not by tasks of their own: an event that the client has received must be seen
-    /// by the next poll.
+    /// Polled here and not by tasks of their own: an event that the client has received must be
+    /// seen by the next poll.
     watches: FuturesUnordered<BoxFuture<'static, WatchedEvent>>,
 }
 
@@ -148,9 +149,9 @@ impl<'a> ComponentWatcher<'a> {
 
     /// Finishes all reads and handles all events that have been received.
     ///
-    /// ZooKeeper sends an event before any data that was written after the change. So after this, the
-    /// tree is the registry as it was at one moment. Before, it may combine states that never existed
-    /// together.
+    /// ZooKeeper sends an event before any data that was written after the change. So after this,
+    /// the tree is the registry as it was at one moment. Before, it may combine states that never
+    /// existed together.
     async fn settle(&mut self) -> Result<(), Error> {
         loop {
             if let Some(answer) = self.reads.next().await {

@@ -8,9 +8,9 @@ use zookeeper_client::{Client, Error, TlsCerts, TlsDynamicCerts};
 use crate::config::Hosts;
 use crate::tls;
 
-/// Time that a server has to accept a connection, and to send anything over an established one. After
-/// that the client tries the next server, and the session continues there. Without it the client would
-/// take 2/5 of the session timeout: 48 s with Zuul's default.
+/// Time that a server has to accept a connection, and to send anything over an established one.
+/// After that the client tries the next server, and the session continues there. Without it the
+/// client would take 2/5 of the session timeout: 48 s with Zuul's default.
 ///
 /// With a session timeout so short that this is more than 3/5 of it, the client takes the 2/5.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,8 +20,8 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Tls {
     /// For the ZooKeeper client.
     pub(crate) certs: TlsCerts,
-    /// Whether the certificate of a server must be valid for its name in `zookeeper.hosts`. A change
-    /// takes effect with the next session.
+    /// Whether the certificate of a server must be valid for its name in `zookeeper.hosts`. A
+    /// change takes effect with the next session.
     pub(crate) verify_hostnames: bool,
     /// For diagnostic connections of our own, with the same certificates and checks.
     pub(crate) connector: tls::Connector,

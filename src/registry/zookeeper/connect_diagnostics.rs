@@ -20,15 +20,16 @@ use crate::tls;
 /// Time for the TCP connection to a server, and again for its TLS handshake.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time for a server to refuse our certificate. In TLS 1.3 it does so after the handshake is complete
-/// for the client (RFC 8446, section 4.4.2.4). A server that accepts the certificate sends nothing.
+/// Time for a server to refuse our certificate. In TLS 1.3 it does so after the handshake is
+/// complete for the client (RFC 8446, section 4.4.2.4). A server that accepts the certificate sends
+/// nothing.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The most names of a certificate that are listed.
 const NAMES_MAX: usize = 5;
 
-/// Appended when the server ends TLS: nearly always because of our certificate, though Java sends the
-/// unspecific alert `certificate_unknown`.
+/// Appended when the server ends TLS: nearly always because of our certificate, though Java sends
+/// the unspecific alert `certificate_unknown`.
 const CHECK_OUR_CERTIFICATE: &str = "; does it trust our certificate?";
 
 /// The cause for a server that accepts TLS connections.

@@ -1,4 +1,5 @@
-//! Reads the names of the children of a directory, and the contents of many nodes, in one round trip.
+//! Reads the names of the children of a directory, and the contents of many nodes, in one round
+//! trip.
 
 use zookeeper_client::{Client, Error, MultiReadResult};
 

@@ -1,9 +1,9 @@
 //! Our own entry in the component registry: created once per session, kept up to date, deleted on
 //! request.
 //!
-//! Rules of Zuul's readers (`zuul/zk/components.py`): the entry is an ephemeral sequential node below
-//! `/zuul/components/fingergw/`, changes are written in place (a reader ignores a version that is not
-//! higher than the one it knows), and a new session means a new node.
+//! Rules of Zuul's readers (`zuul/zk/components.py`): the entry is an ephemeral sequential node
+//! below `/zuul/components/fingergw/`, changes are written in place (a reader ignores a version
+//! that is not higher than the one it knows), and a new session means a new node.
 
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,8 +30,8 @@ pub(super) struct EntryHistory {
 
 /// The highest data model that our entries have announced.
 ///
-/// Never lowered: if an older component joins, its own entry already holds the system at its version,
-/// and ours might be written after it has left.
+/// Never lowered: if an older component joins, its own entry already holds the system at its
+/// version, and ours might be written after it has left.
 #[derive(Default)]
 struct AnnouncedModelApi(u64);
 
@@ -158,8 +158,8 @@ impl<'a> OwnEntry<'a> {
         Ok(())
     }
 
-    /// Creates one entry. After a lost response, looks for an entry of this session before it creates
-    /// another one.
+    /// Creates one entry. After a lost response, looks for an entry of this session before it
+    /// creates another one.
     async fn create(&self, json: &str, content: (State, u64)) -> Result<Entry, Error> {
         let prefix = path_of(&self.own.hostname);
         loop {
@@ -227,8 +227,8 @@ fn path_of(name: &str) -> String {
 /// Derives the status of our registration in one session from the state of the entry and of the
 /// connection.
 ///
-/// Both are needed for every change: that the entry exists can become known after the connection was
-/// lost.
+/// Both are needed for every change: that the entry exists can become known after the connection
+/// was lost.
 pub(super) struct StatusTracker<'a> {
     known: Mutex<Known>,
     status: &'a watch::Sender<RegistrationStatus>,
@@ -241,8 +241,8 @@ struct Known {
 }
 
 impl<'a> StatusTracker<'a> {
-    /// For a new session, which has a connection and no entry. `status` keeps its value until there is
-    /// an entry.
+    /// For a new session, which has a connection and no entry. `status` keeps its value until there
+    /// is an entry.
     pub(super) fn new(status: &'a watch::Sender<RegistrationStatus>) -> Self {
         let known = Known { is_connected: true, entry: None };
         Self { known: Mutex::new(known), status }

@@ -41,7 +41,8 @@ pub(super) async fn wait_to_retry(error: &Error) -> bool {
     false
 }
 
-/// Whether `error` means that the session has ended or is unusable. Other errors concern one request.
+/// Whether `error` means that the session has ended or is unusable. Other errors concern one
+/// request.
 pub(super) fn ends_session(error: &Error) -> bool {
     matches!(
         error,
@@ -56,8 +57,8 @@ pub(super) fn ends_session(error: &Error) -> bool {
     )
 }
 
-/// Whether the connection was lost while the response was outstanding. The client reports I/O errors
-/// and its own timeouts as `Custom`.
+/// Whether the connection was lost while the response was outstanding. The client reports I/O
+/// errors and its own timeouts as `Custom`.
 pub(super) fn is_connection_loss(error: &Error) -> bool {
     matches!(error, Error::ConnectionLoss | Error::Custom(_) | Error::Timeout)
 }

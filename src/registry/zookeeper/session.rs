@@ -1,8 +1,8 @@
 //! Sessions with ZooKeeper, one after the other for as long as the gateway runs.
 //!
-//! [`register`] spawns a task that establishes a session, gives its client to [`BuildLookup`], watches
-//! the other components and keeps our own entry. A client ends with its session, so the task then
-//! establishes another one. Running streams are not affected.
+//! [`register`] spawns a task that establishes a session, gives its client to [`BuildLookup`],
+//! watches the other components and keeps our own entry. A client ends with its session, so the
+//! task then establishes another one. Running streams are not affected.
 
 use std::convert::Infallible;
 use std::mem;
@@ -35,9 +35,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(8);
 /// gateways that lost their sessions together must not return together.
 const RECONNECT_JITTER: Duration = Duration::from_secs(4);
 
-/// Time that the client has to reconnect within its session, or to establish one, before the servers
-/// are diagnosed. Longer than the connection timeout of one server, so that the client gets past a server
-/// that hangs.
+/// Time that the client has to reconnect within its session, or to establish one, before the
+/// servers are diagnosed. Longer than the connection timeout of one server, so that the client gets
+/// past a server that hangs.
 const RECONNECT_GRACE: Duration = Duration::from_secs(8);
 
 /// Wait between two attempts to establish a session in place of one without a connection.
@@ -74,8 +74,8 @@ pub(crate) fn register(settings: SessionSettings, own: OwnComponent) -> (Registr
 
 /// How a session ended.
 enum SessionEnd {
-    /// It was lost or given up, after our entry had been created or could have been. The session that
-    /// replaces it, if there is one already.
+    /// It was lost or given up, after our entry had been created or could have been. The session
+    /// that replaces it, if there is one already.
     Lost(Option<Client>),
     /// It could not be used to register.
     NotRegistered(Error),
@@ -168,8 +168,8 @@ impl SessionManager {
         }
     }
 
-    /// Establishes a session. If that takes longer than [`RECONNECT_GRACE`], the servers are diagnosed
-    /// at the same time, and the cause is logged unless `warned` is set.
+    /// Establishes a session. If that takes longer than [`RECONNECT_GRACE`], the servers are
+    /// diagnosed at the same time, and the cause is logged unless `warned` is set.
     async fn connect(&self, warned: &mut bool) -> Result<Client, Error> {
         let mut connecting = pin!(self.try_connect());
         if let Ok(connected) = timeout(RECONNECT_GRACE, &mut connecting).await {
@@ -263,8 +263,8 @@ impl SessionManager {
         std::future::pending().await
     }
 
-    /// Follows the state of the connection until the session ends, or until another session could be
-    /// established while the connection was lost. Returns why, and the other session.
+    /// Follows the state of the connection until the session ends, or until another session could
+    /// be established while the connection was lost. Returns why, and the other session.
     async fn watch_connection(
         &self,
         client: &Client,
@@ -305,9 +305,9 @@ impl SessionManager {
 
     /// Establishes another session while the client has no connection.
     ///
-    /// The client doubles its pauses between attempts without a bound, so after an outage it may sleep
-    /// for as long as the outage took. Only a session shows that ZooKeeper works again: a server
-    /// without a quorum accepts connections as well.
+    /// The client doubles its pauses between attempts without a bound, so after an outage it may
+    /// sleep for as long as the outage took. Only a session shows that ZooKeeper works again: a
+    /// server without a quorum accepts connections as well.
     async fn replace_session(&self) -> Client {
         sleep(RECONNECT_GRACE).await;
         self.lookup.set_connecting(false);

@@ -3,8 +3,8 @@
 //! - error: an operator must act.
 //! - warn: degraded, recovers without help; logged when a state changes, not while it lasts.
 //! - info: start, stop, changes of state, and one line at the end of each stream.
-//! - debug: everything else that a peer can cause. A client that knows no build cannot cause a line of
-//!   a higher level.
+//! - debug: everything else that a peer can cause. A client that knows no build cannot cause a line
+//!   of a higher level.
 
 mod output;
 pub(crate) mod stderr;
@@ -48,8 +48,8 @@ pub(crate) struct LogGuard {
 }
 
 impl LogGuard {
-    /// Starts the thread that writes the lines, which are queued until then. Call this after the last
-    /// fork and the last change of user. Later calls do nothing.
+    /// Starts the thread that writes the lines, which are queued until then. Call this after the
+    /// last fork and the last change of user. Later calls do nothing.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -77,8 +77,8 @@ impl LevelHandle {
     }
 }
 
-/// Returns the filter for `level`. Libraries log at debug level only: this program logs what operators
-/// need to know of them, and clients can make the TLS library warn.
+/// Returns the filter for `level`. Libraries log at debug level only: this program logs what
+/// operators need to know of them, and clients can make the TLS library warn.
 fn targets(level: Level) -> Targets {
     let libraries = if level >= Level::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
     Targets::new().with_default(libraries).with_target("zuul_fingergw", level)
@@ -122,8 +122,8 @@ pub(crate) fn start(log: &Log, user: Option<&RunAsUser>) -> Result<LogGuard> {
 }
 
 /// Opens the log file with the permissions of `user`, who may be able to write to the directory and
-/// could have root follow a link there. In directories that only root controls, the file is opened by
-/// root and created for `user`.
+/// could have root follow a link there. In directories that only root controls, the file is opened
+/// by root and created for `user`.
 fn open(path: &Path, user: Option<&RunAsUser>) -> Result<Output> {
     let mut opened = run_as(user, || Output::open(path))?;
     if let Some(user) = user
@@ -169,8 +169,8 @@ fn use_colors(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
     is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
-/// Logs a panic. The default hook writes to standard error, where a task that serves would wait for a
-/// stalled reader.
+/// Logs a panic. The default hook writes to standard error, where a task that serves would wait for
+/// a stalled reader.
 fn log_panic(panic: &panic::PanicHookInfo<'_>) {
     // "panicked at FILE:LINE:COLUMN:", and the message on the next line.
     let text = panic.to_string().replacen("panicked at ", "", 1).replacen('\n', " ", 1);

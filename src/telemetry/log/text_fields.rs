@@ -1,4 +1,5 @@
-//! The message and fields of a line that is not JSON: `message name=value name="a value with blanks"`.
+//! The message and fields of a line that is not JSON: `message name=value name="a value with
+//! blanks"`.
 
 use std::fmt::{self, Debug};
 

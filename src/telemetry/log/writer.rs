@@ -1,9 +1,10 @@
 //! The queue of log lines and the thread that writes them.
 //!
 //! A disk can hang (NFS, a failing device), and a process that reads our standard output can stall.
-//! Tasks that serve must not wait for either, so lines go through a bounded queue to a thread; lines
-//! that do not fit are dropped and counted. `tracing-appender` is not used, because its thread ignores
-//! write errors: lost lines would not be counted, and a full disk would leave a cut line.
+//! Tasks that serve must not wait for either, so lines go through a bounded queue to a thread;
+//! lines that do not fit are dropped and counted. `tracing-appender` is not used, because its
+//! thread ignores write errors: lost lines would not be counted, and a full disk would leave a cut
+//! line.
 
 use std::io::{self, Write};
 use std::mem;
@@ -20,13 +21,13 @@ use super::stderr;
 /// The most bytes that are queued: seconds of a busy gateway at debug level, hours at info level.
 const QUEUE_MAX: usize = 4 << 20;
 
-/// The most bytes of one write: what a pipe accepts as a whole (`PIPE_BUF` of pipe(7)), so that lines
-/// of other writers come between ours and not into them.
+/// The most bytes of one write: what a pipe accepts as a whole (`PIPE_BUF` of pipe(7)), so that
+/// lines of other writers come between ours and not into them.
 const WRITE_MAX: usize = 4096;
 
-/// After a write, how long lines are collected, and up to how many bytes. The thread of a busy gateway
-/// then wakes 200 times a second and not for every line. The first line after a pause is written
-/// immediately.
+/// After a write, how long lines are collected, and up to how many bytes. The thread of a busy
+/// gateway then wakes 200 times a second and not for every line. The first line after a pause is
+/// written immediately.
 const COLLECT_TIME: Duration = Duration::from_millis(5);
 const COLLECT_MAX: usize = 64 << 10;
 
@@ -66,8 +67,8 @@ impl WriterThread {
         self.queue.lost_lines.clone()
     }
 
-    /// Starts the thread. Later calls do nothing. A fork would not copy the thread, so call this after
-    /// the last fork.
+    /// Starts the thread. Later calls do nothing. A fork would not copy the thread, so call this
+    /// after the last fork.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -228,8 +229,8 @@ fn write_batch(output: &mut Output, queue: &Queue, is_failing: &mut bool) {
     }
 }
 
-/// Returns how many bytes of `text` to write: whole lines, as many as [`WRITE_MAX`] allows, at least
-/// one.
+/// Returns how many bytes of `text` to write: whole lines, as many as [`WRITE_MAX`] allows, at
+/// least one.
 fn end_of_lines(text: &[u8]) -> usize {
     if text.len() <= WRITE_MAX {
         return text.len();

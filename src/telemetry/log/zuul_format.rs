@@ -101,8 +101,8 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// Returns the name of a Python logger for a module: for all of ours the one of Zuul's gateway, which
-/// filters of operators know; for those of libraries their path.
+/// Returns the name of a Python logger for a module: for all of ours the one of Zuul's gateway,
+/// which filters of operators know; for those of libraries their path.
 fn logger(target: &str) -> String {
     match target.split("::").next() {
         Some("zuul_fingergw") => "zuul.fingergw".to_owned(),

@@ -1,9 +1,9 @@
 //! Exports ended spans to an OpenTelemetry collector over OTLP, with the transports of
 //! `opentelemetry-otlp`: tonic for gRPC, hyper for HTTP, rustls for both.
 //!
-//! The SDK's batch processor queues up to 2048 spans and exports up to 512 of them every 5 s, sooner if
-//! so many wait (`OTEL_BSP_*` of the environment, as for Zuul's services). It drops spans while the
-//! queue is full: streams never wait for the collector.
+//! The SDK's batch processor queues up to 2048 spans and exports up to 512 of them every 5 s,
+//! sooner if so many wait (`OTEL_BSP_*` of the environment, as for Zuul's services). It drops spans
+//! while the queue is full: streams never wait for the collector.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -210,8 +210,8 @@ impl Drop for Exporter {
     }
 }
 
-/// Returns the TLS settings for gRPC: the CA certificates that verify the collector, or those of the
-/// system, and our certificate.
+/// Returns the TLS settings for gRPC: the CA certificates that verify the collector, or those of
+/// the system, and our certificate.
 fn grpc_tls(config: &Tracing) -> Result<ClientTlsConfig> {
     let mut tls = ClientTlsConfig::new();
     tls = match &config.authorities {
@@ -224,8 +224,8 @@ fn grpc_tls(config: &Tracing) -> Result<ClientTlsConfig> {
     Ok(tls)
 }
 
-/// Returns a client for HTTPS. `opentelemetry-otlp` has TLS for HTTP only by a client that is passed to
-/// it; hyper-rustls is that of the hyper client, and brings fewer crates than reqwest.
+/// Returns a client for HTTPS. `opentelemetry-otlp` has TLS for HTTP only by a client that is
+/// passed to it; hyper-rustls is that of the hyper client, and brings fewer crates than reqwest.
 fn https_client(config: &Tracing) -> Result<HyperClient<HttpsConnector<HttpConnector>>> {
     let provider = default_provider();
     let builder = HttpsConnectorBuilder::new();

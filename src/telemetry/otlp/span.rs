@@ -34,8 +34,8 @@ struct Inner {
 }
 
 impl Tracer {
-    /// Starts exporting spans according to `config`, as the gateway `hostname`. Does not wait for the
-    /// collector.
+    /// Starts exporting spans according to `config`, as the gateway `hostname`. Does not wait for
+    /// the collector.
     ///
     /// # Errors
     /// A TLS file cannot be used, or a thread cannot be started.
@@ -56,8 +56,8 @@ impl Tracer {
         Ok(Self(Some(Arc::new(Inner { tracer, provider, metrics }))))
     }
 
-    /// Starts the span of a stream of `build`, whose lookup took from `began` until now, on a gateway
-    /// of `zone`.
+    /// Starts the span of a stream of `build`, whose lookup took from `began` until now, on a
+    /// gateway of `zone`.
     ///
     /// Records nothing without a sampled `parent`: clients must not be able to start traces.
     pub(crate) fn span(
@@ -144,9 +144,9 @@ impl Span {
         self.0.as_ref().map(|recording| recording.trace_id.as_str())
     }
 
-    /// Sets the address of a peer that has presented a certificate, which is a gateway or a server of
-    /// the system. Addresses of users must not be set: those who can read traces need not know which
-    /// user watches which log.
+    /// Sets the address of a peer that has presented a certificate, which is a gateway or a server
+    /// of the system. Addresses of users must not be set: those who can read traces need not know
+    /// which user watches which log.
     pub(crate) fn requested_by(&self, peer: IpAddr) {
         self.set(|| vec![KeyValue::new("network.peer.address", peer.to_string())]);
     }

@@ -11,8 +11,8 @@ use super::Ini;
 /// Files in one run.
 const FILES: usize = 6000;
 
-/// Reads a JSON list of file texts. Prints for each `null` if Python refuses the file, else the options of
-/// every section, with `null` for a value that cannot be interpolated.
+/// Reads a JSON list of file texts. Prints for each `null` if Python refuses the file, else the
+/// options of every section, with `null` for a value that cannot be interpolated.
 const PYTHON: &str = r#"
 import configparser, io, json, sys
 environment = {"ZUUL_ONE": "1%%", "ZUUL_TWO": "<%(a)s>", "zuul_BAD": "5%"}
