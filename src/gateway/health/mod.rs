@@ -29,7 +29,7 @@ const MAX_ATTEMPTS: usize = 256;
 /// The longest recorded reason, in characters.
 const MAX_REASON: usize = 200;
 
-/// The minimum interval between two warnings of one kind about a gateway, even if it has sent a log
+/// The minimum interval between two warnings of one kind about a gateway, even if it answered
 /// in between: an address that is balanced over right and wrong servers must not cause a log line
 /// for each request.
 const WARNING_INTERVAL: Duration = Duration::from_secs(600);
@@ -66,7 +66,7 @@ impl Misrouting {
 pub(crate) enum Health {
     /// Not tried since it was registered.
     Untried,
-    /// It has sent a log when it was last tried.
+    /// It answered when it was last tried: with a log or a final reply.
     Healthy,
     /// It has failed, and the back-off is over.
     RetryDue(Failures),
@@ -106,7 +106,7 @@ pub(crate) struct AttemptRecord {
     pub(crate) at: Instant,
     pub(crate) build: BuildId,
     pub(crate) hop: Hop,
-    /// `None` if the hop has sent a log.
+    /// `None` if the hop answered: with a log or a final reply.
     pub(crate) failure: Option<String>,
 }
 

@@ -59,9 +59,9 @@ impl AddressTable {
     /// share already.
     pub(super) fn try_acquire(&self, client: CountedClient, limit: usize) -> Option<AddressPermit> {
         let mut open = self.lock();
-        let is_full = |(network, share): (IpNet, usize)| {
+        let is_full = |(network, factor): (IpNet, usize)| {
             let count = open.get(&network).copied().unwrap_or_default();
-            count >= limit.saturating_mul(share)
+            count >= limit.saturating_mul(factor)
         };
         if client.networks().any(is_full) {
             return None;

@@ -122,10 +122,10 @@ impl WaitQueue {
         let number = waits.next;
         waits.next += 1;
         waits.all.insert(number, Wait { client, evicted: Arc::clone(&evicted) });
-        for (network, share) in networks(client) {
+        for (network, factor) in networks(client) {
             let of_network = waits.by_network.entry(network).or_default();
             of_network.insert(number);
-            let is_full = of_network.len() > per_address.max(MIN_WAITS).saturating_mul(share);
+            let is_full = of_network.len() > per_address.max(MIN_WAITS).saturating_mul(factor);
             if network.is_some() && is_full {
                 waits.evict_from(network);
             }
@@ -146,10 +146,10 @@ impl WaitQueue {
     }
 }
 
-/// The networks that a stream of `client` counts for, each with its share.
+/// The networks that a stream of `client` counts towards, each with the factor of its limit.
 fn networks(client: Option<CountedClient>) -> impl Iterator<Item = (Option<IpNet>, usize)> {
     let counted = client.into_iter().flat_map(CountedClient::networks);
-    let counted = counted.map(|(network, share)| (Some(network), share));
+    let counted = counted.map(|(network, factor)| (Some(network), factor));
     client.is_none().then_some((None, 1)).into_iter().chain(counted)
 }
 

@@ -21,14 +21,14 @@ use tracing::info;
 /// set. Each packet takes a page of it, however small the packet is.
 const CAPACITY: usize = 1024 * 1024;
 
-/// The most bytes that are copied out of a pipe when the client stalls for a second. At most a
-/// sixteenth of all streams does, so that together they take no more of this process's memory than
-/// the eighth that may wait with 128 KiB each.
+/// The most bytes that are copied out of a pipe when the client stalls for a second. `client_waits`
+/// permits such stalls to 1/16 of the streams: 1/16 × 256 KiB = 1/8 × 128 KiB, which is the memory
+/// that the waiting 1/8 of the streams may hold.
 const COPY_MAX: usize = 256 * 1024;
 
 /// The number of pipes that are filled up to [`CAPACITY`], for speed. The others hold at most
 /// [`COPY_MAX`], so that stalled clients cannot keep all pipes.
-pub(super) const LARGE_FILLS: usize = PIPES / 2;
+pub(super) const LARGE_PIPES: usize = PIPES / 2;
 
 /// The number of pipes: half of what the default of `pipe-user-pages-soft` allows. Further streams
 /// copy.
@@ -104,7 +104,7 @@ impl PooledPipe {
             (idle.pop(), in_use)
         };
         let pipe = free.or_else(Pipe::create)?;
-        let fill_max = if in_use < LARGE_FILLS { CAPACITY } else { COPY_MAX };
+        let fill_max = if in_use < LARGE_PIPES { CAPACITY } else { COPY_MAX };
         Some(Self { pipe: Some(pipe), len: 0, fill_max })
     }
 
@@ -321,7 +321,7 @@ mod tests {
         let _serial = SERIAL.lock().await;
         let many: Vec<_> = std::iter::from_fn(PooledPipe::acquire).take(2 * PIPES).collect();
         let large = many.iter().filter(|pipe| pipe.fill_max > COPY_MAX).count();
-        assert!((1..=LARGE_FILLS).contains(&large), "{large} of {}", many.len());
+        assert!((1..=LARGE_PIPES).contains(&large), "{large} of {}", many.len());
     }
 
     #[tokio::test]

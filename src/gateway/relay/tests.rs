@@ -332,7 +332,7 @@ async fn stalled_client_gives_its_pipe_back_and_gets_the_whole_log() {
     let _serial = splice::SERIAL.lock().await;
     // With these in use the stream gets a pipe that may be copied.
     let in_use: Vec<_> =
-        std::iter::from_fn(PooledPipe::acquire).take(splice::LARGE_FILLS).collect();
+        std::iter::from_fn(PooledPipe::acquire).take(splice::LARGE_PIPES).collect();
     let (mut hop, upstream) = tcp_pair().await;
     let (mut client_peer, client) = tcp_pair().await;
     let log: Vec<u8> = (0..30_000_000_u32).map(|index| (index % 251) as u8).collect();

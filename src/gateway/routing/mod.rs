@@ -4,7 +4,7 @@
 //! The rule is Zuul's (`zuul/lib/streamer_utils.py`): the zone of the executor that has the build
 //! decides. An executor of our own zone, or without a zone, gets the request directly. For another
 //! zone a gateway of that zone gets it, or the executor if there is none. Unlike Zuul's gateway,
-//! this one only considers gateways that have a port, and tries all of them before the executor.
+//! this one only considers gateways that have a port, and prefers all of them to the executor.
 
 pub(crate) mod access;
 pub(crate) mod explain;

@@ -1,5 +1,5 @@
-//! Records the events of one request: metrics, span, stream table and log lines. After the build
-//! has been found, no other code of a session writes them.
+//! Records the events of one request with a route: metrics, span, stream table and log lines. The
+//! relay counts the bytes.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -139,8 +139,8 @@ impl Connection {
         socket.max_unacked = socket.max_unacked.saturating_add(unacked);
     }
 
-    /// Whether the peer may not have acknowledged more than [`UNACKED_FEW`] bytes. Asks the kernel
-    /// nothing.
+    /// Whether more than [`UNACKED_FEW`] bytes are possibly still unacknowledged. Makes no system
+    /// call.
     pub(crate) fn may_be_unacked(&self) -> bool {
         self.socket().max_unacked as usize > UNACKED_FEW
     }

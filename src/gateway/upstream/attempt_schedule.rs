@@ -2,7 +2,7 @@
 //! and returns the next step, which [`super::failover`] carries out.
 //!
 //! Hops are tried in the order of the route: the gateways, then the executor. Each gateway has a
-//! hedge delay; when that has passed without a first byte the next hop is tried concurrently, and
+//! hedge delay; when that has passed without a first byte the next gateway is tried concurrently, and
 //! immediately when an attempt fails. So dead gateways cost a client little, whether they refuse
 //! connections, drop packets, never finish a TLS handshake or never answer. The executor is tried
 //! when all gateways have failed, or after the executor delay, however many gateways are left. All
@@ -23,7 +23,7 @@ pub(super) const MAX_ATTEMPTS: usize = 4;
 /// The delays of one request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timing {
-    /// How long a gateway is tried before the next hop is tried concurrently.
+    /// How long a gateway is tried before the next gateway is tried concurrently.
     hedge_delay: Duration,
     /// The hedge delay of a gateway that is backing off, which is tried because there is no better
     /// one.
@@ -86,7 +86,7 @@ pub(super) enum Failure {
     Unreachable,
     /// Too many other requests for the build wait for the hop.
     TooManyForBuild,
-    /// The hop took the request and sent nothing.
+    /// The hop took the request and sent nothing, or the executor had no free slot.
     Silent,
     /// A gateway replied that it cannot serve the log. The first such reply is the client's.
     Refused,
