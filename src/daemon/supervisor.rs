@@ -1,7 +1,7 @@
 //! Supervises the tasks that run as long as the process: one that panics is started again.
 //!
 //! The registry's task and the accept loops are not among them. They cannot start again, so the
-//! gateway stops in order when one of them ends (see [`run`](super::run::run)).
+//! gateway stops in order when one of them ends (see `daemon::run`).
 
 use std::convert::Infallible;
 use std::time::Duration;
