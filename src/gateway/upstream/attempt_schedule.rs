@@ -259,7 +259,7 @@ mod tests {
         })
     }
 
-    /// A schedule and a clock that moves only by hand.
+    /// A schedule and a clock that the test advances.
     struct Run {
         schedule: AttemptSchedule,
         began: Instant,
